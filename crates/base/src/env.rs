@@ -1,0 +1,17 @@
+//! Every environment variable that insula reads, declared once.
+
+/// Folder of persistent state; `/var/lib/insula` without it. The flag `--root` wins.
+pub const ROOT: &str = "INSULA_ROOT";
+/// Folder of run-time state; `/run/insula` without it. The flag `--run` wins.
+pub const RUN: &str = "INSULA_RUN";
+/// Where the CLI finds the daemon (`unix:///run/insula/insula.sock`). The flag `--host` wins.
+pub const HOST: &str = "INSULA_HOST";
+/// What is logged, in `tracing`'s filter syntax (`info`, `insula_engine=debug`).
+pub const LOG: &str = "INSULA_LOG";
+/// Folder in which the CLI and the daemon look for their sister programs before their own folder.
+pub const LIBEXEC: &str = "INSULA_LIBEXEC";
+
+/// The default of [`ROOT`].
+pub const DEFAULT_ROOT: &str = "/var/lib/insula";
+/// The default of [`RUN`].
+pub const DEFAULT_RUN: &str = "/run/insula";

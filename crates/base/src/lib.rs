@@ -1,0 +1,20 @@
+//! What every other crate needs and nothing more: ids, digests, sizes, error kinds, names,
+//! atomic file replacement and the names of environment variables.
+//!
+//! This crate makes no system call but file I/O through `std` and knows nothing of containers,
+//! HTTP or the kernel's facilities.
+
+mod digest;
+pub mod env;
+mod error;
+mod file;
+mod id;
+mod instance;
+mod size;
+
+pub use digest::{ChainId, DiffId, Digest, DigestError};
+pub use error::{Kind, Kinded, chain};
+pub use file::{Durability, replace};
+pub use id::{ContainerId, ExecId, IdError, NetworkId, random_hex};
+pub use instance::Instance;
+pub use size::{SizeError, format_decimal, parse_bytes};

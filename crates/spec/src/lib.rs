@@ -1,0 +1,5 @@
+//! The documents: what images and runtimes are described by, and [`plan::ContainerPlan`], the
+//! one document that tells a wall what to build. Data and its validation only: nothing here
+//! touches the system.
+
+pub mod plan;
