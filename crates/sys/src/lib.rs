@@ -1,1 +1,9 @@
-//! placeholder
+//! Every system call and ioctl as a safe function: the only unsafe code outside the machine
+//! monitor. Where `rustix` has a safe call it is used as it is; this crate fills the gaps and
+//! gives compound calls their contract.
+//!
+//! No policy here, no names of containers: a function does what its man page says.
+
+#![allow(unsafe_code)]
+
+pub mod socket;

@@ -1,0 +1,306 @@
+//! The messages. Documents that exist elsewhere (the plan, statistics) travel as JSON, as they are
+//! kept on disk; everything else is protobuf.
+
+use insula_base::Kind;
+
+/// Daemon to monitor.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Request {
+    /// Not 0; repeated in the reply.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
+    pub call: Option<Call>,
+}
+
+/// What a request asks for, and in which phase it is legal.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Call {
+    /// Builds the sandbox and its container. Phase: empty.
+    #[prost(message, tag = "2")]
+    Create(Create),
+    /// Lets the container's process execute its program. Phase: created.
+    #[prost(message, tag = "3")]
+    Start(Start),
+    /// Starts another process in it. Phase: running.
+    #[prost(message, tag = "4")]
+    Exec(Exec),
+    /// Phase: created, running.
+    #[prost(message, tag = "5")]
+    Signal(Signal),
+    /// Phase: created, running.
+    #[prost(message, tag = "6")]
+    Resize(Resize),
+    /// Changes limits. Phase: created, running.
+    #[prost(message, tag = "7")]
+    Update(Update),
+    /// Stops every process of the sandbox at once. Phase: running.
+    #[prost(message, tag = "8")]
+    Freeze(Empty),
+    /// Phase: running.
+    #[prost(message, tag = "9")]
+    Thaw(Empty),
+    /// Phase: created, running.
+    #[prost(message, tag = "10")]
+    Stats(Empty),
+    /// Adds a client to a process' standard streams. Phase: created, running.
+    #[prost(message, tag = "11")]
+    Attach(Attach),
+    /// The processes of the sandbox. Phase: created, running.
+    #[prost(message, tag = "12")]
+    Processes(Empty),
+    /// Where the sandbox stands; the connection receives events from then on. Any phase.
+    #[prost(message, tag = "13")]
+    Status(Empty),
+    /// Kills everything, frees everything, ends the monitor. Any phase.
+    #[prost(message, tag = "14")]
+    Destroy(Empty),
+}
+
+impl Call {
+    /// How many descriptors come with the request.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        match self {
+            Self::Create(call) => call.attachments.len(),
+            Self::Exec(call) => call.attachments.len(),
+            Self::Attach(_) => 1,
+            _ => 0,
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Empty {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Create {
+    /// [`ContainerPlan`](../insula_spec/plan/struct.ContainerPlan.html) as JSON.
+    #[prost(bytes = "vec", tag = "1")]
+    pub plan: Vec<u8>,
+    /// Existing folder for `task.sock` and `exit.json`.
+    #[prost(string, tag = "2")]
+    pub folder: String,
+    /// Clients of the standard streams from the first byte on; one descriptor each.
+    #[prost(message, repeated, tag = "3")]
+    pub attachments: Vec<Attachment>,
+    /// Go on to `Start` at once; the reply is then that of `Start`.
+    #[prost(bool, tag = "4")]
+    pub start: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Start {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Exec {
+    /// Chosen by the caller; unique in the sandbox.
+    #[prost(string, tag = "1")]
+    pub exec: String,
+    /// `ProcessPlan` as JSON.
+    #[prost(bytes = "vec", tag = "2")]
+    pub process: Vec<u8>,
+    /// `StdioPlan` as JSON.
+    #[prost(bytes = "vec", tag = "3")]
+    pub stdio: Vec<u8>,
+    #[prost(message, repeated, tag = "4")]
+    pub attachments: Vec<Attachment>,
+    /// All capabilities and no seccomp filter.
+    #[prost(bool, tag = "5")]
+    pub privileged: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Signal {
+    /// Empty for the container's first process.
+    #[prost(string, tag = "1")]
+    pub exec: String,
+    /// Number, as in signal(7).
+    #[prost(int32, tag = "2")]
+    pub signal: i32,
+    /// To every process of the sandbox.
+    #[prost(bool, tag = "3")]
+    pub all: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Resize {
+    #[prost(string, tag = "1")]
+    pub exec: String,
+    #[prost(uint32, tag = "2")]
+    pub columns: u32,
+    #[prost(uint32, tag = "3")]
+    pub rows: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Update {
+    /// `Resources` as JSON; what is absent stays.
+    #[prost(bytes = "vec", tag = "1")]
+    pub resources: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Attach {
+    #[prost(string, tag = "1")]
+    pub exec: String,
+    #[prost(message, optional, tag = "2")]
+    pub attachment: Option<Attachment>,
+}
+
+/// What a client of the standard streams gets and gives. Its descriptor is a connected stream socket.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Attachment {
+    #[prost(bool, tag = "1")]
+    pub stdin: bool,
+    #[prost(bool, tag = "2")]
+    pub stdout: bool,
+    #[prost(bool, tag = "3")]
+    pub stderr: bool,
+    /// Docker's frames (stream number, three zeros, length in four bytes, big endian) around
+    /// output; plain bytes otherwise. A terminal is always plain.
+    #[prost(bool, tag = "4")]
+    pub multiplexed: bool,
+    /// Input that was read from the socket before it was handed over.
+    #[prost(bytes = "vec", tag = "5")]
+    pub already_read: Vec<u8>,
+    /// Input bytes that detach the client from a terminal; empty is never.
+    #[prost(bytes = "vec", tag = "6")]
+    pub detach_keys: Vec<u8>,
+}
+
+/// Monitor to daemon.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Reply {
+    /// That of the request; 0 for an event.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(oneof = "Outcome", tags = "2, 3, 4, 5, 6, 7, 16, 17, 18")]
+    pub outcome: Option<Outcome>,
+}
+
+/// What came of a request, or what happened.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Outcome {
+    #[prost(message, tag = "2")]
+    Failed(Failed),
+    #[prost(message, tag = "3")]
+    Done(Done),
+    /// Of `Create` and `Start` and `Exec`.
+    #[prost(message, tag = "4")]
+    Started(Started),
+    /// Of `Stats`: `insula_host::cgroup::Stats` as JSON.
+    #[prost(bytes, tag = "5")]
+    Stats(Vec<u8>),
+    #[prost(message, tag = "6")]
+    Processes(Processes),
+    #[prost(message, tag = "7")]
+    Status(Status),
+    /// Event: the container's first process ended, its output is complete in the log.
+    #[prost(message, tag = "16")]
+    Exited(Exited),
+    /// Event: a process of `Exec` ended.
+    #[prost(message, tag = "17")]
+    ExecExited(ExecExited),
+    /// Event: the kernel killed a process of the sandbox for want of memory.
+    #[prost(message, tag = "18")]
+    Oom(Empty),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Failed {
+    /// [`Kind::code`].
+    #[prost(uint32, tag = "1")]
+    pub kind: u32,
+    /// The whole chain of causes.
+    #[prost(string, tag = "2")]
+    pub message: String,
+    /// 126 or 127 when the program could not be executed, else 0.
+    #[prost(int32, tag = "3")]
+    pub exit_code: i32,
+}
+
+impl Failed {
+    /// What went wrong, seen from who asked.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        Kind::from_code(self.kind)
+    }
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Done {
+    /// What could not be done as asked, for the user.
+    #[prost(string, repeated, tag = "1")]
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Started {
+    /// As the host sees it.
+    #[prost(int32, tag = "1")]
+    pub pid: i32,
+    #[prost(string, repeated, tag = "2")]
+    pub warnings: Vec<String>,
+    /// When the program was executed: nanoseconds since 1970.
+    #[prost(int64, tag = "3")]
+    pub at: i64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Processes {
+    #[prost(int32, repeated, tag = "1")]
+    pub pids: Vec<i32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Status {
+    #[prost(enumeration = "Phase", tag = "1")]
+    pub phase: i32,
+    #[prost(int32, tag = "2")]
+    pub pid: i32,
+    /// Nanoseconds since 1970; 0 before the start.
+    #[prost(int64, tag = "3")]
+    pub started: i64,
+    #[prost(bool, tag = "4")]
+    pub frozen: bool,
+    /// Set in phase ended.
+    #[prost(message, optional, tag = "5")]
+    pub exit: Option<Exited>,
+    #[prost(uint32, tag = "6")]
+    pub version: u32,
+    /// Processes of `Exec` that run.
+    #[prost(string, repeated, tag = "7")]
+    pub execs: Vec<String>,
+}
+
+/// Where a sandbox stands. It only ever goes down this list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum Phase {
+    Empty = 0,
+    Created = 1,
+    Running = 2,
+    Ended = 3,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Exited {
+    /// As a shell shows it: 128 and the signal's number when a signal ended it.
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    /// The kernel killed a process of the sandbox for want of memory.
+    #[prost(bool, tag = "2")]
+    pub oom: bool,
+    /// Nanoseconds since 1970.
+    #[prost(int64, tag = "3")]
+    pub at: i64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ExecExited {
+    #[prost(string, tag = "1")]
+    pub exec: String,
+    #[prost(int32, tag = "2")]
+    pub code: i32,
+}
