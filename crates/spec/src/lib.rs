@@ -2,4 +2,6 @@
 //! one document that tells a wall what to build. Data and its validation only: nothing here
 //! touches the system.
 
+pub mod image;
 pub mod plan;
+pub mod reference;

@@ -199,9 +199,16 @@ pub enum Namespace {
 pub enum UserNamespace {
     Host,
     /// Ids 0 to `count - 1` inside are `first` and following outside.
-    Private { first: u32, count: u32 },
+    Private {
+        first: u32,
+        count: u32,
+    },
     /// That of another container, whose range this one shares too (`container:` namespaces).
-    Path { path: PathBuf, first: u32, count: u32 },
+    Path {
+        path: PathBuf,
+        first: u32,
+        count: u32,
+    },
 }
 
 impl UserNamespace {
