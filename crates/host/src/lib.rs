@@ -1,1 +1,3 @@
-//! placeholder
+//! One facility of the kernel a module; no idea of containers.
+
+pub mod confine;

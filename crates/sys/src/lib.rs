@@ -6,4 +6,6 @@
 
 #![allow(unsafe_code)]
 
+pub mod rlimit;
+pub mod seccomp;
 pub mod socket;
