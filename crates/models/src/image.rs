@@ -1,0 +1,136 @@
+//! Images.
+
+use crate::lenient::{document, is_zero, null_if_empty};
+use crate::{ContainerConfig, GraphDriver, Labels};
+
+document! {
+    /// One line of `GET /images/json`.
+    ImageSummary {
+        /// -1 is not counted.
+        containers: i64,
+        /// Seconds since 1970.
+        created: i64,
+        id: String,
+        labels: Labels,
+        parent_id: String,
+        repo_digests: Vec<String>,
+        repo_tags: Vec<String>,
+        /// -1 is not computed.
+        shared_size: i64,
+        size: i64,
+    }
+}
+
+document! {
+    /// Answer of `GET /images/{name}/json`.
+    ImageInspect {
+        id: String,
+        repo_tags: Vec<String>,
+        repo_digests: Vec<String>,
+        parent: String,
+        comment: String,
+        created: String,
+        docker_version: String,
+        author: String,
+        config: ContainerConfig,
+        architecture: String,
+        #[serde(skip_serializing_if = "is_zero")]
+        variant: String,
+        os: String,
+        #[serde(skip_serializing_if = "is_zero")]
+        os_version: String,
+        size: i64,
+        graph_driver: GraphDriver,
+        #[serde(rename = "RootFS")]
+        root_fs: RootFs,
+        metadata: ImageMetadata,
+    }
+}
+
+document! {
+    /// The layers of an image by the digests of their uncompressed tars.
+    RootFs {
+        r#type: String,
+        #[serde(skip_serializing_if = "is_zero")]
+        layers: Vec<String>,
+    }
+}
+
+document! {
+    /// What the engine alone knows about an image.
+    ImageMetadata {
+        last_tag_time: String,
+    }
+}
+
+document! {
+    /// One line of `GET /images/{name}/history`.
+    HistoryItem {
+        id: String,
+        created: i64,
+        created_by: String,
+        #[serde(serialize_with = "null_if_empty")]
+        tags: Vec<String>,
+        size: i64,
+        comment: String,
+    }
+}
+
+document! {
+    /// One line of `DELETE /images/{name}`.
+    ImageDeleteItem {
+        #[serde(skip_serializing_if = "is_zero")]
+        untagged: String,
+        #[serde(skip_serializing_if = "is_zero")]
+        deleted: String,
+    }
+}
+
+document! {
+    /// Answer of `POST /images/prune`.
+    ImagesPruneResponse {
+        #[serde(serialize_with = "null_if_empty")]
+        images_deleted: Vec<ImageDeleteItem>,
+        space_reclaimed: u64,
+    }
+}
+
+document! {
+    /// One line of the progress that load, import, pull, push and build stream.
+    ProgressMessage {
+        #[serde(rename = "stream", skip_serializing_if = "is_zero")]
+        stream: String,
+        #[serde(rename = "status", skip_serializing_if = "is_zero")]
+        status: String,
+        #[serde(rename = "progressDetail", skip_serializing_if = "is_zero")]
+        progress_detail: Option<ProgressDetail>,
+        #[serde(rename = "progress", skip_serializing_if = "is_zero")]
+        progress: String,
+        #[serde(rename = "id", skip_serializing_if = "is_zero")]
+        id: String,
+        #[serde(rename = "errorDetail", skip_serializing_if = "is_zero")]
+        error_detail: Option<ErrorDetail>,
+        #[serde(rename = "error", skip_serializing_if = "is_zero")]
+        error: String,
+    }
+}
+
+document! {
+    /// How far a step is.
+    ProgressDetail {
+        #[serde(rename = "current", skip_serializing_if = "is_zero")]
+        current: i64,
+        #[serde(rename = "total", skip_serializing_if = "is_zero")]
+        total: i64,
+    }
+}
+
+document! {
+    /// An error inside a stream whose status was already sent.
+    ErrorDetail {
+        #[serde(rename = "code", skip_serializing_if = "is_zero")]
+        code: i64,
+        #[serde(rename = "message")]
+        message: String,
+    }
+}

@@ -1,0 +1,169 @@
+//! The engine itself: version, information, disk use.
+
+use std::collections::BTreeMap;
+
+use crate::lenient::{document, is_zero, null_if_empty};
+use crate::{ContainerSummary, ImageSummary, Labels, Volume};
+
+document! {
+    /// Answer of `GET /version`.
+    Version {
+        platform: PlatformName,
+        components: Vec<ComponentVersion>,
+        version: String,
+        #[serde(rename = "ApiVersion")]
+        api_version: String,
+        #[serde(rename = "MinAPIVersion")]
+        min_api_version: String,
+        git_commit: String,
+        go_version: String,
+        os: String,
+        arch: String,
+        kernel_version: String,
+        #[serde(skip_serializing_if = "is_zero")]
+        experimental: bool,
+        build_time: String,
+    }
+}
+
+document! {
+    /// Name of the product.
+    PlatformName {
+        name: String,
+    }
+}
+
+document! {
+    /// One part of the engine.
+    ComponentVersion {
+        name: String,
+        version: String,
+        details: Labels,
+    }
+}
+
+document! {
+    /// Answer of `GET /info`.
+    SystemInfo {
+        #[serde(rename = "ID")]
+        id: String,
+        containers: i64,
+        containers_running: i64,
+        containers_paused: i64,
+        containers_stopped: i64,
+        images: i64,
+        driver: String,
+        driver_status: Vec<(String, String)>,
+        plugins: PluginsInfo,
+        memory_limit: bool,
+        swap_limit: bool,
+        #[serde(rename = "CpuCfsPeriod")]
+        cpu_cfs_period: bool,
+        #[serde(rename = "CpuCfsQuota")]
+        cpu_cfs_quota: bool,
+        #[serde(rename = "CPUShares")]
+        cpu_shares: bool,
+        #[serde(rename = "CPUSet")]
+        cpu_set: bool,
+        pids_limit: bool,
+        #[serde(rename = "IPv4Forwarding")]
+        ipv4_forwarding: bool,
+        debug: bool,
+        #[serde(rename = "NFd")]
+        n_fd: i64,
+        oom_kill_disable: bool,
+        n_goroutines: i64,
+        system_time: String,
+        logging_driver: String,
+        cgroup_driver: String,
+        /// `1` or `2`.
+        cgroup_version: String,
+        n_events_listener: i64,
+        kernel_version: String,
+        operating_system: String,
+        #[serde(rename = "OSVersion")]
+        os_version: String,
+        #[serde(rename = "OSType")]
+        os_type: String,
+        architecture: String,
+        index_server_address: String,
+        #[serde(rename = "NCPU")]
+        n_cpu: i64,
+        mem_total: i64,
+        docker_root_dir: String,
+        #[serde(rename = "HttpProxy")]
+        http_proxy: String,
+        #[serde(rename = "HttpsProxy")]
+        https_proxy: String,
+        no_proxy: String,
+        name: String,
+        labels: Vec<String>,
+        experimental_build: bool,
+        server_version: String,
+        runtimes: BTreeMap<String, RuntimeInfo>,
+        default_runtime: String,
+        swarm: SwarmInfo,
+        live_restore_enabled: bool,
+        /// The wall a container gets when it asks for none.
+        isolation: String,
+        init_binary: String,
+        security_options: Vec<String>,
+        #[serde(serialize_with = "null_if_empty")]
+        warnings: Vec<String>,
+    }
+}
+
+document! {
+    /// Drivers by kind.
+    PluginsInfo {
+        volume: Vec<String>,
+        network: Vec<String>,
+        #[serde(serialize_with = "null_if_empty")]
+        authorization: Vec<String>,
+        log: Vec<String>,
+    }
+}
+
+document! {
+    /// A runtime; its names are in lower case.
+    RuntimeInfo {
+        #[serde(rename = "path")]
+        path: String,
+    }
+}
+
+document! {
+    /// Always inactive: insula is no orchestrator.
+    SwarmInfo {
+        #[serde(rename = "NodeID")]
+        node_id: String,
+        local_node_state: String,
+        control_available: bool,
+    }
+}
+
+document! {
+    /// Answer of `GET /system/df`.
+    DiskUsage {
+        layers_size: i64,
+        images: Vec<ImageSummary>,
+        containers: Vec<ContainerSummary>,
+        volumes: Vec<Volume>,
+        #[serde(serialize_with = "null_if_empty")]
+        build_cache: Vec<String>,
+    }
+}
+
+document! {
+    /// Body of `POST /auth`, and the `X-Registry-Auth` header.
+    AuthConfig {
+        #[serde(rename = "username")]
+        username: String,
+        #[serde(rename = "password")]
+        password: String,
+        #[serde(rename = "serveraddress")]
+        server_address: String,
+        #[serde(rename = "identitytoken", skip_serializing_if = "is_zero")]
+        identity_token: String,
+    }
+}
