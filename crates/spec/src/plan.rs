@@ -104,8 +104,9 @@ pub struct RootfsPlan {
     pub upper: Option<UpperPlan>,
     /// `--read-only`: the root is mounted read-only, tmpfs and volumes stay writable.
     pub readonly: bool,
-    /// Absolute paths of the root file system that are to be empty folders inside (the places where the
-    /// host keeps secrets, for the host image).
+    /// Absolute paths of the root file system whose content is not to be seen (the places where the
+    /// host keeps secrets, for the host image): folders are empty inside, files are empty files, each
+    /// with the mode it has, so that `/tmp` stays usable. What does not exist is skipped.
     #[serde(default)]
     pub hidden: Vec<String>,
 }

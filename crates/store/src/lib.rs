@@ -1,1 +1,34 @@
-//! placeholder
+//! What the daemon keeps on disk: state (a database of declared objects), content (verified
+//! blobs), layers (unpacked file systems), images (names, configurations, layers) and the
+//! folders of containers and volumes.
+//!
+//! Everything here is synchronous and may block on the disk; the daemon calls it from threads
+//! that may. Nothing here mounts, forks or knows what runs.
+//!
+//! ```text
+//! <root>/                     one daemon at a time: flock on VERSION's sister `lock`
+//!   VERSION                   layout number and feature flags, one `key value` a line
+//!   state.db                  see `state`
+//!   content/blobs/sha256/<64> manifests and configurations, verified before they are linked in
+//!   content/ingest/           bytes on their way in; swept at open
+//!   layers/<64>/              one unpacked layer each, named by its chain id
+//!   layers/tmp/               layers not yet complete, or on their way out; swept at open
+//!   containers/<64>/          upper/ work/ logs/
+//!   volumes/<name>/_data/
+//! ```
+
+#![allow(dead_code)]
+
+mod content;
+mod error;
+pub mod images;
+pub mod layers;
+mod root;
+pub mod state;
+
+pub use content::Content;
+pub use error::{Error, Result};
+pub use images::{Force, Image, ImageKind, Images, ImportOptions, Loaded, Progress, Removal};
+pub use layers::{Layer, Layers};
+pub use root::{ContainerDir, Store};
+pub use state::{Allocation, Allocations, Collection, Record, Records, State, Transaction};

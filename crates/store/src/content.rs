@@ -1,0 +1,91 @@
+//! Blobs by digest: manifests and configurations. A blob is written to `ingest`, verified,
+//! flushed, and only then appears under its name.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use insula_base::{Digest, Durability};
+use sha2::{Digest as _, Sha256};
+
+use crate::{Error, Result};
+
+/// The blobs below one root.
+#[derive(Debug)]
+pub struct Content {
+    blobs: PathBuf,
+    ingest: PathBuf,
+}
+
+impl Content {
+    pub(crate) fn open(folder: &Path) -> Result<Self> {
+        let content = Self { blobs: folder.join("blobs/sha256"), ingest: folder.join("ingest") };
+        for path in [&content.blobs, &content.ingest] {
+            fs::create_dir_all(path).map_err(|e| Error::io("mkdir", path, e))?;
+        }
+        crate::root::empty(&content.ingest)?;
+        Ok(content)
+    }
+
+    /// Where a blob is, if it is stored.
+    #[must_use]
+    pub fn path(&self, digest: &Digest) -> PathBuf {
+        self.blobs.join(digest.hex())
+    }
+
+    /// Whether a blob is stored.
+    #[must_use]
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.path(digest).is_file()
+    }
+
+    /// A document; blobs longer than `max` bytes are an error.
+    pub fn read(&self, digest: &Digest, max: u64) -> Result<Vec<u8>> {
+        let path = self.path(digest);
+        let file = File::open(&path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => Error::NoContent(digest.clone()),
+            _ => Error::io("open", &path, e),
+        })?;
+        let mut bytes = Vec::new();
+        file.take(max + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", &path, e))?;
+        if bytes.len() as u64 > max {
+            return Err(Error::Limit { what: format!("content {digest}"), limit: max });
+        }
+        Ok(bytes)
+    }
+
+    /// Stores a document and returns its digest.
+    pub fn write(&self, bytes: &[u8]) -> Result<Digest> {
+        let digest = digest(bytes);
+        let path = self.path(&digest);
+        if !path.exists() {
+            let incoming = self.ingest.join(insula_base::random_hex(8));
+            insula_base::replace(&incoming, bytes, 0o600, Durability::Machine)
+                .map_err(|e| Error::io("write", &incoming, e))?;
+            fs::rename(&incoming, &path).map_err(|e| Error::io("rename", &path, e))?;
+            File::open(&self.blobs)
+                .and_then(|folder| folder.sync_all())
+                .map_err(|e| Error::io("fsync", &self.blobs, e))?;
+        }
+        Ok(digest)
+    }
+
+    /// Removes a blob, if it is there.
+    pub fn remove(&self, digest: &Digest) -> Result<()> {
+        let path = self.path(digest);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("unlink", &path, e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The folder for bytes on their way in.
+    pub(crate) fn ingest(&self) -> &Path {
+        &self.ingest
+    }
+}
+
+/// The digest of bytes at hand.
+pub(crate) fn digest(bytes: &[u8]) -> Digest {
+    Digest::from_sha256(&Sha256::digest(bytes).into())
+}

@@ -1,0 +1,176 @@
+//! `host` and `host:full`: the host's own root file system as an image. Nothing is stored, and
+//! nothing of the host is written: the container's writable layer lies on top.
+//!
+//! `host` hides the homes, the engine's own folders and the places where hosts keep secrets.
+//! User namespaces keep a container's root from reading what is root's alone only where layers
+//! are not idmapped; they are, so what must not be read must be hidden. `host:full` hides the
+//! engine's root alone, which would otherwise contain itself.
+//!
+//! `/boot` stays: kernels are public and tools look for their configuration there.
+
+use std::fs;
+use std::path::Path;
+
+use insula_base::{ChainId, DiffId};
+use insula_spec::image::{History, ImageConfig, RootFs, RunConfig};
+use insula_spec::reference::Reference;
+
+use super::{Image, ImageKind};
+use crate::{Layer, content};
+
+/// The name of both; the tag tells them apart.
+const NAME: &str = "docker.io/library/host";
+
+/// Homes, then secrets: password hashes, keys, credentials, other engines' state, logs, mail,
+/// jobs that carry passwords on their command lines.
+const HIDDEN: &[&str] = &[
+    "/home",
+    "/root",
+    "/run",
+    "/etc/shadow",
+    "/etc/shadow-",
+    "/etc/gshadow",
+    "/etc/gshadow-",
+    "/etc/sudoers",
+    "/etc/sudoers.d",
+    "/etc/ssl/private",
+    "/etc/letsencrypt",
+    "/etc/pki/tls/private",
+    "/etc/kubernetes",
+    "/etc/rancher",
+    "/etc/docker",
+    "/etc/wireguard",
+    "/etc/ipsec.secrets",
+    "/etc/ipsec.d",
+    "/etc/openvpn",
+    "/etc/ppp",
+    "/etc/NetworkManager/system-connections",
+    "/etc/netplan",
+    "/etc/krb5.keytab",
+    "/etc/crypttab",
+    "/etc/luks-keys",
+    "/etc/credstore",
+    "/etc/credstore.encrypted",
+    "/etc/machine-id",
+    "/var/lib/docker",
+    "/var/lib/containerd",
+    "/var/lib/containers",
+    "/var/lib/kubelet",
+    "/var/lib/rancher",
+    "/var/lib/etcd",
+    "/var/lib/lxc",
+    "/var/lib/lxd",
+    "/var/lib/incus",
+    "/var/lib/machines",
+    "/var/lib/libvirt",
+    "/var/lib/cloud",
+    "/var/lib/mysql",
+    "/var/lib/postgresql",
+    "/var/lib/redis",
+    "/var/lib/private",
+    "/var/lib/NetworkManager",
+    "/var/lib/systemd/credential.secret",
+    "/var/lib/systemd/random-seed",
+    "/var/lib/systemd/coredump",
+    "/var/log",
+    "/var/mail",
+    "/var/spool/cron",
+    "/var/spool/at",
+    "/var/spool/mail",
+    "/var/spool/postfix",
+    "/var/spool/exim4",
+    "/var/backups",
+    "/var/crash",
+    "/var/tmp",
+    "/tmp",
+    "/lost+found",
+];
+
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The built-in image of this name or id, if there is one.
+pub(super) fn resolve(text: &str, root: &Path) -> Option<Image> {
+    all(root).into_iter().find(|image| {
+        let id = image.id.as_str();
+        Reference::parse(text).is_ok_and(|name| image.references.contains(&name))
+            || text == id
+            || text == image.id.hex()
+    })
+}
+
+/// Whether a name belongs to a built-in image.
+pub(super) fn is_builtin(reference: &Reference) -> bool {
+    reference.name() == NAME && matches!(reference.tag(), Some("latest" | "full"))
+}
+
+/// Both built-in images.
+pub(super) fn all(root: &Path) -> Vec<Image> {
+    let shell =
+        ["/bin/bash", "/bin/sh"].into_iter().find(|path| Path::new(path).exists()).unwrap_or("/bin/sh");
+    let own = root.to_str().map(str::to_owned);
+    let partial = HIDDEN.iter().map(|path| (*path).to_owned()).chain(host_keys()).chain(own.clone());
+    [("latest", existing(partial)), ("full", existing(own.into_iter()))]
+        .into_iter()
+        .filter_map(|(tag, hidden)| image(tag, shell, hidden))
+        .collect()
+}
+
+/// OpenSSH's private host keys; the rest of its folder is harmless and clients need it.
+fn host_keys() -> Vec<String> {
+    let Ok(entries) = fs::read_dir("/etc/ssh") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.path().to_str().map(str::to_owned))
+        .filter(|path| path.contains("/ssh_host_") && path.ends_with("_key"))
+        .collect()
+}
+
+/// What is not there need not be hidden, and symbolic links (`/var/mail`) are hidden at their target.
+fn existing(paths: impl Iterator<Item = String>) -> Vec<String> {
+    let mut real: Vec<String> =
+        paths.filter_map(|path| fs::canonicalize(path).ok()?.to_str().map(str::to_owned)).collect();
+    real.sort();
+    real.dedup();
+    real
+}
+
+fn image(tag: &str, shell: &str, hidden: Vec<String>) -> Option<Image> {
+    // A digest for documents that want one; no layer has it, since no archive has these bytes.
+    let identity = content::digest(format!("insula built-in image host:{tag}").as_bytes());
+    let config = ImageConfig {
+        architecture: architecture().to_owned(),
+        os: "linux".to_owned(),
+        config: RunConfig { env: vec![PATH.to_owned()], cmd: vec![shell.to_owned()], ..RunConfig::default() },
+        history: vec![History {
+            comment: "the host's own root file system".to_owned(),
+            ..History::default()
+        }],
+        rootfs: RootFs { diff_ids: vec![DiffId(identity.clone())], ..RootFs::default() },
+        ..ImageConfig::default()
+    };
+    let bytes = serde_json::to_vec(&config).ok()?;
+    Some(Image {
+        id: content::digest(&bytes),
+        kind: ImageKind::Host { hidden },
+        references: Reference::parse(&format!("{NAME}:{tag}")).into_iter().collect(),
+        config,
+        layers: vec![Layer {
+            diff_id: DiffId(identity.clone()),
+            chain_id: ChainId(identity.clone()),
+            path: "/".into(),
+            size: 0,
+        }],
+        size: 0,
+        manifest: identity,
+    })
+}
+
+/// This machine, in Go's words, which images use.
+pub(super) fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}

@@ -1,0 +1,366 @@
+//! The root folder: its layout number, its lock, its children.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use insula_base::{ContainerId, Durability};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::{Content, Error, Images, Layers, Result, State};
+
+/// Raised when an older version could no longer read what is below the root.
+const LAYOUT: u32 = 1;
+/// What a version must understand to use this root; none yet beside the layout itself.
+const FEATURES: &[&str] = &[];
+
+/// Everything below one root. It belongs to one daemon at a time, until it is dropped.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    state: Arc<State>,
+    content: Arc<Content>,
+    layers: Arc<Layers>,
+    images: Images,
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the store below `root`, an absolute path, making what is missing: takes the lock
+    /// ([`Error::Locked`] if another daemon has it), checks the layout ([`Error::Newer`]), sweeps
+    /// what was half done when the last daemon ended.
+    pub fn open(root: &Path) -> Result<Self> {
+        make_folder(root, 0o711)?;
+        let lock = take_lock(root)?;
+        check_version(root)?;
+        let containers = root.join("containers");
+        make_folder(&containers, 0o711)?;
+        make_folder(&root.join("volumes"), 0o711)?;
+        sweep_containers(&containers)?;
+        let state = Arc::new(State::open(&root.join("state.db"))?);
+        let content = Arc::new(Content::open(&root.join("content"))?);
+        let layers = Arc::new(Layers::open(&root.join("layers"))?);
+        let images = Images::open(root, &state, &content, &layers)?;
+        Ok(Self { root: root.to_owned(), state, content, layers, images, _lock: lock })
+    }
+
+    /// The folder itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Records and allocations.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Blobs.
+    #[must_use]
+    pub fn content(&self) -> &Content {
+        &self.content
+    }
+
+    /// Unpacked layers.
+    #[must_use]
+    pub fn layers(&self) -> &Layers {
+        &self.layers
+    }
+
+    /// Images.
+    #[must_use]
+    pub fn images(&self) -> &Images {
+        &self.images
+    }
+
+    /// The folder of all volumes.
+    #[must_use]
+    pub fn volumes_dir(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
+    /// The folder that is mounted for a volume, not necessarily made yet. Volume names are Docker's:
+    /// a letter or digit, then letters, digits, `_`, `.`, `-`.
+    pub fn volume_data(&self, name: &str) -> Result<PathBuf> {
+        let sign = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+        let valid = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+            && name.len() <= 255
+            && name.bytes().all(sign);
+        if valid {
+            Ok(self.volumes_dir().join(name).join("_data"))
+        } else {
+            Err(Error::BadName { what: "volume", name: name.chars().take(300).collect() })
+        }
+    }
+
+    /// Where a container's folders are, made or not.
+    #[must_use]
+    pub fn container_dir(&self, id: &ContainerId) -> ContainerDir {
+        ContainerDir { path: self.root.join("containers").join(id.as_str()) }
+    }
+
+    /// Makes a container's folders; that they are there already is no error.
+    pub fn create_container_dir(&self, id: &ContainerId) -> Result<ContainerDir> {
+        let folder = self.container_dir(id);
+        make_folder(&folder.path, 0o711)?;
+        // Overlay shows the upper folder's own mode as the mode of the container's root.
+        make_folder(&folder.upper(), 0o755)?;
+        make_folder(&folder.work(), 0o700)?;
+        make_folder(&folder.logs(), 0o700)?;
+        Ok(folder)
+    }
+
+    /// Removes a container's folders and everything in them. They vanish at once by a rename; what
+    /// is then left half removed by a crash is swept at the next open.
+    pub fn remove_container_dir(&self, id: &ContainerId) -> Result<()> {
+        discard(&self.container_dir(id).path, &self.root.join("containers"))
+    }
+
+    /// Every container that has a folder.
+    pub fn container_dirs(&self) -> Result<Vec<ContainerId>> {
+        let path = self.root.join("containers");
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&path).map_err(|e| Error::io("readdir", &path, e))? {
+            let entry = entry.map_err(|e| Error::io("readdir", &path, e))?;
+            ids.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
+        }
+        Ok(ids)
+    }
+}
+
+/// The folders of one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerDir {
+    path: PathBuf,
+}
+
+impl ContainerDir {
+    /// The folder of the container.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The writable layer.
+    #[must_use]
+    pub fn upper(&self) -> PathBuf {
+        self.path.join("upper")
+    }
+
+    /// Overlay's scratch folder, on the same file system.
+    #[must_use]
+    pub fn work(&self) -> PathBuf {
+        self.path.join("work")
+    }
+
+    /// Log files.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.path.join("logs")
+    }
+}
+
+/// Makes one folder and those above it; it may exist.
+pub(crate) fn make_folder(path: &Path, mode: u32) -> Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(mode).create(path).map_err(|e| Error::io("mkdir", path, e))
+        }
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other.map_err(|e| Error::io("mkdir", path, e)),
+    }
+}
+
+/// Removes what is in a folder.
+pub(crate) fn empty(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(|e| Error::io("readdir", folder, e))? {
+        let path = entry.map_err(|e| Error::io("readdir", folder, e))?.path();
+        remove_any(&path)?;
+    }
+    Ok(())
+}
+
+/// Renames `path` to a dying name in `folder`, on the same file system, and then removes it.
+pub(crate) fn discard(path: &Path, folder: &Path) -> Result<()> {
+    let dying = folder.join(format!("{DYING}{}", insula_base::random_hex(8)));
+    match fs::rename(path, &dying) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(|e| Error::io("rename", path, e))?,
+    }
+    remove_any(&dying)
+}
+
+const DYING: &str = ".removed-";
+
+fn sweep_containers(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(|e| Error::io("readdir", folder, e))? {
+        let entry = entry.map_err(|e| Error::io("readdir", folder, e))?;
+        if entry.file_name().as_encoded_bytes().starts_with(DYING.as_bytes()) {
+            remove_any(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// std's removal goes by descriptors and follows no symbolic link.
+fn remove_any(path: &Path) -> Result<()> {
+    let is_dir = fs::symlink_metadata(path).map_err(|e| Error::io("lstat", path, e))?.is_dir();
+    let removed = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    removed.map_err(|e| Error::io("remove", path, e))
+}
+
+fn take_lock(root: &Path) -> Result<File> {
+    let path = root.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| Error::io("open", &path, e))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked(root.to_owned())),
+        Err(e) => Err(Error::io("flock", &path, e)),
+    }
+}
+
+/// Writes VERSION into a new root, or checks that of an old one.
+fn check_version(root: &Path) -> Result<()> {
+    let path = root.join("VERSION");
+    match fs::read_to_string(&path) {
+        Ok(text) => check_version_text(&path, &text),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let text = format!("layout {LAYOUT}\n");
+            insula_base::replace(&path, text.as_bytes(), 0o644, Durability::Machine)
+                .map_err(|e| Error::io("write", &path, e))
+        }
+        Err(e) => Err(Error::io("read", &path, e)),
+    }
+}
+
+fn check_version_text(path: &Path, text: &str) -> Result<()> {
+    let mut layout = None;
+    for line in text.lines() {
+        match line.split_once(' ') {
+            Some(("layout", number)) => layout = number.parse::<u32>().ok(),
+            Some(("feature", name)) if FEATURES.contains(&name) => {}
+            _ => {
+                return Err(Error::Newer {
+                    path: path.to_owned(),
+                    found: line.chars().take(80).collect(),
+                    known: format!("layout {LAYOUT}"),
+                });
+            }
+        }
+    }
+    match layout {
+        Some(LAYOUT) => Ok(()),
+        Some(number) if number > LAYOUT => Err(Error::Newer {
+            path: path.to_owned(),
+            found: format!("layout {number}"),
+            known: format!("layout {LAYOUT}"),
+        }),
+        _ => Err(Error::Damaged {
+            path: path.to_owned(),
+            why: "no layout number that was ever written".to_owned(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use insula_base::{Kind, Kinded};
+
+    #[test]
+    fn one_daemon_has_the_root_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("a/b");
+        let first = Store::open(&root).unwrap();
+        let error = Store::open(&root).unwrap_err();
+        assert_eq!(error.kind(), Kind::Conflict);
+        assert!(error.to_string().contains(root.to_str().unwrap()), "{error}");
+        drop(first);
+        Store::open(&root).unwrap();
+    }
+
+    #[test]
+    fn a_newer_layout_and_unknown_features_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        for text in ["layout 2\n", "layout 1\nfeature time-travel\n", "layout 1\nsomething\n"] {
+            fs::write(folder.path().join("VERSION"), text).unwrap();
+            let error = Store::open(folder.path()).unwrap_err();
+            assert!(matches!(error, Error::Newer { .. }), "{text}: {error}");
+        }
+        for text in ["", "layout x\n", "layout 0\n"] {
+            fs::write(folder.path().join("VERSION"), text).unwrap();
+            assert!(matches!(Store::open(folder.path()), Err(Error::Damaged { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_database_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        fs::write(folder.path().join("state.db"), "not a database, whatever else it may be ".repeat(200))
+            .unwrap();
+        let error = Store::open(folder.path()).unwrap_err();
+        assert!(matches!(error, Error::Damaged { .. }), "{error:?}");
+        assert!(error.to_string().contains("state.db"), "{error}");
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        let connection = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
+        connection.pragma_update(None, "user_version", 999).unwrap();
+        drop(connection);
+        assert!(matches!(Store::open(folder.path()), Err(Error::Newer { .. })));
+    }
+
+    #[test]
+    fn container_folders_come_and_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let id = ContainerId::random();
+        let made = store.create_container_dir(&id).unwrap();
+        store.create_container_dir(&id).unwrap();
+        fs::write(made.upper().join("file"), "x").unwrap();
+        assert!(made.work().is_dir() && made.logs().is_dir());
+        assert_eq!(store.container_dirs().unwrap(), std::slice::from_ref(&id));
+        store.remove_container_dir(&id).unwrap();
+        store.remove_container_dir(&id).unwrap();
+        assert!(store.container_dirs().unwrap().is_empty());
+        assert_eq!(fs::read_dir(folder.path().join("containers")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn leftovers_are_swept_at_open() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        let leftovers = ["content/ingest/x", "layers/tmp/y/z", "containers/.removed-1/upper/file"];
+        for path in leftovers {
+            fs::create_dir_all(folder.path().join(path)).unwrap();
+        }
+        drop(Store::open(folder.path()).unwrap());
+        for path in leftovers {
+            assert!(!folder.path().join(path).exists(), "{path}");
+        }
+    }
+
+    #[test]
+    fn volume_names_are_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        assert!(store.volume_data("data_1.x-y").unwrap().ends_with("volumes/data_1.x-y/_data"));
+        for name in ["", ".", "..", "a/b", "-a", "é", &"a".repeat(256)] {
+            assert!(store.volume_data(name).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! The schema and its history. A migration is never changed once released; a new one is added.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use super::failure;
+use crate::{Error, Result};
+
+/// What brings version N to N + 1, N being the place in the list. The version is SQLite's
+/// `user_version`.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE records (
+        collection TEXT NOT NULL,
+        id         TEXT NOT NULL,
+        name       TEXT,
+        doc        BLOB NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX records_id ON records (collection, id);
+    CREATE UNIQUE INDEX records_name ON records (collection, name) WHERE name IS NOT NULL;
+
+    CREATE TABLE allocations (
+        pool   TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        owner  TEXT NOT NULL,
+        PRIMARY KEY (pool, number)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX allocations_owner ON allocations (owner, pool);
+    CREATE TABLE pools (
+        pool TEXT NOT NULL PRIMARY KEY,
+        last INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE layers (
+        chain_id TEXT NOT NULL PRIMARY KEY,
+        diff_id  TEXT NOT NULL,
+        size     INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE images (
+        id       TEXT NOT NULL PRIMARY KEY,
+        manifest TEXT NOT NULL,
+        loaded   INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE image_layers (
+        image    TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        chain_id TEXT NOT NULL REFERENCES layers (chain_id),
+        PRIMARY KEY (image, position)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX image_layers_chain ON image_layers (chain_id);
+    CREATE TABLE image_names (
+        name  TEXT NOT NULL PRIMARY KEY,
+        image TEXT NOT NULL REFERENCES images (id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX image_names_image ON image_names (image);
+    CREATE TABLE image_uses (
+        owner TEXT NOT NULL PRIMARY KEY,
+        image TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX image_uses_image ON image_uses (image);
+"];
+
+/// Brings the schema to the latest version, one transaction a step.
+pub(super) fn migrate(path: &Path, connection: &mut Connection) -> Result<()> {
+    let fail = |doing, source| failure(path, doing, source);
+    let version = connection
+        .query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0))
+        .map_err(|e| fail("read the schema version", e))?;
+    let version = version as usize;
+    if version > MIGRATIONS.len() {
+        return Err(Error::Newer {
+            path: path.to_owned(),
+            found: format!("schema {version}"),
+            known: format!("schema {}", MIGRATIONS.len()),
+        });
+    }
+    for (step, text) in MIGRATIONS.iter().enumerate().skip(version) {
+        let transaction = connection.transaction().map_err(|e| fail("begin a migration", e))?;
+        transaction.execute_batch(text).map_err(|e| fail("migrate the schema", e))?;
+        transaction
+            .pragma_update(None, "user_version", (step + 1) as u32)
+            .map_err(|e| fail("set the schema version", e))?;
+        transaction.commit().map_err(|e| fail("commit a migration", e))?;
+    }
+    Ok(())
+}
