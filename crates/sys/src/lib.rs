@@ -6,6 +6,8 @@
 
 #![allow(unsafe_code)]
 
+pub mod inherit;
+pub mod memory;
 pub mod rlimit;
 pub mod seccomp;
 pub mod socket;

@@ -1,0 +1,139 @@
+//! Connections: HTTP/1.1 on a unix socket, one task each.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use futures_util::future::{Either, select};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::Interest;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::{app, routes};
+
+/// What a request line and its headers may take.
+const MAX_HEAD: usize = 64 << 10;
+/// How long a client may take to send them, and how long a kept-alive connection may idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long requests under way may take once the daemon was asked to end.
+const GRACE: Duration = Duration::from_secs(2);
+/// A request that is not answered by then is watched for its client hanging up.
+const PROMPT: Duration = Duration::from_millis(500);
+
+/// How often a client that shut down its sending side is looked after.
+const HALF_CLOSED_CHECK: Duration = Duration::from_secs(1);
+
+/// Serves the API on `listener` until `stop` becomes true.
+pub async fn serve(listener: UnixListener, stop: watch::Receiver<bool>) {
+    accept(listener, routes::all(), stop).await;
+}
+
+/// Serves `router` to everyone who connects until `stop` changes; then lets requests under way end
+/// for a moment and cuts what still streams. Workloads do not notice.
+async fn accept(listener: UnixListener, router: Router, stop: watch::Receiver<bool>) {
+    let mut ending = stop.clone();
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, router.clone(), stop.clone()));
+                }
+                Err(error) => {
+                    // Out of descriptors, for one: those who are connected have to leave first.
+                    tracing::warn!(%error, "accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            },
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            () = ended(&mut ending) => break,
+        }
+    }
+    drop(listener);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(GRACE, drained).await.is_err() {
+        tracing::debug!(open = connections.len(), "closing connections that still stream");
+    }
+}
+
+/// Returns once the daemon was asked to end, or nobody is left to ask it.
+async fn ended(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+async fn connection(stream: UnixStream, router: Router, mut stop: watch::Receiver<bool>) {
+    let watched = match stream.as_fd().try_clone_to_owned() {
+        Ok(descriptor) => descriptor,
+        Err(error) => {
+            tracing::warn!(%error, "duplicate a connection's descriptor");
+            return;
+        }
+    };
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        app::answer(router.clone(), request.map(Body::new))
+    });
+    let mut connection = pin!(
+        http1::Builder::new()
+            // Clients that write a request and shut their side down (socat, nc -N) wait for the answer.
+            .half_close(true)
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
+    );
+    let served = async {
+        tokio::select! {
+            result = connection.as_mut() => return result,
+            () = ended(&mut stop) => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        connection.await
+    };
+    match select(pin!(served), pin!(hung_up(watched))).await {
+        Either::Left((Err(error), _)) => tracing::debug!(%error, "connection ended"),
+        Either::Left((Ok(()), _)) => {}
+        Either::Right(_) => tracing::trace!("client hung up"),
+    }
+}
+
+/// Returns when the client closed its whole side. With half-closing clients served, HTTP itself
+/// does not look while an answer is awaited, and `wait` or `events` would be awaited for ever.
+async fn hung_up(descriptor: OwnedFd) {
+    tokio::time::sleep(PROMPT).await;
+    let watched = match UnixStream::from_std(descriptor.into()) {
+        Ok(watched) => watched,
+        Err(error) => {
+            tracing::warn!(%error, "watch a connection");
+            return std::future::pending().await;
+        }
+    };
+    loop {
+        let Ok(ready) = watched.ready(Interest::READABLE).await else { return std::future::pending().await };
+        if ready.is_read_closed() {
+            if has_hung_up(&watched) {
+                return;
+            }
+            // Half closed, which is final: the reactor has nothing more to report.
+            tokio::time::sleep(HALF_CLOSED_CHECK).await;
+            continue;
+        }
+        // What came is HTTP's to read. This only makes the next call wait for the next event.
+        let _ = watched.try_io(Interest::READABLE, || Err::<(), _>(std::io::ErrorKind::WouldBlock.into()));
+    }
+}
+
+/// unix(7) sockets report POLLHUP once both directions are closed, POLLRDHUP for one.
+fn has_hung_up(socket: &UnixStream) -> bool {
+    let mut set = [PollFd::new(socket, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut set, Some(&now)).is_ok() && set[0].revents().contains(PollFlags::HUP)
+}

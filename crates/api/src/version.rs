@@ -1,0 +1,95 @@
+//! The versions of the Docker Engine API that are spoken, and how a path names one.
+
+use std::fmt;
+
+use crate::error::ApiError;
+
+/// A version of the API, `1.43`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ApiVersion {
+    major: u16,
+    minor: u16,
+}
+
+impl ApiVersion {
+    /// The oldest that is served.
+    pub const MIN: Self = Self { major: 1, minor: 24 };
+    /// The newest that is served, and what a path without a version means.
+    pub const MAX: Self = Self { major: 1, minor: 47 };
+
+    /// Version 1.`minor`.
+    #[must_use]
+    pub const fn v1(minor: u16) -> Self {
+        Self { major: 1, minor }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.split_once('.')?;
+        let number = |part: &str| {
+            (!part.is_empty() && part.len() <= 4 && part.bytes().all(|b| b.is_ascii_digit()))
+                .then(|| part.parse().ok())
+                .flatten()
+        };
+        Some(Self { major: number(major)?, minor: number(minor)? })
+    }
+}
+
+impl fmt::Display for ApiVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// Splits `/v1.43/containers/json` into its version and `/containers/json`. A path whose first part
+/// is no version is returned whole, with the newest.
+pub(crate) fn split(path: &str) -> Result<(ApiVersion, &str), ApiError> {
+    let Some((version, rest)) = versioned(path) else { return Ok((ApiVersion::MAX, path)) };
+    if version > ApiVersion::MAX {
+        return Err(ApiError::invalid(format!(
+            "client version {version} is too new. Maximum supported API version is {}",
+            ApiVersion::MAX
+        )));
+    }
+    if version < ApiVersion::MIN {
+        return Err(ApiError::invalid(format!(
+            "client version {version} is too old. Minimum supported API version is {}, \
+             please upgrade your client to a newer version",
+            ApiVersion::MIN
+        )));
+    }
+    Ok((version, rest))
+}
+
+fn versioned(path: &str) -> Option<(ApiVersion, &str)> {
+    let tail = path.strip_prefix("/v")?;
+    let slash = tail.find('/')?;
+    Some((ApiVersion::parse(&tail[..slash])?, &tail[slash..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_may_name_a_version() {
+        assert_eq!(split("/v1.43/containers/json").unwrap(), (ApiVersion::v1(43), "/containers/json"));
+        for plain in
+            ["/containers/json", "/volumes", "/version", "/v", "/v1.43", "/vx.1/a", "/v1./a", "/", ""]
+        {
+            assert_eq!(split(plain).unwrap(), (ApiVersion::MAX, plain));
+        }
+    }
+
+    #[test]
+    fn other_versions_are_refused_in_docker_s_words() {
+        assert_eq!(
+            split("/v1.60/info").unwrap_err().to_string(),
+            "client version 1.60 is too new. Maximum supported API version is 1.47"
+        );
+        assert_eq!(
+            split("/v1.12/info").unwrap_err().to_string(),
+            "client version 1.12 is too old. Minimum supported API version is 1.24, \
+             please upgrade your client to a newer version"
+        );
+    }
+}
