@@ -1,0 +1,89 @@
+//! `/images`.
+
+use insula_models::{HistoryItem, ImageDeleteItem, ImageSummary, ImagesPruneResponse, ProgressMessage};
+
+use crate::body::{RequestBody, Upload};
+use crate::connection::{Call, Client};
+use crate::error::Result;
+use crate::query::{Filters, Query, encode};
+use crate::stream::JsonStream;
+
+/// What an imported root file system becomes.
+#[derive(Debug, Clone, Default)]
+pub struct ImportOptions {
+    /// `repository[:tag]`; empty leaves the image unnamed.
+    pub reference: String,
+    pub message: String,
+    /// Dockerfile instructions that are applied to the configuration.
+    pub changes: Vec<String>,
+    /// `os/architecture`; empty is the host's.
+    pub platform: String,
+}
+
+impl Client {
+    /// `GET /images/json`.
+    pub async fn list_images(&self, all: bool, filters: &Filters) -> Result<Vec<ImageSummary>> {
+        let query = Query::new().with_flag("all", all).with_filters(filters);
+        self.document(Call::get(format!("/images/json{}", query.as_str())), RequestBody::Empty).await
+    }
+
+    /// `GET /images/{name}/json`, as the daemon wrote it.
+    pub async fn inspect_image_json(&self, name: &str) -> Result<serde_json::Value> {
+        self.document(Call::get(format!("/images/{}/json", encode(name))), RequestBody::Empty).await
+    }
+
+    /// `GET /images/{name}/history`.
+    pub async fn image_history(&self, name: &str) -> Result<Vec<HistoryItem>> {
+        self.document(Call::get(format!("/images/{}/history", encode(name))), RequestBody::Empty).await
+    }
+
+    /// `POST /images/load`.
+    pub async fn load_images(&self, archive: Upload, quiet: bool) -> Result<JsonStream<ProgressMessage>> {
+        let query = Query::new().with("quiet", if quiet { "1" } else { "0" });
+        let call = Call::post(format!("/images/load{}", query.as_str())).tar();
+        Ok(JsonStream::new(self.stream(call, RequestBody::Upload(archive)).await?.0))
+    }
+
+    /// `POST /images/create?fromSrc=-`.
+    pub async fn import_image(
+        &self,
+        archive: Upload,
+        options: &ImportOptions,
+    ) -> Result<JsonStream<ProgressMessage>> {
+        let mut query = Query::new()
+            .with("fromSrc", "-")
+            .with_text("repo", &options.reference)
+            .with_text("message", &options.message)
+            .with_text("platform", &options.platform);
+        for change in &options.changes {
+            query = query.with("changes", change);
+        }
+        let call = Call::post(format!("/images/create{}", query.as_str())).tar();
+        Ok(JsonStream::new(self.stream(call, RequestBody::Upload(archive)).await?.0))
+    }
+
+    /// `POST /images/{name}/tag`.
+    pub async fn tag_image(&self, name: &str, repository: &str, tag: &str) -> Result<()> {
+        let query = Query::new().with("repo", repository).with_text("tag", tag);
+        let call = Call::post(format!("/images/{}/tag{}", encode(name), query.as_str()));
+        self.nothing(call, RequestBody::Empty).await
+    }
+
+    /// `DELETE /images/{name}`.
+    pub async fn remove_image(
+        &self,
+        name: &str,
+        force: bool,
+        no_prune: bool,
+    ) -> Result<Vec<ImageDeleteItem>> {
+        let query = Query::new().with_flag("force", force).with_flag("noprune", no_prune);
+        let call = Call::delete(format!("/images/{}{}", encode(name), query.as_str()));
+        self.document(call, RequestBody::Empty).await
+    }
+
+    /// `POST /images/prune`.
+    pub async fn prune_images(&self, filters: &Filters) -> Result<ImagesPruneResponse> {
+        let query = Query::new().with_filters(filters);
+        self.document(Call::post(format!("/images/prune{}", query.as_str())), RequestBody::Empty).await
+    }
+}

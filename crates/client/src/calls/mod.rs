@@ -1,0 +1,9 @@
+//! One method a route.
+
+pub(crate) mod archive;
+pub(crate) mod containers;
+pub(crate) mod exec;
+pub(crate) mod images;
+pub(crate) mod networks;
+pub(crate) mod system;
+pub(crate) mod volumes;

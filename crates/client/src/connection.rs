@@ -1,0 +1,250 @@
+//! Connections and the four ways to use one: for an answer, a stream, nothing, or for good.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use insula_models::ErrorResponse;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::address::Address;
+use crate::body::RequestBody;
+use crate::error::{Error, Result};
+use crate::hijack::Hijacked;
+use crate::stream::ByteStream;
+
+/// No answer that is read as a whole is larger.
+const MAX_ANSWER: usize = 256 << 20;
+
+/// A daemon, and connections to it that are idle.
+#[derive(Debug)]
+pub struct Client {
+    address: Address,
+    idle: Mutex<Vec<SendRequest<RequestBody>>>,
+}
+
+impl Client {
+    /// A client that connects when it is first used.
+    #[must_use]
+    pub fn new(address: Address) -> Self {
+        Self { address, idle: Mutex::new(Vec::new()) }
+    }
+
+    /// A client that is connected.
+    pub async fn connect(address: Address) -> Result<Self> {
+        let client = Self::new(address);
+        let connection = client.open().await?;
+        client.put_back(connection);
+        Ok(client)
+    }
+
+    /// Where the daemon is.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    async fn open(&self) -> Result<SendRequest<RequestBody>> {
+        let failed = |source| Error::Connect { address: self.address.clone(), source };
+        let stream = UnixStream::connect(self.address.path()).await.map_err(failed)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|source| Error::Connection { call: "connect".to_owned(), source })?;
+        // What ends the connection is also the error of the request in flight, reported there.
+        tokio::spawn(async move { connection.with_upgrades().await.ok() });
+        Ok(sender)
+    }
+
+    async fn take(&self) -> Result<SendRequest<RequestBody>> {
+        loop {
+            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            match idle {
+                Some(mut connection) => {
+                    if connection.ready().await.is_ok() {
+                        return Ok(connection);
+                    }
+                }
+                None => return self.open().await,
+            }
+        }
+    }
+
+    fn put_back(&self, connection: SendRequest<RequestBody>) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+    }
+
+    /// Sends a request and checks the status. The connection comes back with the answer, to be put
+    /// back when the body was read.
+    async fn exchange(
+        &self,
+        call: &Call<'_>,
+        body: RequestBody,
+    ) -> Result<(Response<Incoming>, SendRequest<RequestBody>)> {
+        let mut connection = self.take().await?;
+        let request = call.request(body)?;
+        let response = connection
+            .send_request(request)
+            .await
+            .map_err(|source| Error::Connection { call: call.name(), source })?;
+        let status = response.status();
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS || call.accepts(status) {
+            return Ok((response, connection));
+        }
+        let reason = status.canonical_reason().unwrap_or("no reason given");
+        let body = read(response.into_body(), call).await?;
+        self.put_back(connection);
+        let message = match serde_json::from_slice::<ErrorResponse>(&body) {
+            Ok(error) if !error.message.is_empty() => error.message,
+            _ if body.is_empty() => format!("{} {reason}", status.as_u16()),
+            _ => String::from_utf8_lossy(&body).trim().to_owned(),
+        };
+        Err(Error::Daemon { status: status.as_u16(), message })
+    }
+
+    /// A request whose answer is a document.
+    pub(crate) async fn document<T: DeserializeOwned>(&self, call: Call<'_>, body: RequestBody) -> Result<T> {
+        let bytes = self.whole(&call, body).await?;
+        insula_models::from_json(&bytes)
+            .map_err(|error| Error::Answer { call: call.name(), reason: error.to_string() })
+    }
+
+    /// A request whose answer's body does not matter.
+    pub(crate) async fn nothing(&self, call: Call<'_>, body: RequestBody) -> Result<()> {
+        self.whole(&call, body).await.map(drop)
+    }
+
+    pub(crate) async fn whole(&self, call: &Call<'_>, body: RequestBody) -> Result<Bytes> {
+        let (response, connection) = self.exchange(call, body).await?;
+        let bytes = read(response.into_body(), call).await?;
+        self.put_back(connection);
+        Ok(bytes)
+    }
+
+    /// A request of which only the answer's headers matter (HEAD).
+    pub(crate) async fn headers(&self, call: Call<'_>) -> Result<HeaderMap> {
+        let (response, connection) = self.exchange(&call, RequestBody::Empty).await?;
+        let headers = response.headers().clone();
+        self.put_back(connection);
+        Ok(headers)
+    }
+
+    /// A request whose answer is read as it comes; its headers too.
+    pub(crate) async fn stream(&self, call: Call<'_>, body: RequestBody) -> Result<(ByteStream, HeaderMap)> {
+        let (response, _) = self.exchange(&call, body).await?;
+        let (head, body) = response.into_parts();
+        let content_type = text_of(&head.headers, header::CONTENT_TYPE);
+        Ok((ByteStream::new(body, call.name(), content_type), head.headers))
+    }
+
+    /// A request that turns the connection into a raw stream.
+    pub(crate) async fn hijack(&self, mut call: Call<'_>, body: RequestBody) -> Result<Hijacked> {
+        call.upgrade = true;
+        let (response, _connection) = self.exchange(&call, body).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let reason = format!("status {} in place of 101", response.status().as_u16());
+            return Err(Error::Answer { call: call.name(), reason });
+        }
+        let content_type = text_of(response.headers(), header::CONTENT_TYPE);
+        let upgraded = hyper::upgrade::on(response)
+            .await
+            .map_err(|source| Error::Connection { call: call.name(), source })?;
+        Hijacked::new(upgraded, content_type.as_deref())
+    }
+}
+
+fn text_of(headers: &HeaderMap, name: header::HeaderName) -> Option<String> {
+    headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+async fn read(body: Incoming, call: &Call<'_>) -> Result<Bytes> {
+    match Limited::new(body, MAX_ANSWER).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) => match error.downcast::<hyper::Error>() {
+            Ok(source) => Err(Error::Connection { call: call.name(), source: *source }),
+            Err(other) => Err(Error::Answer { call: call.name(), reason: other.to_string() }),
+        },
+    }
+}
+
+/// Method, path and query of a request; the version is put before the path.
+#[derive(Debug)]
+pub(crate) struct Call<'a> {
+    method: Method,
+    path: String,
+    content_type: Option<&'a str>,
+    upgrade: bool,
+    accepts_not_modified: bool,
+}
+
+impl<'a> Call<'a> {
+    pub(crate) fn new(method: Method, path: String) -> Self {
+        Self { method, path, content_type: None, upgrade: false, accepts_not_modified: false }
+    }
+
+    pub(crate) fn get(path: String) -> Self {
+        Self::new(Method::GET, path)
+    }
+
+    pub(crate) fn post(path: String) -> Self {
+        Self::new(Method::POST, path)
+    }
+
+    pub(crate) fn delete(path: String) -> Self {
+        Self::new(Method::DELETE, path)
+    }
+
+    pub(crate) fn json(mut self) -> Self {
+        self.content_type = Some("application/json");
+        self
+    }
+
+    pub(crate) fn tar(mut self) -> Self {
+        self.content_type = Some("application/x-tar");
+        self
+    }
+
+    /// 304 is success: the container is in that state already.
+    pub(crate) fn or_unchanged(mut self) -> Self {
+        self.accepts_not_modified = true;
+        self
+    }
+
+    fn accepts(&self, status: StatusCode) -> bool {
+        self.accepts_not_modified && status == StatusCode::NOT_MODIFIED
+    }
+
+    fn name(&self) -> String {
+        format!("{} {}", self.method, self.path)
+    }
+
+    fn request(&self, body: RequestBody) -> Result<Request<RequestBody>> {
+        let uri = format!("/v{}{}", insula_models::API_VERSION, self.path);
+        let mut request =
+            Request::builder().method(self.method.clone()).uri(uri).header(header::HOST, "insula");
+        if let Some(content_type) = self.content_type {
+            request = request.header(header::CONTENT_TYPE, content_type);
+        }
+        if self.upgrade {
+            request = request.header(header::CONNECTION, "Upgrade").header(header::UPGRADE, "tcp");
+        }
+        request.body(body).map_err(|error| Error::Io {
+            doing: format!("make the request {}", self.name()),
+            source: io::Error::other(error),
+        })
+    }
+}
+
+/// A document as a body.
+pub(crate) fn json(document: &impl Serialize) -> Result<RequestBody> {
+    serde_json::to_vec(document).map(RequestBody::bytes).map_err(|error| Error::Io {
+        doing: "write a document as JSON".to_owned(),
+        source: io::Error::other(error),
+    })
+}
