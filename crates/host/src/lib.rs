@@ -1,3 +1,4 @@
 //! One facility of the kernel a module; no idea of containers.
 
 pub mod confine;
+pub mod netlink;

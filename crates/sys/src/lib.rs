@@ -8,6 +8,7 @@
 
 pub mod inherit;
 pub mod memory;
+pub mod netlink;
 pub mod rlimit;
 pub mod seccomp;
 pub mod socket;

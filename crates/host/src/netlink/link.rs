@@ -1,0 +1,313 @@
+//! The requests: links, addresses, routes.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use insula_spec::plan::InterfacePlan;
+use insula_sys::netlink::{Family, Socket};
+
+use super::message::{Batch, CREATE, DUMP, EXCLUSIVE, REPLACE, attributes, text_of, word};
+use super::{Error, octets, parse_address, parse_mac};
+
+pub(super) const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+pub(super) const RTM_NEWADDR: u16 = 20;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+pub(super) const IFLA_ADDRESS: u16 = 1;
+pub(super) const IFLA_IFNAME: u16 = 3;
+pub(super) const IFLA_MTU: u16 = 4;
+const IFLA_MASTER: u16 = 10;
+pub(super) const IFLA_LINKINFO: u16 = 18;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_EXT_MASK: u16 = 29;
+pub(super) const IFLA_INFO_KIND: u16 = 1;
+pub(super) const IFLA_INFO_DATA: u16 = 2;
+const VETH_INFO_PEER: u16 = 1;
+const RTEXT_FILTER_SKIP_STATS: u32 = 8;
+
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_BROADCAST: u16 = 4;
+const IFA_FLAGS: u16 = 8;
+/// No duplicate address detection: the address comes from our own books, and is usable at once.
+const IFA_F_NODAD: u32 = 2;
+
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const TABLE_MAIN: u8 = 254;
+const PROTOCOL_STATIC: u8 = 4;
+const TYPE_UNICAST: u8 = 1;
+
+pub(super) const UP: u32 = 1;
+const LOOPBACK: u32 = 1;
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    pub up: bool,
+    pub mtu: u32,
+    /// Index of the bridge that it is a port of.
+    pub master: Option<u32>,
+    /// `bridge`, `veth`, `tun`; empty for hardware and loopback.
+    pub kind: String,
+}
+
+/// Where IPv4 packets to a destination go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    pub destination: Ipv4Addr,
+    /// 0 is a default route.
+    pub prefix: u8,
+    pub link: Option<u32>,
+}
+
+/// An rtnetlink socket, in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Routes {
+    pub(super) socket: Socket,
+}
+
+/// `ifinfomsg`: any family and type, then index, flags, and which of the flags change.
+pub(super) fn link_header(index: u32, flags: u32, change: u32) -> [u8; 16] {
+    let mut header = [0; 16];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header[8..12].copy_from_slice(&flags.to_ne_bytes());
+    header[12..16].copy_from_slice(&change.to_ne_bytes());
+    header
+}
+
+impl Routes {
+    /// Opens the socket.
+    pub fn open() -> Result<Self, Error> {
+        let socket = Socket::open(Family::Route)
+            .map_err(|source| Error::Socket { call: "open a route socket", source })?;
+        Ok(Self { socket })
+    }
+
+    /// Every interface of the namespace.
+    pub fn links(&self) -> Result<Vec<Link>, Error> {
+        let mut batch = Batch::new();
+        batch.begin(RTM_GETLINK, DUMP, &link_header(0, 0, 0), "list", "links");
+        batch.attribute(IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
+        let mut links = Vec::new();
+        batch.exchange(&self.socket, |kind, payload| {
+            if kind == RTM_NEWLINK {
+                links.extend(parse_link(payload));
+            }
+        })?;
+        Ok(links)
+    }
+
+    /// The interface of this name, if there is one.
+    pub fn link(&self, name: &str) -> Result<Option<Link>, Error> {
+        let mut batch = Batch::new();
+        batch.begin(RTM_GETLINK, 0, &link_header(0, 0, 0), "find link", name);
+        batch.attribute(IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
+        batch.text(IFLA_IFNAME, name);
+        let mut found = None;
+        let result = batch.exchange(&self.socket, |kind, payload| {
+            if kind == RTM_NEWLINK {
+                found = parse_link(payload);
+            }
+        });
+        match result {
+            Ok(()) => Ok(found),
+            Err(error) if error.errno() == Some(ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn index(&self, name: &str) -> Result<u32, Error> {
+        let link = self.link(name)?.ok_or_else(|| Error::NoLink { name: name.to_owned() })?;
+        Ok(link.index)
+    }
+
+    /// IPv4 routes of all tables to networks and hosts (not the host's own and broadcast addresses).
+    pub fn routes(&self) -> Result<Vec<Route>, Error> {
+        let mut header = [0; 12];
+        header[0] = AF_INET;
+        let mut batch = Batch::new();
+        batch.begin(RTM_GETROUTE, DUMP, &header, "list", "routes");
+        let mut routes = Vec::new();
+        batch.exchange(&self.socket, |kind, payload| {
+            if kind == RTM_NEWROUTE {
+                routes.extend(parse_route(payload));
+            }
+        })?;
+        Ok(routes)
+    }
+
+    /// Deletes an interface; one that is gone already is fine. For bridges: see the module's word on veth.
+    pub fn delete(&self, name: &str) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        batch.begin(RTM_DELLINK, 0, &link_header(0, 0, 0), "delete link", name);
+        batch.text(IFLA_IFNAME, name);
+        batch.acknowledge();
+        match batch.run(&self.socket) {
+            Err(error) if error.errno() == Some(ENODEV) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Brings an interface up or down.
+    pub fn set_up(&self, name: &str, up: bool) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        let flags = if up { UP } else { 0 };
+        batch.begin(RTM_NEWLINK, 0, &link_header(0, flags, UP), "bring up or down", name);
+        batch.text(IFLA_IFNAME, name);
+        batch.acknowledge();
+        batch.run(&self.socket)
+    }
+
+    /// Makes an interface a port of a bridge, or of none.
+    pub fn set_master(&self, name: &str, bridge: Option<&str>) -> Result<(), Error> {
+        let master = bridge.map_or(Ok(0), |bridge| self.index(bridge))?;
+        let mut batch = Batch::new();
+        batch.begin(RTM_NEWLINK, 0, &link_header(0, 0, 0), "plug", name);
+        batch.text(IFLA_IFNAME, name);
+        batch.attribute(IFLA_MASTER, &master.to_ne_bytes());
+        batch.acknowledge();
+        batch.run(&self.socket)
+    }
+
+    /// See [`super::plug`].
+    pub fn plug(&self, plan: &InterfacePlan, namespace: BorrowedFd<'_>) -> Result<(), Error> {
+        let mac = parse_mac(plan)?;
+        let bridge = self.index(&plan.bridge)?;
+        let mut batch = Batch::new();
+        let flags = CREATE | EXCLUSIVE;
+        batch.begin(RTM_NEWLINK, flags, &link_header(0, UP, UP), "create veth pair", &plan.host_name);
+        batch.text(IFLA_IFNAME, &plan.host_name);
+        mtu(&mut batch, plan.mtu);
+        batch.attribute(IFLA_MASTER, &bridge.to_ne_bytes());
+        let info = batch.nest(IFLA_LINKINFO);
+        batch.text(IFLA_INFO_KIND, "veth");
+        let data = batch.nest(IFLA_INFO_DATA);
+        let peer = batch.nest(VETH_INFO_PEER);
+        batch.raw(&link_header(0, 0, 0));
+        batch.text(IFLA_IFNAME, &plan.name);
+        batch.attribute(IFLA_ADDRESS, &mac);
+        mtu(&mut batch, plan.mtu);
+        batch.attribute(IFLA_NET_NS_FD, &namespace.as_raw_fd().to_ne_bytes());
+        batch.close(&peer);
+        batch.close(&data);
+        batch.close(&info);
+        batch.acknowledge();
+        batch.run(&self.socket)
+    }
+
+    /// See [`super::configure_all`].
+    pub fn configure(&self, plans: &[InterfacePlan]) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        batch.begin(RTM_NEWLINK, 0, &link_header(LOOPBACK, UP, UP), "bring up", "lo");
+        for plan in plans {
+            let index = self.index(&plan.name)?;
+            for text in &plan.addresses {
+                let (address, prefix) = parse_address(plan, text)?;
+                add_address(&mut batch, index, address, prefix, text);
+            }
+            batch.begin(RTM_NEWLINK, 0, &link_header(index, UP, UP), "bring up", &plan.name);
+            for gateway in plan.gateway.iter().chain(&plan.gateway6) {
+                add_default_route(&mut batch, index, *gateway, &plan.name);
+            }
+        }
+        batch.acknowledge();
+        batch.run(&self.socket)
+    }
+
+    /// Adds a default route by an interface.
+    pub fn add_default_route(&self, gateway: IpAddr, link: &str) -> Result<(), Error> {
+        let index = self.index(link)?;
+        let mut batch = Batch::new();
+        add_default_route(&mut batch, index, gateway, link);
+        batch.acknowledge();
+        batch.run(&self.socket)
+    }
+}
+
+const ENODEV: i32 = 19;
+
+fn mtu(batch: &mut Batch<'_>, mtu: u32) {
+    if mtu != 0 {
+        batch.attribute(IFLA_MTU, &mtu.to_ne_bytes());
+    }
+}
+
+/// `ifaddrmsg` and its attributes; an address that is there already is fine.
+pub(super) fn add_address<'a>(
+    batch: &mut Batch<'a>,
+    index: u32,
+    address: IpAddr,
+    prefix: u8,
+    operand: &'a str,
+) {
+    let (bytes, length) = octets(address);
+    let mut header = [if length == 4 { AF_INET } else { AF_INET6 }, prefix, 0, 0, 0, 0, 0, 0];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    batch.begin(RTM_NEWADDR, CREATE | REPLACE, &header, "add address", operand);
+    batch.attribute(IFA_LOCAL, &bytes[..length]);
+    batch.attribute(IFA_ADDRESS, &bytes[..length]);
+    match address {
+        IpAddr::V4(address) if prefix < 31 => {
+            let host_part = u32::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
+            batch.attribute(IFA_BROADCAST, &(u32::from(address) | host_part).to_be_bytes());
+        }
+        IpAddr::V4(_) => {}
+        IpAddr::V6(_) => batch.attribute(IFA_FLAGS, &IFA_F_NODAD.to_ne_bytes()),
+    }
+}
+
+/// `rtmsg` and its attributes.
+fn add_default_route<'a>(batch: &mut Batch<'a>, index: u32, gateway: IpAddr, operand: &'a str) {
+    let (bytes, length) = octets(gateway);
+    let family = if length == 4 { AF_INET } else { AF_INET6 };
+    let header = [family, 0, 0, 0, TABLE_MAIN, PROTOCOL_STATIC, 0, TYPE_UNICAST, 0, 0, 0, 0];
+    batch.begin(RTM_NEWROUTE, CREATE | EXCLUSIVE, &header, "add the default route of", operand);
+    batch.attribute(RTA_OIF, &index.to_ne_bytes());
+    batch.attribute(RTA_GATEWAY, &bytes[..length]);
+}
+
+fn parse_link(payload: &[u8]) -> Option<Link> {
+    let index = word(payload, 4)?;
+    let up = word(payload, 8)? & UP != 0;
+    let mut link = Link { index, name: String::new(), up, mtu: 0, master: None, kind: String::new() };
+    for (kind, value) in attributes(payload.get(16..)?) {
+        match kind {
+            IFLA_IFNAME => link.name = text_of(value),
+            IFLA_MTU => link.mtu = word(value, 0)?,
+            IFLA_MASTER => link.master = word(value, 0),
+            IFLA_LINKINFO => {
+                let info = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND);
+                link.kind = info.map(|(_, text)| text_of(text)).unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn parse_route(payload: &[u8]) -> Option<Route> {
+    let header: &[u8; 12] = payload.first_chunk()?;
+    let (family, prefix, kind) = (header[0], header[1], header[7]);
+    if family != AF_INET || kind != TYPE_UNICAST || prefix > 32 {
+        return None;
+    }
+    let mut route = Route { destination: Ipv4Addr::UNSPECIFIED, prefix, link: None };
+    for (kind, value) in attributes(&payload[12..]) {
+        match kind {
+            RTA_DST => route.destination = Ipv4Addr::from(*value.first_chunk::<4>()?),
+            RTA_OIF => route.link = word(value, 0),
+            _ => {}
+        }
+    }
+    Some(route)
+}

@@ -1,0 +1,81 @@
+//! Links, addresses and routes by rtnetlink: synchronous, several requests a datagram.
+//!
+//! [`plug`] is what the monitor calls on the host's side, [`configure`] what a container's first
+//! process calls on its own; [`Routes`] is for the daemon. A veth pair is never deleted here: that
+//! waits for an RCU grace period of many milliseconds, and the pair dies with its namespace anyway.
+
+mod bridge;
+mod error;
+mod link;
+pub(crate) mod message;
+
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+
+use insula_spec::plan::InterfacePlan;
+
+pub use bridge::Bridge;
+pub use error::Error;
+pub use link::{Link, Route, Routes};
+
+/// Makes an interface's veth pair from the host's namespace: the host's end up and a port of its
+/// bridge, the other in `namespace` with its name and hardware address.
+pub fn plug(plan: &InterfacePlan, namespace: BorrowedFd<'_>) -> Result<(), Error> {
+    Routes::open()?.plug(plan, namespace)
+}
+
+/// Brings the loopback of the caller's network namespace up.
+pub fn configure_loopback() -> Result<(), Error> {
+    Routes::open()?.configure(&[])
+}
+
+/// Brings loopback and one interface of the caller's network namespace up, with its addresses and
+/// default routes.
+pub fn configure(plan: &InterfacePlan) -> Result<(), Error> {
+    configure_all(std::slice::from_ref(plan))
+}
+
+/// As [`configure`], for several interfaces.
+pub fn configure_all(plans: &[InterfacePlan]) -> Result<(), Error> {
+    Routes::open()?.configure(plans)
+}
+
+/// An address with the length of its prefix.
+fn parse_address(plan: &InterfacePlan, text: &str) -> Result<(IpAddr, u8), Error> {
+    let malformed = || malformed(plan, "address", text);
+    let (address, prefix) = text.split_once('/').ok_or_else(malformed)?;
+    let address: IpAddr = address.parse().map_err(|_| malformed())?;
+    let prefix: u8 = prefix.parse().map_err(|_| malformed())?;
+    let limit = if address.is_ipv4() { 32 } else { 128 };
+    if prefix > limit { Err(malformed()) } else { Ok((address, prefix)) }
+}
+
+/// `02:42:ac:11:00:02`.
+fn parse_mac(plan: &InterfacePlan) -> Result<[u8; 6], Error> {
+    let malformed = || malformed(plan, "hardware address", &plan.mac);
+    let mut mac = [0; 6];
+    let mut parts = plan.mac.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2).ok_or_else(malformed)?;
+        *byte = u8::from_str_radix(part, 16).map_err(|_| malformed())?;
+    }
+    if parts.next().is_some() { Err(malformed()) } else { Ok(mac) }
+}
+
+fn malformed(plan: &InterfacePlan, what: &'static str, text: &str) -> Error {
+    Error::Malformed { name: plan.name.clone(), what, text: text.to_owned() }
+}
+
+fn octets(address: IpAddr) -> ([u8; 16], usize) {
+    let mut bytes = [0; 16];
+    match address {
+        IpAddr::V4(address) => {
+            bytes[..4].copy_from_slice(&address.octets());
+            (bytes, 4)
+        }
+        IpAddr::V6(address) => (address.octets(), 16),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+
+use super::*;
+
+/// Runs in a network namespace of its own, on a thread of its own; says so where it cannot.
+fn isolated(test: impl FnOnce() + Send + 'static) {
+    std::thread::spawn(|| {
+        if !rustix::process::geteuid().is_root() {
+            let required = std::env::var("INSULA_TEST_REQUIRE").unwrap_or_default();
+            assert!(!required.contains("root"), "root is required");
+            eprintln!("skipped: needs root");
+            return;
+        }
+        insula_sys::netlink::unshare_network().unwrap();
+        test();
+    })
+    .join()
+    .unwrap();
+}
+
+fn here() -> File {
+    File::open("/proc/thread-self/ns/net").unwrap()
+}
+
+/// A namespace that lives as long as its file.
+fn another() -> File {
+    std::thread::spawn(|| {
+        insula_sys::netlink::unshare_network().unwrap();
+        here()
+    })
+    .join()
+    .unwrap()
+}
+
+/// Runs in another namespace.
+fn inside<T: Send + 'static>(namespace: &File, run: impl FnOnce() -> T + Send + 'static) -> T {
+    let namespace = namespace.try_clone().unwrap();
+    std::thread::spawn(move || {
+        insula_sys::netlink::enter_network(namespace.as_fd()).unwrap();
+        run()
+    })
+    .join()
+    .unwrap()
+}
+
+fn bridge() -> Bridge {
+    Bridge {
+        name: "insula-test-b".to_owned(),
+        mac: [2, 0x42, 172, 30, 0, 1],
+        mtu: 1450,
+        addresses: vec![("172.30.0.1".parse().unwrap(), 16), ("fd42::1".parse().unwrap(), 64)],
+    }
+}
+
+fn plan(number: u8) -> InterfacePlan {
+    InterfacePlan {
+        name: "eth0".to_owned(),
+        bridge: "insula-test-b".to_owned(),
+        host_name: format!("insula-test-{number}"),
+        mac: format!("02:42:ac:1e:00:{number:02x}"),
+        mtu: 1450,
+        addresses: vec![format!("172.30.0.{number}/16"), format!("fd42::{number}/64")],
+        gateway: Some("172.30.0.1".parse().unwrap()),
+        gateway6: Some("fd42::1".parse().unwrap()),
+    }
+}
+
+#[test]
+fn a_container_reaches_its_gateway_and_its_neighbour() {
+    isolated(|| {
+        let routes = Routes::open().unwrap();
+        routes.ensure_bridge(&bridge()).unwrap();
+        routes.ensure_bridge(&bridge()).unwrap();
+        let (first, second) = (another(), another());
+        for (number, namespace) in [(2, &first), (3, &second)] {
+            plug(&plan(number), namespace.as_fd()).unwrap();
+            inside(namespace, move || configure(&plan(number)).unwrap());
+        }
+        let found = routes.link("insula-test-2").unwrap().unwrap();
+        let bridge = routes.link("insula-test-b").unwrap().unwrap();
+        assert_eq!((found.up, found.mtu, found.kind.as_str()), (true, 1450, "veth"));
+        assert_eq!((found.master, bridge.kind.as_str()), (Some(bridge.index), "bridge"));
+        assert!(routes.routes().unwrap().contains(&Route {
+            destination: "172.30.0.0".parse().unwrap(),
+            prefix: 16,
+            link: Some(bridge.index),
+        }));
+        let places = [("172.30.0.1:7", None), ("[fd42::1]:7", None)];
+        let neighbours = [("172.30.0.3:7", Some(&second)), ("[fd42::3]:7", Some(&second))];
+        for (address, server) in places.into_iter().chain(neighbours) {
+            let listen = move || TcpListener::bind(address).unwrap();
+            let listener = match server {
+                Some(namespace) => inside(namespace, listen),
+                None => listen(),
+            };
+            let client = inside(&first, move || {
+                let mut stream = TcpStream::connect(address).unwrap();
+                stream.write_all(b"hello").unwrap();
+                stream
+            });
+            drop(client);
+            let mut text = String::new();
+            listener.accept().unwrap().0.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "hello", "{address}");
+        }
+    });
+}
+
+#[test]
+fn errors_name_their_operands() {
+    isolated(|| {
+        let namespace = another();
+        let error = plug(&plan(2), namespace.as_fd()).unwrap_err();
+        assert_eq!(error.to_string(), "no network interface is named insula-test-b");
+        let routes = Routes::open().unwrap();
+        routes.ensure_bridge(&bridge()).unwrap();
+        plug(&plan(2), namespace.as_fd()).unwrap();
+        let error = plug(&plan(2), namespace.as_fd()).unwrap_err();
+        assert!(error.to_string().starts_with("create veth pair insula-test-2"), "{error}");
+        assert_eq!(error.errno(), Some(17));
+        let bad = InterfacePlan { addresses: vec!["172.30.0.2/33".to_owned()], ..plan(2) };
+        let error = inside(&namespace, move || configure(&bad)).unwrap_err();
+        assert_eq!(error.to_string(), "interface eth0: address \"172.30.0.2/33\" is malformed");
+        let bad = InterfacePlan { mac: "02:42:ac:1e:00".to_owned(), ..plan(2) };
+        assert!(plug(&bad, namespace.as_fd()).is_err());
+        let lost = InterfacePlan { gateway: Some("10.9.9.9".parse().unwrap()), ..plan(2) };
+        let error = inside(&namespace, move || configure(&lost)).unwrap_err();
+        assert!(error.to_string().starts_with("add the default route of eth0"), "{error}");
+    });
+}
+
+#[test]
+fn a_bridge_is_deleted_once_and_again() {
+    isolated(|| {
+        let routes = Routes::open().unwrap();
+        routes.ensure_bridge(&bridge()).unwrap();
+        assert!(routes.links().unwrap().iter().any(|link| link.name == "insula-test-b"));
+        routes.delete("insula-test-b").unwrap();
+        routes.delete("insula-test-b").unwrap();
+        assert_eq!(routes.link("insula-test-b").unwrap(), None);
+    });
+}
+
+#[test]
+fn loopback_comes_up() {
+    isolated(|| {
+        assert!(!Routes::open().unwrap().link("lo").unwrap().unwrap().up);
+        configure_loopback().unwrap();
+        assert!(Routes::open().unwrap().link("lo").unwrap().unwrap().up);
+    });
+}
