@@ -21,3 +21,6 @@ pub mod rlimits;
 pub mod seccomp;
 
 pub use error::{Error, Result};
+
+#[cfg(test)]
+mod installed;
