@@ -1,1 +1,54 @@
-fn main() {}
+//! Checks and chores of the repository: `cargo xtask layering`.
+
+mod graph;
+mod layering;
+mod source;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+const USAGE: &str = "usage: cargo xtask layering
+
+layering   holds the arrows between the crates, keeps tokio in the daemon and the CLI,
+           and unsafe code in crates/sys and crates/vmm";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["layering"] => finish(check_layering()),
+        ["--help" | "-h" | "help"] => {
+            eprintln!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn check_layering() -> anyhow::Result<Vec<String>> {
+    let workspace = graph::Workspace::of_cargo()?;
+    let mut faults = layering::check(&workspace.packages);
+    faults.extend(source::check(&workspace.root).context("read the sources")?);
+    Ok(faults)
+}
+
+fn finish(faults: anyhow::Result<Vec<String>>) -> ExitCode {
+    match faults {
+        Ok(faults) if faults.is_empty() => {
+            eprintln!("layering: the arrows hold");
+            ExitCode::SUCCESS
+        }
+        Ok(faults) => {
+            faults.iter().for_each(|fault| eprintln!("layering: {fault}"));
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("layering: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,42 @@
+# What a person types. Everything installs what it lacks from Debian packages, and only then.
+TARGET  ?= $(shell rustc -vV | sed -n 's/^host: //p')
+PREFIX  ?= /usr/local
+DESTDIR ?=
+OUT      = target/$(TARGET)/release
+PROGRAMS = insula insulad insula-monitor
+
+.PHONY: help demo test bench release install uninstall fixtures
+
+help:
+	@echo 'make demo      build the release and show the main job, then clean up'
+	@echo 'make test      run all tests (those that need root say so when they skip)'
+	@echo 'make bench     compare with docker, podman, crun and runc; writes bench/RESULTS.md'
+	@echo 'make release   static programs in $(OUT)'
+	@echo 'make install   put them below PREFIX=$(PREFIX)'
+
+# With an explicit target the flags do not reach build scripts and procedural macros, which a
+# static C library would break.
+release:
+	@scripts/require-packages cc:gcc cc:libc6-dev
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --target $(TARGET) \
+	    $(addprefix --package ,$(PROGRAMS))
+
+install:
+	@test -x $(OUT)/insula || { echo 'make release comes first'; exit 1; }
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/insula
+	install -m 755 $(addprefix $(OUT)/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin
+
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS))
+
+demo: release
+	@scripts/require-packages mmdebstrap:mmdebstrap curl:curl nft:nftables ip:iproute2
+	INSULA_BIN_DIR=$(CURDIR)/$(OUT) demo/run
+
+test:
+	@scripts/require-packages cc:gcc cc:libc6-dev busybox:busybox-static mmdebstrap:mmdebstrap nft:nftables ip:iproute2 docker:docker.io
+	scripts/test
+
+bench: release
+	@scripts/require-packages busybox:busybox-static docker:docker.io podman:podman crun:crun runc:runc nft:nftables ip:iproute2 iptables:iptables
+	INSULA_BIN_DIR=$(CURDIR)/$(OUT) cargo run --release --package insula-bench -- $(BENCH)

@@ -1,0 +1,89 @@
+//! Fuzz targets: each takes any bytes and must neither panic nor use memory without bound. What
+//! it asserts holds for every input.
+//!
+//! `cargo run -p insula-fuzz` drives them for a bounded time with the stable toolchain, which is
+//! what CI does; `libfuzzer/` wraps the same functions for cargo-fuzz and its coverage.
+
+mod archive;
+pub mod mutate;
+mod seeds;
+
+use insula_models::ContainerCreateRequest;
+use insula_spec::image::{ImageConfig, Index, Manifest, parse_archive_manifest};
+use insula_spec::reference::Reference;
+
+/// One parser, by name.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    pub name: &'static str,
+    pub run: fn(&[u8]),
+    /// Valid inputs to begin from.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+}
+
+/// Every target.
+pub const TARGETS: &[Target] = &[
+    Target { name: "reference", run: reference, seeds: seeds::references },
+    Target { name: "manifest", run: manifest, seeds: seeds::manifests },
+    Target { name: "api-body", run: api_body, seeds: seeds::api_bodies },
+    Target { name: "seccomp-profile", run: seccomp_profile, seeds: seeds::seccomp_profiles },
+    Target { name: "task-frame", run: task_frame, seeds: seeds::task_frames },
+    Target { name: "layer", run: archive::layer, seeds: seeds::layers },
+    Target { name: "image-archive", run: archive::image, seeds: seeds::images },
+];
+
+/// Runs one target by name, for the wrappers of cargo-fuzz.
+///
+/// # Panics
+/// When there is no such target, or when it finds something.
+pub fn run(name: &str, data: &[u8]) {
+    let target = TARGETS.iter().find(|target| target.name == name);
+    (target.unwrap_or_else(|| panic!("no target {name}")).run)(data);
+}
+
+/// A reference that parses is printed in a form that parses to the same reference.
+pub fn reference(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(parsed) = Reference::parse(text) {
+        let printed = parsed.familiar();
+        assert_eq!(Reference::parse(&printed).as_ref(), Ok(&parsed), "{text:?} printed as {printed:?}");
+    }
+}
+
+/// Documents of images, all kinds.
+pub fn manifest(data: &[u8]) {
+    let _ = Manifest::parse(data);
+    let _ = Index::parse(data);
+    let _ = ImageConfig::parse(data);
+    let _ = parse_archive_manifest(data);
+}
+
+/// Bodies of requests. One that is understood is written in a form that is understood.
+pub fn api_body(data: &[u8]) {
+    if let Ok(request) = insula_models::from_json::<ContainerCreateRequest>(data) {
+        let text = serde_json::to_vec(&request).unwrap_or_default();
+        assert!(
+            insula_models::from_json::<ContainerCreateRequest>(&text).is_ok(),
+            "what was written is not read"
+        );
+    }
+}
+
+/// Profiles of `--security-opt seccomp=`.
+pub fn seccomp_profile(data: &[u8]) {
+    if let Ok(document) = serde_json::from_slice(data) {
+        let _ =
+            insula_host::confine::seccomp::compile(&document, insula_host::confine::capabilities::Set::EMPTY);
+    }
+}
+
+/// What a peer of the task protocol may send, in pieces.
+pub fn task_frame(data: &[u8]) {
+    let mut reader = insula_proto::FrameReader::default();
+    for piece in data.chunks(7) {
+        if reader.push(piece, []).is_err() {
+            return;
+        }
+        while let Ok(Some(_)) = reader.pop::<insula_proto::Request>() {}
+    }
+}

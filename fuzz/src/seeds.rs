@@ -1,0 +1,112 @@
+//! Valid inputs, from which the runner strays.
+
+use insula_proto::{Call, Request, Signal};
+use sha2::Digest as _;
+
+fn texts(list: &[&str]) -> Vec<Vec<u8>> {
+    list.iter().map(|text| text.as_bytes().to_vec()).collect()
+}
+
+const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+pub(crate) fn references() -> Vec<Vec<u8>> {
+    texts(&[
+        "busybox",
+        "library/busybox:1.36",
+        "registry.example:5000/a/b_c/d--e:v1.0-rc",
+        &format!("localhost/web@{DIGEST}"),
+        "[::1]:5000/x",
+    ])
+}
+
+pub(crate) fn manifests() -> Vec<Vec<u8>> {
+    texts(&[
+        &format!(
+            r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",
+            "config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{DIGEST}","size":2}},
+            "layers":[{{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":"{DIGEST}","size":3}}]}}"#
+        ),
+        &format!(
+            r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"application/vnd.oci.image.manifest.v1+json",
+            "digest":"{DIGEST}","size":7,"platform":{{"architecture":"amd64","os":"linux"}}}}]}}"#
+        ),
+        &format!(
+            r#"{{"architecture":"amd64","os":"linux","created":"2026-01-02T03:04:05Z","config":{{"Env":["A=b"],
+            "Cmd":["sh"],"ExposedPorts":{{"80/tcp":{{}}}},"Healthcheck":{{"Test":["CMD","x"],"Interval":1000000}}}},
+            "rootfs":{{"type":"layers","diff_ids":["{DIGEST}"]}},"history":[{{"created_by":"x","empty_layer":true}}]}}"#
+        ),
+        r#"[{"Config":"c.json","RepoTags":["busybox:latest"],"Layers":["a/layer.tar"]}]"#,
+    ])
+}
+
+pub(crate) fn api_bodies() -> Vec<Vec<u8>> {
+    texts(&[
+        r#"{"Image":"busybox","Cmd":["sh","-c","echo"],"Entrypoint":null,"Env":["A=b"],"Labels":{"a":"b"},
+        "ExposedPorts":{"80/tcp":{}},"Volumes":{"/v":{}},"StopTimeout":3,"Healthcheck":{"Test":["NONE"]},
+        "HostConfig":{"Binds":["/a:/b:ro"],"PortBindings":{"80/tcp":[{"HostIp":"","HostPort":"8080"}]},
+        "RestartPolicy":{"Name":"on-failure","MaximumRetryCount":3},"Memory":1048576,"NanoCpus":500000000,
+        "Ulimits":[{"Name":"nofile","Soft":1,"Hard":2}],"Mounts":[{"Type":"tmpfs","Target":"/t"}],
+        "Devices":[{"PathOnHost":"/dev/null","PathInContainer":"/dev/n","CgroupPermissions":"rwm"}]},
+        "NetworkingConfig":{"EndpointsConfig":{"bridge":{"Aliases":["a"]}}}}"#,
+        r#"{"Image":"x","Cmd":"one word"}"#,
+        "{}",
+    ])
+}
+
+pub(crate) fn seccomp_profiles() -> Vec<Vec<u8>> {
+    texts(&[
+        r#"{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":38,"archMap":[{"architecture":"SCMP_ARCH_X86_64",
+        "subArchitectures":["SCMP_ARCH_X86","SCMP_ARCH_X32"]}],"syscalls":[{"names":["read","write","personality"],
+        "action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":8,"valueTwo":0,"op":"SCMP_CMP_MASKED_EQ"}],
+        "includes":{"caps":["CAP_SYS_ADMIN"],"minKernel":"4.8"},"excludes":{"arches":["s390"]}}]}"#,
+    ])
+}
+
+pub(crate) fn task_frames() -> Vec<Vec<u8>> {
+    let signal = Request { id: 7, call: Some(Call::Signal(Signal { signal: 9, ..Signal::default() })) };
+    let one = insula_proto::encode(&signal);
+    vec![[one.clone(), one.clone()].concat(), one]
+}
+
+/// Adds a file; the archive is in memory, so that it cannot fail.
+fn put(archive: &mut tar::Builder<Vec<u8>>, kind: tar::EntryType, name: &str, link: &str, content: &[u8]) {
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(kind);
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    // Names longer than a header's field would fail; those here are short.
+    let _ = header.set_link_name(link);
+    let _ = archive.append_data(&mut header, name, content);
+}
+
+fn tree() -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    put(&mut archive, tar::EntryType::Directory, "bin/", "", b"");
+    put(&mut archive, tar::EntryType::Regular, "bin/true", "", b"#!");
+    put(&mut archive, tar::EntryType::Symlink, "sbin", "bin", b"");
+    put(&mut archive, tar::EntryType::Link, "bin/false", "bin/true", b"");
+    put(&mut archive, tar::EntryType::Symlink, "out", "../../../outside", b"");
+    put(&mut archive, tar::EntryType::Regular, "out/file", "", b"x");
+    put(&mut archive, tar::EntryType::Regular, "bin/.wh.gone", "", b"");
+    put(&mut archive, tar::EntryType::Regular, "bin/.wh..wh..opq", "", b"");
+    archive.into_inner().unwrap_or_default()
+}
+
+pub(crate) fn layers() -> Vec<Vec<u8>> {
+    vec![tree()]
+}
+
+pub(crate) fn images() -> Vec<Vec<u8>> {
+    let layer = tree();
+    let mut archive = tar::Builder::new(Vec::new());
+    // Digests are verified before anything is unpacked, so this one image is a true one.
+    let diff = insula_base::Digest::from_sha256(&sha2::Sha256::digest(&layer).into());
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","config":{{}},"rootfs":{{"type":"layers","diff_ids":["{diff}"]}}}}"#
+    );
+    let manifest = r#"[{"Config":"c.json","RepoTags":["fuzz:latest"],"Layers":["l.tar"]}]"#;
+    put(&mut archive, tar::EntryType::Regular, "manifest.json", "", manifest.as_bytes());
+    put(&mut archive, tar::EntryType::Regular, "c.json", "", config.as_bytes());
+    put(&mut archive, tar::EntryType::Regular, "l.tar", "", &layer);
+    vec![archive.into_inner().unwrap_or_default()]
+}
