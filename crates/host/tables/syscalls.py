@@ -36,6 +36,8 @@ NEWER = {
     "file_getattr": 468,
     "file_setattr": 469,
 }
+# Of those, what x32 does not have.
+NOT_X32 = {"map_shadow_stack"}
 # And those of x86-64 alone.
 NEWER_X86_64 = {"uretprobe": 335, "uprobe": 336}
 
@@ -77,7 +79,7 @@ def generic():
 def main():
     x86_64 = installed("64") | NEWER | NEWER_X86_64
     x86 = installed("32") | NEWER
-    x32 = installed("x32") | NEWER
+    x32 = installed("x32") | {name: number for name, number in NEWER.items() if name not in NOT_X32}
     aarch64 = generic() | NEWER
     socketcall = {name: number for number, name in enumerate(SOCKETCALL, start=1)}
     columns = [x86_64, x86, x32, aarch64, socketcall, IPC]

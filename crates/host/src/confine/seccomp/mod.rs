@@ -73,4 +73,6 @@ pub fn compile(profile: &serde_json::Value, bounding: Set) -> Result<Program> {
 }
 
 #[cfg(test)]
+mod oracle;
+#[cfg(test)]
 mod tests;

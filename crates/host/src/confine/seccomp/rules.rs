@@ -35,7 +35,7 @@ pub(super) const X32_BIT: u32 = 0x4000_0000;
 impl Arch {
     pub(super) const NATIVE: Self = if cfg!(target_arch = "aarch64") { Self::Aarch64 } else { Self::X86_64 };
 
-    const fn column(self) -> usize {
+    pub(super) const fn column(self) -> usize {
         match self {
             Self::X86_64 => 0,
             Self::X86 => 1,
@@ -87,6 +87,14 @@ impl Calls {
             self.ipc |= 1 << numbers[5];
         }
         true
+    }
+
+    #[cfg(test)]
+    pub(super) fn includes(&self, other: &Self) -> bool {
+        let words = self.direct.as_flattened().iter().zip(other.direct.as_flattened());
+        words.into_iter().all(|(ours, theirs)| ours & theirs == *theirs)
+            && self.socketcall & other.socketcall == other.socketcall
+            && self.ipc & other.ipc == other.ipc
     }
 
     fn numbers(&self, arch: Arch) -> impl Iterator<Item = usize> + '_ {

@@ -206,7 +206,7 @@ pub(super) static TABLE: [(&str, [u16; 6]); 472] = [
     ("lstat", [6, 107, 6, NONE, NONE, NONE]),
     ("lstat64", [NONE, 196, NONE, NONE, NONE, NONE]),
     ("madvise", [28, 219, 28, 233, NONE, NONE]),
-    ("map_shadow_stack", [453, 453, 453, 453, NONE, NONE]),
+    ("map_shadow_stack", [453, 453, NONE, 453, NONE, NONE]),
     ("mbind", [237, 274, 237, 235, NONE, NONE]),
     ("membarrier", [324, 375, 324, 283, NONE, NONE]),
     ("memfd_create", [319, 356, 319, 279, NONE, NONE]),

@@ -1,6 +1,8 @@
 //! Programs are run by an interpreter and compared with what the profile says when it is read
 //! naively, number by number.
 
+#![cfg(target_arch = "x86_64")]
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
