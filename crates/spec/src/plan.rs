@@ -57,8 +57,8 @@ pub struct ProcessPlan {
     /// Groups beside those of the user, names or numbers.
     #[serde(default)]
     pub groups: Vec<String>,
-    /// Capabilities in upper case with prefix (`CAP_NET_RAW`): bounding, effective, permitted and
-    /// inheritable for root; bounding only for another user.
+    /// Capabilities in upper case with prefix (`CAP_NET_RAW`): bounding, effective and permitted
+    /// for root; bounding only for another user. Nothing is inheritable, as in Docker since 20.10.14.
     #[serde(default)]
     pub capabilities: Vec<String>,
     #[serde(default)]
