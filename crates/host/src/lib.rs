@@ -1,4 +1,5 @@
 //! One facility of the kernel a module; no idea of containers.
 
 pub mod confine;
+pub mod firewall;
 pub mod netlink;

@@ -241,6 +241,10 @@ pub struct InterfacePlan {
     pub gateway: Option<std::net::IpAddr>,
     #[serde(default)]
     pub gateway6: Option<std::net::IpAddr>,
+    /// The bridge may send a packet back to where it came from, for a container that reaches itself
+    /// by a port that it publishes.
+    #[serde(default)]
+    pub hairpin: bool,
 }
 
 /// Where the container is accounted and what it may use.

@@ -28,6 +28,9 @@ const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_EXT_MASK: u16 = 29;
 pub(super) const IFLA_INFO_KIND: u16 = 1;
 pub(super) const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BRPORT_MODE: u16 = 4;
 const VETH_INFO_PEER: u16 = 1;
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 
@@ -201,6 +204,9 @@ impl Routes {
         batch.close(&peer);
         batch.close(&data);
         batch.close(&info);
+        if plan.hairpin {
+            allow_hairpin(&mut batch, &plan.host_name);
+        }
         batch.acknowledge();
         batch.run(&self.socket)
     }
@@ -240,6 +246,18 @@ fn mtu(batch: &mut Batch<'_>, mtu: u32) {
     if mtu != 0 {
         batch.attribute(IFLA_MTU, &mtu.to_ne_bytes());
     }
+}
+
+/// A bridge sends nothing back by the port that it came from, unless told.
+fn allow_hairpin<'a>(batch: &mut Batch<'a>, name: &'a str) {
+    batch.begin(RTM_NEWLINK, 0, &link_header(0, 0, 0), "allow hairpins on", name);
+    batch.text(IFLA_IFNAME, name);
+    let info = batch.nest(IFLA_LINKINFO);
+    batch.text(IFLA_INFO_SLAVE_KIND, "bridge");
+    let data = batch.nest(IFLA_INFO_SLAVE_DATA);
+    batch.attribute(IFLA_BRPORT_MODE, &[1]);
+    batch.close(&data);
+    batch.close(&info);
 }
 
 /// `ifaddrmsg` and its attributes; an address that is there already is fine.

@@ -6,6 +6,7 @@
 
 mod bridge;
 mod error;
+mod forwarding;
 mod link;
 pub(crate) mod message;
 
@@ -16,6 +17,7 @@ use insula_spec::plan::InterfacePlan;
 
 pub use bridge::Bridge;
 pub use error::Error;
+pub use forwarding::{disable_forwarding, enable_forwarding, route_loopback};
 pub use link::{Link, Route, Routes};
 
 /// Makes an interface's veth pair from the host's namespace: the host's end up and a port of its
@@ -78,4 +80,4 @@ fn octets(address: IpAddr) -> ([u8; 16], usize) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use super::*;
 
 /// Runs in a network namespace of its own, on a thread of its own; says so where it cannot.
-fn isolated(test: impl FnOnce() + Send + 'static) {
+pub(crate) fn isolated(test: impl FnOnce() + Send + 'static) {
     std::thread::spawn(|| {
         if !rustix::process::geteuid().is_root() {
             let required = std::env::var("INSULA_TEST_REQUIRE").unwrap_or_default();
@@ -21,12 +21,12 @@ fn isolated(test: impl FnOnce() + Send + 'static) {
     .unwrap();
 }
 
-fn here() -> File {
+pub(crate) fn here() -> File {
     File::open("/proc/thread-self/ns/net").unwrap()
 }
 
 /// A namespace that lives as long as its file.
-fn another() -> File {
+pub(crate) fn another() -> File {
     std::thread::spawn(|| {
         insula_sys::netlink::unshare_network().unwrap();
         here()
@@ -36,7 +36,7 @@ fn another() -> File {
 }
 
 /// Runs in another namespace.
-fn inside<T: Send + 'static>(namespace: &File, run: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) fn inside<T: Send + 'static>(namespace: &File, run: impl FnOnce() -> T + Send + 'static) -> T {
     let namespace = namespace.try_clone().unwrap();
     std::thread::spawn(move || {
         insula_sys::netlink::enter_network(namespace.as_fd()).unwrap();
@@ -46,7 +46,7 @@ fn inside<T: Send + 'static>(namespace: &File, run: impl FnOnce() -> T + Send + 
     .unwrap()
 }
 
-fn bridge() -> Bridge {
+pub(crate) fn bridge() -> Bridge {
     Bridge {
         name: "insula-test-b".to_owned(),
         mac: [2, 0x42, 172, 30, 0, 1],
@@ -55,7 +55,7 @@ fn bridge() -> Bridge {
     }
 }
 
-fn plan(number: u8) -> InterfacePlan {
+pub(crate) fn plan(number: u8) -> InterfacePlan {
     InterfacePlan {
         name: "eth0".to_owned(),
         bridge: "insula-test-b".to_owned(),
@@ -65,6 +65,7 @@ fn plan(number: u8) -> InterfacePlan {
         addresses: vec![format!("172.30.0.{number}/16"), format!("fd42::{number}/64")],
         gateway: Some("172.30.0.1".parse().unwrap()),
         gateway6: Some("fd42::1".parse().unwrap()),
+        hairpin: true,
     }
 }
 

@@ -1,0 +1,129 @@
+//! Elements of the table's maps by nf_tables netlink messages.
+
+use insula_sys::netlink::{Family, Socket};
+
+use super::{Error, Forward};
+use crate::netlink;
+use crate::netlink::message::{Batch, CREATE};
+
+/// As many elements as surely fit one attribute of 64 KiB.
+pub(super) const MOST: usize = 1000;
+
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const SUBSYSTEM: u16 = 10;
+const GETTABLE: u16 = SUBSYSTEM << 8 | 1;
+const DELTABLE: u16 = SUBSYSTEM << 8 | 2;
+const NEWSETELEM: u16 = SUBSYSTEM << 8 | 12;
+const DELSETELEM: u16 = SUBSYSTEM << 8 | 14;
+
+const TABLE_NAME: u16 = 1;
+const LIST_TABLE: u16 = 1;
+const LIST_SET: u16 = 2;
+const LIST_ELEMENTS: u16 = 3;
+const LIST_ELEM: u16 = 1;
+const ELEM_KEY: u16 = 1;
+const ELEM_DATA: u16 = 2;
+const DATA_VALUE: u16 = 1;
+
+/// `nfgenmsg`: family, version, and for the frame of a batch the subsystem, big-endian.
+const FRAME: [u8; 4] = [0, 0, 0, SUBSYSTEM as u8];
+const INET: [u8; 4] = [1, 0, 0, 0];
+
+pub(super) fn open() -> Result<Socket, Error> {
+    Ok(Socket::open(Family::Netfilter)
+        .map_err(|source| netlink::Error::Socket { call: "open a netfilter socket", source })?)
+}
+
+/// A transaction: all of what `fill` requests, or nothing.
+fn transact<'a>(table: &'a str, fill: impl FnOnce(&mut Batch<'a>)) -> Result<(), Error> {
+    let mut batch = Batch::new();
+    batch.begin(BATCH_BEGIN, 0, &FRAME, "begin a change of the nftables table", table);
+    fill(&mut batch);
+    batch.begin(BATCH_END, 0, &FRAME, "end a change of the nftables table", table);
+    Ok(batch.run(&open()?)?)
+}
+
+pub(super) fn add(table: &str, forwards: &[Forward]) -> Result<(), Error> {
+    transact(table, |batch| {
+        elements(batch, NEWSETELEM, CREATE, "publish ports in the nftables table", table, forwards);
+    })
+}
+
+pub(super) fn remove(table: &str, forwards: &[Forward]) -> Result<(), Error> {
+    transact(table, |batch| {
+        elements(batch, DELSETELEM, 0, "withdraw ports from the nftables table", table, forwards);
+    })
+}
+
+pub(super) fn delete_table(table: &str) -> Result<(), Error> {
+    transact(table, |batch| {
+        batch.begin(DELTABLE, 0, &INET, "delete the nftables table", table);
+        batch.text(TABLE_NAME, table);
+    })
+}
+
+pub(super) fn probe_table(table: &str) -> Result<(), Error> {
+    let mut batch = Batch::new();
+    batch.begin(GETTABLE, 0, &INET, "look for the nftables table", table);
+    batch.text(TABLE_NAME, table);
+    batch.acknowledge();
+    Ok(batch.run(&open()?)?)
+}
+
+/// One message a map that has elements.
+fn elements<'a>(
+    batch: &mut Batch<'a>,
+    kind: u16,
+    flags: u16,
+    action: &'static str,
+    table: &'a str,
+    forwards: &[Forward],
+) {
+    for (map, addressed) in [("ports", false), ("addressed_ports", true)] {
+        let mut members = forwards.iter().filter(|forward| forward.address.is_some() == addressed).peekable();
+        if members.peek().is_none() {
+            continue;
+        }
+        batch.begin(kind, flags, &INET, action, table);
+        batch.text(LIST_TABLE, table);
+        batch.text(LIST_SET, map);
+        let list = batch.nest(LIST_ELEMENTS);
+        for forward in members {
+            let element = batch.nest(LIST_ELEM);
+            let (key, length) = key(forward);
+            value(batch, ELEM_KEY, &key[..length]);
+            value(batch, ELEM_DATA, &target(forward));
+            batch.close(&element);
+        }
+        batch.close(&list);
+    }
+}
+
+fn value(batch: &mut Batch<'_>, kind: u16, bytes: &[u8]) {
+    let nest = batch.nest(kind);
+    batch.attribute(DATA_VALUE, bytes);
+    batch.close(&nest);
+}
+
+/// Each part of a concatenation begins at a multiple of four bytes.
+fn key(forward: &Forward) -> ([u8; 12], usize) {
+    let mut key = [0; 12];
+    let start = match forward.address {
+        Some(address) => {
+            key[..4].copy_from_slice(&address.octets());
+            4
+        }
+        None => 0,
+    };
+    key[start] = forward.proto;
+    key[start + 4..start + 6].copy_from_slice(&forward.port.to_be_bytes());
+    (key, start + 8)
+}
+
+fn target(forward: &Forward) -> [u8; 8] {
+    let mut target = [0; 8];
+    target[..4].copy_from_slice(&forward.to.octets());
+    target[4..6].copy_from_slice(&forward.to_port.to_be_bytes());
+    target
+}

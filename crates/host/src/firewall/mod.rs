@@ -1,0 +1,186 @@
+//! Our own nftables table: masquerading, published ports, isolation of bridges. Nobody else's rules
+//! are read into it or touched, and it accepts nothing that another table drops: each of its
+//! chains lets go what it has no reason to stop, and the administrator's chains judge it as well.
+//!
+//! ```text
+//! set bridges            our bridges
+//! set within             each bridge paired with itself: traffic that stays within one
+//! set subnets            their subnets
+//! map ports              protocol . port of the host            → address . port of a container
+//! map addressed_ports    address . protocol . port of the host  → address . port of a container
+//!
+//! guard     prerouting   a container cannot speak to the host's loopback (route_localnet is on)
+//! inbound   prerouting   published ports, for what comes from elsewhere and from containers
+//! local     output       published ports, for the host's own programs, 127.0.0.1 included
+//! outbound  postrouting  masquerading of what leaves the subnets, of the host's loopback towards
+//!                        containers, of what returns to the bridge that it came from
+//! forward   forward      to our bridges pass answers, neighbours and published ports only
+//! ```
+//!
+//! The table is put in place as a whole, in one transaction, by the `nft` program. A container's ports
+//! are elements of the maps, added and removed by a netlink message of our own: no program is started.
+
+mod batch;
+mod policy;
+mod text;
+
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::process::{Command, Stdio};
+
+use insula_base::{Kind, Kinded};
+
+use crate::netlink;
+
+pub use policy::forward_warnings;
+
+/// A bridge whose containers are masqueraded and kept apart from others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Zone {
+    /// Name of the bridge.
+    pub bridge: String,
+    pub subnet: Ipv4Addr,
+    pub prefix: u8,
+}
+
+/// A port of the host that leads to a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Forward {
+    /// Protocol number of the IP header.
+    pub proto: u8,
+    /// `None` is every address of the host.
+    pub address: Option<Ipv4Addr>,
+    pub port: u16,
+    pub to: Ipv4Addr,
+    pub to_port: u16,
+}
+
+/// An operation on the firewall that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The program that makes the table is not there.
+    #[error("the nft program is not found: install the package nftables")]
+    NoProgram,
+    /// Starting it or speaking with it failed.
+    #[error("{call} nft")]
+    Program { call: &'static str, source: io::Error },
+    /// It refused the table.
+    #[error("nft refused the table {table}: {message}")]
+    Refused { table: String, message: String },
+    /// The kernel refused elements.
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
+}
+
+impl Kinded for Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::NoProgram => Kind::Unsupported,
+            Self::Program { .. } | Self::Refused { .. } => Kind::Internal,
+            Self::Netlink(error) => error.kind(),
+        }
+    }
+}
+
+impl Error {
+    /// Whether the reason is that the table, or an element of it, is not there.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Netlink(error) if error.kind() == Kind::NotFound)
+    }
+}
+
+/// The table of one instance, in the network namespace of the thread that calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Firewall {
+    table: String,
+}
+
+impl Firewall {
+    /// The table of this name: letters, digits, `-`.
+    #[must_use]
+    pub fn new(table: String) -> Self {
+        Self { table }
+    }
+
+    /// Puts the table in place with these contents, in one transaction that replaces what was there.
+    /// Starts one program.
+    pub fn install(&self, zones: &[Zone], forwards: &[Forward]) -> Result<(), Error> {
+        let text = text::table(&self.table, zones, forwards);
+        let output = nft(&text)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let message: String =
+            String::from_utf8_lossy(&output.stderr).trim().replace('\n', " ").chars().take(500).collect();
+        Err(Error::Refused { table: self.table.clone(), message })
+    }
+
+    /// Removes the table and everything in it; that it is gone already is fine.
+    pub fn uninstall(&self) -> Result<(), Error> {
+        match batch::delete_table(&self.table) {
+            Err(error) if error.is_missing() => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Whether the table is there. Somebody may have flushed all rules.
+    pub fn installed(&self) -> Result<bool, Error> {
+        match batch::probe_table(&self.table) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_missing() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Adds ports, all or none of up to a thousand. One that is there already with the same target is
+    /// fine; [`Error::is_missing`] tells that the table is gone.
+    pub fn add(&self, forwards: &[Forward]) -> Result<(), Error> {
+        forwards.chunks(batch::MOST).try_for_each(|part| batch::add(&self.table, part))
+    }
+
+    /// Removes ports; those that are gone already are fine.
+    pub fn remove(&self, forwards: &[Forward]) -> Result<(), Error> {
+        for part in forwards.chunks(batch::MOST) {
+            match batch::remove(&self.table, part) {
+                // One that is gone fails the batch as a whole: the others go one by one.
+                Err(error) if error.is_missing() => {
+                    part.iter().try_for_each(|forward| {
+                        match batch::remove(&self.table, std::slice::from_ref(forward)) {
+                            Err(error) if error.is_missing() => Ok(()),
+                            result => result,
+                        }
+                    })?
+                }
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs `nft -f -`. Daemons' `PATH` may lack the folder of system programs.
+fn nft(text: &str) -> Result<std::process::Output, Error> {
+    for program in ["nft", "/usr/sbin/nft", "/sbin/nft"] {
+        let mut command = Command::new(program);
+        command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = match command.spawn() {
+            Ok(child) => child,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(Error::Program { call: "start", source }),
+        };
+        let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(text.as_bytes()));
+        let output =
+            child.wait_with_output().map_err(|source| Error::Program { call: "wait for", source })?;
+        // When it ends early its own words say more than our broken pipe.
+        return match written {
+            Err(source) if output.status.success() => Err(Error::Program { call: "write to", source }),
+            _ => Ok(output),
+        };
+    }
+    Err(Error::NoProgram)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use insula_spec::plan::InterfacePlan;
+
+use super::*;
+use crate::netlink::tests::{another, bridge, inside, isolated, plan};
+use crate::netlink::{
+    Bridge, Routes, configure, configure_loopback, enable_forwarding, plug, route_loopback,
+};
+
+/// A host with two containers on its bridge and another host on a second one, which plays the cable.
+struct Lan {
+    firewall: Firewall,
+    first: File,
+    second: File,
+    elsewhere: File,
+}
+
+const OUTSIDE: &str = "198.51.100.1";
+
+fn lan() -> Lan {
+    configure_loopback().unwrap();
+    let routes = Routes::open().unwrap();
+    routes.ensure_bridge(&bridge()).unwrap();
+    let cable = Bridge {
+        name: "insula-test-up".to_owned(),
+        mac: [2, 0x42, 198, 51, 100, 1],
+        mtu: 0,
+        addresses: vec![(OUTSIDE.parse().unwrap(), 24)],
+    };
+    routes.ensure_bridge(&cable).unwrap();
+    enable_forwarding().unwrap();
+    route_loopback("insula-test-b").unwrap();
+    let firewall = Firewall::new("insula-test".to_owned());
+    let zone = Zone { bridge: "insula-test-b".to_owned(), subnet: [172, 30, 0, 0].into(), prefix: 16 };
+    firewall.install(&[zone], &[]).unwrap();
+    let (first, second, elsewhere) = (another(), another(), another());
+    let remote = InterfacePlan {
+        bridge: cable.name,
+        addresses: vec!["198.51.100.2/24".to_owned()],
+        gateway: None,
+        gateway6: None,
+        ..plan(9)
+    };
+    for (plan, namespace) in [(plan(2), &first), (plan(3), &second), (remote, &elsewhere)] {
+        plug(&plan, namespace.as_fd()).unwrap();
+        inside(namespace, move || configure(&plan).unwrap());
+    }
+    Lan { firewall, first, second, elsewhere }
+}
+
+/// Serves one page for ever in `namespace`, with the client's address in it.
+fn serve(namespace: &File, port: u16) {
+    let listener = inside(namespace, move || TcpListener::bind(("0.0.0.0", port)).unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 256];
+            let _ = stream.read(&mut request).unwrap();
+            let body = stream.peer_addr().unwrap().ip().to_string();
+            write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        }
+    });
+}
+
+/// The page, or nothing when it cannot be had.
+fn fetch(address: &str) -> Option<String> {
+    let address: SocketAddr = address.parse().unwrap();
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(300)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.0 200 OK\r\n"), "{text}");
+    Some(text.rsplit_once("\r\n").unwrap().1.to_owned())
+}
+
+fn forward(port: u16, address: Option<&str>) -> Forward {
+    let address = address.map(|address| address.parse().unwrap());
+    Forward { proto: 6, address, port, to: [172, 30, 0, 2].into(), to_port: 80 }
+}
+
+/// With `br_netfilter` bridged packets are translated on the bridge, which is another path.
+#[test]
+fn a_published_port_is_reached_from_everywhere() {
+    for bridge_netfilter in ["0", "1"] {
+        isolated(move || {
+            let path = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+            let switched = std::fs::write(path, bridge_netfilter);
+            if switched.is_err() && bridge_netfilter == "1" {
+                eprintln!("skipped: no {path}");
+                return;
+            }
+            reach_from_everywhere();
+        });
+    }
+}
+
+fn reach_from_everywhere() {
+    let lan = lan();
+    serve(&lan.first, 80);
+    lan.firewall.add(&[forward(8080, None)]).unwrap();
+    lan.firewall.add(&[forward(8080, None)]).unwrap();
+    assert_eq!(fetch("127.0.0.1:8080").unwrap(), "172.30.0.1");
+    assert_eq!(fetch("198.51.100.1:8080").unwrap(), OUTSIDE);
+    assert_eq!(fetch("172.30.0.1:8080").unwrap(), "172.30.0.1");
+    let remote = inside(&lan.elsewhere, || fetch("198.51.100.1:8080"));
+    assert_eq!(remote.unwrap(), "198.51.100.2", "the client's address is kept");
+    for namespace in [&lan.first, &lan.second] {
+        let hairpin = inside(namespace, || fetch("198.51.100.1:8080"));
+        assert_eq!(hairpin.unwrap(), "172.30.0.1");
+    }
+    let neighbour = inside(&lan.second, || fetch("172.30.0.2:80"));
+    assert_eq!(neighbour.unwrap(), "172.30.0.3");
+    lan.firewall.remove(&[forward(8080, None), forward(8081, None)]).unwrap();
+    assert_eq!(fetch("127.0.0.1:8080"), None);
+    assert_eq!(inside(&lan.elsewhere, || fetch("198.51.100.1:8080")), None);
+}
+
+#[test]
+fn a_port_published_on_one_address_is_not_on_others() {
+    isolated(|| {
+        let lan = lan();
+        serve(&lan.first, 80);
+        lan.firewall.add(&[forward(8080, Some("127.0.0.1")), forward(8081, Some(OUTSIDE))]).unwrap();
+        assert!(fetch("127.0.0.1:8080").is_some());
+        assert_eq!(fetch("198.51.100.1:8080"), None);
+        assert_eq!(fetch("127.0.0.1:8081"), None);
+        assert!(inside(&lan.elsewhere, || fetch("198.51.100.1:8081")).is_some());
+        assert_eq!(inside(&lan.elsewhere, || fetch("198.51.100.1:8080")), None);
+    });
+}
+
+#[test]
+fn containers_reach_out_and_nobody_reaches_in() {
+    isolated(|| {
+        let lan = lan();
+        serve(&lan.first, 80);
+        serve(&lan.elsewhere, 80);
+        let out = inside(&lan.first, || fetch("198.51.100.2:80"));
+        assert_eq!(out.unwrap(), OUTSIDE, "masqueraded");
+        let routes = || {
+            let routes = Routes::open().unwrap();
+            routes.add_default_route(OUTSIDE.parse().unwrap(), "eth0").unwrap();
+            fetch("172.30.0.2:80")
+        };
+        assert_eq!(inside(&lan.elsewhere, routes), None, "what is not published is not reached");
+    });
+}
+
+#[test]
+fn a_container_cannot_speak_to_the_hosts_loopback() {
+    isolated(|| {
+        let lan = lan();
+        let socket = UdpSocket::bind("127.0.0.1:99").unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let attack = || {
+            std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").unwrap();
+            for change in [
+                "del local 127.0.0.1 dev lo table local",
+                "del local 127.0.0.0/8 dev lo table local",
+                "add 127.0.0.0/8 via 172.30.0.1 src 172.30.0.2",
+            ] {
+                let status = Command::new("ip").arg("route").args(change.split(' ')).status().unwrap();
+                assert!(status.success(), "{change}");
+            }
+            let socket = UdpSocket::bind("172.30.0.2:0").unwrap();
+            socket.send_to(b"open up", "127.0.0.1:99").unwrap();
+        };
+        inside(&lan.first, attack);
+        assert!(socket.recv(&mut [0; 16]).is_err(), "the guard let it in");
+        lan.firewall.uninstall().unwrap();
+        inside(&lan.first, || {
+            let socket = UdpSocket::bind("172.30.0.2:0").unwrap();
+            socket.send_to(b"open up", "127.0.0.1:99").unwrap();
+        });
+        assert_eq!(socket.recv(&mut [0; 16]).unwrap(), 7, "the attack works but for the guard");
+    });
+}
+
+#[test]
+fn the_administrators_drop_stands() {
+    isolated(|| {
+        let lan = lan();
+        serve(&lan.first, 80);
+        lan.firewall.add(&[forward(8080, None)]).unwrap();
+        let text =
+            "table inet theirs { chain forward { type filter hook forward priority 10; policy drop; }\n}\n";
+        assert!(nft(text).unwrap().status.success());
+        assert_eq!(inside(&lan.elsewhere, || fetch("198.51.100.1:8080")), None);
+        let warnings = forward_warnings("insula-test", "insula-test-b").unwrap();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("inet theirs forward"), "{warnings:?}");
+        let allow = "insert rule inet theirs forward iifname insula-test-b accept
+                     insert rule inet theirs forward oifname insula-test-b accept";
+        assert!(nft(allow).unwrap().status.success());
+        assert!(inside(&lan.elsewhere, || fetch("198.51.100.1:8080")).is_some());
+        assert_eq!(forward_warnings("insula-test", "insula-test-b").unwrap(), [""; 0]);
+    });
+}
+
+#[test]
+fn the_table_is_replaced_as_a_whole_and_goes() {
+    isolated(|| {
+        let firewall = Firewall::new("insula-test".to_owned());
+        assert!(!firewall.installed().unwrap());
+        assert!(firewall.add(&[forward(80, None)]).unwrap_err().is_missing());
+        let many: Vec<_> = (1..=2500).map(|port| forward(port, None)).collect();
+        firewall.install(&[], &many[..10]).unwrap();
+        assert!(firewall.installed().unwrap());
+        firewall.add(&many[5..]).unwrap();
+        let other = Forward { to_port: 81, ..many[7] };
+        assert!(!firewall.add(&[other]).unwrap_err().is_missing(), "another target for the same port");
+        firewall.install(&[], &many).unwrap();
+        firewall.remove(&many).unwrap();
+        firewall.remove(&many[..20]).unwrap();
+        firewall.uninstall().unwrap();
+        firewall.uninstall().unwrap();
+        assert!(!firewall.installed().unwrap());
+    });
+}

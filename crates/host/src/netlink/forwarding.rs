@@ -1,0 +1,38 @@
+//! The two kernel parameters that forwarding to containers needs.
+
+use std::io;
+
+use super::Error;
+
+/// Switches IPv4 forwarding on, and returns whether it was off. It is the one parameter of the
+/// whole host (network namespace) that containers behind a bridge need.
+pub fn enable_forwarding() -> Result<bool, Error> {
+    let path = "/proc/sys/net/ipv4/ip_forward";
+    if read(path)?.trim() != "0" {
+        return Ok(false);
+    }
+    write(path, "1").map(|()| true)
+}
+
+/// Switches IPv4 forwarding off again.
+pub fn disable_forwarding() -> Result<(), Error> {
+    write("/proc/sys/net/ipv4/ip_forward", "0")
+}
+
+/// Lets packets from 127.0.0.0/8 leave by a bridge, so that ports published on the host's loopback
+/// reach containers. The firewall keeps containers from using it the other way.
+pub fn route_loopback(bridge: &str) -> Result<(), Error> {
+    write(&format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"), "1")
+}
+
+fn read(path: &str) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|source| refused("read", path, source))
+}
+
+fn write(path: &str, value: &str) -> Result<(), Error> {
+    std::fs::write(path, value).map_err(|source| refused("write", path, source))
+}
+
+fn refused(action: &'static str, path: &str, source: io::Error) -> Error {
+    Error::Refused { action, operand: path.to_owned(), detail: String::new(), source }
+}
