@@ -1,1 +1,15 @@
-//! placeholder
+//! Use cases without HTTP: what an engine does with containers, images, networks and volumes.
+//!
+//! Nothing here speaks HTTP and nothing forks, mounts or enters a namespace: walls are built by
+//! monitors, to which the engine speaks the task protocol.
+
+mod error;
+pub mod events;
+pub mod filters;
+pub mod images;
+pub mod logs;
+mod task;
+pub mod volumes;
+
+pub use error::{Error, Result};
+use task::blocking;

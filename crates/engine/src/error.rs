@@ -1,0 +1,63 @@
+//! The errors of the use cases.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use insula_base::{Kind, Kinded};
+
+/// What went wrong with a request.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request is malformed or contradicts itself.
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// The named object does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// The object is in a state that forbids the request.
+    #[error("{0}")]
+    Conflict(String),
+    /// This version, the host or the wall cannot do it.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A system call failed.
+    #[error("{call} {path:?}")]
+    Io {
+        call: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Store(#[from] insula_store::Error),
+    /// A defect of this program.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// The result of a use case.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn io(call: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+        Self::Io { call, path: path.to_owned(), source: source.into() }
+    }
+}
+
+impl Kinded for Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::InvalidArgument(_) => Kind::InvalidArgument,
+            Self::NotFound(_) => Kind::NotFound,
+            Self::Conflict(_) => Kind::Conflict,
+            Self::Unsupported(_) => Kind::Unsupported,
+            Self::Io { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => Kind::Denied,
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::Unavailable,
+                _ => Kind::Internal,
+            },
+            Self::Store(error) => error.kind(),
+            Self::Internal(_) => Kind::Internal,
+        }
+    }
+}

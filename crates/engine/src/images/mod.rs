@@ -1,0 +1,214 @@
+//! Images: load and import with their progress, list, inspect, history, names, removal.
+
+mod change;
+pub(crate) mod describe;
+mod filter;
+mod progress;
+
+use std::io::Read;
+use std::sync::Arc;
+
+use insula_base::{Digest, chain};
+use insula_models::{HistoryItem, ImageDeleteItem, ImageInspect, ImageSummary, ImagesPruneResponse, Labels};
+use insula_spec::image::RunConfig;
+use insula_spec::reference::Reference;
+use insula_store::{Force, Image, ImportOptions, Removal, Store};
+
+pub use self::progress::ProgressSender;
+use self::progress::Reporter;
+use crate::events::{EventType, Events};
+use crate::filters::Filters;
+use crate::{Error, Result, blocking};
+
+/// The images of one engine.
+#[derive(Debug, Clone)]
+pub struct Images {
+    store: Arc<Store>,
+    events: Arc<Events>,
+}
+
+/// What an imported root file system is to be.
+#[derive(Debug, Clone, Default)]
+pub struct ImportRequest {
+    /// `NAME` or `NAME:TAG`; without it the image has no name.
+    pub reference: Option<String>,
+    pub message: String,
+    /// Instructions of a Dockerfile that set the configuration, one each.
+    pub changes: Vec<String>,
+    /// `linux/amd64`; the host's own if empty.
+    pub platform: String,
+}
+
+impl Images {
+    /// Those of `store`.
+    #[must_use]
+    pub fn new(store: Arc<Store>, events: Arc<Events>) -> Self {
+        Self { store, events }
+    }
+
+    /// Loads every image of an archive, telling how far it is and what came in Docker's words.
+    pub async fn load(&self, input: impl Read + Send + 'static, progress: ProgressSender) -> Result<()> {
+        let this = self.clone();
+        blocking(move || {
+            let mut reporter = Reporter::new(progress);
+            let loaded = this.store.images().load(input, &mut |step| reporter.step(&step))?;
+            for image in loaded {
+                if image.references.is_empty() {
+                    reporter.line(format!("Loaded image ID: {}\n", image.id));
+                }
+                for reference in &image.references {
+                    reporter.line(format!("Loaded image: {}\n", reference.familiar()));
+                }
+                let name = image.references.first().map_or_else(|| image.id.to_string(), Reference::familiar);
+                this.publish("load", &image.id, &name);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Makes an image of a root file system's tar; the last line of the progress is its id.
+    pub async fn import(
+        &self,
+        input: impl Read + Send + 'static,
+        request: ImportRequest,
+        progress: ProgressSender,
+    ) -> Result<()> {
+        let options = import_options(request)?;
+        let this = self.clone();
+        blocking(move || {
+            let mut reporter = Reporter::new(progress);
+            let name = options.reference.as_ref().map(Reference::familiar);
+            let id = this.store.images().import(input, options, &mut |step| reporter.step(&step))?;
+            this.publish("import", &id, name.as_deref().unwrap_or_default());
+            reporter.status(id.to_string());
+            Ok(())
+        })
+        .await
+    }
+
+    /// The image by name, id or unique beginning of an id.
+    pub fn resolve(&self, name: &str) -> Result<Image> {
+        Ok(self.store.images().resolve(name)?)
+    }
+
+    /// The images that pass the filters, newest first.
+    pub fn list(&self, filters: &Filters) -> Result<Vec<ImageSummary>> {
+        let images = self.store.images();
+        let chosen = filter::choose(images, images.list()?, filters)?;
+        Ok(chosen.iter().map(describe::summary).collect())
+    }
+
+    /// Everything about one image.
+    pub fn inspect(&self, name: &str) -> Result<ImageInspect> {
+        Ok(describe::inspect(&self.resolve(name)?))
+    }
+
+    /// How the image's layers came to be, the last first.
+    pub fn history(&self, name: &str) -> Result<Vec<HistoryItem>> {
+        Ok(describe::history(&self.resolve(name)?))
+    }
+
+    /// Gives the image another name: `repository` and `tag` as `POST /images/{name}/tag` has them.
+    pub fn tag(&self, name: &str, repository: &str, tag: &str) -> Result<()> {
+        let mut target = Reference::parse(repository).map_err(insula_store::Error::from)?;
+        if !tag.is_empty() {
+            target = target.with_tag(tag).map_err(insula_store::Error::from)?;
+        }
+        if target.digest().is_some() {
+            return Err(Error::InvalidArgument(
+                "refusing to create a tag with a digest reference".to_owned(),
+            ));
+        }
+        let image = self.resolve(name)?;
+        self.store.images().tag(name, &target)?;
+        self.publish("tag", &image.id, &target.familiar());
+        Ok(())
+    }
+
+    /// Removes a name, and the image with its last one. `running` says which containers run.
+    pub async fn remove(
+        &self,
+        name: &str,
+        force: Force,
+        running: impl Fn(&str) -> bool + Send + 'static,
+    ) -> Result<Vec<ImageDeleteItem>> {
+        let (this, name) = (self.clone(), name.to_owned());
+        blocking(move || {
+            let image = this.resolve(&name)?;
+            let steps = this.store.images().remove(&name, force, &running)?;
+            Ok(steps.into_iter().map(|step| this.removed(&image.id, step)).collect())
+        })
+        .await
+    }
+
+    /// Removes images that no container uses: those without a name, or all with the filter
+    /// `dangling=false`.
+    pub async fn prune(&self, filters: Filters) -> Result<ImagesPruneResponse> {
+        let this = self.clone();
+        blocking(move || {
+            let images = this.store.images();
+            let mut answer = ImagesPruneResponse::default();
+            for image in filter::prunable(images, &filters)? {
+                let names: Vec<String> = match image.references.as_slice() {
+                    [] => vec![image.id.to_string()],
+                    references => references.iter().map(Reference::familiar).collect(),
+                };
+                for name in names {
+                    // One that came into use meanwhile stays.
+                    match images.remove(&name, Force::No, &|_| true) {
+                        Ok(steps) => {
+                            let done = steps.into_iter().map(|step| this.removed(&image.id, step));
+                            answer.images_deleted.extend(done);
+                            answer.space_reclaimed += image.size;
+                        }
+                        Err(error) => tracing::info!(image = name, error = chain(&error), "not pruned"),
+                    }
+                }
+            }
+            Ok(answer)
+        })
+        .await
+    }
+
+    fn removed(&self, image: &Digest, step: Removal) -> ImageDeleteItem {
+        match step {
+            Removal::Untagged(reference) => {
+                self.publish("untag", image, &reference.familiar());
+                ImageDeleteItem { untagged: reference.familiar(), deleted: String::new() }
+            }
+            Removal::Deleted(digest) => {
+                // Layers are listed too and are no event.
+                if digest == *image {
+                    self.publish("delete", image, digest.as_str());
+                }
+                ImageDeleteItem { untagged: String::new(), deleted: digest.to_string() }
+            }
+        }
+    }
+
+    fn publish(&self, action: &str, id: &Digest, name: &str) {
+        let attributes = Labels::from([("name".to_owned(), name.to_owned())]);
+        self.events.publish(EventType::Image, action, id.as_str(), attributes);
+    }
+}
+
+fn import_options(request: ImportRequest) -> Result<ImportOptions> {
+    let reference =
+        request.reference.as_deref().map(Reference::parse).transpose().map_err(insula_store::Error::from)?;
+    let mut config = RunConfig::default();
+    for instruction in &request.changes {
+        change::apply(&mut config, instruction)?;
+    }
+    let architecture = match request.platform.split('/').collect::<Vec<_>>().as_slice() {
+        [""] | ["linux"] => String::new(),
+        ["linux", architecture] | ["linux", architecture, _] => (*architecture).to_owned(),
+        _ => {
+            return Err(Error::InvalidArgument(format!(
+                "platform {:?}: linux/ARCHITECTURE is expected",
+                request.platform
+            )));
+        }
+    };
+    Ok(ImportOptions { reference, config, message: request.message, architecture })
+}

@@ -1,0 +1,375 @@
+//! Named folders that outlive containers.
+//!
+//! ```text
+//! <root>/volumes/<name>/_data        what is mounted; owned by ids inside containers
+//! <root>/volumes/.removed-<digits>   on its way out; swept at open
+//! ```
+//! The row is written before the folder is made, and the folder is made again wherever it is
+//! missing, so that a crash in between leaves nothing half made.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use insula_models::{
+    Labels, Volume, VolumeCreateRequest, VolumeListResponse, VolumeUsage, VolumesPruneResponse,
+};
+use insula_store::{Collection, Record, Store};
+use jiff::Timestamp;
+
+use crate::events::{EventType, Events};
+use crate::filters::{Filters, check_names, has_label, one_bool};
+use crate::{Error, Result, blocking};
+
+/// Label of volumes that nobody named, which prune removes.
+pub const ANONYMOUS: &str = "com.docker.volume.anonymous";
+const DRIVER: &str = "local";
+const REMOVED: &str = ".removed-";
+
+/// The volumes of one engine.
+#[derive(Debug, Clone)]
+pub struct Volumes {
+    store: Arc<Store>,
+    events: Arc<Events>,
+}
+
+/// Which containers, by id, use which volume, by name.
+pub type Users = BTreeMap<String, Vec<String>>;
+
+impl Volumes {
+    /// Those of `store`; sweeps what a removal left.
+    pub fn open(store: Arc<Store>, events: Arc<Events>) -> Result<Self> {
+        let folder = store.volumes_dir();
+        make_folder(&folder)?;
+        for entry in fs::read_dir(&folder).map_err(|e| Error::io("readdir", &folder, e))? {
+            let entry = entry.map_err(|e| Error::io("readdir", &folder, e))?;
+            if entry.file_name().as_encoded_bytes().starts_with(REMOVED.as_bytes()) {
+                remove_tree(&entry.path())?;
+            }
+        }
+        Ok(Self { store, events })
+    }
+
+    /// Makes a volume, or returns the one of this name. Without a name it gets 64 random digits.
+    pub fn create(&self, request: VolumeCreateRequest) -> Result<Volume> {
+        check(&request)?;
+        let VolumeCreateRequest { mut name, mut labels, .. } = request;
+        if name.is_empty() {
+            name = insula_base::random_hex(32);
+            labels.insert(ANONYMOUS.to_owned(), String::new());
+        }
+        let data = self.data(&name)?;
+        if let Some(volume) = self.find(&name)? {
+            make_data(&data)?;
+            return Ok(volume);
+        }
+        let volume = Volume {
+            created_at: Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            driver: DRIVER.to_owned(),
+            labels,
+            mountpoint: data.to_string_lossy().into_owned(),
+            name: name.clone(),
+            scope: "local".to_owned(),
+            ..Volume::default()
+        };
+        let doc =
+            serde_json::to_vec(&volume).map_err(|e| Error::Internal(format!("write volume {name}: {e}")))?;
+        let record = Record { id: name.clone(), name: Some(name.clone()), doc };
+        match self.store.state().records(Collection::Volumes).insert(&record) {
+            // Somebody else was faster, which is as good.
+            Err(insula_store::Error::IdTaken { .. } | insula_store::Error::NameTaken { .. }) => {}
+            result => result?,
+        }
+        make_data(&data)?;
+        self.publish("create", &name);
+        Ok(volume)
+    }
+
+    /// The volume of this name.
+    pub fn inspect(&self, name: &str) -> Result<Volume> {
+        self.find(name)?.ok_or_else(|| Error::NotFound(format!("get {name}: no such volume")))
+    }
+
+    /// The volumes that pass the filters, by name.
+    pub fn list(&self, filters: &Filters, users: &Users) -> Result<VolumeListResponse> {
+        check_names(filters, &["dangling", "driver", "label", "name"])?;
+        let dangling = one_bool(filters, "dangling")?;
+        let values = |name: &str| filters.get(name).map_or(&[][..], Vec::as_slice);
+        let any = |wanted: &[String], holds: &dyn Fn(&String) -> bool| {
+            wanted.is_empty() || wanted.iter().any(holds)
+        };
+        let mut volumes = self.all()?;
+        volumes.retain(|volume| {
+            dangling.is_none_or(|dangling| dangling != users.contains_key(&volume.name))
+                && any(values("driver"), &|driver| *driver == volume.driver)
+                && any(values("name"), &|part| volume.name.contains(part.as_str()))
+                && values("label").iter().all(|label| has_label(&volume.labels, label))
+        });
+        Ok(VolumeListResponse { volumes, warnings: Vec::new() })
+    }
+
+    /// Removes a volume that no container uses. With `force` one that is not there is no error.
+    pub async fn remove(&self, name: &str, force: bool, users: &Users) -> Result<()> {
+        if self.find(name)?.is_none() {
+            return if force { Ok(()) } else { Err(Error::NotFound(format!("get {name}: no such volume"))) };
+        }
+        if let Some(users) = users.get(name) {
+            return Err(Error::Conflict(format!("remove {name}: volume is in use - [{}]", users.join(", "))));
+        }
+        let (this, name) = (self.clone(), name.to_owned());
+        blocking(move || this.discard(&name)).await
+    }
+
+    /// Removes the volumes that no container uses: those that nobody named, or all with `all=true`.
+    pub async fn prune(&self, filters: Filters, users: Users) -> Result<VolumesPruneResponse> {
+        check_names(&filters, &["all", "label", "label!"])?;
+        let all = one_bool(&filters, "all")?.unwrap_or(false);
+        let values = |name: &str| filters.get(name).cloned().unwrap_or_default();
+        let (with, without) = (values("label"), values("label!"));
+        let mut unused = self.all()?;
+        unused.retain(|volume| {
+            !users.contains_key(&volume.name)
+                && (all || volume.labels.contains_key(ANONYMOUS))
+                && with.iter().all(|label| has_label(&volume.labels, label))
+                && !without.iter().any(|label| has_label(&volume.labels, label))
+        });
+        let this = self.clone();
+        blocking(move || {
+            let mut answer = VolumesPruneResponse::default();
+            for volume in unused {
+                answer.space_reclaimed += disk_use(Path::new(&volume.mountpoint))?;
+                this.discard(&volume.name)?;
+                answer.volumes_deleted.push(volume.name);
+            }
+            Ok(answer)
+        })
+        .await
+    }
+
+    /// Every volume with what it takes and how many use it.
+    pub async fn usage(&self, users: Users) -> Result<Vec<Volume>> {
+        let mut volumes = self.all()?;
+        blocking(move || {
+            for volume in &mut volumes {
+                let size = disk_use(Path::new(&volume.mountpoint))?;
+                volume.usage_data = Some(VolumeUsage {
+                    ref_count: users
+                        .get(&volume.name)
+                        .map_or(0, |users| i64::try_from(users.len()).unwrap_or(i64::MAX)),
+                    size: i64::try_from(size).unwrap_or(i64::MAX),
+                });
+            }
+            Ok(volumes)
+        })
+        .await
+    }
+
+    /// Tells listeners that a container got or lost the volume: `mount`, `unmount`.
+    pub fn publish_mount(&self, action: &str, name: &str, container: &str, attributes: Labels) {
+        let mut attributes = attributes;
+        attributes.insert("driver".to_owned(), DRIVER.to_owned());
+        attributes.insert("container".to_owned(), container.to_owned());
+        self.events.publish(EventType::Volume, action, name, attributes);
+    }
+
+    fn all(&self) -> Result<Vec<Volume>> {
+        let records = self.store.state().records(Collection::Volumes).all()?;
+        let mut volumes: Vec<Volume> = records.iter().map(read).collect::<Result<_>>()?;
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(volumes)
+    }
+
+    fn find(&self, name: &str) -> Result<Option<Volume>> {
+        self.store.state().records(Collection::Volumes).get(name)?.as_ref().map(read).transpose()
+    }
+
+    fn data(&self, name: &str) -> Result<PathBuf> {
+        self.store.volume_data(name).map_err(|_| {
+            Error::InvalidArgument(format!(
+                "{name:?} includes invalid characters for a local volume name, only \
+                 \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, \
+                 use absolute path"
+            ))
+        })
+    }
+
+    /// The folder vanishes by a rename, then the row, then the bytes.
+    fn discard(&self, name: &str) -> Result<()> {
+        let folder = self.store.volumes_dir().join(name);
+        let removed = self.store.volumes_dir().join(format!("{REMOVED}{}", insula_base::random_hex(8)));
+        match fs::rename(&folder, &removed) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("rename", &folder, error)),
+        }
+        self.store.state().records(Collection::Volumes).remove(name)?;
+        self.publish("destroy", name);
+        remove_tree(&removed)
+    }
+
+    fn publish(&self, action: &str, name: &str) {
+        let attributes = Labels::from([("driver".to_owned(), DRIVER.to_owned())]);
+        self.events.publish(EventType::Volume, action, name, attributes);
+    }
+}
+
+fn check(request: &VolumeCreateRequest) -> Result<()> {
+    if !matches!(request.driver.as_str(), "" | DRIVER) {
+        return Err(Error::NotFound(format!(
+            "create {}: driver {:?}: plugin not found: only the driver \"local\" is built in",
+            request.name, request.driver
+        )));
+    }
+    if let Some(option) = request.driver_opts.keys().next() {
+        return Err(Error::Unsupported(format!(
+            "create {}: option {option:?} of the driver \"local\" is not available in this version; \
+             bind-mount the folder instead",
+            request.name
+        )));
+    }
+    if request.name.len() == 1 {
+        return Err(Error::InvalidArgument(
+            "volume name is too short, names should be at least two alphanumeric characters".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn read(record: &Record) -> Result<Volume> {
+    serde_json::from_slice(&record.doc)
+        .map_err(|error| Error::Internal(format!("the row of volume {} is damaged: {error}", record.id)))
+}
+
+fn make_folder(path: &Path) -> Result<()> {
+    // Passable, so that a container's ids reach the data; not to be listed.
+    fs::DirBuilder::new().recursive(true).mode(0o711).create(path).map_err(|e| Error::io("mkdir", path, e))
+}
+
+fn make_data(path: &Path) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        make_folder(folder)?;
+    }
+    match fs::create_dir(path) {
+        // Whatever the umask: the mode is what containers see.
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+            .map_err(|e| Error::io("chmod", path, e)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(Error::io("mkdir", path, error)),
+    }
+}
+
+fn remove_tree(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes of the blocks below `path`, a file with several names counted once.
+pub(crate) fn disk_use(path: &Path) -> Result<u64> {
+    let mut total = 0;
+    let mut linked = std::collections::BTreeSet::new();
+    let mut folders = vec![path.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            // What is in use changes while it is counted.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(Error::io("readdir", &folder, error)),
+        };
+        for entry in entries {
+            let Ok(entry) = entry else { break };
+            let Ok(meta) = entry.metadata() else { continue };
+            if meta.is_dir() {
+                folders.push(entry.path());
+            }
+            if meta.nlink() < 2 || meta.is_dir() || linked.insert((meta.dev(), meta.ino())) {
+                total += meta.blocks() * 512;
+            }
+        }
+    }
+    Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volumes() -> (tempfile::TempDir, Volumes) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(folder.path()).unwrap());
+        (folder, Volumes::open(store, Arc::new(Events::default())).unwrap())
+    }
+
+    fn request(name: &str) -> VolumeCreateRequest {
+        VolumeCreateRequest { name: name.to_owned(), ..VolumeCreateRequest::default() }
+    }
+
+    fn names(volumes: &Volumes, filters: &[(&str, &str)], users: &Users) -> Vec<String> {
+        let filters = filters.iter().map(|(k, v)| ((*k).to_owned(), vec![(*v).to_owned()])).collect();
+        volumes.list(&filters, users).unwrap().volumes.into_iter().map(|volume| volume.name).collect()
+    }
+
+    #[tokio::test]
+    async fn a_volume_lives_until_it_is_removed() {
+        let (_folder, volumes) = volumes();
+        let made = volumes.create(request("data")).unwrap();
+        assert!(Path::new(&made.mountpoint).is_dir());
+        assert_eq!(volumes.create(request("data")).unwrap(), made);
+        assert_eq!(volumes.inspect("data").unwrap(), made);
+        let users = Users::from([("data".to_owned(), vec!["c1".to_owned()])]);
+        let error = volumes.remove("data", true, &users).await.unwrap_err();
+        assert_eq!(error.to_string(), "remove data: volume is in use - [c1]");
+        volumes.remove("data", false, &Users::new()).await.unwrap();
+        assert!(!Path::new(&made.mountpoint).exists());
+        assert_eq!(fs::read_dir(volumes.store.volumes_dir()).unwrap().count(), 0);
+        let error = volumes.remove("data", false, &Users::new()).await.unwrap_err();
+        assert_eq!(error.to_string(), "get data: no such volume");
+        volumes.remove("data", true, &Users::new()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn prune_takes_what_nobody_named_or_uses() {
+        let (_folder, volumes) = volumes();
+        volumes.create(request("named")).unwrap();
+        let used = volumes.create(request("")).unwrap().name;
+        let unused = volumes.create(request("")).unwrap();
+        fs::write(Path::new(&unused.mountpoint).join("f"), vec![1; 10_000]).unwrap();
+        assert_eq!(used.len(), 64);
+        let users = Users::from([(used.clone(), vec!["c1".to_owned()])]);
+        let pruned = volumes.prune(Filters::new(), users.clone()).await.unwrap();
+        assert_eq!(pruned.volumes_deleted, [unused.name]);
+        assert!(pruned.space_reclaimed >= 10_000);
+        let all = Filters::from([("all".to_owned(), vec!["true".to_owned()])]);
+        assert_eq!(volumes.prune(all, users.clone()).await.unwrap().volumes_deleted, ["named"]);
+        assert_eq!(names(&volumes, &[], &users), [used]);
+    }
+
+    #[test]
+    fn lists_are_filtered() {
+        let (_folder, volumes) = volumes();
+        let labels = Labels::from([("tier".to_owned(), "db".to_owned())]);
+        volumes.create(VolumeCreateRequest { labels, ..request("blue") }).unwrap();
+        volumes.create(request("blueish")).unwrap();
+        let users = Users::from([("blue".to_owned(), vec!["c1".to_owned()])]);
+        assert_eq!(names(&volumes, &[("name", "blue")], &users), ["blue", "blueish"]);
+        assert_eq!(names(&volumes, &[("label", "tier=db")], &users), ["blue"]);
+        assert_eq!(names(&volumes, &[("dangling", "true")], &users), ["blueish"]);
+        assert!(volumes.list(&Filters::from([("size".to_owned(), Vec::new())]), &users).is_err());
+    }
+
+    #[test]
+    fn bad_requests_make_nothing() {
+        let (_folder, volumes) = volumes();
+        for name in ["../x", "a/b", ".x", "x", "-a"] {
+            assert!(volumes.create(request(name)).is_err(), "{name}");
+        }
+        assert!(volumes.create(VolumeCreateRequest { driver: "nfs".to_owned(), ..request("ok") }).is_err());
+        let driver_opts = Labels::from([("type".to_owned(), "nfs".to_owned())]);
+        assert!(volumes.create(VolumeCreateRequest { driver_opts, ..request("ok") }).is_err());
+        assert_eq!(fs::read_dir(volumes.store.volumes_dir()).unwrap().count(), 0);
+    }
+}
