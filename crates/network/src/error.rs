@@ -1,6 +1,6 @@
 //! What can go wrong with networks.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use insula_base::{Kind, Kinded};
 
@@ -30,9 +30,9 @@ pub enum Error {
     PublishShared,
     /// An address that a host of the network cannot have, or a network that has none.
     #[error("invalid address {address}: network {network} hands out addresses of {subnet}")]
-    InvalidAddress { address: IpAddr, network: String, subnet: String },
+    InvalidAddress { address: Ipv4Addr, network: String, subnet: String },
     /// A fixed address for a mode that has no addresses.
-    #[error("user specified IP address is supported on bridge networks only")]
+    #[error("a fixed IP address needs a bridge network")]
     AddressWithoutNetwork,
     /// A hardware address that is none.
     #[error("invalid MAC address {text:?}: six unicast bytes as in 02:42:ac:11:00:02 are expected")]
@@ -63,12 +63,15 @@ pub enum Error {
     /// Every configured pool overlaps something.
     #[error("all predefined address pools overlap routes of this host ({pools}): configure others")]
     PoolsExhausted { pools: String },
-    /// The host's state could not be read or set.
-    #[error("{action} {path}")]
-    File { action: &'static str, path: String, source: std::io::Error },
     /// A record that is not ours.
     #[error("the state's record of {what} is damaged")]
     Damaged { what: String, source: serde_json::Error },
+    #[error(transparent)]
+    Store(#[from] insula_store::Error),
+    #[error(transparent)]
+    Netlink(#[from] insula_host::netlink::Error),
+    #[error(transparent)]
+    Firewall(#[from] insula_host::firewall::Error),
 }
 
 impl Kinded for Error {
@@ -89,7 +92,13 @@ impl Kinded for Error {
             | Self::PortTaken { .. }
             | Self::PortsExhausted { .. } => Kind::Conflict,
             Self::AddressesExhausted { .. } | Self::PoolsExhausted { .. } => Kind::Unavailable,
-            Self::Reserve { .. } | Self::File { .. } | Self::Damaged { .. } => Kind::Internal,
+            Self::Reserve { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                Kind::Denied
+            }
+            Self::Reserve { .. } | Self::Damaged { .. } => Kind::Internal,
+            Self::Store(error) => error.kind(),
+            Self::Netlink(error) => error.kind(),
+            Self::Firewall(error) => error.kind(),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Text of `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname`. Pure functions.
+//! Text of `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname`. Pure functions, except for the one
+//! that reads the host's resolvers.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -24,6 +25,17 @@ struct Resolvers<'a> {
     servers: Vec<&'a str>,
     search: Vec<&'a str>,
     options: Vec<&'a str>,
+}
+
+/// The host's resolv.conf; where that names systemd-resolved's own address alone, the file in which
+/// it lists the servers behind it. Empty when there is none.
+#[must_use]
+pub fn host_resolv_conf() -> String {
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    if parse(&text).servers == ["127.0.0.53"] {
+        return std::fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or(text);
+    }
+    text
 }
 
 /// The container's resolv.conf from the host's and the user's wishes.

@@ -7,8 +7,15 @@
 mod endpoint;
 mod error;
 pub mod files;
+mod network;
+mod networks;
+mod pool;
 mod port;
+mod reserve;
 
 pub use endpoint::{Attachment, Endpoint, EndpointRequest, Mode};
 pub use error::Error;
+pub use network::{BridgeNetwork, Driver, Network};
+pub use networks::{Networks, Options};
+pub use pool::Subnet;
 pub use port::{PortRequest, Proto, PublishedPort};

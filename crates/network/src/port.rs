@@ -90,7 +90,6 @@ impl PortRequest {
     }
 
     /// The host's address, unspecified for all.
-    #[expect(dead_code, reason = "the allocator of host ports lands next")]
     pub(crate) fn address(&self) -> Ipv4Addr {
         match self.host_ip {
             Some(IpAddr::V4(address)) => address,

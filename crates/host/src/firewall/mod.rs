@@ -104,6 +104,12 @@ impl Firewall {
         Self { table }
     }
 
+    /// The table's name.
+    #[must_use]
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
     /// Puts the table in place with these contents, in one transaction that replaces what was there.
     /// Starts one program.
     pub fn install(&self, zones: &[Zone], forwards: &[Forward]) -> Result<(), Error> {

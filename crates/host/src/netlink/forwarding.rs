@@ -4,19 +4,22 @@ use std::io;
 
 use super::Error;
 
-/// Switches IPv4 forwarding on, and returns whether it was off. It is the one parameter of the
-/// whole host (network namespace) that containers behind a bridge need.
-pub fn enable_forwarding() -> Result<bool, Error> {
-    let path = "/proc/sys/net/ipv4/ip_forward";
-    if read(path)?.trim() != "0" {
-        return Ok(false);
-    }
-    write(path, "1").map(|()| true)
+const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// Whether IPv4 forwarding is on: the one parameter of the whole host (network namespace) that
+/// containers behind a bridge need.
+pub fn forwarding() -> Result<bool, Error> {
+    Ok(read(FORWARD)?.trim() != "0")
+}
+
+/// Switches IPv4 forwarding on.
+pub fn enable_forwarding() -> Result<(), Error> {
+    write(FORWARD, "1")
 }
 
 /// Switches IPv4 forwarding off again.
 pub fn disable_forwarding() -> Result<(), Error> {
-    write("/proc/sys/net/ipv4/ip_forward", "0")
+    write(FORWARD, "0")
 }
 
 /// Lets packets from 127.0.0.0/8 leave by a bridge, so that ports published on the host's loopback

@@ -17,7 +17,7 @@ use insula_spec::plan::InterfacePlan;
 
 pub use bridge::Bridge;
 pub use error::Error;
-pub use forwarding::{disable_forwarding, enable_forwarding, route_loopback};
+pub use forwarding::{disable_forwarding, enable_forwarding, forwarding, route_loopback};
 pub use link::{Link, Route, Routes};
 
 /// Makes an interface's veth pair from the host's namespace: the host's end up and a port of its

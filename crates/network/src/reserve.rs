@@ -1,0 +1,195 @@
+//! Ports of the host, reserved by sockets that the daemon holds: another program or instance
+//! that wants one gets `EADDRINUSE`, and so do we. Nothing is ever received on them, since the
+//! firewall leads packets on before they get there.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, bind, getsockname, ipproto, listen, socket_with, sockopt,
+};
+
+use crate::{Error, PortRequest, Proto, PublishedPort};
+
+/// Where ports are looked for when the kernel knows the protocol only by its rules, not by sockets.
+const UNBOUND: std::ops::RangeInclusive<u16> = 49152..=65535;
+
+/// A port that is ours until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    pub(crate) published: PublishedPort,
+    /// `None` where the kernel has no sockets of the protocol (SCTP is often left out).
+    _socket: Option<OwnedFd>,
+}
+
+/// Reserves one port of what is asked for; `held` says which are ours already.
+pub(crate) fn reserve(
+    request: &PortRequest,
+    held: &dyn Fn(&PublishedPort) -> bool,
+) -> Result<Reservation, Error> {
+    request.validate()?;
+    let address = request.address();
+    let range = request.host_ports.clone().unwrap_or(0..=0);
+    let (first, last) = (*range.start(), *range.end());
+    for port in range {
+        match attempt(request, address, port, held) {
+            Ok(found) => return Ok(found),
+            Err(Errno::ADDRINUSE) => {}
+            Err(Errno::ADDRNOTAVAIL) => return Err(Error::NotOurAddress { address, port }),
+            Err(errno) => {
+                return Err(Error::Reserve { address, port, proto: request.proto, source: errno.into() });
+            }
+        }
+    }
+    if first == last {
+        Err(Error::PortTaken { address, port: first, proto: request.proto })
+    } else {
+        Err(Error::PortsExhausted { address, first, last })
+    }
+}
+
+/// Reserves a port again after a restart.
+pub(crate) fn reserve_again(published: &PublishedPort) -> Result<Reservation, Error> {
+    let request = PortRequest {
+        container_port: published.container_port,
+        proto: published.proto,
+        host_ip: Some(published.host_ip),
+        host_ports: Some(published.host_port..=published.host_port),
+    };
+    reserve(&request, &|_| false)
+}
+
+fn attempt(
+    request: &PortRequest,
+    address: Ipv4Addr,
+    port: u16,
+    held: &dyn Fn(&PublishedPort) -> bool,
+) -> Result<Reservation, Errno> {
+    let published = |host_port| PublishedPort {
+        container_port: request.container_port,
+        proto: request.proto,
+        host_ip: IpAddr::V4(address),
+        host_port,
+    };
+    if port != 0 && held(&published(port)) {
+        return Err(Errno::ADDRINUSE);
+    }
+    match hold(request.proto, SocketAddrV4::new(address, port)) {
+        Ok((socket, port)) => Ok(Reservation { published: published(port), _socket: Some(socket) }),
+        Err(Errno::PROTONOSUPPORT) => {
+            let mut candidates = if port == 0 { UNBOUND } else { port..=port };
+            let free = candidates.find(|port| !held(&published(*port))).ok_or(Errno::ADDRINUSE)?;
+            Ok(Reservation { published: published(free), _socket: None })
+        }
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Binds a socket and returns it with its port.
+fn hold(proto: Proto, wanted: SocketAddrV4) -> Result<(OwnedFd, u16), Errno> {
+    let socket = open(proto)?;
+    match bind(&socket, &wanted) {
+        // It may be that nobody but connections that ended a moment ago have the port. To tell,
+        // one must be as tolerant as servers are, and listen as they do.
+        Err(Errno::ADDRINUSE) if proto == Proto::Tcp => {
+            let socket = open(proto)?;
+            sockopt::set_socket_reuseaddr(&socket, true)?;
+            bind(&socket, &wanted)?;
+            listen(&socket, 0)?;
+            Ok((socket, wanted.port()))
+        }
+        Err(errno) => Err(errno),
+        Ok(()) => {
+            let name: SocketAddr = getsockname(&socket)?.try_into()?;
+            Ok((socket, name.port()))
+        }
+    }
+}
+
+fn open(proto: Proto) -> Result<OwnedFd, Errno> {
+    let (kind, protocol) = match proto {
+        Proto::Tcp => (SocketType::STREAM, ipproto::TCP),
+        Proto::Udp => (SocketType::DGRAM, ipproto::UDP),
+        Proto::Sctp => (SocketType::STREAM, ipproto::SCTP),
+    };
+    socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, Some(protocol))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    use super::*;
+
+    fn request(proto: Proto, ports: std::ops::RangeInclusive<u16>) -> PortRequest {
+        let host_ip = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        PortRequest { container_port: 80, proto, host_ip, host_ports: Some(ports) }
+    }
+
+    fn take(proto: Proto, ports: std::ops::RangeInclusive<u16>) -> Result<Reservation, Error> {
+        reserve(&request(proto, ports), &|_| false)
+    }
+
+    #[test]
+    fn a_reserved_port_is_nobody_elses() {
+        for proto in [Proto::Tcp, Proto::Udp] {
+            let first = take(proto, 0..=0).unwrap();
+            let port = first.published.host_port;
+            assert_ne!(port, 0);
+            let error = take(proto, port..=port).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("Bind for 127.0.0.1:{port} failed: port is already allocated")
+            );
+            match proto {
+                Proto::Udp => assert!(UdpSocket::bind(("127.0.0.1", port)).is_err()),
+                _ => assert!(TcpListener::bind(("127.0.0.1", port)).is_err()),
+            }
+            drop(first);
+            let published = take(proto, port..=port).unwrap().published;
+            assert_eq!(reserve_again(&published).unwrap().published, published);
+        }
+    }
+
+    #[test]
+    fn the_first_free_port_of_a_range_is_taken() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let error = take(Proto::Tcp, port..=port).unwrap_err();
+        assert!(matches!(error, Error::PortTaken { .. }), "{error}");
+        let found = take(Proto::Tcp, port..=port.saturating_add(50)).unwrap();
+        assert!(found.published.host_port > port);
+    }
+
+    #[test]
+    fn connections_that_ended_do_not_keep_a_port() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        drop(listener.accept().unwrap());
+        client.read_to_end(&mut Vec::new()).unwrap();
+        drop(client);
+        drop(listener);
+        let found = take(Proto::Tcp, port..=port).unwrap();
+        assert!(TcpListener::bind(("127.0.0.1", port)).is_err());
+        drop(found);
+    }
+
+    #[test]
+    fn addresses_of_others_are_refused() {
+        let host_ip = Some("192.0.2.77".parse().unwrap());
+        let error =
+            reserve(&PortRequest { host_ip, ..request(Proto::Tcp, 80..=80) }, &|_| false).unwrap_err();
+        assert!(matches!(error, Error::NotOurAddress { port: 80, .. }), "{error}");
+    }
+
+    #[test]
+    fn sctp_is_reserved_in_our_own_books_at_least() {
+        let first = take(Proto::Sctp, 0..=0).unwrap().published;
+        let same = request(Proto::Sctp, first.host_port..=first.host_port);
+        let error = reserve(&same, &|port| port.host_port == first.host_port).unwrap_err();
+        assert!(matches!(error, Error::PortTaken { .. }), "{error}");
+    }
+}
