@@ -1,1 +1,31 @@
-//! placeholder
+//! One process-isolated container: from a plan to namespaces to the execution of its program, and
+//! later processes in it.
+//!
+//! Three parties take part. The **builder** ([`create`]) is the caller, a process of one thread
+//! with the host's privileges: it clones the **init** into fresh namespaces, maps its ids,
+//! prepares every mount that needs the host (the overlay, device nodes, bind sources) as
+//! detached mounts and hands them over. The init ([`inside`]) attaches them below a root that it
+//! then pivots into, drops what it must not keep and executes the program. They talk over a
+//! [`handshake`] channel that the execution closes; whatever goes wrong inside comes back through
+//! it as an error with its kind. [`exec`] does the same for a process that joins.
+//!
+//! Nothing here knows of images, the daemon or the task protocol.
+
+mod build;
+mod devices;
+mod error;
+mod exec;
+mod handshake;
+mod hidden;
+mod idmap;
+mod inside;
+mod rootfs;
+mod sources;
+mod streams;
+mod users;
+
+pub use build::{Created, Init, When, create};
+pub use error::{Error, Result};
+pub use exec::{ExecPlan, Executed, Target, exec};
+pub use idmap::probe;
+pub use streams::Streams;

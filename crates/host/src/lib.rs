@@ -1,5 +1,6 @@
 //! One facility of the kernel a module; no idea of containers.
 
+pub mod cgroup;
 pub mod confine;
 pub mod firewall;
 pub mod netlink;

@@ -8,7 +8,10 @@
 
 pub mod inherit;
 pub mod memory;
+pub mod mount;
 pub mod netlink;
+pub mod process;
 pub mod rlimit;
 pub mod seccomp;
 pub mod socket;
+pub mod tty;

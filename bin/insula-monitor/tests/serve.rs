@@ -1,0 +1,395 @@
+//! A monitor over its protocol: real containers from a root file system with busybox in it. Needs
+//! root and busybox-static; says so and passes without them, unless `INSULA_TEST_REQUIRE` names root.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use insula_base::ContainerId;
+use insula_proto::{
+    Attachment, Call, Create, Empty, Exec, FrameReader, Outcome, Reply, Request, Signal, encode,
+};
+use insula_spec::plan::*;
+
+/// Whether the tests can run here.
+fn root() -> bool {
+    let able = rustix::process::geteuid().is_root() && Path::new("/bin/busybox").exists();
+    if !able {
+        let required = std::env::var("INSULA_TEST_REQUIRE").unwrap_or_default();
+        assert!(!required.contains("root"), "needs root and /bin/busybox (busybox-static)");
+        eprintln!("skipped: needs root and /bin/busybox (busybox-static)");
+    }
+    able
+}
+
+struct Session {
+    monitor: Child,
+    stream: UnixStream,
+    reader: FrameReader,
+    next: u64,
+    events: Vec<Outcome>,
+    folder: tempfile::TempDir,
+    id: ContainerId,
+}
+
+impl Session {
+    fn new() -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let monitor = Command::new(env!("CARGO_BIN_EXE_insula-monitor"))
+            .arg("serve")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .spawn()
+            .unwrap();
+        let folder = tempfile::Builder::new().prefix("insula-test-").tempdir().unwrap();
+        for name in ["layer/bin", "layer/etc", "container/upper", "container/work", "run"] {
+            fs::create_dir_all(folder.path().join(name)).unwrap();
+        }
+        fs::copy("/bin/busybox", folder.path().join("layer/bin/busybox")).unwrap();
+        for name in ["sh", "id", "cat", "true", "sleep", "ls", "mount", "stty", "kill", "hostname"] {
+            std::os::unix::fs::symlink("busybox", folder.path().join("layer/bin").join(name)).unwrap();
+        }
+        fs::write(
+            folder.path().join("layer/etc/passwd"),
+            "root:x:0:0::/root:/bin/sh\nweb:x:33:33::/srv:/bin/sh\n",
+        )
+        .unwrap();
+        let id = ContainerId::random();
+        Self {
+            monitor,
+            stream: ours,
+            reader: FrameReader::default(),
+            next: 1,
+            events: Vec::new(),
+            folder,
+            id,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn plan(&self, args: &[&str]) -> ContainerPlan {
+        ContainerPlan {
+            id: self.id.clone(),
+            process: process(args),
+            init: InitPlan::Process,
+            rootfs: RootfsPlan {
+                layers: vec![self.path("layer")],
+                idmap: true,
+                upper: Some(UpperPlan {
+                    upper: self.path("container/upper"),
+                    work: self.path("container/work"),
+                }),
+                readonly: false,
+                hidden: Vec::new(),
+            },
+            mounts: Vec::new(),
+            namespaces: NamespacesPlan {
+                user: UserNamespace::Private { first: 1_900_000_000, count: 65536 },
+                pid: Namespace::Private,
+                network: Namespace::Private,
+                ipc: Namespace::Private,
+                uts: Namespace::Private,
+                cgroup: Namespace::Private,
+            },
+            hostname: "box".into(),
+            domainname: String::new(),
+            interfaces: Vec::new(),
+            cgroup: CgroupPlan {
+                path: format!("insula-test-monitor/{}", self.id.short()),
+                resources: Resources::default(),
+            },
+            devices: Vec::new(),
+            device_rules: Vec::new(),
+            security: SecurityPlan {
+                seccomp: SeccompPlan::Default,
+                masked_paths: vec!["/proc/kcore".into(), "/proc/acpi".into(), "/sys/firmware".into()],
+                readonly_paths: vec!["/proc/sys".into()],
+                privileged: false,
+            },
+            sysctls: Default::default(),
+            stdio: StdioPlan::default(),
+            log: LogPlan::JsonFile { path: self.path("log"), max_size: 0, max_files: 1 },
+        }
+    }
+
+    fn send(&mut self, call: Call, sockets: &[OwnedFd]) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        let frame = encode(&Request { id, call: Some(call) });
+        let with: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+        insula_sys::socket::send_all(self.stream.as_fd(), &frame, &with).unwrap();
+        id
+    }
+
+    fn receive(&mut self) -> Reply {
+        loop {
+            if let Some(reply) = self.reader.pop::<Reply>().unwrap() {
+                return reply;
+            }
+            let mut buffer = [0; 4096];
+            let count = self.stream.read(&mut buffer).unwrap();
+            assert_ne!(count, 0, "the monitor is gone");
+            self.reader.push(&buffer[..count], []).unwrap();
+        }
+    }
+
+    fn call(&mut self, call: Call, sockets: &[OwnedFd]) -> Outcome {
+        let id = self.send(call, sockets);
+        loop {
+            let reply = self.receive();
+            let outcome = reply.outcome.unwrap();
+            if reply.id == id {
+                return outcome;
+            }
+            self.events.push(outcome);
+        }
+    }
+
+    fn create(&mut self, plan: &ContainerPlan, attached: Vec<(OwnedFd, Attachment)>) -> Outcome {
+        let (sockets, attachments): (Vec<_>, Vec<_>) = attached.into_iter().unzip();
+        let call = Create {
+            plan: serde_json::to_vec(plan).unwrap(),
+            folder: self.path("run").to_str().unwrap().into(),
+            attachments,
+            start: true,
+        };
+        self.call(Call::Create(call), &sockets)
+    }
+
+    fn event(&mut self) -> Outcome {
+        if self.events.is_empty() { self.receive().outcome.unwrap() } else { self.events.remove(0) }
+    }
+
+    fn exit_code(&mut self) -> i32 {
+        loop {
+            if let Outcome::Exited(exited) = self.event() {
+                return exited.code;
+            }
+        }
+    }
+
+    /// Runs to the end: exit code and log.
+    fn run(&mut self, plan: &ContainerPlan) -> (i32, String) {
+        let outcome = self.create(plan, Vec::new());
+        assert!(matches!(outcome, Outcome::Started(_)), "{outcome:?}");
+        let code = self.exit_code();
+        (code, self.log())
+    }
+
+    fn log(&self) -> String {
+        let text = fs::read_to_string(self.path("log")).unwrap();
+        text.lines()
+            .map(|line| {
+                serde_json::from_str::<serde_json::Value>(line).unwrap()["log"].as_str().unwrap().to_owned()
+            })
+            .collect()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        // With its daemon gone an idle monitor ends; one with a container is told to.
+        let _ = self.monitor.kill();
+        let _ = self.monitor.wait();
+        if let Ok(layout) = insula_host::cgroup::Layout::probe()
+            && let Ok(group) =
+                insula_host::cgroup::Group::open(&layout, &format!("insula-test-monitor/{}", self.id.short()))
+        {
+            let _ = group.kill();
+            let _ = group.remove();
+        }
+    }
+}
+
+fn process(args: &[&str]) -> ProcessPlan {
+    ProcessPlan {
+        args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+        env: vec!["PATH=/usr/bin:/bin".into()],
+        cwd: "/".into(),
+        capabilities: ["CAP_CHOWN", "CAP_KILL", "CAP_NET_RAW"].map(String::from).to_vec(),
+        ..ProcessPlan::default()
+    }
+}
+
+#[test]
+fn a_program_runs_as_root_of_its_own_and_its_code_is_told() {
+    if !root() {
+        return;
+    }
+    let mut session = Session::new();
+    let script = "id -u; hostname; cat /proc/self/uid_map; echo err >&2; exit 7";
+    let (code, log) = session.run(&session.plan(&["sh", "-c", script]));
+    let words: Vec<&str> = log.split_whitespace().collect();
+    assert_eq!(code, 7);
+    assert_eq!(&words[..5], ["0", "box", "0", "1900000000", "65536"]);
+    assert!(words.contains(&"err"));
+    let record = fs::read_to_string(session.path("run/exit.json")).unwrap();
+    assert!(record.contains("\"code\":7"), "{record}");
+    assert!(session.monitor.wait().unwrap().success());
+    assert!(!session.path("run/task.sock").exists());
+}
+
+#[test]
+fn files_keep_the_owners_that_they_have_inside() {
+    if !root() {
+        return;
+    }
+    use std::os::unix::fs::MetadataExt;
+    let mut session = Session::new();
+    let (code, log) = session.run(&session.plan(&["sh", "-c", "echo x > /made; ls -ln /made /bin/busybox"]));
+    assert_eq!(code, 0, "{log}");
+    assert_eq!(log.matches("0        0").count(), 2, "{log}");
+    assert_eq!(fs::metadata(session.path("container/upper/made")).unwrap().uid(), 0);
+}
+
+#[test]
+fn what_cannot_be_executed_says_why() {
+    if !root() {
+        return;
+    }
+    for (program, code, message) in [
+        ("nothere", 127, "executable file not found in $PATH"),
+        ("/bin/nothere", 127, "no such file or directory"),
+        ("/etc/passwd", 126, "permission denied"),
+    ] {
+        let mut session = Session::new();
+        let plan = session.plan(&[program]);
+        let Outcome::Failed(failed) = session.create(&plan, Vec::new()) else { panic!("it started") };
+        assert_eq!(failed.exit_code, code, "{}", failed.message);
+        assert!(failed.message.contains(message), "{}", failed.message);
+    }
+}
+
+#[test]
+fn clients_get_the_streams_and_give_input() {
+    if !root() {
+        return;
+    }
+    let mut session = Session::new();
+    let mut plan = session.plan(&["sh", "-c", "cat; echo done >&2"]);
+    plan.stdio = StdioPlan { open_stdin: true, stdin_once: true, ..StdioPlan::default() };
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let attachment = Attachment {
+        stdin: true,
+        stdout: true,
+        stderr: true,
+        multiplexed: true,
+        already_read: b"early ".to_vec(),
+        ..Attachment::default()
+    };
+    let outcome = session.create(&plan, vec![(theirs.into(), attachment)]);
+    assert!(matches!(outcome, Outcome::Started(_)), "{outcome:?}");
+    std::io::Write::write_all(&mut ours, b"late\n").unwrap();
+    ours.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut all = Vec::new();
+    ours.read_to_end(&mut all).unwrap();
+    let plain: Vec<u8> = demultiplex(&all);
+    assert_eq!(String::from_utf8(plain).unwrap(), "early late\ndone\n");
+    assert_eq!(session.exit_code(), 0);
+}
+
+fn demultiplex(mut bytes: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    while let Some((head, rest)) = bytes.split_first_chunk::<8>() {
+        let length = u32::from_be_bytes([head[4], head[5], head[6], head[7]]) as usize;
+        plain.extend_from_slice(&rest[..length]);
+        bytes = &rest[length..];
+    }
+    plain
+}
+
+#[test]
+fn a_terminal_is_one() {
+    if !root() {
+        return;
+    }
+    let mut session = Session::new();
+    let mut plan = session.plan(&["stty", "size"]);
+    plan.stdio = StdioPlan { tty: true, columns: 91, rows: 33, open_stdin: true, stdin_once: true };
+    let (code, log) = session.run(&plan);
+    assert_eq!((code, log.trim()), (0, "33 91"));
+}
+
+#[test]
+fn processes_join_and_signals_reach_them() {
+    if !root() {
+        return;
+    }
+    let mut session = Session::new();
+    let plan = session.plan(&["sleep", "1000"]);
+    let outcome = session.create(&plan, Vec::new());
+    assert!(matches!(outcome, Outcome::Started(_)), "{outcome:?}");
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let exec = Exec {
+        exec: "one".into(),
+        process: serde_json::to_vec(&ProcessPlan {
+            user: "web".into(),
+            ..process(&["sh", "-c", "id -u; hostname; cat /proc/1/comm; exit 3"])
+        })
+        .unwrap(),
+        stdio: serde_json::to_vec(&StdioPlan::default()).unwrap(),
+        attachments: vec![Attachment { stdout: true, stderr: true, ..Attachment::default() }],
+        privileged: false,
+    };
+    let outcome = session.call(Call::Exec(exec), &[theirs.into()]);
+    assert!(matches!(outcome, Outcome::Started(_)), "{outcome:?}");
+    let mut text = String::new();
+    ours.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "33\nbox\nsleep\n");
+    let Outcome::ExecExited(exited) = session.event() else { panic!("not the exec's end") };
+    assert_eq!((exited.exec.as_str(), exited.code), ("one", 3));
+    for call in [Call::Freeze(Empty {}), Call::Thaw(Empty {}), Call::Stats(Empty {})] {
+        let outcome = session.call(call, &[]);
+        assert!(!matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
+    }
+    let signal = Signal { exec: String::new(), signal: 9, all: false };
+    let outcome = session.call(Call::Signal(signal), &[]);
+    assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+    assert_eq!(session.exit_code(), 137);
+}
+
+#[test]
+fn an_init_of_ours_reaps_and_forwards() {
+    if !root() {
+        return;
+    }
+    let mut session = Session::new();
+    let mut plan = session.plan(&["sh", "-c", "trap 'exit 5' TERM; echo $$; while :; do sleep 0.05; done"]);
+    plan.init = InitPlan::Reaper;
+    let outcome = session.create(&plan, Vec::new());
+    assert!(matches!(outcome, Outcome::Started(_)), "{outcome:?}");
+    // The line in the log says that the trap is set.
+    while !session.path("log").exists() || session.log().is_empty() {
+        std::thread::yield_now();
+    }
+    assert_eq!(session.log().trim(), "2");
+    let signal = Signal { exec: String::new(), signal: 15, all: false };
+    session.call(Call::Signal(signal), &[]);
+    assert_eq!(session.exit_code(), 5);
+}
+
+#[test]
+fn the_host_image_hides_what_it_is_told() {
+    if !root() {
+        return;
+    }
+    let mut session = Session::new();
+    let mut plan =
+        session.plan(&["sh", "-c", "ls /root /home; ls -d /etc/shadow; id -u; touch /root/new && echo made"]);
+    plan.rootfs.layers = vec!["/".into()];
+    plan.rootfs.hidden = vec!["/root".into(), "/home".into(), "/etc/shadow".into(), "/no/such".into()];
+    let (_, log) = session.run(&plan);
+    assert!(
+        log.contains("/etc/shadow: No such file") || log.contains("cannot access '/etc/shadow'"),
+        "{log}"
+    );
+    assert!(log.ends_with("0\nmade\n"), "{log}");
+}

@@ -1,0 +1,252 @@
+//! The builder's side: clones the init, maps, prepares and hands over, and listens.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use insula_spec::plan::{ContainerPlan, Namespace, NamespacesPlan, UserNamespace};
+use insula_sys::process::{self, Clone, CloneFlags};
+use rustix::fs::{Mode, OFlags};
+
+use crate::error::{Context, Error, Result};
+use crate::handshake::{self, Channel, Order, Report};
+use crate::inside::{Confinement, Inside};
+use crate::streams::{self, Streams};
+use crate::{devices, hidden, idmap, rootfs, sources};
+
+/// When the program is to be executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// As soon as everything is built, in one go.
+    Now,
+    /// On [`Created::start`].
+    Later,
+}
+
+/// A container whose init stands, with or without its program running yet.
+#[derive(Debug)]
+pub struct Created {
+    pub init: Init,
+    pub streams: Streams,
+    /// For the user.
+    pub warnings: Vec<String>,
+}
+
+/// The first process of a container, a child of who built it.
+#[derive(Debug)]
+pub struct Init {
+    /// As the builder's pid namespace sees it.
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    channel: Option<Channel>,
+}
+
+impl Init {
+    /// Executes the program of a container that was created with [`When::Later`].
+    pub fn start(&mut self) -> Result<()> {
+        let channel = self.channel.take().ok_or(Error::Lost)?;
+        channel.order(&Order::Start)?;
+        match channel.await_report()? {
+            Report::Executed => Ok(()),
+            _ => Err(Error::Lost),
+        }
+    }
+}
+
+/// Builds a container. `join` puts a process into the container's cgroups, by its pid. On failure
+/// nothing of it is left but what `join` made. For a process of one thread whose umask is 0.
+pub fn create(
+    plan: &ContainerPlan,
+    when: When,
+    join: &mut dyn FnMut(i32) -> std::io::Result<()>,
+) -> Result<Created> {
+    let owner = idmap::first(&plan.namespaces.user);
+    let confinement = Confinement::prepare(plan, &plan.process, &plan.security.seccomp)?;
+    let (streams, ends) = streams::make(&plan.stdio, owner)?;
+    let (outside, inside) = handshake::pair()?;
+    let init =
+        clone_init(&Inside { plan, ends: &ends, confinement: &confinement, channel: &inside }, &outside)?;
+    drop((inside, ends));
+    let init = Guard(Some(init));
+    let mut built = Built { streams, warnings: prepare(plan, &init, &outside, &confinement, when, join)? };
+    built.warnings.extend(confinement.warnings);
+    built.listen(&outside, when)?;
+    let streams = built.streams.ok_or(Error::Lost)?;
+    let Cloned { pid, pidfd } = init.disarm()?;
+    let channel = (when == When::Later).then_some(outside);
+    Ok(Created { init: Init { pid, pidfd, channel }, streams, warnings: built.warnings })
+}
+
+/// What the reports of the init add up to.
+struct Built {
+    streams: Option<Streams>,
+    warnings: Vec<String>,
+}
+
+impl Built {
+    fn listen(&mut self, channel: &Channel, when: When) -> Result<()> {
+        loop {
+            match channel.await_report()? {
+                Report::Terminal(master) => self.streams = Some(Streams::Terminal(master)),
+                Report::Ready if when == When::Later => return Ok(()),
+                Report::Executed if when == When::Now => return Ok(()),
+                Report::Ready | Report::Executed | Report::Process { .. } => return Err(Error::Lost),
+            }
+        }
+    }
+}
+
+/// A process that was just cloned.
+pub(crate) struct Cloned {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// Kills and reaps an init that was not taken over.
+pub(crate) struct Guard(pub(crate) Option<Cloned>);
+
+impl Guard {
+    fn init(&self) -> Result<&Cloned> {
+        self.0.as_ref().ok_or(Error::Lost)
+    }
+
+    pub(crate) fn disarm(mut self) -> Result<Cloned> {
+        self.0.take().ok_or(Error::Lost)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(Cloned { pid, pidfd }) = self.0.take() {
+            // It may have ended by itself; then there is nothing to kill, and the wait says so.
+            let _ = process::signal(pidfd.as_fd(), 9);
+            let _ = process::wait_for(pid);
+        }
+    }
+}
+
+/// Everything between the clone and the order to build.
+fn prepare(
+    plan: &ContainerPlan,
+    init: &Guard,
+    channel: &Channel,
+    confinement: &Confinement,
+    when: When,
+    join: &mut dyn FnMut(i32) -> std::io::Result<()>,
+) -> Result<Vec<String>> {
+    let pid = init.init()?.pid;
+    if let UserNamespace::Private { first, count } = plan.namespaces.user {
+        idmap::map(pid, first, count)?;
+    }
+    join(pid).context("join", "the container's cgroups")?;
+    let warnings = confinement.apply_from_outside(pid, &plan.process)?;
+    let namespace = match &plan.namespaces.user {
+        UserNamespace::Host => None,
+        UserNamespace::Private { .. } | UserNamespace::Path { .. } => Some(idmap::namespace_of(pid)?),
+    };
+    let namespace = namespace.as_ref().map(AsFd::as_fd);
+    hidden::hide(&plan.rootfs)?;
+    let rootfs = rootfs::build(&plan.rootfs, namespace, idmap::first(&plan.namespaces.user))?;
+    let devices = devices::build(plan)?;
+    let sources = sources::prepare(&plan.mounts, namespace)?;
+    plug(plan, pid)?;
+    channel.order(&Order::Build { start: when == When::Now })?;
+    let gift: Vec<BorrowedFd<'_>> =
+        [rootfs.as_fd(), devices.as_fd()].into_iter().chain(sources.iter().map(AsFd::as_fd)).collect();
+    channel.give(&gift)?;
+    Ok(warnings)
+}
+
+fn plug(plan: &ContainerPlan, pid: i32) -> Result<()> {
+    if plan.interfaces.is_empty() {
+        return Ok(());
+    }
+    let path = format!("/proc/{pid}/ns/net");
+    let netns =
+        rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).context("open", path)?;
+    for interface in &plan.interfaces {
+        insula_host::netlink::plug(interface, netns.as_fd())?;
+    }
+    Ok(())
+}
+
+/// Clones the init into the namespaces of its plan. Where some exist already, a process in between
+/// joins them and clones the init as its sibling.
+fn clone_init(inside: &Inside<'_>, outside: &Channel) -> Result<Cloned> {
+    let flags = fresh(&inside.plan.namespaces);
+    let joined = existing(&inside.plan.namespaces)?;
+    let first = if joined.is_empty() { flags } else { CloneFlags::empty() };
+    match process::clone(first, None).context("clone3", "the container's init")? {
+        Clone::Parent { pid, pidfd } if joined.is_empty() => Ok(Cloned { pid, pidfd }),
+        Clone::Parent { pid, pidfd } => {
+            let _between = Guard(Some(Cloned { pid, pidfd }));
+            match outside.await_report()? {
+                Report::Process { pid, pidfd } => Ok(Cloned { pid, pidfd }),
+                _ => Err(Error::Lost),
+            }
+        }
+        Clone::Child => {
+            if !joined.is_empty()
+                && let Err(error) = step_between(&joined, flags, inside.channel)
+            {
+                inside.channel.report_failure(&error);
+                process::exit_now(1)
+            }
+            inside.run()
+        }
+    }
+}
+
+/// Joins, then clones; returns in the clone only.
+fn step_between(joined: &[OwnedFd], flags: CloneFlags, channel: &Channel) -> Result<()> {
+    for file in joined {
+        process::join_namespace(file.as_fd()).context("setns", "an existing namespace")?;
+    }
+    match process::clone(flags | CloneFlags::PARENT, None).context("clone3", "in existing namespaces")? {
+        Clone::Child => Ok(()),
+        Clone::Parent { pid, pidfd } => {
+            let told = channel.report_process(pid, pidfd.as_fd());
+            process::exit_now(i32::from(told.is_err()))
+        }
+    }
+}
+
+/// Flags of the namespaces that are the container's own. That of cgroups comes later, from inside:
+/// its root is where the process is when it is made.
+fn fresh(namespaces: &NamespacesPlan) -> CloneFlags {
+    let mut flags = CloneFlags::NEWNS;
+    if matches!(namespaces.user, UserNamespace::Private { .. }) {
+        flags |= CloneFlags::NEWUSER;
+    }
+    for (namespace, flag) in [
+        (&namespaces.pid, CloneFlags::NEWPID),
+        (&namespaces.network, CloneFlags::NEWNET),
+        (&namespaces.ipc, CloneFlags::NEWIPC),
+        (&namespaces.uts, CloneFlags::NEWUTS),
+    ] {
+        if *namespace == Namespace::Private {
+            flags |= flag;
+        }
+    }
+    flags
+}
+
+/// The existing namespaces to join, the user namespace last: until then the host's rights hold.
+fn existing(namespaces: &NamespacesPlan) -> Result<Vec<OwnedFd>> {
+    let others = [&namespaces.pid, &namespaces.network, &namespaces.ipc, &namespaces.uts, &namespaces.cgroup];
+    let mut paths: Vec<_> = others
+        .into_iter()
+        .filter_map(|namespace| match namespace {
+            Namespace::Path(path) => Some(path),
+            Namespace::Private | Namespace::Host => None,
+        })
+        .collect();
+    if let UserNamespace::Path { path, .. } = &namespaces.user {
+        paths.push(path);
+    }
+    paths
+        .into_iter()
+        .map(|path| {
+            rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .context("open", path.display())
+        })
+        .collect()
+}

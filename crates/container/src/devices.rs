@@ -1,0 +1,135 @@
+//! `/dev` as one detached tmpfs, made by the builder: inside a user namespace nobody may make
+//! device nodes, and binding them one by one costs three calls each.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path};
+
+use insula_spec::plan::ContainerPlan;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+
+use crate::error::{Context, Error, Result};
+use crate::idmap;
+
+/// Device numbers from the kernel's list of allocated devices.
+const NODES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+const LINKS: [(&str, &str); 6] = [
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+    ("/proc/kcore", "core"),
+    ("pts/ptmx", "ptmx"),
+];
+
+const FOLDERS: [&str; 3] = ["pts", "shm", "mqueue"];
+
+/// Makes the tmpfs with the standard nodes and those of the plan.
+pub(crate) fn build(plan: &ContainerPlan) -> Result<OwnedFd> {
+    let owner = idmap::first(&plan.namespaces.user);
+    let dev = tmpfs(owner)?;
+    let at = Node { dev: dev.as_fd(), owner };
+    for (name, major, minor) in NODES {
+        at.make(Path::new(name), FileType::CharacterDevice, 0o666, rustix::fs::makedev(major, minor))?;
+    }
+    for (target, name) in LINKS {
+        rustix::fs::symlinkat(target, &dev, name).context("symlinkat", name)?;
+    }
+    for name in FOLDERS {
+        rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).context("mkdirat", name)?;
+    }
+    if plan.stdio.tty {
+        // The terminal is bound over this file from inside.
+        at.make(Path::new("console"), FileType::RegularFile, 0o620, 0)?;
+    }
+    for device in &plan.devices {
+        at.copy(&device.host_path, &device.path)?;
+    }
+    Ok(dev)
+}
+
+fn tmpfs(owner: u32) -> Result<OwnedFd> {
+    let fs = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).context("fsopen", "tmpfs")?;
+    let owner = owner.to_string();
+    for (key, value) in [("mode", "755"), ("size", "64k"), ("uid", &owner), ("gid", &owner)] {
+        rustix::mount::fsconfig_set_string(&fs, key, value).context("fsconfig", key)?;
+    }
+    rustix::mount::fsconfig_create(&fs).context("fsconfig", "to create a tmpfs")?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).context("fsmount", "a tmpfs")
+}
+
+struct Node<'a> {
+    dev: BorrowedFd<'a>,
+    owner: u32,
+}
+
+impl Node<'_> {
+    /// The umask of the builder is 0.
+    fn make(&self, path: &Path, kind: FileType, mode: u32, number: u64) -> Result<()> {
+        match rustix::fs::mknodat(self.dev, path, kind, Mode::from_raw_mode(mode), number) {
+            // A plan may name a standard node again.
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error).context("mknodat", path.display()),
+        }
+        self.own(path, self.owner, self.owner)
+    }
+
+    fn own(&self, path: &Path, uid: u32, gid: u32) -> Result<()> {
+        if uid == 0 && gid == 0 {
+            return Ok(());
+        }
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::chownat(self.dev, path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), flags)
+            .context("fchownat", path.display())
+    }
+
+    /// Makes the node that the host has at `host`, with its numbers, mode and owners.
+    fn copy(&self, host: &Path, inside: &str) -> Result<()> {
+        let relative = below_dev(inside)?;
+        let stat = rustix::fs::stat(host).context("stat", host.display())?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if !matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
+            return Err(Error::Invalid(format!("{} is not a device node", host.display())));
+        }
+        for folder in relative
+            .ancestors()
+            .skip(1)
+            .filter(|p| !p.as_os_str().is_empty())
+            .collect::<Vec<_>>()
+            .iter()
+            .rev()
+        {
+            match rustix::fs::mkdirat(self.dev, *folder, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error).context("mkdirat", folder.display()),
+            }
+            self.own(folder, self.owner, self.owner)?;
+        }
+        self.make(relative, kind, stat.st_mode & 0o7777, stat.st_rdev)?;
+        self.own(relative, self.owner + stat.st_uid.min(65535), self.owner + stat.st_gid.min(65535))
+    }
+}
+
+fn below_dev(path: &str) -> Result<&Path> {
+    let wrong = || Error::Unsupported(format!("device node {path:?}: only paths below /dev can be made"));
+    let relative = Path::new(path).strip_prefix("/dev").map_err(|_| wrong())?;
+    let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
+    if plain && relative.components().next().is_some() { Ok(relative) } else { Err(wrong()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_stay_below_dev() {
+        assert_eq!(below_dev("/dev/snd/timer").unwrap(), Path::new("snd/timer"));
+        for path in ["/dev", "/etc/x", "/dev/../etc/x", "dev/x", ""] {
+            assert!(below_dev(path).is_err(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Another process in a running container.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use insula_spec::plan::{ContainerPlan, Namespace, ProcessPlan, SeccompPlan, StdioPlan, UserNamespace};
+use insula_sys::process::{self, Clone, CloneFlags};
+
+use crate::build::{Cloned, Guard};
+use crate::error::{Context, Error, Result};
+use crate::handshake::{self, Channel, Order, Report};
+use crate::idmap;
+use crate::inside::{self, Confinement};
+use crate::streams::{self, Ends, Streams};
+
+/// What to execute.
+#[derive(Debug)]
+pub struct ExecPlan<'a> {
+    pub process: &'a ProcessPlan,
+    pub stdio: &'a StdioPlan,
+    /// All capabilities and no filter.
+    pub privileged: bool,
+}
+
+/// The container to join.
+#[derive(Debug)]
+pub struct Target<'a> {
+    pub plan: &'a ContainerPlan,
+    /// Of its init.
+    pub pidfd: BorrowedFd<'a>,
+}
+
+/// A process that runs its program.
+#[derive(Debug)]
+pub struct Executed {
+    /// As the caller's pid namespace sees it; a child of the caller.
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    pub streams: Streams,
+    pub warnings: Vec<String>,
+}
+
+/// Executes a program in a running container. `join` puts the process into the container's cgroups.
+/// For a process of one thread.
+pub fn exec(
+    target: &Target<'_>,
+    exec: &ExecPlan<'_>,
+    join: &mut dyn FnMut(i32) -> std::io::Result<()>,
+) -> Result<Executed> {
+    let filter = if exec.privileged { &SeccompPlan::Unconfined } else { &target.plan.security.seccomp };
+    let confinement = Confinement::prepare(target.plan, exec.process, filter)?;
+    let (streams, ends) = streams::make(exec.stdio, idmap::first(&target.plan.namespaces.user))?;
+    let (outside, inside) = handshake::pair()?;
+    let joining = Joining { target, process: exec.process, ends: &ends, confinement: &confinement };
+    let between = clone_between(&joining, &inside)?;
+    drop((inside, ends));
+    let child = match outside.await_report()? {
+        Report::Process { pid, pidfd } => Guard(Some(Cloned { pid, pidfd })),
+        _ => return Err(Error::Lost),
+    };
+    drop(between);
+    let Some(Cloned { pid, .. }) = child.0 else { return Err(Error::Lost) };
+    join(pid).context("join", "the container's cgroups")?;
+    let mut warnings = confinement.apply_from_outside(pid, exec.process)?;
+    warnings.extend(confinement.warnings);
+    outside.order(&Order::Start)?;
+    let streams = listen(&outside, streams)?;
+    let Cloned { pid, pidfd } = child.disarm()?;
+    Ok(Executed { pid, pidfd, streams, warnings })
+}
+
+fn listen(channel: &Channel, mut streams: Option<Streams>) -> Result<Streams> {
+    loop {
+        match channel.await_report()? {
+            Report::Terminal(master) => streams = Some(Streams::Terminal(master)),
+            Report::Executed => return streams.ok_or(Error::Lost),
+            Report::Ready | Report::Process { .. } => return Err(Error::Lost),
+        }
+    }
+}
+
+/// The process in between joins; its sibling, cloned from there, is inside for good.
+fn clone_between(joining: &Joining<'_>, channel: &Channel) -> Result<Guard> {
+    match process::clone(CloneFlags::empty(), None).context("clone3", "to join a container")? {
+        Clone::Parent { pid, pidfd } => Ok(Guard(Some(Cloned { pid, pidfd }))),
+        Clone::Child => {
+            let Err(error) = joining.run(channel);
+            channel.report_failure(&error);
+            process::exit_now(i32::from(error.exit_code().unwrap_or(1)))
+        }
+    }
+}
+
+struct Joining<'a> {
+    target: &'a Target<'a>,
+    process: &'a ProcessPlan,
+    ends: &'a Ends,
+    confinement: &'a Confinement,
+}
+
+impl Joining<'_> {
+    fn run(&self, channel: &Channel) -> Result<std::convert::Infallible> {
+        // From here on processes of the container can see this one.
+        process::become_undumpable().context("prctl", "PR_SET_DUMPABLE")?;
+        let namespaces = &self.target.plan.namespaces;
+        process::join_namespaces(self.target.pidfd, flags(self.target.plan))
+            .context("setns", "the container's namespaces")?;
+        match process::clone(CloneFlags::PARENT, None).context("clone3", "in the container")? {
+            Clone::Parent { pid, pidfd } => {
+                let told = channel.report_process(pid, pidfd.as_fd());
+                process::exit_now(i32::from(told.is_err()))
+            }
+            Clone::Child => {}
+        }
+        let Order::Start = channel.await_order()? else { return Err(Error::Lost) };
+        if namespaces.user != UserNamespace::Host {
+            inside::become_root()?;
+        }
+        process::fresh_keyring().context("keyctl", "a session keyring")?;
+        let terminal = inside::open_terminal(self.ends, channel)?;
+        inside::Program {
+            process: self.process,
+            confinement: self.confinement,
+            ends: self.ends,
+            terminal: terminal.as_ref().map(AsFd::as_fd),
+        }
+        .execute()
+    }
+}
+
+/// The namespaces of the container that are not the host's.
+fn flags(plan: &ContainerPlan) -> CloneFlags {
+    let namespaces = &plan.namespaces;
+    let mut flags = CloneFlags::NEWNS;
+    if namespaces.user != UserNamespace::Host {
+        flags |= CloneFlags::NEWUSER;
+    }
+    for (namespace, flag) in [
+        (&namespaces.pid, CloneFlags::NEWPID),
+        (&namespaces.network, CloneFlags::NEWNET),
+        (&namespaces.ipc, CloneFlags::NEWIPC),
+        (&namespaces.uts, CloneFlags::NEWUTS),
+        (&namespaces.cgroup, CloneFlags::NEWCGROUP),
+    ] {
+        if *namespace != Namespace::Host {
+            flags |= flag;
+        }
+    }
+    flags
+}

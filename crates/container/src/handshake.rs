@@ -1,0 +1,177 @@
+//! The channel between the builder and the process inside, a pair of sequenced-packet sockets:
+//! one packet is one message. It is close-on-exec on both sides, so that the end of the stream
+//! tells the builder that the program was executed.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use insula_base::{Kind, Kinded};
+use insula_sys::socket;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use crate::error::{Context, Error, Result};
+
+/// Longest error text that crosses; the rest is cut.
+const LONGEST: usize = 4000;
+
+/// One end of the channel.
+#[derive(Debug)]
+pub(crate) struct Channel(OwnedFd);
+
+/// Builder to inside.
+pub(crate) enum Order {
+    /// Ids are mapped, cgroups are joined: go on. More descriptors than one packet takes follow.
+    Build { start: bool },
+    /// Execute the program.
+    Start,
+}
+
+/// Inside to builder.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// The master of the process' terminal.
+    Terminal(OwnedFd),
+    /// The process that was asked for is not the cloned one but this child of it.
+    Process { pid: i32, pidfd: OwnedFd },
+    /// All is built; the program is executed on [`Order::Start`].
+    Ready,
+    /// The end of the stream: the program was executed.
+    Executed,
+}
+
+pub(crate) fn pair() -> Result<(Channel, Channel)> {
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map(|(left, right)| (Channel(left), Channel(right)))
+        .context("socketpair", "for the handshake")
+}
+
+impl Channel {
+    pub(crate) fn order(&self, order: &Order) -> Result<()> {
+        let byte = match order {
+            Order::Build { start: false } => b'b',
+            Order::Build { start: true } => b'B',
+            Order::Start => b'S',
+        };
+        self.send(&[byte], &[])
+    }
+
+    pub(crate) fn await_order(&self) -> Result<Order> {
+        match self.receive()? {
+            (bytes, _) if bytes == b"b" => Ok(Order::Build { start: false }),
+            (bytes, _) if bytes == b"B" => Ok(Order::Build { start: true }),
+            (bytes, _) if bytes == b"S" => Ok(Order::Start),
+            _ => Err(Error::Lost),
+        }
+    }
+
+    /// Hands over descriptors, as many packets as it takes.
+    pub(crate) fn give(&self, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+        descriptors.chunks(socket::MAX_DESCRIPTORS).try_for_each(|part| self.send(b"F", part))
+    }
+
+    /// Receives exactly `count` descriptors.
+    pub(crate) fn take(&self, count: usize) -> Result<Vec<OwnedFd>> {
+        let mut all = Vec::with_capacity(count);
+        while all.len() < count {
+            let (bytes, descriptors) = self.receive()?;
+            if bytes != b"F" || descriptors.is_empty() {
+                return Err(Error::Lost);
+            }
+            all.extend(descriptors);
+        }
+        Ok(all)
+    }
+
+    pub(crate) fn report_terminal(&self, master: BorrowedFd<'_>) -> Result<()> {
+        self.send(b"T", &[master])
+    }
+
+    pub(crate) fn report_process(&self, pid: i32, pidfd: BorrowedFd<'_>) -> Result<()> {
+        let mut packet = vec![b'P'];
+        packet.extend_from_slice(&pid.to_le_bytes());
+        self.send(&packet, &[pidfd])
+    }
+
+    pub(crate) fn report_ready(&self) -> Result<()> {
+        self.send(b"R", &[])
+    }
+
+    /// The last words of a process inside. Nobody may listen any more.
+    pub(crate) fn report_failure(&self, error: &Error) {
+        let text = insula_base::chain(error);
+        let kind = error.kind().code() as u8;
+        let packet = [&[b'E', kind, error.exit_code().unwrap_or(0)], cut(&text)].concat();
+        let _ = self.send(&packet, &[]);
+    }
+
+    pub(crate) fn await_report(&self) -> Result<Report> {
+        let (bytes, mut descriptors) = self.receive()?;
+        match (bytes.first(), descriptors.pop()) {
+            (None, _) => Ok(Report::Executed),
+            (Some(b'T'), Some(master)) => Ok(Report::Terminal(master)),
+            (Some(b'P'), Some(pidfd)) if bytes.len() == 5 => {
+                let pid = i32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
+                Ok(Report::Process { pid, pidfd })
+            }
+            (Some(b'R'), _) => Ok(Report::Ready),
+            (Some(b'E'), _) if bytes.len() >= 3 => Err(Error::Inside {
+                kind: Kind::from_code(u32::from(bytes[1])),
+                exit_code: bytes[2],
+                message: String::from_utf8_lossy(&bytes[3..]).into_owned(),
+            }),
+            _ => Err(Error::Lost),
+        }
+    }
+
+    fn send(&self, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+        socket::send(self.0.as_fd(), packet, descriptors).map(drop).context("sendmsg", "to the handshake")
+    }
+
+    fn receive(&self) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
+        let mut buffer = [0; LONGEST + 8];
+        match socket::receive(self.0.as_fd(), &mut buffer) {
+            Ok((count, descriptors)) => Ok((buffer[..count].to_vec(), descriptors)),
+            // The other side is gone with packets of ours unread.
+            Err(rustix::io::Errno::CONNRESET) => Ok((Vec::new(), Vec::new())),
+            Err(error) => Err(error).context("recvmsg", "from the handshake"),
+        }
+    }
+}
+
+fn cut(text: &str) -> &[u8] {
+    &text.as_bytes()[..text.len().min(LONGEST)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_and_reports_arrive_as_they_were_sent() {
+        let (outside, inside) = pair().unwrap();
+        outside.order(&Order::Build { start: true }).unwrap();
+        assert!(matches!(inside.await_order().unwrap(), Order::Build { start: true }));
+        inside.report_terminal(inside.0.as_fd()).unwrap();
+        inside.report_ready().unwrap();
+        assert!(matches!(outside.await_report().unwrap(), Report::Terminal(_)));
+        assert!(matches!(outside.await_report().unwrap(), Report::Ready));
+        drop(inside);
+        assert!(matches!(outside.await_report().unwrap(), Report::Executed));
+    }
+
+    #[test]
+    fn failures_keep_kind_and_exit_code() {
+        let (outside, inside) = pair().unwrap();
+        inside.report_failure(&Error::Program { program: "x".into(), reason: "no", exit_code: 127 });
+        let error = outside.await_report().unwrap_err();
+        assert_eq!((error.kind(), error.exit_code()), (Kind::InvalidArgument, Some(127)));
+        assert_eq!(error.to_string(), "exec: \"x\": no");
+    }
+
+    #[test]
+    fn more_descriptors_than_one_packet_takes_arrive_in_order() {
+        let (outside, inside) = pair().unwrap();
+        let file = outside.0.as_fd();
+        outside.give(&vec![file; socket::MAX_DESCRIPTORS + 5]).unwrap();
+        assert_eq!(inside.take(socket::MAX_DESCRIPTORS + 5).unwrap().len(), socket::MAX_DESCRIPTORS + 5);
+    }
+}

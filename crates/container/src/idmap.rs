@@ -1,0 +1,77 @@
+//! Mapping ids: user_namespaces(7), and idmapped mounts, mount_setattr(2).
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use insula_spec::plan::UserNamespace;
+use insula_sys::mount::{MountAttributes, set_attributes};
+use insula_sys::process::{self, Clone, CloneFlags};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::OpenTreeFlags;
+
+use crate::error::{Context, Error, Result};
+
+/// The first id outside of a container's range; 0 where ids are the host's.
+pub(crate) fn first(user: &UserNamespace) -> u32 {
+    user.range().map_or(0, |(first, _)| first)
+}
+
+/// Writes the id maps of a process in a new user namespace.
+pub(crate) fn map(pid: i32, first: u32, count: u32) -> Result<()> {
+    for file in ["uid_map", "gid_map"] {
+        let path = format!("/proc/{pid}/{file}");
+        std::fs::write(&path, format!("0 {first} {count}\n")).context("write", path)?;
+    }
+    Ok(())
+}
+
+/// The user namespace of a process, as idmapped mounts want it.
+pub(crate) fn namespace_of(pid: i32) -> Result<OwnedFd> {
+    let path = format!("/proc/{pid}/ns/user");
+    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).context("open", path)
+}
+
+/// A detached copy of what is mounted at `path`, seen through `namespace` where one is given.
+pub(crate) fn detached(path: &Path, recursive: bool, attributes: MountAttributes<'_>) -> Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    let tree = rustix::mount::open_tree(CWD, path, flags).context("open_tree", path.display())?;
+    set_attributes(tree.as_fd(), attributes, recursive).map_err(|errno| {
+        if attributes.idmap.is_some() && errno == rustix::io::Errno::INVAL {
+            Error::Unsupported(format!(
+                "the file system of {} cannot map ids; run the container with --userns=host",
+                path.display()
+            ))
+        } else {
+            Error::Call { call: "mount_setattr", on: path.display().to_string(), source: errno.into() }
+        }
+    })?;
+    Ok(tree)
+}
+
+/// Whether the kernel gives user namespaces and the file system of `path` can be mounted with
+/// mapped ids: an error says what is missing. For a process of one thread.
+pub fn probe(path: &Path) -> Result<()> {
+    let (hold, release) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("pipe2", "to hold a process")?;
+    match process::clone(CloneFlags::NEWUSER, None).context("clone3", "with a user namespace")? {
+        Clone::Child => {
+            drop(release);
+            let _ = rustix::io::read(&hold, &mut [0u8; 1]);
+            process::exit_now(0)
+        }
+        Clone::Parent { pid, .. } => {
+            let result = map(pid, 1 << 20, 65536).and_then(|()| {
+                let namespace = namespace_of(pid)?;
+                let attributes =
+                    MountAttributes { idmap: Some(namespace.as_fd()), ..MountAttributes::default() };
+                detached(path, false, attributes).map(drop)
+            });
+            drop(release);
+            process::wait_for(pid).context("waitpid", "for a probe")?;
+            result
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Capabilities, filter and limits of a process: prepared before the clone, where a mistake in the
+//! plan still has a good place to be reported.
+
+use insula_host::confine::capabilities::{self, Set, Sets};
+use insula_host::confine::rlimits::{self, Prepared};
+use insula_host::confine::seccomp;
+use insula_spec::plan::{ContainerPlan, ProcessPlan, SeccompPlan, UserNamespace};
+use insula_sys::process;
+use rustix::process::Pid;
+
+use crate::error::{Context, Result};
+
+/// Ready to be applied with few calls.
+#[derive(Debug)]
+pub(crate) struct Confinement {
+    wanted: Set,
+    last: u8,
+    filter: Option<seccomp::Program>,
+    limits: Vec<Prepared>,
+    no_new_privileges: bool,
+    /// What the host does not give.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Confinement {
+    /// For a process of the container that the plan describes.
+    pub(crate) fn prepare(plan: &ContainerPlan, process: &ProcessPlan, filter: &SeccompPlan) -> Result<Self> {
+        let last = capabilities::last()?;
+        let asked = Set::from_names(&process.capabilities)?;
+        let mut warnings = Vec::new();
+        let wanted = if plan.namespaces.user == UserNamespace::Host {
+            let clamped = capabilities::clamp(asked, capabilities::own(last)?);
+            if !clamped.missing.is_empty() && !plan.security.privileged {
+                let names: Vec<_> = clamped.missing.names().collect();
+                warnings.push(format!("the host does not grant {}", names.join(", ")));
+            }
+            clamped.kept
+        } else {
+            asked
+        };
+        let filter = match filter {
+            SeccompPlan::Unconfined => None,
+            SeccompPlan::Default => Some(seccomp::default_program(wanted)?),
+            SeccompPlan::Profile(profile) => Some(seccomp::compile(profile, wanted)?),
+        };
+        let limits = rlimits::prepare(&process.rlimits)?;
+        let no_new_privileges = process.no_new_privileges;
+        Ok(Self { wanted, last, filter, limits, no_new_privileges, warnings })
+    }
+
+    /// The part that needs rights on the host: limits and the score for the killer of processes.
+    pub(crate) fn apply_from_outside(&self, pid: i32, process: &ProcessPlan) -> Result<Vec<String>> {
+        let mut warnings = Vec::new();
+        for limit in &self.limits {
+            warnings.extend(limit.apply_to(Pid::from_raw(pid))?.map(|warning| warning.to_string()));
+        }
+        if let Some(score) = process.oom_score_adj {
+            let path = format!("/proc/{pid}/oom_score_adj");
+            match std::fs::write(&path, score.to_string()) {
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                    warnings.push(format!("the host does not allow an OOM score adjustment of {score}"));
+                }
+                result => result.context("write", path)?,
+            }
+        }
+        Ok(warnings)
+    }
+
+    /// What comes before the change of user.
+    pub(crate) fn apply_privileged(&self, root: bool) -> Result<Sets> {
+        if !self.no_new_privileges
+            && let Some(filter) = &self.filter
+        {
+            filter.install()?;
+        }
+        let sets = Sets::docker(self.wanted, root);
+        sets.drop_bounding(self.last)?;
+        sets.keep_over_setuid()?;
+        Ok(sets)
+    }
+
+    /// What comes right before the execution.
+    pub(crate) fn apply_last(&self, sets: &Sets) -> Result<()> {
+        sets.apply()?;
+        if self.no_new_privileges {
+            process::no_new_privileges().context("prctl", "PR_SET_NO_NEW_PRIVS")?;
+            if let Some(filter) = &self.filter {
+                filter.install()?;
+            }
+        }
+        Ok(())
+    }
+}

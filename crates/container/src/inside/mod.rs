@@ -1,0 +1,130 @@
+//! What happens inside, between the clone and the execution of the program. This code runs with
+//! full rights over the container's own namespaces and, without a user namespace, over the
+//! host; nothing of the container's runs before it is done.
+
+mod cgroups;
+mod confinement;
+mod mounts;
+mod paths;
+mod program;
+mod reaper;
+mod terminal;
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, OwnedFd};
+
+use insula_spec::plan::{ContainerPlan, InitPlan, Namespace, UserNamespace};
+use insula_sys::process::{self, Clone, CloneFlags};
+use rustix::thread::{Gid, Uid};
+
+use crate::error::{Context, Result};
+use crate::handshake::{Channel, Order};
+use crate::streams::Ends;
+
+pub(crate) use confinement::Confinement;
+pub(crate) use program::Program;
+pub(crate) use terminal::open as open_terminal;
+
+/// The init of a container.
+pub(crate) struct Inside<'a> {
+    pub(crate) plan: &'a ContainerPlan,
+    pub(crate) ends: &'a Ends,
+    pub(crate) confinement: &'a Confinement,
+    pub(crate) channel: &'a Channel,
+}
+
+impl Inside<'_> {
+    /// Builds, executes, and on failure says why.
+    pub(crate) fn run(&self) -> ! {
+        let Err(error) = self.build_and_execute();
+        self.channel.report_failure(&error);
+        process::exit_now(i32::from(error.exit_code().unwrap_or(1)))
+    }
+
+    fn build_and_execute(&self) -> Result<Infallible> {
+        let Order::Build { start } = self.channel.await_order()? else {
+            return Err(crate::Error::Lost);
+        };
+        let mut gift = self.channel.take(2 + mounts::binds(self.plan))?.into_iter();
+        let (Some(rootfs), Some(devices)) = (gift.next(), gift.next()) else {
+            return Err(crate::Error::Lost);
+        };
+        self.take_identity()?;
+        self.build(&rootfs, devices, gift.collect())?;
+        drop(rootfs);
+        let terminal = terminal::open(self.ends, self.channel)?;
+        if let Some(slave) = &terminal {
+            mounts::bind_console(slave.as_fd())?;
+        }
+        if !start {
+            self.channel.report_ready()?;
+            self.channel.await_order()?;
+        }
+        self.execute(terminal)
+    }
+
+    /// Becomes root of the new user namespace, leader of a session, with keys of its own.
+    fn take_identity(&self) -> Result<()> {
+        process::become_undumpable().context("prctl", "PR_SET_DUMPABLE")?;
+        if self.plan.namespaces.user != UserNamespace::Host {
+            become_root()?;
+        }
+        if self.plan.namespaces.cgroup == Namespace::Private {
+            process::unshare(CloneFlags::NEWCGROUP).context("unshare", "the cgroup namespace")?;
+        }
+        process::fresh_keyring().context("keyctl", "a session keyring")
+    }
+
+    fn build(&self, rootfs: &OwnedFd, devices: OwnedFd, sources: Vec<OwnedFd>) -> Result<()> {
+        let built = mounts::build(self.plan, rootfs, devices, sources)?;
+        paths::set_sysctls(&built.proc, &self.plan.sysctls)?;
+        paths::protect(&self.plan.security, &built)?;
+        mounts::enter(self.plan, rootfs)?;
+        self.name()?;
+        self.connect()
+    }
+
+    fn name(&self) -> Result<()> {
+        if self.plan.namespaces.uts != Namespace::Private {
+            return Ok(());
+        }
+        rustix::system::sethostname(self.plan.hostname.as_bytes())
+            .context("sethostname", &self.plan.hostname)?;
+        if !self.plan.domainname.is_empty() {
+            rustix::system::setdomainname(self.plan.domainname.as_bytes())
+                .context("setdomainname", &self.plan.domainname)?;
+        }
+        Ok(())
+    }
+
+    fn connect(&self) -> Result<()> {
+        if self.plan.namespaces.network != Namespace::Private {
+            return Ok(());
+        }
+        Ok(insula_host::netlink::configure_all(&self.plan.interfaces)?)
+    }
+
+    fn execute(&self, terminal: Option<OwnedFd>) -> Result<Infallible> {
+        let program = Program {
+            process: &self.plan.process,
+            confinement: self.confinement,
+            ends: self.ends,
+            terminal: terminal.as_ref().map(AsFd::as_fd),
+        };
+        if self.plan.init != InitPlan::Reaper {
+            return program.execute();
+        }
+        match process::clone(CloneFlags::empty(), None).context("clone3", "the program of an init")? {
+            Clone::Child => program.execute(),
+            Clone::Parent { pid, .. } => reaper::run(pid),
+        }
+    }
+}
+
+/// Takes id 0 of the user namespace, with no supplementary groups. All capabilities in the namespace are
+/// held already.
+pub(crate) fn become_root() -> Result<()> {
+    rustix::thread::set_thread_groups(&[]).context("setgroups", "to none")?;
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).context("setresgid", "to 0")?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).context("setresuid", "to 0")
+}

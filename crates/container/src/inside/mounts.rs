@@ -1,0 +1,271 @@
+//! The mounts of the container, attached below its root. Every target is resolved below that root
+//! by openat2(2), so that no link of the image leads out of it, and every mount is made detached
+//! and attached by descriptor, so that no path is looked up twice.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use insula_spec::plan::{ContainerPlan, InitPlan, MountPlan, MountSource, Namespace, UserNamespace};
+use insula_sys::mount::{MountAttributes, set_attributes};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags,
+};
+
+use super::cgroups;
+use crate::error::{Context, Error, Result};
+
+/// Roots of mounts that later steps work on.
+pub(crate) struct Built {
+    pub(crate) root: OwnedFd,
+    pub(crate) proc: OwnedFd,
+    pub(crate) sys: OwnedFd,
+    pub(crate) dev: OwnedFd,
+}
+
+/// How many bind sources the builder hands over.
+pub(crate) fn binds(plan: &ContainerPlan) -> usize {
+    plan.mounts.iter().filter(|mount| matches!(mount.source, MountSource::Bind { .. })).count()
+}
+
+/// Attaches everything below `rootfs`, which is attached itself over the old root.
+pub(crate) fn build(
+    plan: &ContainerPlan,
+    rootfs: &OwnedFd,
+    dev: OwnedFd,
+    sources: Vec<OwnedFd>,
+) -> Result<Built> {
+    if plan.namespaces.user == UserNamespace::Host {
+        // In a user namespace the kernel has done so: nothing of ours may reach the host.
+        let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", flags).context("mount", "/ as a slave")?;
+    }
+    // Before the host's own instances are out of sight: in a user namespace the kernel gives no more
+    // of these file systems than can be seen already.
+    let proc = new("proc", &[], hardened())?;
+    let sys = sysfs(plan)?;
+    let root = rustix::fs::openat(rootfs, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .context("openat", "the root file system")?;
+    attach(rootfs.as_fd(), CWD, c"/")?;
+    attach_at(&proc, &root, "/proc")?;
+    attach_at(&sys, &root, "/sys")?;
+    attach_at(&dev, &root, "/dev")?;
+    let pts = new("devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], quiet())?;
+    attach(pts.as_fd(), dev.as_fd(), c"pts")?;
+    let mut sources = sources.into_iter();
+    for mount in init_mounts(plan.init).iter().chain(&plan.mounts) {
+        one(plan, &root, mount, &mut sources)?;
+    }
+    Ok(Built { root, proc, sys, dev })
+}
+
+/// systemd's container interface wants these to be fresh file systems.
+fn init_mounts(init: InitPlan) -> Vec<MountPlan> {
+    if init != InitPlan::System {
+        return Vec::new();
+    }
+    ["/run", "/run/lock", "/tmp"]
+        .into_iter()
+        .map(|target| MountPlan {
+            target: target.to_owned(),
+            source: MountSource::Tmpfs {
+                size: None,
+                mode: Some(if target == "/run" { 0o755 } else { 0o1777 }),
+                uid: None,
+                gid: None,
+            },
+            readonly: false,
+            nosuid: true,
+            nodev: true,
+            noexec: false,
+        })
+        .collect()
+}
+
+fn one(
+    plan: &ContainerPlan,
+    root: &OwnedFd,
+    mount: &MountPlan,
+    sources: &mut impl Iterator<Item = OwnedFd>,
+) -> Result<()> {
+    match &mount.source {
+        MountSource::Bind { .. } => {
+            let source = sources.next().ok_or(Error::Lost)?;
+            let kind = rustix::fs::fstat(&source).context("fstat", &mount.target)?.st_mode;
+            let target = if FileType::from_raw_mode(kind) == FileType::Directory {
+                make_folder(root, &mount.target)?
+            } else {
+                make_file(root, &mount.target)?
+            };
+            attach(source.as_fd(), target.as_fd(), c"").map_err(|error| at(&mount.target, error))
+        }
+        MountSource::Tmpfs { size, mode, uid, gid } => {
+            let number = |value: Option<u32>| value.map(|value| value.to_string());
+            let options = [
+                ("size", size.map(|size| size.to_string())),
+                ("mode", mode.map(|mode| format!("{mode:o}"))),
+                ("uid", number(*uid)),
+                ("gid", number(*gid)),
+            ];
+            let options: Vec<(&str, &str)> =
+                options.iter().filter_map(|(key, value)| Some((*key, value.as_deref()?))).collect();
+            attach_at(&new("tmpfs", &options, attributes(mount))?, root, &mount.target)
+        }
+        MountSource::Mqueue => attach_at(&new("mqueue", &[], hardened())?, root, &mount.target),
+        MountSource::Cgroup => cgroups::mount(root, &mount.target, mount.readonly, plan.init),
+    }
+    .map_err(|error| at(&mount.target, error))
+}
+
+fn at(target: &str, error: Error) -> Error {
+    match error {
+        Error::Call { call, on, source } if !on.contains(target) => {
+            Error::Call { call, on: format!("{on} for {target}"), source }
+        }
+        error => error,
+    }
+}
+
+/// sysfs belongs to a network namespace; who does not own that gets what the host shows, read-only.
+fn sysfs(plan: &ContainerPlan) -> Result<OwnedFd> {
+    let own = plan.namespaces.network == Namespace::Private || plan.namespaces.user == UserNamespace::Host;
+    if own {
+        let mut flags = hardened();
+        if !plan.security.privileged {
+            flags |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+        }
+        return new("sysfs", &[], flags);
+    }
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let tree = rustix::mount::open_tree(CWD, "/sys", flags).context("open_tree", "/sys")?;
+    let readonly = MountAttributes { readonly: true, ..MountAttributes::default() };
+    set_attributes(tree.as_fd(), readonly, true).context("mount_setattr", "/sys")?;
+    Ok(tree)
+}
+
+fn hardened() -> MountAttrFlags {
+    MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC
+}
+
+/// For device nodes that are to work.
+fn quiet() -> MountAttrFlags {
+    MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC
+}
+
+fn attributes(mount: &MountPlan) -> MountAttrFlags {
+    let mut flags = MountAttrFlags::empty();
+    for (on, flag) in [
+        (mount.readonly, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (mount.nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (mount.nodev, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (mount.noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+    ] {
+        if on {
+            flags |= flag;
+        }
+    }
+    flags
+}
+
+/// A new file system instance as a detached mount.
+pub(super) fn new(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd> {
+    let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).context("fsopen", kind)?;
+    for (key, value) in options {
+        if value.is_empty() {
+            rustix::mount::fsconfig_set_flag(&fs, *key).context("fsconfig", key)?;
+        } else {
+            rustix::mount::fsconfig_set_string(&fs, *key, *value).context("fsconfig", key)?;
+        }
+    }
+    rustix::mount::fsconfig_create(&fs).context("fsconfig", format_args!("to create {kind}"))?;
+    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).context("fsmount", kind)
+}
+
+/// Attaches a detached mount on a folder below `root`, made if absent.
+pub(super) fn attach_at(mount: &OwnedFd, root: &OwnedFd, target: &str) -> Result<()> {
+    let folder = make_folder(root, target)?;
+    attach(mount.as_fd(), folder.as_fd(), c"")
+}
+
+/// move_mount(2) of a detached mount.
+pub(super) fn attach(mount: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &CStr) -> Result<()> {
+    let mut flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    if path.is_empty() {
+        flags |= MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    }
+    rustix::mount::move_mount(mount, c"", to, path, flags)
+        .context("move_mount", format_args!("a mount to {:?}", path.to_string_lossy()))
+}
+
+/// The folder at `path` below `root`, made with its parents if absent.
+pub(crate) fn make_folder(root: &OwnedFd, path: &str) -> Result<OwnedFd> {
+    match below(root, path) {
+        Err(Errno::NOENT) => {}
+        found => return found.context("openat2", path),
+    }
+    let mut so_far = PathBuf::new();
+    for part in Path::new(path).components() {
+        match part {
+            Component::Normal(name) => {
+                let parent = below(root, so_far.as_path()).context("openat2", so_far.display())?;
+                match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+                    Ok(()) | Err(Errno::EXIST) => so_far.push(name),
+                    Err(error) => return Err(error).context("mkdirat", path),
+                }
+            }
+            Component::ParentDir => return Err(Error::Invalid(format!("path {path:?} is not plain"))),
+            _ => {}
+        }
+    }
+    below(root, path).context("openat2", path)
+}
+
+/// The file at `path` below `root`, made empty if absent.
+fn make_file(root: &OwnedFd, path: &str) -> Result<OwnedFd> {
+    match below(root, path) {
+        Err(Errno::NOENT) => {}
+        found => return found.context("openat2", path),
+    }
+    let plain = Path::new(path);
+    let (Some(parent), Some(name)) = (plain.parent().and_then(Path::to_str), plain.file_name()) else {
+        return Err(Error::Invalid(format!("path {path:?} names no file")));
+    };
+    let parent = make_folder(root, parent)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)).context("openat", path)?;
+    below(root, path).context("openat2", path)
+}
+
+/// What is at `path` below `root`; links are followed but never out of it.
+pub(super) fn below(root: &OwnedFd, path: impl AsRef<Path>) -> Result<OwnedFd, Errno> {
+    let path = path.as_ref();
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// Makes the container's root that of the process and lets go of the host's.
+pub(crate) fn enter(plan: &ContainerPlan, rootfs: &OwnedFd) -> Result<()> {
+    rustix::process::fchdir(rootfs).context("fchdir", "the root file system")?;
+    // The old root ends up mounted over the new one at the same place, pivot_root(2).
+    rustix::process::pivot_root(".", ".").context("pivot_root", "to the root file system")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).context("umount2", "the host's root")?;
+    rustix::process::chdir("/").context("chdir", "/")?;
+    if plan.rootfs.readonly {
+        let readonly = MountAttributes { readonly: true, ..MountAttributes::default() };
+        set_attributes(rootfs.as_fd(), readonly, false).context("mount_setattr", "/ read-only")?;
+    }
+    Ok(())
+}
+
+/// Binds the process' terminal over `/dev/console`.
+pub(super) fn bind_console(terminal: BorrowedFd<'_>) -> Result<()> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let copy = rustix::mount::open_tree(terminal, "", flags).context("open_tree", "the terminal")?;
+    attach(copy.as_fd(), CWD, c"/dev/console")
+}

@@ -1,0 +1,190 @@
+//! The last steps of a process: streams, folder, user, confinement, execution.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use insula_spec::plan::ProcessPlan;
+use insula_sys::process;
+use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::io::Errno;
+
+use super::confinement::Confinement;
+use super::{mounts, terminal};
+use crate::error::{Context, Error, Result};
+use crate::streams::Ends;
+use crate::users::{self, Identity};
+
+/// A process that is about to become its program. Its root is the container's already.
+pub(crate) struct Program<'a> {
+    pub(crate) process: &'a ProcessPlan,
+    pub(crate) confinement: &'a Confinement,
+    pub(crate) ends: &'a Ends,
+    /// Its terminal, where it has one.
+    pub(crate) terminal: Option<BorrowedFd<'a>>,
+}
+
+impl Program<'_> {
+    /// Returns only on failure.
+    pub(crate) fn execute(&self) -> Result<Infallible> {
+        let identity = self.identity()?;
+        rustix::process::setsid().context("setsid", "for the process")?;
+        self.install_streams(&identity)?;
+        self.enter_folder()?;
+        let environment = environment(self.process, &identity)?;
+        let arguments = strings(&self.process.args)?;
+        process::close_on_exec_from(3).context("close_range", "from 3 on")?;
+        process::reset_signals().context("sigprocmask", "to none")?;
+        // 0022 is what login(1) and container engines give.
+        rustix::process::umask(Mode::from_raw_mode(0o022));
+        let sets = self.confinement.apply_privileged(identity.uid == 0)?;
+        become_user(&identity)?;
+        self.confinement.apply_last(&sets)?;
+        Err(run(&self.process.args, &self.process.env, &arguments, &environment))
+    }
+
+    fn identity(&self) -> Result<Identity> {
+        let numeric = |text: &str| text.is_empty() || text.bytes().all(|b| b.is_ascii_digit());
+        let passwd = read_inside("etc/passwd")?;
+        let asked_group = self.process.user.split_once(':').map(|(_, group)| group);
+        let group = if asked_group.is_some_and(numeric) && self.process.groups.iter().all(|g| numeric(g)) {
+            String::new()
+        } else {
+            read_inside("etc/group")?
+        };
+        users::resolve(&self.process.user, &self.process.groups, &passwd, &group)
+    }
+
+    fn install_streams(&self, identity: &Identity) -> Result<()> {
+        let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+        if let Some(slave) = self.terminal {
+            // tty(4): the user of the session owns its terminal; its group stays that of devpts.
+            rustix::fs::fchown(slave, Some(uid), None).context("fchown", "the terminal")?;
+            terminal::control(slave)?;
+            return Ends::install(slave, slave, slave);
+        }
+        let Some([stdin, stdout, stderr]) = self.ends.pipes() else { return Err(Error::Lost) };
+        if identity.uid != 0 {
+            for stream in [stdout, stderr] {
+                rustix::fs::fchown(stream, Some(uid), Some(gid)).context("fchown", "a stream")?;
+            }
+        }
+        Ends::install(stdin, stdout, stderr)
+    }
+
+    /// The working folder is made if the image does not have it, as Docker does.
+    fn enter_folder(&self) -> Result<()> {
+        let cwd = &self.process.cwd;
+        if !cwd.starts_with('/') {
+            return Err(Error::Invalid(format!("working directory {cwd:?} is not absolute")));
+        }
+        match rustix::process::chdir(cwd.as_str()) {
+            Err(Errno::NOENT) => {
+                let root =
+                    rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                        .context("open", "/")?;
+                let folder = mounts::make_folder(&root, cwd)?;
+                rustix::process::fchdir(folder.as_fd()).context("chdir", cwd)
+            }
+            result => result.context("chdir", cwd),
+        }
+    }
+}
+
+fn become_user(identity: &Identity) -> Result<()> {
+    let groups: Vec<Gid> = identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    rustix::thread::set_thread_groups(&groups).context("setgroups", "of the user")?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid).context("setresgid", identity.gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).context("setresuid", identity.uid)
+}
+
+/// A file of the container, bounded; absent reads as empty. The root is already the container's,
+/// so links stay inside; a device or a pipe in its place is not read.
+fn read_inside(path: &str) -> Result<String> {
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context("open", "/")?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = match rustix::fs::openat2(
+        &root,
+        path,
+        flags,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    ) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(String::new()),
+        Err(error) => return Err(error).context("openat2", path),
+    };
+    if !file.metadata().context("fstat", path)?.is_file() {
+        return Ok(String::new());
+    }
+    let mut bytes = Vec::new();
+    file.take(users::LARGEST as u64).read_to_end(&mut bytes).context("read", path)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The plan's environment, with `HOME` of the user where it names none.
+fn environment(process: &ProcessPlan, identity: &Identity) -> Result<Vec<CString>> {
+    let mut environment = strings(&process.env)?;
+    if !process.env.iter().any(|entry| entry.starts_with("HOME=")) {
+        environment.extend(strings(&[format!("HOME={}", identity.home)])?);
+    }
+    Ok(environment)
+}
+
+fn strings(list: &[String]) -> Result<Vec<CString>> {
+    list.iter()
+        .map(|text| {
+            CString::new(text.as_str()).map_err(|_| Error::Invalid(format!("{text:?} holds a zero byte")))
+        })
+        .collect()
+}
+
+/// execve(2), the program looked up in the container's `PATH` as execvp(3) does.
+fn run(args: &[String], env: &[String], arguments: &[CString], environment: &[CString]) -> Error {
+    let Some(name) = args.first().filter(|name| !name.is_empty()) else {
+        return Error::Program { program: String::new(), reason: "no command specified", exit_code: 127 };
+    };
+    let failed = |reason, exit_code| Error::Program { program: name.clone(), reason, exit_code };
+    if name.contains('/') {
+        return match attempt(name, arguments, environment) {
+            Errno::NOENT | Errno::NOTDIR => failed("no such file or directory", 127),
+            errno => refused(name, errno),
+        };
+    }
+    let path = env.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or("/usr/bin:/bin");
+    let mut denied = None;
+    for folder in path.split(':') {
+        let folder = if folder.is_empty() { "." } else { folder };
+        match attempt(&format!("{folder}/{name}"), arguments, environment) {
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG => {}
+            Errno::ACCESS => denied = Some(Errno::ACCESS),
+            errno => return refused(name, errno),
+        }
+    }
+    match denied {
+        Some(errno) => refused(name, errno),
+        None => failed("executable file not found in $PATH", 127),
+    }
+}
+
+fn attempt(path: &str, arguments: &[CString], environment: &[CString]) -> Errno {
+    match CString::new(path) {
+        Ok(path) => process::execve(&path, arguments, environment),
+        Err(_) => Errno::NOENT,
+    }
+}
+
+fn refused(program: &str, errno: Errno) -> Error {
+    let reason = match errno {
+        Errno::ACCESS | Errno::PERM => "permission denied",
+        Errno::NOEXEC => "exec format error",
+        Errno::TOOBIG => "argument list too long",
+        Errno::ISDIR => "is a directory",
+        Errno::NOMEM => "cannot allocate memory",
+        _ => return Error::Call { call: "execve", on: program.to_owned(), source: errno.into() },
+    };
+    Error::Program { program: program.to_owned(), reason, exit_code: 126 }
+}

@@ -1,0 +1,36 @@
+//! Bind sources as detached mounts, made by the builder with the host's rights. Attributes are set
+//! before anything is attached, so there is no moment at which a read-only volume is writable.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use insula_spec::plan::{MountPlan, MountSource, Propagation};
+use insula_sys::mount::{self, MountAttributes};
+
+use crate::error::Result;
+use crate::idmap::detached;
+
+/// One detached mount for each bind of the plan, in the plan's order.
+pub(crate) fn prepare(mounts: &[MountPlan], namespace: Option<BorrowedFd<'_>>) -> Result<Vec<OwnedFd>> {
+    mounts
+        .iter()
+        .filter_map(|plan| match &plan.source {
+            MountSource::Bind { path, recursive, propagation, idmap } => {
+                let attributes = MountAttributes {
+                    readonly: plan.readonly,
+                    nosuid: plan.nosuid,
+                    nodev: plan.nodev,
+                    noexec: plan.noexec,
+                    idmap: if *idmap { namespace } else { None },
+                    propagation: match propagation {
+                        Propagation::Private => Some(mount::Propagation::Private),
+                        Propagation::Slave => Some(mount::Propagation::Slave),
+                        // A clone of a shared mount is its peer already.
+                        Propagation::Shared => None,
+                    },
+                };
+                Some(detached(path, *recursive, attributes))
+            }
+            _ => None,
+        })
+        .collect()
+}

@@ -1,0 +1,82 @@
+//! Standard streams: the ends that stay outside and those that go inside.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use insula_spec::plan::StdioPlan;
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::pipe::PipeFlags;
+
+use crate::error::{Context, Result};
+
+/// The ends outside.
+#[derive(Debug)]
+pub enum Streams {
+    /// `stdin` is absent where it was not asked for.
+    Pipes { stdin: Option<OwnedFd>, stdout: OwnedFd, stderr: OwnedFd },
+    /// The master of a pseudo terminal: everything in one.
+    Terminal(OwnedFd),
+}
+
+/// The ends inside, before they become 0, 1 and 2.
+#[derive(Debug)]
+pub(crate) enum Ends {
+    Pipes {
+        stdin: OwnedFd,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
+    /// Opened inside, on the container's own devpts.
+    Terminal {
+        columns: u16,
+        rows: u16,
+    },
+}
+
+/// Makes both kinds of ends. Pipes are handed to `owner` (the container's root), who may hand them
+/// on to the process' user, so that `/dev/stdout` can be opened again by its path.
+pub(crate) fn make(stdio: &StdioPlan, owner: u32) -> Result<(Option<Streams>, Ends)> {
+    if stdio.tty {
+        return Ok((None, Ends::Terminal { columns: stdio.columns, rows: stdio.rows }));
+    }
+    let (outside_in, inside_in) = if stdio.open_stdin {
+        let (reader, writer) = pipe(owner)?;
+        (Some(writer), reader)
+    } else {
+        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        (None, null.context("open", "/dev/null")?)
+    };
+    let (stdout, inside_out) = pipe(owner)?;
+    let (stderr, inside_err) = pipe(owner)?;
+    let ends = Ends::Pipes { stdin: inside_in, stdout: inside_out, stderr: inside_err };
+    Ok((Some(Streams::Pipes { stdin: outside_in, stdout, stderr }), ends))
+}
+
+fn pipe(owner: u32) -> Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("pipe2", "for a stream")?;
+    if owner != 0 {
+        rustix::fs::fchown(&reader, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))
+            .context("fchown", "a stream's pipe")?;
+    }
+    Ok((reader, writer))
+}
+
+impl Ends {
+    /// Makes the ends descriptors 0, 1 and 2, open across execve.
+    pub(crate) fn install(
+        stdin: BorrowedFd<'_>,
+        stdout: BorrowedFd<'_>,
+        stderr: BorrowedFd<'_>,
+    ) -> Result<()> {
+        rustix::stdio::dup2_stdin(stdin).context("dup2", "standard input")?;
+        rustix::stdio::dup2_stdout(stdout).context("dup2", "standard output")?;
+        rustix::stdio::dup2_stderr(stderr).context("dup2", "standard error")
+    }
+
+    /// The pipes' ends, where there are pipes.
+    pub(crate) fn pipes(&self) -> Option<[BorrowedFd<'_>; 3]> {
+        match self {
+            Self::Pipes { stdin, stdout, stderr } => Some([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]),
+            Self::Terminal { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Control groups, cgroups(7): version 1, version 2 and both at once, found by probing.
+//!
+//! A [`Layout`] says which hierarchies the host has and where. A [`Group`] is one path made in all of
+//! those that are needed; limits are written where a controller for them exists, and what cannot
+//! be held is returned as text for the user rather than dropped.
+
+mod devices;
+mod error;
+mod group;
+mod layout;
+mod limits;
+mod stats;
+
+pub use devices::DevicePolicy;
+pub use error::{Error, Result};
+pub use group::{Group, Purpose};
+pub use layout::{Hierarchy, Layout, Version};
+pub use stats::{BlkioEntry, Stats};

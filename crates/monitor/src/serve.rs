@@ -1,0 +1,249 @@
+//! The loop: what is ready is served, one thing after the other.
+
+mod requests;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use insula_proto::{ExecExited, Exited, Outcome, Phase};
+use insula_sandbox::{Event, Sandbox};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use crate::clock;
+use crate::connection::Connection;
+use crate::error::{Context, Result};
+use crate::poll::{Interest, Place, Poll, ProcessKey, Ready, Token};
+use crate::record::{self, ExitRecord};
+use crate::streams::ProcessStreams;
+
+/// How long nothing has to happen before memory is given back.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// A sandbox being served.
+pub struct Monitor<S> {
+    sandbox: S,
+    poll: Poll,
+    phase: Phase,
+    pid: i32,
+    started: i64,
+    frozen: bool,
+    oom: bool,
+    exit: Option<Exited>,
+    connections: Vec<Connection>,
+    connected: u64,
+    listener: Option<(OwnedFd, Token)>,
+    folder: Option<PathBuf>,
+    processes: Vec<Process>,
+    next_key: ProcessKey,
+    destroyed: bool,
+}
+
+/// A process with its streams; the first one has no exec id.
+struct Process {
+    key: ProcessKey,
+    exec: Option<String>,
+    running: bool,
+    streams: ProcessStreams,
+}
+
+impl<S: std::fmt::Debug> std::fmt::Debug for Monitor<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Monitor")
+            .field("sandbox", &self.sandbox)
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: Sandbox> Monitor<S> {
+    /// A monitor that serves the daemon at the other end of `control`.
+    pub fn new(sandbox: S, control: OwnedFd) -> Result<Self> {
+        let mut poll = Poll::new()?;
+        poll.add(sandbox.event_fd(), Interest::READ, Place::Sandbox)?;
+        let first = Connection::new(&mut poll, 1, control)?;
+        Ok(Self {
+            sandbox,
+            poll,
+            phase: Phase::Empty,
+            pid: 0,
+            started: 0,
+            frozen: false,
+            oom: false,
+            exit: None,
+            connections: vec![first],
+            connected: 1,
+            listener: None,
+            folder: None,
+            processes: Vec::new(),
+            next_key: 0,
+            destroyed: false,
+        })
+    }
+
+    /// Serves until there is nothing left to do.
+    pub fn run(mut self) -> Result<()> {
+        let mut trimmed = false;
+        while !self.done() {
+            let ready = self.poll.wait((!trimmed).then_some(QUIET))?;
+            trimmed = ready.is_empty();
+            if trimmed {
+                self.trim();
+            }
+            for event in ready {
+                // Something earlier in the batch may have removed it.
+                if let Some(place) = self.poll.place(event.token) {
+                    self.serve(place, event)?;
+                }
+            }
+            self.sweep();
+        }
+        self.leave()
+    }
+
+    fn serve(&mut self, place: Place, ready: Ready) -> Result<()> {
+        match place {
+            Place::Listener => self.accept(),
+            Place::Sandbox => self.sandbox_events(),
+            Place::Connection(number) => {
+                self.serve_connection(number, ready);
+                Ok(())
+            }
+            Place::Output(key) | Place::Input(key) | Place::Client(key) => {
+                match self.processes.iter_mut().find(|process| process.key == key) {
+                    Some(process) => process.streams.ready(&mut self.poll, place, ready),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self) -> Result<()> {
+        let Some((listener, _)) = &self.listener else { return Ok(()) };
+        match rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(socket) => {
+                self.connected += 1;
+                self.connections.push(Connection::new(&mut self.poll, self.connected, socket)?);
+                Ok(())
+            }
+            // Who called is gone again, or descriptors are short for a moment: neither ends a container.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn sandbox_events(&mut self) -> Result<()> {
+        while let Some(event) = self.sandbox.next_event()? {
+            match event {
+                Event::Oom => {
+                    self.oom = true;
+                    self.tell(&Outcome::Oom(insula_proto::Empty {}));
+                }
+                Event::ExecExited { id, code } => self.exec_exited(id, code)?,
+                Event::Exited { code } => self.exited(code)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn exec_exited(&mut self, id: String, code: i32) -> Result<()> {
+        if let Some(process) = self.processes.iter_mut().find(|process| process.exec.as_ref() == Some(&id)) {
+            process.running = false;
+            process.streams.finish(&mut self.poll)?;
+        }
+        self.tell(&Outcome::ExecExited(ExecExited { exec: id, code }));
+        Ok(())
+    }
+
+    /// The container is over: output first, then everything of the host's is freed, then the record
+    /// is left, then it is told.
+    fn exited(&mut self, code: i32) -> Result<()> {
+        let at = clock::now();
+        for process in &mut self.processes {
+            process.running = false;
+            process.streams.finish(&mut self.poll)?;
+        }
+        self.sandbox.destroy()?;
+        let exited = Exited { code, oom: self.oom, at };
+        if let Some(folder) = &self.folder {
+            record::write(folder, ExitRecord::from(&exited))?;
+        }
+        self.phase = Phase::Ended;
+        self.exit = Some(exited.clone());
+        self.tell(&Outcome::Exited(exited));
+        Ok(())
+    }
+
+    fn tell(&mut self, outcome: &Outcome) {
+        for connection in self.connections.iter_mut().filter(|connection| connection.listens) {
+            connection.send(&mut self.poll, 0, outcome.clone());
+        }
+    }
+
+    fn serve_connection(&mut self, number: u64, ready: Ready) {
+        let Some(at) = self.connections.iter().position(|c| c.number == number) else { return };
+        if ready.write {
+            self.connections[at].flush(&mut self.poll);
+        }
+        if !(ready.read || ready.gone) {
+            return;
+        }
+        self.connections[at].receive();
+        while let Some((request, descriptors)) = self.connections[at].next() {
+            let outcome = self.answer(at, request.call, descriptors);
+            self.connections[at].send(&mut self.poll, request.id, outcome);
+        }
+    }
+
+    /// Drops what has come to its end.
+    fn sweep(&mut self) {
+        self.processes.retain(|process| !process.streams.done());
+        for at in (0..self.connections.len()).rev() {
+            if self.connections[at].broken() {
+                self.connections.remove(at).close(&mut self.poll);
+            }
+        }
+    }
+
+    fn done(&self) -> bool {
+        let told = self.connections.iter().all(Connection::flushed);
+        match self.phase {
+            Phase::Empty => self.connections.is_empty() || (self.destroyed && told),
+            Phase::Created | Phase::Running => false,
+            Phase::Ended => told && self.processes.is_empty(),
+        }
+    }
+
+    fn leave(mut self) -> Result<()> {
+        if !self.destroyed && self.phase != Phase::Ended {
+            self.sandbox.destroy()?;
+        }
+        if let Some(folder) = &self.folder {
+            // The record stays; the daemon removes the folder when it has read it.
+            let _ = std::fs::remove_file(folder.join(record::SOCKET));
+        }
+        Ok(())
+    }
+
+    fn trim(&mut self) {
+        for process in &mut self.processes {
+            process.streams.trim();
+        }
+        insula_sys::memory::trim_heap();
+        insula_sys::memory::drop_text();
+    }
+
+    /// Listens for daemons to come.
+    fn listen(&mut self, folder: PathBuf) -> Result<()> {
+        let path = folder.join(record::SOCKET);
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+            .context("socket", path.display())?;
+        let address = rustix::net::SocketAddrUnix::new(&path).context("bind", path.display())?;
+        rustix::net::bind(&socket, &address).context("bind", path.display())?;
+        rustix::net::listen(&socket, 16).context("listen", path.display())?;
+        let token = self.poll.add(socket.as_fd(), Interest::READ, Place::Listener)?;
+        self.listener = Some((socket, token));
+        self.folder = Some(folder);
+        Ok(())
+    }
+}

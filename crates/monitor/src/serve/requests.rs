@@ -1,0 +1,194 @@
+//! Requests and their answers.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use insula_base::Kinded;
+use insula_proto::{
+    Attach, Call, Create, Done, Exec, Failed, Outcome, Phase, Resize, Signal, Started, Status,
+};
+use insula_sandbox::{Created, ExecPlan, Frozen, Sandbox, SignalTarget, When};
+use insula_spec::plan::{ContainerPlan, StdioPlan};
+
+use super::{Monitor, Process};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::log::Log;
+use crate::streams::ProcessStreams;
+
+impl<S: Sandbox> Monitor<S> {
+    /// Carries a request out.
+    pub(super) fn answer(
+        &mut self,
+        connection: usize,
+        call: Option<Call>,
+        descriptors: Vec<OwnedFd>,
+    ) -> Outcome {
+        if matches!(call, Some(Call::Create(_) | Call::Status(_))) {
+            self.connections[connection].listens = true;
+        }
+        self.carry_out(call, descriptors).unwrap_or_else(|error| {
+            Outcome::Failed(Failed {
+                kind: error.kind().code(),
+                message: insula_base::chain(&error),
+                exit_code: error.exit_code().map_or(0, i32::from),
+            })
+        })
+    }
+
+    fn carry_out(&mut self, call: Option<Call>, descriptors: Vec<OwnedFd>) -> Result<Outcome> {
+        let done = Outcome::Done(Done::default());
+        match call {
+            None => Err(Error::Unknown),
+            Some(Call::Create(call)) => self.create(&call, descriptors),
+            Some(Call::Start(_)) => {
+                self.sandbox.start()?;
+                Ok(self.running(Vec::new()))
+            }
+            Some(Call::Exec(call)) => self.exec(&call, descriptors),
+            Some(Call::Signal(call)) => self.signal(&call).map(|()| done),
+            Some(Call::Resize(call)) => self.resize(&call).map(|()| done),
+            Some(Call::Update(call)) => {
+                let warnings = self.sandbox.update(&parse("resources", &call.resources)?)?;
+                Ok(Outcome::Done(Done { warnings }))
+            }
+            Some(Call::Freeze(_)) => {
+                self.sandbox.freeze(Frozen::Yes)?;
+                self.frozen = true;
+                Ok(done)
+            }
+            Some(Call::Thaw(_)) => {
+                self.sandbox.freeze(Frozen::No)?;
+                self.frozen = false;
+                Ok(done)
+            }
+            Some(Call::Stats(_)) => {
+                let stats = serde_json::to_vec(&self.sandbox.stats()?);
+                Ok(Outcome::Stats(stats.map_err(|source| Error::Malformed { what: "statistics", source })?))
+            }
+            Some(Call::Attach(call)) => self.attach(call, descriptors).map(|()| done),
+            Some(Call::Processes(_)) => {
+                Ok(Outcome::Processes(insula_proto::Processes { pids: self.sandbox.processes()? }))
+            }
+            Some(Call::Status(_)) => Ok(Outcome::Status(self.status())),
+            Some(Call::Destroy(_)) => self.destroy().map(|()| done),
+        }
+    }
+
+    fn create(&mut self, call: &Create, descriptors: Vec<OwnedFd>) -> Result<Outcome> {
+        let plan: ContainerPlan = parse("plan", &call.plan)?;
+        let (stdio, log) = (plan.stdio.clone(), Log::open(&plan.log)?);
+        if self.folder.is_none() {
+            self.listen(PathBuf::from(&call.folder))?;
+        }
+        let when = if call.start { When::Now } else { When::Later };
+        let created = self.sandbox.create(plan, when)?;
+        self.pid = created.pid;
+        self.phase = Phase::Created;
+        let warnings = self.adopt(None, created, Some(log), &stdio, call.attachments.clone(), descriptors)?;
+        Ok(if call.start { self.running(warnings) } else { started(self.pid, warnings, 0) })
+    }
+
+    fn running(&mut self, warnings: Vec<String>) -> Outcome {
+        self.phase = Phase::Running;
+        self.started = clock::now();
+        started(self.pid, warnings, self.started)
+    }
+
+    fn exec(&mut self, call: &Exec, descriptors: Vec<OwnedFd>) -> Result<Outcome> {
+        let stdio: StdioPlan = parse("streams", &call.stdio)?;
+        let plan = ExecPlan {
+            id: call.exec.clone(),
+            process: parse("process", &call.process)?,
+            stdio: stdio.clone(),
+            privileged: call.privileged,
+        };
+        let created = self.sandbox.exec(&plan)?;
+        let pid = created.pid;
+        let exec = Some(call.exec.clone());
+        let warnings = self.adopt(exec, created, None, &stdio, call.attachments.clone(), descriptors)?;
+        Ok(started(pid, warnings, clock::now()))
+    }
+
+    /// Takes over the streams of a new process, with those who wait for them.
+    fn adopt(
+        &mut self,
+        exec: Option<String>,
+        created: Created,
+        log: Option<Log>,
+        stdio: &StdioPlan,
+        attachments: Vec<insula_proto::Attachment>,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Vec<String>> {
+        let key = self.next_key;
+        self.next_key += 1;
+        let closes = exec.is_some() || stdio.stdin_once;
+        let mut streams = ProcessStreams::new(&mut self.poll, key, created.streams, log, closes)?;
+        for (socket, attachment) in descriptors.into_iter().zip(attachments) {
+            streams.attach(&mut self.poll, socket, attachment)?;
+        }
+        self.processes.push(Process { key, exec, running: true, streams });
+        Ok(created.warnings)
+    }
+
+    fn signal(&mut self, call: &Signal) -> Result<()> {
+        let target = match (call.all, call.exec.as_str()) {
+            (true, _) => SignalTarget::All,
+            (false, "") => SignalTarget::First,
+            (false, exec) => SignalTarget::Exec(exec),
+        };
+        Ok(self.sandbox.signal(target, call.signal)?)
+    }
+
+    fn resize(&mut self, call: &Resize) -> Result<()> {
+        let size = |value: u32| {
+            u16::try_from(value).map_err(|_| Error::Invalid("a terminal has at most 65535 rows and columns"))
+        };
+        let exec = Some(call.exec.as_str()).filter(|exec| !exec.is_empty());
+        Ok(self.sandbox.resize(exec, size(call.columns)?, size(call.rows)?)?)
+    }
+
+    fn attach(&mut self, call: Attach, mut descriptors: Vec<OwnedFd>) -> Result<()> {
+        let (Some(attachment), Some(socket)) = (call.attachment, descriptors.pop()) else {
+            return Err(Error::Invalid("an attachment needs its description and its socket"));
+        };
+        let exec = Some(call.exec).filter(|exec| !exec.is_empty());
+        let process = self
+            .processes
+            .iter_mut()
+            .find(|process| process.running && process.exec == exec)
+            .ok_or(Error::Invalid("the process does not run"))?;
+        process.streams.attach(&mut self.poll, socket, attachment)
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            phase: self.phase as i32,
+            pid: self.pid,
+            started: self.started,
+            frozen: self.frozen,
+            exit: self.exit.clone(),
+            version: insula_proto::VERSION,
+            execs: self.processes.iter().filter(|p| p.running).filter_map(|p| p.exec.clone()).collect(),
+        }
+    }
+
+    fn destroy(&mut self) -> Result<()> {
+        self.sandbox.destroy()?;
+        for process in &mut self.processes {
+            process.streams.finish(&mut self.poll)?;
+        }
+        self.processes.clear();
+        self.phase = Phase::Empty;
+        self.destroyed = true;
+        Ok(())
+    }
+}
+
+fn started(pid: i32, warnings: Vec<String>, at: i64) -> Outcome {
+    Outcome::Started(Started { pid, warnings, at })
+}
+
+fn parse<'a, T: serde::Deserialize<'a>>(what: &'static str, bytes: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|source| Error::Malformed { what, source })
+}

@@ -1,0 +1,240 @@
+//! The standard streams of one process, and the clients that are attached to them.
+//!
+//! Nothing is lost and nothing grows: output is read only while every client has taken what came
+//! before, and input only while the process has. A client that does not read therefore holds the
+//! process up, as a terminal does, until it reads or goes away; the log alone never does.
+
+mod client;
+mod input;
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use insula_proto::Attachment;
+use insula_sandbox::Streams;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use crate::error::{Context, Result};
+use crate::log::{Log, Stream};
+use crate::poll::{Interest, Place, Poll, ProcessKey, Ready, Token};
+use client::{Client, Taken};
+use input::Input;
+
+/// Bytes read at once: half of a pipe.
+const PIECE: usize = 32 << 10;
+
+/// The streams of a process, from its start to the moment when every client has got everything.
+#[derive(Debug)]
+pub(crate) struct ProcessStreams {
+    key: ProcessKey,
+    outputs: Vec<Output>,
+    input: Input,
+    clients: Vec<Client>,
+    log: Option<Log>,
+    terminal: bool,
+    /// The process has ended.
+    ended: bool,
+}
+
+#[derive(Debug)]
+struct Output {
+    pipe: OwnedFd,
+    stream: Stream,
+    /// Absent while nobody may read.
+    token: Option<Token>,
+}
+
+impl ProcessStreams {
+    /// Takes the ends over and begins to read. `closes` says whether the end of a client's input ends that
+    /// of the process.
+    pub(crate) fn new(
+        poll: &mut Poll,
+        key: ProcessKey,
+        streams: Streams,
+        log: Option<Log>,
+        closes: bool,
+    ) -> Result<Self> {
+        let mut this = Self {
+            key,
+            outputs: Vec::new(),
+            input: Input::new(key, closes),
+            clients: Vec::new(),
+            log,
+            terminal: matches!(streams, Streams::Terminal(_)),
+            ended: false,
+        };
+        match streams {
+            Streams::Terminal(master) => {
+                let input = rustix::io::fcntl_dupfd_cloexec(&master, 3).context("fcntl", "a terminal")?;
+                nonblocking(&master)?;
+                this.input.open(input);
+                this.outputs.push(Output { pipe: master, stream: Stream::Stdout, token: None });
+            }
+            Streams::Pipes { stdin, stdout, stderr } => {
+                if let Some(stdin) = stdin {
+                    nonblocking(&stdin)?;
+                    this.input.open(stdin);
+                }
+                for (pipe, stream) in [(stdout, Stream::Stdout), (stderr, Stream::Stderr)] {
+                    nonblocking(&pipe)?;
+                    this.outputs.push(Output { pipe, stream, token: None });
+                }
+            }
+        }
+        this.pace(poll)?;
+        Ok(this)
+    }
+
+    /// Adds a client.
+    pub(crate) fn attach(&mut self, poll: &mut Poll, socket: OwnedFd, attachment: Attachment) -> Result<()> {
+        nonblocking(&socket)?;
+        let (client, first) = Client::new(poll, self.key, socket, attachment, self.terminal)?;
+        self.clients.push(client);
+        if !first.is_empty() {
+            let at = self.clients.len() - 1;
+            self.feed(poll, at, &first)?;
+        }
+        self.pace(poll)
+    }
+
+    /// Serves one of its descriptors.
+    pub(crate) fn ready(&mut self, poll: &mut Poll, place: Place, ready: Ready) -> Result<()> {
+        match place {
+            Place::Output(_) => self.read_output(poll, ready.token)?,
+            Place::Input(_) => self.input.flush(poll)?,
+            Place::Client(_) => self.serve_client(poll, ready)?,
+            Place::Listener | Place::Sandbox | Place::Connection(_) => {}
+        }
+        self.pace(poll)
+    }
+
+    /// The process has ended: takes what is left in the pipes, completes the log. Clients keep
+    /// what they have not got yet, at most what the pipes held.
+    pub(crate) fn finish(&mut self, poll: &mut Poll) -> Result<()> {
+        for mut output in std::mem::take(&mut self.outputs) {
+            if let Some(token) = output.token.take() {
+                poll.remove(&output.pipe, token)?;
+            }
+            while let Some(piece) = read(&output.pipe)?.filter(|piece| !piece.is_empty()) {
+                self.distribute(output.stream, &piece)?;
+            }
+        }
+        self.input.close(poll)?;
+        if let Some(log) = &mut self.log {
+            log.finish()?;
+        }
+        self.ended = true;
+        self.pace(poll)
+    }
+
+    /// Whether the process has ended and every client has got everything.
+    pub(crate) fn done(&self) -> bool {
+        self.ended && self.clients.is_empty()
+    }
+
+    /// Gives back memory that a burst needed.
+    pub(crate) fn trim(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.trim();
+        }
+    }
+
+    fn read_output(&mut self, poll: &mut Poll, token: Token) -> Result<()> {
+        let Some(at) = self.outputs.iter().position(|output| output.token == Some(token)) else {
+            return Ok(());
+        };
+        match read(&self.outputs[at].pipe)? {
+            // Nothing yet; the event was for an earlier piece.
+            Some(piece) if piece.is_empty() => Ok(()),
+            Some(piece) => {
+                let stream = self.outputs[at].stream;
+                self.distribute(stream, &piece)
+            }
+            None => {
+                let output = self.outputs.remove(at);
+                poll.remove(&output.pipe, token)
+            }
+        }
+    }
+
+    fn distribute(&mut self, stream: Stream, piece: &[u8]) -> Result<()> {
+        if let Some(log) = &mut self.log {
+            log.take(stream, piece)?;
+        }
+        for client in &mut self.clients {
+            client.output(stream, piece)?;
+        }
+        Ok(())
+    }
+
+    fn serve_client(&mut self, poll: &mut Poll, ready: Ready) -> Result<()> {
+        let Some(at) = self.clients.iter().position(|client| client.token() == ready.token) else {
+            return Ok(());
+        };
+        if ready.write {
+            self.clients[at].flush()?;
+        }
+        if ready.read && self.clients[at].reads() {
+            return match self.clients[at].take()? {
+                Taken::Input(bytes) => self.feed(poll, at, &bytes),
+                Taken::End => self.input.client_ended(poll),
+                Taken::Nothing => Ok(()),
+            };
+        }
+        if ready.gone {
+            self.clients[at].leave();
+            return self.input.client_ended(poll);
+        }
+        Ok(())
+    }
+
+    fn feed(&mut self, poll: &mut Poll, client: usize, bytes: &[u8]) -> Result<()> {
+        let (input, detached) = self.clients[client].filter(bytes);
+        self.input.write(poll, &input)?;
+        if detached {
+            self.clients[client].leave();
+        }
+        Ok(())
+    }
+
+    /// Lets flow what may flow: called after every change.
+    fn pace(&mut self, poll: &mut Poll) -> Result<()> {
+        for client in &mut self.clients {
+            client.settle(poll, self.ended, self.input.hungry())?;
+        }
+        self.clients.retain(|client| !client.left());
+        let free = self.clients.iter().all(Client::up_to_date);
+        for output in &mut self.outputs {
+            match (free, output.token) {
+                (true, None) => {
+                    output.token = Some(poll.add(&output.pipe, Interest::READ, Place::Output(self.key))?);
+                }
+                // Not merely uninterested: the end of a pipe is told whether asked for or not.
+                (false, Some(token)) => {
+                    poll.remove(&output.pipe, token)?;
+                    output.token = None;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A piece of output; empty when there is none now, none at the end.
+fn read(pipe: &OwnedFd) -> Result<Option<Vec<u8>>> {
+    let mut piece = Vec::with_capacity(PIECE);
+    match rustix::io::retry_on_intr(|| rustix::io::read(pipe, rustix::buffer::spare_capacity(&mut piece))) {
+        Ok(0) => Ok(None),
+        Ok(_) => Ok(Some(piece)),
+        Err(Errno::AGAIN) => Ok(Some(Vec::new())),
+        // A terminal whose last user is gone, tty_ioctl(4).
+        Err(Errno::IO) => Ok(None),
+        Err(error) => Err(error).context("read", "a process' output"),
+    }
+}
+
+fn nonblocking(descriptor: impl AsFd) -> Result<()> {
+    let flags = rustix::fs::fcntl_getfl(&descriptor).context("fcntl F_GETFL", "a stream")?;
+    rustix::fs::fcntl_setfl(&descriptor, flags | OFlags::NONBLOCK).context("fcntl F_SETFL", "a stream")
+}

@@ -1,0 +1,229 @@
+//! The process wall: namespaces and control groups of this kernel.
+
+mod running;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use insula_host::cgroup::{DevicePolicy, Group, Layout, Purpose, Stats};
+use insula_spec::plan::{ContainerPlan, DeviceKind, DeviceRule, InitPlan, Resources};
+use insula_sys::process;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+
+use crate::{
+    Capabilities, Created, Error, Event, ExecPlan, Frozen, Result, Sandbox, SignalTarget, When, duplicate,
+};
+use running::Running;
+
+const SIGCHLD: i32 = 17;
+
+/// A container of this kernel. There is one such sandbox in a process: it waits for every child.
+#[derive(Debug)]
+pub struct Namespaces {
+    /// Readable when a child ended or memory ran out.
+    events: OwnedFd,
+    children: OwnedFd,
+    layout: Option<Layout>,
+    running: Option<Running>,
+}
+
+impl Namespaces {
+    /// An empty sandbox. The process becomes the reaper of what its container leaves behind, and loses its
+    /// umask: modes are meant as they are written.
+    pub fn new() -> Result<Self> {
+        process::become_subreaper().map_err(|source| call("prctl", "PR_SET_CHILD_SUBREAPER", source))?;
+        rustix::process::umask(rustix::fs::Mode::empty());
+        let children = process::signal_descriptor(&[SIGCHLD])
+            .map_err(|source| call("signalfd", "for children", source))?;
+        let events = epoll::create(CreateFlags::CLOEXEC)
+            .map_err(|source| call("epoll_create1", "for a sandbox", source))?;
+        watch(&events, &children)?;
+        Ok(Self { events, children, layout: None, running: None })
+    }
+
+    /// Makes ready what does not depend on a container, for a sandbox that waits for one.
+    pub fn warm_up(&mut self) -> Result<()> {
+        self.layout().map(drop)
+    }
+
+    fn layout(&mut self) -> Result<Layout> {
+        if self.layout.is_none() {
+            self.layout = Some(Layout::probe()?);
+        }
+        self.layout.clone().ok_or(Error::Cgroup(insula_host::cgroup::Error::NoHierarchy))
+    }
+
+    fn running(&self) -> Result<&Running> {
+        self.running.as_ref().ok_or(Error::Phase { is: "empty", needed: "created" })
+    }
+
+    fn running_mut(&mut self) -> Result<&mut Running> {
+        self.running.as_mut().ok_or(Error::Phase { is: "empty", needed: "created" })
+    }
+
+    /// The container's control group with its limits.
+    fn group(&mut self, plan: &ContainerPlan) -> Result<(Group, Vec<String>)> {
+        let purpose = match plan.init {
+            InitPlan::System => {
+                Purpose::Delegate { owner: plan.namespaces.user.range().map_or(0, |(first, _)| first) }
+            }
+            InitPlan::Process | InitPlan::Reaper => Purpose::Limit,
+        };
+        let group = Group::create(&self.layout()?, &plan.cgroup.path, purpose)?;
+        let limited = limit(&group, plan);
+        match limited {
+            Ok(warnings) => Ok((group, warnings)),
+            Err(error) => {
+                // The first error is the one to report; what is left is found by its name later.
+                let _ = group.remove();
+                Err(error)
+            }
+        }
+    }
+}
+
+fn limit(group: &Group, plan: &ContainerPlan) -> Result<Vec<String>> {
+    let warnings = group.limit(&plan.cgroup.resources)?;
+    group.allow_devices(&device_policy(plan))?;
+    Ok(warnings)
+}
+
+/// Docker's: every container may use the standard nodes and terminals, and make any node, which it can only
+/// open if it may use it.
+fn device_policy(plan: &ContainerPlan) -> DevicePolicy {
+    if plan.security.privileged {
+        return DevicePolicy::All;
+    }
+    let mut rules: Vec<DeviceRule> = [DeviceKind::Char, DeviceKind::Block]
+        .into_iter()
+        .map(|kind| DeviceRule { kind, major: None, minor: None, read: false, write: false, mknod: true })
+        .collect();
+    // null, zero, full, random, urandom; tty, console, ptmx; terminals.
+    let standard = [
+        (1, Some(3)),
+        (1, Some(5)),
+        (1, Some(7)),
+        (1, Some(8)),
+        (1, Some(9)),
+        (5, Some(0)),
+        (5, Some(1)),
+        (5, Some(2)),
+        (136, None),
+    ];
+    rules.extend(standard.into_iter().map(|(major, minor)| DeviceRule {
+        kind: DeviceKind::Char,
+        major: Some(major),
+        minor,
+        read: true,
+        write: true,
+        mknod: true,
+    }));
+    rules.extend(plan.devices.iter().map(|device| device.rule.clone()));
+    rules.extend(plan.device_rules.iter().cloned());
+    DevicePolicy::Only(rules)
+}
+
+impl Sandbox for Namespaces {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { host_pids: true }
+    }
+
+    fn event_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    fn next_event(&mut self) -> Result<Option<Event>> {
+        while process::take_signal(self.children.as_fd())
+            .map_err(|source| call("read", "a signal", source))?
+            .is_some()
+        {}
+        while let Some(reaped) = process::reap().map_err(|source| call("waitpid", "for a child", source))? {
+            if let Some(running) = &mut self.running {
+                running.reaped(reaped)?;
+            }
+        }
+        match &mut self.running {
+            Some(running) => running.next_event(),
+            None => Ok(None),
+        }
+    }
+
+    fn create(&mut self, plan: ContainerPlan, when: When) -> Result<Created> {
+        if self.running.is_some() {
+            return Err(Error::Phase { is: "created", needed: "empty" });
+        }
+        let (group, mut warnings) = self.group(&plan)?;
+        let mut join = |pid| group.add(pid).map_err(std::io::Error::other);
+        let created = match insula_container::create(&plan, when, &mut join) {
+            Ok(created) => created,
+            Err(error) => {
+                // As above: the first error is the one to report.
+                let _ = group.remove();
+                return Err(error.into());
+            }
+        };
+        let (running, streams, more) = Running::new(plan, group, created, when)?;
+        if let Some(oom) = running.oom() {
+            watch(&self.events, oom)?;
+        }
+        warnings.extend(more);
+        let pid = running.pid();
+        self.running = Some(running);
+        Ok(Created { pid, streams, warnings })
+    }
+
+    fn start(&mut self) -> Result<()> {
+        self.running_mut()?.start()
+    }
+
+    fn exec(&mut self, exec: &ExecPlan) -> Result<Created> {
+        self.running_mut()?.exec(exec)
+    }
+
+    fn signal(&mut self, target: SignalTarget<'_>, signal: i32) -> Result<()> {
+        self.running()?.signal(target, signal)
+    }
+
+    fn resize(&mut self, exec: Option<&str>, columns: u16, rows: u16) -> Result<()> {
+        self.running()?.resize(exec, columns, rows)
+    }
+
+    fn update(&mut self, resources: &Resources) -> Result<Vec<String>> {
+        Ok(self.running()?.group().limit(resources)?)
+    }
+
+    fn freeze(&mut self, frozen: Frozen) -> Result<()> {
+        Ok(self.running()?.group().freeze(frozen == Frozen::Yes)?)
+    }
+
+    fn stats(&self) -> Result<Stats> {
+        Ok(self.running()?.group().stats()?)
+    }
+
+    fn processes(&self) -> Result<Vec<i32>> {
+        Ok(self.running()?.group().processes()?)
+    }
+
+    fn destroy(&mut self) -> Result<()> {
+        match self.running.take() {
+            Some(running) => running.destroy(),
+            None => Ok(()),
+        }
+    }
+}
+
+fn watch(events: &OwnedFd, descriptor: impl AsFd) -> Result<()> {
+    epoll::add(events, descriptor, EventData::new_u64(0), EventFlags::IN)
+        .map_err(|source| call("epoll_ctl", "for a sandbox", source))
+}
+
+fn call(call: &'static str, on: &'static str, source: rustix::io::Errno) -> Error {
+    Error::Call { call, on, source: source.into() }
+}
+
+/// The master of a terminal, kept to change its size.
+fn master_of(streams: &crate::Streams) -> Result<Option<OwnedFd>> {
+    match streams {
+        crate::Streams::Terminal(master) => duplicate(master.as_fd()).map(Some),
+        crate::Streams::Pipes { .. } => Ok(None),
+    }
+}

@@ -1,0 +1,203 @@
+//! A container that stands, with the processes that joined it.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use insula_container::Target;
+use insula_host::cgroup::Group;
+use insula_spec::plan::ContainerPlan;
+use insula_sys::process::{self, Reaped};
+use rustix::io::Errno;
+use rustix::termios::Winsize;
+
+use super::{call, master_of};
+use crate::{Created, Error, Event, ExecPlan, Result, SignalTarget, Streams, When};
+
+#[derive(Debug)]
+pub(super) struct Running {
+    plan: ContainerPlan,
+    group: Group,
+    init: insula_container::Init,
+    terminal: Option<OwnedFd>,
+    started: bool,
+    execs: Vec<Exec>,
+    oom: Option<OwnedFd>,
+    oom_kills: u64,
+    events: VecDeque<Event>,
+    ended: bool,
+}
+
+#[derive(Debug)]
+struct Exec {
+    id: String,
+    pid: i32,
+    pidfd: OwnedFd,
+    terminal: Option<OwnedFd>,
+}
+
+impl Running {
+    /// Takes over what was created; returns also what is not its business.
+    pub(super) fn new(
+        plan: ContainerPlan,
+        group: Group,
+        created: insula_container::Created,
+        when: When,
+    ) -> Result<(Self, Streams, Vec<String>)> {
+        let insula_container::Created { init, streams, warnings } = created;
+        let running = Self {
+            oom: group.oom_descriptor()?,
+            plan,
+            group,
+            init,
+            terminal: master_of(&streams)?,
+            started: when == When::Now,
+            execs: Vec::new(),
+            oom_kills: 0,
+            events: VecDeque::new(),
+            ended: false,
+        };
+        Ok((running, streams, warnings))
+    }
+
+    pub(super) fn pid(&self) -> i32 {
+        self.init.pid
+    }
+
+    pub(super) fn group(&self) -> &Group {
+        &self.group
+    }
+
+    pub(super) fn oom(&self) -> Option<BorrowedFd<'_>> {
+        self.oom.as_ref().map(AsFd::as_fd)
+    }
+
+    pub(super) fn start(&mut self) -> Result<()> {
+        if self.started {
+            return Err(Error::Phase { is: "running", needed: "created" });
+        }
+        self.init.start()?;
+        self.started = true;
+        Ok(())
+    }
+
+    pub(super) fn exec(&mut self, exec: &ExecPlan) -> Result<Created> {
+        if !self.started || self.ended {
+            let is = if self.ended { "ended" } else { "created" };
+            return Err(Error::Phase { is, needed: "running" });
+        }
+        if self.execs.iter().any(|known| known.id == exec.id) {
+            return Err(Error::ExecExists(exec.id.clone()));
+        }
+        let target = Target { plan: &self.plan, pidfd: self.init.pidfd.as_fd() };
+        let plan = insula_container::ExecPlan {
+            process: &exec.process,
+            stdio: &exec.stdio,
+            privileged: exec.privileged,
+        };
+        let mut join = |pid| self.group.add(pid).map_err(std::io::Error::other);
+        let executed = insula_container::exec(&target, &plan, &mut join)?;
+        let terminal = master_of(&executed.streams)?;
+        let pid = executed.pid;
+        self.execs.push(Exec { id: exec.id.clone(), pid, pidfd: executed.pidfd, terminal });
+        Ok(Created { pid, streams: executed.streams, warnings: executed.warnings })
+    }
+
+    pub(super) fn signal(&self, target: SignalTarget<'_>, signal: i32) -> Result<()> {
+        let to = |pidfd: BorrowedFd<'_>| match process::signal(pidfd, signal) {
+            // It has ended and will be reported.
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(source) => Err(call("pidfd_send_signal", "a process of the container", source)),
+        };
+        match target {
+            SignalTarget::First => to(self.init.pidfd.as_fd()),
+            SignalTarget::Exec(id) => to(self.find(id)?.pidfd.as_fd()),
+            SignalTarget::All => {
+                for pid in self.group.processes()? {
+                    match process::kill(pid, signal) {
+                        Ok(()) | Err(Errno::SRCH) => {}
+                        Err(source) => return Err(call("kill", "a process of the container", source)),
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn resize(&self, exec: Option<&str>, columns: u16, rows: u16) -> Result<()> {
+        let terminal = match exec {
+            None => &self.terminal,
+            Some(id) => &self.find(id)?.terminal,
+        };
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(terminal.as_ref().ok_or(Error::NoTerminal)?, size)
+            .map_err(|source| call("ioctl TIOCSWINSZ", "a terminal", source))
+    }
+
+    fn find(&self, id: &str) -> Result<&Exec> {
+        self.execs.iter().find(|exec| exec.id == id).ok_or_else(|| Error::NoExec(id.to_owned()))
+    }
+
+    /// A child of this process ended.
+    pub(super) fn reaped(&mut self, reaped: Reaped) -> Result<()> {
+        if let Some(at) = self.execs.iter().position(|exec| exec.pid == reaped.pid) {
+            let exec = self.execs.remove(at);
+            self.events.push_back(Event::ExecExited { id: exec.id, code: reaped.code });
+        }
+        if reaped.pid == self.init.pid {
+            self.look_for_oom()?;
+            self.end(reaped.code)?;
+        }
+        Ok(())
+    }
+
+    /// With the first process goes all the rest. In a pid namespace of its own the kernel has seen to that.
+    fn end(&mut self, code: i32) -> Result<()> {
+        self.ended = true;
+        self.group.kill()?;
+        for exec in std::mem::take(&mut self.execs) {
+            let reaped = process::wait_for(exec.pid)
+                .map_err(|source| call("waitpid", "for a process of the container", source))?;
+            self.events.push_back(Event::ExecExited { id: exec.id, code: reaped.code });
+        }
+        self.events.push_back(Event::Exited { code });
+        Ok(())
+    }
+
+    pub(super) fn next_event(&mut self) -> Result<Option<Event>> {
+        if self.events.is_empty() {
+            self.look_for_oom()?;
+        }
+        Ok(self.events.pop_front())
+    }
+
+    fn look_for_oom(&mut self) -> Result<()> {
+        let Some(oom) = &self.oom else { return Ok(()) };
+        let mut buffer = [0; 4096];
+        match rustix::io::read(oom, &mut buffer) {
+            Err(Errno::AGAIN) => return Ok(()),
+            result => drop(result.map_err(|source| call("read", "a memory event", source))?),
+        }
+        let kills = self.group.oom_kills()?;
+        if kills > self.oom_kills {
+            self.oom_kills = kills;
+            self.events.push_back(Event::Oom);
+        }
+        Ok(())
+    }
+
+    /// Kills what runs, reaps it and frees the group.
+    pub(super) fn destroy(self) -> Result<()> {
+        if !self.ended {
+            // It may have ended unnoticed; then there is nothing to kill.
+            let _ = process::signal(self.init.pidfd.as_fd(), 9);
+            self.group.kill()?;
+            for pid in self.execs.iter().map(|exec| exec.pid).chain([self.init.pid]) {
+                match process::wait_for(pid) {
+                    Ok(_) | Err(Errno::CHILD) => {}
+                    Err(source) => return Err(call("waitpid", "for the container", source)),
+                }
+            }
+        }
+        Ok(self.group.remove()?)
+    }
+}
