@@ -55,7 +55,7 @@ impl Content {
     }
 
     /// Stores a document and returns its digest.
-    pub fn write(&self, bytes: &[u8]) -> Result<Digest> {
+    pub(crate) fn write(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = digest(bytes);
         let path = self.path(&digest);
         if !path.exists() {
@@ -71,7 +71,7 @@ impl Content {
     }
 
     /// Removes a blob, if it is there.
-    pub fn remove(&self, digest: &Digest) -> Result<()> {
+    pub(crate) fn remove(&self, digest: &Digest) -> Result<()> {
         let path = self.path(digest);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("unlink", &path, e)),
@@ -79,9 +79,14 @@ impl Content {
         }
     }
 
-    /// The folder for bytes on their way in.
-    pub(crate) fn ingest(&self) -> &Path {
-        &self.ingest
+    /// Every stored blob.
+    pub(crate) fn all(&self) -> Result<Vec<Digest>> {
+        let mut digests = Vec::new();
+        for entry in fs::read_dir(&self.blobs).map_err(|e| Error::io("readdir", &self.blobs, e))? {
+            let name = entry.map_err(|e| Error::io("readdir", &self.blobs, e))?.file_name();
+            digests.extend(name.to_str().and_then(|hex| format!("sha256:{hex}").parse().ok()));
+        }
+        Ok(digests)
     }
 }
 

@@ -17,14 +17,15 @@
 //!   volumes/<name>/_data/
 //! ```
 
-#![allow(dead_code)]
-
+pub mod archive;
 mod content;
 mod error;
 pub mod images;
 pub mod layers;
 mod root;
 pub mod state;
+mod stream;
+mod tree;
 
 pub use content::Content;
 pub use error::{Error, Result};

@@ -1,7 +1,9 @@
 //! The root folder: its layout number, its lock, its children.
 
+use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use std::sync::Arc;
 use insula_base::{ContainerId, Durability};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::{Content, Error, Images, Layers, Result, State};
+use crate::{Content, Error, Images, Layers, Result, State, tree};
 
 /// Raised when an older version could no longer read what is below the root.
 const LAYOUT: u32 = 1;
@@ -176,11 +178,8 @@ pub(crate) fn make_folder(path: &Path, mode: u32) -> Result<()> {
 
 /// Removes what is in a folder.
 pub(crate) fn empty(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(|e| Error::io("readdir", folder, e))? {
-        let path = entry.map_err(|e| Error::io("readdir", folder, e))?.path();
-        remove_any(&path)?;
-    }
-    Ok(())
+    let open = File::open(folder).map_err(|e| Error::io("open", folder, e))?;
+    tree::empty(open.as_fd()).map_err(|e| Error::io("empty", folder, e))
 }
 
 /// Renames `path` to a dying name in `folder`, on the same file system, and then removes it.
@@ -205,11 +204,14 @@ fn sweep_containers(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// std's removal goes by descriptors and follows no symbolic link.
-fn remove_any(path: &Path) -> Result<()> {
-    let is_dir = fs::symlink_metadata(path).map_err(|e| Error::io("lstat", path, e))?.is_dir();
-    let removed = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    removed.map_err(|e| Error::io("remove", path, e))
+/// Removes a file or a tree.
+pub(crate) fn remove_any(path: &Path) -> Result<()> {
+    let name = path.file_name().and_then(|name| CString::new(name.as_encoded_bytes()).ok());
+    let (Some(folder), Some(name)) = (path.parent(), name) else {
+        return Err(Error::Defect("what is removed has a folder and a name"));
+    };
+    let open = File::open(folder).map_err(|e| Error::io("open", folder, e))?;
+    tree::remove(open.as_fd(), &name).map_err(|e| Error::io("remove", path, e))
 }
 
 fn take_lock(root: &Path) -> Result<File> {

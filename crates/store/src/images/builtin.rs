@@ -10,8 +10,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 
-use insula_base::{ChainId, DiffId};
+use insula_base::{ChainId, DiffId, Digest};
 use insula_spec::image::{History, ImageConfig, RootFs, RunConfig};
 use insula_spec::reference::Reference;
 
@@ -20,6 +21,8 @@ use crate::{Layer, content};
 
 /// The name of both; the tag tells them apart.
 const NAME: &str = "docker.io/library/host";
+const FULL: &str = "full";
+const TAGS: [&str; 2] = ["latest", FULL];
 
 /// Homes, then secrets: password hashes, keys, credentials, other engines' state, logs, mail,
 /// jobs that carry passwords on their command lines.
@@ -88,31 +91,39 @@ const HIDDEN: &[&str] = &[
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The built-in image of this name or id, if there is one.
+/// The built-in image of this name or complete id, if there is one.
 pub(super) fn resolve(text: &str, root: &Path) -> Option<Image> {
-    all(root).into_iter().find(|image| {
-        let id = image.id.as_str();
-        Reference::parse(text).is_ok_and(|name| image.references.contains(&name))
-            || text == id
-            || text == image.id.hex()
-    })
+    let tag = match Reference::parse(text) {
+        Ok(reference) if is_builtin(&reference) => reference.tag()?.to_owned(),
+        _ => tag_of(text)?.to_owned(),
+    };
+    build(&tag, root)
+}
+
+/// Whether an id is a built-in image's.
+pub(super) fn is_builtin_id(id: &Digest) -> bool {
+    tag_of(id.as_str()).is_some()
 }
 
 /// Whether a name belongs to a built-in image.
 pub(super) fn is_builtin(reference: &Reference) -> bool {
-    reference.name() == NAME && matches!(reference.tag(), Some("latest" | "full"))
+    reference.name() == NAME
+        && reference.digest().is_none()
+        && reference.tag().is_some_and(|tag| TAGS.contains(&tag))
 }
 
 /// Both built-in images.
 pub(super) fn all(root: &Path) -> Vec<Image> {
-    let shell =
-        ["/bin/bash", "/bin/sh"].into_iter().find(|path| Path::new(path).exists()).unwrap_or("/bin/sh");
-    let own = root.to_str().map(str::to_owned);
-    let partial = HIDDEN.iter().map(|path| (*path).to_owned()).chain(host_keys()).chain(own.clone());
-    [("latest", existing(partial)), ("full", existing(own.into_iter()))]
-        .into_iter()
-        .filter_map(|(tag, hidden)| image(tag, shell, hidden))
-        .collect()
+    TAGS.iter().filter_map(|tag| build(tag, root)).collect()
+}
+
+fn tag_of(id: &str) -> Option<&'static str> {
+    static IDS: OnceLock<Vec<(&str, Digest)>> = OnceLock::new();
+    let ids = IDS.get_or_init(|| {
+        let id = |tag| Some((tag, content::digest(&serde_json::to_vec(&config(tag)).ok()?)));
+        TAGS.into_iter().filter_map(id).collect()
+    });
+    ids.iter().find(|(_, known)| known.as_str() == id || known.hex() == id).map(|(tag, _)| *tag)
 }
 
 /// OpenSSH's private host keys; the rest of its folder is harmless and clients need it.
@@ -133,10 +144,34 @@ fn existing(paths: impl Iterator<Item = String>) -> Vec<String> {
     real
 }
 
-fn image(tag: &str, shell: &str, hidden: Vec<String>) -> Option<Image> {
-    // A digest for documents that want one; no layer has it, since no archive has these bytes.
-    let identity = content::digest(format!("insula built-in image host:{tag}").as_bytes());
-    let config = ImageConfig {
+fn build(tag: &str, root: &Path) -> Option<Image> {
+    let own = root.to_str().map(str::to_owned);
+    let hidden = match tag {
+        FULL => existing(own.into_iter()),
+        _ => existing(HIDDEN.iter().map(|path| (*path).to_owned()).chain(host_keys()).chain(own)),
+    };
+    let config = config(tag);
+    let identity = identity(tag);
+    Some(Image {
+        id: content::digest(&serde_json::to_vec(&config).ok()?),
+        kind: ImageKind::Host { hidden },
+        references: Reference::parse(&format!("{NAME}:{tag}")).into_iter().collect(),
+        config,
+        layers: vec![Layer {
+            diff_id: DiffId(identity.clone()),
+            chain_id: ChainId(identity),
+            path: "/".into(),
+            size: 0,
+        }],
+        size: 0,
+        manifest: None,
+    })
+}
+
+fn config(tag: &str) -> ImageConfig {
+    let shell =
+        ["/bin/bash", "/bin/sh"].into_iter().find(|path| Path::new(path).exists()).unwrap_or("/bin/sh");
+    ImageConfig {
         architecture: architecture().to_owned(),
         os: "linux".to_owned(),
         config: RunConfig { env: vec![PATH.to_owned()], cmd: vec![shell.to_owned()], ..RunConfig::default() },
@@ -144,24 +179,14 @@ fn image(tag: &str, shell: &str, hidden: Vec<String>) -> Option<Image> {
             comment: "the host's own root file system".to_owned(),
             ..History::default()
         }],
-        rootfs: RootFs { diff_ids: vec![DiffId(identity.clone())], ..RootFs::default() },
+        rootfs: RootFs { diff_ids: vec![DiffId(identity(tag))], ..RootFs::default() },
         ..ImageConfig::default()
-    };
-    let bytes = serde_json::to_vec(&config).ok()?;
-    Some(Image {
-        id: content::digest(&bytes),
-        kind: ImageKind::Host { hidden },
-        references: Reference::parse(&format!("{NAME}:{tag}")).into_iter().collect(),
-        config,
-        layers: vec![Layer {
-            diff_id: DiffId(identity.clone()),
-            chain_id: ChainId(identity.clone()),
-            path: "/".into(),
-            size: 0,
-        }],
-        size: 0,
-        manifest: identity,
-    })
+    }
+}
+
+/// A digest for documents that want one; no layer has it, since no archive has these bytes.
+fn identity(tag: &str) -> Digest {
+    content::digest(format!("insula built-in image host:{tag}").as_bytes())
 }
 
 /// This machine, in Go's words, which images use.
@@ -172,5 +197,40 @@ pub(super) fn architecture() -> &'static str {
         "x86" => "386",
         "powerpc64" => "ppc64le",
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_ids_lead_to_the_same_image() {
+        let root = Path::new("/nowhere");
+        let host = resolve("host", root).unwrap();
+        assert_eq!(host.layer_paths(), [Path::new("/")]);
+        assert_eq!(host.references[0].familiar(), "host:latest");
+        assert_eq!(resolve("host:latest", root).unwrap(), host);
+        assert_eq!(resolve(host.id.as_str(), root).unwrap(), host);
+        assert_eq!(resolve(host.id.hex(), root).unwrap(), host);
+        assert!(is_builtin_id(&host.id));
+        let full = resolve("host:full", root).unwrap();
+        assert_ne!(full.id, host.id);
+        assert_eq!(all(root), [host, full]);
+        for other in ["host:other", "user/host", "localhost/host", "hos", ""] {
+            assert!(resolve(other, root).is_none(), "{other}");
+        }
+    }
+
+    #[test]
+    fn secrets_and_the_own_root_are_hidden() {
+        let own = tempfile::tempdir().unwrap();
+        let path = own.path().canonicalize().unwrap().to_str().unwrap().to_owned();
+        let host = resolve("host", own.path()).unwrap();
+        for place in ["/root", "/etc/shadow", &path] {
+            let there = Path::new(place).exists();
+            assert_eq!(host.hidden().iter().any(|hidden| hidden == place), there, "{place}");
+        }
+        assert_eq!(resolve("host:full", own.path()).unwrap().hidden(), [path]);
     }
 }

@@ -1,16 +1,25 @@
 //! Images: names, a configuration, layers.
 
 mod builtin;
+mod commit;
+mod contents;
+mod gather;
+mod import;
+mod recover;
+mod remove;
+mod rows;
+mod stage;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
 use insula_base::Digest;
-use insula_spec::image::{ImageConfig, RunConfig};
+use insula_spec::image::{DOCUMENT_MAX, ImageConfig, RunConfig};
 use insula_spec::reference::Reference;
 
-use crate::{Content, Error, Layer, Layers, Result, State};
+use crate::{Content, Error, Layer, Layers, Result, State, Transaction};
 
 /// One image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,8 +34,8 @@ pub struct Image {
     pub layers: Vec<Layer>,
     /// Bytes of all layers.
     pub size: u64,
-    /// Digest of the manifest; what `RepoDigests` shows.
-    pub manifest: Digest,
+    /// Digest of the manifest, if the image came with one.
+    pub manifest: Option<Digest>,
 }
 
 impl Image {
@@ -59,12 +68,11 @@ pub enum ImageKind {
 /// What happens while an image is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
-    /// Bytes of the archive read so far.
-    Reading { bytes: u64 },
-    /// Bytes of a layer unpacked so far, of how many (uncompressed or as archived, as known).
-    Layer { chain: Digest, bytes: u64, total: Option<u64> },
+    /// Bytes of a layer's archive taken in so far, of how many if that is known. `id` is the first
+    /// twelve signs of the name that the archive has for it.
+    Layer { id: String, bytes: u64, total: Option<u64> },
     /// The layer was here already.
-    LayerExists { chain: Digest },
+    LayerExists { id: String },
 }
 
 /// An image that a load brought.
@@ -109,6 +117,13 @@ pub struct Images {
     state: Arc<State>,
     content: Arc<Content>,
     layers: Arc<Layers>,
+    /// Held while layers or blobs come and go, so that none is removed between its last check and
+    /// the row that holds it.
+    changes: Mutex<()>,
+    /// Threads that flush what was loaded.
+    syncing: Mutex<Vec<JoinHandle<()>>>,
+    /// What tells this run of the machine from the one before a power loss.
+    boot: String,
 }
 
 impl Images {
@@ -118,28 +133,38 @@ impl Images {
         content: &Arc<Content>,
         layers: &Arc<Layers>,
     ) -> Result<Self> {
-        Ok(Self {
+        let images = Self {
             root: root.to_owned(),
             state: state.clone(),
             content: content.clone(),
             layers: layers.clone(),
-        })
+            changes: Mutex::new(()),
+            syncing: Mutex::new(Vec::new()),
+            boot: recover::boot_id()?,
+        };
+        images.recover()?;
+        Ok(images)
     }
 
     /// Loads every image of an archive: `docker save`'s or an OCI layout, plain or compressed with
-    /// gzip or zstd. Either all of its images appear or none.
-    pub fn load(&self, _input: impl Read + Send, _progress: &mut dyn FnMut(Progress)) -> Result<Vec<Loaded>> {
-        Err(Error::Unsupported("loading images".into()))
+    /// gzip or zstd. Either all of its images appear or none. Names that other images had move.
+    pub fn load(&self, input: impl Read + Send, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Loaded>> {
+        let gathered = gather::gather(input, &self.layers, &self.state, progress)?;
+        let found = contents::images(&gathered)?;
+        self.commit(&found, gathered)
     }
 
     /// Makes an image of one layer from a root file system's tar, plain or compressed.
     pub fn import(
         &self,
-        _input: impl Read + Send,
-        _options: ImportOptions,
-        _progress: &mut dyn FnMut(Progress),
+        input: impl Read + Send,
+        options: ImportOptions,
+        progress: &mut dyn FnMut(Progress),
     ) -> Result<Digest> {
-        Err(Error::Unsupported("importing images".into()))
+        let (found, gathered) = import::import(input, &self.layers, options, progress)?;
+        let id = found.id.clone();
+        self.commit(&[found], gathered)?;
+        Ok(id)
     }
 
     /// The image by name, complete id, or unique beginning of an id, with or without `sha256:`.
@@ -148,44 +173,133 @@ impl Images {
         if let Some(image) = builtin::resolve(text, &self.root) {
             return Ok(image);
         }
-        Err(Error::NoImage(text.to_owned()))
+        let row = self.state.transaction(|tx| find(tx, text))?.0;
+        self.image(&row)
     }
 
-    /// Every image, the built-in ones too, newest first.
+    /// Every image, the built-in ones last, others newest first.
     pub fn list(&self) -> Result<Vec<Image>> {
-        Ok(builtin::all(&self.root))
+        let rows = self.state.transaction(|tx| rows::images(tx.sql()))?;
+        let mut images = rows.iter().map(|row| self.image(row)).collect::<Result<Vec<_>>>()?;
+        let created = |image: &Image| {
+            image.config.created.as_deref().and_then(|text| text.parse::<jiff::Timestamp>().ok())
+        };
+        images.sort_by_cached_key(|image| std::cmp::Reverse(created(image)));
+        images.extend(builtin::all(&self.root));
+        Ok(images)
     }
 
-    /// Gives an image another name, taking it away from the image that had it; returns that one's id.
-    pub fn tag(&self, _source: &str, _target: &Reference) -> Result<Option<Digest>> {
-        Err(Error::Unsupported("tagging images".into()))
+    /// Gives an image another name, taking it away from the image that had it; returns that one's
+    /// id if it was another. Built-in images and their names have no part in this.
+    pub fn tag(&self, source: &str, target: &Reference) -> Result<Option<Digest>> {
+        if builtin::is_builtin(target) {
+            return Err(Error::Builtin(target.familiar()));
+        }
+        if builtin::resolve(source, &self.root).is_some() {
+            return Err(Error::Builtin(source.to_owned()));
+        }
+        self.state.transaction(|tx| {
+            let (row, _) = find(tx, source)?;
+            let before = rows::named(tx.sql(), target)?.filter(|id| *id != row.id);
+            rows::set_name(tx.sql(), target, &row.id)?;
+            Ok(before)
+        })
     }
 
-    /// Removes a name, and with its last name the image, and the layers that nothing else uses, by
-    /// Docker's rules. `running` says whether the owner of a use runs: then not even force helps.
-    pub fn remove(
-        &self,
-        _text: &str,
-        _force: Force,
-        _running: &dyn Fn(&str) -> bool,
-    ) -> Result<Vec<Removal>> {
-        Err(Error::Unsupported("removing images".into()))
-    }
-
-    /// Notes that `owner` (a container) needs the image's layers, until it is released. Within the
-    /// transaction that writes the owner's record.
-    pub fn use_image(&self, _tx: &crate::Transaction<'_>, _id: &Digest, _owner: &str) -> Result<()> {
-        Err(Error::Unsupported("using images".into()))
-    }
-
-    /// Ends the use, and removes layers that only it still held. To be called after the owner's
-    /// record is gone; that there is no use is no error.
-    pub fn release_image(&self, _owner: &str) -> Result<()> {
-        Err(Error::Unsupported("using images".into()))
+    /// Notes that `owner` (a container) needs the image's layers, until it is released; within the
+    /// transaction that writes the owner's record. Built-in images need no note.
+    pub fn use_image(&self, tx: &Transaction<'_>, id: &Digest, owner: &str) -> Result<()> {
+        if builtin::is_builtin_id(id) {
+            return Ok(());
+        }
+        match rows::image(tx.sql(), id)? {
+            Some(_) => rows::add_use(tx.sql(), id, owner),
+            None => Err(Error::NoImage(id.to_string())),
+        }
     }
 
     /// Which owners use the image.
-    pub fn users(&self, _id: &Digest) -> Result<Vec<String>> {
-        Err(Error::Unsupported("using images".into()))
+    pub fn users(&self, id: &Digest) -> Result<Vec<String>> {
+        self.state.transaction(|tx| rows::users(tx.sql(), id))
+    }
+
+    /// Waits until everything loaded so far was flushed to the disk.
+    pub fn wait_synced(&self) {
+        let threads = std::mem::take(&mut *self.syncing());
+        for thread in threads {
+            // A thread that panicked left its images marked; the next open sees to them.
+            let _ = thread.join();
+        }
+    }
+
+    fn image(&self, row: &rows::ImageRow) -> Result<Image> {
+        let config = ImageConfig::parse(&self.content.read(&row.id, DOCUMENT_MAX as u64)?)?;
+        let (references, layers) = self.state.transaction(|tx| {
+            Ok::<_, Error>((rows::names_of(tx.sql(), &row.id)?, rows::layers_of(tx.sql(), &row.id)?))
+        })?;
+        let layers = layers
+            .into_iter()
+            .map(|layer| Layer {
+                path: self.layers.path(&layer.chain),
+                diff_id: layer.diff,
+                chain_id: layer.chain,
+                size: layer.size,
+            })
+            .collect();
+        Ok(Image {
+            id: row.id.clone(),
+            kind: ImageKind::Stored,
+            references,
+            config,
+            layers,
+            size: row.size,
+            manifest: row.manifest.clone(),
+        })
+    }
+
+    fn changes(&self) -> MutexGuard<'_, ()> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn syncing(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.syncing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+impl Drop for Images {
+    fn drop(&mut self) {
+        self.wait_synced();
+    }
+}
+
+/// What a text found an image by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum FoundBy {
+    Name(Reference),
+    Id,
+}
+
+/// The stored image that a text means, and whether the text is a name of it.
+fn find(tx: &Transaction<'_>, text: &str) -> Result<(rows::ImageRow, FoundBy)> {
+    let missing = || Error::NoImage(text.chars().take(256).collect());
+    if let Ok(name) = Reference::parse(text)
+        && let Some(id) = rows::named(tx.sql(), &name)?
+    {
+        let row = rows::image(tx.sql(), &id)?.ok_or_else(missing)?;
+        return Ok((row, FoundBy::Name(name)));
+    }
+    let digits = text.strip_prefix("sha256:").unwrap_or(text);
+    let hexadecimal = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if digits.is_empty() || digits.len() > 64 || !hexadecimal {
+        return Err(missing());
+    }
+    let mut rows = rows::images_beginning(tx.sql(), digits)?;
+    match (rows.pop(), rows.pop()) {
+        (Some(row), None) => Ok((row, FoundBy::Id)),
+        (Some(_), Some(_)) => Err(Error::AmbiguousImage(text.to_owned())),
+        _ => Err(missing()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,21 @@
 //! Unpacked layers, one folder each, named by chain id: a layer and everything below it. Two
 //! images with the same lower layers share them.
 
-use std::fs;
+mod folders;
+mod implied;
+mod place;
+mod unpack;
+
+use std::fs::{self, File};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use insula_base::{ChainId, DiffId};
 
-use crate::root::{discard, empty, make_folder};
-use crate::{Error, Result};
+pub use unpack::{Limits, Unpacked, Whiteouts, unpack};
+
+use crate::root::{discard, empty, make_folder, remove_any};
+use crate::{Error, Result, tree};
 
 /// One unpacked layer of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +58,39 @@ impl Layers {
         self.path(chain).is_dir()
     }
 
+    /// A new empty folder to unpack into.
+    pub(crate) fn begin(&self) -> Result<Pending> {
+        let path = self.temporary().join(insula_base::random_hex(8));
+        // The root folder of a layer whose archive has no entry for it.
+        make_folder(&path, 0o755)?;
+        Ok(Pending { path })
+    }
+
+    /// Makes an unpacked layer appear under its name. The folders that it only implied take owner,
+    /// mode and time from the layers below, whose folders are given, lowest first.
+    pub(crate) fn complete(
+        &self,
+        pending: Pending,
+        chain: &ChainId,
+        implied: &[PathBuf],
+        lower: &[PathBuf],
+    ) -> Result<()> {
+        if !implied.is_empty() {
+            implied::adopt(&pending.path, implied, lower)?;
+        }
+        let path = self.path(chain);
+        fs::rename(&pending.path, &path).map_err(|e| Error::io("rename", &path, e))
+    }
+
+    /// A copy of a complete layer, for another place in a stack: its files are shared.
+    pub(crate) fn copy(&self, chain: &ChainId) -> Result<Pending> {
+        let from = self.path(chain);
+        let open = File::open(&from).map_err(|e| Error::io("open", &from, e))?;
+        let pending = self.begin()?;
+        tree::share(open.as_fd(), pending.open()?.as_fd()).map_err(|e| Error::io("share", &from, e))?;
+        Ok(pending)
+    }
+
     pub(crate) fn remove(&self, chain: &ChainId) -> Result<()> {
         discard(&self.path(chain), &self.temporary())
     }
@@ -67,5 +108,27 @@ impl Layers {
             chains.extend(digest.and_then(std::result::Result::ok).map(ChainId));
         }
         Ok(chains)
+    }
+}
+
+/// A layer that is not complete. Dropped, it is gone.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    path: PathBuf,
+}
+
+impl Pending {
+    pub(crate) fn open(&self) -> Result<File> {
+        File::open(&self.path).map_err(|e| Error::io("open", &self.path, e))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        // Completed, it is elsewhere and there is nothing to remove. What cannot be removed now is
+        // swept when the store is opened.
+        if let Err(error) = remove_any(&self.path) {
+            tracing::warn!(path = %self.path.display(), error = &error as &dyn std::error::Error, "layer not swept");
+        }
     }
 }

@@ -36,10 +36,12 @@ const MIGRATIONS: &[&str] = &["
         diff_id  TEXT NOT NULL,
         size     INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
+    CREATE INDEX layers_diff ON layers (diff_id);
     CREATE TABLE images (
         id       TEXT NOT NULL PRIMARY KEY,
-        manifest TEXT NOT NULL,
-        loaded   INTEGER NOT NULL
+        manifest TEXT,
+        size     INTEGER NOT NULL,
+        unsynced TEXT
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE image_layers (
         image    TEXT NOT NULL,

@@ -1,0 +1,226 @@
+//! The last step of a load or an import: layers move to their places, documents are stored, and
+//! one transaction makes the images appear. Before it nothing is visible; if anything fails, what
+//! was placed is taken away again.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use insula_base::{ChainId, DiffId, Digest};
+use insula_spec::image::LAYERS_MAX;
+
+use super::contents::Found;
+use super::gather::{Gathered, Source};
+use super::rows::{self, ImageRow, LayerRow};
+use super::{Images, Loaded};
+use crate::layers::{Pending, Unpacked};
+use crate::{Error, Result, State, content};
+
+/// Layers of all images of one archive: an archive that says more says the same many times.
+const PLACED_MAX: usize = 16 * LAYERS_MAX;
+
+/// The chain ids of a stack of layers (OCI image specification, "Layer ChainID").
+pub(super) fn chain_ids(diffs: &[DiffId]) -> Vec<ChainId> {
+    let mut chains: Vec<ChainId> = Vec::with_capacity(diffs.len());
+    for diff in diffs {
+        let digest = match chains.last() {
+            None => diff.0.clone(),
+            Some(below) => content::digest(format!("{below} {diff}").as_bytes()),
+        };
+        chains.push(ChainId(digest));
+    }
+    chains
+}
+
+/// What a commit has placed so far.
+#[derive(Default)]
+struct Placed {
+    layers: HashMap<ChainId, LayerRow>,
+    blobs: Vec<Digest>,
+}
+
+impl Images {
+    /// Makes the images of an archive appear. The caller holds no lock.
+    pub(super) fn commit(&self, images: &[Found], mut gathered: Gathered) -> Result<Vec<Loaded>> {
+        let _changes = self.changes();
+        let mut placed = Placed::default();
+        let committed = self
+            .place_all(images, &mut gathered, &mut placed)
+            .and_then(|()| self.write_rows(images, &placed));
+        match committed {
+            Ok(()) => {
+                self.sync_later(images.iter().map(|image| image.id.clone()).collect());
+                Ok(images
+                    .iter()
+                    .map(|image| Loaded { id: image.id.clone(), references: image.references.clone() })
+                    .collect())
+            }
+            Err(error) => {
+                self.take_away(&placed);
+                Err(error)
+            }
+        }
+    }
+
+    fn place_all(&self, images: &[Found], gathered: &mut Gathered, placed: &mut Placed) -> Result<()> {
+        for image in images {
+            self.check_layers(image, gathered, placed)?;
+            let diffs = &image.config.rootfs.diff_ids;
+            let chains = chain_ids(diffs);
+            for (position, chain) in chains.iter().enumerate() {
+                let stored = self.state.transaction(|tx| rows::layer(tx.sql(), chain))?;
+                if placed.layers.contains_key(chain) || (stored.is_some() && self.layers.contains(chain)) {
+                    continue;
+                }
+                if placed.layers.len() >= PLACED_MAX {
+                    return Err(Error::Limit {
+                        what: "the number of layers".to_owned(),
+                        limit: PLACED_MAX as u64,
+                    });
+                }
+                let (pending, unpacked) =
+                    self.obtain(&image.layers[position].0, &diffs[position], gathered, placed)?;
+                let lower: Vec<PathBuf> =
+                    chains[..position].iter().map(|chain| self.layers.path(chain)).collect();
+                self.layers.complete(pending, chain, &unpacked.implied, &lower)?;
+                let row =
+                    LayerRow { chain: chain.clone(), diff: diffs[position].clone(), size: unpacked.size };
+                placed.layers.insert(chain.clone(), row);
+            }
+            for bytes in [Some(&image.config_bytes), image.manifest.as_ref()].into_iter().flatten() {
+                if !self.content.contains(&content::digest(bytes)) {
+                    placed.blobs.push(self.content.write(bytes)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every layer is there and is what manifest and configuration say.
+    fn check_layers(&self, image: &Found, gathered: &mut Gathered, placed: &Placed) -> Result<()> {
+        for ((name, blob), diff) in image.layers.iter().zip(&image.config.rootfs.diff_ids) {
+            let name = gathered.resolve(name).to_owned();
+            match gathered.layers.get(&name) {
+                None => {
+                    // An image before it took the layer; or it was left out of the archive because it is
+                    // known to be at this end.
+                    let here = placed.layers.values().any(|row| row.diff == *diff)
+                        || self.state.transaction(|tx| rows::layer_with(tx.sql(), diff))?.is_some();
+                    if !here {
+                        return Err(Error::Archive(format!("it lacks the layer {name:?}")));
+                    }
+                }
+                Some(Err(_)) => {
+                    return gathered.layers.remove(&name).map_or(Ok(()), |failed| failed.map(drop));
+                }
+                Some(Ok(Source::Known(found))) => check_digest(&name, diff, found)?,
+                Some(Ok(Source::Staged(staged))) => {
+                    if let Some(expected) = blob
+                        && staged.blob != *expected
+                    {
+                        let (expected, found) = (expected.clone(), staged.blob.clone());
+                        return Err(Error::Mismatch { what: format!("layer {name:?}"), expected, found });
+                    }
+                    check_digest(&name, diff, &staged.diff)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The unpacked layer: a copy that shares the files of one at another place of a stack, or what
+    /// the archive brought.
+    fn obtain(
+        &self,
+        name: &str,
+        diff: &DiffId,
+        gathered: &mut Gathered,
+        placed: &Placed,
+    ) -> Result<(Pending, Unpacked)> {
+        let twin = match placed.layers.values().find(|row| row.diff == *diff) {
+            Some(row) => Some(row.clone()),
+            None => self.state.transaction(|tx| rows::layer_with(tx.sql(), diff))?,
+        };
+        if let Some(twin) = twin {
+            let pending = self.layers.copy(&twin.chain)?;
+            return Ok((pending, Unpacked { size: twin.size, ..Unpacked::default() }));
+        }
+        match gathered.layers.remove(gathered.resolve(name).to_owned().as_str()) {
+            Some(Ok(Source::Staged(staged))) => Ok((staged.pending, staged.unpacked)),
+            _ => Err(Error::Archive(format!("its layer {name:?} was removed meanwhile"))),
+        }
+    }
+
+    fn write_rows(&self, images: &[Found], placed: &Placed) -> Result<()> {
+        self.state.transaction(|tx| {
+            let sql = tx.sql();
+            for row in placed.layers.values() {
+                rows::add_layer(sql, row)?;
+            }
+            for image in images {
+                let chains = chain_ids(&image.config.rootfs.diff_ids);
+                let mut size = 0u64;
+                for chain in &chains {
+                    let row =
+                        rows::layer(sql, chain)?.ok_or(Error::Defect("a layer was placed without a row"))?;
+                    size = size.saturating_add(row.size);
+                }
+                let manifest = image.manifest.as_deref().map(content::digest);
+                rows::add_image(
+                    sql,
+                    &ImageRow { id: image.id.clone(), manifest, size },
+                    &chains,
+                    &self.boot,
+                )?;
+                for reference in &image.references {
+                    rows::set_name(sql, reference, &image.id)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn take_away(&self, placed: &Placed) {
+        let removed = placed.layers.keys().map(|chain| self.layers.remove(chain));
+        let blobs = placed.blobs.iter().map(|digest| self.content.remove(digest));
+        for result in removed.chain(blobs) {
+            if let Err(error) = result {
+                // The next open finds it without a row and removes it.
+                tracing::warn!(error = &error as &dyn std::error::Error, "leftover of a failed load");
+            }
+        }
+    }
+
+    /// Flushes what was loaded in the background. Until that is done the rows carry the boot id: if
+    /// the machine loses power first, the next open finds another boot id and drops the images
+    /// instead of serving half-written files.
+    pub(super) fn sync_later(&self, ids: Vec<Digest>) {
+        let (root, state) = (self.root.clone(), self.state.clone());
+        let spawned = std::thread::Builder::new().name("sync".to_owned()).spawn(move || {
+            if let Err(error) = sync(&root, &state, &ids) {
+                tracing::warn!(error = &error as &dyn std::error::Error, "images not flushed to the disk");
+            }
+        });
+        match spawned {
+            Ok(thread) => self.syncing().push(thread),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "no thread to flush images")
+            }
+        }
+    }
+}
+
+fn sync(root: &Path, state: &Arc<State>, ids: &[Digest]) -> Result<()> {
+    let folder = File::open(root).map_err(|e| Error::io("open", root, e))?;
+    rustix::fs::syncfs(&folder).map_err(|e| Error::io("syncfs", root, e))?;
+    state.transaction(|tx| ids.iter().try_for_each(|id| rows::set_synced(tx.sql(), id)))
+}
+
+fn check_digest(name: &str, expected: &DiffId, found: &DiffId) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    let (expected, found) = (expected.0.clone(), found.0.clone());
+    Err(Error::Mismatch { what: format!("layer {name:?} without compression"), expected, found })
+}

@@ -1,0 +1,210 @@
+//! An image archive, read once from front to back. What lists its layers may come last, so each
+//! member that is a layer's archive is unpacked when it comes by, beside its place; documents are
+//! kept in memory. What turns out not to be needed is dropped again.
+
+use std::collections::HashMap;
+use std::io::{BufReader, Read};
+use std::thread;
+
+use insula_base::{DiffId, Digest};
+use insula_spec::image::DOCUMENT_MAX;
+
+use super::stage::{Staged, layer_compression, stage};
+use super::{Progress, rows};
+use crate::archive::{Archive, Entry, EntryKind};
+use crate::stream::{Chunks, channel, pump};
+use crate::{Error, Layers, Result, State, content};
+
+/// Bytes of all documents of one archive together.
+const DOCUMENTS_MAX: usize = 32 << 20;
+/// Members of one archive. Docker's have four a layer.
+const MEMBERS_MAX: usize = 1 << 16;
+/// Links that are followed from one member to another.
+const ALIASES_MAX: usize = 16;
+/// Enough to tell a tar header, gzip, zstd and JSON apart.
+const HEAD: usize = 512;
+const BUFFER: usize = 256 << 10;
+
+/// The content of an archive.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    /// JSON and other small members, by clean name.
+    pub(super) documents: HashMap<String, Vec<u8>>,
+    /// What unpacked, or why not: only a layer that an image needs may fail a load.
+    pub(super) layers: HashMap<String, Result<Source>>,
+    aliases: HashMap<String, String>,
+}
+
+/// Where a layer can be had from.
+#[derive(Debug)]
+pub(super) enum Source {
+    Staged(Staged),
+    /// The store has this content already, so the member was passed over.
+    Known(DiffId),
+}
+
+impl Gathered {
+    /// The name under which a member really is: archives share layers by links between members.
+    pub(super) fn resolve<'a>(&'a self, name: &'a str) -> &'a str {
+        let mut name = name;
+        for _ in 0..ALIASES_MAX {
+            match self.aliases.get(name) {
+                Some(target) => name = target,
+                None => break,
+            }
+        }
+        name
+    }
+
+    /// A document by its clean name.
+    pub(super) fn document(&self, name: &str) -> Option<&[u8]> {
+        self.documents.get(self.resolve(name)).map(Vec::as_slice)
+    }
+
+    /// A document by digest, verified.
+    pub(super) fn blob(&self, digest: &Digest) -> Result<&[u8]> {
+        let name = format!("blobs/sha256/{}", digest.hex());
+        let bytes = self.document(&name).ok_or_else(|| Error::Archive(format!("it lacks {name}")))?;
+        let found = content::digest(bytes);
+        if found == *digest {
+            Ok(bytes)
+        } else {
+            Err(Error::Mismatch { what: name, expected: digest.clone(), found })
+        }
+    }
+}
+
+/// Reads an archive to its end.
+pub(super) fn gather(
+    input: impl Read + Send,
+    layers: &Layers,
+    state: &State,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Gathered> {
+    thread::scope(|scope| {
+        let (sender, chunks) = channel();
+        scope.spawn(move || pump(BufReader::with_capacity(BUFFER, input), &sender, None));
+        let mut gathering =
+            Gathering { layers, state, progress, found: Gathered::default(), documents_size: 0 };
+        let mut archive = Archive::new(chunks);
+        let mut members = 0;
+        while let Some(entry) = archive.next_entry()? {
+            members += 1;
+            if members > MEMBERS_MAX {
+                return Err(Error::Limit {
+                    what: "the number of members".to_owned(),
+                    limit: MEMBERS_MAX as u64,
+                });
+            }
+            gathering.member(&entry, &mut archive)?;
+        }
+        archive.drain()?;
+        Ok(gathering.found)
+    })
+}
+
+struct Gathering<'a> {
+    layers: &'a Layers,
+    state: &'a State,
+    progress: &'a mut dyn FnMut(Progress),
+    found: Gathered,
+    documents_size: usize,
+}
+
+impl Gathering<'_> {
+    fn member(&mut self, entry: &Entry, archive: &mut Archive<Chunks>) -> Result<()> {
+        let name = clean(&entry.path)?;
+        match entry.kind {
+            EntryKind::SymbolicLink => {
+                let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+                let target = [folder.as_bytes(), &entry.link].join(&b'/');
+                self.found.aliases.insert(name, clean(&target)?);
+                Ok(())
+            }
+            EntryKind::HardLink => {
+                self.found.aliases.insert(name, clean(&entry.link)?);
+                Ok(())
+            }
+            EntryKind::File if entry.sparse.is_none() => self.file(name, archive),
+            // Folders carry nothing, and no writer of images makes anything else.
+            _ => Ok(()),
+        }
+    }
+
+    fn file(&mut self, name: String, archive: &mut Archive<Chunks>) -> Result<()> {
+        let size = archive.left();
+        let head = archive.peek(HEAD)?;
+        if let Some(compression) = layer_compression(head) {
+            if let Some(diff) = self.known(&name)? {
+                (self.progress)(Progress::LayerExists { id: short(&name) });
+                self.found.layers.insert(name, Ok(Source::Known(diff)));
+                return Ok(());
+            }
+            let id = short(&name);
+            let mut bytes = 0;
+            let mut next = || {
+                let chunk = archive.chunk()?;
+                if let Some(chunk) = &chunk {
+                    bytes += chunk.len() as u64;
+                    (self.progress)(Progress::Layer { id: id.clone(), bytes, total: Some(size) });
+                }
+                Ok(chunk)
+            };
+            let staged = stage(self.layers, compression, &mut next);
+            if let Err(error @ (Error::Io { .. } | Error::Input(_))) = staged {
+                return Err(error);
+            }
+            self.found.layers.insert(name, staged.map(Source::Staged));
+            return Ok(());
+        }
+        if size <= DOCUMENT_MAX as u64 { self.document(name, archive) } else { Ok(()) }
+    }
+
+    fn document(&mut self, name: String, archive: &mut Archive<Chunks>) -> Result<()> {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = archive.chunk()? {
+            bytes.extend_from_slice(&chunk);
+        }
+        self.documents_size += bytes.len();
+        if self.documents_size > DOCUMENTS_MAX {
+            return Err(Error::Limit {
+                what: "the size of the documents".to_owned(),
+                limit: DOCUMENTS_MAX as u64,
+            });
+        }
+        self.found.documents.insert(name, bytes);
+        Ok(())
+    }
+
+    /// A plain layer in an OCI layout is named by its diff id; what the store has under it was
+    /// verified when it came, so the member need not be looked at.
+    fn known(&self, name: &str) -> Result<Option<DiffId>> {
+        let Some(hex) = name.strip_prefix("blobs/sha256/") else { return Ok(None) };
+        let Ok(digest) = format!("sha256:{hex}").parse() else { return Ok(None) };
+        let diff = DiffId(digest);
+        let known = self.state.transaction(|tx| rows::layer_with(tx.sql(), &diff))?;
+        Ok(known.map(|_| diff))
+    }
+}
+
+/// What people see of a layer: the beginning of the digest or id in its name.
+fn short(name: &str) -> String {
+    let digits =
+        name.split('/').find(|part| part.len() >= 64).or_else(|| name.rsplit('/').next()).unwrap_or(name);
+    digits.chars().take(12).collect()
+}
+
+/// A member's name without `.`, `..` and empty parts. Names are keys here and never paths.
+pub(super) fn clean(name: &[u8]) -> Result<String> {
+    let name =
+        std::str::from_utf8(name).map_err(|_| Error::Archive("a member's name is not UTF-8".to_owned()))?;
+    let mut parts = Vec::new();
+    for part in name.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    Ok(parts.join("/"))
+}

@@ -1,0 +1,146 @@
+//! Removal, by Docker's rules:
+//!
+//! - by one of several names, only the name goes;
+//! - by its last name or by id, the image goes, and the layers that nothing else holds;
+//! - by id while several repositories name it: only with force;
+//! - while a container uses it: only with force, and not while that runs. The container keeps the
+//!   layers until it is removed.
+
+use insula_base::Digest;
+use insula_spec::reference::Reference;
+
+use super::{Force, FoundBy, Images, Removal, builtin, find, rows};
+use crate::{Error, Result, Transaction};
+
+/// What a removal leaves to be removed from the disk.
+struct Freed {
+    removals: Vec<Removal>,
+    blobs: Vec<Digest>,
+    chains: Vec<insula_base::ChainId>,
+}
+
+impl Images {
+    /// Removes a name, and with its last name the image, and the layers that nothing else uses.
+    /// `running` says whether the owner of a use runs: then not even force helps.
+    pub fn remove(&self, text: &str, force: Force, running: &dyn Fn(&str) -> bool) -> Result<Vec<Removal>> {
+        if builtin::resolve(text, &self.root).is_some() {
+            return Err(Error::Builtin(text.to_owned()));
+        }
+        let _changes = self.changes();
+        let freed = self.state.transaction(|tx| {
+            let (image, by) = find(tx, text)?;
+            let names = rows::names_of(tx.sql(), &image.id)?;
+            let users = rows::users(tx.sql(), &image.id)?;
+            match &by {
+                FoundBy::Name(name) if names.len() > 1 => untag(tx, std::slice::from_ref(name)),
+                FoundBy::Name(name) => {
+                    check_name(name, &image.id, &users, force)?;
+                    if users.iter().any(|user| running(user)) {
+                        // As in Docker: the name goes, the image stays without one.
+                        return untag(tx, std::slice::from_ref(name));
+                    }
+                    delete(tx, &image, &names)
+                }
+                FoundBy::Id => {
+                    check_id(&image.id, &names, &users, force, running)?;
+                    delete(tx, &image, &names)
+                }
+            }
+        })?;
+        self.clean_up(&freed);
+        Ok(freed.removals)
+    }
+
+    /// Ends the use, and removes the layers that only it still held. To be called after the
+    /// owner's record is gone; that there is no use is no error.
+    pub fn release_image(&self, owner: &str) -> Result<()> {
+        let _changes = self.changes();
+        let chains = self.state.transaction(|tx| {
+            let Some(id) = rows::remove_use(tx.sql(), owner)? else { return Ok(Vec::new()) };
+            let held = rows::image(tx.sql(), &id)?.is_some() || !rows::users(tx.sql(), &id)?.is_empty();
+            if held { Ok(Vec::new()) } else { rows::drop_layers(tx.sql(), &id) }
+        })?;
+        self.clean_up(&Freed { removals: Vec::new(), blobs: Vec::new(), chains });
+        Ok(())
+    }
+
+    /// The rows are gone, so what cannot be removed now is swept at the next open.
+    fn clean_up(&self, freed: &Freed) {
+        let blobs = freed.blobs.iter().map(|digest| self.content.remove(digest));
+        let layers = freed.chains.iter().map(|chain| self.layers.remove(chain));
+        for result in blobs.chain(layers) {
+            if let Err(error) = result {
+                tracing::warn!(error = &error as &dyn std::error::Error, "part of a removed image not swept");
+            }
+        }
+    }
+}
+
+fn untag(tx: &Transaction<'_>, names: &[Reference]) -> Result<Freed> {
+    for name in names {
+        rows::remove_name(tx.sql(), name)?;
+    }
+    let removals = names.iter().cloned().map(Removal::Untagged).collect();
+    Ok(Freed { removals, blobs: Vec::new(), chains: Vec::new() })
+}
+
+fn delete(tx: &Transaction<'_>, image: &rows::ImageRow, names: &[Reference]) -> Result<Freed> {
+    let mut freed = untag(tx, names)?;
+    rows::remove_image(tx.sql(), &image.id)?;
+    if rows::users(tx.sql(), &image.id)?.is_empty() {
+        freed.chains = rows::drop_layers(tx.sql(), &image.id)?;
+    }
+    freed.removals.push(Removal::Deleted(image.id.clone()));
+    freed.removals.extend(freed.chains.iter().map(|chain| Removal::Deleted(chain.0.clone())));
+    freed.blobs.push(image.id.clone());
+    if let Some(manifest) = &image.manifest
+        && !rows::images(tx.sql())?.iter().any(|other| other.manifest.as_ref() == Some(manifest))
+    {
+        freed.blobs.push(manifest.clone());
+    }
+    Ok(freed)
+}
+
+fn check_name(name: &Reference, id: &Digest, users: &[String], force: Force) -> Result<()> {
+    match users.first() {
+        Some(user) if force == Force::No => Err(Error::ImageInUse {
+            what: format!("remove repository reference {:?}", name.familiar()),
+            force: "must force",
+            why: format!("container {} is using its referenced image {}", short(user), id.short()),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn check_id(
+    id: &Digest,
+    names: &[Reference],
+    users: &[String],
+    force: Force,
+    running: &dyn Fn(&str) -> bool,
+) -> Result<()> {
+    let conflict = |force, why| Err(Error::ImageInUse { what: format!("delete {}", id.short()), force, why });
+    if let Some(user) = users.iter().find(|user| running(user)) {
+        return conflict(
+            "cannot be forced",
+            format!("image is being used by running container {}", short(user)),
+        );
+    }
+    if force == Force::Yes {
+        return Ok(());
+    }
+    let repository = names.first().map(Reference::name);
+    if names.iter().any(|name| Some(name.name()) != repository) {
+        return conflict("must be forced", "image is referenced in multiple repositories".to_owned());
+    }
+    match users.first() {
+        Some(user) => {
+            conflict("must be forced", format!("image is being used by stopped container {}", short(user)))
+        }
+        None => Ok(()),
+    }
+}
+
+fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}

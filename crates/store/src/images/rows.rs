@@ -1,0 +1,203 @@
+//! The tables of images.
+//!
+//! ```text
+//! layers        chain_id → diff_id, size: the folder layers/<chain> is complete
+//! images        id → manifest, size of all layers; `unsynced` holds the host's boot id from the
+//!               load until the files of the image were flushed to the disk
+//! image_layers  (image, position) → chain_id, lowest first; kept while the image exists or is used
+//! image_names   complete name → image
+//! image_uses    owner (a container) → image; outlives the image if its removal was forced
+//! ```
+
+use insula_base::{ChainId, DiffId, Digest};
+use insula_spec::reference::Reference;
+use rusqlite::Row;
+use rusqlite::types::Type;
+
+use crate::Result;
+use crate::state::Sql;
+
+/// A layer as the state has it.
+#[derive(Debug, Clone)]
+pub(super) struct LayerRow {
+    pub(super) chain: ChainId,
+    pub(super) diff: DiffId,
+    pub(super) size: u64,
+}
+
+/// An image as the state has it.
+#[derive(Debug, Clone)]
+pub(super) struct ImageRow {
+    pub(super) id: Digest,
+    pub(super) manifest: Option<Digest>,
+    pub(super) size: u64,
+}
+
+fn parsed<T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>>(
+    row: &Row<'_>,
+    column: usize,
+) -> rusqlite::Result<T> {
+    let text: String = row.get(column)?;
+    text.parse()
+        .map_err(|e: T::Err| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(e)))
+}
+
+fn size(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    Ok(row.get::<_, i64>(column)?.unsigned_abs())
+}
+
+fn layer_row(row: &Row<'_>) -> rusqlite::Result<LayerRow> {
+    Ok(LayerRow { chain: ChainId(parsed(row, 0)?), diff: DiffId(parsed(row, 1)?), size: size(row, 2)? })
+}
+
+fn image_row(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
+    let manifest: Option<String> = row.get(1)?;
+    let manifest = manifest.map(|_| parsed(row, 1)).transpose()?;
+    Ok(ImageRow { id: parsed(row, 0)?, manifest, size: size(row, 2)? })
+}
+
+/// SQLite's integers are signed; no layer comes near.
+fn signed(size: u64) -> i64 {
+    i64::try_from(size).unwrap_or(i64::MAX)
+}
+
+pub(super) fn layer(sql: Sql<'_>, chain: &ChainId) -> Result<Option<LayerRow>> {
+    let text = "SELECT chain_id, diff_id, size FROM layers WHERE chain_id = ?1";
+    sql.row("read a layer", text, (chain.0.as_str(),), layer_row)
+}
+
+/// Any layer with this content, wherever in a stack.
+pub(super) fn layer_with(sql: Sql<'_>, diff: &DiffId) -> Result<Option<LayerRow>> {
+    let text = "SELECT chain_id, diff_id, size FROM layers WHERE diff_id = ?1 LIMIT 1";
+    sql.row("read a layer", text, (diff.0.as_str(),), layer_row)
+}
+
+pub(super) fn all_layers(sql: Sql<'_>) -> Result<Vec<ChainId>> {
+    sql.rows("read layers", "SELECT chain_id FROM layers", (), |row| Ok(ChainId(parsed(row, 0)?)))
+}
+
+pub(super) fn add_layer(sql: Sql<'_>, layer: &LayerRow) -> Result<()> {
+    let text = "INSERT OR IGNORE INTO layers (chain_id, diff_id, size) VALUES (?1, ?2, ?3)";
+    let params = (layer.chain.0.as_str(), layer.diff.0.as_str(), signed(layer.size));
+    sql.execute("add a layer", text, params).map(drop)
+}
+
+pub(super) fn remove_layer(sql: Sql<'_>, chain: &ChainId) -> Result<()> {
+    sql.execute("remove a layer", "DELETE FROM layers WHERE chain_id = ?1", (chain.0.as_str(),)).map(drop)
+}
+
+pub(super) fn image(sql: Sql<'_>, id: &Digest) -> Result<Option<ImageRow>> {
+    let text = "SELECT id, manifest, size FROM images WHERE id = ?1";
+    sql.row("read an image", text, (id.as_str(),), image_row)
+}
+
+pub(super) fn images(sql: Sql<'_>) -> Result<Vec<ImageRow>> {
+    sql.rows("read images", "SELECT id, manifest, size FROM images", (), image_row)
+}
+
+/// At most two images whose ids begin with these hexadecimal digits.
+pub(super) fn images_beginning(sql: Sql<'_>, digits: &str) -> Result<Vec<ImageRow>> {
+    // `g` is past every digit.
+    let text = "SELECT id, manifest, size FROM images WHERE id >= ?1 AND id < ?2 LIMIT 2";
+    sql.rows("find an image", text, (format!("sha256:{digits}"), format!("sha256:{digits}g")), image_row)
+}
+
+pub(super) fn add_image(sql: Sql<'_>, row: &ImageRow, chains: &[ChainId], boot: &str) -> Result<()> {
+    let text = "INSERT INTO images (id, manifest, size, unsynced) VALUES (?1, ?2, ?3, ?4)
+                ON CONFLICT (id) DO UPDATE SET manifest = coalesce(manifest, ?2)";
+    let manifest = row.manifest.as_ref().map(Digest::as_str);
+    sql.execute("add an image", text, (row.id.as_str(), manifest, signed(row.size), boot))?;
+    for (position, chain) in chains.iter().enumerate() {
+        let text = "INSERT OR IGNORE INTO image_layers (image, position, chain_id) VALUES (?1, ?2, ?3)";
+        let position = i64::try_from(position).unwrap_or(i64::MAX);
+        sql.execute("add a layer to an image", text, (row.id.as_str(), position, chain.0.as_str()))?;
+    }
+    Ok(())
+}
+
+pub(super) fn remove_image(sql: Sql<'_>, id: &Digest) -> Result<()> {
+    sql.execute("remove names", "DELETE FROM image_names WHERE image = ?1", (id.as_str(),))?;
+    sql.execute("remove an image", "DELETE FROM images WHERE id = ?1", (id.as_str(),)).map(drop)
+}
+
+/// The layers of an image, lowest first.
+pub(super) fn layers_of(sql: Sql<'_>, id: &Digest) -> Result<Vec<LayerRow>> {
+    let text = "SELECT layers.chain_id, diff_id, size FROM image_layers JOIN layers USING (chain_id)
+                WHERE image = ?1 ORDER BY position";
+    sql.rows("read the layers of an image", text, (id.as_str(),), layer_row)
+}
+
+/// Lets go of the layers of an image that is gone and unused; returns those that nothing else
+/// holds, uppermost first, their rows removed.
+pub(super) fn drop_layers(sql: Sql<'_>, id: &Digest) -> Result<Vec<ChainId>> {
+    let layers = layers_of(sql, id)?;
+    sql.execute(
+        "remove the layers of an image",
+        "DELETE FROM image_layers WHERE image = ?1",
+        (id.as_str(),),
+    )?;
+    let mut dropped = Vec::new();
+    for layer in layers.into_iter().rev() {
+        let text = "SELECT 1 FROM image_layers WHERE chain_id = ?1 LIMIT 1";
+        if sql.row("read the uses of a layer", text, (layer.chain.0.as_str(),), |_| Ok(()))?.is_none() {
+            remove_layer(sql, &layer.chain)?;
+            dropped.push(layer.chain);
+        }
+    }
+    Ok(dropped)
+}
+
+pub(super) fn names_of(sql: Sql<'_>, id: &Digest) -> Result<Vec<Reference>> {
+    let text = "SELECT name FROM image_names WHERE image = ?1 ORDER BY name";
+    sql.rows("read the names of an image", text, (id.as_str(),), |row| parsed(row, 0))
+}
+
+pub(super) fn named(sql: Sql<'_>, name: &Reference) -> Result<Option<Digest>> {
+    let text = "SELECT image FROM image_names WHERE name = ?1";
+    sql.row("read a name", text, (name.to_string(),), |row| parsed(row, 0))
+}
+
+pub(super) fn set_name(sql: Sql<'_>, name: &Reference, id: &Digest) -> Result<()> {
+    let text =
+        "INSERT INTO image_names (name, image) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET image = ?2";
+    sql.execute("set a name", text, (name.to_string(), id.as_str())).map(drop)
+}
+
+pub(super) fn remove_name(sql: Sql<'_>, name: &Reference) -> Result<()> {
+    sql.execute("remove a name", "DELETE FROM image_names WHERE name = ?1", (name.to_string(),)).map(drop)
+}
+
+pub(super) fn users(sql: Sql<'_>, id: &Digest) -> Result<Vec<String>> {
+    let text = "SELECT owner FROM image_uses WHERE image = ?1 ORDER BY owner";
+    sql.rows("read the uses of an image", text, (id.as_str(),), |row| row.get(0))
+}
+
+pub(super) fn add_use(sql: Sql<'_>, id: &Digest, owner: &str) -> Result<()> {
+    let text =
+        "INSERT INTO image_uses (owner, image) VALUES (?1, ?2) ON CONFLICT (owner) DO UPDATE SET image = ?2";
+    sql.execute("use an image", text, (owner, id.as_str())).map(drop)
+}
+
+/// Ends a use and returns what was used.
+pub(super) fn remove_use(sql: Sql<'_>, owner: &str) -> Result<Option<Digest>> {
+    let text = "DELETE FROM image_uses WHERE owner = ?1 RETURNING image";
+    sql.row("release an image", text, (owner,), |row| parsed(row, 0))
+}
+
+/// Images whose files may not be on the disk yet, with the boot id of their load.
+pub(super) fn unsynced(sql: Sql<'_>) -> Result<Vec<(Digest, String)>> {
+    let text = "SELECT id, unsynced FROM images WHERE unsynced IS NOT NULL";
+    sql.rows("read images", text, (), |row| Ok((parsed(row, 0)?, row.get(1)?)))
+}
+
+pub(super) fn set_synced(sql: Sql<'_>, id: &Digest) -> Result<()> {
+    sql.execute("mark an image as synced", "UPDATE images SET unsynced = NULL WHERE id = ?1", (id.as_str(),))
+        .map(drop)
+}
+
+/// Images that are gone and unused while layers are still kept for them.
+pub(super) fn unheld(sql: Sql<'_>) -> Result<Vec<Digest>> {
+    let text = "SELECT DISTINCT image FROM image_layers
+                WHERE image NOT IN (SELECT id FROM images) AND image NOT IN (SELECT image FROM image_uses)";
+    sql.rows("find unheld layers", text, (), |row| parsed(row, 0))
+}

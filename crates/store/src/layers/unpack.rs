@@ -1,0 +1,271 @@
+//! From a layer's archive to a folder that overlay mounts as a lower layer.
+//!
+//! Nothing outside of the folder is touched, whatever the archive says: paths are resolved by the
+//! kernel below the open folder (openat2(2), `RESOLVE_IN_ROOT`), where symbolic links of the
+//! archive lead as they would lead a process inside. An entry replaces what an earlier one made
+//! at its path, except that a folder keeps its content.
+//!
+//! Whiteouts (OCI image specification, "Image Layer Filesystem Changeset") become overlay's
+//! (Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories"). Extended
+//! attributes that steer overlay itself, and those of the host's own security policy, are left out.
+
+use std::ffi::OsStr;
+use std::io::BufRead;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use rustix::fs::{FileType, Mode, XattrFlags, fsetxattr, mknodat};
+use rustix::io::Errno;
+
+use super::folders::Folders;
+use super::place::{self, Spot};
+use crate::archive::{Archive, Entry, EntryKind};
+use crate::{Error, Result};
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+const METADATA: &[u8] = b".wh..wh.";
+const OPAQUE_ATTRIBUTE: &str = "trusted.overlay.opaque";
+
+/// What an archive may at most ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Members.
+    pub entries: u64,
+    /// Bytes of all files together, holes not counted.
+    pub bytes: u64,
+}
+
+impl Default for Limits {
+    /// Four million members, one TiB: far beyond real layers; a full disk is met before.
+    fn default() -> Self {
+        Self { entries: 4 << 20, bytes: 1 << 40 }
+    }
+}
+
+/// Whether names that begin with `.wh.` have a meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whiteouts {
+    /// They remove what is in lower layers.
+    Overlay,
+    /// They are names like others (copies into a container).
+    Ordinary,
+}
+
+/// What was unpacked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Members, extension headers not counted.
+    pub entries: u64,
+    /// Bytes of all regular files.
+    pub size: u64,
+    /// Folders that had no entry of their own: they were made 0755 and root's, and should look as in
+    /// the layers below.
+    pub implied: Vec<PathBuf>,
+}
+
+/// Unpacks a plain tar into an empty folder, and reads the stream to its end. Needs the right to
+/// change owners and make device nodes. After an error the folder holds a part.
+pub fn unpack(
+    source: impl BufRead,
+    root: BorrowedFd<'_>,
+    limits: &Limits,
+    whiteouts: Whiteouts,
+) -> Result<Unpacked> {
+    let mut archive = Archive::new(source);
+    let mut unpacking =
+        Unpacking { folders: Folders::new(root), later: Vec::new(), done: Unpacked::default(), whiteouts };
+    let mut bytes = 0u64;
+    while let Some(entry) = archive.next_entry()? {
+        unpacking.done.entries += 1;
+        bytes = bytes.saturating_add(archive.left());
+        if unpacking.done.entries > limits.entries {
+            return Err(Error::Limit {
+                what: "the number of members of the layer".to_owned(),
+                limit: limits.entries,
+            });
+        }
+        if bytes > limits.bytes {
+            return Err(Error::Limit { what: "the content of the layer".to_owned(), limit: limits.bytes });
+        }
+        unpacking.place(entry, &mut archive)?;
+    }
+    archive.drain()?;
+    unpacking.finish()
+}
+
+/// An entry with this path failed.
+pub(super) fn failed(path: &[u8], why: impl Into<String>, source: Option<Errno>) -> Error {
+    Error::Entry {
+        path: PathBuf::from(OsStr::from_bytes(path)),
+        why: why.into(),
+        source: source.map(std::io::Error::from),
+    }
+}
+
+struct Unpacking<'a> {
+    folders: Folders<'a>,
+    /// Folders whose attributes are set last: what is made in them would change their times.
+    later: Vec<(Vec<u8>, Entry)>,
+    done: Unpacked,
+    whiteouts: Whiteouts,
+}
+
+impl Unpacking<'_> {
+    fn place<R: BufRead>(&mut self, entry: Entry, archive: &mut Archive<R>) -> Result<()> {
+        let path = clean(&entry.path)?;
+        if path.is_empty() {
+            return self.place_root(entry);
+        }
+        let (folder, name) = split(&path);
+        if self.whiteouts == Whiteouts::Overlay {
+            if name == OPAQUE {
+                return self.make_opaque(folder, &path);
+            }
+            if path.split(|byte| *byte == b'/').any(|part| part.starts_with(METADATA)) {
+                return Ok(());
+            }
+            if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+                return self.make_whiteout(folder, hidden, &path);
+            }
+        }
+        let parent = self.folders.make(folder).map_err(|e| failed(&path, "resolve its folder", Some(e)))?;
+        let spot = Spot { parent: parent.as_fd(), name, path: &path };
+        match entry.kind {
+            EntryKind::Folder => self.place_folder(spot, entry),
+            EntryKind::HardLink => self.place_link(spot, &entry.link),
+            EntryKind::File => {
+                self.done.size = self.done.size.saturating_add(entry.size);
+                self.replacing(spot, || place::make_file(spot))
+                    .and_then(|file| place::fill_file(spot, &file, &entry, archive))
+            }
+            EntryKind::SymbolicLink => {
+                self.replacing(spot, || place::make_symbolic_link(spot, &entry.link))?;
+                place::set_attributes(spot, &entry)
+            }
+            _ => {
+                self.replacing(spot, || place::make_node(spot, &entry))?;
+                place::set_attributes(spot, &entry)
+            }
+        }
+    }
+
+    fn place_root(&mut self, entry: Entry) -> Result<()> {
+        if entry.kind != EntryKind::Folder {
+            return Err(failed(&entry.path, "the root of a layer must be a folder", None));
+        }
+        self.later.push((Vec::new(), entry));
+        Ok(())
+    }
+
+    fn place_folder(&mut self, spot: Spot<'_>, entry: Entry) -> Result<()> {
+        if !place::make_folder(spot)? {
+            let was_whiteout = place::is_whiteout(spot)?;
+            self.replacing(spot, || place::make_folder(spot).map(drop))?;
+            if was_whiteout {
+                // The lower folder was removed before this one was made: nothing of it shows through.
+                self.make_opaque(spot.path, spot.path)?;
+            }
+        }
+        self.folders.implied.remove(spot.path);
+        self.later.push((spot.path.to_vec(), entry));
+        Ok(())
+    }
+
+    fn place_link(&mut self, spot: Spot<'_>, target: &[u8]) -> Result<()> {
+        let target = clean(target)?;
+        if target == spot.path {
+            return Ok(());
+        }
+        let (folder, name) = split(&target);
+        let from = self
+            .folders
+            .find(folder)
+            .map_err(|e| failed(spot.path, "resolve the folder of its target", Some(e)))?;
+        self.replacing(spot, || place::make_hard_link(spot, from.as_fd(), name))
+    }
+
+    /// Makes an entry; what is at its path already is removed first.
+    fn replacing<T>(&mut self, spot: Spot<'_>, make: impl Fn() -> Result<T>) -> Result<T> {
+        match make() {
+            Err(Error::Entry { source: Some(source), .. })
+                if source.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => return made,
+        }
+        place::remove(spot)?;
+        self.folders.forget();
+        self.folders.implied.retain(|path| !is_below(path, spot.path));
+        make()
+    }
+
+    fn make_opaque(&mut self, folder: &[u8], path: &[u8]) -> Result<()> {
+        let folder = self.folders.make(folder).map_err(|e| failed(path, "resolve its folder", Some(e)))?;
+        fsetxattr(&*folder, OPAQUE_ATTRIBUTE, b"y", XattrFlags::empty())
+            .map_err(|e| failed(path, "make its folder opaque", Some(e)))
+    }
+
+    fn make_whiteout(&mut self, folder: &[u8], hidden: &[u8], path: &[u8]) -> Result<()> {
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err(failed(path, "a whiteout must name an entry", None));
+        }
+        let parent: Rc<_> =
+            self.folders.make(folder).map_err(|e| failed(path, "resolve its folder", Some(e)))?;
+        match mknodat(&parent, hidden, FileType::CharacterDevice, Mode::empty(), 0) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => {
+                // An entry of this layer hides the lower one by itself; a folder must not show it through.
+                let full = if folder.is_empty() { hidden.to_vec() } else { [folder, b"/", hidden].concat() };
+                match self.folders.exactly(&full) {
+                    Ok(_) => self.make_opaque(&full, path),
+                    Err(Errno::NOTDIR | Errno::LOOP) => Ok(()),
+                    Err(error) => Err(failed(path, "look at what the whiteout hides", Some(error))),
+                }
+            }
+            Err(error) => Err(failed(path, "make the whiteout", Some(error))),
+        }
+    }
+
+    fn finish(mut self) -> Result<Unpacked> {
+        for (path, entry) in std::mem::take(&mut self.later) {
+            match self.folders.exactly(&path) {
+                Ok(folder) => place::set_folder_attributes(folder.as_fd(), &path, &entry)?,
+                // A later entry replaced the folder.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(error) => return Err(failed(&path, "open the folder", Some(error))),
+            }
+        }
+        self.done.implied =
+            self.folders.implied.iter().map(|path| PathBuf::from(OsStr::from_bytes(path))).collect();
+        Ok(self.done)
+    }
+}
+
+fn is_below(path: &[u8], folder: &[u8]) -> bool {
+    path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}
+
+/// The path without empty parts, `.` and `..`, relative to the root. One that leaves the root is
+/// an error, as in Docker.
+fn clean(path: &[u8]) -> Result<Vec<u8>> {
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in path.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                parts.pop().ok_or_else(|| failed(path, "the path leaves the layer", None))?;
+            }
+            _ => parts.push(part),
+        }
+    }
+    Ok(parts.join(&b'/'))
+}
+
+/// The folder and the last part of a clean path.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    path.iter().rposition(|byte| *byte == b'/').map_or((b"", path), |at| (&path[..at], &path[at + 1..]))
+}
+
+#[cfg(test)]
+mod tests;

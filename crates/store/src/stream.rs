@@ -1,0 +1,256 @@
+//! Bytes on their way from an archive to a layer: stages in threads of their own with bounded
+//! channels between them, so that reading, decompressing, hashing and writing overlap.
+
+use std::io::{self, BufRead, Read};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{Scope, ScopedJoinHandle};
+
+use bytes::{Buf as _, Bytes};
+use insula_base::Digest;
+use sha2::{Digest as _, Sha256};
+
+/// Bytes of one chunk: few switches between threads, and still in the second-level cache.
+const CHUNK: usize = 256 << 10;
+/// Chunks that may wait between two stages.
+const WAITING: usize = 4;
+/// zstd's window, as a power of two: what the format asks every decoder to support is 2^23,
+/// `--long` goes to 2^27.
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// Where a stage reads from.
+#[derive(Debug)]
+pub(crate) struct Chunks {
+    receiver: Receiver<io::Result<Bytes>>,
+    current: Bytes,
+    ended: bool,
+}
+
+/// Where a stage writes to. Dropping it is the end of the stream.
+pub(crate) type Sender = SyncSender<io::Result<Bytes>>;
+
+/// A channel between two stages.
+pub(crate) fn channel() -> (Sender, Chunks) {
+    let (sender, receiver) = sync_channel(WAITING);
+    (sender, Chunks { receiver, current: Bytes::new(), ended: false })
+}
+
+impl Chunks {
+    /// At most `max` bytes, without a copy; `None` at the end.
+    pub(crate) fn chunk(&mut self, max: usize) -> io::Result<Option<Bytes>> {
+        self.wait()?;
+        if self.current.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(self.current.split_to(max.min(self.current.len()))))
+    }
+
+    /// The next bytes, at least `count` unless the stream ends before, without reading them.
+    pub(crate) fn peek(&mut self, count: usize) -> io::Result<&[u8]> {
+        self.wait()?;
+        while self.current.len() < count && !self.ended {
+            let first = std::mem::take(&mut self.current);
+            self.wait()?;
+            self.current = [first, std::mem::take(&mut self.current)].concat().into();
+        }
+        Ok(&self.current)
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        while self.current.is_empty() && !self.ended {
+            match self.receiver.recv() {
+                Ok(Ok(bytes)) => self.current = bytes,
+                Ok(Err(error)) => {
+                    self.ended = true;
+                    return Err(error);
+                }
+                Err(_) => self.ended = true,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Read for Chunks {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.len().min(into.len());
+        into[..count].copy_from_slice(&self.current[..count]);
+        self.current.advance(count);
+        Ok(count)
+    }
+}
+
+impl BufRead for Chunks {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.wait()?;
+        Ok(&self.current)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.current.advance(count);
+    }
+}
+
+/// How a stream is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Compression {
+    /// By the first bytes (RFC 1952 section 2.3.1; RFC 8878 section 3.1.1, and its skippable frames).
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        match bytes {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+}
+
+/// What a compressed or plain stream holds.
+pub(crate) fn decoder<'a>(mut input: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    // Magic numbers of up to four bytes; a buffer that holds fewer is refilled by the chain.
+    let mut magic = Vec::new();
+    input.by_ref().take(4).read_to_end(&mut magic)?;
+    let compression = Compression::of(&magic);
+    let input = Read::chain(io::Cursor::new(magic), input);
+    Ok(match compression {
+        Compression::None => Box::new(input),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
+        Compression::Zstd => {
+            let mut decoder = zstd::Decoder::with_buffer(input)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+            Box::new(decoder)
+        }
+    })
+}
+
+/// Reads, decompresses and sends until the end, an error, or until nobody listens. What was sent
+/// is hashed too, if asked for.
+pub(crate) fn pump(input: impl BufRead, sender: &Sender, hashing: Option<&Hashing<'_>>) {
+    let result = decoder(input).and_then(|mut decoded| {
+        loop {
+            let mut chunk = vec![0; CHUNK];
+            let count = fill(&mut decoded, &mut chunk)?;
+            chunk.truncate(count);
+            let chunk = Bytes::from(chunk);
+            if let Some(hashing) = hashing {
+                hashing.update(&chunk);
+            }
+            if count == 0 || sender.send(Ok(chunk)).is_err() {
+                return Ok(());
+            }
+        }
+    });
+    if let Err(error) = result {
+        // That nobody listens any more is no matter: whoever stopped has an error of its own.
+        let _ = sender.send(Err(error));
+    }
+}
+
+fn fill(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match input.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// A thread that hashes what it is sent.
+#[derive(Debug)]
+pub(crate) struct Hashing<'scope> {
+    sender: SyncSender<Bytes>,
+    thread: ScopedJoinHandle<'scope, Digest>,
+}
+
+impl<'scope> Hashing<'scope> {
+    pub(crate) fn start<'env>(scope: &'scope Scope<'scope, 'env>) -> Self {
+        let (sender, receiver) = sync_channel::<Bytes>(WAITING);
+        let thread = scope.spawn(move || {
+            let mut hash = Sha256::new();
+            for bytes in receiver {
+                hash.update(&bytes);
+            }
+            Digest::from_sha256(&hash.finalize().into())
+        });
+        Self { sender, thread }
+    }
+
+    /// Adds bytes.
+    pub(crate) fn update(&self, bytes: &Bytes) {
+        // The thread ends only with its sender.
+        let _ = self.sender.send(bytes.clone());
+    }
+
+    /// The digest of all bytes.
+    pub(crate) fn finish(self) -> Digest {
+        drop(self.sender);
+        match self.thread.join() {
+            Ok(digest) => digest,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn through(input: &[u8]) -> io::Result<Vec<u8>> {
+        std::thread::scope(|scope| {
+            let (sender, mut chunks) = channel();
+            scope.spawn(move || pump(input, &sender, None));
+            let mut out = Vec::new();
+            chunks.read_to_end(&mut out).map(|_| out)
+        })
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn every_compression_is_recognised() {
+        let plain: Vec<u8> = (0..1_000_000u32).flat_map(u32::to_le_bytes).collect();
+        assert_eq!(through(&plain).unwrap(), plain);
+        assert_eq!(through(&gzip(&plain)).unwrap(), plain);
+        // Members and frames may follow one another.
+        let twice = [gzip(&plain[..1000]), gzip(&plain[1000..])].concat();
+        assert_eq!(through(&twice).unwrap(), plain);
+        assert_eq!(through(&zstd::encode_all(&plain[..], 1).unwrap()).unwrap(), plain);
+        assert_eq!(through(b"").unwrap(), b"");
+        assert_eq!(through(b"abc").unwrap(), b"abc");
+    }
+
+    #[test]
+    fn damaged_streams_are_errors_and_not_ends() {
+        let bytes = gzip(&vec![7; 100_000]);
+        assert!(through(&bytes[..bytes.len() - 9]).is_err());
+        let bytes = zstd::encode_all(&vec![7; 100_000][..], 1).unwrap();
+        assert!(through(&bytes[..bytes.len() - 2]).is_err());
+        assert!(through(&[0x1f, 0x8b, 0, 0, 0, 0, 0]).is_err());
+    }
+
+    #[test]
+    fn hashing_agrees_with_the_known_digest() {
+        let digest = std::thread::scope(|scope| {
+            let hashing = Hashing::start(scope);
+            hashing.update(&Bytes::from_static(b"ab"));
+            hashing.update(&Bytes::from_static(b"c"));
+            hashing.finish()
+        });
+        let known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(digest.hex(), known);
+    }
+}
