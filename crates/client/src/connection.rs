@@ -115,6 +115,14 @@ impl Client {
             .map_err(|error| Error::Answer { call: call.name(), reason: error.to_string() })
     }
 
+    /// A request whose answer is a document, as the daemon wrote it: the order of fields stays.
+    pub(crate) async fn json_text(&self, call: Call<'_>, body: RequestBody) -> Result<String> {
+        let bytes = self.whole(&call, body).await?;
+        let wrong = |reason: String| Error::Answer { call: call.name(), reason };
+        serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).map_err(|error| wrong(error.to_string()))?;
+        String::from_utf8(bytes.into()).map_err(|error| wrong(error.to_string()))
+    }
+
     /// A request whose answer's body does not matter.
     pub(crate) async fn nothing(&self, call: Call<'_>, body: RequestBody) -> Result<()> {
         self.whole(&call, body).await.map(drop)

@@ -114,10 +114,10 @@ impl Client {
     }
 
     /// The same, as the daemon wrote it.
-    pub async fn inspect_container_json(&self, id: &str, size: bool) -> Result<serde_json::Value> {
+    pub async fn inspect_container_json(&self, id: &str, size: bool) -> Result<String> {
         let query = Query::new().with_flag("size", size);
         let call = Call::get(format!("/containers/{}/json{}", encode(id), query.as_str()));
-        self.document(call, RequestBody::Empty).await
+        self.json_text(call, RequestBody::Empty).await
     }
 
     /// `POST /containers/{id}/wait`: returns when the daemon has taken note; the stream then has one

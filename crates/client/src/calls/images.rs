@@ -28,8 +28,8 @@ impl Client {
     }
 
     /// `GET /images/{name}/json`, as the daemon wrote it.
-    pub async fn inspect_image_json(&self, name: &str) -> Result<serde_json::Value> {
-        self.document(Call::get(format!("/images/{}/json", encode(name))), RequestBody::Empty).await
+    pub async fn inspect_image_json(&self, name: &str) -> Result<String> {
+        self.json_text(Call::get(format!("/images/{}/json", encode(name))), RequestBody::Empty).await
     }
 
     /// `GET /images/{name}/history`.

@@ -15,7 +15,7 @@ impl Client {
     }
 
     /// `GET /networks/{id}`, as the daemon wrote it.
-    pub async fn inspect_network_json(&self, id: &str) -> Result<serde_json::Value> {
-        self.document(Call::get(format!("/networks/{}", encode(id))), RequestBody::Empty).await
+    pub async fn inspect_network_json(&self, id: &str) -> Result<String> {
+        self.json_text(Call::get(format!("/networks/{}", encode(id))), RequestBody::Empty).await
     }
 }

@@ -20,8 +20,8 @@ impl Client {
     }
 
     /// `GET /volumes/{name}`, as the daemon wrote it.
-    pub async fn inspect_volume_json(&self, name: &str) -> Result<serde_json::Value> {
-        self.document(Call::get(format!("/volumes/{}", encode(name))), RequestBody::Empty).await
+    pub async fn inspect_volume_json(&self, name: &str) -> Result<String> {
+        self.json_text(Call::get(format!("/volumes/{}", encode(name))), RequestBody::Empty).await
     }
 
     /// `DELETE /volumes/{name}`.

@@ -1,0 +1,236 @@
+//! `images rmi tag`.
+
+use clap::Args;
+use insula_models::ImageSummary;
+
+use crate::arguments::Run;
+use crate::context::Context;
+use crate::failure::{self, Outcome};
+use crate::filters;
+use crate::format::table::{self, Columns, Row};
+use crate::format::{ago, short_id};
+use crate::printer;
+
+/// List images
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  insula images
+  insula images --digests nginx
+  insula images --format '{{.Repository}}:{{.Tag}} {{.Size}}'")]
+pub(crate) struct ImagesArgs {
+    /// Intermediate images too
+    #[arg(short, long)]
+    all: bool,
+    /// With digests
+    #[arg(long)]
+    digests: bool,
+    /// Only: dangling=true, label=tier=db, reference='nginx:*', …
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    filter: Vec<String>,
+    /// Go template, 'table' and a template, or 'json'
+    #[arg(long, value_name = "FORMAT", default_value = "", hide_default_value = true)]
+    format: String,
+    /// Do not cut ids
+    #[arg(long)]
+    no_trunc: bool,
+    /// Only ids
+    #[arg(short, long)]
+    quiet: bool,
+    /// Only this repository, or repository:tag
+    repository: Option<String>,
+}
+
+const HEADERS: &[(&str, &str)] = &[
+    ("Repository", "REPOSITORY"),
+    ("Tag", "TAG"),
+    ("Digest", "DIGEST"),
+    ("ID", "IMAGE ID"),
+    ("CreatedSince", "CREATED"),
+    ("Size", "SIZE"),
+    ("CreatedAt", "CREATED AT"),
+    ("Containers", "CONTAINERS"),
+    ("SharedSize", "SHARED SIZE"),
+    ("UniqueSize", "UNIQUE SIZE"),
+    ("VirtualSize", "SIZE"),
+];
+
+impl Run for ImagesArgs {
+    async fn run(self, context: Context) -> Outcome {
+        let mut filters = filters::parse(&self.filter)?;
+        if let Some(repository) = &self.repository {
+            filters.add("reference", repository);
+        }
+        let images = context.client().await?.list_images(self.all, &filters).await?;
+        let now = ago::now();
+        let rows: Vec<Row> = images.iter().flat_map(|image| rows(image, now, &self)).collect();
+        if self.quiet && self.format.is_empty() {
+            for image in &images {
+                for _ in 0..image.repo_tags.len().max(1) {
+                    printer::line(if self.no_trunc { &image.id } else { short_id(&image.id) })?;
+                }
+            }
+            return Ok(0);
+        }
+        let mut shown = vec!["Repository", "Tag", "ID", "CreatedSince", "Size"];
+        if self.digests {
+            shown.insert(2, "Digest");
+        }
+        table::print(&Columns { headers: HEADERS, shown }, &rows, &self.format)?;
+        Ok(0)
+    }
+}
+
+/// A row for each name; an image without any has one row of `<none>`.
+fn rows(image: &ImageSummary, now: i64, flags: &ImagesArgs) -> Vec<Row> {
+    const NONE: &str = "<none>";
+    let digest_of = |repository: &str| {
+        let prefix = format!("{repository}@");
+        image.repo_digests.iter().find_map(|digest| digest.strip_prefix(&prefix)).unwrap_or(NONE).to_owned()
+    };
+    let mut names: Vec<(String, String, String)> = image
+        .repo_tags
+        .iter()
+        .filter(|name| *name != "<none>:<none>")
+        .filter_map(|name| name.rsplit_once(':'))
+        .map(|(repository, tag)| (repository.to_owned(), tag.to_owned(), digest_of(repository)))
+        .collect();
+    if names.is_empty() {
+        names = image
+            .repo_digests
+            .iter()
+            .filter_map(|name| name.split_once('@'))
+            .map(|(repository, digest)| (repository.to_owned(), NONE.to_owned(), digest.to_owned()))
+            .collect();
+    }
+    if names.is_empty() {
+        names.push((NONE.to_owned(), NONE.to_owned(), NONE.to_owned()));
+    }
+    let size = |size: i64| match u64::try_from(size) {
+        Ok(size) => insula_base::format_decimal(size),
+        Err(_) => "N/A".to_owned(),
+    };
+    let row = |(repository, tag, digest)| Row {
+        cells: vec![
+            ("Repository", repository),
+            ("Tag", tag),
+            ("Digest", digest),
+            ("ID", if flags.no_trunc { image.id.clone() } else { short_id(&image.id).to_owned() }),
+            ("CreatedSince", if image.created > 0 { ago::ago(image.created, now) } else { "N/A".to_owned() }),
+            ("Size", size(image.size)),
+            ("CreatedAt", ago::local(image.created)),
+            (
+                "Containers",
+                if image.containers < 0 { "N/A".to_owned() } else { image.containers.to_string() },
+            ),
+            ("SharedSize", size(image.shared_size)),
+            (
+                "UniqueSize",
+                if image.shared_size < 0 { "N/A".to_owned() } else { size(image.size - image.shared_size) },
+            ),
+            ("VirtualSize", size(image.size)),
+        ],
+        labels: image.labels.clone(),
+    };
+    names.into_iter().map(row).collect()
+}
+
+/// Remove images
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  insula rmi nginx:old
+  insula rmi -f 0123456789ab")]
+pub(crate) struct RmiArgs {
+    /// Remove the image although stopped containers are made of it, or it has several names
+    #[arg(short, long)]
+    force: bool,
+    /// Keep parents that have no name
+    #[arg(long)]
+    no_prune: bool,
+    /// Names or ids
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+}
+
+impl Run for RmiArgs {
+    async fn run(self, context: Context) -> Outcome {
+        let client = context.client().await?;
+        let mut code = 0;
+        for image in &self.images {
+            match client.remove_image(image, self.force, self.no_prune).await {
+                Ok(items) => {
+                    for item in items {
+                        if !item.untagged.is_empty() {
+                            printer::line(&format!("Untagged: {}", item.untagged))?;
+                        }
+                        if !item.deleted.is_empty() {
+                            printer::line(&format!("Deleted: {}", item.deleted))?;
+                        }
+                    }
+                }
+                Err(error) => {
+                    printer::error(&failure::describe_client(&error));
+                    if !(self.force && error.status() == Some(404)) {
+                        code = 1;
+                    }
+                }
+            }
+        }
+        Ok(code)
+    }
+}
+
+/// Give an image another name
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  insula tag web:latest web:v1")]
+pub(crate) struct TagArgs {
+    /// Name or id
+    image: String,
+    /// The name it gets: repository[:tag]
+    target: String,
+}
+
+impl Run for TagArgs {
+    async fn run(self, context: Context) -> Outcome {
+        let (repository, tag) = match self.target.rsplit_once(':') {
+            // A colon before the last slash belongs to a port.
+            Some((repository, tag)) if !tag.contains('/') => (repository, tag),
+            _ => (self.target.as_str(), ""),
+        };
+        context.client().await?.tag_image(&self.image, repository, tag).await?;
+        Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_for_each_name() {
+        let flags = ImagesArgs {
+            all: false,
+            digests: false,
+            filter: Vec::new(),
+            format: String::new(),
+            no_trunc: false,
+            quiet: false,
+            repository: None,
+        };
+        let image = ImageSummary {
+            id: format!("sha256:{}", "a".repeat(64)),
+            repo_tags: vec!["web:1".to_owned(), "host:5000/web:2".to_owned()],
+            size: 4_261_550,
+            shared_size: -1,
+            containers: -1,
+            created: 1_700_000_000,
+            ..ImageSummary::default()
+        };
+        let bare = ImageSummary { id: "sha256:b".to_owned(), ..ImageSummary::default() };
+        let all: Vec<Row> =
+            [image, bare].iter().flat_map(|image| rows(image, 1_700_086_400, &flags)).collect();
+        let columns =
+            Columns { headers: HEADERS, shown: vec!["Repository", "Tag", "ID", "CreatedSince", "Size"] };
+        insta::assert_snapshot!(table::render(&columns, &all, "").unwrap());
+    }
+}

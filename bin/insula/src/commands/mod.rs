@@ -1,0 +1,104 @@
+//! The commands, a module each or a few that belong together, and the table of them all.
+
+mod attach;
+mod exec;
+mod generate;
+mod images;
+mod inspect;
+mod lifecycle;
+mod load;
+mod logs;
+mod ps;
+mod system;
+
+use crate::arguments::{Group, Verb};
+use crate::daemon::DaemonArgs;
+use crate::run::create::CreateArgs;
+use crate::run::start::RunArgs;
+
+/// Commands that stand alone, in the order of the help.
+pub(crate) const VERBS: &[Verb] = &[
+    Verb::new::<RunArgs>("run"),
+    Verb::new::<CreateArgs>("create"),
+    Verb::new::<lifecycle::StartArgs>("start"),
+    Verb::new::<lifecycle::StopArgs>("stop"),
+    Verb::new::<lifecycle::RestartArgs>("restart"),
+    Verb::new::<lifecycle::KillArgs>("kill"),
+    Verb::new::<lifecycle::RmArgs>("rm"),
+    Verb::new::<ps::PsArgs>("ps"),
+    Verb::new::<logs::LogsArgs>("logs"),
+    Verb::new::<exec::ExecArgs>("exec"),
+    Verb::new::<attach::AttachArgs>("attach"),
+    Verb::new::<lifecycle::WaitArgs>("wait"),
+    Verb::new::<inspect::InspectArgs>("inspect"),
+    Verb::new::<lifecycle::RenameArgs>("rename"),
+    Verb::new::<lifecycle::PauseArgs>("pause"),
+    Verb::new::<lifecycle::UnpauseArgs>("unpause"),
+    Verb::new::<load::LoadArgs>("load"),
+    Verb::new::<load::ImportArgs>("import"),
+    Verb::new::<images::ImagesArgs>("images"),
+    Verb::new::<images::RmiArgs>("rmi"),
+    Verb::new::<images::TagArgs>("tag"),
+    Verb::new::<system::InfoArgs>("info"),
+    Verb::new::<system::VersionArgs>("version"),
+    Verb::new::<DaemonArgs>("daemon"),
+    Verb::new::<generate::CompletionArgs>("completion"),
+    Verb::new::<generate::ManArgs>("man"),
+];
+
+/// The same below nouns, and what exists there only.
+pub(crate) const GROUPS: &[Group] = &[
+    Group {
+        name: "container",
+        about: "Commands on containers",
+        verbs: &[
+            Verb::new::<RunArgs>("run"),
+            Verb::new::<CreateArgs>("create"),
+            Verb::new::<lifecycle::StartArgs>("start"),
+            Verb::new::<lifecycle::StopArgs>("stop"),
+            Verb::new::<lifecycle::RestartArgs>("restart"),
+            Verb::new::<lifecycle::KillArgs>("kill"),
+            Verb::new::<lifecycle::RmArgs>("rm"),
+            Verb::new::<ps::PsArgs>("ls"),
+            Verb::new::<logs::LogsArgs>("logs"),
+            Verb::new::<exec::ExecArgs>("exec"),
+            Verb::new::<attach::AttachArgs>("attach"),
+            Verb::new::<lifecycle::WaitArgs>("wait"),
+            Verb::new::<inspect::InspectContainerArgs>("inspect"),
+            Verb::new::<lifecycle::RenameArgs>("rename"),
+            Verb::new::<lifecycle::PauseArgs>("pause"),
+            Verb::new::<lifecycle::UnpauseArgs>("unpause"),
+        ],
+    },
+    Group {
+        name: "image",
+        about: "Commands on images",
+        verbs: &[
+            Verb::new::<images::ImagesArgs>("ls"),
+            Verb::new::<load::LoadArgs>("load"),
+            Verb::new::<load::ImportArgs>("import"),
+            Verb::new::<inspect::InspectImageArgs>("inspect"),
+            Verb::new::<images::RmiArgs>("rm"),
+            Verb::new::<images::TagArgs>("tag"),
+        ],
+    },
+];
+
+/// Runs `act` on every name; failures are printed and make the exit code 1, successes print the name.
+pub(crate) async fn each<F>(names: &[String], mut act: impl FnMut(String) -> F) -> crate::failure::Outcome
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let mut code = 0;
+    for name in names {
+        match act(name.clone()).await {
+            Ok(()) => crate::printer::line(name)?,
+            Err(error) if error.is::<crate::failure::OutputError>() => return Err(error),
+            Err(error) => {
+                crate::printer::error(&crate::failure::describe(&error));
+                code = 1;
+            }
+        }
+    }
+    Ok(code)
+}

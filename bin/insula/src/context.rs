@@ -1,0 +1,83 @@
+//! What every command needs: where the daemon is, and a connection to it.
+
+use std::io;
+use std::path::PathBuf;
+
+use clap::Args;
+use insula_base::{Instance, env};
+use insula_client::{Address, Client, Error};
+
+use crate::{daemon, printer};
+
+/// Flags in front of the command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Globals {
+    /// Daemon to talk to: unix://PATH [default: insula.sock in the run folder]
+    #[arg(short = 'H', long, env = env::HOST, value_name = "ADDRESS")]
+    pub(crate) host: Option<String>,
+    /// Folder of images, containers and volumes, for a daemon that is started on the way
+    #[arg(long, env = env::ROOT, value_name = "FOLDER", default_value = env::DEFAULT_ROOT, id = "globals_root")]
+    pub(crate) root: PathBuf,
+    /// Folder of the daemon's socket and of what lives no longer than the machine is up
+    #[arg(long, env = env::RUN, value_name = "FOLDER", default_value = env::DEFAULT_RUN, id = "globals_run")]
+    pub(crate) run: PathBuf,
+    /// Say what is done; a daemon that is started on the way logs everything
+    #[arg(short = 'D', long, id = "globals_debug")]
+    pub(crate) debug: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Context {
+    globals: Globals,
+}
+
+impl Context {
+    pub(crate) fn new(globals: Globals) -> Self {
+        Self { globals }
+    }
+
+    /// The folders of the daemon, absolute.
+    pub(crate) fn instance(&self) -> anyhow::Result<Instance> {
+        Ok(Instance::new(std::path::absolute(&self.globals.root)?, std::path::absolute(&self.globals.run)?))
+    }
+
+    /// Whether `--debug` was given.
+    pub(crate) fn debug(&self) -> bool {
+        self.globals.debug
+    }
+
+    /// Where the daemon is, and whether somebody named it.
+    pub(crate) fn address(&self) -> anyhow::Result<(Address, bool)> {
+        match self.globals.host.as_deref() {
+            Some(host) if !host.is_empty() => Ok((host.parse()?, true)),
+            _ => Ok((Address::Unix(self.instance()?.socket()), false)),
+        }
+    }
+
+    /// A connection. When nobody answers at the place where a daemon is by default, one is started.
+    pub(crate) async fn client(&self) -> anyhow::Result<Client> {
+        let (address, named) = self.address()?;
+        if self.debug() {
+            printer::notice(&format!("connect to {address}"));
+        }
+        match Client::connect(address.clone()).await {
+            Err(Error::Connect { source, .. }) if !named && nobody_listens(&source) => {
+                let instance = self.instance()?;
+                let debug = self.debug();
+                tokio::task::spawn_blocking(move || daemon::start(&instance, debug)).await??;
+                Ok(Client::connect(address).await?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// A connection to a daemon that runs already.
+    pub(crate) async fn running_client(&self) -> anyhow::Result<Client> {
+        Ok(Client::connect(self.address()?.0).await?)
+    }
+}
+
+fn nobody_listens(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}

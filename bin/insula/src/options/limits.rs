@@ -1,0 +1,121 @@
+//! `--ulimit`, `--cpus`, `--restart`, `--memory-swap`.
+
+use anyhow::{Context as _, bail};
+use insula_models::{RestartPolicy, Ulimit};
+
+/// `NAME=SOFT[:HARD]`; -1 is unlimited.
+pub(crate) fn ulimit(text: &str) -> anyhow::Result<Ulimit> {
+    const NAMES: [&str; 15] = [
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ];
+    let (name, value) = text
+        .split_once('=')
+        .with_context(|| format!("invalid ulimit argument: {text}: NAME=SOFT[:HARD] is expected"))?;
+    if !NAMES.contains(&name) {
+        bail!("invalid ulimit type: {name}: one of {} is expected", NAMES.join(", "));
+    }
+    let number = |text: &str| match text.parse::<i64>() {
+        Ok(number) if number >= -1 => Ok(number),
+        _ => bail!("invalid ulimit argument: {text:?} is not a number from -1 on"),
+    };
+    let (soft, hard) = match value.split_once(':') {
+        Some((soft, hard)) => (number(soft)?, number(hard)?),
+        None => (number(value)?, number(value)?),
+    };
+    if hard != -1 && (soft == -1 || soft > hard) {
+        bail!("ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}");
+    }
+    Ok(Ulimit { name: name.to_owned(), soft, hard })
+}
+
+/// Billionths of a CPU.
+pub(crate) fn cpus(text: &str) -> anyhow::Result<i64> {
+    let wrong = || format!("invalid --cpus: {text:?} is not a number of CPUs (1.5)");
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(fraction) || (whole.is_empty() && fraction.is_empty()) {
+        bail!(wrong());
+    }
+    if fraction.trim_end_matches('0').len() > 9 {
+        bail!("invalid --cpus: {text} is finer than a billionth");
+    }
+    let whole: i64 = if whole.is_empty() { 0 } else { whole.parse().with_context(wrong)? };
+    let billionths: i64 =
+        format!("{:0<9}", &fraction[..fraction.len().min(9)]).parse().with_context(wrong)?;
+    whole.checked_mul(1_000_000_000).and_then(|whole| whole.checked_add(billionths)).with_context(wrong)
+}
+
+/// Bytes, or -1 for unlimited.
+pub(crate) fn memory_swap(text: &str) -> anyhow::Result<i64> {
+    if text == "-1" { Ok(-1) } else { super::bytes("memory-swap", text) }
+}
+
+/// `no`, `always`, `unless-stopped`, `on-failure[:N]`.
+pub(crate) fn restart(text: &str) -> anyhow::Result<RestartPolicy> {
+    let (name, count) = text.split_once(':').map_or((text, None), |(name, count)| (name, Some(count)));
+    let maximum_retry_count = match (name, count) {
+        ("on-failure", Some(count)) => count.parse().ok().filter(|count| *count >= 0).with_context(|| {
+            format!("invalid restart policy format: maximum retry count must be an integer: {text}")
+        })?,
+        ("no" | "always" | "unless-stopped" | "on-failure", None) => 0,
+        ("no" | "always" | "unless-stopped", Some(_)) => {
+            bail!("invalid restart policy: maximum retry count can only be used with 'on-failure': {text}")
+        }
+        _ => bail!(
+            "invalid restart policy: unknown policy '{text}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
+        ),
+    };
+    Ok(RestartPolicy { name: name.to_owned(), maximum_retry_count })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ulimits() {
+        assert_eq!(
+            ulimit("nofile=1024:2048").unwrap(),
+            Ulimit { name: "nofile".to_owned(), soft: 1024, hard: 2048 }
+        );
+        assert_eq!(ulimit("core=-1").unwrap().hard, -1);
+        for bad in ["nofile", "what=1", "nofile=2:1", "nofile=x", "nofile=-2", "nofile=-1:5", "nofile="] {
+            assert!(ulimit(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn cpu_counts() {
+        assert_eq!(cpus("1.5").unwrap(), 1_500_000_000);
+        assert_eq!(cpus(".25").unwrap(), 250_000_000);
+        assert_eq!(cpus("2").unwrap(), 2_000_000_000);
+        for bad in ["", ".", "-1", "x", "1e3", "0.0000000001", "99999999999999999999"] {
+            assert!(cpus(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn restart_policies() {
+        assert_eq!(restart("on-failure:3").unwrap().maximum_retry_count, 3);
+        assert_eq!(restart("always").unwrap().name, "always");
+        for bad in ["", "sometimes", "always:3", "on-failure:x", "on-failure:-1"] {
+            assert!(restart(bad).is_err(), "{bad}");
+        }
+        assert_eq!(memory_swap("-1").unwrap(), -1);
+        assert_eq!(memory_swap("1g").unwrap(), 1 << 30);
+    }
+}

@@ -1,0 +1,39 @@
+//! The little languages of flags: each module reads one of Docker's syntaxes.
+
+pub(crate) mod devices;
+pub(crate) mod env;
+pub(crate) mod limits;
+pub(crate) mod mounts;
+pub(crate) mod ports;
+
+use std::collections::BTreeMap;
+
+use anyhow::bail;
+
+/// `NAME=VALUE`, or `NAME` with an empty value.
+pub(crate) fn pairs(flags: &[String]) -> BTreeMap<String, String> {
+    flags
+        .iter()
+        .map(|flag| match flag.split_once('=') {
+            Some((name, value)) => (name.to_owned(), value.to_owned()),
+            None => (flag.clone(), String::new()),
+        })
+        .collect()
+}
+
+/// `NAME=VALUE`, both there.
+pub(crate) fn strict_pairs(flag: &str, flags: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
+    for text in flags {
+        if !matches!(text.split_once('='), Some((name, _)) if !name.is_empty()) {
+            bail!("invalid value {text:?} for --{flag}: NAME=VALUE is expected");
+        }
+    }
+    Ok(pairs(flags))
+}
+
+/// Bytes; the error names the flag.
+pub(crate) fn bytes(flag: &str, text: &str) -> anyhow::Result<i64> {
+    let bytes =
+        insula_base::parse_bytes(text).map_err(|error| anyhow::anyhow!("invalid --{flag}: {error}"))?;
+    i64::try_from(bytes).map_err(|_| anyhow::anyhow!("invalid --{flag}: {text} is too large"))
+}

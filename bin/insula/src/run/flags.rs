@@ -1,0 +1,267 @@
+//! The flags of `run` and `create`. Data only; `resolve` gives them their meaning.
+
+use clap::{ArgAction, Args};
+
+/// What both have.
+#[derive(Debug, Default, Args)]
+pub(crate) struct CreateFlags {
+    /// Add a host to the container's /etc/hosts: NAME:ADDRESS
+    #[arg(long, value_name = "HOST:IP")]
+    pub(crate) add_host: Vec<String>,
+    /// Add a note for the engine: NAME=VALUE
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) annotation: Vec<String>,
+    /// Attach to stdin, stdout or stderr
+    #[arg(short, long, value_name = "STREAM")]
+    pub(crate) attach: Vec<String>,
+    /// Write the container's id to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cidfile: Option<String>,
+    /// Domain name of the container
+    #[arg(long, value_name = "NAME")]
+    pub(crate) domainname: Option<String>,
+    /// Program to run in place of the image's entrypoint
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) entrypoint: Option<String>,
+    /// Set an environment variable; a name alone takes the value from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Read environment variables from a file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<String>,
+    /// Another group of the user
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) group_add: Vec<String>,
+    /// Host name of the container
+    #[arg(short = 'h', long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// PID 1: a reaper that forwards signals; =systemd for the image's own init system
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "KIND")]
+    pub(crate) init: Option<String>,
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// The wall: process
+    #[arg(long, value_name = "WALL")]
+    pub(crate) isolation: Option<String>,
+    /// Set a label: NAME=VALUE
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) label: Vec<String>,
+    /// Read labels from a file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) label_file: Vec<String>,
+    /// Where output is kept: json-file, none
+    #[arg(long, value_name = "DRIVER")]
+    pub(crate) log_driver: Option<String>,
+    /// Option of the log driver: max-size=10m, max-file=3
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) log_opt: Vec<String>,
+    /// Name of the container
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// When to look for the image elsewhere: missing, never, always
+    #[arg(long, value_name = "POLICY", default_value = "missing", value_parser = ["always", "missing", "never"])]
+    pub(crate) pull: String,
+    /// Mount the root file system read-only
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// When to start the container again: no, on-failure[:N], always, unless-stopped
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) restart: Option<String>,
+    /// Remove the container and its anonymous volumes when it ends
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Signal that stops the container
+    #[arg(long, value_name = "SIGNAL")]
+    pub(crate) stop_signal: Option<String>,
+    /// Seconds to wait for the container to stop before it is killed
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub(crate) stop_timeout: Option<i64>,
+    /// Give the container a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// User and group: name or number [:name or number]
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    /// Working directory in the container
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) workdir: Option<String>,
+    #[command(flatten)]
+    pub(crate) storage: StorageFlags,
+    #[command(flatten)]
+    pub(crate) network: NetworkFlags,
+    #[command(flatten)]
+    pub(crate) limits: LimitFlags,
+    #[command(flatten)]
+    pub(crate) security: SecurityFlags,
+    /// Print help
+    #[arg(long, action = ArgAction::Help)]
+    pub(crate) help: Option<bool>,
+    /// Image, and the command to run in place of its own
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "IMAGE [COMMAND] [ARG...]"
+    )]
+    pub(crate) words: Vec<String>,
+}
+
+/// Files.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Files")]
+pub(crate) struct StorageFlags {
+    /// Give the container a device of the host: HOST[:CONTAINER][:rwm]
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Vec<String>,
+    /// Mount a file system: type=bind|volume|tmpfs,source=…,target=…[,readonly]
+    #[arg(long, value_name = "MOUNT")]
+    pub(crate) mount: Vec<String>,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) shm_size: Option<String>,
+    /// Mount a tmpfs: PATH[:OPTIONS]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) tmpfs: Vec<String>,
+    /// Mount a folder of the host or a volume: [SOURCE:]TARGET[:ro]
+    #[arg(short, long, value_name = "VOLUME")]
+    pub(crate) volume: Vec<String>,
+    /// Mount the volumes of another container: CONTAINER[:ro]
+    #[arg(long, value_name = "CONTAINER")]
+    pub(crate) volumes_from: Vec<String>,
+}
+
+/// Network.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Network")]
+pub(crate) struct NetworkFlags {
+    /// DNS server
+    #[arg(long, value_name = "IP")]
+    pub(crate) dns: Vec<String>,
+    /// Option of the resolver
+    #[arg(long, visible_alias = "dns-opt", value_name = "OPTION")]
+    pub(crate) dns_option: Vec<String>,
+    /// DNS search domain
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) dns_search: Vec<String>,
+    /// Name a port without publishing it
+    #[arg(long, value_name = "PORT")]
+    pub(crate) expose: Vec<String>,
+    /// MAC address of the container
+    #[arg(long, value_name = "MAC")]
+    pub(crate) mac_address: Option<String>,
+    /// Network: bridge, none, host, container:NAME
+    #[arg(long, visible_alias = "net", value_name = "NETWORK")]
+    pub(crate) network: Option<String>,
+    /// Publish a port: [[IP:]HOST_PORT:]PORT[/PROTOCOL]
+    #[arg(short, long, value_name = "PORT")]
+    pub(crate) publish: Vec<String>,
+    /// Publish all exposed ports to free ports
+    #[arg(short = 'P', long)]
+    pub(crate) publish_all: bool,
+}
+
+/// Limits.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct LimitFlags {
+    /// Weight of block I/O: 10 to 1000, 0 is not set
+    #[arg(long, value_name = "WEIGHT")]
+    pub(crate) blkio_weight: Option<u16>,
+    /// Weight of block I/O on one device: DEVICE:WEIGHT
+    #[arg(long, value_name = "DEVICE:WEIGHT")]
+    pub(crate) blkio_weight_device: Vec<String>,
+    /// Period of the CPU quota, microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(crate) cpu_period: Option<i64>,
+    /// CPU quota in each period, microseconds
+    #[arg(long, value_name = "MICROSECONDS", allow_negative_numbers = true)]
+    pub(crate) cpu_quota: Option<i64>,
+    /// Weight of CPU time
+    #[arg(short, long, value_name = "SHARES")]
+    pub(crate) cpu_shares: Option<i64>,
+    /// CPUs: 1.5
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) cpus: Option<String>,
+    /// CPUs that may be used: 0-2,4
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_cpus: Option<String>,
+    /// Memory nodes that may be used
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_mems: Option<String>,
+    /// Bytes a second read from a device: DEVICE:RATE
+    #[arg(long, value_name = "DEVICE:RATE")]
+    pub(crate) device_read_bps: Vec<String>,
+    /// Reads a second from a device: DEVICE:RATE
+    #[arg(long, value_name = "DEVICE:RATE")]
+    pub(crate) device_read_iops: Vec<String>,
+    /// Bytes a second written to a device: DEVICE:RATE
+    #[arg(long, value_name = "DEVICE:RATE")]
+    pub(crate) device_write_bps: Vec<String>,
+    /// Writes a second to a device: DEVICE:RATE
+    #[arg(long, value_name = "DEVICE:RATE")]
+    pub(crate) device_write_iops: Vec<String>,
+    /// Memory
+    #[arg(short, long, value_name = "BYTES")]
+    pub(crate) memory: Option<String>,
+    /// Soft limit of memory
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) memory_reservation: Option<String>,
+    /// Memory and swap together; -1 is unlimited
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
+    pub(crate) memory_swap: Option<String>,
+    /// Readiness to swap: 0 to 100
+    #[arg(long, value_name = "PERCENT", allow_negative_numbers = true)]
+    pub(crate) memory_swappiness: Option<i64>,
+    /// Do not kill when memory runs out
+    #[arg(long)]
+    pub(crate) oom_kill_disable: bool,
+    /// Readiness of the host to kill the container: -1000 to 1000
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub(crate) oom_score_adj: Option<i64>,
+    /// Processes and threads; -1 is unlimited
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub(crate) pids_limit: Option<i64>,
+    /// Resource limit: NAME=SOFT[:HARD]
+    #[arg(long, value_name = "LIMIT")]
+    pub(crate) ulimit: Vec<String>,
+}
+
+/// Walls.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Rights and namespaces")]
+pub(crate) struct SecurityFlags {
+    /// Add a capability
+    #[arg(long, value_name = "CAPABILITY")]
+    pub(crate) cap_add: Vec<String>,
+    /// Drop a capability
+    #[arg(long, value_name = "CAPABILITY")]
+    pub(crate) cap_drop: Vec<String>,
+    /// Cgroup namespace: private, host
+    #[arg(long, value_name = "NAMESPACE", value_parser = ["private", "host"])]
+    pub(crate) cgroupns: Option<String>,
+    /// Rule for devices: 'c 13:* rwm'
+    #[arg(long, value_name = "RULE")]
+    pub(crate) device_cgroup_rule: Vec<String>,
+    /// IPC namespace: private, shareable, host, none, container:NAME
+    #[arg(long, value_name = "NAMESPACE")]
+    pub(crate) ipc: Option<String>,
+    /// PID namespace: host, container:NAME
+    #[arg(long, value_name = "NAMESPACE")]
+    pub(crate) pid: Option<String>,
+    /// All rights of the host's root
+    #[arg(long)]
+    pub(crate) privileged: bool,
+    /// seccomp=FILE, seccomp=unconfined, no-new-privileges
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) security_opt: Vec<String>,
+    /// Kernel parameter of the container: NAME=VALUE
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) sysctl: Vec<String>,
+    /// User namespace: host for none
+    #[arg(long, value_name = "NAMESPACE")]
+    pub(crate) userns: Option<String>,
+    /// Host name namespace: host
+    #[arg(long, value_name = "NAMESPACE")]
+    pub(crate) uts: Option<String>,
+}

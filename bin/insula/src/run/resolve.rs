@@ -1,0 +1,285 @@
+//! From flags to the request that makes a container.
+
+use anyhow::{Context as _, bail};
+use insula_models::{ContainerCreateRequest, Empty, HostConfig, LogConfig, ThrottleDevice};
+
+use super::flags::{CreateFlags, LimitFlags, NetworkFlags, SecurityFlags, StorageFlags};
+use crate::arguments::first_word;
+use crate::options::{self, devices, env, limits, mounts, ports};
+use crate::terminal;
+
+/// The request; whether the command will stay attached decides about the streams.
+pub(crate) fn request(flags: &CreateFlags, detached: bool) -> anyhow::Result<ContainerCreateRequest> {
+    let (image, command) = first_word(&flags.words, "an image")?;
+    let mut request = ContainerCreateRequest {
+        image: image.to_owned(),
+        cmd: (!command.is_empty()).then(|| command.to_vec()),
+        entrypoint: flags.entrypoint.clone().map(|program| vec![program]),
+        hostname: flags.hostname.clone().unwrap_or_default(),
+        domainname: flags.domainname.clone().unwrap_or_default(),
+        user: flags.user.clone().unwrap_or_default(),
+        working_dir: flags.workdir.clone().unwrap_or_default(),
+        env: env::environment(&flags.env_file, &flags.env)?,
+        labels: env::labels(&flags.label_file, &flags.label)?,
+        stop_signal: flags.stop_signal.clone().unwrap_or_default(),
+        stop_timeout: flags.stop_timeout,
+        mac_address: flags.network.mac_address.clone().unwrap_or_default(),
+        tty: flags.tty,
+        open_stdin: flags.interactive,
+        ..ContainerCreateRequest::default()
+    };
+    attach(&mut request, flags, detached)?;
+    life(&mut request.host_config, flags)?;
+    storage(&mut request, &flags.storage)?;
+    network(&mut request, &flags.network, flags)?;
+    resources(&mut request.host_config, &flags.limits)?;
+    security(&mut request.host_config, &flags.security)?;
+    Ok(request)
+}
+
+fn attach(request: &mut ContainerCreateRequest, flags: &CreateFlags, detached: bool) -> anyhow::Result<()> {
+    if detached && !flags.attach.is_empty() {
+        bail!("conflicting options: cannot specify both --attach and --detach");
+    }
+    for stream in &flags.attach {
+        match stream.to_ascii_lowercase().as_str() {
+            "stdin" => request.attach_stdin = true,
+            "stdout" => request.attach_stdout = true,
+            "stderr" => request.attach_stderr = true,
+            _ => bail!("invalid argument {stream:?} for -a: valid streams are STDIN, STDOUT and STDERR"),
+        }
+    }
+    if flags.attach.is_empty() && !detached {
+        (request.attach_stdout, request.attach_stderr) = (true, true);
+        request.attach_stdin = flags.interactive;
+    }
+    request.stdin_once = request.open_stdin && request.attach_stdin;
+    Ok(())
+}
+
+fn life(host: &mut HostConfig, flags: &CreateFlags) -> anyhow::Result<()> {
+    host.auto_remove = flags.rm;
+    if let Some(policy) = &flags.restart {
+        host.restart_policy = limits::restart(policy)?;
+        if flags.rm && policy != "no" {
+            bail!("conflicting options: cannot specify both --restart and --rm");
+        }
+    } else {
+        host.restart_policy.name = "no".to_owned();
+    }
+    match flags.init.as_deref() {
+        None => {}
+        Some("true" | "1") => host.init = Some(true),
+        Some("false" | "0") => host.init = Some(false),
+        Some("systemd") => host.init_system = "systemd".to_owned(),
+        Some(other) => bail!("invalid argument {other:?} for --init: true, false or systemd is expected"),
+    }
+    host.log_config = LogConfig {
+        r#type: flags.log_driver.clone().unwrap_or_default(),
+        config: options::strict_pairs("log-opt", &flags.log_opt)?,
+    };
+    host.annotations = options::strict_pairs("annotation", &flags.annotation)?;
+    host.isolation = flags.isolation.clone().unwrap_or_default();
+    host.readonly_rootfs = flags.read_only;
+    host.group_add = flags.group_add.clone();
+    host.container_id_file = flags.cidfile.clone().unwrap_or_default();
+    if flags.tty
+        && let Some((rows, columns)) = terminal::size()
+    {
+        host.console_size = [rows.into(), columns.into()];
+    }
+    Ok(())
+}
+
+fn storage(request: &mut ContainerCreateRequest, flags: &StorageFlags) -> anyhow::Result<()> {
+    for text in &flags.volume {
+        match mounts::volume(text)? {
+            mounts::Volume::Bind(bind) => request.host_config.binds.push(bind),
+            mounts::Volume::Anonymous(target) => {
+                request.volumes.insert(target, Empty {});
+            }
+        }
+    }
+    let host = &mut request.host_config;
+    host.mounts = flags.mount.iter().map(|text| mounts::mount(text)).collect::<Result<_, _>>()?;
+    host.tmpfs = flags.tmpfs.iter().map(|text| mounts::tmpfs(text)).collect::<Result<_, _>>()?;
+    host.volumes_from = flags.volumes_from.clone();
+    host.devices = flags.device.iter().map(|text| devices::device(text)).collect::<Result<_, _>>()?;
+    if let Some(size) = &flags.shm_size {
+        host.shm_size = options::bytes("shm-size", size)?;
+    }
+    Ok(())
+}
+
+fn network(
+    request: &mut ContainerCreateRequest,
+    network: &NetworkFlags,
+    flags: &CreateFlags,
+) -> anyhow::Result<()> {
+    for text in &network.publish {
+        ports::publish(text, &mut request.exposed_ports, &mut request.host_config.port_bindings)?;
+    }
+    for text in &network.expose {
+        ports::expose(text, &mut request.exposed_ports)?;
+    }
+    let host = &mut request.host_config;
+    host.publish_all_ports = network.publish_all;
+    host.network_mode = network.network.clone().unwrap_or_else(|| "default".to_owned());
+    for server in &network.dns {
+        server.parse::<std::net::IpAddr>().with_context(|| format!("{server} is not an ip address"))?;
+    }
+    host.dns = network.dns.clone();
+    host.dns_options = network.dns_option.clone();
+    host.dns_search = network.dns_search.clone();
+    host.extra_hosts = flags.add_host.iter().map(|text| extra_host(text)).collect::<Result<_, _>>()?;
+    Ok(())
+}
+
+/// `NAME:ADDRESS` or `NAME=ADDRESS`; the address may be `host-gateway` or stand in brackets.
+fn extra_host(text: &str) -> anyhow::Result<String> {
+    let wrong = || format!("bad format for add-host: {text:?}: NAME:IP is expected");
+    let (name, address) = text.split_once('=').or_else(|| text.split_once(':')).with_context(wrong)?;
+    let address = address.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(address);
+    if name.is_empty() {
+        bail!(wrong());
+    }
+    if address != "host-gateway" {
+        address
+            .parse::<std::net::IpAddr>()
+            .with_context(|| format!("invalid IP address in add-host: {address:?}"))?;
+    }
+    Ok(format!("{name}:{address}"))
+}
+
+fn resources(host: &mut HostConfig, flags: &LimitFlags) -> anyhow::Result<()> {
+    let bytes = |flag, text: &Option<String>| match text {
+        Some(text) => options::bytes(flag, text),
+        None => Ok(0),
+    };
+    host.memory = bytes("memory", &flags.memory)?;
+    host.memory_reservation = bytes("memory-reservation", &flags.memory_reservation)?;
+    host.memory_swap = flags.memory_swap.as_deref().map_or(Ok(0), limits::memory_swap)?;
+    host.memory_swappiness = flags.memory_swappiness;
+    host.oom_kill_disable = flags.oom_kill_disable.then_some(true);
+    host.oom_score_adj = flags.oom_score_adj.unwrap_or_default();
+    host.pids_limit = flags.pids_limit;
+    host.cpu_period = flags.cpu_period.unwrap_or_default();
+    host.cpu_quota = flags.cpu_quota.unwrap_or_default();
+    host.cpu_shares = flags.cpu_shares.unwrap_or_default();
+    host.nano_cpus = flags.cpus.as_deref().map_or(Ok(0), limits::cpus)?;
+    host.cpuset_cpus = flags.cpuset_cpus.clone().unwrap_or_default();
+    host.cpuset_mems = flags.cpuset_mems.clone().unwrap_or_default();
+    host.blkio_weight = flags.blkio_weight.unwrap_or_default();
+    host.blkio_weight_device =
+        flags.blkio_weight_device.iter().map(|text| devices::weight(text)).collect::<Result<_, _>>()?;
+    let rates = |flag, texts: &[String]| -> anyhow::Result<Vec<ThrottleDevice>> {
+        texts.iter().map(|text| devices::throttle(flag, text)).collect()
+    };
+    host.blkio_device_read_bps = rates("device-read-bps", &flags.device_read_bps)?;
+    host.blkio_device_write_bps = rates("device-write-bps", &flags.device_write_bps)?;
+    host.blkio_device_read_iops = rates("device-read-iops", &flags.device_read_iops)?;
+    host.blkio_device_write_iops = rates("device-write-iops", &flags.device_write_iops)?;
+    host.ulimits = flags.ulimit.iter().map(|text| limits::ulimit(text)).collect::<Result<_, _>>()?;
+    Ok(())
+}
+
+fn security(host: &mut HostConfig, flags: &SecurityFlags) -> anyhow::Result<()> {
+    host.privileged = flags.privileged;
+    host.cap_add = flags.cap_add.clone();
+    host.cap_drop = flags.cap_drop.clone();
+    host.cgroupns_mode = flags.cgroupns.clone().unwrap_or_default();
+    host.device_cgroup_rules = flags.device_cgroup_rule.clone();
+    host.ipc_mode = flags.ipc.clone().unwrap_or_default();
+    host.pid_mode = flags.pid.clone().unwrap_or_default();
+    host.userns_mode = flags.userns.clone().unwrap_or_default();
+    host.uts_mode = flags.uts.clone().unwrap_or_default();
+    host.sysctls = options::strict_pairs("sysctl", &flags.sysctl)?;
+    host.security_opt =
+        flags.security_opt.iter().map(|text| security_option(text)).collect::<Result<_, _>>()?;
+    Ok(())
+}
+
+/// A profile is sent by content: its file is where the command runs.
+fn security_option(text: &str) -> anyhow::Result<String> {
+    let Some(("seccomp", value)) = text.split_once('=').or_else(|| text.split_once(':')) else {
+        return Ok(text.to_owned());
+    };
+    if matches!(value, "unconfined" | "builtin") {
+        return Ok(format!("seccomp={value}"));
+    }
+    let profile = std::fs::read_to_string(value)
+        .with_context(|| format!("opening seccomp profile ({value}) failed"))?;
+    let profile: serde_json::Value = serde_json::from_str(&profile)
+        .with_context(|| format!("compacting json for seccomp profile ({value}) failed"))?;
+    Ok(format!("seccomp={profile}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Args, FromArgMatches};
+
+    fn parse(text: &str) -> anyhow::Result<ContainerCreateRequest> {
+        let command = CreateFlags::augment_args(clap::Command::new("run")).disable_help_flag(true);
+        let matches = command.try_get_matches_from(std::iter::once("run").chain(text.split_whitespace()))?;
+        request(&CreateFlags::from_arg_matches(&matches)?, false)
+    }
+
+    #[test]
+    fn everything_behind_the_image_is_the_command() {
+        let request = parse("-it --rm busybox -x --rm ls -l").unwrap();
+        assert_eq!(request.image, "busybox");
+        assert_eq!(request.cmd.unwrap(), ["-x", "--rm", "ls", "-l"]);
+        assert!(request.tty && request.open_stdin && request.stdin_once && request.host_config.auto_remove);
+        assert_eq!(parse("busybox").unwrap().cmd, None);
+    }
+
+    #[test]
+    fn flags_reach_their_fields() {
+        let request = parse(
+            "-e A=1 -e B=2 -v /a:/b:ro -v /anon -p 8080:80 --cpus 1.5 -m 64m --memory-swap -1 --pids-limit -1 \
+             --restart on-failure:2 --init=systemd --add-host a:1.2.3.4 --cap-add NET_ADMIN --userns host \
+             --oom-score-adj -500 --security-opt seccomp=unconfined --security-opt no-new-privileges \
+             --sysctl net.core.somaxconn=5 --device-read-bps /dev/sda:1m --ulimit nofile=5 -h box image",
+        )
+        .unwrap();
+        let host = &request.host_config;
+        assert_eq!(request.env, ["A=1", "B=2"]);
+        assert_eq!(host.binds, ["/a:/b:ro"]);
+        assert!(request.volumes.contains_key("/anon") && request.exposed_ports.contains_key("80/tcp"));
+        assert_eq!((host.nano_cpus, host.memory, host.memory_swap), (1_500_000_000, 64 << 20, -1));
+        assert_eq!((host.pids_limit, host.oom_score_adj), (Some(-1), -500));
+        assert_eq!(
+            (host.restart_policy.name.as_str(), host.restart_policy.maximum_retry_count),
+            ("on-failure", 2)
+        );
+        assert_eq!((host.init_system.as_str(), host.userns_mode.as_str()), ("systemd", "host"));
+        assert_eq!(host.security_opt, ["seccomp=unconfined", "no-new-privileges"]);
+        assert_eq!((host.extra_hosts[0].as_str(), request.hostname.as_str()), ("a:1.2.3.4", "box"));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for bad in [
+            "--rm --restart always image",
+            "-a what image",
+            "--init=what image",
+            "--dns x image",
+            "--add-host x image",
+            "--add-host x:y image",
+            "--security-opt seccomp=/no/such/file image",
+            "--sysctl x image",
+            "--memory x image",
+            "",
+            "--health-cmd x image",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        let flags = CreateFlags {
+            attach: vec!["stdin".to_owned()],
+            words: vec!["image".to_owned()],
+            ..CreateFlags::default()
+        };
+        assert!(request(&flags, true).unwrap_err().to_string().contains("--detach"));
+    }
+}

@@ -1,0 +1,197 @@
+//! `run`: make, attach, start, wait.
+
+use anyhow::Context as _;
+use clap::Args;
+use insula_client::{AttachOptions, Client, JsonStream};
+use insula_models::{ContainerCreateRequest, WaitResponse};
+
+use super::attached::{Attached, Left, Target};
+use super::create::create;
+use super::flags::CreateFlags;
+use super::resolve;
+use crate::arguments::Run;
+use crate::context::Context;
+use crate::failure::{self, Failure, Outcome, with_code};
+use crate::printer;
+use crate::streams::{self, Streams, Wiring};
+use crate::terminal::{self, DetachKeys, RawMode};
+
+/// Make a container from an image and run a command in it
+#[derive(Debug, Args)]
+#[command(
+    disable_help_flag = true,
+    override_usage = "insula run [OPTIONS] IMAGE [COMMAND] [ARG...]",
+    after_help = "Examples:
+  insula run --rm -it host bash                    a shell in a copy of this host
+  insula run --rm busybox echo hello
+  insula run -d --name web -p 8080:80 nginx        in the background, with a published port
+  insula run --rm -v \"$PWD:/src\" -w /src debian make
+  insula run --rm -m 256m --cpus 0.5 --read-only --tmpfs /tmp debian sh
+
+The exit code is that of the command; 125 when insula fails, 126 when the command cannot be executed,
+127 when it is not found."
+)]
+pub(crate) struct RunArgs {
+    /// Run in the background and print the id
+    #[arg(short, long)]
+    detach: bool,
+    /// Keys that leave the container running: ctrl-p,ctrl-q
+    #[arg(long, value_name = "KEYS", default_value = "", hide_default_value = true)]
+    detach_keys: String,
+    /// Pass signals on to the container
+    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = clap::ArgAction::Set)]
+    sig_proxy: bool,
+    #[command(flatten)]
+    flags: CreateFlags,
+}
+
+impl Run for RunArgs {
+    async fn run(self, context: Context) -> Outcome {
+        match self.execute(&context).await {
+            Ok(code) => Ok(code),
+            Err(error) if error.is::<Failure>() => Err(error),
+            Err(error) => Err(with_code(125, &with_hint(&error))),
+        }
+    }
+}
+
+fn with_hint(error: &anyhow::Error) -> anyhow::Error {
+    if error.is::<failure::OutputError>() {
+        return Failure { code: 141, message: String::new() }.into();
+    }
+    anyhow::anyhow!("insula: {}\n\nRun 'insula run --help' for more information", failure::describe(error))
+}
+
+impl RunArgs {
+    async fn execute(self, context: &Context) -> Outcome {
+        let request = resolve::request(&self.flags, self.detach)?;
+        let attached = request.attach_stdin || request.attach_stdout || request.attach_stderr;
+        if attached && request.attach_stdin && request.tty && !terminal::input_is_terminal() {
+            return Err(Failure { code: 1, message: "the input device is not a TTY".to_owned() }.into());
+        }
+        let keys = DetachKeys::parse(&self.detach_keys)?;
+        let client = context.client().await?;
+        let id = create(&client, &self.flags, &request).await?;
+        if !attached {
+            start(&client, &id).await?;
+            printer::line(&id)?;
+            return Ok(0);
+        }
+        self.attached(&client, &id, &request, keys).await
+    }
+
+    async fn attached(
+        &self,
+        client: &Client,
+        id: &str,
+        request: &ContainerCreateRequest,
+        keys: DetachKeys,
+    ) -> Outcome {
+        let options = AttachOptions {
+            logs: false,
+            stdin: request.attach_stdin,
+            stdout: request.attach_stdout,
+            stderr: request.attach_stderr,
+            detach_keys: self.detach_keys.clone(),
+        };
+        let mut session = Attached::new(client, Target::Container(id), request.tty, self.sig_proxy)?;
+        let hijacked = client.attach_container(id, &options).await?;
+        let condition = if self.flags.rm { "removed" } else { "next-exit" };
+        let mut wait = client.wait_container(id, condition).await?;
+        let stdin = request.attach_stdin;
+        let raw_mode = if stdin && request.tty { RawMode::enter()? } else { None };
+        let wiring = Wiring { tty: request.tty, stdin, detach: raw_mode.is_some().then_some(keys) };
+        let mut streams = streams::connect(hijacked, wiring)?;
+        if let Err(error) = start(client, id).await {
+            drop(raw_mode);
+            return Err(error);
+        }
+        if request.tty {
+            session.resize().await;
+        }
+        let left = follow(&mut session, &mut streams).await;
+        drop(raw_mode);
+        finish(left?, &mut session, &mut wait).await
+    }
+}
+
+async fn follow(session: &mut Attached<'_>, streams: &mut Streams) -> anyhow::Result<Left> {
+    session.follow(streams).await
+}
+
+/// The exit code, once the daemon knows it.
+async fn finish(left: Left, session: &mut Attached<'_>, wait: &mut JsonStream<WaitResponse>) -> Outcome {
+    match left {
+        Left::Detached => {
+            printer::error_text("\n");
+            return Ok(0);
+        }
+        Left::Signalled(number) => return Ok(128 + u8::try_from(number).unwrap_or(0)),
+        Left::Ended => {}
+    }
+    match session.during(exit_code(wait)).await {
+        Ok(code) => code,
+        Err(number) => Ok(128 + u8::try_from(number).unwrap_or(0)),
+    }
+}
+
+/// What the daemon answers to a wait.
+pub(crate) async fn exit_code(wait: &mut JsonStream<WaitResponse>) -> Outcome {
+    let answer = wait.next().await?.context("the daemon ended before the container did")?;
+    match answer.error {
+        Some(error) if !error.message.is_empty() => {
+            Err(Failure { code: 125, message: format!("Error waiting for container: {}", error.message) }
+                .into())
+        }
+        // Exit codes are 8 bits wide, in Docker's answers too.
+        _ => Ok((answer.status_code & 0xff) as u8),
+    }
+}
+
+/// Starts the container; a failure to execute its command has a code of its own.
+pub(crate) async fn start(client: &Client, id: &str) -> anyhow::Result<()> {
+    client.start_container(id).await.map_err(|error| {
+        let code = start_failure(&error.to_string());
+        let message = format!("insula: {}", failure::describe_client(&error));
+        Failure { code, message }.into()
+    })
+}
+
+/// 127 when the command was not found, 126 when it cannot be executed, 125 otherwise.
+pub(crate) fn start_failure(message: &str) -> u8 {
+    let has = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+    let about_exec = has(&["exec", "executable file"]);
+    if about_exec
+        && has(&["executable file not found", "no such file or directory", "No such file or directory"])
+    {
+        127
+    } else if about_exec
+        && has(&[
+            "permission denied",
+            "Permission denied",
+            "is a directory",
+            "Is a directory",
+            "exec format error",
+            "Exec format error",
+        ])
+    {
+        126
+    } else {
+        125
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_to_execute_have_their_codes() {
+        assert_eq!(start_failure("exec: \"x\": executable file not found in $PATH"), 127);
+        assert_eq!(start_failure("exec /x: no such file or directory"), 127);
+        assert_eq!(start_failure("exec: \"/etc\": permission denied"), 126);
+        assert_eq!(start_failure("port is already allocated"), 125);
+        assert_eq!(start_failure("mount /a: permission denied"), 125);
+    }
+}
