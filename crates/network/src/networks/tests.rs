@@ -1,1 +1,310 @@
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::time::Duration;
 
+use insula_base::{Kind, Kinded};
+use insula_host::netlink;
+
+use super::*;
+use crate::{PortRequest, Proto};
+
+/// Runs in a network namespace of its own, on a thread of its own; says so where it cannot.
+fn isolated(test: impl FnOnce() + Send + 'static) {
+    std::thread::spawn(|| {
+        if !rustix::process::geteuid().is_root() {
+            let required = std::env::var("INSULA_TEST_REQUIRE").unwrap_or_default();
+            assert!(!required.contains("root"), "root is required");
+            eprintln!("skipped: needs root");
+            return;
+        }
+        insula_sys::netlink::unshare_network().unwrap();
+        netlink::configure_loopback().unwrap();
+        test();
+    })
+    .join()
+    .unwrap();
+}
+
+fn another() -> File {
+    std::thread::spawn(|| {
+        insula_sys::netlink::unshare_network().unwrap();
+        File::open("/proc/thread-self/ns/net").unwrap()
+    })
+    .join()
+    .unwrap()
+}
+
+fn inside<T: Send + 'static>(namespace: &File, run: impl FnOnce() -> T + Send + 'static) -> T {
+    let namespace = namespace.try_clone().unwrap();
+    std::thread::spawn(move || {
+        insula_sys::netlink::enter_network(namespace.as_fd()).unwrap();
+        run()
+    })
+    .join()
+    .unwrap()
+}
+
+/// One root; opening it again is a restart of the daemon.
+struct Root(tempfile::TempDir);
+
+impl Root {
+    fn new() -> Self {
+        Self(tempfile::Builder::new().prefix("insula-test-").tempdir().unwrap())
+    }
+
+    fn instance(&self) -> Instance {
+        Instance::new(self.0.path().join("root"), self.0.path().join("run"))
+    }
+
+    fn open(&self, options: Options) -> Networks {
+        let instance = self.instance();
+        let store = Arc::new(Store::open(instance.root()).unwrap());
+        Networks::open(&instance, store, options).unwrap()
+    }
+}
+
+fn request(ports: Vec<PortRequest>) -> EndpointRequest {
+    EndpointRequest {
+        container: ContainerId::random(),
+        mode: Mode::parse("default"),
+        address: None,
+        mac: None,
+        ports,
+    }
+}
+
+fn port(host: u16) -> PortRequest {
+    PortRequest { container_port: 80, proto: Proto::Tcp, host_ip: None, host_ports: Some(host..=host) }
+}
+
+/// A container in the way of the monitor and its first process, that greets whoever connects to port 80.
+fn start(endpoint: &Endpoint) -> File {
+    let namespace = another();
+    let plan = endpoint.interfaces().remove(0);
+    netlink::plug(&plan, namespace.as_fd()).unwrap();
+    let listener = inside(&namespace, move || {
+        netlink::configure(&plan).unwrap();
+        TcpListener::bind("0.0.0.0:80").unwrap()
+    });
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            stream.unwrap().write_all(b"HTTP/1.0 200 OK\r\n\r\nhello").unwrap();
+        }
+    });
+    namespace
+}
+
+fn greeted(address: &str) -> bool {
+    let limit = Duration::from_millis(300);
+    let Ok(mut stream) = TcpStream::connect_timeout(&address.parse().unwrap(), limit) else { return false };
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.ends_with("hello"), "{text}");
+    true
+}
+
+fn forwarding() -> bool {
+    netlink::forwarding().unwrap()
+}
+
+#[test]
+fn a_container_is_connected_and_everything_is_taken_back() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        assert!(!forwarding());
+        let request = request(vec![port(8080)]);
+        let endpoint = networks.prepare(&request).unwrap();
+        let attachment = &endpoint.attachments[0];
+        assert_eq!(attachment.address.unwrap().to_string(), "172.30.0.2");
+        assert_eq!((attachment.mac.as_str(), attachment.prefix), ("02:42:ac:1e:00:02", 16));
+        let namespace = start(&endpoint);
+        assert!(forwarding() && greeted("127.0.0.1:8080"));
+        assert!(TcpListener::bind("0.0.0.0:8080").is_err(), "the port is held");
+        assert!(!networks.retire().unwrap(), "a container is connected");
+        assert_eq!(networks.endpoint(&request.container).unwrap().unwrap(), endpoint);
+        assert_eq!(networks.warnings().unwrap(), [""; 0]);
+
+        networks.release(&request.container).unwrap();
+        networks.release(&request.container).unwrap();
+        assert!(!greeted("127.0.0.1:8080"));
+        TcpListener::bind("0.0.0.0:8080").unwrap();
+        assert_eq!(networks.endpoint(&request.container).unwrap(), None);
+        assert!(networks.retire().unwrap());
+        assert!(!forwarding());
+        let routes = Routes::open().unwrap();
+        assert_eq!(routes.link(&root.instance().bridge()).unwrap(), None);
+        assert!(!Firewall::new(root.instance().table()).installed().unwrap());
+        drop(namespace);
+    });
+}
+
+#[test]
+fn a_daemon_that_died_finds_its_endpoints_again() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        let (lives, dies) = (request(vec![port(8080)]), request(vec![port(8081)]));
+        let endpoint = networks.prepare(&lives).unwrap();
+        networks.prepare(&dies).unwrap();
+        let _namespace = start(&endpoint);
+        let ids: Vec<_> = networks.list().into_iter().map(|network| network.id).collect();
+        drop(networks);
+        assert!(greeted("127.0.0.1:8080"), "served without a daemon");
+
+        let networks = root.open(Options::default());
+        assert_eq!(networks.list().into_iter().map(|network| network.id).collect::<Vec<_>>(), ids);
+        let warnings = networks.reconcile(&HashSet::from([lives.container.clone()])).unwrap();
+        assert_eq!(warnings, [""; 0]);
+        assert!(greeted("127.0.0.1:8080"));
+        assert!(TcpListener::bind("0.0.0.0:8080").is_err(), "held again");
+        TcpListener::bind("0.0.0.0:8081").unwrap();
+        assert_eq!(networks.endpoints().unwrap(), [endpoint]);
+        networks.release(&lives.container).unwrap();
+        drop(networks);
+
+        let networks = root.open(Options::default());
+        let again = networks.prepare(&lives).unwrap();
+        drop(networks);
+        let taken = TcpListener::bind("0.0.0.0:8080").unwrap();
+        let networks = root.open(Options::default());
+        let warnings = networks.reconcile(&HashSet::from([again.container])).unwrap();
+        assert!(warnings[0].contains("0.0.0.0:8080/tcp"), "{warnings:?}");
+        drop(taken);
+    });
+}
+
+#[test]
+fn what_others_flush_comes_back() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        let first = networks.prepare(&request(vec![port(8080)])).unwrap();
+        let _first = start(&first);
+        Firewall::new(root.instance().table()).uninstall().unwrap();
+        assert!(!greeted("127.0.0.1:8080"));
+        let second = networks.prepare(&request(vec![port(8081)])).unwrap();
+        let _second = start(&second);
+        assert!(greeted("127.0.0.1:8080") && greeted("127.0.0.1:8081"));
+        Routes::open().unwrap().delete(&root.instance().bridge()).unwrap();
+        let third = networks.prepare(&request(vec![port(8082)])).unwrap();
+        let _third = start(&third);
+        assert!(greeted("127.0.0.1:8082"));
+    });
+}
+
+#[test]
+fn taken_ports_and_addresses_are_refused_and_nothing_stays() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        let first = request(vec![port(8080)]);
+        let given = networks.prepare(&first).unwrap();
+        let error = networks.prepare(&request(vec![port(8079), port(8080)])).unwrap_err();
+        assert_eq!(error.to_string(), "Bind for 0.0.0.0:8080 failed: port is already allocated");
+        assert_eq!(error.kind(), Kind::Conflict);
+        TcpListener::bind("0.0.0.0:8079").unwrap();
+        let wanted = EndpointRequest { address: given.address(), ..request(vec![]) };
+        let error = networks.prepare(&wanted).unwrap_err();
+        assert_eq!(error.to_string(), "Address already in use: 172.30.0.2 in network bridge");
+        let outside = EndpointRequest { address: Some([10, 0, 0, 1].into()), ..request(vec![]) };
+        assert_eq!(networks.prepare(&outside).unwrap_err().kind(), Kind::InvalidArgument);
+        for mac in ["", "02:42", "01:00:5e:00:00:01", "02:42:ac:11:00:2g", "0242:ac:11:00:02"] {
+            let wanted = EndpointRequest { mac: Some(mac.to_owned()), ..request(vec![]) };
+            assert!(matches!(networks.prepare(&wanted), Err(Error::InvalidMac { .. })), "{mac}");
+        }
+        let lost = EndpointRequest { mode: Mode::parse("blue"), ..request(vec![]) };
+        assert_eq!(networks.prepare(&lost).unwrap_err().to_string(), "network blue not found");
+        let shared = EndpointRequest { mode: Mode::parse("container:x"), ..request(vec![port(1)]) };
+        assert!(matches!(networks.prepare(&shared), Err(Error::PublishShared)));
+        assert_eq!(networks.endpoints().unwrap(), [given]);
+        // The same container anew: its own port is free for it.
+        networks.prepare(&first).unwrap();
+    });
+}
+
+#[test]
+fn modes_without_a_bridge_change_nothing_of_the_host() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        for (mode, name) in [("none", "none"), ("host", "host")] {
+            let wanted = EndpointRequest { mode: Mode::parse(mode), ..request(vec![port(8080)]) };
+            let endpoint = networks.prepare(&wanted).unwrap();
+            assert!(endpoint.interfaces().is_empty() && endpoint.ports.is_empty());
+            assert_eq!(endpoint.attachments[0].network_name, name);
+            networks.release(&wanted.container).unwrap();
+        }
+        let id = networks.get("bridge").unwrap().id;
+        assert_eq!(networks.get(&id.as_str()[..12]).unwrap().name, "bridge");
+        assert!(networks.get("").is_err());
+        assert_eq!(Routes::open().unwrap().link(&root.instance().bridge()).unwrap(), None);
+        assert!(!forwarding());
+    });
+}
+
+#[test]
+fn a_subnet_that_the_host_takes_is_given_up_while_unused() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        let theirs = netlink::Bridge {
+            name: "insula-test-x".to_owned(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 0,
+            addresses: vec![("172.30.7.1".parse().unwrap(), 24)],
+        };
+        Routes::open().unwrap().ensure_bridge(&theirs).unwrap();
+        let endpoint = networks.prepare(&request(vec![])).unwrap();
+        assert_eq!(endpoint.address().unwrap().to_string(), "172.31.0.2");
+        networks.release(&endpoint.container).unwrap();
+        networks.retire().unwrap();
+        assert!(forwarding(), "somebody else's bridge is there");
+        let small = Options { pools: vec!["172.30.7.0/29".parse().unwrap()], mtu: 1500 };
+        let root = Root::new();
+        let store = Arc::new(Store::open(root.instance().root()).unwrap());
+        let error = Networks::open(&root.instance(), store, small).unwrap_err();
+        assert!(matches!(error, Error::PoolsExhausted { .. }), "{error}");
+    });
+}
+
+#[test]
+fn addresses_run_out_clearly_and_return() {
+    isolated(|| {
+        let root = Root::new();
+        let small = Options { pools: vec!["10.77.0.0/29".parse().unwrap()], mtu: 1500 };
+        let networks = root.open(small);
+        let given: Vec<_> = (0..5).map(|_| networks.prepare(&request(vec![])).unwrap()).collect();
+        let error = networks.prepare(&request(vec![port(8080)])).unwrap_err();
+        assert!(error.to_string().contains("bridge (10.77.0.0/29)"), "{error}");
+        TcpListener::bind("0.0.0.0:8080").unwrap();
+        networks.release(&given[3].container).unwrap();
+        assert_eq!(networks.prepare(&request(vec![])).unwrap().address(), given[3].address());
+    });
+}
+
+/// Not a timed test: it prints what a start pays.
+#[test]
+fn warm_starts_are_measured() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        networks.warm().unwrap();
+        let requests: Vec<_> = (0..50).map(|n| request(vec![port(20_000 + n)])).collect();
+        let begin = std::time::Instant::now();
+        let endpoints: Vec<_> = requests.iter().map(|request| networks.prepare(request).unwrap()).collect();
+        let prepare = begin.elapsed() / 50;
+        let namespaces: Vec<_> = endpoints.iter().map(|_| another()).collect();
+        let begin = std::time::Instant::now();
+        for (endpoint, namespace) in endpoints.iter().zip(&namespaces) {
+            netlink::plug(&endpoint.interfaces()[0], namespace.as_fd()).unwrap();
+        }
+        let plug = begin.elapsed() / 50;
+        let begin = std::time::Instant::now();
+        endpoints.iter().for_each(|endpoint| networks.release(&endpoint.container).unwrap());
+        eprintln!("prepare {prepare:?}, plug {plug:?}, release {:?}", begin.elapsed() / 50);
+        assert_eq!(networks.endpoints().unwrap(), []);
+    });
+}
