@@ -36,39 +36,39 @@ pub(super) fn open() -> Result<Socket, Error> {
 }
 
 /// A transaction: all of what `fill` requests, or nothing.
-fn transact<'a>(table: &'a str, fill: impl FnOnce(&mut Batch<'a>)) -> Result<(), Error> {
+fn transact<'a>(socket: &Socket, table: &'a str, fill: impl FnOnce(&mut Batch<'a>)) -> Result<(), Error> {
     let mut batch = Batch::new();
     batch.begin(BATCH_BEGIN, 0, &FRAME, "begin a change of the nftables table", table);
     fill(&mut batch);
     batch.begin(BATCH_END, 0, &FRAME, "end a change of the nftables table", table);
-    Ok(batch.run(&open()?)?)
+    Ok(batch.run(socket)?)
 }
 
-pub(super) fn add(table: &str, forwards: &[Forward]) -> Result<(), Error> {
-    transact(table, |batch| {
+pub(super) fn add(socket: &Socket, table: &str, forwards: &[Forward]) -> Result<(), Error> {
+    transact(socket, table, |batch| {
         elements(batch, NEWSETELEM, CREATE, "publish ports in the nftables table", table, forwards);
     })
 }
 
-pub(super) fn remove(table: &str, forwards: &[Forward]) -> Result<(), Error> {
-    transact(table, |batch| {
+pub(super) fn remove(socket: &Socket, table: &str, forwards: &[Forward]) -> Result<(), Error> {
+    transact(socket, table, |batch| {
         elements(batch, DELSETELEM, 0, "withdraw ports from the nftables table", table, forwards);
     })
 }
 
-pub(super) fn delete_table(table: &str) -> Result<(), Error> {
-    transact(table, |batch| {
+pub(super) fn delete_table(socket: &Socket, table: &str) -> Result<(), Error> {
+    transact(socket, table, |batch| {
         batch.begin(DELTABLE, 0, &INET, "delete the nftables table", table);
         batch.text(TABLE_NAME, table);
     })
 }
 
-pub(super) fn probe_table(table: &str) -> Result<(), Error> {
+pub(super) fn probe_table(socket: &Socket, table: &str) -> Result<(), Error> {
     let mut batch = Batch::new();
     batch.begin(GETTABLE, 0, &INET, "look for the nftables table", table);
     batch.text(TABLE_NAME, table);
     batch.acknowledge();
-    Ok(batch.run(&open()?)?)
+    Ok(batch.run(socket)?)
 }
 
 /// One message a map that has elements.

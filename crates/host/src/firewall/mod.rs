@@ -27,8 +27,10 @@ mod text;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use insula_base::{Kind, Kinded};
+use insula_sys::netlink::Socket;
 
 use crate::netlink;
 
@@ -91,17 +93,27 @@ impl Error {
     }
 }
 
-/// The table of one instance, in the network namespace of the thread that calls.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The table of one instance, in the network namespace of the thread that opened it, which is the
+/// one to call [`Firewall::install`] too.
+///
+/// The socket stays open: closing one waits until the kernel has destroyed what was removed, which
+/// takes a grace period of many milliseconds.
+#[derive(Debug)]
 pub struct Firewall {
     table: String,
+    socket: Mutex<Socket>,
 }
 
 impl Firewall {
     /// The table of this name: letters, digits, `-`.
-    #[must_use]
-    pub fn new(table: String) -> Self {
-        Self { table }
+    pub fn open(table: String) -> Result<Self, Error> {
+        Ok(Self { table, socket: Mutex::new(batch::open()?) })
+    }
+
+    /// A request and its answers belong together. An answer that a panic left unread is of no
+    /// harm: it is of a request that was carried out or refused as a whole.
+    fn socket(&self) -> MutexGuard<'_, Socket> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The table's name.
@@ -125,7 +137,7 @@ impl Firewall {
 
     /// Removes the table and everything in it; that it is gone already is fine.
     pub fn uninstall(&self) -> Result<(), Error> {
-        match batch::delete_table(&self.table) {
+        match batch::delete_table(&self.socket(), &self.table) {
             Err(error) if error.is_missing() => Ok(()),
             result => result,
         }
@@ -133,7 +145,7 @@ impl Firewall {
 
     /// Whether the table is there. Somebody may have flushed all rules.
     pub fn installed(&self) -> Result<bool, Error> {
-        match batch::probe_table(&self.table) {
+        match batch::probe_table(&self.socket(), &self.table) {
             Ok(()) => Ok(true),
             Err(error) if error.is_missing() => Ok(false),
             Err(error) => Err(error),
@@ -143,17 +155,19 @@ impl Firewall {
     /// Adds ports, all or none of up to a thousand. One that is there already with the same target is
     /// fine; [`Error::is_missing`] tells that the table is gone.
     pub fn add(&self, forwards: &[Forward]) -> Result<(), Error> {
-        forwards.chunks(batch::MOST).try_for_each(|part| batch::add(&self.table, part))
+        let socket = self.socket();
+        forwards.chunks(batch::MOST).try_for_each(|part| batch::add(&socket, &self.table, part))
     }
 
     /// Removes ports; those that are gone already are fine.
     pub fn remove(&self, forwards: &[Forward]) -> Result<(), Error> {
+        let socket = self.socket();
         for part in forwards.chunks(batch::MOST) {
-            match batch::remove(&self.table, part) {
+            match batch::remove(&socket, &self.table, part) {
                 // One that is gone fails the batch as a whole: the others go one by one.
                 Err(error) if error.is_missing() => {
                     part.iter().try_for_each(|forward| {
-                        match batch::remove(&self.table, std::slice::from_ref(forward)) {
+                        match batch::remove(&socket, &self.table, std::slice::from_ref(forward)) {
                             Err(error) if error.is_missing() => Ok(()),
                             result => result,
                         }

@@ -35,7 +35,7 @@ fn lan() -> Lan {
     routes.ensure_bridge(&cable).unwrap();
     enable_forwarding().unwrap();
     route_loopback("insula-test-b").unwrap();
-    let firewall = Firewall::new("insula-test".to_owned());
+    let firewall = Firewall::open("insula-test".to_owned()).unwrap();
     let zone = Zone { bridge: "insula-test-b".to_owned(), subnet: [172, 30, 0, 0].into(), prefix: 16 };
     firewall.install(&[zone], &[]).unwrap();
     let (first, second, elsewhere) = (another(), another(), another());
@@ -206,7 +206,7 @@ fn the_administrators_drop_stands() {
 #[test]
 fn the_table_is_replaced_as_a_whole_and_goes() {
     isolated(|| {
-        let firewall = Firewall::new("insula-test".to_owned());
+        let firewall = Firewall::open("insula-test".to_owned()).unwrap();
         assert!(!firewall.installed().unwrap());
         assert!(firewall.add(&[forward(80, None)]).unwrap_err().is_missing());
         let many: Vec<_> = (1..=2500).map(|port| forward(port, None)).collect();

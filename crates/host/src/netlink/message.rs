@@ -4,6 +4,7 @@
 //! monitor and a container's first process, which use it, are counted in kilobytes.
 
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use insula_sys::netlink::Socket;
 
@@ -19,6 +20,9 @@ const NESTED: u16 = 0x8000;
 const TYPE_MASK: u16 = 0x3fff;
 /// The kernel sends at most this much in one datagram of a dump.
 const DATAGRAM: usize = 32 * 1024;
+
+/// Far more messages than one batch holds.
+const MOST_STEPS: u32 = 1 << 12;
 
 /// Flags of requests.
 pub(crate) const REQUEST: u16 = 0x1;
@@ -36,11 +40,13 @@ struct Step<'a> {
 }
 
 /// Requests that go to the kernel in one datagram.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Batch<'a> {
     bytes: Vec<u8>,
     /// Where the last message begins.
     last: usize,
+    /// Sequence number of the first message.
+    base: u32,
     steps: Vec<Step<'a>>,
 }
 
@@ -51,11 +57,13 @@ pub(crate) struct Nest(usize);
 
 impl<'a> Batch<'a> {
     pub(crate) fn new() -> Self {
-        Self { bytes: Vec::with_capacity(512), last: 0, steps: Vec::new() }
+        // Sockets are used again: what answers an earlier batch must not pass for an answer to this one.
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let base = NEXT.fetch_add(MOST_STEPS, Ordering::Relaxed);
+        Self { bytes: Vec::with_capacity(512), last: 0, base, steps: Vec::new() }
     }
 
-    /// Begins a request with the family's fixed header; attributes follow. Sequence numbers are
-    /// the positions in the batch.
+    /// Begins a request with the family's fixed header; attributes follow.
     pub(crate) fn begin(
         &mut self,
         kind: u16,
@@ -65,7 +73,7 @@ impl<'a> Batch<'a> {
         operand: &'a str,
     ) {
         self.last = self.bytes.len();
-        let sequence = u32::try_from(self.steps.len()).unwrap_or(u32::MAX);
+        let sequence = self.base.wrapping_add(u32::try_from(self.steps.len()).unwrap_or(u32::MAX));
         self.steps.push(Step { action, operand });
         self.bytes.extend([0; 4]);
         self.bytes.extend(kind.to_ne_bytes());
@@ -150,12 +158,13 @@ impl<'a> Batch<'a> {
                 Err(source) => return Err(Error::Socket { call: "receive from netlink", source }),
             };
             for message in messages(&buffer[..count]) {
+                let Some(position) = self.position(message.sequence) else { continue };
                 match message.kind {
                     NLMSG_ERROR | NLMSG_DONE => {
-                        if let (Err(error), true) = (self.answer(&message), result.is_ok()) {
+                        if let (Err(error), true) = (self.answer(&message, position), result.is_ok()) {
                             result = Err(error);
                         }
-                        if message.kind == NLMSG_DONE || self.is_last(message.sequence) {
+                        if message.kind == NLMSG_DONE || position + 1 == self.steps.len() {
                             return result;
                         }
                     }
@@ -165,18 +174,18 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn is_last(&self, sequence: u32) -> bool {
-        usize::try_from(sequence).is_ok_and(|sequence| sequence + 1 == self.steps.len())
+    /// Which message of the batch is answered.
+    fn position(&self, sequence: u32) -> Option<usize> {
+        usize::try_from(sequence.wrapping_sub(self.base)).ok().filter(|at| *at < self.steps.len())
     }
 
     /// The outcome that an acknowledgement or the end of a dump tells.
-    fn answer(&self, message: &Message<'_>) -> Result<(), Error> {
+    fn answer(&self, message: &Message<'_>, position: usize) -> Result<(), Error> {
         let code = message.payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
         if code >= 0 {
             return Ok(());
         }
-        let step = usize::try_from(message.sequence).ok().and_then(|at| self.steps.get(at));
-        let (action, operand) = step.map_or(("netlink request", ""), |step| (step.action, step.operand));
+        let Step { action, operand } = self.steps[position];
         let source = io::Error::from_raw_os_error(code.checked_neg().unwrap_or(0));
         let detail = if message.flags & ACK_TLVS == 0 { String::new() } else { explanation(message) };
         Err(Error::Refused { action, operand: operand.to_owned(), detail, source })
@@ -254,8 +263,8 @@ mod tests {
         batch.acknowledge();
         let found: Vec<_> = messages(&batch.bytes).collect();
         assert_eq!(found.len(), 2);
-        assert_eq!((found[0].kind, found[0].flags, found[0].sequence), (16, CREATE | REQUEST, 0));
-        assert_eq!((found[1].kind, found[1].flags, found[1].sequence), (17, ACK | REQUEST, 1));
+        assert_eq!((found[0].kind, found[0].flags, found[0].sequence), (16, CREATE | REQUEST, batch.base));
+        assert_eq!((found[1].kind, found[1].flags, found[1].sequence), (17, ACK | REQUEST, batch.base + 1));
         let (kind, inner) = attributes(&found[0].payload[8..]).next().unwrap();
         assert_eq!(kind, 18);
         let inner: Vec<_> = attributes(inner).collect();
@@ -288,7 +297,10 @@ mod tests {
         payload.extend(ATTR_MSG.to_ne_bytes());
         payload.extend(b"busy\0");
         let message = Message { kind: NLMSG_ERROR, flags: ACK_TLVS, sequence: 0, payload: &payload };
-        let error = batch.answer(&message).unwrap_err();
+        let error = batch.answer(&message, 0).unwrap_err();
+        assert_eq!(batch.position(batch.base), Some(0));
+        assert_eq!(batch.position(batch.base.wrapping_sub(1)), None);
+        assert_eq!(batch.position(batch.base + 1), None);
         assert_eq!(error.to_string(), "create bridge br0 (busy)");
         assert_eq!(error.errno(), Some(17));
     }

@@ -66,7 +66,7 @@ impl Networks {
             networks = rows::declare(store.state(), bridge)?;
         }
         let inner = Mutex::new(Inner { routes, networks, reserved: HashMap::new() });
-        Ok(Self { store, firewall: Firewall::new(instance.table()), options, inner })
+        Ok(Self { store, firewall: Firewall::open(instance.table())?, options, inner })
     }
 
     /// Every network.

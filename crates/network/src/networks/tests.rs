@@ -136,7 +136,7 @@ fn a_container_is_connected_and_everything_is_taken_back() {
         assert!(!forwarding());
         let routes = Routes::open().unwrap();
         assert_eq!(routes.link(&root.instance().bridge()).unwrap(), None);
-        assert!(!Firewall::new(root.instance().table()).installed().unwrap());
+        assert!(!Firewall::open(root.instance().table()).unwrap().installed().unwrap());
         drop(namespace);
     });
 }
@@ -183,7 +183,7 @@ fn what_others_flush_comes_back() {
         let networks = root.open(Options::default());
         let first = networks.prepare(&request(vec![port(8080)])).unwrap();
         let _first = start(&first);
-        Firewall::new(root.instance().table()).uninstall().unwrap();
+        Firewall::open(root.instance().table()).unwrap().uninstall().unwrap();
         assert!(!greeted("127.0.0.1:8080"));
         let second = networks.prepare(&request(vec![port(8081)])).unwrap();
         let _second = start(&second);
