@@ -125,12 +125,11 @@ fn repo_tags(image: &Image) -> Vec<String> {
     image.references.iter().filter(|reference| reference.tag().is_some()).map(Reference::familiar).collect()
 }
 
+/// None for an image that came without a manifest, as an old archive or an import.
 fn repo_digests(image: &Image) -> Vec<String> {
-    let mut digests: Vec<String> = image
-        .references
-        .iter()
-        .map(|reference| format!("{}@{}", reference.familiar_name(), image.manifest))
-        .collect();
+    let Some(manifest) = &image.manifest else { return Vec::new() };
+    let mut digests: Vec<String> =
+        image.references.iter().map(|reference| format!("{}@{manifest}", reference.familiar_name())).collect();
     digests.dedup();
     digests
 }
@@ -171,7 +170,7 @@ mod tests {
             },
             layers: vec![layer('1', 100), layer('2', 200)],
             size: 300,
-            manifest: digest('c'),
+            manifest: Some(digest('c')),
         }
     }
 

@@ -25,7 +25,7 @@ impl Reporter {
 
     /// A step of the store. Only so many are told a second, and none that the receiver is not ready for.
     pub(super) fn step(&mut self, step: &Progress) {
-        let Progress::Layer { chain, bytes, total } = step else { return };
+        let Progress::Layer { id, bytes, total } = step else { return };
         let complete = Some(*bytes) == *total;
         if !complete && self.told.is_some_and(|told| told.elapsed() < PACE) {
             return;
@@ -33,7 +33,7 @@ impl Reporter {
         self.told = Some(Instant::now());
         let message = ProgressMessage {
             status: "Loading layer".to_owned(),
-            id: chain.short().to_owned(),
+            id: id.clone(),
             progress_detail: Some(ProgressDetail {
                 current: signed(*bytes),
                 total: signed(total.unwrap_or(0)),
