@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod bpf;
 pub mod inherit;
 pub mod memory;
 pub mod mount;

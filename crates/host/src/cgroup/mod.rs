@@ -10,6 +10,8 @@ mod group;
 mod layout;
 mod limits;
 mod stats;
+#[cfg(test)]
+mod tests_root;
 
 pub use devices::DevicePolicy;
 pub use error::{Error, Result};

@@ -1,0 +1,251 @@
+//! With real groups, on whatever hierarchies the host has. Each test needs root.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use insula_base::random_hex;
+use insula_spec::plan::{DeviceKind, DeviceRule, Resources};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::*;
+
+fn is_root() -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    let required = std::env::var("INSULA_TEST_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|need| need == "root"), "root is required and missing");
+    eprintln!("skipped: needs root");
+    false
+}
+
+/// A group that goes with the test, whatever is in it.
+struct Owned(Group, Vec<String>, Layout, String);
+
+impl Owned {
+    fn new(layout: &Layout, resources: Resources, policy: &DevicePolicy) -> Self {
+        let path = format!("insula-test-{}/c", random_hex(8));
+        let group = Group::create(layout, &path, Purpose::Limit).unwrap();
+        let mut owned = Self(group, Vec::new(), layout.clone(), path);
+        owned.1 = owned.0.limit(&resources).unwrap();
+        owned.0.allow_devices(policy).unwrap();
+        owned
+    }
+
+    fn probed(resources: Resources) -> Self {
+        Self::new(&Layout::probe().unwrap(), resources, &DevicePolicy::All)
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let parent = self.3.trim_end_matches("/c");
+        let _ = Group::open(&self.2, parent).and_then(Group::remove);
+    }
+}
+
+/// A shell that waits for a line before it runs `script`, so that it can be put into a group first.
+struct Shell(Child);
+
+impl Shell {
+    fn run(group: &Group, script: &str) -> Self {
+        let child = Command::new("sh")
+            .args(["-c", &format!("read go; {script}")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut shell = Self(child);
+        group.add(shell.0.id().cast_signed()).unwrap();
+        shell.0.stdin.take().unwrap().write_all(b"\n").unwrap();
+        shell
+    }
+
+    fn byte(&mut self) -> u8 {
+        let mut byte = [0];
+        self.0.stdout.as_mut().unwrap().read_exact(&mut byte).unwrap();
+        byte[0]
+    }
+
+    fn output(mut self) -> String {
+        let mut text = String::new();
+        self.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        self.0.wait().unwrap();
+        text
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn readable(fd: impl AsFd, timeout: Duration) -> bool {
+    let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)).unwrap() == 1
+}
+
+#[test]
+fn the_process_limit_stops_fork() {
+    if !is_root() {
+        return;
+    }
+    let group = Owned::probed(Resources { pids: Some(3), ..Resources::default() });
+    assert_eq!(group.1, [""; 0]);
+    let output =
+        Shell::run(&group.0, "sleep 60 & echo a; sleep 60 & echo b; sleep 60 & echo c").output_until_exit();
+    assert_eq!(output, "a\nb\n");
+    assert_eq!(group.0.stats().unwrap().pids_limit, Some(3));
+    group.0.limit(&Resources { pids: Some(-1), ..Resources::default() }).unwrap();
+    assert_eq!(group.0.stats().unwrap().pids_limit, None);
+}
+
+impl Shell {
+    /// What it wrote until it ended; its background children hold the pipe, so lines are read.
+    fn output_until_exit(mut self) -> String {
+        self.0.wait().unwrap();
+        let out = self.0.stdout.take().unwrap();
+        let mut text = vec![0; 64];
+        let length = rustix::io::read(&out, &mut text).unwrap();
+        String::from_utf8(text[..length].to_vec()).unwrap()
+    }
+}
+
+#[test]
+fn too_much_memory_is_an_oom_kill_that_is_told() {
+    if !is_root() {
+        return;
+    }
+    let memory = 16 << 20;
+    let resources =
+        Resources { memory: Some(memory), memory_swap: Some(memory as i64), ..Resources::default() };
+    let group = Owned::probed(resources);
+    let events = group.0.oom_descriptor().unwrap().unwrap();
+    assert_eq!(group.0.oom_kills().unwrap(), 0);
+    assert!(!readable(&events, Duration::ZERO));
+    // `tail` keeps a last line of any length in memory.
+    let mut shell = Shell::run(&group.0, "exec tail -n 1 /dev/zero");
+    assert!(readable(&events, Duration::from_secs(20)), "no event");
+    assert!(!shell.0.wait().unwrap().success());
+    assert_eq!(group.0.oom_kills().unwrap(), 1);
+    let stats = group.0.stats().unwrap();
+    assert_eq!(stats.memory_limit, Some(memory));
+    assert!(stats.memory.len() > 5);
+}
+
+#[test]
+fn a_frozen_group_stands_still() {
+    if !is_root() {
+        return;
+    }
+    freeze_and_kill(&Layout::probe().unwrap());
+}
+
+fn freeze_and_kill(layout: &Layout) {
+    let group = Owned::new(layout, Resources::default(), &DevicePolicy::All);
+    let mut shell = Shell::run(&group.0, "while :; do printf x; done");
+    assert_eq!(shell.byte(), b'x');
+    group.0.freeze(true).unwrap();
+    // What was written before is at most a full pipe; then nothing comes.
+    let pipe = shell.0.stdout.as_ref().unwrap();
+    let mut bytes = vec![0; 1 << 20];
+    while readable(pipe, Duration::ZERO) {
+        rustix::io::read(pipe, &mut bytes).unwrap();
+    }
+    assert!(!readable(pipe, Duration::from_millis(100)));
+    assert_eq!(group.0.processes().unwrap(), [shell.0.id().cast_signed()]);
+    group.0.freeze(false).unwrap();
+    assert!(readable(pipe, Duration::from_secs(5)));
+    group.0.kill().unwrap();
+    assert!(!shell.0.wait().unwrap().success());
+    Group::open(layout, &group.3).unwrap().remove().unwrap();
+    assert!(Group::open(layout, &group.3).unwrap().is_empty());
+}
+
+#[test]
+fn groups_that_the_container_made_go_too() {
+    if !is_root() {
+        return;
+    }
+    let group = Owned::probed(Resources::default());
+    let nested = group.2.hierarchies[0].root.join(&group.3).join("made/by/the/container");
+    fs::create_dir_all(&nested).unwrap();
+    Group::open(&group.2, &group.3).unwrap().remove().unwrap();
+    assert!(!nested.exists());
+}
+
+#[test]
+fn cpu_limits_are_written() {
+    if !is_root() {
+        return;
+    }
+    let resources = Resources {
+        nano_cpus: Some(500_000_000),
+        cpu_shares: Some(512),
+        cpuset_cpus: Some("0".into()),
+        ..Resources::default()
+    };
+    let group = Owned::probed(resources);
+    let (member, file, quota) = match group.0.v1("cpu") {
+        Some(member) => (
+            member,
+            "cpu.cfs_quota_us",
+            "50000
+",
+        ),
+        None => (
+            group.0.v2().unwrap(),
+            "cpu.max",
+            "50000 100000
+",
+        ),
+    };
+    assert_eq!(member.read(file).unwrap().unwrap(), quota);
+    let output = Shell::run(&group.0, "grep Cpus_allowed_list /proc/self/status").output();
+    assert_eq!(output, "Cpus_allowed_list:\t0\n");
+    assert!(group.0.stats().unwrap().cpu_total.unwrap() > 0);
+}
+
+fn only_null() -> DevicePolicy {
+    let (read, write) = (true, true);
+    let rule =
+        DeviceRule { kind: DeviceKind::Char, major: Some(1), minor: Some(3), read, write, mknod: false };
+    DevicePolicy::Only(vec![rule])
+}
+
+const TRY_DEVICES: &str = "(: < /dev/null) && echo null; (: < /dev/zero) || echo denied";
+
+#[test]
+fn devices_that_are_not_allowed_do_not_open() {
+    if !is_root() {
+        return;
+    }
+    let group = Owned::new(&Layout::probe().unwrap(), Resources::default(), &only_null());
+    assert_eq!(Shell::run(&group.0, TRY_DEVICES).output(), "null\ndenied\n");
+}
+
+#[test]
+fn the_program_of_version_2_denies_devices() {
+    if !is_root() {
+        return;
+    }
+    let mut layout = Layout::probe().unwrap();
+    layout.hierarchies.retain(|each| each.version == Version::V2);
+    if layout.hierarchies.is_empty() {
+        eprintln!("skipped: needs cgroup2");
+        return;
+    }
+    let group = Owned::new(&layout, Resources::default(), &only_null());
+    assert_eq!(Shell::run(&group.0, TRY_DEVICES).output(), "null\ndenied\n");
+    let any =
+        DeviceRule { kind: DeviceKind::Any, major: None, minor: None, read: true, write: true, mknod: true };
+    let open = Owned::new(&layout, Resources::default(), &DevicePolicy::Only(vec![any]));
+    assert_eq!(Shell::run(&open.0, TRY_DEVICES).output(), "null\n");
+}
