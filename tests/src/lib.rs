@@ -1,1 +1,33 @@
-//! placeholder
+//! The harness of the end-to-end tests: a daemon of its own for every test, images written on the
+//! spot, and a search for whatever the test leaves behind.
+//!
+//! The product is found by one variable, `INSULA_BIN_DIR` (the workspace's debug build without
+//! it), so that the same tests run against a release. A test knows the product's programs, its
+//! API and Docker's documents; it uses none of its crates but for the names of an instance.
+
+#![expect(clippy::unwrap_used, reason = "a harness that cannot go on panics, which fails the test")]
+
+mod daemon;
+mod host;
+mod http;
+pub mod images;
+mod outcome;
+mod product;
+mod require;
+mod terminal;
+mod wait;
+
+pub use daemon::{Daemon, OnDrop, text};
+pub use host::{Leaks, Neighbour, host_address};
+pub use http::{Response, get, request};
+pub use outcome::Outcome;
+pub use product::{docker, program};
+pub use require::{is_root, skip};
+pub use terminal::Terminal;
+pub use wait::{eventually, holds};
+
+/// Six digits that no other test has.
+#[must_use]
+pub fn tag() -> String {
+    insula_base::random_hex(3)
+}

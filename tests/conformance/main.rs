@@ -1,0 +1,7 @@
+//! Others' programs against the product: Docker's command line, systemd as PID 1, a web server
+//! from its package.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod docker;
+mod services;

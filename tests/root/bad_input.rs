@@ -1,0 +1,91 @@
+//! Mistakes, ours and others': a clear word, the right code, nothing half-made.
+
+use insula_tests::{OnDrop, Outcome, daemon, program, text};
+
+#[test]
+fn unknown_images() {
+    let daemon = daemon!();
+    daemon.insula(&["run", "--rm", "nosuch", "true"]).fails(125, &["nosuch"]);
+    daemon
+        .insula(&["run", "--rm", "No-Such-Upper", "true"])
+        .fails(125, &["repository name must be lowercase"]);
+    assert_eq!(daemon.insula(&["ps", "-aq"]).ok(), "");
+}
+
+#[test]
+fn a_second_daemon_on_the_same_root_is_refused() {
+    let daemon = daemon!();
+    let mut second = std::process::Command::new(program("insulad"));
+    second.env("INSULA_ROOT", daemon.instance().root());
+    second.env("INSULA_RUN", daemon.folder().join("other-run"));
+    let outcome = Outcome::of(&mut second, b"");
+    outcome.fails(1, &[text(daemon.instance().root())]);
+    daemon.insula(&["ps"]).ok();
+}
+
+#[test]
+fn bodies_of_requests() {
+    let daemon = daemon!();
+    let message = |method: &str, path: &str, body: &str, status: u16| {
+        let response = daemon.api(method, path, body);
+        assert_eq!(response.status, status, "{method} {path} {body}: {}", response.text());
+        let message = response.json()["message"].as_str().unwrap_or_default().to_owned();
+        assert!(!message.is_empty(), "{method} {path}: {}", response.text());
+        message
+    };
+    message("POST", "/containers/create", "{", 400);
+    message("POST", "/containers/create", r#"{"Image":5}"#, 400);
+    assert!(message("POST", "/containers/create", r#"{"Image":"nosuch"}"#, 404).contains("nosuch"));
+    message("POST", "/containers/create?name=-bad", r#"{"Image":"busybox"}"#, 400);
+    message("POST", "/containers/create", r#"{"Image":"busybox","HostConfig":{"Memory":-5}}"#, 400);
+    message(
+        "POST",
+        "/containers/create",
+        r#"{"Image":"busybox","HostConfig":{"Binds":["nonsense:::"]}}"#,
+        400,
+    );
+    assert!(message("GET", "/containers/nosuch/json", "", 404).contains("No such container: nosuch"));
+    message("POST", "/containers/nosuch/start", "", 404);
+    message("GET", "/no/such/route", "", 404);
+    message("GET", "/v9.99/info", "", 400);
+    assert_eq!(daemon.api("GET", "/v1.41/_ping", "").text(), "OK");
+    let huge = format!(r#"{{"Image":"{}"}}"#, "a".repeat(32 << 20));
+    let status = daemon.api("POST", "/containers/create", &huge).status;
+    assert!((400..500).contains(&status), "{status}");
+    assert_eq!(daemon.insula(&["ps", "-aq"]).ok(), "");
+}
+
+#[test]
+fn a_full_disk() {
+    if !insula_tests::is_root() {
+        return insula_tests::skip("root", "a small file system is mounted");
+    }
+    let mut daemon = insula_tests::Daemon::absent();
+    let root = daemon.instance().root().to_owned();
+    std::fs::create_dir_all(&root).unwrap();
+    let mount = ["-t", "tmpfs", "-o", "size=4m", "insula-test", text(&root)];
+    Outcome::of(std::process::Command::new("mount").args(mount), b"").exits(0);
+    let _end = OnDrop(|| drop(std::process::Command::new("umount").args(["-l", text(&root)]).output()));
+    daemon.restart();
+    let mut image = insula_tests::images::busybox();
+    image.layers.push(insula_tests::images::Layer::default().file("big", 0o644, &vec![7; 6 << 20]).bytes());
+    let outcome = daemon.load(&image.docker_archive());
+    outcome.fails(1, &["No space left"]);
+    assert_eq!(std::fs::read_dir(root.join("layers/tmp")).unwrap().count(), 0);
+    daemon.insula(&["images"]).ok();
+    assert!(!daemon.insula(&["images", "-q", "busybox"]).stdout.contains("sha"));
+    assert_eq!(daemon.stop(), Some(0));
+    drop(_end);
+    daemon.restart();
+}
+
+#[test]
+fn a_daemon_that_cannot_be_reached() {
+    let folder = std::env::temp_dir().join(format!("insula-t-{}", insula_tests::tag()));
+    let host = format!("unix://{}/none.sock", text(&folder));
+    let mut command = std::process::Command::new(program("insula"));
+    let outcome = Outcome::of(command.args(["--host", &host, "ps"]), b"");
+    outcome.fails(1, &["none.sock"]);
+    let mut command = std::process::Command::new(program("insula"));
+    Outcome::of(command.args(["--host", "nonsense://x", "ps"]), b"").exits(1);
+}

@@ -1,0 +1,99 @@
+//! `kill -9` is a supported way to stop the daemon.
+
+use insula_tests::{Outcome, daemon, eventually, get, holds};
+
+const ALONE: &[&str] = &["--network", "none"];
+
+#[test]
+fn a_running_container_is_found_again() {
+    let mut daemon = daemon!();
+    let id = daemon.detached(
+        &["-p", "80", "--init"],
+        "mkdir /www; echo alive > /www/index.html; exec httpd -f -p 80 -h /www",
+    );
+    let port = daemon.inspect(&id, "/NetworkSettings/Ports/80~1tcp/0/HostPort");
+    let address = format!("127.0.0.1:{}", port.as_str().unwrap());
+    let alive = || get(&address).filter(|response| response.text().trim() == "alive");
+    eventually("the page is served", alive);
+    let before =
+        daemon.insula(&["ps", "--no-trunc", "--format", "{{.ID}} {{.Names}} {{.Ports}}"]).ok().to_owned();
+    let pid = daemon.pid_of(&id);
+    daemon.kill();
+    assert!(alive().is_some(), "the page is served without the daemon");
+    daemon.restart();
+    assert_eq!(
+        daemon.insula(&["ps", "--no-trunc", "--format", "{{.ID}} {{.Names}} {{.Ports}}"]).ok(),
+        before
+    );
+    assert_eq!(daemon.pid_of(&id), pid);
+    assert!(alive().is_some());
+    daemon.exec(&id, "true").ok();
+    daemon.insula(&["stop", &id]).ok();
+    assert_eq!(daemon.inspect(&id, "/State/ExitCode"), 143);
+}
+
+#[test]
+fn what_ended_meanwhile_has_its_exit_code_and_all_of_its_log() {
+    let mut daemon = daemon!();
+    let script = "echo first; while test ! -e /go; do sleep 0.02; done; seq 1 5000; exit 23";
+    let id = daemon.detached(ALONE, script);
+    let pid = daemon.pid_of(&id);
+    daemon.kill();
+    std::fs::write(format!("/proc/{pid}/root/go"), "").unwrap();
+    holds("the container ends", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
+    daemon.restart();
+    daemon.reaches(&id, "exited");
+    assert_eq!(daemon.inspect(&id, "/State/ExitCode"), 23);
+    let log = daemon.insula(&["logs", &id]);
+    assert_eq!(log.ok().lines().count(), 5001);
+    assert!(log.ok().starts_with("first") && log.ok().ends_with("5000"));
+}
+
+#[test]
+fn an_attached_client_outlives_the_daemon() {
+    let mut daemon = daemon!();
+    let mut terminal = daemon.terminal(&["run", "-it", "--network", "none", "--name", "c", "busybox", "sh"]);
+    terminal.expect("/ # ");
+    daemon.kill();
+    terminal.send("echo still $((5 * 5))\n");
+    terminal.expect("still 25");
+    daemon.restart();
+    terminal.send("echo and $((6 * 6))\n");
+    terminal.expect("and 36");
+    assert_eq!(daemon.inspect("c", "/State/Status"), "running");
+}
+
+#[test]
+fn a_restart_removes_what_rm_promised() {
+    let mut daemon = daemon!();
+    let id = daemon.detached(&["--rm", "--network", "none"], "while test ! -e /go; do sleep 0.02; done");
+    let pid = daemon.pid_of(&id);
+    daemon.kill();
+    std::fs::write(format!("/proc/{pid}/root/go"), "").unwrap();
+    holds("the container ends", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
+    daemon.restart();
+    holds("it is removed", || daemon.insula(&["inspect", &id]).code == 1);
+}
+
+#[test]
+fn killed_while_busy_it_comes_back_without_leaks() {
+    let mut daemon = daemon!();
+    for round in 0..3 {
+        let runs: Vec<_> = (0..6)
+            .map(|_| {
+                let mut command = daemon.command(&["run", "-d", "--network", "none", "busybox", "true"]);
+                std::thread::spawn(move || Outcome::of(&mut command, b""))
+            })
+            .collect();
+        let wanted = (round + 1) * 2;
+        holds("some are made", || daemon.insula(&["ps", "-aq"]).stdout.lines().count() >= wanted);
+        daemon.kill();
+        runs.into_iter().for_each(|run| drop(run.join().unwrap()));
+        daemon.restart();
+    }
+    // Whatever is listed can be removed, and the harness finds nothing else.
+    for id in daemon.insula(&["ps", "-aq"]).ok().lines() {
+        daemon.insula(&["rm", "-f", id]).ok();
+    }
+    daemon.sh(ALONE, "true").ok();
+}

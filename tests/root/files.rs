@@ -1,0 +1,129 @@
+//! Bind mounts, tmpfs, and files in and out.
+
+use std::process::Command;
+
+use insula_tests::{Daemon, OnDrop, Outcome, daemon, holds, text};
+
+fn folder(daemon: &Daemon, name: &str) -> String {
+    let path = daemon.folder().join(name);
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(path.join("f"), "of the host\n").unwrap();
+    text(&path).to_owned()
+}
+
+#[test]
+fn a_folder_of_the_host() {
+    let daemon = daemon!();
+    let host = folder(&daemon, "bind");
+    let outcome =
+        daemon.sh(&["-v", &format!("{host}:/in"), "--network", "none"], "cat /in/f; echo new > /in/g");
+    assert_eq!(outcome.ok(), "of the host");
+    assert_eq!(std::fs::read_to_string(format!("{host}/g")).unwrap(), "new\n");
+    let read_only =
+        daemon.sh(&["-v", &format!("{host}:/in:ro"), "--network", "none"], "cat /in/f; touch /in/h");
+    read_only.fails(1, &["Read-only"]);
+    let mount = format!("type=bind,source={host},target=/in,readonly");
+    daemon.sh(&["--mount", &mount, "--network", "none"], "touch /in/h").fails(1, &["Read-only"]);
+    let file = format!("{host}/f:/etc/one:ro");
+    assert_eq!(daemon.sh(&["-v", &file, "--network", "none"], "cat /etc/one").ok(), "of the host");
+}
+
+#[test]
+fn missing_sources() {
+    let daemon = daemon!();
+    let host = format!("{}/made", text(&daemon.folder()));
+    // -v makes the folder, --mount does not: Docker's difference.
+    let mount = format!("type=bind,source={host},target=/in");
+    daemon.sh(&["--mount", &mount], "true").fails(125, &[&host]);
+    daemon.sh(&["-v", &format!("{host}:/in"), "--network", "none"], "ls /in").ok();
+    assert!(std::path::Path::new(&host).is_dir());
+    daemon.sh(&["-v", "relative/path:/in"], "true").exits(125);
+    daemon.sh(&["-v", &format!("{host}:in")], "true").fails(125, &["in"]);
+    daemon.sh(&["--mount", "type=nosuch,target=/in"], "true").fails(125, &["nosuch"]);
+}
+
+#[test]
+fn a_target_that_climbs_stays_below_the_root() {
+    let daemon = daemon!();
+    let host = folder(&daemon, "bind");
+    daemon
+        .sh(&["-v", &format!("{host}:/a/../../../../b"), "--network", "none"], "cat /b/f")
+        .shows(&["of the host"]);
+}
+
+#[test]
+fn mounts_of_the_host_propagate_when_asked() {
+    let daemon = daemon!();
+    let host = folder(&daemon, "shared");
+    let mount = |arguments: &[&str]| Outcome::of(Command::new("mount").args(arguments), b"").exits(0).clone();
+    mount(&["--bind", &host, &host]);
+    let _end = OnDrop(|| drop(Command::new("umount").args(["-R", "-l", &host]).output()));
+    mount(&["--make-rshared", &host]);
+    std::fs::create_dir(format!("{host}/sub")).unwrap();
+    let slave = daemon.sleeper(&["-v", &format!("{host}:/in:rslave"), "--network", "none"]);
+    let private = daemon.sleeper(&["-v", &format!("{host}:/in"), "--network", "none"]);
+    mount(&["-t", "tmpfs", "insula-test", &format!("{host}/sub")]);
+    std::fs::write(format!("{host}/sub/late"), "x").unwrap();
+    daemon.exec(&slave, "cat /in/sub/late").ok();
+    daemon.exec(&private, "cat /in/sub/late").exits(1);
+    let id = daemon.inspect(&slave, "/Mounts/0/Propagation");
+    assert_eq!(id, "rslave");
+}
+
+#[test]
+fn shm_and_tmpfs_have_their_size() {
+    let daemon = daemon!();
+    let size = "df -k /dev/shm | tail -1 | awk '{print $2}'";
+    assert_eq!(daemon.sh(&["--network", "none"], size).ok(), "65536");
+    assert_eq!(daemon.sh(&["--network", "none", "--shm-size", "1m"], size).ok(), "1024");
+    let outcome = daemon.sh(
+        &["--network", "none", "--mount", "type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=1770"],
+        "stat -c '%a %u' /t; dd if=/dev/zero of=/t/x bs=1k count=2000",
+    );
+    assert!(outcome.stdout.starts_with("1770 0"), "{outcome}");
+    assert!(outcome.stderr.contains("No space left"), "{outcome}");
+}
+
+#[test]
+fn copy_in_and_out() {
+    let daemon = daemon!();
+    let host = folder(&daemon, "src");
+    let id = daemon.sleeper(&["--network", "none"]);
+    daemon.insula(&["cp", &host, &format!("{id}:/tmp/dst")]).ok();
+    assert_eq!(daemon.exec(&id, "cat /tmp/dst/f; stat -c %u /tmp/dst/f").ok(), "of the host\n0");
+    daemon.exec(&id, "echo inside > /tmp/out; ln -s /etc/passwd /tmp/link").ok();
+    let back = format!("{}/back", text(&daemon.folder()));
+    daemon.insula(&["cp", &format!("{id}:/tmp/out"), &back]).ok();
+    assert_eq!(std::fs::read_to_string(&back).unwrap(), "inside\n");
+    // The same of a stopped container; a link that points out stays inside.
+    daemon.insula(&["kill", &id]).ok();
+    daemon.reaches(&id, "exited");
+    daemon.insula(&["cp", "-L", &format!("{id}:/tmp/link"), &format!("{back}2")]).ok();
+    assert!(std::fs::read_to_string(format!("{back}2")).unwrap().contains("alice"));
+    daemon.insula(&["cp", &format!("{id}:/no/such"), &back]).fails(1, &["/no/such"]);
+    let archive = daemon.insula(&["cp", &format!("{id}:/tmp/out"), "-"]);
+    assert!(archive.stdout.contains("ustar") && archive.stdout.contains("inside"), "{}", archive.stderr);
+}
+
+#[test]
+fn diff_lists_what_changed() {
+    let daemon = daemon!();
+    let id = daemon.sleeper(&["--network", "none"]);
+    daemon.exec(&id, "echo x > /tmp/added; rm /etc/plain; echo x >> /etc/group").ok();
+    let outcome = daemon.insula(&["diff", &id]);
+    for line in ["A /tmp/added", "D /etc/plain", "C /etc/group", "C /etc", "C /tmp"] {
+        assert!(outcome.ok().lines().any(|have| have == line), "{line}: {outcome}");
+    }
+}
+
+#[test]
+fn the_writable_layer_survives_a_restart() {
+    let daemon = daemon!();
+    let id = daemon.sleeper(&["--network", "none"]);
+    daemon.exec(&id, "echo kept > /kept").ok();
+    daemon.insula(&["restart", "-t", "1", &id]).ok();
+    assert_eq!(daemon.exec(&id, "cat /kept").ok(), "kept");
+    daemon.insula(&["stop", "-t", "1", &id]).ok();
+    daemon.insula(&["start", &id]).ok();
+    holds("it runs again", || daemon.exec(&id, "cat /kept").code == 0);
+}

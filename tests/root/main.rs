@@ -1,0 +1,17 @@
+//! The product as its users meet it. Needs root; names no registry and no network but loopback.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod bad_input;
+mod confinement;
+mod crash;
+mod files;
+mod images;
+mod lifecycle;
+mod limits;
+mod network;
+mod process;
+mod run;
+mod streams;
+mod terminal;
+mod volumes;

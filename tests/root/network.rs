@@ -1,0 +1,158 @@
+//! Bridge, published ports, and the other modes.
+
+use insula_tests::{Daemon, Neighbour, daemon, eventually, get, holds, host_address};
+
+/// A web server on port 80 that answers every request with `page`.
+fn server(daemon: &Daemon, flags: &[&str], page: &str) -> String {
+    let script = format!("mkdir /www; echo {page} > /www/index.html; exec httpd -f -p 80 -h /www");
+    daemon.detached(&[&["--init"], flags].concat(), &script)
+}
+
+/// The host's port for the container's port 80.
+fn published(daemon: &Daemon, container: &str) -> String {
+    let port = daemon.inspect(container, "/NetworkSettings/Ports/80~1tcp/0/HostPort");
+    port.as_str().unwrap().to_owned()
+}
+
+fn serves(address: &str, page: &str) {
+    eventually(&format!("{address} serves {page}"), || {
+        get(address).filter(|response| response.text().trim() == page)
+    });
+}
+
+#[test]
+fn a_container_reaches_the_host_and_has_names() {
+    let daemon = daemon!();
+    let outcome = daemon
+        .sh(&["--hostname", "box"], "ip -4 -o addr show eth0; ip route; cat /etc/hosts /etc/resolv.conf");
+    outcome.shows(&["inet 172.", "default via 172.", "box", "localhost"]);
+    let gateway = daemon.sh(&[], "ip route | awk '/default/ {print $3}'");
+    daemon.sh(&[], &format!("ping -c 1 -W 5 {}", gateway.ok())).ok();
+}
+
+#[test]
+fn packets_leave_the_host_translated() {
+    let daemon = daemon!();
+    let neighbour = Neighbour::new();
+    // The neighbour has no route to the container's network: only translated packets come back.
+    daemon.sh(&[], &format!("ping -c 1 -W 5 {}", neighbour.address)).ok();
+}
+
+#[test]
+fn a_published_port_is_reached_from_everywhere() {
+    let daemon = daemon!();
+    let id = server(&daemon, &["-p", "80"], "hello");
+    let port = published(&daemon, &id);
+    serves(&format!("127.0.0.1:{port}"), "hello");
+    serves(&format!("{}:{port}", host_address()), "hello");
+    let neighbour = Neighbour::new();
+    let url = format!("http://{}:{port}/", neighbour.host);
+    assert_eq!(neighbour.fetch(&url).ok(), "hello");
+    // And from another container, by the host's address.
+    daemon.sh(&[], &format!("wget -q -T 5 -O - http://{}:{port}/", host_address())).shows(&["hello"]);
+    daemon.insula(&["port", &id]).shows(&["80/tcp -> 0.0.0.0:"]);
+    daemon.insula(&["rm", "-f", &id]).ok();
+    assert!(get(&format!("127.0.0.1:{port}")).is_none());
+}
+
+#[test]
+fn an_address_limits_who_reaches_a_port() {
+    let daemon = daemon!();
+    let id = server(&daemon, &["-p", "127.0.0.1::80"], "private");
+    let port = published(&daemon, &id);
+    serves(&format!("127.0.0.1:{port}"), "private");
+    assert!(get(&format!("{}:{port}", host_address())).is_none());
+    let neighbour = Neighbour::new();
+    neighbour.fetch(&format!("http://{}:{port}/", neighbour.host)).exits(1);
+}
+
+#[test]
+fn a_port_is_published_once() {
+    let daemon = daemon!();
+    let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let taken = listener.local_addr().unwrap().port();
+    let flag = format!("{taken}:80");
+    daemon.sh(&["-p", &flag], "true").fails(125, &[&taken.to_string()]);
+    drop(listener);
+    let first = server(&daemon, &["-p", &flag], "one");
+    serves(&format!("127.0.0.1:{taken}"), "one");
+    daemon.sh(&["-p", &flag], "true").fails(125, &[&taken.to_string(), "already allocated"]);
+    // The failed ones hold nothing; the port is free again with its container's end.
+    daemon.insula(&["stop", "-t", "1", &first]).ok();
+    let second = server(&daemon, &["-p", &flag], "two");
+    serves(&format!("127.0.0.1:{taken}"), "two");
+    daemon.insula(&["rm", "-f", &second]).ok();
+    for bad in ["x:80", "80:x", "70000:80", "1:2:3:4:5"] {
+        daemon.sh(&["-p", bad], "true").exits(125);
+    }
+}
+
+#[test]
+fn containers_reach_each_other_by_address() {
+    let daemon = daemon!();
+    let id = server(&daemon, &[], "neighbours");
+    let address = daemon.inspect(&id, "/NetworkSettings/IPAddress");
+    let address = address.as_str().unwrap();
+    holds("the server answers", || {
+        daemon.sh(&[], &format!("wget -q -T 2 -O - http://{address}/")).stdout.trim() == "neighbours"
+    });
+    let second = daemon.sleeper(&[]);
+    assert_ne!(daemon.inspect(&second, "/NetworkSettings/IPAddress"), address);
+}
+
+#[test]
+fn no_network() {
+    let daemon = daemon!();
+    let outcome = daemon.sh(
+        &["--network", "none"],
+        "ip -o link; ip -o addr show lo; ping -c 1 127.0.0.1 >/dev/null && echo loopback",
+    );
+    assert!(!outcome.ok().contains("eth0") && outcome.ok().ends_with("loopback"), "{outcome}");
+}
+
+#[test]
+fn the_hosts_network() {
+    let daemon = daemon!();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    daemon
+        .sh(&["--network", "host"], &format!("nc -z 127.0.0.1 {port} && cat /proc/net/dev"))
+        .shows(&["lo:"]);
+}
+
+#[test]
+fn the_network_of_another_container() {
+    let daemon = daemon!();
+    let id = server(&daemon, &["--name", "web"], "shared");
+    holds("the server answers on loopback", || {
+        daemon.sh(&["--network", "container:web"], "wget -q -T 2 -O - http://127.0.0.1/").stdout.trim()
+            == "shared"
+    });
+    daemon.sh(&["--network", "container:nosuch"], "true").fails(125, &["nosuch"]);
+    daemon.sh(&["--network", "container:web", "-p", "81"], "true").exits(125);
+    daemon.insula(&["stop", "-t", "1", &id]).ok();
+    daemon.sh(&["--network", "container:web"], "true").fails(125, &["not running"]);
+    daemon.sh(&["--network", "nosuch"], "true").fails(125, &["nosuch"]);
+}
+
+#[test]
+fn rules_of_others_stay_as_they_are() {
+    let daemon = daemon!();
+    let name = format!("insula-test-{}", insula_tests::tag());
+    let nft = |arguments: &[&str]| {
+        insula_tests::Outcome::of(std::process::Command::new("nft").args(arguments), b"")
+            .exits(0)
+            .stdout
+            .clone()
+    };
+    nft(&["add", "table", "inet", &name]);
+    let _end = insula_tests::OnDrop(|| {
+        let _ = std::process::Command::new("nft").args(["delete", "table", "inet", &name]).output();
+    });
+    nft(&["add", "chain", "inet", &name, "c", "{ type filter hook input priority 0 ; }"]);
+    let before = nft(&["list", "table", "inet", &name]);
+    let id = server(&daemon, &["-p", "80"], "hello");
+    serves(&format!("127.0.0.1:{}", published(&daemon, &id)), "hello");
+    daemon.insula(&["rm", "-f", &id]).ok();
+    assert_eq!(nft(&["list", "table", "inet", &name]), before);
+}

@@ -1,0 +1,75 @@
+//! The API's streams, as clients other than ours use them.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use insula_tests::daemon;
+
+/// Sends a request that turns the connection into a stream; returns it behind the head.
+fn hijack(socket: &std::path::Path, path: &str, headers: &str) -> (String, UnixStream) {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    write!(stream, "POST {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Type: application/json\r\nContent-Length: 0\r\n\r\n").unwrap();
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        assert_eq!(stream.read(&mut byte).unwrap(), 1, "the head ends: {}", String::from_utf8_lossy(&head));
+        head.push(byte[0]);
+    }
+    (String::from_utf8(head).unwrap(), stream)
+}
+
+#[test]
+fn attach_frames_the_two_streams() {
+    let daemon = daemon!();
+    let body = r#"{"Image":"busybox","Cmd":["sh","-c","read a; echo $a; echo err >&2"],"OpenStdin":true,"StdinOnce":true,"AttachStdin":true,"HostConfig":{"NetworkMode":"none"}}"#;
+    let created = daemon.api("POST", "/v1.41/containers/create?name=c", body);
+    assert_eq!(created.status, 201, "{}", created.text());
+    let socket = daemon.instance().socket();
+    let query = "/v1.41/containers/c/attach?stream=1&stdin=1&stdout=1&stderr=1";
+    let (head, mut stream) = hijack(&socket, query, "Connection: Upgrade\r\nUpgrade: tcp\r\n");
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    assert!(
+        head.to_ascii_lowercase().contains("application/vnd.docker.raw-stream")
+            || head.to_ascii_lowercase().contains("multiplexed-stream"),
+        "{head}"
+    );
+    assert_eq!(daemon.api("POST", "/v1.41/containers/c/start", "").status, 204);
+    stream.write_all(b"word\n").unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    let mut frames = [b"\x01\0\0\0\0\0\0\x05word\n".to_vec(), b"\x02\0\0\0\0\0\0\x04err\n".to_vec()];
+    assert!(
+        bytes == frames.concat() || {
+            frames.reverse();
+            bytes == frames.concat()
+        },
+        "{bytes:?}"
+    );
+}
+
+#[test]
+fn a_client_that_does_not_ask_for_an_upgrade_gets_a_plain_stream() {
+    let daemon = daemon!();
+    let body = r#"{"Image":"busybox","Cmd":["echo","hello"],"HostConfig":{"NetworkMode":"none"}}"#;
+    assert_eq!(daemon.api("POST", "/containers/create?name=c", body).status, 201);
+    let (head, mut stream) =
+        hijack(&daemon.instance().socket(), "/containers/c/attach?stream=1&stdout=1", "");
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert_eq!(daemon.api("POST", "/containers/c/start", "").status, 204);
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, b"\x01\0\0\0\0\0\0\x06hello\n");
+}
+
+#[test]
+fn starting_twice_is_not_modified_and_waiting_has_a_condition() {
+    let daemon = daemon!();
+    let id = daemon.sleeper(&["--network", "none"]);
+    assert_eq!(daemon.api("POST", &format!("/containers/{id}/start"), "").status, 304);
+    assert_eq!(daemon.api("POST", &format!("/containers/{id}/stop?t=1"), "").status, 204);
+    assert_eq!(daemon.api("POST", &format!("/containers/{id}/stop?t=1"), "").status, 304);
+    let waited = daemon.api("POST", &format!("/containers/{id}/wait?condition=not-running"), "").json();
+    assert_eq!(waited["StatusCode"], 143);
+}

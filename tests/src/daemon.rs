@@ -1,0 +1,263 @@
+//! A daemon for one test.
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use insula_base::Instance;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{Leaks, Outcome, Response, Terminal, eventually, images, program};
+
+/// Its folders are its own, and so are the names of everything that it makes on the host. When it
+/// goes out of scope its containers are removed, it is ended, and anything left over fails the test.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Option<Child>,
+    instance: Instance,
+    folder: TempDir,
+}
+
+impl Daemon {
+    /// A daemon that has the image `busybox` (see [`images::busybox`]).
+    #[must_use]
+    pub fn start() -> Self {
+        let daemon = Self::bare();
+        daemon.load(&images::busybox().docker_archive()).ok();
+        daemon
+    }
+
+    /// A daemon without any image but the built-in ones.
+    #[must_use]
+    pub fn bare() -> Self {
+        let mut daemon = Self::absent();
+        daemon.restart();
+        daemon
+    }
+
+    /// Folders for a daemon that is not started.
+    #[must_use]
+    pub fn absent() -> Self {
+        // Short, since the path of a unix socket has 107 bytes at most.
+        let folder = tempfile::Builder::new().prefix("insula-t-").tempdir().unwrap();
+        let instance = Instance::new(folder.path().join("l"), folder.path().join("r"));
+        Self { child: None, instance, folder }
+    }
+
+    /// A folder for the test's own files, on the file system of the daemon's root.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        let path = self.folder.path().join("files");
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// Its folders and names.
+    #[must_use]
+    pub fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// Starts it, for a first or a second time, and waits until it answers.
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none(), "the daemon runs already");
+        let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
+        let mut command = Command::new(program("insulad"));
+        self.environment(&mut command);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let mut child = command.spawn().unwrap();
+        let socket = self.instance.socket();
+        eventually("the daemon answers", || {
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none(), "the daemon ended at once: {}", self.log());
+            UnixStream::connect(&socket).ok()
+        });
+        self.child = Some(child);
+    }
+
+    /// Kills it, so that it can do nothing about it.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Asks it to end; its exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        let mut child = self.child.take().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        eventually("the daemon ends", || child.try_wait().unwrap()).code()
+    }
+
+    /// A command that talks to this daemon.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program("insula"));
+        self.environment(&mut command);
+        command.args(arguments);
+        command
+    }
+
+    fn environment(&self, command: &mut Command) {
+        command.env("INSULA_ROOT", self.instance.root()).env("INSULA_RUN", self.instance.run());
+        command.env_remove("INSULA_HOST").env_remove("DOCKER_HOST");
+    }
+
+    /// Runs `insula` to its end.
+    pub fn insula(&self, arguments: &[&str]) -> Outcome {
+        self.insula_with(arguments, b"")
+    }
+
+    /// Runs `insula` with `input`.
+    pub fn insula_with(&self, arguments: &[&str], input: &[u8]) -> Outcome {
+        Outcome::of(&mut self.command(arguments), input)
+    }
+
+    /// Runs `insula` at a terminal.
+    #[must_use]
+    pub fn terminal(&self, arguments: &[&str]) -> Terminal {
+        Terminal::start(&self.command(arguments))
+    }
+
+    /// `run --rm FLAGS busybox sh -c SCRIPT`.
+    pub fn sh(&self, flags: &[&str], script: &str) -> Outcome {
+        self.insula(&[&["run", "--rm"], flags, &["busybox", "sh", "-c", script]].concat())
+    }
+
+    /// `run -d FLAGS busybox sh -c SCRIPT`; the container's id.
+    #[track_caller]
+    pub fn detached(&self, flags: &[&str], script: &str) -> String {
+        let id = self.insula(&[&["run", "-d"], flags, &["busybox", "sh", "-c", script]].concat());
+        id.ok().to_owned()
+    }
+
+    /// A container that waits to be stopped; its id.
+    #[track_caller]
+    pub fn sleeper(&self, flags: &[&str]) -> String {
+        self.insula(&[&["run", "-d", "--init"], flags, &["busybox", "sleep", "1000"]].concat())
+            .ok()
+            .to_owned()
+    }
+
+    /// Runs a script in a running container.
+    pub fn exec(&self, container: &str, script: &str) -> Outcome {
+        self.insula(&["exec", container, "sh", "-c", script])
+    }
+
+    /// One field of a container's document, by a JSON pointer.
+    #[track_caller]
+    pub fn inspect(&self, container: &str, pointer: &str) -> Value {
+        let outcome = self.insula(&["container", "inspect", container]);
+        let document: Value = serde_json::from_str(outcome.ok()).unwrap();
+        let found = document[0].pointer(pointer);
+        found.unwrap_or_else(|| panic!("{pointer} is not in {document:#}")).clone()
+    }
+
+    /// The id outside of a container's first process.
+    #[track_caller]
+    pub fn pid_of(&self, container: &str) -> u64 {
+        self.inspect(container, "/State/Pid").as_u64().filter(|pid| *pid > 0).unwrap()
+    }
+
+    /// Waits until a container's `State.Status` is `status`.
+    pub fn reaches(&self, container: &str, status: &str) {
+        eventually(status, || (self.inspect(container, "/State/Status") == status).then_some(()));
+    }
+
+    /// A request to its API.
+    pub fn api(&self, method: &str, path: &str, body: &str) -> Response {
+        crate::request(&self.instance.socket(), method, path, body.as_bytes())
+    }
+
+    /// Loads an image archive.
+    pub fn load(&self, archive: &[u8]) -> Outcome {
+        let path = self.folder().join("load.tar");
+        std::fs::write(&path, archive).unwrap();
+        self.insula(&["load", "-i", path.to_str().unwrap()])
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.folder.path().join("insulad.log")
+    }
+
+    /// What it has written so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// What of it is on the host now.
+    #[must_use]
+    pub fn leaks(&self) -> Leaks {
+        Leaks::of(&self.instance, self.folder.path())
+    }
+
+    fn end_well(&mut self) {
+        if self.child.is_none() {
+            self.restart();
+        }
+        let ids = self.insula(&["ps", "-aq", "--no-trunc"]).ok().to_owned();
+        let ids: Vec<&str> = ids.split_whitespace().collect();
+        if !ids.is_empty() {
+            self.insula(&[&["rm", "-f", "-v"], ids.as_slice()].concat()).ok();
+        }
+        assert_eq!(self.stop(), Some(0), "the daemon ends well when asked: {}", self.log());
+        let mut left = Leaks::default();
+        let gone = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            eventually("nothing is left", || {
+                left = self.leaks();
+                left.is_empty().then_some(())
+            });
+        }));
+        assert!(gone.is_ok(), "left behind: {left:#?}");
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let failed = std::thread::panicking();
+        let started = self.log_path().exists();
+        let end = (!failed && started)
+            .then(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.end_well())));
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if failed {
+            eprintln!("-- the daemon's log\n{}", self.log());
+        }
+        Leaks::of(&self.instance, self.folder.path()).clear(&self.instance);
+        if let Some(Err(cause)) = end {
+            std::panic::resume_unwind(cause);
+        }
+    }
+}
+
+/// Runs when it goes out of scope.
+pub struct OnDrop<F: FnMut()>(pub F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+impl<F: FnMut()> std::fmt::Debug for OnDrop<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnDrop")
+    }
+}
+
+/// A path as an argument.
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
