@@ -203,6 +203,37 @@ fn the_administrators_drop_stands() {
     });
 }
 
+/// What dockerd does to the forward chain when it switches forwarding on, by either kind of iptables.
+#[test]
+fn a_dropping_policy_of_iptables_is_seen_and_the_advice_helps() {
+    for program in ["iptables-nft", "iptables-legacy"] {
+        isolated(move || {
+            let run = |line: &str| {
+                let (program, arguments) = line.split_once(' ').unwrap();
+                Command::new(program).args(arguments.split(' ')).status()
+            };
+            if !run(&format!("{program} -P FORWARD DROP")).is_ok_and(|status| status.success()) {
+                eprintln!("skipped: needs {program}");
+                return;
+            }
+            let lan = lan();
+            serve(&lan.first, 80);
+            lan.firewall.add(&[forward(8080, None)]).unwrap();
+            assert_eq!(inside(&lan.elsewhere, || fetch("198.51.100.1:8080")), None);
+            let warnings = forward_warnings("insula-test", "insula-test-b").unwrap();
+            assert_eq!(warnings.len(), 1, "{warnings:?}");
+            let (_, advice) = warnings[0].split_once("allow them with: ").unwrap();
+            for line in advice.split("; ") {
+                // The advice names the program that the distribution has chosen.
+                let (_, arguments) = line.split_once(' ').unwrap();
+                assert!(run(&format!("{program} {arguments}")).unwrap().success());
+            }
+            assert!(inside(&lan.elsewhere, || fetch("198.51.100.1:8080")).is_some());
+            assert_eq!(forward_warnings("insula-test", "insula-test-b").unwrap(), [""; 0]);
+        });
+    }
+}
+
 #[test]
 fn the_table_is_replaced_as_a_whole_and_goes() {
     isolated(|| {

@@ -25,6 +25,8 @@ pub(super) const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 pub(super) const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_EXT_MASK: u16 = 29;
 pub(super) const IFLA_INFO_KIND: u16 = 1;
 pub(super) const IFLA_INFO_DATA: u16 = 2;
@@ -192,6 +194,7 @@ impl Routes {
         batch.text(IFLA_IFNAME, &plan.host_name);
         mtu(&mut batch, plan.mtu);
         batch.attribute(IFLA_MASTER, &bridge.to_ne_bytes());
+        single_queue(&mut batch);
         let info = batch.nest(IFLA_LINKINFO);
         batch.text(IFLA_INFO_KIND, "veth");
         let data = batch.nest(IFLA_INFO_DATA);
@@ -199,6 +202,7 @@ impl Routes {
         batch.raw(&link_header(0, 0, 0));
         batch.text(IFLA_IFNAME, &plan.name);
         batch.attribute(IFLA_ADDRESS, &mac);
+        single_queue(&mut batch);
         mtu(&mut batch, plan.mtu);
         batch.attribute(IFLA_NET_NS_FD, &namespace.as_raw_fd().to_ne_bytes());
         batch.close(&peer);
@@ -246,6 +250,13 @@ fn mtu(batch: &mut Batch<'_>, mtu: u32) {
     if mtu != 0 {
         batch.attribute(IFLA_MTU, &mtu.to_ne_bytes());
     }
+}
+
+/// A veth uses one queue, whatever it has; without a word it gets one for each processor, each with
+/// its own objects in sysfs.
+fn single_queue(batch: &mut Batch<'_>) {
+    batch.attribute(IFLA_NUM_TX_QUEUES, &1u32.to_ne_bytes());
+    batch.attribute(IFLA_NUM_RX_QUEUES, &1u32.to_ne_bytes());
 }
 
 /// A bridge sends nothing back by the port that it came from, unless told.

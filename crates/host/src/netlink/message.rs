@@ -18,8 +18,9 @@ const ACK_TLVS: u16 = 0x200;
 const ATTR_MSG: u16 = 1;
 const NESTED: u16 = 0x8000;
 const TYPE_MASK: u16 = 0x3fff;
-/// The kernel sends at most this much in one datagram of a dump.
-const DATAGRAM: usize = 32 * 1024;
+/// The kernel sends at most this much in one datagram of a dump, and this much about one object.
+const DUMP_DATAGRAM: usize = 32 * 1024;
+const DATAGRAM: usize = 8 * 1024;
 
 /// Far more messages than one batch holds.
 const MOST_STEPS: u32 = 1 << 12;
@@ -47,6 +48,7 @@ pub(crate) struct Batch<'a> {
     last: usize,
     /// Sequence number of the first message.
     base: u32,
+    datagram: usize,
     steps: Vec<Step<'a>>,
 }
 
@@ -60,7 +62,7 @@ impl<'a> Batch<'a> {
         // Sockets are used again: what answers an earlier batch must not pass for an answer to this one.
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let base = NEXT.fetch_add(MOST_STEPS, Ordering::Relaxed);
-        Self { bytes: Vec::with_capacity(512), last: 0, base, steps: Vec::new() }
+        Self { bytes: Vec::with_capacity(512), last: 0, base, datagram: DATAGRAM, steps: Vec::new() }
     }
 
     /// Begins a request with the family's fixed header; attributes follow.
@@ -73,6 +75,9 @@ impl<'a> Batch<'a> {
         operand: &'a str,
     ) {
         self.last = self.bytes.len();
+        if flags & DUMP == DUMP {
+            self.datagram = DUMP_DATAGRAM;
+        }
         let sequence = self.base.wrapping_add(u32::try_from(self.steps.len()).unwrap_or(u32::MAX));
         self.steps.push(Step { action, operand });
         self.bytes.extend([0; 4]);
@@ -149,7 +154,7 @@ impl<'a> Batch<'a> {
     /// As [`Batch::run`], with the kernel's answers other than acknowledgements.
     pub(crate) fn exchange(&self, socket: &Socket, mut visit: impl FnMut(u16, &[u8])) -> Result<(), Error> {
         socket.send(&self.bytes).map_err(|source| Error::Socket { call: "send to netlink", source })?;
-        let mut buffer = vec![0; DATAGRAM];
+        let mut buffer = vec![0; self.datagram];
         let mut result = Ok(());
         loop {
             let count = match socket.receive(&mut buffer) {
