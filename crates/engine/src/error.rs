@@ -30,6 +30,18 @@ pub enum Error {
     },
     #[error(transparent)]
     Store(#[from] insula_store::Error),
+    #[error(transparent)]
+    Network(#[from] insula_network::Error),
+    #[error(transparent)]
+    Confine(#[from] insula_host::confine::Error),
+    /// The monitor refused or failed. The message is the whole chain of causes.
+    #[error("{message}")]
+    Wall {
+        kind: Kind,
+        message: String,
+        /// 126 or 127 when a program could not be executed.
+        exit_code: Option<i32>,
+    },
     /// A defect of this program.
     #[error("{0}")]
     Internal(String),
@@ -57,6 +69,9 @@ impl Kinded for Error {
                 _ => Kind::Internal,
             },
             Self::Store(error) => error.kind(),
+            Self::Network(error) => error.kind(),
+            Self::Confine(error) => error.kind(),
+            Self::Wall { kind, .. } => *kind,
             Self::Internal(_) => Kind::Internal,
         }
     }

@@ -3,13 +3,18 @@
 //! Nothing here speaks HTTP and nothing forks, mounts or enters a namespace: walls are built by
 //! monitors, to which the engine speaks the task protocol.
 
+pub mod containers;
+mod engine;
 mod error;
 pub mod events;
+pub mod exec;
 pub mod filters;
 pub mod images;
 pub mod logs;
 mod task;
 pub mod volumes;
 
+pub use containers::{AttachOptions, AttachTarget, AttachedStream};
+pub use engine::{Config, Engine};
 pub use error::{Error, Result};
 use task::blocking;

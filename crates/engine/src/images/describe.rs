@@ -128,8 +128,11 @@ fn repo_tags(image: &Image) -> Vec<String> {
 /// None for an image that came without a manifest, as an old archive or an import.
 fn repo_digests(image: &Image) -> Vec<String> {
     let Some(manifest) = &image.manifest else { return Vec::new() };
-    let mut digests: Vec<String> =
-        image.references.iter().map(|reference| format!("{}@{manifest}", reference.familiar_name())).collect();
+    let mut digests: Vec<String> = image
+        .references
+        .iter()
+        .map(|reference| format!("{}@{manifest}", reference.familiar_name()))
+        .collect();
     digests.dedup();
     digests
 }
