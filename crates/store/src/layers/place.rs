@@ -117,7 +117,10 @@ pub(super) fn make_symbolic_link(spot: Spot<'_>, target: &[u8]) -> Result<()> {
 
 /// Hard links to symbolic links link the link.
 pub(super) fn make_hard_link(spot: Spot<'_>, from: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    linkat(from, name, spot.parent, spot.name, AtFlags::empty()).map_err(|e| spot.failed("link", e))
+    linkat(from, name, spot.parent, spot.name, AtFlags::empty()).map_err(|error| match error {
+        Errno::PERM => failed(spot.path, "a hard link to a folder, or to what may not be linked", None),
+        _ => spot.failed("link", error),
+    })
 }
 
 /// A device or a fifo.

@@ -163,7 +163,8 @@ impl Unpacking<'_> {
     fn place_folder(&mut self, spot: Spot<'_>, entry: Entry) -> Result<()> {
         if !place::make_folder(spot)? {
             let was_whiteout = place::is_whiteout(spot)?;
-            self.replacing(spot, || place::make_folder(spot).map(drop))?;
+            self.clear(spot)?;
+            place::make_folder(spot)?;
             if was_whiteout {
                 // The lower folder was removed before this one was made: nothing of it shows through.
                 self.make_opaque(spot.path, spot.path)?;
@@ -194,10 +195,15 @@ impl Unpacking<'_> {
                 if source.kind() == std::io::ErrorKind::AlreadyExists => {}
             made => return made,
         }
+        self.clear(spot)?;
+        make()
+    }
+
+    fn clear(&mut self, spot: Spot<'_>) -> Result<()> {
         place::remove(spot)?;
         self.folders.forget();
         self.folders.implied.retain(|path| !is_below(path, spot.path));
-        make()
+        Ok(())
     }
 
     fn make_opaque(&mut self, folder: &[u8], path: &[u8]) -> Result<()> {

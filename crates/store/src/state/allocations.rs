@@ -148,3 +148,128 @@ fn insert(sql: Sql<'_>, pool: &str, number: i64, owner: &str) -> Result<()> {
 fn allocation(row: &rusqlite::Row<'_>) -> rusqlite::Result<Allocation> {
     Ok(Allocation { pool: row.get(0)?, number: row.get::<_, i64>(1)? as u64, owner: row.get(2)? })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::state::State;
+
+    fn new() -> (tempfile::TempDir, State) {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open(&folder.path().join("state.db")).unwrap();
+        (folder, state)
+    }
+
+    #[test]
+    fn numbers_follow_the_last_given_and_wrap() {
+        let (_folder, state) = new();
+        let pool = state.allocations();
+        let give = |owner| pool.allocate("p", 10..13, None, owner);
+        assert_eq!((give("a").unwrap(), give("b").unwrap()), (10, 11));
+        pool.release_owner(None, "a").unwrap();
+        assert_eq!(give("c").unwrap(), 12, "a freed number must rest");
+        assert_eq!(give("d").unwrap(), 10);
+        let error = give("e").unwrap_err();
+        assert_eq!(error.to_string(), "p is exhausted: all numbers from 10 to 12 are taken");
+        assert_eq!(pool.allocate("q", 10..13, None, "e").unwrap(), 10, "pools are apart");
+    }
+
+    #[test]
+    fn wanted_numbers_are_given_once() {
+        let (_folder, state) = new();
+        let pool = state.allocations();
+        assert_eq!(pool.allocate("p", 0..9, Some(5), "a").unwrap(), 5);
+        assert_eq!(pool.allocate("p", 0..9, Some(5), "a").unwrap(), 5);
+        let taken = pool.allocate("p", 0..9, Some(5), "b").unwrap_err();
+        assert!(matches!(&taken, Error::NumberTaken { owner, .. } if owner == "a"), "{taken}");
+        assert!(matches!(pool.allocate("p", 0..9, Some(9), "b"), Err(Error::NumberOutside { last: 8, .. })));
+        assert!(matches!(pool.allocate("p", 0..u64::MAX, None, "b"), Err(Error::NumberOutside { .. })));
+        assert!(matches!(pool.allocate("p", 3..3, None, "b"), Err(Error::PoolExhausted { .. })));
+        assert!(pool.release("p", 5).unwrap());
+        assert!(!pool.release("p", 5).unwrap());
+        assert_eq!(pool.allocate("p", 0..9, Some(5), "b").unwrap(), 5);
+    }
+
+    #[test]
+    fn what_is_given_survives_the_daemon() {
+        let (folder, state) = new();
+        state.allocations().allocate("p", 0..9, None, "a").unwrap();
+        // As after a kill: nothing is closed.
+        std::mem::forget(state);
+        let state = State::open(&folder.path().join("state.db")).unwrap();
+        assert_eq!(state.allocations().owned_by("a").unwrap().len(), 1);
+        assert_eq!(state.allocations().allocate("p", 0..9, None, "b").unwrap(), 1);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Next(u8),
+        Wanted(u8, u64),
+        Release(u8),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (0..4u8).prop_map(Step::Next),
+            1 => (0..4u8, 0..14u64).prop_map(|(owner, number)| Step::Wanted(owner, number)),
+            1 => (0..4u8).prop_map(Step::Release),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// The database and a map agree: a number has one owner, the next one is the first free one after
+        /// the last given, and the pool is exhausted only when every number is taken.
+        #[test]
+        fn allocations_are_unique_and_complete(steps in proptest::collection::vec(step(), 1..60)) {
+            const RANGE: Range<u64> = 2..12;
+            let (_folder, state) = new();
+            let pool = state.allocations();
+            let mut model: BTreeMap<u64, String> = BTreeMap::new();
+            let mut last = None;
+            for step in steps {
+                match step {
+                    Step::Next(owner) => {
+                        let owner = owner.to_string();
+                        let start = last.map_or(RANGE.start, |last: u64| last + 1);
+                        let free = (start..RANGE.end).chain(RANGE).find(|number| !model.contains_key(number));
+                        match (pool.allocate("p", RANGE, None, &owner), free) {
+                            (Ok(number), Some(expected)) => {
+                                prop_assert_eq!(number, expected);
+                                last = Some(number);
+                                model.insert(number, owner);
+                            }
+                            (Err(Error::PoolExhausted { .. }), None) => {}
+                            (given, expected) => prop_assert!(false, "{:?} and not {:?}", given, expected),
+                        }
+                    }
+                    Step::Wanted(owner, number) => {
+                        let owner = owner.to_string();
+                        let given = pool.allocate("p", RANGE, Some(number), &owner);
+                        if !RANGE.contains(&number) {
+                            prop_assert!(matches!(given, Err(Error::NumberOutside { .. })));
+                        } else if model.get(&number).is_some_and(|holder| *holder != owner) {
+                            prop_assert!(matches!(given, Err(Error::NumberTaken { .. })));
+                        } else {
+                            prop_assert_eq!(given.unwrap(), number);
+                            model.insert(number, owner);
+                        }
+                    }
+                    Step::Release(owner) => {
+                        let owner = owner.to_string();
+                        let before = model.len();
+                        model.retain(|_, holder| *holder != owner);
+                        prop_assert_eq!(pool.release_owner(Some("p"), &owner).unwrap(), before - model.len());
+                    }
+                }
+                let all = pool.all("p").unwrap().into_iter().map(|given| (given.number, given.owner));
+                prop_assert_eq!(all.collect::<BTreeMap<_, _>>(), model.clone());
+            }
+        }
+    }
+}
