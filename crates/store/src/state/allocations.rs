@@ -252,9 +252,9 @@ mod tests {
                         let owner = owner.to_string();
                         let given = pool.allocate("p", RANGE, Some(number), &owner);
                         if !RANGE.contains(&number) {
-                            prop_assert!(matches!(given, Err(Error::NumberOutside { .. })));
+                            prop_assert!(matches!(given, Err(Error::NumberOutside { .. })), "outside");
                         } else if model.get(&number).is_some_and(|holder| *holder != owner) {
-                            prop_assert!(matches!(given, Err(Error::NumberTaken { .. })));
+                            prop_assert!(matches!(given, Err(Error::NumberTaken { .. })), "taken");
                         } else {
                             prop_assert_eq!(given.unwrap(), number);
                             model.insert(number, owner);
