@@ -57,6 +57,14 @@ impl Interest {
     }
 }
 
+/// How long to wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    Some(Duration),
+    /// For as long as it takes: memory that waiting does not need is given back.
+    Endless,
+}
+
 /// A descriptor that is ready.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ready {
@@ -109,14 +117,21 @@ impl Poll {
         }
     }
 
-    /// Waits for something to be ready, at most for `patience`; nothing is ready after that.
-    pub(crate) fn wait(&self, patience: Option<Duration>) -> Result<Vec<Ready>> {
+    /// Waits for something to be ready; after [`Patience::Some`] nothing is.
+    pub(crate) fn wait(&self, patience: Patience) -> Result<Vec<Ready>> {
         let mut events = Vec::with_capacity(16);
-        let patience = patience.map(|patience| Timespec {
-            // Patience is seconds.
-            tv_sec: patience.as_secs() as i64,
-            tv_nsec: patience.subsec_nanos().into(),
-        });
+        let patience = match patience {
+            Patience::Some(time) => Some(Timespec {
+                // Patience is seconds.
+                tv_sec: time.as_secs() as i64,
+                tv_nsec: time.subsec_nanos().into(),
+            }),
+            Patience::Endless => {
+                // Right before the call, so that little comes back.
+                insula_sys::memory::drop_pages();
+                None
+            }
+        };
         rustix::io::retry_on_intr(|| {
             epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), patience.as_ref())
         })

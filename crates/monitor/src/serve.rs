@@ -13,7 +13,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use crate::clock;
 use crate::connection::Connection;
 use crate::error::{Context, Result};
-use crate::poll::{Interest, Place, Poll, ProcessKey, Ready, Token};
+use crate::poll::{Interest, Patience, Place, Poll, ProcessKey, Ready, Token};
 use crate::record::{self, ExitRecord};
 use crate::streams::ProcessStreams;
 
@@ -83,13 +83,13 @@ impl<S: Sandbox> Monitor<S> {
 
     /// Serves until there is nothing left to do.
     pub fn run(mut self) -> Result<()> {
-        let mut trimmed = false;
+        let mut quiet = false;
         while !self.done() {
-            let ready = self.poll.wait((!trimmed).then_some(QUIET))?;
-            trimmed = ready.is_empty();
-            if trimmed {
+            if quiet {
                 self.trim();
             }
+            let ready = self.poll.wait(if quiet { Patience::Endless } else { Patience::Some(QUIET) })?;
+            quiet = ready.is_empty();
             for event in ready {
                 // Something earlier in the batch may have removed it.
                 if let Some(place) = self.poll.place(event.token) {
@@ -229,7 +229,6 @@ impl<S: Sandbox> Monitor<S> {
             process.streams.trim();
         }
         insula_sys::memory::trim_heap();
-        insula_sys::memory::drop_text();
     }
 
     /// Listens for daemons to come.

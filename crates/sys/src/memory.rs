@@ -22,22 +22,34 @@ pub fn trim_heap() {
     }
 }
 
-/// Drops the pages of the program's own text and read-only data from this process; they come back
-/// from the page cache when they are used again. Only file-backed read-only mappings are touched.
-pub fn drop_text() {
-    // SAFETY: the symbols are provided by the linker and mark the text segment; MADV_DONTNEED on a private,
-    // clean, file-backed mapping only unmaps pages that are read again from the file on access.
+/// Drops the pages of the program's own text and of the unused part of the stack from this process;
+/// text comes back from the page cache when it is used again. Only file-backed read-only mappings and
+/// stack below the caller's frame are touched.
+#[inline]
+pub fn drop_pages() {
+    const PAGE: usize = 4096;
+    // What callees of the caller may still use of the stack, a red zone and more.
+    const KEPT_STACK: usize = 2 * PAGE;
+    const DROPPED_STACK: usize = 96 << 10;
+    let marker = 0u8;
+    let top = ((&raw const marker) as usize - KEPT_STACK) & !(PAGE - 1);
+    // SAFETY: the symbols are provided by the linker and mark the text segment; MADV_DONTNEED on a
+    // private, clean, file-backed mapping only unmaps pages that are read again on access, and on
+    // the stack it discards what lies below every live frame. Inlined system calls: the pages of
+    // a C library's wrapper would come right back.
     unsafe {
         unsafe extern "C" {
             static __executable_start: u8;
             static etext: u8;
         }
-        let page = 4096;
-        let start = (&raw const __executable_start) as usize & !(page - 1);
-        let end = (&raw const etext) as usize & !(page - 1);
-        if end > start {
-            libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED);
-        }
+        let drop = |start: usize, length: usize| {
+            // A part that is not mapped is said and does no harm.
+            let _ = rustix::mm::madvise(start as *mut _, length, rustix::mm::Advice::LinuxDontNeed);
+        };
+        drop(top - DROPPED_STACK, DROPPED_STACK);
+        let start = (&raw const __executable_start) as usize & !(PAGE - 1);
+        let end = (&raw const etext) as usize & !(PAGE - 1);
+        drop(start, end.saturating_sub(start));
     }
 }
 
