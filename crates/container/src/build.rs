@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use insula_host::cgroup::Entry;
 use insula_spec::plan::{ContainerPlan, Namespace, NamespacesPlan, UserNamespace};
 use insula_sys::process::{self, Clone, CloneFlags};
 use rustix::fs::{Mode, OFlags};
@@ -51,22 +52,20 @@ impl Init {
     }
 }
 
-/// Builds a container. `join` puts a process into the container's cgroups, by its pid. On failure
-/// nothing of it is left but what `join` made. For a process of one thread whose umask is 0.
-pub fn create(
-    plan: &ContainerPlan,
-    when: When,
-    join: &mut dyn FnMut(i32) -> std::io::Result<()>,
-) -> Result<Created> {
+/// Builds a container, its processes in the control group that `entry` leads into. On failure
+/// nothing of it is left. For a process of one thread whose umask is 0.
+pub fn create(plan: &ContainerPlan, when: When, entry: &Entry) -> Result<Created> {
     let owner = idmap::first(&plan.namespaces.user);
     let confinement = Confinement::prepare(plan, &plan.process, &plan.security.seccomp)?;
     let (streams, ends) = streams::make(&plan.stdio, owner)?;
     let (outside, inside) = handshake::pair()?;
-    let init =
-        clone_init(&Inside { plan, ends: &ends, confinement: &confinement, channel: &inside }, &outside)?;
+    let init = clone_init(
+        &Inside { plan, ends: &ends, confinement: &confinement, channel: &inside, entry },
+        &outside,
+    )?;
     drop((inside, ends));
     let init = Guard(Some(init));
-    let mut built = Built { streams, warnings: prepare(plan, &init, &outside, &confinement, when, join)? };
+    let mut built = Built { streams, warnings: prepare(plan, &init, &outside, &confinement, when)? };
     built.warnings.extend(confinement.warnings);
     built.listen(&outside, when)?;
     let streams = built.streams.ok_or(Error::Lost)?;
@@ -130,13 +129,11 @@ fn prepare(
     channel: &Channel,
     confinement: &Confinement,
     when: When,
-    join: &mut dyn FnMut(i32) -> std::io::Result<()>,
 ) -> Result<Vec<String>> {
     let pid = init.init()?.pid;
     if let UserNamespace::Private { first, count } = plan.namespaces.user {
         idmap::map(pid, first, count)?;
     }
-    join(pid).context("join", "the container's cgroups")?;
     let warnings = confinement.apply_from_outside(pid, &plan.process)?;
     let namespace = match &plan.namespaces.user {
         UserNamespace::Host => None,
@@ -174,7 +171,7 @@ fn clone_init(inside: &Inside<'_>, outside: &Channel) -> Result<Cloned> {
     let flags = fresh(&inside.plan.namespaces);
     let joined = existing(&inside.plan.namespaces)?;
     let first = if joined.is_empty() { flags } else { CloneFlags::empty() };
-    match process::clone(first, None).context("clone3", "the container's init")? {
+    match process::clone(first, inside.entry.birthplace()).context("clone3", "the container's init")? {
         Clone::Parent { pid, pidfd } if joined.is_empty() => Ok(Cloned { pid, pidfd }),
         Clone::Parent { pid, pidfd } => {
             let _between = Guard(Some(Cloned { pid, pidfd }));
@@ -184,8 +181,8 @@ fn clone_init(inside: &Inside<'_>, outside: &Channel) -> Result<Cloned> {
             }
         }
         Clone::Child => {
-            if !joined.is_empty()
-                && let Err(error) = step_between(&joined, flags, inside.channel)
+            if let Err(error) =
+                inside.enter_group().and_then(|()| step_between(&joined, flags, inside.channel))
             {
                 inside.channel.report_failure(&error);
                 process::exit_now(1)
@@ -195,8 +192,11 @@ fn clone_init(inside: &Inside<'_>, outside: &Channel) -> Result<Cloned> {
     }
 }
 
-/// Joins, then clones; returns in the clone only.
+/// Joins, then clones; returns in the clone only. Nothing to join is nothing to do.
 fn step_between(joined: &[OwnedFd], flags: CloneFlags, channel: &Channel) -> Result<()> {
+    if joined.is_empty() {
+        return Ok(());
+    }
     for file in joined {
         process::join_namespace(file.as_fd()).context("setns", "an existing namespace")?;
     }

@@ -29,6 +29,8 @@ pub enum Error {
     #[error(transparent)]
     Network(#[from] insula_host::netlink::Error),
     #[error(transparent)]
+    Cgroup(#[from] insula_host::cgroup::Error),
+    #[error(transparent)]
     Confine(#[from] insula_host::confine::Error),
 }
 
@@ -53,6 +55,7 @@ impl Kinded for Error {
             Self::Inside { kind, .. } => *kind,
             Self::Lost => Kind::Internal,
             Self::Network(error) => error.kind(),
+            Self::Cgroup(error) => error.kind(),
             Self::Confine(error) => error.kind(),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use insula_host::cgroup::Entry;
 use insula_spec::plan::{ContainerPlan, Namespace, ProcessPlan, SeccompPlan, StdioPlan, UserNamespace};
 use insula_sys::process::{self, Clone, CloneFlags};
 
@@ -39,18 +40,14 @@ pub struct Executed {
     pub warnings: Vec<String>,
 }
 
-/// Executes a program in a running container. `join` puts the process into the container's cgroups.
-/// For a process of one thread.
-pub fn exec(
-    target: &Target<'_>,
-    exec: &ExecPlan<'_>,
-    join: &mut dyn FnMut(i32) -> std::io::Result<()>,
-) -> Result<Executed> {
+/// Executes a program in a running container, in the control group that `entry` leads into. For a
+/// process of one thread.
+pub fn exec(target: &Target<'_>, exec: &ExecPlan<'_>, entry: &Entry) -> Result<Executed> {
     let filter = if exec.privileged { &SeccompPlan::Unconfined } else { &target.plan.security.seccomp };
     let confinement = Confinement::prepare(target.plan, exec.process, filter)?;
     let (streams, ends) = streams::make(exec.stdio, idmap::first(&target.plan.namespaces.user))?;
     let (outside, inside) = handshake::pair()?;
-    let joining = Joining { target, process: exec.process, ends: &ends, confinement: &confinement };
+    let joining = Joining { target, process: exec.process, ends: &ends, confinement: &confinement, entry };
     let between = clone_between(&joining, &inside)?;
     drop((inside, ends));
     let child = match outside.await_report()? {
@@ -59,7 +56,6 @@ pub fn exec(
     };
     drop(between);
     let Some(Cloned { pid, .. }) = child.0 else { return Err(Error::Lost) };
-    join(pid).context("join", "the container's cgroups")?;
     let mut warnings = confinement.apply_from_outside(pid, exec.process)?;
     warnings.extend(confinement.warnings);
     outside.order(&Order::Start)?;
@@ -80,7 +76,8 @@ fn listen(channel: &Channel, mut streams: Option<Streams>) -> Result<Streams> {
 
 /// The process in between joins; its sibling, cloned from there, is inside for good.
 fn clone_between(joining: &Joining<'_>, channel: &Channel) -> Result<Guard> {
-    match process::clone(CloneFlags::empty(), None).context("clone3", "to join a container")? {
+    let birthplace = joining.entry.birthplace();
+    match process::clone(CloneFlags::empty(), birthplace).context("clone3", "to join a container")? {
         Clone::Parent { pid, pidfd } => Ok(Guard(Some(Cloned { pid, pidfd }))),
         Clone::Child => {
             let Err(error) = joining.run(channel);
@@ -95,10 +92,12 @@ struct Joining<'a> {
     process: &'a ProcessPlan,
     ends: &'a Ends,
     confinement: &'a Confinement,
+    entry: &'a Entry,
 }
 
 impl Joining<'_> {
     fn run(&self, channel: &Channel) -> Result<std::convert::Infallible> {
+        self.entry.enter()?;
         // From here on processes of the container can see this one.
         process::become_undumpable().context("prctl", "PR_SET_DUMPABLE")?;
         let namespaces = &self.target.plan.namespaces;

@@ -171,7 +171,7 @@ mod tests {
     fn more_descriptors_than_one_packet_takes_arrive_in_order() {
         let (outside, inside) = pair().unwrap();
         let file = outside.0.as_fd();
-        outside.give(&vec![file; socket::MAX_DESCRIPTORS + 5]).unwrap();
+        outside.give(&[file; socket::MAX_DESCRIPTORS + 5]).unwrap();
         assert_eq!(inside.take(socket::MAX_DESCRIPTORS + 5).unwrap().len(), socket::MAX_DESCRIPTORS + 5);
     }
 }

@@ -152,13 +152,13 @@ impl Sandbox for Namespaces {
             return Err(Error::Phase { is: "created", needed: "empty" });
         }
         let (group, mut warnings) = self.group(&plan)?;
-        let mut join = |pid| group.add(pid).map_err(std::io::Error::other);
-        let created = match insula_container::create(&plan, when, &mut join) {
+        let entered = group.entry().map_err(Error::from);
+        let created = match entered.and_then(|entry| Ok(insula_container::create(&plan, when, &entry)?)) {
             Ok(created) => created,
             Err(error) => {
                 // As above: the first error is the one to report.
                 let _ = group.remove();
-                return Err(error.into());
+                return Err(error);
             }
         };
         let (running, streams, more) = Running::new(plan, group, created, when)?;

@@ -13,6 +13,7 @@ mod terminal;
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 
+use insula_host::cgroup::Entry;
 use insula_spec::plan::{ContainerPlan, InitPlan, Namespace, UserNamespace};
 use insula_sys::process::{self, Clone, CloneFlags};
 use rustix::thread::{Gid, Uid};
@@ -31,9 +32,15 @@ pub(crate) struct Inside<'a> {
     pub(crate) ends: &'a Ends,
     pub(crate) confinement: &'a Confinement,
     pub(crate) channel: &'a Channel,
+    pub(crate) entry: &'a Entry,
 }
 
 impl Inside<'_> {
+    /// The first thing that the clone does: whatever it makes is accounted to the container.
+    pub(crate) fn enter_group(&self) -> Result<()> {
+        Ok(self.entry.enter()?)
+    }
+
     /// Builds, executes, and on failure says why.
     pub(crate) fn run(&self) -> ! {
         let Err(error) = self.build_and_execute();

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use insula_spec::plan::Resources;
@@ -31,6 +31,33 @@ pub enum Purpose {
 #[derive(Debug)]
 pub struct Group {
     members: Vec<Member>,
+}
+
+/// The way into a group: opened by who may, walked by the process itself.
+///
+/// Moving another process takes a lock that every fork and exit of the host shares, and waits for an
+/// RCU grace period, 10 ms and more, to get it. A process that moves its own and only thread does not
+/// need that lock ("cgroup: Optimize single thread migration", Linux 5.5), and on version 2 a
+/// process can be born inside (clone3(2), `CLONE_INTO_CGROUP`).
+#[derive(Debug)]
+pub struct Entry {
+    tasks: Vec<OwnedFd>,
+    unified: Option<OwnedFd>,
+}
+
+impl Entry {
+    /// For clone3(2): the group of version 2 that the child is to be born in.
+    #[must_use]
+    pub fn birthplace(&self) -> Option<BorrowedFd<'_>> {
+        self.unified.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Moves the calling process, which must have one thread, into the groups of version 1.
+    pub fn enter(&self) -> Result<()> {
+        self.tasks.iter().try_for_each(|tasks| {
+            rustix::io::write(tasks, b"0").map(drop).context("write", "0 to tasks of a control group")
+        })
+    }
 }
 
 /// The group in one hierarchy.
@@ -77,10 +104,23 @@ impl Group {
         self.members.is_empty()
     }
 
-    /// Puts a process into the group.
+    /// Moves another process into the group, which costs what [`Entry`] avoids.
     pub fn add(&self, pid: i32) -> Result<()> {
         let pid = pid.to_string();
         self.members.iter().try_for_each(|member| member.write("cgroup.procs", &pid))
+    }
+
+    /// The way in, for a process that is about to be cloned.
+    pub fn entry(&self) -> Result<Entry> {
+        let mut entry = Entry { tasks: Vec::new(), unified: None };
+        for member in &self.members {
+            if member.version == Version::V2 {
+                entry.unified = Some(member.file(".", OFlags::PATH | OFlags::DIRECTORY)?);
+            } else {
+                entry.tasks.push(member.file("tasks", OFlags::WRONLY)?);
+            }
+        }
+        Ok(entry)
     }
 
     /// Sets limits; what is `None` stays. Returns what the host cannot hold, for the user.

@@ -15,6 +15,6 @@ mod tests_root;
 
 pub use devices::DevicePolicy;
 pub use error::{Error, Result};
-pub use group::{Group, Purpose};
+pub use group::{Entry, Group, Purpose};
 pub use layout::{Hierarchy, Layout, Version};
 pub use stats::{BlkioEntry, Stats};

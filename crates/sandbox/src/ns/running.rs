@@ -94,8 +94,7 @@ impl Running {
             stdio: &exec.stdio,
             privileged: exec.privileged,
         };
-        let mut join = |pid| self.group.add(pid).map_err(std::io::Error::other);
-        let executed = insula_container::exec(&target, &plan, &mut join)?;
+        let executed = insula_container::exec(&target, &plan, &self.group.entry()?)?;
         let terminal = master_of(&executed.streams)?;
         let pid = executed.pid;
         self.execs.push(Exec { id: exec.id.clone(), pid, pidfd: executed.pidfd, terminal });
