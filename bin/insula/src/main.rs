@@ -4,6 +4,7 @@
 mod arguments;
 mod commands;
 mod context;
+mod copy;
 mod daemon;
 mod failure;
 mod filters;

@@ -1,6 +1,8 @@
 //! The commands, a module each or a few that belong together, and the table of them all.
 
 mod attach;
+mod cp;
+mod events;
 mod exec;
 mod generate;
 mod images;
@@ -8,8 +10,12 @@ mod inspect;
 mod lifecycle;
 mod load;
 mod logs;
+mod prune;
 mod ps;
+mod stats;
 mod system;
+mod top;
+mod volume;
 
 use crate::arguments::{Group, Verb};
 use crate::daemon::DaemonArgs;
@@ -34,6 +40,12 @@ pub(crate) const VERBS: &[Verb] = &[
     Verb::new::<lifecycle::RenameArgs>("rename"),
     Verb::new::<lifecycle::PauseArgs>("pause"),
     Verb::new::<lifecycle::UnpauseArgs>("unpause"),
+    Verb::new::<top::TopArgs>("top"),
+    Verb::new::<stats::StatsArgs>("stats"),
+    Verb::new::<cp::CpArgs>("cp"),
+    Verb::new::<top::DiffArgs>("diff"),
+    Verb::new::<top::UpdateArgs>("update"),
+    Verb::new::<top::PortArgs>("port"),
     Verb::new::<load::LoadArgs>("load"),
     Verb::new::<load::ImportArgs>("import"),
     Verb::new::<images::ImagesArgs>("images"),
@@ -41,6 +53,7 @@ pub(crate) const VERBS: &[Verb] = &[
     Verb::new::<images::TagArgs>("tag"),
     Verb::new::<system::InfoArgs>("info"),
     Verb::new::<system::VersionArgs>("version"),
+    Verb::new::<events::EventsArgs>("events"),
     Verb::new::<DaemonArgs>("daemon"),
     Verb::new::<generate::CompletionArgs>("completion"),
     Verb::new::<generate::ManArgs>("man"),
@@ -68,6 +81,13 @@ pub(crate) const GROUPS: &[Group] = &[
             Verb::new::<lifecycle::RenameArgs>("rename"),
             Verb::new::<lifecycle::PauseArgs>("pause"),
             Verb::new::<lifecycle::UnpauseArgs>("unpause"),
+            Verb::new::<top::TopArgs>("top"),
+            Verb::new::<stats::StatsArgs>("stats"),
+            Verb::new::<cp::CpArgs>("cp"),
+            Verb::new::<top::DiffArgs>("diff"),
+            Verb::new::<top::UpdateArgs>("update"),
+            Verb::new::<top::PortArgs>("port"),
+            Verb::new::<prune::PruneContainersArgs>("prune"),
         ],
     },
     Group {
@@ -80,7 +100,24 @@ pub(crate) const GROUPS: &[Group] = &[
             Verb::new::<inspect::InspectImageArgs>("inspect"),
             Verb::new::<images::RmiArgs>("rm"),
             Verb::new::<images::TagArgs>("tag"),
+            Verb::new::<prune::PruneImagesArgs>("prune"),
         ],
+    },
+    Group {
+        name: "volume",
+        about: "Commands on volumes",
+        verbs: &[
+            Verb::new::<volume::CreateVolumeArgs>("create"),
+            Verb::new::<volume::ListVolumesArgs>("ls"),
+            Verb::new::<volume::InspectVolumeArgs>("inspect"),
+            Verb::new::<volume::RemoveVolumesArgs>("rm"),
+            Verb::new::<volume::PruneVolumesArgs>("prune"),
+        ],
+    },
+    Group {
+        name: "system",
+        about: "Commands on the engine itself",
+        verbs: &[Verb::new::<system::InfoArgs>("info"), Verb::new::<events::EventsArgs>("events")],
     },
 ];
 

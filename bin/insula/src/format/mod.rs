@@ -52,7 +52,6 @@ pub(crate) fn binary_size(bytes: f64) -> String {
 }
 
 /// `1.45kB`: powers of 1000 and three significant digits, as `stats` prints I/O.
-#[cfg_attr(not(test), expect(dead_code, reason = "used by the statistics that follow"))]
 pub(crate) fn decimal_size(bytes: f64) -> String {
     scaled(bytes, 1000.0, &["B", "kB", "MB", "GB", "TB", "PB", "EB"], 3)
 }

@@ -1,0 +1,4 @@
+//! Files between the host and tar streams.
+
+pub(crate) mod pack;
+pub(crate) mod unpack;
