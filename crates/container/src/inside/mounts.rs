@@ -174,6 +174,8 @@ fn attributes(mount: &MountPlan) -> MountAttrFlags {
 /// A new file system instance as a detached mount.
 pub(super) fn new(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd> {
     let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).context("fsopen", kind)?;
+    // What `mount` and `df` show as the device.
+    rustix::mount::fsconfig_set_string(&fs, "source", kind).context("fsconfig", "source")?;
     for (key, value) in options {
         if value.is_empty() {
             rustix::mount::fsconfig_set_flag(&fs, *key).context("fsconfig", key)?;
