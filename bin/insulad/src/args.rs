@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Parser;
 use insula_base::{Instance, env};
 
+const MONITOR: &str = "insula-monitor";
+
 /// The insula daemon: serves the Docker Engine API on a unix socket.
 ///
 /// It may be stopped or killed at any moment: containers run on, and the next daemon finds them.
@@ -31,13 +33,34 @@ pub(crate) struct Args {
     pub(crate) log: String,
     /// Program that watches over a container [default: insula-monitor beside this one]
     #[arg(long, value_name = "PROGRAM")]
-    pub(crate) monitor: Option<PathBuf>,
+    monitor: Option<PathBuf>,
 }
 
 impl Args {
     /// The folders, absolute.
     pub(crate) fn instance(&self) -> std::io::Result<Instance> {
         Ok(Instance::new(std::path::absolute(&self.root)?, std::path::absolute(&self.run)?))
+    }
+
+    /// The monitor, absolute.
+    pub(crate) fn monitor(&self) -> std::io::Result<PathBuf> {
+        if let Some(monitor) = &self.monitor {
+            return std::path::absolute(monitor);
+        }
+        let own = std::env::current_exe()?;
+        let folders = [std::env::var_os(env::LIBEXEC).map(PathBuf::from), own.parent().map(PathBuf::from)];
+        let found =
+            folders.into_iter().flatten().map(|folder| folder.join(MONITOR)).find(|path| path.is_file());
+        found.ok_or_else(|| {
+            std::io::Error::new(
+                std::io::ErrorKind::NotFound,
+                format!(
+                    "{MONITOR} is not beside {}; give it with --monitor, or its folder in {}",
+                    own.display(),
+                    env::LIBEXEC
+                ),
+            )
+        })
     }
 
     /// Where the API is served.

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use insula_engine::{Config, Engine};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -79,12 +80,16 @@ async fn serve(args: &Args, ready: Option<std::fs::File>) -> anyhow::Result<()> 
     let mut interrupt = signal(SignalKind::interrupt()).context("listen to SIGINT")?;
     let instance = args.instance().context("the working directory")?;
     let socket = args.socket(&instance).context("the working directory")?;
+    let config =
+        Config { instance: instance.clone(), monitor: args.monitor().context("find insula-monitor")? };
+    // Before the socket is touched: the lock of the root says that no other daemon serves it.
+    let engine = Engine::open(config).await?;
     let listener = insula_api::bind(&socket)?;
     tracing::info!(root = %instance.root().display(), socket = %socket.display(), "serving");
     if let Some(mut ready) = ready {
         ready.write_all(b"1").context("say that the API is served")?;
     }
-    let server = tokio::spawn(insula_api::serve(listener, stop));
+    let server = tokio::spawn(insula_api::serve(listener, engine, stop));
     let name = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",

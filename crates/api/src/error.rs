@@ -34,9 +34,15 @@ impl ApiError {
         Self::new(StatusCode::NOT_IMPLEMENTED, message)
     }
 
-    /// The message of an engine's error with all its causes.
-    pub(crate) fn from_kinded<E: Kinded>(error: &E) -> Self {
-        Self { status: status(error.kind()), message: chain(error) }
+    /// A defect: 500.
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+}
+
+impl From<insula_engine::Error> for ApiError {
+    fn from(error: insula_engine::Error) -> Self {
+        Self { status: status(error.kind()), message: chain(&error) }
     }
 }
 

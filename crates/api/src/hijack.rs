@@ -8,6 +8,7 @@ use std::future::Future;
 use std::os::fd::OwnedFd;
 
 use axum::body::Body;
+use axum::extract::Request;
 use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
@@ -20,6 +21,7 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio_util::io::ReaderStream;
 
 use crate::error::ApiError;
+use crate::version::ApiVersion;
 
 /// How the two outputs travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,10 +39,11 @@ impl Framing {
     }
 
     /// The media type of the streams.
-    pub(crate) fn content_type(self) -> HeaderValue {
+    pub(crate) fn content_type(self, version: ApiVersion) -> HeaderValue {
         HeaderValue::from_static(match self {
-            Self::Raw => "application/vnd.docker.raw-stream",
-            Self::Multiplexed => "application/vnd.docker.multiplexed-stream",
+            // The second name came with 1.42.
+            Self::Multiplexed if version >= ApiVersion::v1(42) => "application/vnd.docker.multiplexed-stream",
+            Self::Raw | Self::Multiplexed => "application/vnd.docker.raw-stream",
         })
     }
 }
@@ -54,24 +57,41 @@ pub(crate) struct Taken {
     pub(crate) already_read: Vec<u8>,
 }
 
-/// The answer that turns the connection over to `serve`, which runs once the client has been told.
-pub(crate) fn hand_over<F, S>(
+/// What is left of a request whose connection is to be taken over.
+#[derive(Debug)]
+pub(crate) struct Takeover {
     upgrade: Option<OnUpgrade>,
     body: Body,
-    framing: Framing,
-    serve: S,
-) -> Result<Response, ApiError>
-where
-    F: Future<Output = ()> + Send + 'static,
-    S: FnOnce(Taken) -> F + Send + 'static,
-{
-    match upgrade {
-        Some(upgrade) => Ok(switch(upgrade, framing, serve)),
-        None => relay(body, framing, serve),
+}
+
+impl Takeover {
+    /// Of a request that asks to upgrade, or does not.
+    pub(crate) fn of(mut request: Request) -> Self {
+        let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+        Self { upgrade, body: request.into_body() }
+    }
+
+    /// The answer that turns the connection over to `serve`, which runs once the client has been told.
+    pub(crate) fn answer<F, S>(
+        self,
+        framing: Framing,
+        version: ApiVersion,
+        serve: S,
+    ) -> Result<Response, ApiError>
+    where
+        F: Future<Output = ()> + Send + 'static,
+        S: FnOnce(Taken) -> F + Send + 'static,
+    {
+        let mut response = match self.upgrade {
+            Some(upgrade) => switch(upgrade, serve),
+            None => relay(self.body, serve)?,
+        };
+        response.headers_mut().insert(header::CONTENT_TYPE, framing.content_type(version));
+        Ok(response)
     }
 }
 
-fn switch<F, S>(upgrade: OnUpgrade, framing: Framing, serve: S) -> Response
+fn switch<F, S>(upgrade: OnUpgrade, serve: S) -> Response
 where
     F: Future<Output = ()> + Send + 'static,
     S: FnOnce(Taken) -> F + Send + 'static,
@@ -86,7 +106,6 @@ where
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response.extensions_mut().insert(ReasonPhrase::from_static(b"UPGRADED"));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, framing.content_type());
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("tcp"));
     response
@@ -102,7 +121,7 @@ fn take(upgraded: Upgraded) -> Result<Taken, String> {
 }
 
 /// Copies between an ordinary answer and a pair of sockets, one end of which is served.
-fn relay<F, S>(body: Body, framing: Framing, serve: S) -> Result<Response, ApiError>
+fn relay<F, S>(body: Body, serve: S) -> Result<Response, ApiError>
 where
     F: Future<Output = ()> + Send + 'static,
     S: FnOnce(Taken) -> F + Send + 'static,
@@ -118,9 +137,7 @@ where
     let (output, input) = ours.into_split();
     tokio::spawn(serve(Taken { descriptor, already_read: Vec::new() }));
     tokio::spawn(feed(body, input));
-    let mut response = Response::new(Body::from_stream(ReaderStream::with_capacity(output, 32 << 10)));
-    response.headers_mut().insert(header::CONTENT_TYPE, framing.content_type());
-    Ok(response)
+    Ok(Response::new(Body::from_stream(ReaderStream::with_capacity(output, 32 << 10))))
 }
 
 /// Writes the request's body to the workload's input and ends it.
@@ -135,7 +152,19 @@ async fn feed(mut body: Body, mut input: OwnedWriteHalf) {
     let _ = input.shutdown().await;
 }
 
-/// What to tell a client about a failure after its connection was taken over: as standard error.
+/// Tells a client about a failure after its connection was taken over.
+pub(crate) async fn tell(descriptor: std::io::Result<OwnedFd>, framing: Framing, message: &str) {
+    let stream = descriptor.map(std::os::unix::net::UnixStream::from).and_then(UnixStream::from_std);
+    let told = match stream {
+        Ok(mut stream) => stream.write_all(&failure(framing, message)).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = told {
+        tracing::debug!(%error, message, "a client was not told of a failure");
+    }
+}
+
+/// A message as standard error of the stream.
 pub(crate) fn failure(framing: Framing, message: &str) -> Vec<u8> {
     let text = format!("{message}\r\n");
     match framing {

@@ -4,15 +4,13 @@
 //! said. Workloads' streams do not pass through either: a hijacked connection is handed on.
 
 mod app;
-#[expect(dead_code, reason = "used by the routes that follow")]
 mod error;
-#[expect(dead_code, reason = "used by the routes that follow")]
 mod hijack;
 mod listen;
-#[expect(dead_code, reason = "used by the routes that follow")]
 mod request;
 mod routes;
 mod server;
+mod stream;
 mod version;
 
 pub use error::ApiError;

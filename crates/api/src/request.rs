@@ -109,7 +109,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
-        let bytes = read_json(request).await?;
+        let (parts, body) = request.into_parts();
+        let bytes = read_json(&parts.headers, body).await?;
         if bytes.is_empty() {
             return Err(ApiError::invalid("invalid JSON: got EOF while reading request body"));
         }
@@ -121,29 +122,37 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalJ
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
-        let bytes = read_json(request).await?;
-        if bytes.is_empty() {
-            return Ok(Self(T::default()));
-        }
-        parse::<Option<T>>(&bytes).map(|value| Self(value.unwrap_or_default()))
+        let (parts, body) = request.into_parts();
+        read_optional(&parts.headers, body).await.map(Self)
     }
 }
 
+/// A JSON body that may be absent, of a request that was taken apart.
+pub(crate) async fn read_optional<T: DeserializeOwned + Default>(
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<T, ApiError> {
+    let bytes = read_json(headers, body).await?;
+    if bytes.is_empty() {
+        return Ok(T::default());
+    }
+    parse::<Option<T>>(&bytes).map(Option::unwrap_or_default)
+}
+
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(bytes).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))
+    insula_models::from_json(bytes).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))
 }
 
 /// The body, empty or declared to be JSON.
-async fn read_json(request: Request) -> Result<bytes::Bytes, ApiError> {
-    let (parts, body) = request.into_parts();
+async fn read_json(headers: &HeaderMap, body: Body) -> Result<bytes::Bytes, ApiError> {
     let bytes = read_bounded(body, MAX_JSON).await?;
     if !bytes.is_empty() {
-        require_json(&parts.headers)?;
+        require_json(headers)?;
     }
     Ok(bytes)
 }
 
-async fn read_bounded(body: Body, limit: usize) -> Result<bytes::Bytes, ApiError> {
+pub(crate) async fn read_bounded(body: Body, limit: usize) -> Result<bytes::Bytes, ApiError> {
     match Limited::new(body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(ApiError::new(

@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use insula_engine::Engine;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
@@ -31,9 +32,9 @@ const PROMPT: Duration = Duration::from_millis(500);
 /// How often a client that shut down its sending side is looked after.
 const HALF_CLOSED_CHECK: Duration = Duration::from_secs(1);
 
-/// Serves the API on `listener` until `stop` becomes true.
-pub async fn serve(listener: UnixListener, stop: watch::Receiver<bool>) {
-    accept(listener, routes::all(), stop).await;
+/// Serves the API of `engine` on `listener` until `stop` becomes true.
+pub async fn serve(listener: UnixListener, engine: Engine, stop: watch::Receiver<bool>) {
+    accept(listener, routes::all(engine), stop).await;
 }
 
 /// Serves `router` to everyone who connects until `stop` changes; then lets requests under way end

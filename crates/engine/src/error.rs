@@ -17,6 +17,9 @@ pub enum Error {
     /// The object is in a state that forbids the request.
     #[error("{0}")]
     Conflict(String),
+    /// The caller or the engine lacks the right.
+    #[error("{0}")]
+    Denied(String),
     /// This version, the host or the wall cannot do it.
     #[error("{0}")]
     Unsupported(String),
@@ -62,6 +65,7 @@ impl Kinded for Error {
             Self::InvalidArgument(_) => Kind::InvalidArgument,
             Self::NotFound(_) => Kind::NotFound,
             Self::Conflict(_) => Kind::Conflict,
+            Self::Denied(_) => Kind::Denied,
             Self::Unsupported(_) => Kind::Unsupported,
             Self::Io { source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => Kind::Denied,

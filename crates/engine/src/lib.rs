@@ -3,6 +3,8 @@
 //! Nothing here speaks HTTP and nothing forks, mounts or enters a namespace: walls are built by
 //! monitors, to which the engine speaks the task protocol.
 
+pub mod archive;
+pub mod changes;
 pub mod containers;
 mod engine;
 mod error;
@@ -11,7 +13,10 @@ pub mod exec;
 pub mod filters;
 pub mod images;
 pub mod logs;
+mod networks;
+pub mod system;
 mod task;
+mod tree;
 pub mod volumes;
 
 pub use containers::{AttachOptions, AttachTarget, AttachedStream};

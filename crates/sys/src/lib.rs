@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 pub mod bpf;
+pub mod fsid;
 pub mod inherit;
 pub mod memory;
 pub mod mount;

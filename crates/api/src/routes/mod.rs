@@ -2,17 +2,78 @@
 //! [`absent`]; everything else is `404 page not found`.
 
 mod absent;
+mod archive;
+mod attaching;
+mod containers;
+mod images;
+mod networks;
 mod ping;
+mod streams;
+mod system;
+mod volumes;
+
+use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::FromRequestParts;
+use axum::response::Response;
+use http::request::Parts;
+use http::{HeaderValue, StatusCode, header};
+use insula_engine::Engine;
+use serde::Serialize;
 
+use self::attaching::Attaching;
 use crate::error::ApiError;
+use crate::version::ApiVersion;
+
+/// What every route has at hand.
+#[derive(Debug, Clone)]
+pub(crate) struct Api {
+    engine: Engine,
+    attaching: Arc<Attaching>,
+}
+
+type Answer = Result<Response, ApiError>;
 
 /// Every route.
-pub(crate) fn all() -> Router {
+pub(crate) fn all(engine: Engine) -> Router {
     Router::new()
         .merge(ping::routes())
+        .merge(system::routes())
+        .merge(containers::routes())
+        .merge(streams::routes())
+        .merge(archive::routes())
+        .merge(images::routes())
+        .merge(volumes::routes())
+        .merge(networks::routes())
         .merge(absent::routes())
         .fallback(async || ApiError::no_page())
         .method_not_allowed_fallback(async || ApiError::no_page())
+        .with_state(Api { engine, attaching: Arc::default() })
+}
+
+/// The version of the API that the request speaks.
+#[derive(Debug, Clone, Copy)]
+struct Version(ApiVersion);
+
+impl<S: Send + Sync> FromRequestParts<S> for Version {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
+        Ok(Self(parts.extensions.get().copied().unwrap_or(ApiVersion::MAX)))
+    }
+}
+
+fn json<T: Serialize + ?Sized>(document: &T) -> Answer {
+    json_with(StatusCode::OK, document)
+}
+
+fn json_with<T: Serialize + ?Sized>(status: StatusCode, document: &T) -> Answer {
+    let mut bytes = serde_json::to_vec(document)
+        .map_err(|error| ApiError::internal(format!("write the answer: {error}")))?;
+    bytes.push(b'\n');
+    let mut response = Response::new(bytes.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
 }

@@ -5,6 +5,7 @@ pub(crate) mod describe;
 mod filter;
 mod progress;
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ pub use self::progress::ProgressSender;
 use self::progress::Reporter;
 use crate::events::{EventType, Events};
 use crate::filters::Filters;
-use crate::{Error, Result, blocking};
+use crate::{Engine, Error, Result, blocking};
 
 /// The images of one engine.
 #[derive(Debug, Clone)]
@@ -171,6 +172,15 @@ impl Images {
         .await
     }
 
+    /// Bytes of all layers, shared ones counted once.
+    pub fn layers_size(&self) -> Result<i64> {
+        let mut layers = BTreeMap::new();
+        for image in self.store.images().list()? {
+            layers.extend(image.layers.into_iter().map(|layer| (layer.chain_id, layer.size)));
+        }
+        Ok(layers.into_values().sum::<u64>().try_into().unwrap_or(i64::MAX))
+    }
+
     fn removed(&self, image: &Digest, step: Removal) -> ImageDeleteItem {
         match step {
             Removal::Untagged(reference) => {
@@ -190,6 +200,16 @@ impl Images {
     fn publish(&self, action: &str, id: &Digest, name: &str) {
         let attributes = Labels::from([("name".to_owned(), name.to_owned())]);
         self.events.publish(EventType::Image, action, id.as_str(), attributes);
+    }
+}
+
+impl Engine {
+    /// Removes a name of an image, and the image with its last one; with `force` also one that stopped
+    /// containers use.
+    pub async fn remove_image(&self, name: &str, force: bool) -> Result<Vec<ImageDeleteItem>> {
+        let engine = self.clone();
+        let force = if force { Force::Yes } else { Force::No };
+        self.images().remove(name, force, move |owner| engine.is_running(owner)).await
     }
 }
 

@@ -15,6 +15,8 @@ use tokio::net::unix::pipe;
 
 use self::file::LogFiles;
 pub use self::file::{LogLine, Stream};
+use crate::containers::LogSource;
+use crate::{Engine, Error, Result};
 
 /// Bytes of output that are handed out at once, more or less.
 const BATCH: usize = 64 << 10;
@@ -133,6 +135,19 @@ fn either(ended: Ended, until: Timestamp) -> Ended {
         // Longer than the deadline is no error: it is the deadline.
         let _ = tokio::time::timeout(left, ended).await;
     })
+}
+
+impl Engine {
+    /// The records of a container's log that were asked for.
+    pub async fn open_log(&self, source: LogSource, options: LogOptions) -> Result<LogStream> {
+        match source.path {
+            Some(path) => LogStream::open(&path, options, source.ended)
+                .await
+                .map_err(|error| Error::io("read the log", &path, error)),
+            // Docker refuses to read what the driver `none` never kept.
+            None => Err(Error::Unsupported("configured logging driver does not support reading".to_owned())),
+        }
+    }
 }
 
 struct Batch {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod,
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod,
     fchown, fsetxattr, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, statat, symlinkat,
     utimensat,
 };
@@ -172,11 +172,21 @@ pub(super) fn set_attributes(spot: Spot<'_>, entry: &Entry) -> Result<()> {
         check_attribute(spot.path, name, set)?;
     }
     if entry.kind != EntryKind::SymbolicLink {
-        // What was made just now is no symbolic link, and nobody else writes here.
-        chmodat(spot.parent, spot.name, mode(entry), AtFlags::empty())
-            .map_err(|e| spot.failed("chmod", e))?;
+        change_mode(spot, mode(entry))?;
     }
     utimensat(spot.parent, spot.name, &times(entry), nofollow).map_err(|e| spot.failed("utimensat", e))
+}
+
+/// chmod(2) of what is at this place, and never of what a symbolic link at its place leads to: in a
+/// running container it may have been replaced by now.
+fn change_mode(spot: Spot<'_>, mode: Mode) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(spot.parent, spot.name, flags, Mode::empty()).map_err(|e| spot.failed("open", e))?;
+    let stat = rustix::fs::fstat(&file).map_err(|e| spot.failed("fstat", e))?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+        return Err(spot.failed("chmod", Errno::LOOP));
+    }
+    rustix::fs::chmod(format!("/proc/self/fd/{}", file.as_raw_fd()), mode).map_err(|e| spot.failed("chmod", e))
 }
 
 /// The attributes of a folder, when everything in it was made.

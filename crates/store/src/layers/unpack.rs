@@ -74,11 +74,25 @@ pub fn unpack(
     limits: &Limits,
     whiteouts: Whiteouts,
 ) -> Result<Unpacked> {
+    unpack_shifted(source, root, limits, whiteouts, 0)
+}
+
+/// As [`unpack`], with `first_id` added to every owner and group: into the root of a running container,
+/// whose id 0 is `first_id` out here. There others write at the same time.
+pub fn unpack_shifted(
+    source: impl BufRead,
+    root: BorrowedFd<'_>,
+    limits: &Limits,
+    whiteouts: Whiteouts,
+    first_id: u32,
+) -> Result<Unpacked> {
     let mut archive = Archive::new(source);
     let mut unpacking =
         Unpacking { folders: Folders::new(root), later: Vec::new(), done: Unpacked::default(), whiteouts };
     let mut bytes = 0u64;
-    while let Some(entry) = archive.next_entry()? {
+    while let Some(mut entry) = archive.next_entry()? {
+        entry.uid = shifted(&entry, entry.uid, first_id)?;
+        entry.gid = shifted(&entry, entry.gid, first_id)?;
         unpacking.done.entries += 1;
         bytes = bytes.saturating_add(archive.left());
         if unpacking.done.entries > limits.entries {
@@ -94,6 +108,10 @@ pub fn unpack(
     }
     archive.drain()?;
     unpacking.finish()
+}
+
+fn shifted(entry: &Entry, id: u32, first: u32) -> Result<u32> {
+    id.checked_add(first).ok_or_else(|| failed(&entry.path, format!("the owner {id} is beyond the range of ids"), None))
 }
 
 /// An entry with this path failed.

@@ -1,0 +1,68 @@
+//! `/containers/{id}/archive`: files out of and into a container.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use insula_engine::archive::{ArchiveChunks, WriteOptions};
+use insula_models::PathStat;
+
+use crate::error::ApiError;
+use crate::request::Params;
+use crate::routes::images::reader;
+use crate::routes::{Answer, Api};
+
+const PATH_STAT: HeaderName = HeaderName::from_static("x-docker-container-path-stat");
+
+pub(super) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/containers/{id}/archive", get(read).head(stat).put(write))
+        .route("/containers/{id}/export", get(export))
+}
+
+fn path(params: &Params) -> Result<&str, ApiError> {
+    params.text("path").ok_or_else(|| ApiError::invalid("bad parameter: 'path' cannot be empty"))
+}
+
+async fn stat(State(api): State<Api>, Path(id): Path<String>, params: Params) -> Answer {
+    let stat = api.engine.stat_path(&id, path(&params)?).await?;
+    with_stat(&stat, StatusCode::OK.into_response())
+}
+
+async fn read(State(api): State<Api>, Path(id): Path<String>, params: Params) -> Answer {
+    let (stat, archive) = api.engine.read_archive(&id, path(&params)?).await?;
+    with_stat(&stat, tar(archive))
+}
+
+async fn export(State(api): State<Api>, Path(id): Path<String>) -> Answer {
+    Ok(tar(api.engine.export_container(&id).await?))
+}
+
+/// An error in the middle cuts the connection, so that nobody takes a part for the whole.
+fn tar(archive: ArchiveChunks) -> Response {
+    let chunks = futures_util::stream::unfold(archive, |mut archive| async move {
+        let chunk = archive.recv().await?;
+        Some((chunk, archive))
+    });
+    let mut response = Response::new(Body::from_stream(chunks));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar"));
+    response
+}
+
+async fn write(State(api): State<Api>, Path(id): Path<String>, params: Params, body: Body) -> Answer {
+    let options = WriteOptions { keep_kinds: params.flag("noOverwriteDirNonDir") };
+    api.engine.write_archive(&id, path(&params)?, reader(body), options).await?;
+    Ok(StatusCode::OK.into_response())
+}
+
+fn with_stat(stat: &PathStat, mut response: Response) -> Answer {
+    let document = serde_json::to_vec(stat).unwrap_or_default();
+    let value = HeaderValue::try_from(STANDARD.encode(document))
+        .map_err(|error| ApiError::internal(format!("describe the path: {error}")))?;
+    response.headers_mut().insert(PATH_STAT, value);
+    Ok(response)
+}

@@ -1,0 +1,165 @@
+//! What a workload writes and reads: logs, attach, exec, statistics.
+
+use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use http::{StatusCode, header};
+use insula_base::chain;
+use insula_engine::filters::parse_moment;
+use insula_engine::logs::{LogLine, LogOptions, LogStream, Stream};
+use insula_engine::{AttachOptions, AttachedStream};
+use insula_models::{ExecCreateRequest, ExecStartRequest};
+
+use crate::error::ApiError;
+use crate::hijack::{self, Framing, Taken, Takeover};
+use crate::request::{Json, Params, read_optional};
+use crate::routes::containers::size;
+use crate::routes::{Answer, Api, Version, json, json_with};
+use crate::stream;
+
+pub(super) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/containers/{id}/logs", get(logs))
+        .route("/containers/{id}/attach", post(attach))
+        .route("/containers/{id}/attach/ws", get(async || ApiError::unsupported(NO_WEBSOCKET)))
+        .route("/containers/{id}/exec", post(create_exec))
+        .route("/exec/{id}/start", post(start_exec))
+        .route("/exec/{id}/resize", post(resize_exec))
+        .route("/exec/{id}/json", get(inspect_exec))
+}
+
+const NO_WEBSOCKET: &str =
+    "attaching over a WebSocket is not available in this version: use POST /containers/{id}/attach";
+
+async fn logs(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Version(version): Version,
+    params: Params,
+) -> Answer {
+    let (stdout, stderr) = (params.flag("stdout"), params.flag("stderr"));
+    if !(stdout || stderr) {
+        return Err(ApiError::invalid("Bad parameters: you must choose at least one stream"));
+    }
+    let moment = |name: &str| {
+        // Zero is how clients write that they want none.
+        params.text(name).filter(|text| *text != "0").map(parse_moment).transpose()
+    };
+    let options = LogOptions {
+        stdout,
+        stderr,
+        since: moment("since")?,
+        until: moment("until")?,
+        // What is no number means all, `all` being one such.
+        tail: params.text("tail").and_then(|tail| tail.parse().ok()),
+        follow: params.flag("follow"),
+    };
+    let source = api.engine.log_source(&id)?;
+    let framing = Framing::of_tty(source.tty);
+    let log = api.engine.open_log(source, options).await?;
+    let timestamps = params.flag("timestamps");
+    let body = stream::chunks(log, move |log| next_lines(log, framing, timestamps));
+    let mut response = Response::new(body);
+    response.headers_mut().insert(header::CONTENT_TYPE, framing.content_type(version));
+    Ok(response)
+}
+
+async fn next_lines(mut log: LogStream, framing: Framing, timestamps: bool) -> Option<(Bytes, LogStream)> {
+    let mut bytes = Vec::new();
+    match log.next().await? {
+        Ok(lines) => lines.iter().for_each(|line| write_line(&mut bytes, line, framing, timestamps)),
+        Err(error) => bytes = hijack::failure(framing, &format!("reading the log: {error}")),
+    }
+    Some((bytes.into(), log))
+}
+
+fn write_line(out: &mut Vec<u8>, line: &LogLine, framing: Framing, timestamps: bool) {
+    // Nine digits always, as Docker prints them.
+    let stamp = if timestamps { format!("{:.9} ", line.time) } else { String::new() };
+    if framing == Framing::Multiplexed {
+        let number = match line.stream {
+            Stream::Stdout => 1,
+            Stream::Stderr => 2,
+        };
+        let length = u32::try_from(stamp.len() + line.bytes.len()).unwrap_or(u32::MAX);
+        out.extend_from_slice(&[number, 0, 0, 0]);
+        out.extend_from_slice(&length.to_be_bytes());
+    }
+    out.extend_from_slice(stamp.as_bytes());
+    out.extend_from_slice(&line.bytes);
+}
+
+async fn attach(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Version(version): Version,
+    params: Params,
+    request: Request,
+) -> Answer {
+    let options = AttachOptions {
+        stdin: params.flag("stdin"),
+        stdout: params.flag("stdout"),
+        stderr: params.flag("stderr"),
+        logs: params.flag("logs"),
+        stream: params.flag("stream"),
+        detach_keys: params.text("detachKeys").map(str::to_owned),
+    };
+    let target = api.engine.attach_target(&id).await?;
+    let framing = Framing::of_tty(target.tty);
+    // A start that follows the answer waits until the connection has arrived.
+    let pending = api.attaching.begin([id, target.id.to_string()]);
+    let takeover = Takeover::of(request);
+    takeover.answer(framing, version, move |taken| async move {
+        let told = taken.descriptor.try_clone();
+        let result = api.engine.attach(target.id.as_str(), options, attached(taken)).await;
+        drop(pending);
+        if let Err(error) = result {
+            hijack::tell(told, framing, &chain(&error)).await;
+        }
+    })
+}
+
+async fn create_exec(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Json(request): Json<ExecCreateRequest>,
+) -> Answer {
+    json_with(StatusCode::CREATED, &api.engine.create_exec(&id, request).await?)
+}
+
+async fn start_exec(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Version(version): Version,
+    mut request: Request,
+) -> Answer {
+    let body = std::mem::take(request.body_mut());
+    let start: ExecStartRequest = read_optional(request.headers(), body).await?;
+    if start.detach {
+        api.engine.start_exec(&id, start, None).await?;
+        return Ok(StatusCode::OK.into_response());
+    }
+    let framing = Framing::of_tty(api.engine.exec_target(&id).await?.tty);
+    Takeover::of(request).answer(framing, version, move |taken| async move {
+        let told = taken.descriptor.try_clone();
+        if let Err(error) = api.engine.start_exec(&id, start, Some(attached(taken))).await {
+            hijack::tell(told, framing, &chain(&error)).await;
+        }
+    })
+}
+
+fn attached(taken: Taken) -> AttachedStream {
+    AttachedStream { descriptor: taken.descriptor, already_read: taken.already_read }
+}
+
+async fn resize_exec(State(api): State<Api>, Path(id): Path<String>, params: Params) -> Answer {
+    let (rows, columns) = size(&params)?;
+    api.engine.resize_exec(&id, rows, columns).await?;
+    Ok(StatusCode::OK.into_response())
+}
+
+async fn inspect_exec(State(api): State<Api>, Path(id): Path<String>) -> Answer {
+    json(&api.engine.inspect_exec(&id).await?)
+}

@@ -1,0 +1,143 @@
+//! Files of containers by the names that clients call them.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+
+use insula_models::{ChangeItem, PathStat};
+use tokio::sync::mpsc;
+
+use super::{Files, Root, WriteOptions};
+use crate::changes::{ChangesRequest, changes};
+use crate::containers::ContainerFiles;
+use crate::{Engine, Error, Result, blocking};
+
+/// Bytes of one chunk of an archive, and how many may wait for a slow client.
+const CHUNK: usize = 64 << 10;
+const WAITING: usize = 4;
+/// What every container has mounted.
+const MOUNTED: [&str; 3] = ["/dev", "/proc", "/sys"];
+
+/// An archive as it is made; an error ends it early.
+pub type ArchiveChunks = mpsc::Receiver<io::Result<Vec<u8>>>;
+
+impl Engine {
+    /// What is at `path` in the container.
+    pub async fn stat_path(&self, reference: &str, path: &str) -> Result<PathStat> {
+        let (files, path) = (self.files(reference)?, path.to_owned());
+        blocking(move || files.stat(&path)).await
+    }
+
+    /// What is at `path`, described and as a tar.
+    pub async fn read_archive(&self, reference: &str, path: &str) -> Result<(PathStat, ArchiveChunks)> {
+        let stat = self.stat_path(reference, path).await?;
+        let id = self.container_files(reference)?.id;
+        let (files, path) = (self.files(reference)?, path.to_owned());
+        let chunks = produce(move |out| files.read(&path, out));
+        self.publish_container(&id, "archive-path");
+        Ok((stat, chunks))
+    }
+
+    /// Unpacks a tar into the folder at `path`.
+    pub async fn write_archive(
+        &self,
+        reference: &str,
+        path: &str,
+        archive: impl Read + Send + 'static,
+        options: WriteOptions,
+    ) -> Result<()> {
+        let id = self.container_files(reference)?.id;
+        let (files, path) = (self.files(reference)?, path.to_owned());
+        blocking(move || files.write(&path, archive, options)).await?;
+        self.publish_container(&id, "extract-to-dir");
+        Ok(())
+    }
+
+    /// The container's root file system as a tar, without what is mounted in it.
+    pub async fn export_container(&self, reference: &str) -> Result<ArchiveChunks> {
+        let found = self.container_files(reference)?;
+        let id = found.id.clone();
+        let files = Files {
+            root: stopped(&found),
+            mounts: Vec::new(),
+            container: reference.to_owned(),
+            readonly: false,
+        };
+        let chunks = produce(move |out| files.export(out));
+        self.publish_container(&id, "export");
+        Ok(chunks)
+    }
+
+    /// What the container changed of its image.
+    pub async fn container_changes(&self, reference: &str) -> Result<Vec<ChangeItem>> {
+        let files = self.container_files(reference)?;
+        let targets = files.mounts.iter().map(|mount| mount.target.as_str()).chain(MOUNTED);
+        let ignored: BTreeSet<PathBuf> =
+            targets.chain(files.hidden.iter().map(String::as_str)).map(PathBuf::from).collect();
+        let request = ChangesRequest { upper: files.upper, lower: files.layers, ignored };
+        blocking(move || changes(&request)).await
+    }
+
+    fn files(&self, reference: &str) -> Result<Files> {
+        let found = self.container_files(reference)?;
+        let root = match found.pid {
+            Some(pid) => Root::Running {
+                root: PathBuf::from(format!("/proc/{pid}/root")),
+                first_id: found.ids.map_or(0, |(first, _)| first),
+            },
+            None => stopped(&found),
+        };
+        let folder = |source: Option<PathBuf>| source.filter(|source| source.is_dir());
+        let mounts = found
+            .mounts
+            .into_iter()
+            .filter_map(|mount| Some((PathBuf::from(mount.target), folder(mount.source)?)))
+            .collect();
+        Ok(Files { container: reference.to_owned(), root, mounts, readonly: found.readonly })
+    }
+}
+
+fn stopped(files: &ContainerFiles) -> Root {
+    Root::Stopped { upper: files.upper.clone(), lower: files.layers.clone(), hidden: files.hidden.clone() }
+}
+
+/// Runs `work` on a thread that may block; what it writes is received, and an error at the end.
+fn produce(work: impl FnOnce(&mut ChunkWriter) -> Result<()> + Send + 'static) -> ArchiveChunks {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    tokio::task::spawn_blocking(move || {
+        let mut out = ChunkWriter { sender, buffer: Vec::with_capacity(CHUNK) };
+        let worked = work(&mut out)
+            .and_then(|()| out.flush().map_err(|error| Error::Internal(format!("send an archive: {error}"))));
+        if let Err(error) = worked {
+            let message = insula_base::chain(&error);
+            tracing::info!(error = message, "an archive was not completed");
+            // The client may have gone, which is then the reason.
+            let _ = out.sender.blocking_send(Err(io::Error::other(message)));
+        }
+    });
+    receiver
+}
+
+struct ChunkWriter {
+    sender: mpsc::Sender<io::Result<Vec<u8>>>,
+    buffer: Vec<u8>,
+}
+
+impl Write for ChunkWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(CHUNK - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..taken]);
+        if self.buffer.len() == CHUNK {
+            self.flush()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let chunk = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK));
+        self.sender.blocking_send(Ok(chunk)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}

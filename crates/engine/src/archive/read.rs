@@ -1,0 +1,170 @@
+//! From a tree to a tar.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{FileType, Stat, major, minor};
+use rustix::io::Errno;
+use tar::{Builder, EntryType, Header};
+
+use super::base_name;
+use super::stat::{modified, stat_of};
+use crate::tree::{Dir, Entry, Place, Tree};
+use crate::{Error, Result};
+
+/// Deeper trees are not walked: each level holds descriptors.
+const DEPTH_MAX: usize = 1024;
+/// What fits into a header; longer names go into an extension of their own.
+const NAME_MAX: usize = 100;
+
+/// Writes what is at `place`; names begin with the last part of `path`, with a slash for the root.
+pub(super) fn pack(tree: &Tree, place: &Place, path: &str, out: impl Write) -> Result<()> {
+    let mut packing = Packing { tree, tar: Builder::new(out), links: BTreeMap::new() };
+    let base = base_name(path);
+    match (place.dir(), place.parent(), &place.entry) {
+        (Some(dir), _, _) => {
+            let stat = stat_of(place, path)?;
+            packing.folder(base.as_bytes(), &place.path, &stat, dir, 0)?;
+        }
+        (None, Some(parent), Some(entry)) => {
+            packing.leaf(base.as_bytes(), &place.path, parent, &place.name, entry)?;
+        }
+        _ => return Err(Error::io("look up", &place.path, Errno::NOENT)),
+    }
+    packing.tar.finish().map_err(|error| Error::io("write the archive of", &place.path, error))
+}
+
+/// Writes what is below the root.
+pub(super) fn pack_root(tree: &Tree, root: &Place, out: impl Write) -> Result<()> {
+    let mut packing = Packing { tree, tar: Builder::new(out), links: BTreeMap::new() };
+    let dir = root.dir().ok_or_else(|| Error::io("look up", &root.path, Errno::NOENT))?;
+    packing.content(b"", &root.path, dir, 0)?;
+    packing.tar.finish().map_err(|error| Error::io("write the archive of", &root.path, error))
+}
+
+struct Packing<'a, W: Write> {
+    tree: &'a Tree,
+    tar: Builder<W>,
+    /// Files with several names: the name that has the content.
+    links: BTreeMap<(u64, u64), Vec<u8>>,
+}
+
+impl<W: Write> Packing<'_, W> {
+    fn folder(&mut self, name: &[u8], path: &Path, stat: &Stat, dir: &Dir, depth: usize) -> Result<()> {
+        let name = if name.ends_with(b"/") { name.to_vec() } else { [name, b"/"].concat() };
+        let mut header = self.header(stat, EntryType::Directory);
+        self.write(&mut header, &name, &[], path, io::empty())?;
+        self.content(&name, path, dir, depth)
+    }
+
+    /// What is in a folder; `name` ends with a slash or is empty.
+    fn content(&mut self, name: &[u8], path: &Path, dir: &Dir, depth: usize) -> Result<()> {
+        let fail = |error: Errno| Error::io("read the folder", path, error);
+        if depth > DEPTH_MAX {
+            return Err(fail(Errno::NAMETOOLONG));
+        }
+        for child in dir.names().map_err(fail)? {
+            // What went away meanwhile is left out.
+            let Some(entry) = self.tree.look(dir, path, &child).map_err(fail)? else { continue };
+            let (inner, at) = ([name, child.as_bytes()].concat(), path.join(&child));
+            match &entry.dir {
+                Some(inside) => self.folder(&inner, &at, &entry.stat, inside, depth + 1)?,
+                None => self.leaf(&inner, &at, dir, &child, &entry)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn leaf(&mut self, name: &[u8], path: &Path, dir: &Dir, child: &OsStr, entry: &Entry) -> Result<()> {
+        let stat = &entry.stat;
+        match entry.kind() {
+            FileType::RegularFile => return self.file(name, path, dir, child, entry),
+            FileType::Symlink => {
+                let target =
+                    dir.read_link(child, entry).map_err(|error| Error::io("readlink", path, error))?;
+                let mut header = self.header(stat, EntryType::Symlink);
+                return self.write(&mut header, name, target.as_bytes(), path, io::empty());
+            }
+            _ => {}
+        }
+        let kind = match entry.kind() {
+            FileType::CharacterDevice => EntryType::Char,
+            FileType::BlockDevice => EntryType::Block,
+            FileType::Fifo => EntryType::Fifo,
+            // An archive has no sockets.
+            _ => return Ok(()),
+        };
+        let mut header = self.header(stat, kind);
+        let number = |error| Error::io("write the device number of", path, error);
+        header.set_device_major(major(stat.st_rdev)).map_err(number)?;
+        header.set_device_minor(minor(stat.st_rdev)).map_err(number)?;
+        self.write(&mut header, name, &[], path, io::empty())
+    }
+
+    fn file(&mut self, name: &[u8], path: &Path, dir: &Dir, child: &OsStr, entry: &Entry) -> Result<()> {
+        let identity = (entry.stat.st_dev, entry.stat.st_ino);
+        if let Some(first) = self.links.get(&identity) {
+            let first = first.clone();
+            let mut header = self.header(&entry.stat, EntryType::Link);
+            return self.write(&mut header, name, &first, path, io::empty());
+        }
+        let fail = |error: Errno| Error::io("open", path, error);
+        let opened = match dir.open(child, entry) {
+            Ok(opened) => opened,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(fail(error)),
+        };
+        // It may have been replaced since it was looked at.
+        let stat = rustix::fs::fstat(&opened).map_err(fail)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Ok(());
+        }
+        if stat.st_nlink > 1 {
+            self.links.insert(identity, name.to_vec());
+        }
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let mut header = self.header(&stat, EntryType::Regular);
+        header.set_size(size);
+        // A file that shrinks is filled up with zeros, one that grows is cut: the header is out.
+        let content = File::from(opened).chain(io::repeat(0)).take(size);
+        self.write(&mut header, name, &[], path, content)
+    }
+
+    fn header(&self, stat: &Stat, kind: EntryType) -> Header {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(stat.st_mode & 0o7777);
+        header.set_uid(self.tree.inside(stat.st_uid).into());
+        header.set_gid(self.tree.inside(stat.st_gid).into());
+        header.set_mtime(u64::try_from(modified(stat).as_second()).unwrap_or(0));
+        header.set_size(0);
+        header
+    }
+
+    fn write(
+        &mut self,
+        header: &mut Header,
+        name: &[u8],
+        link: &[u8],
+        path: &Path,
+        content: impl Read,
+    ) -> Result<()> {
+        let fail = |error: io::Error| Error::io("write the archive of", path, error);
+        let extensions = [("path", name), ("linkpath", link)];
+        let long: Vec<_> = extensions.into_iter().filter(|(_, text)| text.len() > NAME_MAX).collect();
+        if !long.is_empty() {
+            self.tar.append_pax_extensions(long).map_err(fail)?;
+        }
+        let fields = header.as_old_mut();
+        for (field, text) in [(&mut fields.name, name), (&mut fields.linkname, link)] {
+            let length = text.len().min(NAME_MAX);
+            field[..length].copy_from_slice(&text[..length]);
+        }
+        header.set_cksum();
+        self.tar.append(header, content).map_err(fail)
+    }
+}

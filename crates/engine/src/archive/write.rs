@@ -1,0 +1,68 @@
+//! From a tar into a tree.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use flate2::bufread::MultiGzDecoder;
+use insula_store::layers::{Limits, Whiteouts, unpack_shifted};
+use rustix::io::Errno;
+
+use super::WriteOptions;
+use crate::tree::{Place, Tree};
+use crate::{Error, Result};
+
+const BUFFER: usize = 128 << 10;
+
+/// Unpacks `archive` into the folder at `place`.
+pub(super) fn unpack(
+    tree: &Tree,
+    place: &mut Place,
+    archive: impl Read + Send,
+    options: WriteOptions,
+) -> Result<()> {
+    if options.keep_kinds {
+        return Err(Error::Unsupported("noOverwriteDirNonDir is not available in this version".to_owned()));
+    }
+    let folder = writable(tree, place)?;
+    let source = decompressed(BufReader::with_capacity(BUFFER, archive))?;
+    let first_id = tree.first_id();
+    if first_id == 0 {
+        return extract(source, folder.as_fd(), 0);
+    }
+    // A thread of its own: it takes the ids of the container's root and never gives them back.
+    std::thread::scope(|scope| {
+        let work = scope.spawn(|| {
+            insula_sys::fsid::make_files_as(first_id, first_id)
+                .map_err(|error| Error::io("act as the container's root on", &place.path, error))?;
+            extract(source, folder.as_fd(), first_id)
+        });
+        work.join().unwrap_or_else(|_| Err(Error::Internal("the unpacking thread ended".to_owned())))
+    })
+}
+
+fn extract(source: Box<dyn BufRead + Send + '_>, folder: BorrowedFd<'_>, first_id: u32) -> Result<()> {
+    unpack_shifted(source, folder, &Limits::default(), Whiteouts::Ordinary, first_id)?;
+    Ok(())
+}
+
+/// The folder to write in: that of the writable layer, copied up where it is the image's.
+fn writable(tree: &Tree, place: &mut Place) -> Result<OwnedFd> {
+    let fail = |error: Errno, path: &std::path::Path| Error::io("copy up", path, error);
+    let path = place.path.clone();
+    tree.copy_up(place).map_err(|error| fail(error, &path))?;
+    let folder = place.dir().and_then(|dir| dir.upper()).ok_or_else(|| fail(Errno::NOENT, &path))?;
+    rustix::io::fcntl_dupfd_cloexec(folder, 0).map_err(|error| fail(error, &path))
+}
+
+/// Plain or gzip, told by the first bytes.
+fn decompressed<'a>(mut source: impl BufRead + Send + 'a) -> Result<Box<dyn BufRead + Send + 'a>> {
+    let head =
+        source.fill_buf().map_err(|error| Error::InvalidArgument(format!("reading the archive: {error}")))?;
+    match head {
+        [0x1f, 0x8b, ..] => Ok(Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(source)))),
+        [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', b'X', b'Z', ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            Err(Error::Unsupported("the archive has to be plain or compressed with gzip".to_owned()))
+        }
+        _ => Ok(Box::new(source)),
+    }
+}
