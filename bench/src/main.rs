@@ -1,1 +1,137 @@
-fn main() {}
+//! Runs insula and the peers that this machine has, interleaved in one run, and writes what it
+//! saw: medians, spread, ratios. Nothing here passes or fails.
+//!
+//! Everything happens in a network namespace of its own, so that no peer's bridge or firewall
+//! rule reaches the host; each peer's state is in a temporary folder, and its daemon ends by pid.
+
+mod bundle;
+mod daemon;
+mod engine;
+mod facts;
+mod image;
+mod memory;
+mod peer;
+mod report;
+mod sample;
+mod worker;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, bail};
+
+use crate::peer::{Peer, Scenario};
+use crate::report::Report;
+
+const USAGE: &str = "usage: insula-bench [--rounds N] [--short] [--only NAME,NAME] [--out FILE]
+
+Compares insula (programs from INSULA_BIN_DIR) with docker, podman, crun and runc, as far as they
+are installed, and writes bench/RESULTS.md. Needs root.";
+
+struct Options {
+    rounds: usize,
+    only: Option<Vec<String>>,
+    out: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == worker::FLAG) {
+        return worker::serve();
+    }
+    let options = options(&arguments)?;
+    if !rustix::process::geteuid().is_root() {
+        bail!("the engines make namespaces and networks: run it as root");
+    }
+    if std::env::var_os(INSIDE).is_none() {
+        return reenter(&arguments);
+    }
+    let folder = tempfile::Builder::new().prefix("insula-bench-").tempdir().context("make a folder")?;
+    let mut peers = peer::all(folder.path(), options.only.as_deref())?;
+    let result = compare(&mut peers, options.rounds);
+    for peer in &mut peers {
+        peer.clean();
+    }
+    let report = result?;
+    std::fs::write(&options.out, report.to_string())
+        .with_context(|| format!("write {}", options.out.display()))?;
+    eprintln!("bench: wrote {}", options.out.display());
+    Ok(())
+}
+
+fn options(arguments: &[String]) -> anyhow::Result<Options> {
+    let mut options = Options { rounds: 15, only: None, out: "bench/RESULTS.md".into() };
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        let mut value = || rest.next().with_context(|| format!("{argument} takes a value\n{USAGE}"));
+        match argument.as_str() {
+            "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
+            "--short" => options.rounds = 3,
+            "--only" => options.only = Some(value()?.split(',').map(str::to_owned).collect()),
+            "--out" => options.out = value()?.into(),
+            other => bail!("unknown argument {other}\n{USAGE}"),
+        }
+    }
+    Ok(options)
+}
+
+const INSIDE: &str = "INSULA_BENCH_INSIDE";
+
+/// Runs this program again in a network namespace of its own.
+fn reenter(arguments: &[String]) -> anyhow::Result<()> {
+    let own = std::env::current_exe().context("find this program")?;
+    let script = "ip link set lo up && exec \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--net", "sh", "-c", script]).arg(own).args(arguments).env(INSIDE, "1");
+    let status = command.status().context("run unshare")?;
+    if status.success() { Ok(()) } else { bail!("the comparison ended with {status}") }
+}
+
+/// All rounds of all scenarios: in each round every peer has its turn in each scenario.
+fn compare(peers: &mut Vec<Box<dyn Peer>>, rounds: usize) -> anyhow::Result<Report> {
+    let mut report = Report::new(rounds);
+    ready(peers);
+    if peers.is_empty() {
+        bail!("nothing to compare is installed");
+    }
+    for peer in peers.iter_mut() {
+        report.version(peer.name(), &peer.version());
+        let memory = peer.memory()?;
+        report.memory(peer.name(), memory);
+    }
+    // One unmeasured round warms caches.
+    for round in 0..=rounds {
+        eprintln!("bench: round {round} of {rounds}");
+        for scenario in Scenario::ALL {
+            for peer in peers.iter_mut() {
+                let time = peer.time(scenario).with_context(|| format!("{} in {scenario:?}", peer.name()))?;
+                if let Some(time) = time.filter(|_| round > 0) {
+                    report.samples(scenario, peer.name()).push(time);
+                }
+            }
+        }
+    }
+    Ok(report)
+}
+
+/// Sets every peer up; one that cannot run here is left out, and it is said.
+fn ready(peers: &mut Vec<Box<dyn Peer>>) {
+    peers.retain_mut(|peer| match peer.prepare() {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("bench: {} is left out: {error:#}", peer.name());
+            peer.clean();
+            false
+        }
+    });
+}

@@ -13,13 +13,13 @@ use crate::{daemon, printer};
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Globals {
     /// Daemon to talk to: unix://PATH [default: insula.sock in the run folder]
-    #[arg(short = 'H', long, env = env::HOST, value_name = "ADDRESS")]
+    #[arg(short = 'H', long, env = env::HOST, hide_env_values = true, value_name = "ADDRESS")]
     pub(crate) host: Option<String>,
     /// Folder of images, containers and volumes, for a daemon that is started on the way
-    #[arg(long, env = env::ROOT, value_name = "FOLDER", default_value = env::DEFAULT_ROOT, id = "globals_root")]
+    #[arg(long, env = env::ROOT, hide_env_values = true, value_name = "FOLDER", default_value = env::DEFAULT_ROOT, id = "globals_root")]
     pub(crate) root: PathBuf,
     /// Folder of the daemon's socket and of what lives no longer than the machine is up
-    #[arg(long, env = env::RUN, value_name = "FOLDER", default_value = env::DEFAULT_RUN, id = "globals_run")]
+    #[arg(long, env = env::RUN, hide_env_values = true, value_name = "FOLDER", default_value = env::DEFAULT_RUN, id = "globals_run")]
     pub(crate) run: PathBuf,
     /// Say what is done; a daemon that is started on the way logs everything
     #[arg(short = 'D', long, id = "globals_debug")]

@@ -54,7 +54,8 @@ pub(crate) fn build(plan: &ContainerPlan) -> Result<OwnedFd> {
 fn tmpfs(owner: u32) -> Result<OwnedFd> {
     let fs = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).context("fsopen", "tmpfs")?;
     let owner = owner.to_string();
-    for (key, value) in [("mode", "755"), ("size", "64k"), ("uid", &owner), ("gid", &owner)] {
+    let options = [("source", "tmpfs"), ("mode", "755"), ("size", "64k"), ("uid", &owner), ("gid", &owner)];
+    for (key, value) in options {
         rustix::mount::fsconfig_set_string(&fs, key, value).context("fsconfig", key)?;
     }
     rustix::mount::fsconfig_create(&fs).context("fsconfig", "to create a tmpfs")?;

@@ -54,12 +54,13 @@ pub fn exec(target: &Target<'_>, exec: &ExecPlan<'_>, entry: &Entry) -> Result<E
         Report::Process { pid, pidfd } => Guard(Some(Cloned { pid, pidfd })),
         _ => return Err(Error::Lost),
     };
-    drop(between);
     let Some(Cloned { pid, .. }) = child.0 else { return Err(Error::Lost) };
     let mut warnings = confinement.apply_from_outside(pid, exec.process)?;
     warnings.extend(confinement.warnings);
     outside.order(&Order::Start)?;
     let streams = listen(&outside, streams)?;
+    // It ended long ago; reaping it is kept off the way to the program.
+    drop(between);
     let Cloned { pid, pidfd } = child.disarm()?;
     Ok(Executed { pid, pidfd, streams, warnings })
 }

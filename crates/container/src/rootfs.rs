@@ -51,7 +51,9 @@ fn overlay(
         rustix::mount::fsconfig_set_fd(&fs, "workdir", &writable.work).map_err(too_old)?;
     }
     // Image layers must not be able to point elsewhere by extended attributes.
-    for (key, value) in [("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off")] {
+    for (key, value) in
+        [("source", "overlay"), ("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off")]
+    {
         rustix::mount::fsconfig_set_string(&fs, key, value).context("fsconfig", key)?;
     }
     // overlayfs works on the writable layer as who made it: that must be someone whom a mapped layer

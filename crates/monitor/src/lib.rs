@@ -17,3 +17,8 @@ mod streams;
 
 pub use error::{Error, Result};
 pub use serve::Monitor;
+
+/// Says on standard error, which is the daemon's, what went wrong without ending the monitor.
+pub(crate) fn report(what: &str, error: &dyn std::error::Error) {
+    eprintln!("insula-monitor[{}]: {what}: {}", std::process::id(), insula_base::chain(error));
+}

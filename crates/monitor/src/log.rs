@@ -38,6 +38,8 @@ pub(crate) struct Log {
     open: [Vec<u8>; 2],
     /// Lines being put together, kept to reuse its memory.
     batch: Vec<u8>,
+    /// The last write failed: said once, not for every line.
+    failing: bool,
 }
 
 impl Log {
@@ -49,12 +51,15 @@ impl Log {
                 Some(Rotated::open(path.clone(), *max_size, *max_files)?)
             }
         };
-        Ok(Self { file, open: [Vec::new(), Vec::new()], batch: Vec::new() })
+        Ok(Self { file, open: [Vec::new(), Vec::new()], batch: Vec::new(), failing: false })
     }
 
-    /// Takes a piece of output. Whole lines are written at once, a rest is kept for later.
-    pub(crate) fn take(&mut self, stream: Stream, mut bytes: &[u8]) -> Result<()> {
-        let Some(file) = &mut self.file else { return Ok(()) };
+    /// Takes a piece of output. Whole lines are written at once, a rest is kept for later. What cannot be
+    /// written (a full disk) is lost to the log, and said; the container goes on.
+    pub(crate) fn take(&mut self, stream: Stream, mut bytes: &[u8]) {
+        if self.file.is_none() {
+            return;
+        }
         let time = clock::rfc3339(clock::now());
         let open = &mut self.open[stream as usize];
         self.batch.clear();
@@ -70,12 +75,11 @@ impl Log {
             bytes = rest;
         }
         open.extend_from_slice(bytes);
-        if self.batch.is_empty() { Ok(()) } else { file.append(&self.batch) }
+        self.write_batch();
     }
 
     /// Writes what no line end followed. At the end of the stream.
-    pub(crate) fn finish(&mut self) -> Result<()> {
-        let Some(file) = &mut self.file else { return Ok(()) };
+    pub(crate) fn finish(&mut self) {
         let time = clock::rfc3339(clock::now());
         self.batch.clear();
         for stream in [Stream::Stdout, Stream::Stderr] {
@@ -84,7 +88,23 @@ impl Log {
                 entry(&mut self.batch, &open, stream, &time);
             }
         }
-        if self.batch.is_empty() { Ok(()) } else { file.append(&self.batch) }
+        self.write_batch();
+    }
+
+    fn write_batch(&mut self) {
+        let Some(file) = &mut self.file else { return };
+        if self.batch.is_empty() {
+            return;
+        }
+        match file.append(&self.batch) {
+            Ok(()) => self.failing = false,
+            Err(error) => {
+                if !self.failing {
+                    crate::report("output is lost to the log", &error);
+                }
+                self.failing = true;
+            }
+        }
     }
 
     /// Gives back the memory of a burst.
@@ -232,11 +252,11 @@ mod tests {
     fn lines_are_entries_and_streams_do_not_mix() {
         let folder = Folder::new();
         let mut log = folder.log(0, 1);
-        log.take(Stream::Stdout, b"one\ntw").unwrap();
-        log.take(Stream::Stderr, b"err\n").unwrap();
-        log.take(Stream::Stdout, b"o\n\x01\"\\\xff\n").unwrap();
-        log.take(Stream::Stdout, b"rest").unwrap();
-        log.finish().unwrap();
+        log.take(Stream::Stdout, b"one\ntw");
+        log.take(Stream::Stderr, b"err\n");
+        log.take(Stream::Stdout, b"o\n\x01\"\\\xff\n");
+        log.take(Stream::Stdout, b"rest");
+        log.finish();
         let found: Vec<_> = folder
             .lines("x.log")
             .iter()
@@ -258,9 +278,9 @@ mod tests {
         let mut log = folder.log(0, 1);
         let line = vec![b'x'; LONGEST_LINE * 2 + 10];
         for piece in line.chunks(7000) {
-            log.take(Stream::Stdout, piece).unwrap();
+            log.take(Stream::Stdout, piece);
         }
-        log.finish().unwrap();
+        log.finish();
         let lengths: Vec<_> =
             folder.lines("x.log").iter().map(|l| l["log"].as_str().unwrap().len()).collect();
         assert_eq!(lengths, [LONGEST_LINE, LONGEST_LINE, 10]);
@@ -272,7 +292,7 @@ mod tests {
             let folder = Folder::new();
             let mut log = folder.log(200, files);
             for n in 0..20 {
-                log.take(Stream::Stdout, format!("line {n:04}\n").as_bytes()).unwrap();
+                log.take(Stream::Stdout, format!("line {n:04}\n").as_bytes());
             }
             let mut names: Vec<_> = std::fs::read_dir(&folder.0)
                 .unwrap()

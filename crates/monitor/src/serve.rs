@@ -92,8 +92,11 @@ impl<S: Sandbox> Monitor<S> {
             quiet = ready.is_empty();
             for event in ready {
                 // Something earlier in the batch may have removed it.
-                if let Some(place) = self.poll.place(event.token) {
-                    self.serve(place, event)?;
+                if let Some(place) = self.poll.place(event.token)
+                    && let Err(error) = self.serve(place, event)
+                {
+                    // Nothing that goes wrong here is worth a container.
+                    crate::report("serving", &error);
                 }
             }
             self.sweep();
@@ -162,10 +165,15 @@ impl<S: Sandbox> Monitor<S> {
             process.running = false;
             process.streams.finish(&mut self.poll)?;
         }
-        self.sandbox.destroy()?;
+        if let Err(error) = self.sandbox.destroy() {
+            // The daemon sweeps what is found without an owner.
+            crate::report("freeing the container", &error);
+        }
         let exited = Exited { code, oom: self.oom, at };
-        if let Some(folder) = &self.folder {
-            record::write(folder, ExitRecord::from(&exited))?;
+        if let Some(folder) = &self.folder
+            && let Err(error) = record::write(folder, ExitRecord::from(&exited))
+        {
+            crate::report("leaving the exit record", &error);
         }
         self.phase = Phase::Ended;
         self.exit = Some(exited.clone());

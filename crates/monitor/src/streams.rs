@@ -115,13 +115,13 @@ impl ProcessStreams {
             if let Some(token) = output.token.take() {
                 poll.remove(&output.pipe, token)?;
             }
-            while let Some(piece) = read(&output.pipe)?.filter(|piece| !piece.is_empty()) {
-                self.distribute(output.stream, &piece)?;
+            while let Some(piece) = read(&output.pipe).filter(|piece| !piece.is_empty()) {
+                self.distribute(output.stream, &piece);
             }
         }
         self.input.close(poll)?;
         if let Some(log) = &mut self.log {
-            log.finish()?;
+            log.finish();
         }
         self.ended = true;
         self.pace(poll)
@@ -143,12 +143,13 @@ impl ProcessStreams {
         let Some(at) = self.outputs.iter().position(|output| output.token == Some(token)) else {
             return Ok(());
         };
-        match read(&self.outputs[at].pipe)? {
+        match read(&self.outputs[at].pipe) {
             // Nothing yet; the event was for an earlier piece.
             Some(piece) if piece.is_empty() => Ok(()),
             Some(piece) => {
                 let stream = self.outputs[at].stream;
-                self.distribute(stream, &piece)
+                self.distribute(stream, &piece);
+                Ok(())
             }
             None => {
                 let output = self.outputs.remove(at);
@@ -157,14 +158,13 @@ impl ProcessStreams {
         }
     }
 
-    fn distribute(&mut self, stream: Stream, piece: &[u8]) -> Result<()> {
+    fn distribute(&mut self, stream: Stream, piece: &[u8]) {
         if let Some(log) = &mut self.log {
-            log.take(stream, piece)?;
+            log.take(stream, piece);
         }
         for client in &mut self.clients {
-            client.output(stream, piece)?;
+            client.output(stream, piece);
         }
-        Ok(())
     }
 
     fn serve_client(&mut self, poll: &mut Poll, ready: Ready) -> Result<()> {
@@ -172,10 +172,10 @@ impl ProcessStreams {
             return Ok(());
         };
         if ready.write {
-            self.clients[at].flush()?;
+            self.clients[at].flush();
         }
         if ready.read && self.clients[at].reads() {
-            return match self.clients[at].take()? {
+            return match self.clients[at].take() {
                 Taken::Input(bytes) => self.feed(poll, at, &bytes),
                 Taken::End => self.input.client_ended(poll),
                 Taken::Nothing => Ok(()),
@@ -222,15 +222,14 @@ impl ProcessStreams {
 }
 
 /// A piece of output; empty when there is none now, none at the end.
-fn read(pipe: &OwnedFd) -> Result<Option<Vec<u8>>> {
+fn read(pipe: &OwnedFd) -> Option<Vec<u8>> {
     let mut piece = Vec::with_capacity(PIECE);
     match rustix::io::retry_on_intr(|| rustix::io::read(pipe, rustix::buffer::spare_capacity(&mut piece))) {
-        Ok(0) => Ok(None),
-        Ok(_) => Ok(Some(piece)),
-        Err(Errno::AGAIN) => Ok(Some(Vec::new())),
-        // A terminal whose last user is gone, tty_ioctl(4).
-        Err(Errno::IO) => Ok(None),
-        Err(error) => Err(error).context("read", "a process' output"),
+        Ok(1..) => Some(piece),
+        Err(Errno::AGAIN) => Some(Vec::new()),
+        // The end; EIO is that of a terminal whose last user is gone, tty_ioctl(4), and what cannot be
+        // read for another reason will not come either.
+        Ok(0) | Err(_) => None,
     }
 }
 

@@ -27,11 +27,14 @@ pub struct Namespaces {
 }
 
 impl Namespaces {
-    /// An empty sandbox. The process becomes the reaper of what its container leaves behind, and loses its
-    /// umask: modes are meant as they are written.
+    /// An empty sandbox. The process becomes the reaper of what its container leaves behind, loses its
+    /// umask (modes are meant as they are written) and every signal action but one: broken pipes
+    /// are errors.
     pub fn new() -> Result<Self> {
         process::become_subreaper().map_err(|source| call("prctl", "PR_SET_CHILD_SUBREAPER", source))?;
         rustix::process::umask(rustix::fs::Mode::empty());
+        process::default_signals();
+        process::ignore_broken_pipes(true);
         let children = process::signal_descriptor(&[SIGCHLD])
             .map_err(|source| call("signalfd", "for children", source))?;
         let events = epoll::create(CreateFlags::CLOEXEC)

@@ -1,5 +1,6 @@
-//! Blobs by digest: manifests and configurations. A blob is written to `ingest`, verified,
-//! flushed, and only then appears under its name.
+//! Blobs by digest: manifests and configurations. A blob is written to `ingest` and appears under
+//! its name complete. It is flushed with the layers of its image and guarded as they are (see
+//! `images::recover`): an fsync of its own would wait for all that was just unpacked.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -60,12 +61,9 @@ impl Content {
         let path = self.path(&digest);
         if !path.exists() {
             let incoming = self.ingest.join(insula_base::random_hex(8));
-            insula_base::replace(&incoming, bytes, 0o600, Durability::Machine)
+            insula_base::replace(&incoming, bytes, 0o600, Durability::Process)
                 .map_err(|e| Error::io("write", &incoming, e))?;
             fs::rename(&incoming, &path).map_err(|e| Error::io("rename", &path, e))?;
-            File::open(&self.blobs)
-                .and_then(|folder| folder.sync_all())
-                .map_err(|e| Error::io("fsync", &self.blobs, e))?;
         }
         Ok(digest)
     }

@@ -195,14 +195,30 @@ pub fn take_signal(descriptor: BorrowedFd<'_>) -> Result<Option<i32>> {
     }
 }
 
-/// Lets every signal through again and gives each its default action, as a fresh program expects.
-pub fn reset_signals() -> Result<()> {
-    // SAFETY: SIG_DFL installs no handler; `set` is initialised before it is read.
-    unsafe {
-        for signal in 1..=64 {
-            // SIGKILL, SIGSTOP and the two that glibc keeps are refused, which is as it should be.
+/// Gives every signal its default action. What is ignored stays so over execve(2), and whoever started
+/// this process may have ignored anything.
+pub fn default_signals() {
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL installs no handler. SIGKILL, SIGSTOP and the two that glibc keeps are
+        // refused, which is as it should be.
+        unsafe {
             libc::signal(signal, libc::SIG_DFL);
         }
+    }
+}
+
+/// Makes writing to a closed pipe an error rather than the end, or the reverse.
+pub fn ignore_broken_pipes(ignore: bool) {
+    // SAFETY: neither action is a handler.
+    unsafe {
+        libc::signal(libc::SIGPIPE, if ignore { libc::SIG_IGN } else { libc::SIG_DFL });
+    }
+}
+
+/// Lets every signal through, sigprocmask(2).
+pub fn unblock_signals() -> Result<()> {
+    // SAFETY: `set` is initialised by sigemptyset before it is read; pointers live past the calls.
+    unsafe {
         let mut set = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&raw mut set);
         check(libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()))

@@ -51,8 +51,7 @@ pub(crate) struct ExecArgs {
     #[arg(short, long, value_name = "PATH", default_value = "", hide_default_value = true)]
     workdir: String,
     /// Container, and the command to run in it
-    #[arg(required = true, num_args = 2.., trailing_var_arg = true, allow_hyphen_values = true,
-        value_name = "CONTAINER COMMAND [ARG...]")]
+    #[arg(required = true, num_args = 2.., trailing_var_arg = true, allow_hyphen_values = true, value_names = ["CONTAINER", "COMMAND"])]
     words: Vec<String>,
 }
 

@@ -86,6 +86,12 @@ pub(crate) struct CreateFlags {
     /// Working directory in the container
     #[arg(short, long, value_name = "PATH")]
     pub(crate) workdir: Option<String>,
+    /// Print help
+    #[arg(long, action = ArgAction::Help)]
+    pub(crate) help: Option<bool>,
+    /// Image, and the command to run in place of its own
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "IMAGE")]
+    pub(crate) words: Vec<String>,
     #[command(flatten)]
     pub(crate) storage: StorageFlags,
     #[command(flatten)]
@@ -94,17 +100,6 @@ pub(crate) struct CreateFlags {
     pub(crate) limits: LimitFlags,
     #[command(flatten)]
     pub(crate) security: SecurityFlags,
-    /// Print help
-    #[arg(long, action = ArgAction::Help)]
-    pub(crate) help: Option<bool>,
-    /// Image, and the command to run in place of its own
-    #[arg(
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "IMAGE [COMMAND] [ARG...]"
-    )]
-    pub(crate) words: Vec<String>,
 }
 
 /// Files.

@@ -28,8 +28,8 @@ use crate::terminal::{self, DetachKeys, RawMode};
   insula run --rm -v \"$PWD:/src\" -w /src debian make
   insula run --rm -m 256m --cpus 0.5 --read-only --tmpfs /tmp debian sh
 
-The exit code is that of the command; 125 when insula fails, 126 when the command cannot be executed,
-127 when it is not found."
+The exit code is that of the command; 125 when insula itself fails,
+126 when the command cannot be executed, 127 when it is not found."
 )]
 pub(crate) struct RunArgs {
     /// Run in the background and print the id

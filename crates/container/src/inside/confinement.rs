@@ -90,4 +90,13 @@ impl Confinement {
         }
         Ok(())
     }
+
+    /// For an init of ours, which only reaps and passes signals on to a child of any user.
+    pub(crate) fn apply_for_reaper(&self) -> Result<()> {
+        let kill = Set::of(&["CAP_KILL"]);
+        let sets = Sets { effective: kill, permitted: kill, ..Sets::default() };
+        sets.drop_bounding(self.last)?;
+        sets.apply()?;
+        process::no_new_privileges().context("prctl", "PR_SET_NO_NEW_PRIVS")
+    }
 }

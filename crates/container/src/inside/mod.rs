@@ -123,7 +123,10 @@ impl Inside<'_> {
         }
         match process::clone(CloneFlags::empty(), None).context("clone3", "the program of an init")? {
             Clone::Child => program.execute(),
-            Clone::Parent { pid, .. } => reaper::run(pid),
+            Clone::Parent { pid, .. } => {
+                self.confinement.apply_for_reaper()?;
+                reaper::run(pid)
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use insula_spec::plan::{ContainerPlan, InitPlan, MountPlan, MountSource, Namespace, UserNamespace};
+use insula_spec::plan::{ContainerPlan, InitPlan, MountPlan, MountSource, UserNamespace};
 use insula_sys::mount::{MountAttributes, set_attributes};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -131,13 +131,13 @@ fn at(target: &str, error: Error) -> Error {
 
 /// sysfs belongs to a network namespace; who does not own that gets what the host shows, read-only.
 fn sysfs(plan: &ContainerPlan) -> Result<OwnedFd> {
-    let own = plan.namespaces.network == Namespace::Private || plan.namespaces.user == UserNamespace::Host;
-    if own {
-        let mut flags = hardened();
-        if !plan.security.privileged {
-            flags |= MountAttrFlags::MOUNT_ATTR_RDONLY;
-        }
-        return new("sysfs", &[], flags);
+    let mut flags = hardened();
+    if !plan.security.privileged {
+        flags |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
+    match new("sysfs", &[], flags) {
+        Err(Error::Call { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {}
+        result => return result,
     }
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
@@ -174,6 +174,8 @@ fn attributes(mount: &MountPlan) -> MountAttrFlags {
 /// A new file system instance as a detached mount.
 pub(super) fn new(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd> {
     let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).context("fsopen", kind)?;
+    // What `mount` and `df` show as the device.
+    rustix::mount::fsconfig_set_string(&fs, "source", kind).context("fsconfig", "source")?;
     for (key, value) in options {
         if value.is_empty() {
             rustix::mount::fsconfig_set_flag(&fs, *key).context("fsconfig", key)?;

@@ -36,7 +36,9 @@ impl Program<'_> {
         let environment = environment(self.process, &identity)?;
         let arguments = strings(&self.process.args)?;
         process::close_on_exec_from(3).context("close_range", "from 3 on")?;
-        process::reset_signals().context("sigprocmask", "to none")?;
+        // All others have their default action since the builder began.
+        process::ignore_broken_pipes(false);
+        process::unblock_signals().context("sigprocmask", "to none")?;
         // 0022 is what login(1) and container engines give.
         rustix::process::umask(Mode::from_raw_mode(0o022));
         let sets = self.confinement.apply_privileged(identity.uid == 0)?;

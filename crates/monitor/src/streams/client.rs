@@ -6,7 +6,7 @@ use insula_proto::Attachment;
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::log::Stream;
 use crate::poll::{Interest, Place, Poll, ProcessKey, Token};
 
@@ -94,13 +94,13 @@ impl Client {
     }
 
     /// Sends a piece of output, framed if so agreed.
-    pub(crate) fn output(&mut self, stream: Stream, piece: &[u8]) -> Result<()> {
+    pub(crate) fn output(&mut self, stream: Stream, piece: &[u8]) {
         let wanted = match stream {
             Stream::Stdout => self.stdout,
             Stream::Stderr => self.stderr,
         };
         if !wanted || self.state != State::Attached {
-            return Ok(());
+            return;
         }
         if self.multiplexed {
             let number = match stream {
@@ -113,21 +113,22 @@ impl Client {
             self.pending.extend_from_slice(&length);
         }
         self.pending.extend_from_slice(piece);
-        self.flush()
+        self.flush();
     }
 
     /// Sends what waits, as far as the socket takes it.
-    pub(crate) fn flush(&mut self) -> Result<()> {
+    pub(crate) fn flush(&mut self) {
         let mut sent = 0;
         while sent < self.pending.len() {
             match insula_sys::socket::send(self.socket.as_fd(), &self.pending[sent..], &[]) {
                 Ok(count) => sent += count,
                 Err(Errno::AGAIN) => break,
-                Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => {
+                // Gone, or broken so that nothing more will reach it.
+                Err(_) => {
+                    self.pending.clear();
                     self.leave();
-                    break;
+                    return;
                 }
-                Err(error) => return Err(error).context("sendmsg", "to an attached client"),
             }
         }
         if sent == self.pending.len() {
@@ -135,26 +136,24 @@ impl Client {
         } else {
             self.pending.drain(..sent);
         }
-        Ok(())
     }
 
     /// Reads a piece of input.
-    pub(crate) fn take(&mut self) -> Result<Taken> {
+    pub(crate) fn take(&mut self) -> Taken {
         let mut piece = Vec::with_capacity(PIECE);
         match rustix::io::retry_on_intr(|| {
             rustix::io::read(&self.socket, rustix::buffer::spare_capacity(&mut piece))
         }) {
             Ok(0) => {
                 self.stdin = false;
-                Ok(Taken::End)
+                Taken::End
             }
-            Ok(_) => Ok(Taken::Input(piece)),
-            Err(Errno::AGAIN) => Ok(Taken::Nothing),
-            Err(Errno::CONNRESET) => {
+            Ok(_) => Taken::Input(piece),
+            Err(Errno::AGAIN) => Taken::Nothing,
+            Err(_) => {
                 self.leave();
-                Ok(Taken::End)
+                Taken::End
             }
-            Err(error) => Err(error).context("read", "from an attached client"),
         }
     }
 

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::poll::{Interest, Place, Poll, ProcessKey, Token};
 
 /// The writing end, and what the process has not taken yet.
@@ -57,12 +57,11 @@ impl Input {
                     }
                     return Ok(());
                 }
-                // The process has closed its end.
-                Err(Errno::PIPE | Errno::IO) => {
+                // The process has closed its end, or it is broken.
+                Err(_) => {
                     self.pending.clear();
                     return self.close(poll);
                 }
-                Err(error) => return Err(error).context("write", "a process' input"),
             }
         }
         self.pending = Vec::new();

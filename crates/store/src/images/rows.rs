@@ -103,8 +103,8 @@ pub(super) fn images_beginning(sql: Sql<'_>, digits: &str) -> Result<Vec<ImageRo
 }
 
 pub(super) fn add_image(sql: Sql<'_>, row: &ImageRow, chains: &[ChainId], boot: &str) -> Result<()> {
-    let text = "INSERT INTO images (id, manifest, size, unsynced) VALUES (?1, ?2, ?3, ?4)
-                ON CONFLICT (id) DO UPDATE SET manifest = coalesce(manifest, ?2)";
+    // An image that is here already stays as it is: it is on the disk, the new manifest is not yet.
+    let text = "INSERT OR IGNORE INTO images (id, manifest, size, unsynced) VALUES (?1, ?2, ?3, ?4)";
     let manifest = row.manifest.as_ref().map(Digest::as_str);
     sql.execute("add an image", text, (row.id.as_str(), manifest, signed(row.size), boot))?;
     for (position, chain) in chains.iter().enumerate() {

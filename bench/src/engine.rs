@@ -1,0 +1,335 @@
+//! Engines with Docker's verbs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::daemon::Daemon;
+use crate::image;
+use crate::memory::{Memory, helpers, pss, rss};
+use crate::peer::{Peer, Scenario};
+use crate::worker::{Done, Worker, execute, words};
+
+/// Idle containers that memory is averaged over.
+const IDLE: usize = 10;
+
+/// What engines differ in.
+trait Dialect {
+    fn name(&self) -> &str;
+    /// Program and the arguments before the verb.
+    fn prefix(&self) -> Vec<String>;
+    fn execute(&mut self, words: &[String]) -> anyhow::Result<Done>;
+    /// Processes that serve all containers.
+    fn daemons(&self) -> Vec<u32>;
+    /// How a running container is removed at once.
+    fn removal(&self) -> &'static [&'static str] {
+        &["rm", "-f"]
+    }
+    /// Starts what it needs.
+    fn begin(&mut self) -> anyhow::Result<()>;
+    fn end(&mut self);
+    fn folder(&self) -> &Path;
+}
+
+impl<D: Dialect> Peer for D {
+    fn name(&self) -> &str {
+        Dialect::name(self)
+    }
+
+    fn version(&self) -> String {
+        let program = self.prefix().remove(0);
+        execute(&[program, "--version".into()]).and_then(|done| done.output()).unwrap_or_default()
+    }
+
+    fn prepare(&mut self) -> anyhow::Result<()> {
+        let folder = self.folder().to_owned();
+        fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+        self.begin()?;
+        let archive = image::archive(&folder)?;
+        call(self, &["import", &archive.display().to_string(), "busybox"])?;
+        Ok(())
+    }
+
+    fn time(&mut self, scenario: Scenario) -> anyhow::Result<Option<Duration>> {
+        let time = match scenario {
+            Scenario::RunAlone => timed(self, &["run", "--rm", "--network", "none", "busybox", "/bin/true"])?,
+            Scenario::RunBridge => timed(self, &["run", "--rm", "busybox", "/bin/true"])?,
+            Scenario::Detached => {
+                let time = timed(self, &idle("timed"))?;
+                remove(self, "timed")?;
+                time
+            }
+            Scenario::Exec => {
+                // One idle container serves all rounds; `memory` made it.
+                timed(self, &["exec", "idle0", "/bin/true"])?
+            }
+        };
+        Ok(Some(time))
+    }
+
+    fn memory(&mut self) -> anyhow::Result<Option<Memory>> {
+        let daemons = self.daemons();
+        let of_daemons: Vec<u64> = daemons.iter().map(|pid| rss(*pid)).collect::<Result<_, _>>()?;
+        let mut total = 0;
+        let names: Vec<String> = (0..IDLE).map(|n| format!("idle{n}")).collect();
+        for name in &names {
+            call(self, &idle(name))?;
+        }
+        for name in &names {
+            let first = call(self, &["inspect", "-f", "{{.State.Pid}}", name])?;
+            let first = first.parse().with_context(|| format!("{first:?} is no pid"))?;
+            for helper in helpers(first, &daemons)? {
+                total += pss(helper)?;
+            }
+        }
+        for name in &names[1..] {
+            remove(self, name)?;
+        }
+        let daemon_rss = (!of_daemons.is_empty()).then(|| of_daemons.iter().sum());
+        Ok(Some(Memory { helper_pss: total / IDLE as u64, daemon_rss }))
+    }
+
+    fn clean(&mut self) {
+        // What is not there cannot be removed; what is there must not stay.
+        for name in (0..IDLE).map(|n| format!("idle{n}")).chain(["timed".to_owned()]) {
+            let _ = remove(self, &name);
+        }
+        self.end();
+    }
+}
+
+fn idle(name: &str) -> [&str; 8] {
+    ["run", "-d", "--network", "none", "--name", name, "busybox", "/bin/sleep 1000"]
+}
+
+fn full<D: Dialect + ?Sized>(engine: &D, rest: &[&str]) -> Vec<String> {
+    // The last word of `idle` is two; no other argument here has a space.
+    let rest = rest.iter().flat_map(|word| word.split(' ')).map(str::to_owned);
+    engine.prefix().into_iter().chain(rest).collect()
+}
+
+fn timed<D: Dialect + ?Sized>(engine: &mut D, rest: &[&str]) -> anyhow::Result<Duration> {
+    let words = full(engine, rest);
+    engine.execute(&words)?.time().with_context(|| words.join(" "))
+}
+
+fn call<D: Dialect + ?Sized>(engine: &mut D, rest: &[&str]) -> anyhow::Result<String> {
+    let words = full(engine, rest);
+    engine.execute(&words)?.output().with_context(|| words.join(" "))
+}
+
+fn remove<D: Dialect + ?Sized>(engine: &mut D, name: &str) -> anyhow::Result<()> {
+    let words = [engine.removal(), &[name]].concat();
+    call(engine, &words).map(drop)
+}
+
+/// Ours.
+#[derive(Debug)]
+pub(crate) struct Insula {
+    folder: PathBuf,
+    programs: PathBuf,
+    daemon: Option<Daemon>,
+}
+
+impl Insula {
+    pub(crate) fn new(folder: &Path) -> Self {
+        let programs = std::env::var_os("INSULA_BIN_DIR").unwrap_or_else(|| "target/release".into());
+        Self { folder: folder.to_owned(), programs: programs.into(), daemon: None }
+    }
+}
+
+impl Dialect for Insula {
+    fn name(&self) -> &str {
+        "insula"
+    }
+
+    fn prefix(&self) -> Vec<String> {
+        let socket = format!("unix://{}/r/insula.sock", self.folder.display());
+        words(&self.programs.join("insula"), &["--host", &socket])
+    }
+
+    fn execute(&mut self, words: &[String]) -> anyhow::Result<Done> {
+        execute(words)
+    }
+
+    fn daemons(&self) -> Vec<u32> {
+        self.daemon.iter().map(Daemon::pid).collect()
+    }
+
+    fn begin(&mut self) -> anyhow::Result<()> {
+        let mut command = Command::new(self.programs.join("insulad"));
+        command.arg("--root").arg(self.folder.join("l")).arg("--run").arg(self.folder.join("r"));
+        let socket = self.folder.join("r/insula.sock");
+        self.daemon = Some(Daemon::start(command, &socket, &self.folder.join("log"))?);
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.stop();
+        }
+    }
+
+    fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+/// dockerd with a containerd of its own.
+#[derive(Debug)]
+pub(crate) struct Docker {
+    folder: PathBuf,
+    daemon: Option<Daemon>,
+}
+
+impl Docker {
+    pub(crate) fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), daemon: None }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.join("docker.sock")
+    }
+}
+
+impl Dialect for Docker {
+    fn name(&self) -> &str {
+        "docker"
+    }
+
+    fn prefix(&self) -> Vec<String> {
+        // The distribution's client beside the distribution's daemon, whatever else is in PATH.
+        let program =
+            ["/usr/bin/docker"].into_iter().find(|path| Path::new(path).exists()).unwrap_or("docker");
+        words(Path::new(program), &["-H", &format!("unix://{}", self.socket().display())])
+    }
+
+    fn execute(&mut self, words: &[String]) -> anyhow::Result<Done> {
+        execute(words)
+    }
+
+    fn daemons(&self) -> Vec<u32> {
+        let own: Vec<u32> = self.daemon.iter().map(Daemon::pid).collect();
+        let below = own.iter().flat_map(|pid| children(*pid)).collect::<Vec<_>>();
+        [own, below].concat()
+    }
+
+    fn begin(&mut self) -> anyhow::Result<()> {
+        let mut command = Command::new("dockerd");
+        command
+            .arg("--data-root")
+            .arg(self.folder.join("data"))
+            .arg("--exec-root")
+            .arg(self.folder.join("exec"));
+        command.arg("-H").arg(format!("unix://{}", self.socket().display()));
+        command.arg("--pidfile").arg(self.folder.join("pid"));
+        self.daemon = Some(Daemon::start(command, &self.socket(), &self.folder.join("log"))?);
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.stop();
+        }
+    }
+
+    fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let mut all: Vec<u32> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    // Children belong to the thread that made them.
+    for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        all.extend(text.split_whitespace().filter_map(|word| word.parse::<u32>().ok()));
+    }
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// podman with crun, or with runc where there is no crun.
+#[derive(Debug)]
+pub(crate) struct Podman {
+    folder: PathBuf,
+    worker: Option<Worker>,
+}
+
+impl Podman {
+    pub(crate) fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), worker: None }
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self.folder.join("containers.conf")
+    }
+}
+
+impl Dialect for Podman {
+    fn name(&self) -> &str {
+        "podman"
+    }
+
+    fn prefix(&self) -> Vec<String> {
+        let runtime = if Path::new("/usr/bin/crun").exists() { "crun" } else { "runc" };
+        let at = |name: &str| self.folder.join(name).display().to_string();
+        words(
+            Path::new("/usr/bin/podman"),
+            &[
+                "--root",
+                &at("root"),
+                "--runroot",
+                &at("run"),
+                "--tmpdir",
+                &at("tmp"),
+                "--runtime",
+                runtime,
+                "--cgroup-manager",
+                "cgroupfs",
+                "--storage-driver",
+                "overlay",
+                "--network-config-dir",
+                &at("networks"),
+            ],
+        )
+    }
+
+    fn execute(&mut self, words: &[String]) -> anyhow::Result<Done> {
+        let setting = format!("CONTAINERS_CONF={}", self.configuration().display());
+        // env(1) replaces itself by podman: one exec, 0.5 ms of 150.
+        let words = [vec!["env".to_owned(), setting], words.to_vec()].concat();
+        self.worker.as_mut().context("podman was not prepared")?.execute(&words)
+    }
+
+    fn removal(&self) -> &'static [&'static str] {
+        // Otherwise it waits ten seconds for a first process that ignores SIGTERM.
+        &["rm", "-f", "-t", "0"]
+    }
+
+    fn daemons(&self) -> Vec<u32> {
+        Vec::new()
+    }
+
+    fn begin(&mut self) -> anyhow::Result<()> {
+        // Podman's own defaults raise limits above what root may have on some hosts.
+        let text = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n\
+                    [engine]\nevents_logger = \"file\"\n";
+        fs::write(self.configuration(), text).context("write containers.conf")?;
+        self.worker = Some(Worker::start()?);
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        self.worker = None;
+    }
+
+    fn folder(&self) -> &Path {
+        &self.folder
+    }
+}

@@ -1,0 +1,58 @@
+//! What is compared: engines and runtimes behind one interface.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::bundle::Bundle;
+use crate::engine::{Docker, Insula, Podman};
+use crate::memory::Memory;
+
+/// What is timed, from the start of the command to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Scenario {
+    RunAlone,
+    RunBridge,
+    Detached,
+    Exec,
+}
+
+impl Scenario {
+    pub(crate) const ALL: [Self; 4] = [Self::RunAlone, Self::RunBridge, Self::Detached, Self::Exec];
+
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::RunAlone => "`run --rm --network none busybox true`",
+            Self::RunBridge => "`run --rm busybox true` (default bridge)",
+            Self::Detached => "`run -d --network none busybox sleep 1000`",
+            Self::Exec => "`exec CONTAINER true`",
+        }
+    }
+}
+
+/// One program to compare.
+pub(crate) trait Peer {
+    fn name(&self) -> &str;
+    fn version(&self) -> String;
+    /// Starts what it needs and brings the image.
+    fn prepare(&mut self) -> anyhow::Result<()>;
+    /// One turn. `None` where the peer has no such thing.
+    fn time(&mut self, scenario: Scenario) -> anyhow::Result<Option<Duration>>;
+    /// `None` where nothing stays beside the workload.
+    fn memory(&mut self) -> anyhow::Result<Option<Memory>>;
+    /// Removes everything; also after a failure half way.
+    fn clean(&mut self);
+}
+
+/// Every peer that is installed, those of `only` if given.
+pub(crate) fn all(folder: &Path, only: Option<&[String]>) -> anyhow::Result<Vec<Box<dyn Peer>>> {
+    let mut peers: Vec<Box<dyn Peer>> = Vec::new();
+    let place = |name: &str| folder.join(name);
+    peers.push(Box::new(Insula::new(&place("i"))));
+    peers.push(Box::new(Docker::new(&place("docker"))));
+    peers.push(Box::new(Podman::new(&place("podman"))));
+    for runtime in ["crun", "runc"] {
+        peers.push(Box::new(Bundle::new(runtime, &place(runtime))));
+    }
+    peers.retain(|peer| only.is_none_or(|names| names.iter().any(|name| name == peer.name())));
+    Ok(peers)
+}

@@ -1,0 +1,132 @@
+//! RESULTS.md.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::facts;
+use crate::memory::Memory;
+use crate::peer::Scenario;
+use crate::sample::Samples;
+
+/// Everything that was seen.
+#[derive(Debug)]
+pub(crate) struct Report {
+    rounds: usize,
+    /// In the order in which the peers took their turns.
+    versions: Vec<(String, String)>,
+    times: BTreeMap<Scenario, Vec<(String, Samples)>>,
+    memory: Vec<(String, Memory)>,
+}
+
+const OURS: &str = "insula";
+
+impl Report {
+    pub(crate) fn new(rounds: usize) -> Self {
+        Self { rounds, versions: Vec::new(), times: BTreeMap::new(), memory: Vec::new() }
+    }
+
+    pub(crate) fn version(&mut self, name: &str, version: &str) {
+        self.versions.push((name.to_owned(), version.to_owned()));
+    }
+
+    pub(crate) fn memory(&mut self, name: &str, memory: Option<Memory>) {
+        self.memory.extend(memory.map(|memory| (name.to_owned(), memory)));
+    }
+
+    pub(crate) fn samples(&mut self, scenario: Scenario, name: &str) -> &mut Samples {
+        let peers = self.times.entry(scenario).or_default();
+        let place = peers.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
+            peers.push((name.to_owned(), Samples::default()));
+            peers.len() - 1
+        });
+        &mut peers[place].1
+    }
+
+    fn scenario(&self, f: &mut fmt::Formatter<'_>, scenario: Scenario) -> fmt::Result {
+        let Some(peers) = self.times.get(&scenario) else { return Ok(()) };
+        let ours = peers.iter().find(|(name, _)| name == OURS).and_then(|(_, samples)| samples.at(0.5));
+        writeln!(f, "\n## {}\n", scenario.title())?;
+        writeln!(f, "| | median ms | p10 | p90 | insula is |\n| --- | ---: | ---: | ---: | --- |")?;
+        for (name, samples) in peers {
+            let part = |part| samples.at(part).unwrap_or_default();
+            let note = if self.is_bundle(name) { " (prepared bundle)" } else { "" };
+            let ratio = match ours {
+                Some(ours) if name != OURS => ratio(part(0.5), ours),
+                _ => String::new(),
+            };
+            writeln!(
+                f,
+                "| {name}{note} | {:.1} | {:.1} | {:.1} | {ratio} |",
+                part(0.5),
+                part(0.1),
+                part(0.9)
+            )?;
+        }
+        Ok(())
+    }
+
+    fn is_bundle(&self, name: &str) -> bool {
+        !self.memory.iter().any(|(known, _)| known == name)
+    }
+
+    fn memories(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "\n## Memory\n\nHelper processes of one idle container (PSS, mean of ten; the container's own not"
+        )?;
+        writeln!(f, "counted), and the daemons without containers (RSS).\n")?;
+        writeln!(f, "| | helpers, KiB | daemons, MiB |\n| --- | ---: | ---: |")?;
+        for (name, memory) in &self.memory {
+            let daemon = memory.daemon_rss.map_or("none".into(), |kib| format!("{:.1}", kib as f64 / 1024.0));
+            writeln!(f, "| {name} | {} | {daemon} |", memory.helper_pss)?;
+        }
+        Ok(())
+    }
+}
+
+fn ratio(theirs: f64, ours: f64) -> String {
+    let times = theirs / ours;
+    if times >= 1.0 { format!("{times:.1} × faster") } else { format!("{:.1} × slower", 1.0 / times) }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "# Results of `make bench`\n")?;
+        writeln!(
+            f,
+            "Written by the program, not by hand. {} rounds after one to warm up; in each round every",
+            self.rounds
+        )?;
+        writeln!(
+            f,
+            "program has its turn in every scenario. Times are of whole commands, from start to exit, all"
+        )?;
+        writeln!(f, "in one network namespace. The same image for all: the static busybox alone.\n")?;
+        facts::all().iter().try_for_each(|fact| writeln!(f, "- {fact}"))?;
+        for (name, version) in &self.versions {
+            writeln!(f, "- {name}: {}", version.lines().next().unwrap_or_default())?;
+        }
+        Scenario::ALL.into_iter().try_for_each(|scenario| self.scenario(f, scenario))?;
+        self.memories(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn ratios_are_of_medians() {
+        let mut report = Report::new(1);
+        for (name, milliseconds) in [(OURS, 10), ("docker", 200), ("crun", 5)] {
+            report.samples(Scenario::RunAlone, name).push(Duration::from_millis(milliseconds));
+        }
+        report.memory("docker", Some(Memory { helper_pss: 2048, daemon_rss: Some(102_400) }));
+        let text = report.to_string();
+        assert!(text.contains("| docker | 200.0 | 200.0 | 200.0 | 20.0 × faster |"), "{text}");
+        assert!(text.contains("| crun (prepared bundle) | 5.0 | 5.0 | 5.0 | 2.0 × slower |"), "{text}");
+        assert!(text.contains("| docker | 2048 | 100.0 |"), "{text}");
+    }
+}
