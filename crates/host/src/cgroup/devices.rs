@@ -4,9 +4,11 @@ use std::os::fd::AsFd;
 
 use insula_spec::plan::{DeviceKind, DeviceRule};
 use insula_sys::bpf::{self, Instruction};
+use rustix::io::Errno;
 
 use super::error::{Context, Error, Result};
-use super::group::{Group, Member};
+use super::group::Group;
+use super::member::Member;
 
 /// Devices that may be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,10 +30,22 @@ pub(super) fn apply(group: &Group, policy: &DevicePolicy) -> Result<()> {
 
 /// Programs add up and a device must pass all of them: a second call narrows.
 fn attach(member: &Member, rules: &[DeviceRule]) -> Result<()> {
-    let program =
-        bpf::load_device_program(&assemble(rules)).context("bpf(BPF_PROG_LOAD)", "for device rules")?;
+    let program = bpf::load_device_program(&assemble(rules))
+        .context("bpf(BPF_PROG_LOAD)", "for device rules")
+        .map_err(unsupported)?;
     bpf::attach_device_program(member.folder.as_fd(), program.as_fd())
         .context("bpf(BPF_PROG_ATTACH)", member.path.display())
+        .map_err(unsupported)
+}
+
+/// A kernel without CONFIG_BPF_SYSCALL has no such call, one without CONFIG_CGROUP_BPF no such program.
+fn unsupported(error: Error) -> Error {
+    if error.is(Errno::NOSYS) || error.is(Errno::INVAL) {
+        return Error::Unsupported(
+            "the kernel cannot restrict devices: it lacks device programs of control groups (CONFIG_CGROUP_BPF)",
+        );
+    }
+    error
 }
 
 /// A version 1 rule of type `a` ignores its numbers and allows everything, hence a line per type.

@@ -1,6 +1,7 @@
 //! What can go wrong with a control group.
 
 use insula_base::{Kind, Kinded};
+use rustix::io::Errno;
 
 /// `Result` with this module's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -16,8 +17,25 @@ pub enum Error {
     Path(String),
     #[error("the host has no control groups mounted")]
     NoHierarchy,
+    #[error("control groups are mounted read-only, {0} cannot be made: mount them writable")]
+    ReadOnly(String),
+    /// The rule of cgroups(7) that a group of version 2 has processes or controlled groups, never both.
+    #[error(
+        "{0} has processes, so that groups below it cannot have limits: move them to a group of their own"
+    )]
+    Occupied(String),
+    /// Processes did not do in time what the kernel told them to.
+    #[error("{0}")]
+    Stuck(&'static str),
     #[error("{0}")]
     Unsupported(&'static str),
+}
+
+impl Error {
+    /// Whether a call failed with this error number.
+    pub(super) fn is(&self, errno: Errno) -> bool {
+        matches!(self, Self::Call { source, .. } if source.raw_os_error() == Some(errno.raw_os_error()))
+    }
 }
 
 impl Kinded for Error {
@@ -29,7 +47,10 @@ impl Kinded for Error {
             }
             Self::Call { .. } => Kind::Internal,
             Self::Limit { .. } | Self::Path(_) => Kind::InvalidArgument,
-            Self::NoHierarchy | Self::Unsupported(_) => Kind::Unsupported,
+            Self::Stuck(_) => Kind::Unavailable,
+            Self::NoHierarchy | Self::ReadOnly(_) | Self::Occupied(_) | Self::Unsupported(_) => {
+                Kind::Unsupported
+            }
         }
     }
 }

@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::error::{Context, Error, Result};
 
+/// Controllers that are turned on for groups of version 2.
+pub(super) const V2_CONTROLLERS: [&str; 5] = ["cpuset", "cpu", "io", "memory", "pids"];
+
 /// Version 1 controllers that insula uses; named hierarchies are kept apart.
 const CONTROLLERS: [&str; 9] =
     ["cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb"];
@@ -20,6 +23,8 @@ pub struct Hierarchy {
     pub version: Version,
     /// Where its root is mounted.
     pub root: PathBuf,
+    /// Whether limits can be set in it.
+    pub limits: bool,
 }
 
 /// What a hierarchy is.
@@ -32,24 +37,39 @@ pub enum Version {
     V2,
 }
 
+impl Version {
+    /// Whether it is version 1 with this controller.
+    pub(super) fn has(&self, controller: &str) -> bool {
+        matches!(self, Self::V1(controllers) if controllers.iter().any(|known| known == controller))
+    }
+}
+
 impl Layout {
     /// Looks at the mounts of this process.
     pub fn probe() -> Result<Self> {
         let path = "/proc/self/mountinfo";
         let text = std::fs::read(path).context("read", path)?;
-        let layout = Self::parse(&String::from_utf8_lossy(&text));
+        let mut layout = Self::parse(&String::from_utf8_lossy(&text));
+        for second in layout.hierarchies.iter_mut().filter(|each| each.version == Version::V2) {
+            let path = second.root.join("cgroup.controllers");
+            let controllers = std::fs::read_to_string(&path).context("read", path.display())?;
+            second.limits = controllers.split_whitespace().any(|name| V2_CONTROLLERS.contains(&name));
+        }
         if layout.hierarchies.is_empty() { Err(Error::NoHierarchy) } else { Ok(layout) }
     }
 
+    /// A hierarchy may be mounted in several places, in a container read-only or without the groups above
+    /// its own: the first of the best serves.
     fn parse(mountinfo: &str) -> Self {
-        let mut hierarchies: Vec<Hierarchy> = Vec::new();
-        for hierarchy in mountinfo.lines().filter_map(parse_line) {
-            // The same hierarchy may be mounted in several places; the first one serves.
-            if !hierarchies.iter().any(|known| known.version == hierarchy.version) {
-                hierarchies.push(hierarchy);
+        let mut mounts: Vec<(Rank, Hierarchy)> = Vec::new();
+        for (rank, hierarchy) in mountinfo.lines().filter_map(parse_line) {
+            match mounts.iter_mut().find(|(_, known)| known.version == hierarchy.version) {
+                Some(known) if known.0 < rank => *known = (rank, hierarchy),
+                Some(_) => {}
+                None => mounts.push((rank, hierarchy)),
             }
         }
-        Self { hierarchies }
+        Self { hierarchies: mounts.into_iter().map(|(_, hierarchy)| hierarchy).collect() }
     }
 
     /// Whether version 2 is all there is.
@@ -80,20 +100,20 @@ impl Hierarchy {
     /// Whether it is a version 1 hierarchy with this controller.
     #[must_use]
     pub fn has(&self, controller: &str) -> bool {
-        matches!(&self.version, Version::V1(controllers) if controllers.iter().any(|c| c == controller))
+        self.version.has(controller)
     }
 }
 
-fn parse_line(line: &str) -> Option<Hierarchy> {
+/// Whether a mount is writable, and whether it shows the whole hierarchy; more is better.
+type Rank = (bool, bool);
+
+fn parse_line(line: &str) -> Option<(Rank, Hierarchy)> {
     let (before, after) = line.split_once(" - ")?;
     let mut fields = before.split(' ');
-    let (root, point) = (fields.nth(3)?, fields.next()?);
+    let (root, point, own) = (fields.nth(3)?, fields.next()?, fields.next()?);
     let mut fields = after.split(' ');
     let (kind, options) = (fields.next()?, fields.nth(1)?);
-    // A bind mount of a part shows paths that are not ours to make.
-    if root != "/" {
-        return None;
-    }
+    let writable = [own, options].iter().all(|each| each.split(',').all(|word| word != "ro"));
     let version = match kind {
         "cgroup2" => Version::V2,
         "cgroup" => {
@@ -112,7 +132,8 @@ fn parse_line(line: &str) -> Option<Hierarchy> {
         }
         _ => return None,
     };
-    Some(Hierarchy { version, root: unescape(point) })
+    let limits = matches!(version, Version::V1(_));
+    Some(((writable, root == "/"), Hierarchy { version, root: unescape(point), limits }))
 }
 
 /// Blanks and backslashes are written in octal.
@@ -134,6 +155,9 @@ mod tests {
              27 25 0:24 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
              28 25 0:25 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
              29 25 0:26 /x /mnt/part rw - cgroup cgroup rw,memory\n\
+             31 25 0:26 / /mnt/closed ro - cgroup cgroup rw,memory\n\
+             32 25 0:26 /y /mnt/late rw - cgroup cgroup rw,memory\n\
+             33 25 0:25 / /mnt/again rw - cgroup2 cgroup2 rw\n\
              30 25 0:27 / /mnt/with\\040blank rw - cgroup cgroup rw,pids\n",
         );
         let versions: Vec<_> = layout.hierarchies.iter().map(|h| h.version.clone()).collect();
@@ -143,13 +167,16 @@ mod tests {
                 Version::V1(vec!["cpu".into(), "cpuacct".into()]),
                 Version::Named("systemd".into()),
                 Version::V2,
+                Version::V1(vec!["memory".into()]),
                 Version::V1(vec!["pids".into()]),
             ]
         );
         assert_eq!(layout.name(), "hybrid");
         assert_eq!(layout.v1("cpuacct").unwrap().root, Path::new("/sys/fs/cgroup/cpu,cpuacct"));
         assert_eq!(layout.v1("pids").unwrap().root, Path::new("/mnt/with blank"));
-        assert!(layout.v1("memory").is_none());
+        assert_eq!(layout.v1("memory").unwrap().root, Path::new("/mnt/part"));
+        assert_eq!(layout.hierarchies[2].root, Path::new("/sys/fs/cgroup/unified"));
+        assert!(layout.v1("blkio").is_none());
     }
 
     #[test]

@@ -3,8 +3,11 @@
 
 use insula_spec::plan::{Resources, ThrottleDevice};
 
+use rustix::io::Errno;
+
 use super::error::{Error, Result};
-use super::group::{Group, Member};
+use super::group::Group;
+use super::member::Member;
 
 /// Microseconds; the kernel's default and Docker's.
 const PERIOD: u64 = 100_000;
@@ -15,42 +18,39 @@ struct Setting {
     limit: &'static str,
     file: &'static str,
     value: String,
+    /// Nobody asked for it: where it cannot be had it is not missed.
+    implied: bool,
 }
+
+/// Settings of one controller, under its name in version 1.
+type Part = (&'static str, Vec<Setting>);
 
 pub(super) fn apply(group: &Group, resources: &Resources) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
-    for (controllers, settings) in v1(resources) {
-        let member = controllers.iter().find_map(|controller| group.v1(controller));
-        match (member, group.v2()) {
-            (Some(member), _) if controllers == ["memory"] => memory_v1(member, &settings, &mut warnings)?,
-            (Some(member), _) => set(member, &settings, &mut warnings)?,
-            // Version 2 has files of its own, below.
-            (None, Some(_)) => {}
-            (None, None) => lacking(&settings, &mut warnings),
+    let current = |file: &str| group.v2().and_then(|member| member.read(file).ok().flatten());
+    // A controller is in one version alone, whichever the host has put it in.
+    for ((controller, first), (_, second)) in v1(resources).into_iter().zip(v2(resources, &current)) {
+        match (group.v1(controller), group.v2()) {
+            (Some(member), _) if controller == "memory" => memory_v1(member, first, &mut warnings)?,
+            (Some(member), _) => set(member, &first, &mut warnings)?,
+            (None, Some(member)) => set(member, &second, &mut warnings)?,
+            (None, None) => first.iter().for_each(|setting| lacking(setting, &mut warnings)),
         }
     }
-    let has_v1 = ["cpu", "memory", "pids"].iter().any(|controller| group.v1(controller).is_some());
-    if let (Some(member), false) = (group.v2(), has_v1) {
-        set(member, &v2(resources), &mut warnings)?;
-        if resources.oom_kill_disable == Some(true) {
-            warnings.push("version 2 of control groups cannot disable the OOM killer".to_owned());
-        }
-        if resources.memory_swappiness.is_some() {
-            warnings.push("version 2 of control groups has no memory swappiness".to_owned());
-        }
+    if group.v1("memory").is_none() && resources.oom_kill_disable == Some(true) {
+        warnings.push("version 2 of control groups cannot disable the OOM killer".to_owned());
+    }
+    if group.v1("memory").is_none() && resources.memory_swappiness.is_some() {
+        warnings.push("version 2 of control groups has no memory swappiness".to_owned());
     }
     Ok(warnings)
 }
 
-/// Settings for version 1 by controller.
-fn v1(resources: &Resources) -> Vec<(&'static [&'static str], Vec<Setting>)> {
+/// The parts in the files of version 1.
+fn v1(resources: &Resources) -> [Part; 5] {
     let mut memory = Settings::default();
     memory.add("memory", "memory.limit_in_bytes", resources.memory);
-    memory.add(
-        "memory swap",
-        "memory.memsw.limit_in_bytes",
-        resources.memory_swap.or_else(|| double(resources)),
-    );
+    memory.add_swap("memory.memsw.limit_in_bytes", resources, |total| total.to_string());
     memory.add("memory reservation", "memory.soft_limit_in_bytes", resources.memory_reservation);
     memory.add("memory swappiness", "memory.swappiness", resources.memory_swappiness);
     memory.add("OOM killer", "memory.oom_control", resources.oom_kill_disable.map(u8::from));
@@ -59,11 +59,6 @@ fn v1(resources: &Resources) -> Vec<(&'static [&'static str], Vec<Setting>)> {
     cpu.add("CPU period", "cpu.cfs_period_us", period);
     cpu.add("CPU quota", "cpu.cfs_quota_us", quota);
     cpu.add("CPU shares", "cpu.shares", resources.cpu_shares);
-    let mut cpuset = Settings::default();
-    cpuset.add("CPU set", "cpuset.cpus", resources.cpuset_cpus.as_ref());
-    cpuset.add("memory nodes", "cpuset.mems", resources.cpuset_mems.as_ref());
-    let mut pids = Settings::default();
-    pids.add("number of processes", "pids.max", resources.pids.map(number_or_max));
     let mut blkio = Settings::default();
     blkio.add("block I/O weight", "blkio.bfq.weight", resources.blkio_weight);
     for (limit, file, rates) in [
@@ -76,40 +71,30 @@ fn v1(resources: &Resources) -> Vec<(&'static [&'static str], Vec<Setting>)> {
             blkio.add(limit, file, Some(format!("{}:{} {}", rate.major, rate.minor, rate.rate)));
         }
     }
-    vec![
-        (&["memory"][..], memory.0),
-        (&["cpu"][..], cpu.0),
-        (&["cpuset"][..], cpuset.0),
-        (&["pids"][..], pids.0),
-        (&["blkio"][..], blkio.0),
+    [
+        ("memory", memory.0),
+        ("cpu", cpu.0),
+        ("cpuset", cpuset(resources)),
+        ("pids", pids(resources)),
+        ("blkio", blkio.0),
     ]
 }
 
-fn v2(resources: &Resources) -> Vec<Setting> {
-    let mut all = Settings::default();
-    all.add("memory", "memory.max", resources.memory);
-    let swap = resources.memory_swap.or_else(|| double(resources));
-    all.add(
-        "memory swap",
-        "memory.swap.max",
-        swap.map(|total| match (total, resources.memory) {
-            (total, Some(memory)) if total >= 0 => (total as u64).saturating_sub(memory).to_string(),
-            (total, None) if total >= 0 => total.to_string(),
-            _ => "max".to_owned(),
-        }),
-    );
-    all.add("memory reservation", "memory.low", resources.memory_reservation);
-    let (quota, period) = quota(resources);
-    all.add(
-        "CPU quota",
-        "cpu.max",
-        quota.map(|quota| format!("{} {}", number_or_max(quota), period.unwrap_or(PERIOD))),
-    );
-    all.add("CPU shares", "cpu.weight", resources.cpu_shares.map(weight));
-    all.add("CPU set", "cpuset.cpus", resources.cpuset_cpus.as_ref());
-    all.add("memory nodes", "cpuset.mems", resources.cpuset_mems.as_ref());
-    all.add("number of processes", "pids.max", resources.pids.map(number_or_max));
-    all.add("block I/O weight", "io.bfq.weight", resources.blkio_weight);
+/// The parts in the files of version 2; `current` reads one of them.
+fn v2(resources: &Resources, current: &dyn Fn(&str) -> Option<String>) -> [Part; 5] {
+    let mut memory = Settings::default();
+    memory.add("memory", "memory.max", resources.memory);
+    memory.add_swap("memory.swap.max", resources, |total| {
+        let memory = resources.memory.or_else(|| current("memory.max")?.trim().parse().ok()).unwrap_or(0);
+        u64::try_from(total)
+            .map_or_else(|_| "max".to_owned(), |total| total.saturating_sub(memory).to_string())
+    });
+    memory.add("memory reservation", "memory.low", resources.memory_reservation);
+    let mut cpu = Settings::default();
+    cpu.add("CPU quota", "cpu.max", bandwidth(resources, current));
+    cpu.add("CPU shares", "cpu.weight", resources.cpu_shares.map(weight));
+    let mut io = Settings::default();
+    io.add("block I/O weight", "io.bfq.weight", resources.blkio_weight);
     for (limit, key, rates) in [
         ("read rate", "rbps", &resources.device_read_bps),
         ("write rate", "wbps", &resources.device_write_bps),
@@ -117,10 +102,38 @@ fn v2(resources: &Resources) -> Vec<Setting> {
         ("write operations", "wiops", &resources.device_write_iops),
     ] {
         for ThrottleDevice { major, minor, rate } in rates {
-            all.add(limit, "io.max", Some(format!("{major}:{minor} {key}={rate}")));
+            io.add(limit, "io.max", Some(format!("{major}:{minor} {key}={rate}")));
         }
     }
-    all.0
+    [
+        ("memory", memory.0),
+        ("cpu", cpu.0),
+        ("cpuset", cpuset(resources)),
+        ("pids", pids(resources)),
+        ("blkio", io.0),
+    ]
+}
+
+fn cpuset(resources: &Resources) -> Vec<Setting> {
+    let mut cpuset = Settings::default();
+    cpuset.add("CPU set", "cpuset.cpus", resources.cpuset_cpus.as_ref());
+    cpuset.add("memory nodes", "cpuset.mems", resources.cpuset_mems.as_ref());
+    cpuset.0
+}
+
+fn pids(resources: &Resources) -> Vec<Setting> {
+    let mut pids = Settings::default();
+    pids.add("number of processes", "pids.max", resources.pids.map(number_or_max));
+    pids.0
+}
+
+/// `cpu.max`: a quota alone keeps the period; a period needs the quota to be said again.
+fn bandwidth(resources: &Resources, current: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+    let (quota, period) = quota(resources);
+    let quota = quota.map(number_or_max);
+    let Some(period) = period else { return quota };
+    let kept = || current("cpu.max")?.split_whitespace().next().map(str::to_owned);
+    Some(format!("{} {period}", quota.or_else(kept).unwrap_or_else(|| "max".to_owned())))
 }
 
 #[derive(Debug, Default)]
@@ -129,14 +142,18 @@ struct Settings(Vec<Setting>);
 impl Settings {
     fn add(&mut self, limit: &'static str, file: &'static str, value: Option<impl ToString>) {
         if let Some(value) = value {
-            self.0.push(Setting { limit, file, value: value.to_string() });
+            self.0.push(Setting { limit, file, value: value.to_string(), implied: false });
         }
     }
-}
 
-/// Docker gives as much swap as memory where nothing else is said.
-fn double(resources: &Resources) -> Option<i64> {
-    resources.memory.and_then(|memory| i64::try_from(memory.saturating_mul(2)).ok())
+    /// Memory and swap together. Docker gives as much swap as memory where nothing else is said.
+    fn add_swap(&mut self, file: &'static str, resources: &Resources, value: impl Fn(i64) -> String) {
+        let double = || i64::try_from(resources.memory?.saturating_mul(2)).ok();
+        let (total, implied) = (resources.memory_swap.or_else(double), resources.memory_swap.is_none());
+        if let Some(total) = total {
+            self.0.push(Setting { limit: "memory swap", file, value: value(total), implied });
+        }
+    }
 }
 
 fn quota(resources: &Resources) -> (Option<i64>, Option<u64>) {
@@ -155,13 +172,17 @@ fn weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
 }
 
+/// io.weight of 1 to 10,000 for a weight of 10 to 1,000, the conversion that runtimes agree on.
+fn io_weight(weight: &str) -> Option<String> {
+    let weight = weight.parse::<u64>().ok()?;
+    Some((1 + weight.saturating_sub(10) * 9_999 / 990).to_string())
+}
+
 fn set(member: &Member, settings: &[Setting], warnings: &mut Vec<String>) -> Result<()> {
     for setting in settings {
-        match member.write(setting.file, &setting.value) {
+        match write(member, setting) {
             Ok(()) => {}
-            Err(Error::Call { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                lacking(std::slice::from_ref(setting), warnings);
-            }
+            Err(error) if error.is(Errno::NOENT) => lacking(setting, warnings),
             Err(Error::Call { source, .. }) => {
                 return Err(Error::Limit {
                     limit: setting.limit,
@@ -176,28 +197,33 @@ fn set(member: &Member, settings: &[Setting], warnings: &mut Vec<String>) -> Res
     Ok(())
 }
 
-/// Memory and swap bound each other: what is raised must be raised from above.
-fn memory_v1(member: &Member, settings: &[Setting], warnings: &mut Vec<String>) -> Result<()> {
-    let both = settings.len() >= 2 && settings[1].file == "memory.memsw.limit_in_bytes";
-    if both {
-        let current = member.read("memory.memsw.limit_in_bytes")?;
-        let current = current.and_then(|text| text.trim().parse::<u64>().ok());
-        let raised = settings[0].value.parse::<u64>().ok() > current;
-        if current.is_some() && raised {
-            let mut order = settings.to_vec();
-            order.swap(0, 1);
-            return set(member, &order, warnings);
+fn write(member: &Member, setting: &Setting) -> Result<()> {
+    match member.write(setting.file, &setting.value) {
+        // Of the two that know weights a kernel may have the other one.
+        Err(error) if error.is(Errno::NOENT) && setting.file == "io.bfq.weight" => {
+            member.write("io.weight", &io_weight(&setting.value).ok_or(error)?)
         }
+        result => result,
     }
-    set(member, settings, warnings)
 }
 
-fn lacking(settings: &[Setting], warnings: &mut Vec<String>) {
-    for setting in settings {
-        // Swap that was not asked for is not missed.
-        if setting.file != "memory.memsw.limit_in_bytes" && setting.file != "memory.swap.max" {
-            warnings.push(format!("the host cannot limit the {}: it has no {}", setting.limit, setting.file));
+/// Memory is never to be more than memory and swap together: when both grow, the sum goes first.
+fn memory_v1(member: &Member, mut settings: Vec<Setting>, warnings: &mut Vec<String>) -> Result<()> {
+    const SUM: &str = "memory.memsw.limit_in_bytes";
+    if let [memory, sum, ..] = settings.as_mut_slice()
+        && sum.file == SUM
+    {
+        let current = member.read(SUM)?.and_then(|text| text.trim().parse::<u64>().ok());
+        if current.is_some_and(|current| memory.value.parse::<u64>().is_ok_and(|wanted| wanted > current)) {
+            std::mem::swap(memory, sum);
         }
+    }
+    set(member, &settings, warnings)
+}
+
+fn lacking(setting: &Setting, warnings: &mut Vec<String>) {
+    if !setting.implied {
+        warnings.push(format!("the host cannot limit the {}: it has no {}", setting.limit, setting.file));
     }
 }
 
@@ -220,9 +246,8 @@ mod tests {
             device_write_iops: vec![ThrottleDevice { major: 8, minor: 0, rate: 9 }],
             ..Resources::default()
         };
-        let text: Vec<_> = v2(&resources).iter().map(|s| format!("{}={}", s.file, s.value)).collect();
         assert_eq!(
-            text,
+            second(&resources, &|_| None),
             [
                 "memory.max=67108864",
                 "memory.swap.max=max",
@@ -233,9 +258,39 @@ mod tests {
         );
     }
 
+    fn second(resources: &Resources, current: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
+        let parts = v2(resources, current);
+        parts.iter().flat_map(|(_, part)| part).map(|s| format!("{}={}", s.file, s.value)).collect()
+    }
+
+    #[test]
+    fn what_is_not_said_anew_is_kept() {
+        let current = |file: &str| match file {
+            "cpu.max" => Some("20000 100000\n".to_owned()),
+            "memory.max" => Some("1000\n".to_owned()),
+            _ => None,
+        };
+        let text = |resources: &Resources| second(resources, &current);
+        let period = Resources { cpu_period: Some(50_000), ..Resources::default() };
+        assert_eq!(text(&period), ["cpu.max=20000 50000"]);
+        assert_eq!(second(&period, &|_| None), ["cpu.max=max 50000"]);
+        assert_eq!(text(&Resources { cpu_quota: Some(-1), ..Resources::default() }), ["cpu.max=max"]);
+        let swap = Resources { memory_swap: Some(1500), ..Resources::default() };
+        assert_eq!(text(&swap), ["memory.swap.max=500"]);
+        let memory = Resources { memory: Some(64), ..Resources::default() };
+        assert_eq!(text(&memory), ["memory.max=64", "memory.swap.max=64"]);
+    }
+
+    #[test]
+    fn weights_of_either_scheduler() {
+        let weights = ["10", "500", "1000"].map(|weight| io_weight(weight).unwrap());
+        assert_eq!(weights, ["1", "4950", "10000"]);
+    }
+
     #[test]
     fn nothing_asked_is_nothing_written() {
-        assert!(v2(&Resources::default()).is_empty());
-        assert!(v1(&Resources::default()).iter().all(|(_, settings)| settings.is_empty()));
+        let empty = |parts: [Part; 5]| parts.iter().all(|(_, settings)| settings.is_empty());
+        assert!(empty(v1(&Resources::default())));
+        assert!(empty(v2(&Resources::default(), &|_| None)));
     }
 }

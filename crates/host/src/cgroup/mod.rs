@@ -9,9 +9,12 @@ mod error;
 mod group;
 mod layout;
 mod limits;
+mod member;
+mod parents;
 mod stats;
 #[cfg(test)]
 mod tests_root;
+mod tree;
 
 pub use devices::DevicePolicy;
 pub use error::{Error, Result};

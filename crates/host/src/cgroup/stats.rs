@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::error::Result;
-use super::group::{Group, Member};
+use super::group::Group;
+use super::member::Member;
 
 /// Counters of a group. Absent where the host does not have the controller.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -94,7 +94,7 @@ impl Running {
             stdio: &exec.stdio,
             privileged: exec.privileged,
         };
-        let executed = insula_container::exec(&target, &plan, &self.group.entry()?)?;
+        let executed = insula_container::exec(&target, &plan, &self.group.entry_to(self.init.pid)?)?;
         let terminal = master_of(&executed.streams)?;
         let pid = executed.pid;
         self.execs.push(Exec { id: exec.id.clone(), pid, pidfd: executed.pidfd, terminal });
