@@ -42,11 +42,12 @@ fn program() -> anyhow::Result<PathBuf> {
 /// Starts a daemon in the background and waits until it serves.
 pub(crate) fn start(instance: &Instance, debug: bool) -> anyhow::Result<()> {
     let program = program()?;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o711)
-        .create(instance.run())
-        .with_context(|| format!("make the folder {}", instance.run().display()))?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(instance.run()).with_context(|| {
+        format!(
+            "start insulad: make the folder {} (run insula as root, or choose folders with --root and --run)",
+            instance.run().display()
+        )
+    })?;
     let log = instance.run().join("insulad.log");
     let (mut child, ready) = spawn(&program, instance, &log, debug)
         .with_context(|| format!("start {} (log {})", program.display(), log.display()))?;

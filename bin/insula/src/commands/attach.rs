@@ -67,7 +67,7 @@ impl Run for AttachArgs {
         let wiring = Wiring { tty, stdin, detach: raw_mode.is_some().then_some(keys) };
         let mut streams = streams::connect(hijacked, wiring)?;
         if tty {
-            session.resize().await;
+            session.repaint().await;
         }
         let left = session.follow(&mut streams).await;
         drop(raw_mode);

@@ -10,6 +10,7 @@ mod inspect;
 mod lifecycle;
 mod load;
 mod logs;
+mod network;
 mod prune;
 mod ps;
 mod stats;
@@ -112,6 +113,14 @@ pub(crate) const GROUPS: &[Group] = &[
             Verb::new::<volume::InspectVolumeArgs>("inspect"),
             Verb::new::<volume::RemoveVolumesArgs>("rm"),
             Verb::new::<volume::PruneVolumesArgs>("prune"),
+        ],
+    },
+    Group {
+        name: "network",
+        about: "Commands on networks",
+        verbs: &[
+            Verb::new::<network::ListNetworksArgs>("ls"),
+            Verb::new::<network::InspectNetworkArgs>("inspect"),
         ],
     },
     Group {

@@ -80,6 +80,16 @@ impl<'a> Attached<'a> {
         };
     }
 
+    /// Changes the size to another one and back, so that a program which was left and is met again
+    /// paints its screen.
+    pub(crate) async fn repaint(&self) {
+        if let (Target::Container(id), Some((rows, columns))) = (self.target, terminal::size()) {
+            // As in `resize`.
+            let _ = self.client.resize_container(id, rows.saturating_add(1), columns).await;
+        }
+        self.resize().await;
+    }
+
     /// Runs until `work` is done, serving signals meanwhile.
     pub(crate) async fn during<T>(&mut self, work: impl Future<Output = T>) -> Result<T, i32> {
         tokio::pin!(work);
