@@ -80,7 +80,8 @@ fn serve(stream: UnixStream, seen: &Mutex<Vec<Request>>, answer: &dyn Fn(&Reques
         seen.lock().unwrap().push(request.clone());
         match answer(&request) {
             Reply::Whole(status, body) => {
-                let length = if request.method == "HEAD" { 0 } else { body.len() };
+                let bare = request.method == "HEAD" || status == 204;
+                let length = if bare { 0 } else { body.len() };
                 let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n");
                 writer.write_all(head.as_bytes()).unwrap();
                 writer.write_all(&body.as_bytes()[..length]).unwrap();
