@@ -1,7 +1,7 @@
 //! `--device`, `--device-read-bps` and their kind.
 
 use anyhow::{Context as _, bail};
-use insula_models::{DeviceMapping, ThrottleDevice, WeightDevice};
+use insula_models::{DeviceMapping, ThrottleDevice};
 
 /// `HOST[:CONTAINER][:rwm]`.
 pub(crate) fn device(text: &str) -> anyhow::Result<DeviceMapping> {
@@ -46,18 +46,6 @@ pub(crate) fn throttle(flag: &str, text: &str) -> anyhow::Result<ThrottleDevice>
     Ok(ThrottleDevice { path: path.to_owned(), rate })
 }
 
-/// `PATH:WEIGHT`.
-pub(crate) fn weight(text: &str) -> anyhow::Result<WeightDevice> {
-    let wrong =
-        || format!("invalid value {text:?} for --blkio-weight-device: /dev/DEVICE:10..1000 is expected");
-    let (path, weight) = text.rsplit_once(':').with_context(wrong)?;
-    let weight = weight.parse().ok().filter(|weight| (10..=1000).contains(weight) || *weight == 0);
-    match weight {
-        Some(weight) if path.starts_with("/dev/") => Ok(WeightDevice { path: path.to_owned(), weight }),
-        _ => bail!(wrong()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,7 +72,5 @@ mod tests {
         for bad in ["/dev/sda", "sda:1", "/dev/sda:x", "/dev/sda:-1"] {
             assert!(throttle("device-read-iops", bad).is_err(), "{bad}");
         }
-        assert_eq!(weight("/dev/sda:500").unwrap().weight, 500);
-        assert!(weight("/dev/sda:5").is_err());
     }
 }

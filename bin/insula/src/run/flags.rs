@@ -163,9 +163,6 @@ pub(crate) struct LimitFlags {
     /// Weight of block I/O: 10 to 1000, 0 is not set
     #[arg(long, value_name = "WEIGHT")]
     pub(crate) blkio_weight: Option<u16>,
-    /// Weight of block I/O on one device: DEVICE:WEIGHT
-    #[arg(long, value_name = "DEVICE:WEIGHT")]
-    pub(crate) blkio_weight_device: Vec<String>,
     /// Period of the CPU quota, microseconds
     #[arg(long, value_name = "MICROSECONDS")]
     pub(crate) cpu_period: Option<i64>,
@@ -238,7 +235,7 @@ pub(crate) struct SecurityFlags {
     /// Rule for devices: 'c 13:* rwm'
     #[arg(long, value_name = "RULE")]
     pub(crate) device_cgroup_rule: Vec<String>,
-    /// IPC namespace: private, shareable, host, none, container:NAME
+    /// IPC namespace: private, shareable, host, none
     #[arg(long, value_name = "NAMESPACE")]
     pub(crate) ipc: Option<String>,
     /// PID namespace: host, container:NAME

@@ -170,8 +170,6 @@ fn resources(host: &mut HostConfig, flags: &LimitFlags) -> anyhow::Result<()> {
     host.cpuset_cpus = flags.cpuset_cpus.clone().unwrap_or_default();
     host.cpuset_mems = flags.cpuset_mems.clone().unwrap_or_default();
     host.blkio_weight = flags.blkio_weight.unwrap_or_default();
-    host.blkio_weight_device =
-        flags.blkio_weight_device.iter().map(|text| devices::weight(text)).collect::<Result<_, _>>()?;
     let rates = |flag, texts: &[String]| -> anyhow::Result<Vec<ThrottleDevice>> {
         texts.iter().map(|text| devices::throttle(flag, text)).collect()
     };
@@ -272,6 +270,7 @@ mod tests {
             "--memory x image",
             "",
             "--health-cmd x image",
+            "--blkio-weight-device /dev/sda:100 image",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
