@@ -178,3 +178,140 @@ pub(crate) fn failure(framing: Framing, message: &str) -> Vec<u8> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use axum::Router;
+    use axum::routing::{get, post};
+    use tokio::io::AsyncReadExt;
+    use tokio::sync::{Notify, oneshot, watch};
+
+    use super::*;
+    use crate::{listen, server};
+
+    /// Serves routes on a socket of its own until it is dropped.
+    struct Fake {
+        socket: PathBuf,
+        _folder: tempfile::TempDir,
+        _stop: watch::Sender<bool>,
+    }
+
+    fn serve(router: Router) -> Fake {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("s");
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(server::accept(listen::bind(&socket).unwrap(), router, stopped));
+        Fake { socket, _folder: folder, _stop: stop }
+    }
+
+    /// Writes back in upper case what it reads, and `bye` at the end.
+    async fn shout(taken: Taken) {
+        let std = std::os::unix::net::UnixStream::from(taken.descriptor);
+        let mut stream = UnixStream::from_std(std).unwrap();
+        stream.write_all(&taken.already_read.to_ascii_uppercase()).await.unwrap();
+        let mut bytes = [0; 100];
+        loop {
+            let count = stream.read(&mut bytes).await.unwrap();
+            if count == 0 {
+                break;
+            }
+            stream.write_all(&bytes[..count].to_ascii_uppercase()).await.unwrap();
+        }
+        stream.write_all(b"bye").await.unwrap();
+    }
+
+    fn shouting() -> Router {
+        Router::new().route(
+            "/attach",
+            post(async |request: Request| {
+                Takeover::of(request).answer(Framing::Multiplexed, ApiVersion::MAX, shout)
+            }),
+        )
+    }
+
+    async fn read_until(stream: &mut UnixStream, end: &str) -> String {
+        let mut bytes = Vec::new();
+        while !bytes.ends_with(end.as_bytes()) {
+            let mut byte = [0];
+            let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut byte));
+            assert_eq!(read.await.unwrap().unwrap(), 1, "{}", String::from_utf8_lossy(&bytes));
+            bytes.push(byte[0]);
+        }
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_upgraded_connection_is_the_streams_themselves() {
+        let fake = serve(shouting());
+        let mut client = UnixStream::connect(&fake.socket).await.unwrap();
+        // The input does not wait for the answer.
+        let request = "POST /attach HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\nearly ";
+        client.write_all(request.as_bytes()).await.unwrap();
+        let head = read_until(&mut client, "\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.1 101 UPGRADED\r\n"), "{head}");
+        for header in
+            ["content-type: application/vnd.docker.multiplexed-stream", "connection: Upgrade", "upgrade: tcp"]
+        {
+            assert!(head.contains(header), "{head}");
+        }
+        assert_eq!(read_until(&mut client, "EARLY ").await, "EARLY ");
+        client.write_all(b"late").await.unwrap();
+        assert_eq!(read_until(&mut client, "LATE").await, "LATE");
+        // The input ends, the output goes on.
+        client.shutdown().await.unwrap();
+        let mut rest = String::new();
+        client.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "bye");
+    }
+
+    #[tokio::test]
+    async fn without_an_upgrade_the_bodies_are_the_streams() {
+        let fake = serve(shouting());
+        let mut client = UnixStream::connect(&fake.socket).await.unwrap();
+        let request = "POST /attach HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello";
+        client.write_all(request.as_bytes()).await.unwrap();
+        let head = read_until(&mut client, "\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.0 200 OK\r\n"), "{head}");
+        let mut output = String::new();
+        client.read_to_string(&mut output).await.unwrap();
+        assert_eq!(output, "HELLObye");
+    }
+
+    #[tokio::test]
+    async fn a_wait_ends_when_its_client_hangs_up() {
+        struct Dropped(Option<oneshot::Sender<()>>);
+        impl Drop for Dropped {
+            fn drop(&mut self) {
+                // Nobody may be listening any more.
+                let _ = self.0.take().map(|sender| sender.send(()));
+            }
+        }
+        let (sender, dropped) = oneshot::channel();
+        let (guard, started) = (std::sync::Mutex::new(Some(Dropped(Some(sender)))), Arc::new(Notify::new()));
+        let (guard, signal) = (Arc::new(guard), started.clone());
+        let router = Router::new().route(
+            "/wait",
+            get(async move || {
+                let _guard = guard.lock().unwrap().take();
+                signal.notify_one();
+                std::future::pending::<()>().await;
+            }),
+        );
+        let fake = serve(router);
+        let mut client = UnixStream::connect(&fake.socket).await.unwrap();
+        client.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        started.notified().await;
+        drop(client);
+        tokio::time::timeout(Duration::from_secs(10), dropped).await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn failures_are_standard_error() {
+        assert_eq!(failure(Framing::Raw, "no"), b"no\r\n");
+        assert_eq!(failure(Framing::Multiplexed, "no"), b"\x02\0\0\0\0\0\0\x04no\r\n");
+    }
+}

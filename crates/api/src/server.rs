@@ -39,7 +39,7 @@ pub async fn serve(listener: UnixListener, engine: Engine, stop: watch::Receiver
 
 /// Serves `router` to everyone who connects until `stop` changes; then lets requests under way end
 /// for a moment and cuts what still streams. Workloads do not notice.
-async fn accept(listener: UnixListener, router: Router, stop: watch::Receiver<bool>) {
+pub(crate) async fn accept(listener: UnixListener, router: Router, stop: watch::Receiver<bool>) {
     let mut ending = stop.clone();
     let mut connections = JoinSet::new();
     loop {

@@ -38,6 +38,7 @@ impl Engine {
             ("ApiVersion".to_owned(), api.max.clone()),
             ("Arch".to_owned(), architecture().to_owned()),
             ("KernelVersion".to_owned(), kernel.clone()),
+            ("Experimental".to_owned(), "false".to_owned()),
             ("MinAPIVersion".to_owned(), api.min.clone()),
             ("Os".to_owned(), "linux".to_owned()),
         ]);

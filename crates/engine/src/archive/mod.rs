@@ -130,3 +130,201 @@ fn base_name(path: &str) -> &str {
         Some(name) => name,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::path::Path;
+
+    fn make(root: &Path, files: &[(&str, &str)]) {
+        for (path, content) in files {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+    }
+
+    /// Layers `one` and `two` and a writable one.
+    fn stopped(folder: &Path) -> Files {
+        for name in ["one", "two", "upper"] {
+            fs::create_dir_all(folder.join(name)).unwrap();
+        }
+        Files {
+            container: "web".to_owned(),
+            root: Root::Stopped {
+                upper: folder.join("upper"),
+                lower: vec![folder.join("one"), folder.join("two")],
+                hidden: vec!["/secret".to_owned()],
+            },
+            mounts: Vec::new(),
+            readonly: false,
+        }
+    }
+
+    fn running(root: &Path) -> Files {
+        Files {
+            container: "web".to_owned(),
+            root: Root::Running { root: root.to_owned(), first_id: 0 },
+            mounts: Vec::new(),
+            readonly: false,
+        }
+    }
+
+    fn names(files: &Files, path: &str) -> Vec<String> {
+        let mut out = Vec::new();
+        files.read(path, &mut out).unwrap();
+        let mut archive = tar::Archive::new(out.as_slice());
+        archive
+            .entries()
+            .unwrap()
+            .map(|entry| String::from_utf8(entry.unwrap().path_bytes().into_owned()).unwrap())
+            .collect()
+    }
+
+    fn content(files: &Files, path: &str) -> String {
+        let mut out = Vec::new();
+        files.read(path, &mut out).unwrap();
+        let mut archive = tar::Archive::new(out.as_slice());
+        let mut text = String::new();
+        archive.entries().unwrap().next().unwrap().unwrap().read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn needs_root() -> bool {
+        if rustix::process::geteuid().is_root() {
+            return false;
+        }
+        assert!(!std::env::var("INSULA_TEST_REQUIRE").unwrap_or_default().contains("root"), "needs root");
+        eprintln!("skipped: needs root");
+        true
+    }
+
+    fn archive_of(entries: &[(&str, &str, u64)]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (path, content, owner) in entries {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o640);
+            header.set_uid(*owner);
+            header.set_gid(*owner);
+            if path.ends_with('/') {
+                header.set_entry_type(tar::EntryType::Directory);
+                header.set_mode(0o750);
+            }
+            builder.append_data(&mut header, path, content.as_bytes()).unwrap();
+        }
+        builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn a_stopped_container_shows_its_layers_merged() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = stopped(folder.path());
+        make(
+            folder.path(),
+            &[("one/etc/a", "1"), ("one/etc/b", "1"), ("one/etc/gone", "1"), ("two/etc/b", "2")],
+        );
+        make(folder.path(), &[("upper/etc/c", "3"), ("one/secret/key", "k"), ("two/dir/f", "2")]);
+        let whiteout = |path: &str| {
+            let path = folder.path().join(path);
+            let (kind, mode) = (rustix::fs::FileType::CharacterDevice, rustix::fs::Mode::empty());
+            rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
+        };
+        whiteout("upper/etc/gone");
+        whiteout("upper/dir");
+        assert_eq!(names(&files, "/etc"), ["etc/", "etc/a", "etc/b", "etc/c"]);
+        assert_eq!(content(&files, "etc/b"), "2");
+        assert_eq!(names(&files, "/secret"), ["secret/"]);
+        assert_eq!(names(&files, "/etc/."), ["./", "./a", "./b", "./c"]);
+        assert_eq!(names(&files, "/"), ["/", "/etc/", "/etc/a", "/etc/b", "/etc/c", "/secret/"]);
+        for path in ["/etc/gone", "/dir", "/dir/f", "/secret/key", "/etc/a/b", "/no/such"] {
+            let error = files.stat(path).unwrap_err().to_string();
+            assert_eq!(error, format!("Could not find the file {path} in container web"));
+        }
+        let mut out = Vec::new();
+        files.export(&mut out).unwrap();
+        let first = tar::Archive::new(out.as_slice())
+            .entries()
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path_bytes()
+            .into_owned();
+        assert_eq!(first, b"etc/");
+    }
+
+    #[test]
+    fn links_lead_nowhere_outside() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        make(folder.path(), &[("outside", "secret"), ("root/etc/passwd", "inside")]);
+        symlink("/etc/passwd", root.join("absolute")).unwrap();
+        symlink("../../../../outside", root.join("up")).unwrap();
+        symlink(folder.path(), root.join("out")).unwrap();
+        symlink("loop", root.join("loop")).unwrap();
+        let files = running(&root);
+        assert_eq!(files.stat("/absolute").unwrap().link_target, "/etc/passwd");
+        assert!(files.stat("/out/outside").is_err());
+        assert!(files.stat("/up/").is_err());
+        assert!(files.stat("/loop/").is_err());
+        assert_eq!(content(&files, "/etc/../etc/../../etc/passwd"), "inside");
+        let link = files.stat("/absolute").unwrap();
+        assert_eq!(link.mode & (1 << 27), 1 << 27);
+        assert_eq!(files.stat("/etc").unwrap().mode >> 31, 1);
+    }
+
+    #[test]
+    fn long_names_and_hard_links_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = format!("{}/{}", "d".repeat(90), "f".repeat(200));
+        make(folder.path(), &[(&long, "x"), ("a", "same")]);
+        fs::hard_link(folder.path().join("a"), folder.path().join("b")).unwrap();
+        let files = running(folder.path());
+        assert!(names(&files, "/.").contains(&format!("./{long}")));
+        let mut out = Vec::new();
+        files.read("/.", &mut out).unwrap();
+        let mut archive = tar::Archive::new(out.as_slice());
+        let link =
+            archive.entries().unwrap().map(Result::unwrap).find(|entry| entry.path_bytes().ends_with(b"/b"));
+        let link = link.unwrap();
+        assert_eq!(link.header().entry_type(), tar::EntryType::Link);
+        assert_eq!(link.link_name_bytes().unwrap().as_ref(), b"./a");
+    }
+
+    #[test]
+    fn what_is_copied_in_lies_in_the_writable_layer() {
+        if needs_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let files = stopped(folder.path());
+        make(folder.path(), &[("one/var/lib/app/old", "1")]);
+        rustix::fs::chown(folder.path().join("one/var/lib"), Some(rustix::fs::Uid::from_raw(7)), None)
+            .unwrap();
+        let archive = archive_of(&[("new", "n", 5), ("sub/", "", 6), ("sub/f", "s", 6)]);
+        files.write("/var/lib/app", archive.as_slice(), WriteOptions::default()).unwrap();
+        assert_eq!(names(&files, "/var/lib/app"), ["app/", "app/new", "app/old", "app/sub/", "app/sub/f"]);
+        let owner = |path: &str| fs::metadata(folder.path().join("upper").join(path)).unwrap().uid();
+        assert_eq!((owner("var/lib"), owner("var/lib/app/new"), owner("var/lib/app/sub")), (7, 5, 6));
+        assert!(!folder.path().join("one/var/lib/app/new").exists());
+        let refused = |path: &str, files: &Files| {
+            files.write(path, archive.as_slice(), WriteOptions::default()).unwrap_err().to_string()
+        };
+        assert_eq!(refused("/var/lib/app/new", &files), "extraction point is not a directory");
+        assert_eq!(refused("/nowhere", &files), "Could not find the file /nowhere in container web");
+        let readonly = Files { readonly: true, ..files };
+        assert_eq!(refused("/var", &readonly), "container rootfs is marked read-only");
+    }
+
+    #[test]
+    fn a_mount_is_looked_into_when_the_container_is_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        make(folder.path(), &[("one/data/image", "i"), ("volume/mine", "v")]);
+        let files = stopped(folder.path());
+        let files = Files { mounts: vec![("/data".into(), folder.path().join("volume"))], ..files };
+        assert_eq!(names(&files, "/data"), ["data/", "data/mine"]);
+    }
+}

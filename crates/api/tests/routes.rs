@@ -1,0 +1,235 @@
+//! Requests and answers over a real socket, without containers.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod daemon;
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+
+use daemon::{Answer, Daemon};
+use proptest::prelude::*;
+
+/// A tar with one file, made by hand: name, mode, owner, size, time, checksum.
+fn small_tar() -> Vec<u8> {
+    let mut header = [0u8; 512];
+    header[..5].copy_from_slice(b"hello");
+    header[100..108].copy_from_slice(b"0000644\0");
+    header[108..116].copy_from_slice(b"0000000\0");
+    header[116..124].copy_from_slice(b"0000000\0");
+    header[124..136].copy_from_slice(b"00000000005\0");
+    header[136..148].copy_from_slice(b"00000000000\0");
+    header[148..156].fill(b' ');
+    header[156] = b'0';
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut tar = header.to_vec();
+    tar.extend_from_slice(b"world");
+    tar.resize(512 * 4, 0);
+    tar
+}
+
+fn lines(answer: &Answer) -> Vec<serde_json::Value> {
+    answer
+        .body
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_slice(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn a_ping_says_what_is_spoken() {
+    let daemon = Daemon::start();
+    let answer = daemon.get("/v1.41/_ping");
+    assert_eq!((answer.status, answer.body.as_slice()), (200, &b"OK"[..]));
+    for (name, value) in [
+        ("api-version", "1.47"),
+        ("ostype", "linux"),
+        ("docker-experimental", "false"),
+        ("swarm", "inactive"),
+        ("content-type", "text/plain; charset=utf-8"),
+    ] {
+        assert_eq!(answer.header(name), Some(value), "{name}");
+    }
+    let head = daemon.send("HEAD", "/_ping", "", b"");
+    assert_eq!((head.status, head.body.len()), (200, 0));
+}
+
+/// The document with the values of these fields, at any depth, taken out.
+fn masked(mut document: serde_json::Value, fields: &[&str]) -> serde_json::Value {
+    fn walk(value: &mut serde_json::Value, fields: &[&str]) {
+        match value {
+            serde_json::Value::Object(map) => {
+                for (name, value) in map {
+                    if fields.contains(&name.as_str()) {
+                        *value = format!("[{name}]").into();
+                    } else {
+                        walk(value, fields);
+                    }
+                }
+            }
+            serde_json::Value::Array(list) => list.iter_mut().for_each(|value| walk(value, fields)),
+            _ => {}
+        }
+    }
+    walk(&mut document, fields);
+    document
+}
+
+#[test]
+fn answers_keep_their_form() {
+    let daemon = Daemon::start();
+    insta::assert_json_snapshot!(
+        "version",
+        masked(daemon.get("/version").json(), &["KernelVersion", "Arch"])
+    );
+    let created = daemon.post("/volumes/create", r#"{"Name":"data","Labels":{"a":"b"}}"#);
+    assert_eq!(created.status, 201);
+    let volume = ["CreatedAt", "Mountpoint"];
+    insta::assert_json_snapshot!("volume", masked(created.json(), &volume));
+    let image = ["Created", "Id", "RepoDigests", "ParentId"];
+    insta::assert_json_snapshot!("images", masked(daemon.get("/images/json").json(), &image));
+    let bridge = daemon.get("/networks?filters=%7B%22name%22:%5B%22bridge%22%5D%7D").json();
+    let network = ["Id", "Created", "Subnet", "Gateway", "com.docker.network.bridge.name"];
+    insta::assert_json_snapshot!("networks", masked(bridge, &network));
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    let daemon = Daemon::start();
+    let message = |answer: Answer, status: u16| {
+        assert_eq!(answer.status, status, "{}", answer.head);
+        assert_eq!(answer.header("content-type"), Some("application/json"));
+        answer.message()
+    };
+    assert_eq!(message(daemon.get("/nothing/here"), 404), "page not found");
+    assert_eq!(message(daemon.delete("/version"), 404), "page not found");
+    assert_eq!(message(daemon.get("/images/no/such:1/json"), 404), "No such image: no/such:1");
+    assert_eq!(message(daemon.get("/volumes/none"), 404), "get none: no such volume");
+    assert!(message(daemon.get("/swarm"), 503).starts_with("This node is not a swarm manager."));
+    assert!(message(daemon.get("/services"), 503).starts_with("This node is not a swarm manager."));
+    assert!(message(daemon.post("/build", ""), 501).contains("building images"));
+    assert!(message(daemon.post("/images/create?fromImage=busybox", ""), 501).contains("registries"));
+    assert!(message(daemon.get("/images/a/b:1/get"), 501).contains("saving images"));
+    assert!(message(daemon.post("/networks/create", "{}"), 501).contains("user-defined networks"));
+    assert!(message(daemon.get("/v1.60/version"), 400).contains("client version 1.60 is too new"));
+    assert_eq!(daemon.get("/plugins").json(), serde_json::json!([]));
+}
+
+#[test]
+fn bodies_are_checked_before_they_are_read() {
+    let daemon = Daemon::start();
+    let create = "/volumes/create";
+    let typed = daemon.send("POST", create, "Content-Type: text/plain\r\n", b"{}");
+    assert_eq!(typed.status, 400);
+    assert!(typed.message().contains("must be 'application/json'"));
+    assert!(daemon.post(create, "{").message().starts_with("invalid JSON"));
+    assert!(daemon.post(create, r#"{"Name":7}"#).message().contains("Name"));
+    assert_eq!(daemon.post(create, "null").status, 201);
+    assert_eq!(daemon.post(create, "").status, 201);
+    let long = format!(r#"{{"Name":"{}"}}"#, "x".repeat(5 << 20));
+    assert_eq!(daemon.post(create, &long).status, 413);
+    assert!(daemon.post("/containers/create", "").message().contains("EOF"));
+}
+
+#[test]
+fn an_image_is_imported_named_and_removed() {
+    let daemon = Daemon::start();
+    let imported = daemon.send(
+        "POST",
+        "/images/create?fromSrc=-&repo=team/app&tag=1&changes=CMD%20%5B%22a%22%5D&message=hi",
+        "",
+        &small_tar(),
+    );
+    let id = lines(&imported).last().unwrap()["status"].as_str().unwrap().to_owned();
+    assert!(id.starts_with("sha256:"), "{id}");
+    let image = daemon.get("/images/team/app:1/json").json();
+    assert_eq!(image["Id"], id);
+    assert_eq!(image["RepoTags"], serde_json::json!(["team/app:1"]));
+    assert_eq!(image["Config"]["Cmd"], serde_json::json!(["a"]));
+    assert_eq!(daemon.post("/images/team/app:1/tag?repo=other&tag=2", "").status, 201);
+    assert_eq!(daemon.get("/images/other:2/history").json()[0]["Comment"], "hi");
+    let removed = daemon.delete("/images/other:2").json();
+    assert_eq!(removed, serde_json::json!([{ "Untagged": "other:2" }]));
+    let removed = daemon.delete("/images/team/app:1").json();
+    assert_eq!(removed[0]["Untagged"], "team/app:1");
+    assert_eq!(removed[1]["Deleted"], id);
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap();
+    let until = format!("{}.{:09}", now.as_secs(), now.subsec_nanos());
+    let seen =
+        daemon.get(&format!("/events?since=0&until={until}&filters=%7B%22type%22:%5B%22image%22%5D%7D"));
+    let actions: Vec<_> =
+        lines(&seen).iter().map(|event| event["Action"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(actions, ["import", "tag", "untag", "untag", "delete"]);
+    let bad = daemon.send("POST", "/images/load", "", b"this is no archive");
+    assert_eq!(bad.status, 200);
+    assert!(lines(&bad).last().unwrap()["errorDetail"]["message"].as_str().unwrap().contains("archive"));
+}
+
+#[test]
+fn a_client_that_shuts_its_side_down_gets_its_answer() {
+    let daemon = Daemon::start();
+    let mut stream = daemon.connect();
+    stream.write_all(b"GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("OK"), "{answer}");
+}
+
+#[test]
+fn heads_are_bounded() {
+    let daemon = Daemon::start();
+    let long = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(100_000));
+    let status = daemon.raw(long.as_bytes()).status;
+    assert!((400..500).contains(&status), "{status}");
+    let many = format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(5000));
+    let status = daemon.raw(many.as_bytes()).status;
+    assert!((400..500).contains(&status), "{status}");
+}
+
+/// A path with parts that mean something and parts that do not.
+fn path() -> impl Strategy<Value = String> {
+    let part = prop_oneof![
+        Just("containers".to_owned()),
+        Just("create".to_owned()),
+        Just("json".to_owned()),
+        Just("images".to_owned()),
+        Just("volumes".to_owned()),
+        Just("exec".to_owned()),
+        Just("start".to_owned()),
+        Just("archive".to_owned()),
+        Just("attach".to_owned()),
+        Just("logs".to_owned()),
+        Just("v1.41".to_owned()),
+        "[a-z0-9%.:@_-]{0,12}",
+    ];
+    let query = prop_oneof![
+        Just(String::new()),
+        "[?][a-z]{1,8}=[a-zA-Z0-9%{}:,\"-]{0,30}".prop_map(|text| text.replace('"', "%22")),
+        "[?]filters=[{}\\[\\]a-z:,]{0,30}",
+    ];
+    (prop::collection::vec(part, 0..5), query)
+        .prop_map(|(parts, query)| format!("/{}{query}", parts.join("/")))
+}
+
+#[test]
+fn malformed_requests_are_answered() {
+    let daemon = Daemon::start();
+    let method = prop::sample::select(vec!["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH"]);
+    let body = prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..200),
+        r#"\{"(Name|Image|Cmd|HostConfig|Labels|Tty)":(null|1|"x"|\[\]|\{\}|\[1\])\}"#
+            .prop_map(String::into_bytes),
+    ];
+    // Whatever is sent, there is an answer, and it is not a defect.
+    proptest!(ProptestConfig::with_cases(300), |(method in method, path in path(), body in body)| {
+        let streams = path.contains("events") && method == "GET";
+        prop_assume!(!streams);
+        let answer = daemon.send(method, &path, "Content-Type: application/json\r\n", &body);
+        prop_assert!(answer.status >= 200 && answer.status != 500, "{} {} {}", method, path, answer.head);
+    });
+    assert_eq!(daemon.get("/_ping").status, 200);
+}
