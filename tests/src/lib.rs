@@ -8,6 +8,7 @@
 #![expect(clippy::unwrap_used, reason = "a harness that cannot go on panics, which fails the test")]
 
 mod daemon;
+pub mod guest;
 mod host;
 mod http;
 pub mod images;

@@ -1,0 +1,214 @@
+//! A machine of its own for what this host does not have: a distribution's kernel, emulated by
+//! QEMU, with version 2 of cgroups alone.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::product::fixtures;
+use crate::{Outcome, program};
+
+/// Emulated, so that it runs where there is no `/dev/kvm`.
+const QEMU: &str = "qemu-system-x86_64";
+/// Modules of the kernel that containers need; the kernel loads them by itself.
+const MODULES: &[&str] = &["fs/overlayfs", "net", "lib", "drivers/net/veth.ko", "crypto"];
+
+/// Whether a guest can be booted; says why not.
+pub fn missing() -> Option<&'static str> {
+    let found = |name: &str| {
+        Outcome::of(Command::new("sh").args(["-c", &format!("command -v {name}")]), b"").code == 0
+    };
+    [(QEMU, "qemu-system-x86 is missing"), ("dpkg-deb", "dpkg is missing"), ("ldd", "ldd is missing")]
+        .into_iter()
+        .find_map(|(name, why)| (!found(name)).then_some(why))
+}
+
+/// Boots a guest that has the product and busybox, runs `script` there as root with `files` at
+/// their paths, and returns what appeared on the console.
+pub fn run(script: &str, files: &[(&str, &[u8])]) -> Outcome {
+    let folder = tempfile::Builder::new().prefix("insula-g-").tempdir().unwrap();
+    let initrd = folder.path().join("initrd");
+    let kernel = kernel();
+    fs::write(&initrd, content(&kernel, script, files).finish()).unwrap();
+    let mut command = Command::new("timeout");
+    command.args(["150", QEMU, "-M", "microvm", "-accel", "tcg", "-cpu", "max", "-smp", "1"]);
+    command.args([
+        "-m",
+        "1024",
+        "-nodefaults",
+        "-no-user-config",
+        "-nographic",
+        "-no-reboot",
+        "-serial",
+        "stdio",
+    ]);
+    command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&initrd);
+    command.args(["-append", "console=ttyS0 quiet panic=-1 reboot=t systemd.unified_cgroup_hierarchy=1"]);
+    Outcome::of(&mut command, b"")
+}
+
+struct Kernel {
+    image: PathBuf,
+    /// `lib/modules/<release>`
+    modules: PathBuf,
+}
+
+/// Debian's kernel for clouds, downloaded and unpacked once; nothing is installed.
+fn kernel() -> Kernel {
+    let folder = fixtures().join("kernel");
+    let lock = fs::File::create(fixtures().join("kernel.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    if !folder.exists() {
+        let partial = fixtures().join("kernel.partial");
+        let _ = fs::remove_dir_all(&partial);
+        fs::create_dir(&partial).unwrap();
+        // The package that is downloaded last is the kernel that the metapackage means.
+        let script = "package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: //p' | head -n 1); \
+            apt-get download -qq \"$package\" && dpkg-deb -x ./*.deb . && rm ./*.deb && depmod -b . \"$(ls lib/modules)\"";
+        let mut command = Command::new("sh");
+        command.args(["-ec", script]).current_dir(&partial).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        Outcome::of(&mut command, b"").exits(0);
+        fs::rename(&partial, &folder).unwrap();
+    }
+    let first = |path: PathBuf, start: &str| {
+        let mut entries = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+        entries
+            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start)))
+            .unwrap()
+    };
+    Kernel { image: first(folder.join("boot"), "vmlinuz"), modules: first(folder.join("lib/modules"), "") }
+}
+
+const INIT: &str = "#!/bin/sh
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root
+if [ $$ = 1 ] && [ ! -e /moved ]; then
+    # Containers pivot away from their root, which the first root file system does not allow.
+    mkdir /new && mount -t tmpfs -o mode=755 none /new
+    cp -a /bin /sbin /etc /lib /lib64 /usr /test /init /new/ 2>/dev/null
+    cp -a /files /new/ 2>/dev/null
+    mkdir -p /new/proc /new/sys /new/dev /new/tmp /new/run /new/var/lib /new/root && touch /new/moved
+    exec switch_root /new /init
+fi
+mount -t proc none /proc && mount -t sysfs none /sys && mount -t devtmpfs none /dev
+mkdir -p /dev/pts && mount -t devpts none /dev/pts
+mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /run && mount -t tmpfs none /tmp
+ip link set lo up
+sh /test
+echo GUEST-ENDS
+reboot -f
+";
+
+fn content(kernel: &Kernel, script: &str, files: &[(&str, &[u8])]) -> Archive {
+    let mut archive = Archive::default();
+    archive.file("init", 0o755, INIT.as_bytes());
+    archive.file("test", 0o755, script.as_bytes());
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find_map(|path| fs::read(path).ok()).unwrap();
+    archive.file("bin/busybox", 0o755, &busybox);
+    let applets = Outcome::of(Command::new("busybox").arg("--list-full"), b"");
+    for applet in applets.ok().lines().filter(|applet| !applet.ends_with("/busybox")) {
+        archive.link(applet, "/bin/busybox");
+    }
+    let mut libraries = BTreeSet::new();
+    let nft = ["/usr/sbin/nft", "/sbin/nft"].iter().map(PathBuf::from).find(|path| path.is_file());
+    for path in ["insula", "insulad", "insula-monitor"].map(program).into_iter().chain(nft) {
+        let name = path.file_name().and_then(OsStr::to_str).unwrap();
+        archive.file(&format!("usr/bin/{name}"), 0o755, &stripped(&path));
+        libraries.extend(libraries_of(&path));
+    }
+    for library in libraries {
+        archive.file(library.trim_start_matches('/'), 0o755, &fs::read(&library).unwrap());
+    }
+    let release = kernel.modules.file_name().and_then(OsStr::to_str).unwrap();
+    for name in ["modules.dep", "modules.alias", "modules.softdep", "modules.builtin"] {
+        let text = fs::read(kernel.modules.join(name)).unwrap_or_default();
+        archive.file(&format!("lib/modules/{release}/{name}"), 0o644, &text);
+    }
+    for part in MODULES {
+        archive
+            .tree(&kernel.modules.join("kernel").join(part), &format!("lib/modules/{release}/kernel/{part}"));
+    }
+    for (path, bytes) in files {
+        archive.file(path.trim_start_matches('/'), 0o644, bytes);
+    }
+    archive
+}
+
+/// A debug build is tens of megabytes, which an emulated machine reads slowly.
+fn stripped(path: &Path) -> Vec<u8> {
+    let output = tempfile::NamedTempFile::new().unwrap();
+    let mut command = Command::new("strip");
+    let code = Outcome::of(command.arg("-o").arg(output.path()).arg(path), b"").code;
+    fs::read(if code == 0 { output.path() } else { path }).unwrap()
+}
+
+fn libraries_of(path: &Path) -> Vec<String> {
+    // Static programs have none, and ldd says so with an error.
+    let listing = Outcome::of(Command::new("ldd").arg(path), b"").stdout;
+    let words = listing.split_whitespace().filter(|word| word.starts_with('/'));
+    words.map(|word| word.trim_end_matches(':').to_owned()).filter(|path| Path::new(path).is_file()).collect()
+}
+
+/// A cpio archive in the `newc` format, as the kernel unpacks it (Documentation/driver-api/
+/// early-userspace/buffer-format.rst).
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    folders: BTreeSet<String>,
+    entries: u32,
+}
+
+impl Archive {
+    fn file(&mut self, name: &str, mode: u32, content: &[u8]) {
+        self.parents(name);
+        self.entry(name, 0o100_000 | mode, content);
+    }
+
+    fn link(&mut self, name: &str, target: &str) {
+        self.parents(name);
+        self.entry(name, 0o120_777, target.as_bytes());
+    }
+
+    fn tree(&mut self, path: &Path, name: &str) {
+        if path.is_file() {
+            let mode = fs::metadata(path).unwrap().permissions().mode() & 0o777;
+            return self.file(name, mode, &fs::read(path).unwrap());
+        }
+        for entry in fs::read_dir(path).into_iter().flatten() {
+            let entry = entry.unwrap();
+            self.tree(&entry.path(), &format!("{name}/{}", entry.file_name().to_string_lossy()));
+        }
+    }
+
+    fn parents(&mut self, name: &str) {
+        for (at, _) in name.match_indices('/') {
+            if self.folders.insert(name[..at].to_owned()) {
+                self.entry(&name[..at], 0o040_755, b"");
+            }
+        }
+    }
+
+    fn entry(&mut self, name: &str, mode: u32, content: &[u8]) {
+        self.entries += 1;
+        let (size, length) = (content.len(), name.len() + 1);
+        let fields = [self.entries as usize, mode as usize, 0, 0, 1, 0, size, 0, 0, 0, 0, length, 0];
+        self.bytes.extend_from_slice(b"070701");
+        fields.iter().for_each(|field| self.bytes.extend_from_slice(format!("{field:08X}").as_bytes()));
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend_from_slice(content);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, b"");
+        self.bytes
+    }
+}
