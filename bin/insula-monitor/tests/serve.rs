@@ -397,3 +397,62 @@ fn the_host_image_hides_what_it_is_told() {
     // Standard output and error are two pipes: their lines may change places.
     assert!(log.contains("0\n") && log.contains("made\n"), "{log}");
 }
+
+/// Lets this thread, and whoever it starts, meet a kernel that takes layers of an overlay as paths only:
+/// fsconfig(2) with FSCONFIG_SET_FD fails as it does before Linux 6.13.
+fn forget_layers_as_descriptors() {
+    use insula_sys::seccomp::{Instruction, set_filter};
+    const LOAD: u16 = 0x20;
+    const EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    let instruction = |code, jump_false, k| Instruction { code, jump_true: 0, jump_false, k };
+    let program = [
+        instruction(LOAD, 0, 0),
+        instruction(EQUAL, 3, 431),
+        // The lower half of the second argument.
+        instruction(LOAD, 0, 24),
+        instruction(EQUAL, 1, 5),
+        instruction(RETURN, 0, 0x0005_0000 | 22),
+        instruction(RETURN, 0, 0x7fff_0000),
+    ];
+    set_filter(&program, 0).unwrap();
+}
+
+#[test]
+fn layers_are_stacked_on_older_kernels_too() {
+    if !root() {
+        return;
+    }
+    use std::os::unix::fs::MetadataExt;
+    forget_layers_as_descriptors();
+    let mut session = Session::new();
+    fs::create_dir_all(session.path("top/etc")).unwrap();
+    fs::write(session.path("top/etc/passwd"), "top\n").unwrap();
+    let script = "cat /etc/passwd; cat /etc/group; echo x > /made; ls -ln /made /bin/busybox";
+    let mut plan = session.plan(&["sh", "-c", script]);
+    fs::write(session.path("layer/etc/group"), "bottom\n").unwrap();
+    plan.rootfs.layers.push(session.path("top"));
+    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let (code, log) = session.run(&plan);
+    assert_eq!(code, 0, "{log}");
+    assert!(log.starts_with("top\nbottom\n"), "{log}");
+    assert_eq!(log.matches("0        0").count(), 2, "{log}");
+    assert_eq!(fs::metadata(session.path("container/upper/made")).unwrap().uid(), 0);
+    let after = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert_eq!(after.matches("insula-test").count(), before.matches("insula-test").count(), "{after}");
+}
+
+#[test]
+fn what_goes_wrong_in_the_child_that_stacks_layers_is_told() {
+    if !root() {
+        return;
+    }
+    forget_layers_as_descriptors();
+    let mut session = Session::new();
+    let mut plan = session.plan(&["true"]);
+    // overlayfs wants two folders.
+    let same = session.path("container/upper");
+    plan.rootfs.upper = Some(UpperPlan { upper: same.clone(), work: same });
+    let Outcome::Failed(failed) = session.create(&plan, Vec::new()) else { panic!("it started") };
+    assert!(failed.message.contains("mount the overlay: Invalid argument"), "{}", failed.message);
+}

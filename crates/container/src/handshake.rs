@@ -72,11 +72,10 @@ impl Channel {
     pub(crate) fn take(&self, count: usize) -> Result<Vec<OwnedFd>> {
         let mut all = Vec::with_capacity(count);
         while all.len() < count {
-            let (bytes, descriptors) = self.receive()?;
-            if bytes != b"F" || descriptors.is_empty() {
-                return Err(Error::Lost);
+            match self.receive()? {
+                (bytes, descriptors) if bytes == b"F" && !descriptors.is_empty() => all.extend(descriptors),
+                (bytes, _) => return Err(failure(&bytes)),
             }
-            all.extend(descriptors);
         }
         Ok(all)
     }
@@ -113,12 +112,7 @@ impl Channel {
                 Ok(Report::Process { pid, pidfd })
             }
             (Some(b'R'), _) => Ok(Report::Ready),
-            (Some(b'E'), _) if bytes.len() >= 3 => Err(Error::Inside {
-                kind: Kind::from_code(u32::from(bytes[1])),
-                exit_code: bytes[2],
-                message: String::from_utf8_lossy(&bytes[3..]).into_owned(),
-            }),
-            _ => Err(Error::Lost),
+            _ => Err(failure(&bytes)),
         }
     }
 
@@ -134,6 +128,18 @@ impl Channel {
             Err(rustix::io::Errno::CONNRESET) => Ok((Vec::new(), Vec::new())),
             Err(error) => Err(error).context("recvmsg", "from the handshake"),
         }
+    }
+}
+
+/// The last words of the other side, where they are that.
+fn failure(bytes: &[u8]) -> Error {
+    match bytes {
+        [b'E', kind, exit_code, message @ ..] => Error::Inside {
+            kind: Kind::from_code(u32::from(*kind)),
+            exit_code: *exit_code,
+            message: String::from_utf8_lossy(message).into_owned(),
+        },
+        _ => Error::Lost,
     }
 }
 

@@ -67,7 +67,8 @@ pub fn probe(path: &Path) -> Result<()> {
                 let namespace = namespace_of(pid)?;
                 let attributes =
                     MountAttributes { idmap: Some(namespace.as_fd()), ..MountAttributes::default() };
-                detached(path, false, attributes).map(drop)
+                detached(path, false, attributes)?;
+                crate::rootfs::maps_layers()
             });
             drop(release);
             process::wait_for(pid).context("waitpid", "for a probe")?;

@@ -2,8 +2,12 @@
 //!
 //! Layers are handed to overlayfs as descriptors of idmapped clones (Linux 6.13 and later), so
 //! nothing is ever attached in the builder's mount namespace. Older kernels only take paths in an
-//! attached tree; there a short-lived child attaches the clones in a mount namespace of its own.
+//! attached tree; there a short-lived child attaches the clones in a mount namespace of its own
+//! ([`attached`]).
 
+mod attached;
+
+use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -16,6 +20,11 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use crate::error::{Context, Error, Result};
 use crate::idmap::detached;
+
+pub(crate) use attached::maps_layers;
+
+/// Image layers must not be able to point elsewhere by extended attributes.
+const OPTIONS: [(&str, &str); 3] = [("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off")];
 
 /// Builds the root file system of a plan, its ids mapped by `namespace` where the plan says so;
 /// `maker` is the container's root as the host sees it.
@@ -40,48 +49,54 @@ fn overlay(
     attributes: MountAttributes<'_>,
     maker: u32,
 ) -> Result<OwnedFd> {
-    let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).context("fsopen", "overlay")?;
-    // The topmost layer comes first in overlayfs' own order.
-    for layer in layers.iter().rev() {
-        rustix::mount::fsconfig_set_fd(&fs, "lowerdir+", layer).map_err(too_old)?;
-    }
     let writable = upper.map(|upper| Writable::open(upper, attributes)).transpose()?;
-    if let Some(writable) = &writable {
-        rustix::mount::fsconfig_set_fd(&fs, "upperdir", &writable.upper).map_err(too_old)?;
-        rustix::mount::fsconfig_set_fd(&fs, "workdir", &writable.work).map_err(too_old)?;
-    }
-    // Image layers must not be able to point elsewhere by extended attributes.
-    for (key, value) in
-        [("source", "overlay"), ("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off")]
-    {
-        rustix::mount::fsconfig_set_string(&fs, key, value).context("fsconfig", key)?;
-    }
     // overlayfs works on the writable layer as who made it: that must be someone whom a mapped layer
     // knows, the container's root.
-    process::with_file_system_id(if attributes.idmap.is_some() { maker } else { 0 }, || {
-        rustix::mount::fsconfig_create(&fs)
-    })
-    .context("setfsuid", "to create the overlay")?
-    .context("fsconfig", "to create the overlay")?;
-    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
-        .context("fsmount", "the overlay")
+    let mapped = attributes.idmap.is_some();
+    let maker = if mapped { maker } else { 0 };
+    match by_descriptors(layers, writable.as_ref(), maker)? {
+        Some(overlay) => Ok(overlay),
+        None => attached::overlay(layers, writable.as_ref(), mapped, maker),
+    }
 }
 
-fn too_old(errno: Errno) -> Error {
-    match errno {
-        Errno::INVAL => Error::Unsupported(
-            "overlayfs of this kernel does not take layers as descriptors (Linux 6.13 is needed)".to_owned(),
-        ),
-        errno => Error::Call { call: "fsconfig", on: "an overlay layer".to_owned(), source: errno.into() },
+/// None where the kernel does not take descriptors.
+fn by_descriptors(layers: &[OwnedFd], writable: Option<&Writable>, maker: u32) -> Result<Option<OwnedFd>> {
+    let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).context("fsopen", "overlay")?;
+    // The topmost layer comes first in overlayfs' own order.
+    let lower = layers.iter().rev().map(|layer| ("lowerdir+", layer));
+    let writable =
+        writable.iter().flat_map(|all| [("upperdir", &all.upper.folder), ("workdir", &all.work.folder)]);
+    for (key, folder) in lower.chain(writable) {
+        match rustix::mount::fsconfig_set_fd(&fs, key, folder) {
+            Err(Errno::INVAL) if key == "lowerdir+" => return Ok(None),
+            result => result.context("fsconfig", key)?,
+        }
     }
+    for (key, value) in [("source", "overlay")].into_iter().chain(OPTIONS) {
+        rustix::mount::fsconfig_set_string(&fs, key, value).context("fsconfig", key)?;
+    }
+    process::with_file_system_id(maker, || rustix::mount::fsconfig_create(&fs))
+        .context("setfsuid", "to create the overlay")?
+        .context("fsconfig", "to create the overlay")?;
+    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        .context("fsmount", "the overlay")
+        .map(Some)
 }
 
 /// The upper and work folders, opened below one clone: overlayfs wants both on the same mount.
+#[derive(Debug)]
 struct Writable {
-    upper: OwnedFd,
-    work: OwnedFd,
+    upper: Opened,
+    work: Opened,
     /// The clone: when its descriptor goes before the overlay has its own, it is taken apart.
-    _tree: OwnedFd,
+    tree: OwnedFd,
+}
+
+#[derive(Debug)]
+struct Opened {
+    name: OsString,
+    folder: OwnedFd,
 }
 
 impl Writable {
@@ -94,10 +109,12 @@ impl Writable {
             })?;
         let tree = detached(&common, false, attributes)?;
         let open = |path: &Path| {
-            let name = path.file_name().unwrap_or_default();
+            let name = path.file_name().unwrap_or_default().to_owned();
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            rustix::fs::openat(tree.as_fd(), name, flags, Mode::empty()).context("openat", path.display())
+            let folder = rustix::fs::openat(tree.as_fd(), &name, flags, Mode::empty())
+                .context("openat", path.display())?;
+            Ok::<_, Error>(Opened { name, folder })
         };
-        Ok(Self { upper: open(&plan.upper)?, work: open(&plan.work)?, _tree: tree })
+        Ok(Self { upper: open(&plan.upper)?, work: open(&plan.work)?, tree })
     }
 }
