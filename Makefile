@@ -23,11 +23,17 @@ release:
 
 install:
 	@test -x $(OUT)/insula || { echo 'make release comes first'; exit 1; }
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/insula
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 	install -m 755 $(addprefix $(OUT)/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin
+	$(OUT)/insula man $(DESTDIR)$(PREFIX)/share/man/man1
+	$(OUT)/insula completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/insula
+	$(OUT)/insula completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_insula
 
 uninstall:
-	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS))
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/share/man/man1/insula.1 \
+	    $(DESTDIR)$(PREFIX)/share/man/man1/insula-*.1 \
+	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions/insula $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_insula
 
 demo: release
 	@scripts/require-packages mmdebstrap:mmdebstrap curl:curl nft:nftables ip:iproute2
