@@ -69,7 +69,8 @@ fn by_descriptors(layers: &[OwnedFd], writable: Option<&Writable>, maker: u32) -
         writable.iter().flat_map(|all| [("upperdir", &all.upper.folder), ("workdir", &all.work.folder)]);
     for (key, folder) in lower.chain(writable) {
         match rustix::mount::fsconfig_set_fd(&fs, key, folder) {
-            Err(Errno::INVAL) if key == "lowerdir+" => return Ok(None),
+            // The latter where overlayfs itself does not know the new mount calls, before Linux 6.5.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) if key == "lowerdir+" => return Ok(None),
             result => result.context("fsconfig", key)?,
         }
     }
