@@ -1,5 +1,5 @@
 //! A machine of its own for what this host does not have: a distribution's kernel, emulated by
-//! QEMU, with version 2 of cgroups alone.
+//! QEMU, with version 2 of cgroups alone, its root on a file system whose ids can be mapped.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -13,8 +13,11 @@ use crate::{Outcome, program};
 
 /// Emulated, so that it runs where there is no `/dev/kvm`.
 const QEMU: &str = "qemu-system-x86_64";
-/// Modules of the kernel that containers need; the kernel loads them by itself.
-const MODULES: &[&str] = &["fs/overlayfs", "net", "lib", "drivers/net/veth.ko", "crypto"];
+/// Modules of the kernel that containers need, which the kernel loads by itself, and a disk in memory.
+const MODULES: &[&str] =
+    &["fs/overlayfs", "net", "lib", "drivers/net/veth.ko", "drivers/block/brd.ko", "crypto"];
+/// Several times what it takes on an idle host.
+const LONGEST: &str = "240";
 
 /// Whether a guest can be booted; says why not.
 pub fn missing() -> Option<&'static str> {
@@ -26,15 +29,28 @@ pub fn missing() -> Option<&'static str> {
         .find_map(|(name, why)| (!found(name)).then_some(why))
 }
 
-/// Boots a guest that has the product and busybox, runs `script` there as root with `files` at
-/// their paths, and returns what appeared on the console.
+/// Boots a guest that has busybox and the product's programs, runs `script` there as root with `files`
+/// at their paths, and returns what appeared on the console.
 pub fn run(script: &str, files: &[(&str, &[u8])]) -> Outcome {
+    let kernel = kernel();
+    let mut archive = content(&kernel, script, files);
+    add_product(&mut archive);
+    boot(&kernel, archive)
+}
+
+/// As [`run`], without the product.
+pub fn run_bare(script: &str, files: &[(&str, &[u8])]) -> Outcome {
+    let kernel = kernel();
+    let archive = content(&kernel, script, files);
+    boot(&kernel, archive)
+}
+
+fn boot(kernel: &Kernel, archive: Archive) -> Outcome {
     let folder = tempfile::Builder::new().prefix("insula-g-").tempdir().unwrap();
     let initrd = folder.path().join("initrd");
-    let kernel = kernel();
-    fs::write(&initrd, content(&kernel, script, files).finish()).unwrap();
+    fs::write(&initrd, archive.finish()).unwrap();
     let mut command = Command::new("timeout");
-    command.args(["150", QEMU, "-M", "microvm", "-accel", "tcg", "-cpu", "max", "-smp", "1"]);
+    command.args([LONGEST, QEMU, "-M", "microvm", "-accel", "tcg", "-cpu", "max", "-smp", "1"]);
     command.args([
         "-m",
         "1024",
@@ -46,8 +62,20 @@ pub fn run(script: &str, files: &[(&str, &[u8])]) -> Outcome {
         "stdio",
     ]);
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&initrd);
-    command.args(["-append", "console=ttyS0 quiet panic=-1 reboot=t systemd.unified_cgroup_hierarchy=1"]);
+    command.args(["-append", &kernel_arguments()]);
     Outcome::of(&mut command, b"")
+}
+
+fn kernel_arguments() -> String {
+    let mut line = String::from("console=ttyS0 quiet panic=-1 reboot=t mitigations=off cgroup_no_v1=all");
+    // The kernel would measure the clock, which it gets wrong on a busy host; the emulator passes the
+    // host's on as it is.
+    let host = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let clock = host.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split_once(':'));
+    if let Some(mhz) = clock.and_then(|(_, mhz)| mhz.trim().parse::<f64>().ok()) {
+        line.push_str(&format!(" tsc_early_khz={:.0}", mhz * 1000.0));
+    }
+    line
 }
 
 struct Kernel {
@@ -86,15 +114,22 @@ const INIT: &str = "#!/bin/sh
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root
 if [ $$ = 1 ] && [ ! -e /moved ]; then
     # Containers pivot away from their root, which the first root file system does not allow.
-    mkdir /new && mount -t tmpfs -o mode=755 none /new
-    cp -a /bin /sbin /etc /lib /lib64 /usr /test /init /new/ 2>/dev/null
-    cp -a /files /new/ 2>/dev/null
-    mkdir -p /new/proc /new/sys /new/dev /new/tmp /new/run /new/var/lib /new/root && touch /new/moved
+    mkdir -p /proc /dev && mount -t proc none /proc && mount -t devtmpfs none /dev
+    modprobe brd rd_nr=1 rd_size=524288 && mke2fs /dev/ram0 >/dev/null
+    mkdir /new && mount -t ext4 /dev/ram0 /new || echo GUEST-HAS-NO-DISK
+    for name in /*; do
+        case $name in
+            /proc | /sys | /dev | /new) mkdir \"/new$name\" ;;
+            *) cp -a \"$name\" /new/ ;;
+        esac
+    done
+    mkdir -p /new/sys /new/tmp /new/run /new/var/lib /new/root /new/home /new/etc && touch /new/moved
+    echo 'root:x:0:0::/root:/bin/sh' >/new/etc/passwd && echo 'root:*:1::::::' >/new/etc/shadow
     exec switch_root /new /init
 fi
 mount -t proc none /proc && mount -t sysfs none /sys && mount -t devtmpfs none /dev
 mkdir -p /dev/pts && mount -t devpts none /dev/pts
-mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /run && mount -t tmpfs none /tmp
+mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /run
 ip link set lo up
 sh /test
 echo GUEST-ENDS
@@ -111,16 +146,6 @@ fn content(kernel: &Kernel, script: &str, files: &[(&str, &[u8])]) -> Archive {
     for applet in applets.ok().lines().filter(|applet| !applet.ends_with("/busybox")) {
         archive.link(applet, "/bin/busybox");
     }
-    let mut libraries = BTreeSet::new();
-    let nft = ["/usr/sbin/nft", "/sbin/nft"].iter().map(PathBuf::from).find(|path| path.is_file());
-    for path in ["insula", "insulad", "insula-monitor"].map(program).into_iter().chain(nft) {
-        let name = path.file_name().and_then(OsStr::to_str).unwrap();
-        archive.file(&format!("usr/bin/{name}"), 0o755, &stripped(&path));
-        libraries.extend(libraries_of(&path));
-    }
-    for library in libraries {
-        archive.file(library.trim_start_matches('/'), 0o755, &fs::read(&library).unwrap());
-    }
     let release = kernel.modules.file_name().and_then(OsStr::to_str).unwrap();
     for name in ["modules.dep", "modules.alias", "modules.softdep", "modules.builtin"] {
         let text = fs::read(kernel.modules.join(name)).unwrap_or_default();
@@ -131,9 +156,23 @@ fn content(kernel: &Kernel, script: &str, files: &[(&str, &[u8])]) -> Archive {
             .tree(&kernel.modules.join("kernel").join(part), &format!("lib/modules/{release}/kernel/{part}"));
     }
     for (path, bytes) in files {
-        archive.file(path.trim_start_matches('/'), 0o644, bytes);
+        archive.file(path.trim_start_matches('/'), 0o755, bytes);
     }
     archive
+}
+
+/// Its programs with the libraries that they need, and `nft`.
+fn add_product(archive: &mut Archive) {
+    let mut libraries = BTreeSet::new();
+    let nft = ["/usr/sbin/nft", "/sbin/nft"].iter().map(PathBuf::from).find(|path| path.is_file());
+    for path in ["insula", "insulad", "insula-monitor"].map(program).into_iter().chain(nft) {
+        let name = path.file_name().and_then(OsStr::to_str).unwrap();
+        archive.file(&format!("usr/bin/{name}"), 0o755, &stripped(&path));
+        libraries.extend(libraries_of(&path));
+    }
+    for library in libraries {
+        archive.file(library.trim_start_matches('/'), 0o755, &fs::read(&library).unwrap());
+    }
 }
 
 /// A debug build is tens of megabytes, which an emulated machine reads slowly.

@@ -1,6 +1,10 @@
 //! What only another machine shows: hosts with version 2 of cgroups. Needs `tcg`: QEMU's emulation
 //! and Debian's kernel, which is downloaded once.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod programs;
+
 use insula_tests::{guest, images::busybox};
 
 /// A guest's checks: each prints `ok NAME`, or `not ok NAME` with what it saw.
@@ -55,4 +59,41 @@ fn cgroups_of_version_2() {
         CHECKS.matches("\ncheck ").count(),
         "{outcome}"
     );
+}
+
+/// The tests of the crates themselves, with what each has to say when it passes: a filter that finds
+/// nothing passes as well.
+const TESTS: [(&str, &str, &str); 3] = [
+    ("insula_host", "cgroup::", "a_frozen_group_stands_still"),
+    ("insula_container", "", "releases_are_compared_by_number"),
+    ("serve", "", "a_program_runs_as_root_of_its_own_and_its_code_is_told"),
+];
+
+#[test]
+fn the_crates_own_tests_pass_there() {
+    if let Some(why) = guest::missing() {
+        return insula_tests::skip("tcg", why);
+    }
+    let programs = programs::build();
+    let mut script = String::from(
+        "echo \"controllers: $(cat /sys/fs/cgroup/cgroup.controllers)\"\nexport INSULA_TEST_REQUIRE=root\n",
+    );
+    // The tests of the monitor look for it where it was built.
+    let monitor = std::fs::read(&programs.monitor).unwrap();
+    let mut files = vec![(programs.monitor.to_str().unwrap().to_owned(), monitor)];
+    for (name, filter, _) in TESTS {
+        files.push((format!("/tests/{name}"), std::fs::read(programs.test(name)).unwrap()));
+        script.push_str(&format!("/tests/{name} {filter} </dev/null 2>&1; echo \"{name} ended with $?\"\n"));
+    }
+    script.push_str("find /sys/fs/cgroup/insula-test-* -mindepth 1 -type d | sed 's/^/left behind: /'\n");
+    let files: Vec<_> = files.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
+    let outcome = guest::run_bare(&script, &files);
+    let console = &outcome.stdout;
+    assert!(console.contains("controllers: cpuset cpu io memory"), "{outcome}");
+    for (name, _, test) in TESTS {
+        assert!(console.contains(&format!("{name} ended with 0")), "{name} failed: {outcome}");
+        assert!(console.contains(test), "{name} has not run {test}: {outcome}");
+    }
+    assert!(!console.contains("left behind: "), "{outcome}");
+    assert!(console.contains("GUEST-ENDS"), "the guest did not end well: {outcome}");
 }
