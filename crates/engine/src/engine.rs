@@ -1,14 +1,19 @@
 //! The engine: everything that the use cases share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use insula_base::Instance;
 use insula_network::Networks;
 use insula_store::Store;
 
+use crate::containers::container::Registry;
 use crate::events::Events;
+use crate::exec::ExecIndex;
 use crate::images::Images;
+use crate::monitor::Spares;
 use crate::volumes::Volumes;
 use crate::{Error, Result, blocking};
 
@@ -32,6 +37,12 @@ pub(crate) struct Inner {
     pub(crate) images: Images,
     pub(crate) volumes: Volumes,
     pub(crate) events: Arc<Events>,
+    pub(crate) containers: Registry,
+    pub(crate) execs: ExecIndex,
+    pub(crate) spares: Arc<Spares>,
+    /// Whether ids can be mapped where containers are kept.
+    pub(crate) idmapped: bool,
+    ending: AtomicBool,
 }
 
 impl Engine {
@@ -39,7 +50,16 @@ impl Engine {
     /// runs, applies what ended, frees what was lost, and is then ready to serve.
     pub async fn open(config: Config) -> Result<Self> {
         let inner = blocking(move || Inner::open(config)).await?;
-        Ok(Self(Arc::new(inner)))
+        let engine = Self(Arc::new(inner));
+        engine.0.spares.reap()?;
+        engine.reconcile().await?;
+        engine.0.refill();
+        Ok(engine)
+    }
+
+    /// The daemon is about to end: containers run on, and nothing is started any more.
+    pub fn end(&self) {
+        self.0.ending.store(true, Ordering::Relaxed);
     }
 
     /// Folders and names.
@@ -80,7 +100,15 @@ impl Inner {
         let store = Arc::new(Store::open(config.instance.root())?);
         let events = Arc::new(Events::default());
         let networks = Networks::open(&config.instance, store.clone(), insula_network::Options::default())?;
+        let run = config.instance.run().join("sandboxes");
+        std::fs::create_dir_all(&run).map_err(|e| Error::io("mkdir", &run, e))?;
+        let idmapped = probe(&config.monitor, store.root())?;
         Ok(Self {
+            containers: Registry::default(),
+            execs: ExecIndex::default(),
+            spares: Arc::new(Spares::new(config.monitor.clone())),
+            idmapped,
+            ending: AtomicBool::new(false),
             images: Images::new(store.clone(), events.clone()),
             volumes: Volumes::open(store.clone(), events.clone())?,
             networks: Arc::new(networks),
@@ -89,8 +117,37 @@ impl Inner {
             events,
         })
     }
+
+    /// Starts monitors for those containers that are to come, beside whatever else is done.
+    pub(crate) fn refill(&self) {
+        let spares = self.spares.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = spares.refill() {
+                tracing::warn!(error = insula_base::chain(&error), "start a spare monitor");
+            }
+        });
+    }
+
+    pub(crate) fn ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
+    }
 }
 
-pub(crate) fn not_yet<T>(what: &str) -> Result<T> {
-    Err(Error::Unsupported(format!("{what} is not available in this version")))
+/// Asks the monitor's program whether ids can be mapped below `root`, and says so if not.
+fn probe(monitor: &Path, root: &Path) -> Result<bool> {
+    let output = Command::new(monitor)
+        .arg("probe")
+        .arg(root)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| Error::io("execute", monitor, e))?;
+    if !output.status.success() {
+        let why = String::from_utf8_lossy(&output.stderr);
+        tracing::warn!(
+            why = why.trim(),
+            "ids cannot be mapped here: containers run without user namespaces of their own, and their root is \
+             the host's"
+        );
+    }
+    Ok(output.status.success())
 }

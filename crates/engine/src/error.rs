@@ -37,6 +37,8 @@ pub enum Error {
     Network(#[from] insula_network::Error),
     #[error(transparent)]
     Confine(#[from] insula_host::confine::Error),
+    #[error(transparent)]
+    Cgroup(#[from] insula_host::cgroup::Error),
     /// The monitor refused or failed. The message is the whole chain of causes.
     #[error("{message}")]
     Wall {
@@ -75,6 +77,7 @@ impl Kinded for Error {
             Self::Store(error) => error.kind(),
             Self::Network(error) => error.kind(),
             Self::Confine(error) => error.kind(),
+            Self::Cgroup(error) => error.kind(),
             Self::Wall { kind, .. } => *kind,
             Self::Internal(_) => Kind::Internal,
         }

@@ -1,9 +1,60 @@
-//! Processes beside a container's first one.
+//! Processes beside a container's first one. They live as long as the daemon remembers them; after
+//! it was restarted those that run go on, and nobody can ask for them any more.
 
-use insula_models::{ExecCreateRequest, ExecInspect, ExecStartRequest, IdResponse};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::engine::not_yet;
-use crate::{AttachedStream, Engine, Result};
+use insula_base::{ContainerId, ExecId};
+use insula_models::{ExecCreateRequest, ExecInspect, ExecProcessConfig, ExecStartRequest, IdResponse};
+use insula_proto::{Attachment, Call, ExecExited, Outcome, Resize};
+use insula_spec::plan::{ProcessPlan, StdioPlan};
+
+use crate::containers::attach::detach_keys;
+use crate::containers::container::Container;
+use crate::containers::merge::{environment, overlay};
+use crate::containers::row::Row;
+use crate::{AttachedStream, Engine, Error, Result};
+
+/// How long one that ended can be inspected.
+const KEPT: Duration = Duration::from_secs(300);
+/// How many of a container may be remembered.
+const MOST: usize = 4096;
+
+/// One such process.
+#[derive(Debug)]
+pub(crate) struct Exec {
+    request: ExecCreateRequest,
+    state: ExecState,
+    pid: i32,
+    /// Of the last change.
+    since: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ExecState {
+    Created,
+    Starting,
+    Running,
+    Ended { code: i32 },
+}
+
+impl Exec {
+    /// Its container ended, and it with it.
+    pub(crate) fn ended(&mut self) {
+        if matches!(self.state, ExecState::Starting | ExecState::Running) {
+            self.end(137);
+        }
+    }
+
+    fn end(&mut self, code: i32) {
+        self.state = ExecState::Ended { code };
+        self.since = Instant::now();
+    }
+
+    fn forgettable(&self) -> bool {
+        matches!(self.state, ExecState::Ended { .. }) && self.since.elapsed() > KEPT
+    }
+}
 
 /// What one needs to know before taking a connection over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,30 +64,245 @@ pub struct ExecTarget {
 }
 
 impl Engine {
-    pub async fn create_exec(&self, _reference: &str, _request: ExecCreateRequest) -> Result<IdResponse> {
-        not_yet("exec")
+    pub async fn create_exec(&self, reference: &str, request: ExecCreateRequest) -> Result<IdResponse> {
+        let container = self.find(reference)?;
+        container.task()?;
+        let mut state = container.state();
+        if state.paused {
+            return Err(Error::Conflict(format!(
+                "Container {} is paused, unpause the container before exec",
+                container.id
+            )));
+        }
+        if request.cmd.is_empty() {
+            return Err(Error::InvalidArgument("No exec command specified".to_owned()));
+        }
+        detach_keys(Some(&request.detach_keys), request.tty)?;
+        state.execs.retain(|_, exec| !exec.forgettable());
+        if state.execs.len() >= MOST {
+            return Err(Error::Conflict(format!("container {} has {MOST} execs already", container.id)));
+        }
+        let id = ExecId::random();
+        let action = format!("exec_create: {}", request.cmd.join(" "));
+        let exec = Exec { request, state: ExecState::Created, pid: 0, since: Instant::now() };
+        state.execs.insert(id.clone(), exec);
+        let kept: Vec<ExecId> = state.execs.keys().cloned().collect();
+        drop(state);
+        self.0.execs.insert(id.clone(), container.id.clone());
+        self.0.execs.retain(|exec, of| *of != container.id || kept.contains(exec));
+        self.publish(&container.row(), &action, &[("execID", id.as_str())]);
+        Ok(IdResponse { id: id.to_string() })
     }
 
     /// Fails if there is no such exec, or it ran already, before the connection is taken over.
-    pub async fn exec_target(&self, _id: &str) -> Result<ExecTarget> {
-        not_yet("exec")
+    pub async fn exec_target(&self, id: &str) -> Result<ExecTarget> {
+        let (container, id) = self.find_exec(id)?;
+        with(&container, &id, |exec| startable(exec, &id).map(|()| ExecTarget { tty: exec.request.tty }))
     }
 
     /// Starts it; with a stream, that becomes its standard streams, without it is detached.
     pub async fn start_exec(
         &self,
-        _id: &str,
-        _request: ExecStartRequest,
-        _stream: Option<AttachedStream>,
+        id: &str,
+        start: ExecStartRequest,
+        stream: Option<AttachedStream>,
     ) -> Result<()> {
-        not_yet("exec")
+        let (container, id) = self.find_exec(id)?;
+        let task = container.task()?;
+        let request = with(&container, &id, |exec| {
+            startable(exec, &id)?;
+            exec.state = ExecState::Starting;
+            Ok(exec.request.clone())
+        })?;
+        let action = format!("exec_start: {}", request.cmd.join(" "));
+        let call = call(&container.row(), &id, &request, &start, stream.as_ref())?;
+        let descriptors: Vec<_> = stream.into_iter().map(|stream| stream.descriptor).collect();
+        self.publish(&container.row(), &action, &[("execID", id.as_str())]);
+        match task.call(Call::Exec(call), &descriptors).await {
+            Ok(Outcome::Started(started)) => with(&container, &id, |exec| {
+                // A short one may have ended before this.
+                if exec.state == ExecState::Starting {
+                    exec.state = ExecState::Running;
+                }
+                exec.pid = started.pid;
+                Ok(())
+            }),
+            Ok(other) => Err(Error::Internal(format!("the monitor answered an exec with {other:?}"))),
+            Err(error) => {
+                let code = match &error {
+                    Error::Wall { exit_code: Some(code), .. } => *code,
+                    _ => 126,
+                };
+                with(&container, &id, |exec| {
+                    exec.end(code);
+                    Ok(())
+                })?;
+                Err(error)
+            }
+        }
     }
 
-    pub async fn inspect_exec(&self, _id: &str) -> Result<ExecInspect> {
-        not_yet("exec")
+    pub async fn inspect_exec(&self, id: &str) -> Result<ExecInspect> {
+        let (container, id) = self.find_exec(id)?;
+        with(&container, &id, |exec| Ok(inspect(exec, &id, &container.id)))
     }
 
-    pub async fn resize_exec(&self, _id: &str, _rows: u16, _columns: u16) -> Result<()> {
-        not_yet("exec")
+    pub async fn resize_exec(&self, id: &str, rows: u16, columns: u16) -> Result<()> {
+        let (container, id) = self.find_exec(id)?;
+        with(&container, &id, |exec| match exec.state {
+            ExecState::Running | ExecState::Starting => Ok(()),
+            _ => Err(Error::Conflict(format!("exec process {id} is not running"))),
+        })?;
+        let call = Resize { exec: id.to_string(), columns: columns.into(), rows: rows.into() };
+        container.task()?.call(Call::Resize(call), &[]).await.map(drop)
+    }
+
+    pub(crate) fn exec_ended(&self, container: &Arc<Container>, exited: &ExecExited) {
+        let Ok(id) = exited.exec.parse::<ExecId>() else { return };
+        let ended = with(container, &id, |exec| {
+            exec.end(exited.code);
+            Ok(())
+        });
+        if ended.is_ok() {
+            let code = exited.code.to_string();
+            self.publish(&container.row(), "exec_die", &[("execID", id.as_str()), ("exitCode", &code)]);
+        }
+    }
+
+    fn find_exec(&self, id: &str) -> Result<(Arc<Container>, ExecId)> {
+        let missing = || Error::NotFound(format!("No such exec instance: {id}"));
+        let exec: ExecId = self.0.execs.find(id).ok_or_else(missing)?;
+        let container = self.0.execs.container(&exec).and_then(|id| self.0.containers.get(&id));
+        Ok((container.ok_or_else(missing)?, exec))
+    }
+}
+
+fn with<T>(container: &Container, id: &ExecId, work: impl FnOnce(&mut Exec) -> Result<T>) -> Result<T> {
+    let mut state = container.state();
+    let exec = state.execs.get_mut(id);
+    work(exec.ok_or_else(|| Error::NotFound(format!("No such exec instance: {id}")))?)
+}
+
+fn startable(exec: &Exec, id: &ExecId) -> Result<()> {
+    match exec.state {
+        ExecState::Created => Ok(()),
+        ExecState::Starting | ExecState::Running => {
+            Err(Error::Conflict(format!("Error: Exec command {id} is already running")))
+        }
+        ExecState::Ended { .. } => Err(Error::Conflict(format!("Error: Exec command {id} has already run"))),
+    }
+}
+
+fn call(
+    row: &Row,
+    id: &ExecId,
+    request: &ExecCreateRequest,
+    start: &ExecStartRequest,
+    stream: Option<&AttachedStream>,
+) -> Result<insula_proto::Exec> {
+    let write = |error| Error::Internal(format!("write an exec's plan: {error}"));
+    let [rows, columns] = start.console_size.or(request.console_size).unwrap_or_default();
+    let bounded = |value: u32| u16::try_from(value).unwrap_or(0);
+    let stdio = StdioPlan {
+        tty: request.tty,
+        columns: bounded(columns),
+        rows: bounded(rows),
+        open_stdin: request.attach_stdin && stream.is_some(),
+        stdin_once: true,
+    };
+    let attachment = stream.map(|stream| Attachment {
+        stdin: request.attach_stdin,
+        stdout: request.attach_stdout,
+        stderr: request.attach_stderr,
+        multiplexed: !request.tty,
+        already_read: stream.already_read.clone(),
+        detach_keys: detach_keys(Some(&request.detach_keys), request.tty).unwrap_or_default(),
+    });
+    Ok(insula_proto::Exec {
+        exec: id.to_string(),
+        process: serde_json::to_vec(&process(row, request)?).map_err(write)?,
+        stdio: serde_json::to_vec(&stdio).map_err(write)?,
+        attachments: attachment.into_iter().collect(),
+        privileged: request.privileged,
+    })
+}
+
+fn process(row: &Row, request: &ExecCreateRequest) -> Result<ProcessPlan> {
+    let mut process = crate::plan::process(row)?;
+    process.args.clone_from(&request.cmd);
+    process.env = environment(&row.config, &row.config.hostname);
+    if request.tty && !process.env.iter().any(|line| line.starts_with("TERM=")) {
+        process.env.push("TERM=xterm".to_owned());
+    }
+    overlay(&mut process.env, &request.env);
+    if !request.working_dir.is_empty() {
+        process.cwd.clone_from(&request.working_dir);
+    }
+    if !request.user.is_empty() {
+        process.user.clone_from(&request.user);
+    }
+    if request.privileged {
+        process.capabilities = insula_host::confine::capabilities::effective(&[], &[], true)?;
+    }
+    Ok(process)
+}
+
+fn inspect(exec: &Exec, id: &ExecId, container: &ContainerId) -> ExecInspect {
+    let request = &exec.request;
+    let mut words = request.cmd.iter().cloned();
+    ExecInspect {
+        id: id.to_string(),
+        running: matches!(exec.state, ExecState::Starting | ExecState::Running),
+        exit_code: match exec.state {
+            ExecState::Ended { code } => Some(code.into()),
+            _ => None,
+        },
+        process_config: ExecProcessConfig {
+            tty: request.tty,
+            entrypoint: words.next().unwrap_or_default(),
+            arguments: words.collect(),
+            privileged: request.privileged,
+            user: request.user.clone(),
+        },
+        open_stdin: request.attach_stdin,
+        open_stderr: request.attach_stderr,
+        open_stdout: request.attach_stdout,
+        can_remove: false,
+        container_id: container.to_string(),
+        detach_keys: request.detach_keys.clone(),
+        pid: exec.pid.into(),
+    }
+}
+
+/// Which container an exec belongs to.
+#[derive(Debug, Default)]
+pub(crate) struct ExecIndex(std::sync::Mutex<std::collections::HashMap<ExecId, ContainerId>>);
+
+impl ExecIndex {
+    fn insert(&self, exec: ExecId, container: ContainerId) {
+        self.lock().insert(exec, container);
+    }
+
+    /// By complete id or unique beginning.
+    fn find(&self, text: &str) -> Option<ExecId> {
+        let known = self.lock();
+        if let Ok(id) = text.parse::<ExecId>() {
+            return known.contains_key(&id).then_some(id);
+        }
+        let mut found = known.keys().filter(|id| !text.is_empty() && id.as_str().starts_with(text));
+        found.next().filter(|_| found.next().is_none()).cloned()
+    }
+
+    fn container(&self, exec: &ExecId) -> Option<ContainerId> {
+        self.lock().get(exec).cloned()
+    }
+
+    /// Forgets those whose container has forgotten them.
+    pub(crate) fn retain(&self, known: impl Fn(&ExecId, &ContainerId) -> bool) {
+        self.lock().retain(|exec, container| known(exec, container));
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, std::collections::HashMap<ExecId, ContainerId>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

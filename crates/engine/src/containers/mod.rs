@@ -3,19 +3,45 @@
 //! `reference` is always a name (with or without a slash in front), an id or a unique beginning
 //! of an id.
 
+pub(crate) mod attach;
+pub(crate) mod check;
+pub(crate) mod container;
+mod copyup;
+pub(crate) mod create;
+mod files;
+mod inspect;
+pub(crate) mod leftovers;
+mod life;
+mod list;
+pub(crate) mod merge;
+mod mounts;
+mod names;
+mod ports;
+mod remove;
+pub(crate) mod row;
+mod signals;
+mod start;
+mod stats;
+mod stop;
+mod top;
+mod update;
+mod wait;
+
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use insula_base::ContainerId;
-use insula_models::{
-    ContainerCreateRequest, ContainerCreateResponse, ContainerInspect, ContainerSummary,
-    ContainerUpdateRequest, ContainersPruneResponse, StatsResponse, TopResponse, WaitResponse, Warnings,
-};
+use insula_models::{Labels, TopResponse};
+use insula_proto::{Call, Empty, Outcome};
 
-use crate::engine::not_yet;
+pub(crate) use self::life::restarts;
+use self::row::Row;
+pub use self::stats::StatsSampler;
+pub use self::wait::ContainerWait;
+use crate::events::EventType;
 use crate::filters::Filters;
 use crate::logs::Ended;
-use crate::{Engine, Result, volumes};
+use crate::{Engine, Error, Result};
 
 /// Whether a request changed something; Docker answers 304 when not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,17 +93,6 @@ pub enum WaitCondition {
     NextExit,
     /// That it is gone.
     Removed,
-}
-
-/// A wait that is registered: nothing that happens from now on is missed.
-#[derive(Debug)]
-pub struct ContainerWait {}
-
-impl ContainerWait {
-    /// Resolves when the condition has come true.
-    pub async fn finish(self) -> WaitResponse {
-        WaitResponse::default()
-    }
 }
 
 /// Query of `POST /containers/{id}/attach`.
@@ -156,146 +171,41 @@ pub struct ContainerMount {
     pub readonly: bool,
 }
 
-/// Samples of one container's statistics.
-#[derive(Debug)]
-pub struct StatsSampler {}
-
-impl StatsSampler {
-    /// One sample; the `precpu` part is that of the one before.
-    pub async fn sample(&mut self) -> Result<StatsResponse> {
-        not_yet("statistics")
-    }
-}
-
 impl Engine {
-    /// `platform` as in `linux/amd64`.
-    pub async fn create_container(
-        &self,
-        _name: Option<String>,
-        _platform: Option<String>,
-        _request: ContainerCreateRequest,
-    ) -> Result<ContainerCreateResponse> {
-        not_yet("create")
-    }
-
-    pub async fn start_container(&self, _reference: &str) -> Result<Change> {
-        not_yet("start")
-    }
-
-    pub async fn stop_container(&self, _reference: &str, _request: StopRequest) -> Result<Change> {
-        not_yet("stop")
-    }
-
-    pub async fn restart_container(&self, _reference: &str, _request: StopRequest) -> Result<()> {
-        not_yet("restart")
-    }
-
-    /// `signal` is a name or a number; KILL without it.
-    pub async fn kill_container(&self, _reference: &str, _signal: Option<&str>) -> Result<()> {
-        not_yet("kill")
-    }
-
-    pub async fn remove_container(&self, _reference: &str, _request: RemoveRequest) -> Result<()> {
-        not_yet("remove")
-    }
-
-    pub async fn rename_container(&self, _reference: &str, _name: &str) -> Result<()> {
-        not_yet("rename")
-    }
-
-    pub async fn pause_container(&self, _reference: &str) -> Result<()> {
-        not_yet("pause")
-    }
-
-    pub async fn unpause_container(&self, _reference: &str) -> Result<()> {
-        not_yet("unpause")
-    }
-
-    pub async fn update_container(
-        &self,
-        _reference: &str,
-        _request: ContainerUpdateRequest,
-    ) -> Result<Warnings> {
-        not_yet("update")
-    }
-
-    /// Registers a wait: answer the headers when this returns, the body when it is finished.
-    pub async fn wait_container(&self, _reference: &str, _condition: WaitCondition) -> Result<ContainerWait> {
-        not_yet("wait")
-    }
-
-    /// With `size`, the bytes that it takes are counted.
-    pub async fn inspect_container(&self, _reference: &str, _size: bool) -> Result<ContainerInspect> {
-        not_yet("inspect")
-    }
-
-    pub async fn list_containers(&self, _request: ListRequest) -> Result<Vec<ContainerSummary>> {
-        not_yet("list")
-    }
-
-    pub async fn prune_containers(&self, _filters: Filters) -> Result<ContainersPruneResponse> {
-        not_yet("prune")
-    }
-
     /// `arguments` are those of ps(1); `-ef` without them.
-    pub async fn top_container(&self, _reference: &str, _arguments: Option<&str>) -> Result<TopResponse> {
-        not_yet("top")
-    }
-
-    /// Samples of a container; one that does not run gives zeros.
-    pub async fn container_stats(&self, _reference: &str) -> Result<StatsSampler> {
-        not_yet("stats")
-    }
-
-    pub async fn resize_container(&self, _reference: &str, _rows: u16, _columns: u16) -> Result<()> {
-        not_yet("resize")
-    }
-
-    /// The container to attach to, before the client is told that its connection is taken over.
-    pub async fn attach_target(&self, _reference: &str) -> Result<AttachTarget> {
-        not_yet("attach")
-    }
-
-    /// Hands a client's connection to the container; to one that has not started yet when it
-    /// starts. Returns at once.
-    pub async fn attach(
-        &self,
-        _reference: &str,
-        _options: AttachOptions,
-        _stream: AttachedStream,
-    ) -> Result<()> {
-        not_yet("attach")
-    }
-
-    /// Where the container's output is.
-    pub fn log_source(&self, _reference: &str) -> Result<LogSource> {
-        not_yet("logs")
-    }
-
-    /// Where the container's files are.
-    pub fn container_files(&self, _reference: &str) -> Result<ContainerFiles> {
-        not_yet("files")
-    }
-
-    /// Which containers use which volume.
-    pub fn volume_users(&self) -> Result<volumes::Users> {
-        not_yet("users of volumes")
+    pub async fn top_container(&self, reference: &str, arguments: Option<&str>) -> Result<TopResponse> {
+        let container = self.find(reference)?;
+        let answer = container.task()?.call(Call::Processes(Empty {}), &[]).await;
+        match answer.map_err(|error| start::not_running(error, &container.id))? {
+            Outcome::Processes(processes) => {
+                let top = top::listing(&processes.pids, arguments.filter(|text| !text.is_empty()))?;
+                self.publish(&container.row(), "top", &[]);
+                Ok(top)
+            }
+            other => Err(Error::Internal(format!("the monitor answered a list of processes with {other:?}"))),
+        }
     }
 
     /// Whether the container with this id runs or is paused.
     #[must_use]
-    pub fn is_running(&self, _id: &str) -> bool {
-        false
-    }
-
-    /// How many containers run, are paused, are stopped.
-    #[must_use]
-    pub fn container_counts(&self) -> ContainerCounts {
-        ContainerCounts::default()
+    pub fn is_running(&self, id: &str) -> bool {
+        self.find(id).is_ok_and(|container| container.row().phase.live())
     }
 
     /// Tells listeners that something happened to the container (`archive-path`, `export`).
-    pub fn publish_container(&self, _id: &ContainerId, _action: &str) {}
+    pub fn publish_container(&self, id: &ContainerId, action: &str) {
+        if let Some(container) = self.0.containers.get(id) {
+            self.publish(&container.row(), action, &[]);
+        }
+    }
+
+    /// An event with the container's labels, name and image.
+    pub(crate) fn publish(&self, row: &Row, action: &str, more: &[(&str, &str)]) {
+        let own = [("name", row.name.as_str()), ("image", row.image.reference.as_str())];
+        let mut attributes: Labels = row.config.labels.clone();
+        attributes.extend(own.iter().chain(more).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
+        self.events().publish(EventType::Container, action, row.id.as_str(), attributes);
+    }
 }
 
 /// For `info`.

@@ -1,0 +1,216 @@
+//! A container in memory, and the registry of all of them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use insula_base::{ContainerId, ExecId};
+use insula_proto::Attachment;
+use insula_store::{Collection, Store};
+use tokio::sync::watch;
+
+use super::row::{Phase, Row};
+use crate::exec::Exec;
+use crate::monitor::Task;
+use crate::{Error, Result};
+
+/// One container.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: ContainerId,
+    /// Held by whoever changes the container's life, one operation at a time. Exits are applied
+    /// without it: they only ever meet a container that runs.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+    progress: watch::Sender<Progress>,
+}
+
+/// What changes.
+#[derive(Debug)]
+pub(crate) struct State {
+    row: Arc<Row>,
+    /// The monitor, while there is a sandbox.
+    pub(crate) task: Option<Arc<Task>>,
+    pub(crate) paused: bool,
+    pub(crate) oom: bool,
+    /// A user brings it down: its end is no reason to restart it.
+    pub(crate) stopping: bool,
+    /// Waits for its restart policy to start it again.
+    pub(crate) restarting: Option<tokio::task::AbortHandle>,
+    /// How long the next restart will wait.
+    pub(crate) backoff: std::time::Duration,
+    pub(crate) execs: HashMap<ExecId, Exec>,
+    /// Clients that attached before the start.
+    pub(crate) attachments: Vec<(Attachment, std::os::fd::OwnedFd)>,
+}
+
+/// What others wait for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) running: bool,
+    /// How many times it ended since the daemon started.
+    pub(crate) exits: u64,
+    pub(crate) code: i32,
+    /// Of the last end.
+    pub(crate) error: String,
+    pub(crate) removed: bool,
+}
+
+impl Container {
+    pub(crate) fn new(row: Row) -> Self {
+        let progress = Progress { running: row.running(), code: row.exit_code(), ..Progress::default() };
+        Self {
+            id: row.id.clone(),
+            turn: tokio::sync::Mutex::new(()),
+            state: Mutex::new(State {
+                row: Arc::new(row),
+                task: None,
+                paused: false,
+                oom: false,
+                stopping: false,
+                restarting: None,
+                backoff: std::time::Duration::ZERO,
+                execs: HashMap::new(),
+                attachments: Vec::new(),
+            }),
+            progress: watch::Sender::new(progress),
+        }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn row(&self) -> Arc<Row> {
+        self.state().row.clone()
+    }
+
+    /// Changes the row on disk, then in memory.
+    pub(crate) fn change(&self, store: &Store, change: impl FnOnce(&mut Row)) -> Result<Arc<Row>> {
+        let mut state = self.state();
+        let mut row = Row::clone(&state.row);
+        change(&mut row);
+        store.state().records(Collection::Containers).replace(&row.record()?)?;
+        state.row = Arc::new(row);
+        Ok(state.row.clone())
+    }
+
+    /// The same for one field that only memory needs until the next commit.
+    pub(crate) fn amend(&self, change: impl FnOnce(&mut Row)) -> Arc<Row> {
+        let mut state = self.state();
+        change(Arc::make_mut(&mut state.row));
+        state.row.clone()
+    }
+
+    /// The connection to its monitor; the error of something that needs it to run.
+    pub(crate) fn task(&self) -> Result<Arc<Task>> {
+        let state = self.state();
+        match (&state.row.phase, &state.task) {
+            (Phase::Running { .. }, Some(task)) => Ok(task.clone()),
+            _ => Err(Error::Conflict(format!("container {} is not running", self.id))),
+        }
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    pub(crate) fn tell(&self, change: impl FnOnce(&mut Progress)) {
+        self.progress.send_modify(change);
+    }
+
+    /// Docker's word for where it stands.
+    pub(crate) fn status(&self) -> &'static str {
+        let state = self.state();
+        match &state.row.phase {
+            Phase::Created | Phase::Starting => "created",
+            Phase::Running { .. } if state.paused => "paused",
+            Phase::Running { .. } => "running",
+            Phase::Exited { .. } if state.restarting.is_some() => "restarting",
+            Phase::Exited { .. } => "exited",
+            Phase::Removing => "removing",
+        }
+    }
+}
+
+impl State {
+    pub(crate) fn row(&self) -> &Row {
+        &self.row
+    }
+}
+
+/// All containers, by id and name.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    inner: RwLock<Names>,
+}
+
+#[derive(Debug, Default)]
+struct Names {
+    by_id: HashMap<ContainerId, Arc<Container>>,
+    by_name: HashMap<String, ContainerId>,
+}
+
+impl Registry {
+    pub(crate) fn insert(&self, container: Arc<Container>) {
+        let name = container.row().name.clone();
+        let mut names = self.write();
+        names.by_name.insert(name, container.id.clone());
+        names.by_id.insert(container.id.clone(), container);
+    }
+
+    pub(crate) fn remove(&self, container: &Container) {
+        let mut names = self.write();
+        names.by_id.remove(&container.id);
+        names.by_name.retain(|_, id| *id != container.id);
+    }
+
+    pub(crate) fn rename(&self, id: &ContainerId, name: &str) {
+        let mut names = self.write();
+        names.by_name.retain(|_, known| known != id);
+        names.by_name.insert(name.to_owned(), id.clone());
+    }
+
+    pub(crate) fn has_name(&self, name: &str) -> bool {
+        self.read().by_name.contains_key(name)
+    }
+
+    pub(crate) fn get(&self, id: &ContainerId) -> Option<Arc<Container>> {
+        self.read().by_id.get(id).cloned()
+    }
+
+    /// Every one, in no order.
+    pub(crate) fn all(&self) -> Vec<Arc<Container>> {
+        self.read().by_id.values().cloned().collect()
+    }
+
+    /// By complete id, name, or unique beginning of an id, in this order.
+    pub(crate) fn find(&self, reference: &str) -> Result<Arc<Container>> {
+        let names = self.read();
+        let wanted = reference.strip_prefix('/').unwrap_or(reference);
+        if let Ok(id) = wanted.parse::<ContainerId>()
+            && let Some(container) = names.by_id.get(&id)
+        {
+            return Ok(container.clone());
+        }
+        if let Some(container) = names.by_name.get(wanted).and_then(|id| names.by_id.get(id)) {
+            return Ok(container.clone());
+        }
+        let mut found =
+            names.by_id.values().filter(|c| !wanted.is_empty() && c.id.as_str().starts_with(wanted));
+        match (found.next(), found.next()) {
+            (Some(container), None) => Ok(container.clone()),
+            (Some(_), Some(_)) => {
+                Err(Error::InvalidArgument(format!("multiple IDs found with provided prefix: {wanted}")))
+            }
+            (None, _) => Err(Error::NotFound(format!("No such container: {reference}"))),
+        }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Names> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Names> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,147 @@
+//! What an image has at the target of a new volume is copied into it, owners and all, so that the
+//! volume begins as the image would have it.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+
+use crate::tree::{Dir, Entry, Last, Tree, clean};
+use crate::{Error, Result};
+
+/// Folders below each other: past any real tree, short of this thread's stack.
+const DEEPEST: usize = 256;
+
+/// Fills the folder `volume` if it is empty. An image that has no folder at `target` gives nothing.
+pub(super) fn fill(layers: &[PathBuf], hidden: &[String], target: &str, volume: &Path) -> Result<()> {
+    let fail = |error| Error::io("copy the image's content to", volume, error);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let to = rustix::fs::openat(CWD, volume, flags, Mode::empty()).map_err(fail)?;
+    if !is_empty(volume)? {
+        return Ok(());
+    }
+    let Some((top, below)) = layers.split_last() else { return Ok(()) };
+    let tree = Tree::stopped(top, below, hidden, &[])?;
+    let place = match tree.resolve(&clean(target), Last::Follow) {
+        Ok(place) => place,
+        Err(Error::Io { source, .. }) if missing(&source) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let Some(from) = place.dir() else { return Ok(()) };
+    folder(from, to.as_fd(), 0).map_err(fail)?;
+    if let Some(top) = from.topmost() {
+        let stat = rustix::fs::fstat(top).map_err(fail)?;
+        own(&to, &stat).map_err(fail)?;
+    }
+    Ok(())
+}
+
+fn missing(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
+fn is_empty(folder: &Path) -> Result<bool> {
+    let mut entries = std::fs::read_dir(folder).map_err(|e| Error::io("readdir", folder, e))?;
+    Ok(entries.next().is_none())
+}
+
+fn folder(from: &Dir, to: BorrowedFd<'_>, depth: usize) -> Result<(), Errno> {
+    if depth > DEEPEST {
+        return Err(Errno::NAMETOOLONG);
+    }
+    for name in from.names()? {
+        if let Some(entry) = from.lookup(&name)? {
+            one(from, &name, &entry, to, depth)?;
+        }
+    }
+    Ok(())
+}
+
+fn one(from: &Dir, name: &OsStr, entry: &Entry, to: BorrowedFd<'_>, depth: usize) -> Result<(), Errno> {
+    const NEW: OFlags = OFlags::CREATE.union(OFlags::EXCL).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+    let stat = &entry.stat;
+    match (entry.kind(), &entry.dir) {
+        (FileType::Directory, Some(dir)) => {
+            rustix::fs::mkdirat(to, name, Mode::RWXU)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let made = rustix::fs::openat(to, name, flags, Mode::empty())?;
+            folder(dir, made.as_fd(), depth + 1)?;
+            own(&made, stat)
+        }
+        (FileType::RegularFile, _) => {
+            let source = from.open(name, entry)?;
+            let made = rustix::fs::openat(to, name, OFlags::WRONLY | NEW, Mode::RUSR | Mode::WUSR)?;
+            let (mut source, mut copy) = (std::fs::File::from(source), std::fs::File::from(made));
+            std::io::copy(&mut source, &mut copy)
+                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            own(&OwnedFd::from(copy), stat)
+        }
+        (FileType::Symlink, _) => {
+            rustix::fs::symlinkat(from.read_link(name, entry)?, to, name)?;
+            chown(to, name, stat)
+        }
+        (kind @ (FileType::Fifo | FileType::CharacterDevice | FileType::BlockDevice), _) => {
+            rustix::fs::mknodat(to, name, kind, Mode::from_raw_mode(stat.st_mode & 0o7777), stat.st_rdev)?;
+            chown(to, name, stat)
+        }
+        // A socket means nothing without who listens on it.
+        _ => Ok(()),
+    }
+}
+
+fn chown(to: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> Result<(), Errno> {
+    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    rustix::fs::chownat(to, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// Owner first: a change of owner takes the set-id bits away.
+fn own(file: &OwnedFd, stat: &Stat) -> Result<(), Errno> {
+    rustix::fs::fchown(file, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    rustix::fs::fchmod(file, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    let time = |seconds, nanoseconds: u64| Timespec { tv_sec: seconds, tv_nsec: nanoseconds.cast_signed() };
+    rustix::fs::futimens(
+        file,
+        &Timestamps {
+            last_access: time(stat.st_atime, stat.st_atime_nsec),
+            last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    #[test]
+    fn the_merged_content_is_copied_once() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        for folder in ["low/srv/sub", "high/srv", "high/data", "volume", "other"] {
+            fs::create_dir_all(path(folder)).unwrap();
+        }
+        fs::write(path("low/srv/a"), "low").unwrap();
+        fs::write(path("low/srv/sub/b"), "b").unwrap();
+        fs::write(path("high/srv/a"), "high").unwrap();
+        fs::set_permissions(path("high/srv/a"), fs::Permissions::from_mode(0o640)).unwrap();
+        symlink("/srv", path("high/data/link")).unwrap();
+        symlink("/etc", path("low/srv/out")).unwrap();
+        let layers = [path("low"), path("high")];
+        // By a link of the image's own, which stays inside.
+        fill(&layers, &[], "/data/link", &path("volume")).unwrap();
+        assert_eq!(fs::read_to_string(path("volume/a")).unwrap(), "high");
+        assert_eq!(fs::metadata(path("volume/a")).unwrap().mode() & 0o777, 0o640);
+        assert_eq!(fs::read_to_string(path("volume/sub/b")).unwrap(), "b");
+        assert_eq!(fs::read_link(path("volume/out")).unwrap(), Path::new("/etc"));
+        fs::write(path("volume/a"), "mine").unwrap();
+        fill(&layers, &[], "/srv", &path("volume")).unwrap();
+        assert_eq!(fs::read_to_string(path("volume/a")).unwrap(), "mine");
+        fill(&layers, &[], "/nowhere/at/all", &path("other")).unwrap();
+        fill(&layers, &[], "/srv/a/below", &path("other")).unwrap();
+        assert_eq!(fs::read_dir(path("other")).unwrap().count(), 0);
+    }
+}

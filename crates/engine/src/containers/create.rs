@@ -1,0 +1,307 @@
+//! Create: a request becomes a row, folders and volumes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use insula_base::ContainerId;
+use insula_models::{
+    ContainerConfig, ContainerCreateRequest, ContainerCreateResponse, EndpointSettings, HostConfig,
+    VolumeCreateRequest,
+};
+use insula_network::Mode;
+use insula_store::{Collection, Image};
+use jiff::Timestamp;
+
+use super::container::Container;
+use super::row::{IdRange, ImageRow, MountRow, Phase, Row, SourceRow};
+use super::{check, copyup, merge, mounts, names, ports};
+use crate::{Engine, Error, Result, blocking, plan};
+
+/// Ids of the host from which containers get theirs: above those that systemd and shadow hand out.
+pub(crate) const ID_POOL: &str = "ids";
+const IDS_FIRST: u64 = 1_879_048_192;
+const IDS_COUNT: u32 = 65_536;
+/// How many ranges there are below 2^31, past which file systems and tools stumble.
+const IDS_RANGES: u64 = ((1 << 31) - IDS_FIRST) / IDS_COUNT as u64;
+
+impl Engine {
+    /// `platform` as in `linux/amd64`.
+    pub async fn create_container(
+        &self,
+        name: Option<String>,
+        platform: Option<String>,
+        request: ContainerCreateRequest,
+    ) -> Result<ContainerCreateResponse> {
+        let engine = self.clone();
+        let created = move || engine.create(name, platform, request);
+        // A commit and a few folders; what copies an image's content is for a thread that may block.
+        blocking(created).await
+    }
+
+    fn create(
+        &self,
+        name: Option<String>,
+        platform: Option<String>,
+        request: ContainerCreateRequest,
+    ) -> Result<ContainerCreateResponse> {
+        let (config, mut host, networking) = request.into_parts();
+        let name = name.filter(|name| !name.is_empty());
+        let name = name.as_deref().map(names::check).transpose()?.map(str::to_owned);
+        let reference = config.image.clone();
+        if reference.is_empty() {
+            return Err(Error::InvalidArgument("no image was specified".to_owned()));
+        }
+        let image = self.images().resolve(&reference).map_err(|error| no_image(error, &reference))?;
+        check_platform(platform.as_deref(), &image)?;
+        let mut warnings = check::check(&config, &host)?;
+        if image
+            .config
+            .config
+            .healthcheck
+            .as_ref()
+            .is_some_and(|h| h.test.first().is_some_and(|t| t != "NONE"))
+            && config.healthcheck.is_none()
+        {
+            warnings.push("The image's health check is not run: this version has none".to_owned());
+        }
+        let mut config = merge::merge(config, &image.config.config)?;
+        ports::requests(&config, &host)?;
+        plan::complete(&mut host);
+        let endpoints = endpoints(networking.endpoints_config, &host)?;
+        self.check_joined(&host)?;
+        let mounts = mounts::collect(&config, &host, &|name| Ok(self.find(name)?.row().mounts.clone()))?;
+        let id = ContainerId::random();
+        self.fill_hostname(&id, &mut config, &host)?;
+        let row = Row {
+            version: Row::version(),
+            name: name.unwrap_or_else(|| names::random(|name| self.0.containers.has_name(name))),
+            created: Timestamp::now(),
+            image: image_row(&image, reference),
+            endpoints,
+            mounts,
+            ids: None,
+            phase: Phase::Created,
+            started: None,
+            restarts: 0,
+            stopped: false,
+            failure: None,
+            config,
+            host,
+            id,
+        };
+        self.finish_create(row, &image, warnings)
+    }
+
+    /// From here on something is made; what fails takes it back.
+    fn finish_create(
+        &self,
+        row: Row,
+        image: &Image,
+        mut warnings: Vec<String>,
+    ) -> Result<ContainerCreateResponse> {
+        let own_ids = !plan::shares_host(&row.host)
+            && !row.host.network_mode.starts_with("container:")
+            && !row.host.pid_mode.starts_with("container:");
+        let mut row = row;
+        if own_ids && !self.0.idmapped {
+            // What is in effect is what inspection shows.
+            "host".clone_into(&mut row.host.userns_mode);
+            warnings.push("This host cannot map ids: the container runs without a user namespace".to_owned());
+        }
+        let row = self.insert(row, image, own_ids && self.0.idmapped)?;
+        let id = row.id.clone();
+        let container = Arc::new(Container::new(row));
+        self.0.containers.insert(container.clone());
+        if let Err(error) = self.make_parts(&container, image) {
+            self.discard(&container);
+            return Err(error);
+        }
+        self.publish(&container.row(), "create", &[]);
+        Ok(ContainerCreateResponse { id: id.to_string(), warnings })
+    }
+
+    /// The row with its ids and its hold on the image, in one commit.
+    fn insert(&self, mut row: Row, image: &Image, ids: bool) -> Result<Row> {
+        let taken = |error| name_taken(error, &row.name);
+        let owner = row.id.to_string();
+        let inserted = self.store().state().transaction(|tx| {
+            let mut row = row.clone();
+            if ids {
+                let number = tx.allocations().allocate(ID_POOL, 0..IDS_RANGES, None, &owner)?;
+                row.ids = Some(range(number));
+            }
+            let record = row.record()?;
+            tx.records(Collection::Containers).insert(&record)?;
+            self.store().images().use_image(tx, &image.id, &owner)?;
+            Ok::<_, Error>(row)
+        });
+        row = inserted.map_err(taken)?;
+        Ok(row)
+    }
+
+    /// Folders, volumes and what the image puts into them.
+    fn make_parts(&self, container: &Container, image: &Image) -> Result<()> {
+        self.store().create_container_dir(&container.id)?;
+        let row = container.row();
+        let mut mounts = row.mounts.clone();
+        let mut named = false;
+        for mount in &mut mounts {
+            named |= self.make_mount(mount, image)?;
+        }
+        if named {
+            container.change(self.store(), |row| row.mounts = mounts)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the source of one mount; whether the row changes by it.
+    fn make_mount(&self, mount: &mut MountRow, image: &Image) -> Result<bool> {
+        match &mut mount.source {
+            SourceRow::Bind { path, .. } => mounts::make_source(path).map(|()| false),
+            SourceRow::Tmpfs { .. } => Ok(false),
+            SourceRow::Volume { name, copy, .. } => {
+                let request = VolumeCreateRequest { name: name.clone(), ..VolumeCreateRequest::default() };
+                let volume = self.volumes().create(request)?;
+                if *copy {
+                    copyup::fill(
+                        &image.layer_paths(),
+                        image.hidden(),
+                        &mount.target,
+                        volume.mountpoint.as_ref(),
+                    )?;
+                }
+                let named = name.is_empty();
+                *name = volume.name;
+                Ok(named)
+            }
+        }
+    }
+
+    /// Undoes a create that failed; the first error is the one to report.
+    fn discard(&self, container: &Arc<Container>) {
+        self.0.containers.remove(container);
+        let owner = container.id.to_string();
+        let undone =
+            self.forget(&owner).and_then(|()| Ok(self.store().remove_container_dir(&container.id)?));
+        if let Err(error) = undone {
+            tracing::warn!(container = owner, error = insula_base::chain(&error), "undo a create");
+        }
+        for (name, anonymous) in container.row().volumes() {
+            if anonymous && !name.is_empty() {
+                self.drop_volume(name);
+            }
+        }
+    }
+
+    /// Containers whose namespaces are to be shared have to exist.
+    fn check_joined(&self, host: &HostConfig) -> Result<()> {
+        for mode in [&host.network_mode, &host.pid_mode] {
+            if let Some(reference) = mode.strip_prefix("container:") {
+                self.find(reference)?;
+            }
+        }
+        if let Mode::Network(name) = Mode::parse(&host.network_mode) {
+            self.networks().get(&name)?;
+        }
+        Ok(())
+    }
+
+    fn fill_hostname(&self, id: &ContainerId, config: &mut ContainerConfig, host: &HostConfig) -> Result<()> {
+        if config.hostname.is_empty() {
+            config.hostname = match host.network_mode.strip_prefix("container:") {
+                Some(reference) => self.find(reference)?.row().config.hostname.clone(),
+                None if host.network_mode == "host" || host.uts_mode == "host" => {
+                    rustix::system::uname().nodename().to_string_lossy().into_owned()
+                }
+                None => id.short().to_owned(),
+            };
+        }
+        Ok(())
+    }
+}
+
+fn image_row(image: &Image, reference: String) -> ImageRow {
+    ImageRow { id: image.id.clone(), reference, layers: image.layer_paths(), hidden: image.hidden().to_vec() }
+}
+
+/// The ids of the range with this number.
+fn range(number: u64) -> IdRange {
+    // Ranges end below 2^31.
+    IdRange { first: (IDS_FIRST + number * u64::from(IDS_COUNT)) as u32, count: IDS_COUNT }
+}
+
+fn name_taken(error: Error, name: &str) -> Error {
+    match error {
+        Error::Store(insula_store::Error::NameTaken { owner, .. }) => Error::Conflict(format!(
+            "Conflict. The container name \"/{name}\" is already in use by container \"{owner}\". You have to \
+             remove (or rename) that container to be able to reuse that name."
+        )),
+        error => error,
+    }
+}
+
+pub(super) fn rename_taken(error: insula_store::Error, name: &str) -> Error {
+    name_taken(error.into(), name)
+}
+
+/// Docker names the tag that it looked for.
+fn no_image(error: Error, reference: &str) -> Error {
+    match error {
+        Error::Store(insula_store::Error::NoImage(_)) => {
+            let name = insula_spec::reference::Reference::parse(reference)
+                .map_or_else(|_| reference.to_owned(), |parsed| parsed.familiar());
+            Error::NotFound(format!("No such image: {name}"))
+        }
+        error => error,
+    }
+}
+
+fn check_platform(platform: Option<&str>, image: &Image) -> Result<()> {
+    let Some(platform) = platform.filter(|platform| !platform.is_empty()) else { return Ok(()) };
+    let mut parts = platform.split('/');
+    let os = parts.next().unwrap_or_default();
+    let architecture = parts.next();
+    let matches = os == image.config.os && architecture.is_none_or(|a| a == image.config.architecture);
+    if matches {
+        return Ok(());
+    }
+    Err(Error::NotFound(format!(
+        "image with reference {} was found but does not match the specified platform: wanted {platform}, \
+         actual: {}/{}",
+        image.id, image.config.os, image.config.architecture
+    )))
+}
+
+/// At most the endpoint of the network that the container is in.
+fn endpoints(
+    asked: BTreeMap<String, EndpointSettings>,
+    host: &HostConfig,
+) -> Result<BTreeMap<String, EndpointSettings>> {
+    if let Some(name) = asked
+        .keys()
+        .find(|name| **name != host.network_mode && !(*name == "default" && host.network_mode == "bridge"))
+    {
+        return Err(Error::Unsupported(format!(
+            "NetworkingConfig: a second network ({name:?} beside {:?}) is not available in this version",
+            host.network_mode
+        )));
+    }
+    for (name, endpoint) in &asked {
+        let ipam = endpoint.ipam_config.clone().unwrap_or_default();
+        let asked = [
+            ("Links", !endpoint.links.is_empty()),
+            ("DriverOpts", !endpoint.driver_opts.is_empty()),
+            ("IPv6Address", !ipam.ipv6_address.is_empty()),
+            ("LinkLocalIPs", !ipam.link_local_ips.is_empty()),
+        ];
+        if let Some((field, _)) = asked.iter().find(|(_, asked)| *asked) {
+            return Err(Error::Unsupported(format!(
+                "{field} of network {name:?} is not available in this version"
+            )));
+        }
+        if !ipam.ipv4_address.is_empty() && ipam.ipv4_address.parse::<std::net::Ipv4Addr>().is_err() {
+            return Err(Error::InvalidArgument(format!("invalid IPv4 address: {}", ipam.ipv4_address)));
+        }
+    }
+    Ok(asked)
+}

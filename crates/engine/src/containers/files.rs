@@ -1,0 +1,51 @@
+//! Where a container's files and output are, for those who read them.
+
+use insula_spec::plan::LogPlan;
+
+use super::row::SourceRow;
+use super::{ContainerFiles, ContainerMount, LogSource};
+use crate::{Engine, Result, plan};
+
+impl Engine {
+    /// Where the container's output is.
+    pub fn log_source(&self, reference: &str) -> Result<LogSource> {
+        let container = self.find(reference)?;
+        let row = container.row();
+        let logs = self.store().container_dir(&row.id).logs();
+        let path = match plan::log::plan(&row.host.log_config, &logs)? {
+            LogPlan::JsonFile { path, .. } => Some(path),
+            LogPlan::None => None,
+        };
+        let mut progress = container.subscribe();
+        let ended = Box::pin(async move {
+            // It ends with the engine too.
+            let _ = progress.wait_for(|progress| !progress.running).await;
+        });
+        Ok(LogSource { id: row.id.clone(), tty: row.config.tty, path, ended })
+    }
+
+    /// Where the container's files are.
+    pub fn container_files(&self, reference: &str) -> Result<ContainerFiles> {
+        let row = self.find(reference)?.row();
+        let volumes = self.store().volumes_dir();
+        let mounts = row.mounts.iter().map(|mount| ContainerMount {
+            target: mount.target.clone(),
+            source: match &mount.source {
+                SourceRow::Bind { path, .. } => Some(path.clone()),
+                SourceRow::Volume { name, .. } => Some(volumes.join(name).join("_data")),
+                SourceRow::Tmpfs { .. } => None,
+            },
+            readonly: mount.readonly,
+        });
+        Ok(ContainerFiles {
+            id: row.id.clone(),
+            layers: row.image.layers.clone(),
+            upper: self.store().container_dir(&row.id).upper(),
+            hidden: row.image.hidden.clone(),
+            readonly: row.host.readonly_rootfs,
+            pid: row.pid(),
+            ids: self.ids_of(&row).map(|ids| (ids.first, ids.count)),
+            mounts: mounts.collect(),
+        })
+    }
+}

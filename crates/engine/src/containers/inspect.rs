@@ -1,0 +1,195 @@
+//! Inspect: a container as Docker describes it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use insula_models::{
+    ContainerInspect, ContainerState, EndpointSettings, GraphDriver, Labels, MountPoint, NetworkSettings,
+    PortBinding,
+};
+use insula_network::Endpoint;
+use insula_spec::plan::LogPlan;
+use jiff::Timestamp;
+
+use super::container::Container;
+use super::merge::command;
+use super::row::{Phase, Row, SourceRow};
+use crate::{Engine, Result, plan};
+
+/// A moment that has not come: Go's zero time.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+impl Engine {
+    /// With `size`, the bytes that it takes are counted.
+    pub async fn inspect_container(&self, reference: &str, size: bool) -> Result<ContainerInspect> {
+        let container = self.find(reference)?;
+        let row = container.row();
+        let folder = self.store().container_dir(&row.id);
+        let file = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+        let mut words = command(&row.config).map(str::to_owned);
+        let log_path = match plan::log::plan(&row.host.log_config, &folder.logs())? {
+            LogPlan::JsonFile { path, .. } => path.to_string_lossy().into_owned(),
+            LogPlan::None => String::new(),
+        };
+        let mut inspect = ContainerInspect {
+            id: row.id.to_string(),
+            created: time(row.created),
+            path: words.next().unwrap_or_default(),
+            args: words.collect(),
+            state: state(&container, &row),
+            image: row.image.id.to_string(),
+            resolv_conf_path: file("resolv.conf"),
+            hostname_path: file("hostname"),
+            hosts_path: file("hosts"),
+            log_path,
+            name: format!("/{}", row.name),
+            restart_count: i64::try_from(row.restarts).unwrap_or(i64::MAX),
+            driver: "overlay2".to_owned(),
+            platform: "linux".to_owned(),
+            exec_ids: container.state().execs.keys().map(ToString::to_string).collect(),
+            host_config: row.host.clone(),
+            graph_driver: graph_driver(&row, &folder),
+            mounts: mount_points(&row, &self.store().volumes_dir()),
+            config: row.config.clone(),
+            network_settings: self.network_settings(&row)?,
+            ..ContainerInspect::default()
+        };
+        if size {
+            let (rw, root) = self.sizes(&row).await?;
+            (inspect.size_rw, inspect.size_root_fs) = (Some(rw), Some(root));
+        }
+        Ok(inspect)
+    }
+
+    pub(super) fn network_settings(&self, row: &Row) -> Result<NetworkSettings> {
+        let endpoint = match row.phase.live() {
+            true => self.networks().endpoint(&row.id)?,
+            false => None,
+        };
+        let mut settings = NetworkSettings::default();
+        let Some(endpoint) = endpoint else {
+            // What it will be connected to.
+            if !row.host.network_mode.starts_with("container:") {
+                let asked = row.endpoints.values().next().cloned().unwrap_or_default();
+                let name = row.host.network_mode.clone();
+                let network_id = self.networks().get(&name).map(|n| n.id.to_string()).unwrap_or_default();
+                settings.networks.insert(name, EndpointSettings { network_id, ..asked });
+            }
+            return Ok(settings);
+        };
+        settings.sandbox_id = row.id.to_string();
+        settings.sandbox_key = row.pid().map(|pid| format!("/proc/{pid}/ns/net")).unwrap_or_default();
+        settings.ports = ports(row, &endpoint);
+        settings.networks = networks(row, &endpoint);
+        if let Some(bridge) = settings.networks.get("bridge").cloned() {
+            settings.endpoint_id = bridge.endpoint_id;
+            settings.gateway = bridge.gateway;
+            settings.ip_address = bridge.ip_address;
+            settings.ip_prefix_len = bridge.ip_prefix_len;
+            settings.mac_address = bridge.mac_address;
+        }
+        Ok(settings)
+    }
+}
+
+fn networks(row: &Row, endpoint: &Endpoint) -> BTreeMap<String, EndpointSettings> {
+    let one = |attachment: &insula_network::Attachment| {
+        let asked = row.endpoints.values().next().cloned().unwrap_or_default();
+        let settings = EndpointSettings {
+            mac_address: attachment.mac.clone(),
+            network_id: attachment.network.to_string(),
+            endpoint_id: attachment.endpoint.clone(),
+            gateway: attachment.gateway.map(|gateway| gateway.to_string()).unwrap_or_default(),
+            ip_address: attachment.address.map(|address| address.to_string()).unwrap_or_default(),
+            ip_prefix_len: attachment.prefix.into(),
+            ..asked
+        };
+        (attachment.network_name.clone(), settings)
+    };
+    endpoint.attachments.iter().map(one).collect()
+}
+
+fn ports(row: &Row, endpoint: &Endpoint) -> insula_models::PortMap {
+    let mut ports: insula_models::PortMap =
+        row.config.exposed_ports.keys().map(|port| (port.clone(), None)).collect();
+    for published in &endpoint.ports {
+        let key = format!("{}/{}", published.container_port, published.proto);
+        let binding = PortBinding {
+            host_ip: published.host_ip.to_string(),
+            host_port: published.host_port.to_string(),
+        };
+        ports.entry(key).or_default().get_or_insert_default().push(binding);
+    }
+    ports
+}
+
+fn state(container: &Container, row: &Row) -> ContainerState {
+    let status = container.status();
+    let (oom, finished, mut error) = match &row.phase {
+        Phase::Exited { oom, at, error, .. } => (*oom, time(*at), error.clone()),
+        _ => (container.state().oom, NEVER.to_owned(), String::new()),
+    };
+    if let Some(failure) = &row.failure {
+        error.clone_from(&failure.error);
+    }
+    ContainerState {
+        status: status.to_owned(),
+        running: matches!(status, "running" | "paused" | "restarting"),
+        paused: status == "paused",
+        restarting: status == "restarting",
+        oom_killed: oom,
+        dead: false,
+        pid: row.pid().unwrap_or(0).into(),
+        exit_code: row.exit_code().into(),
+        error,
+        started_at: row.started.map_or_else(|| NEVER.to_owned(), time),
+        finished_at: finished,
+        health: None,
+    }
+}
+
+fn graph_driver(row: &Row, folder: &insula_store::ContainerDir) -> GraphDriver {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let lower: Vec<String> = row.image.layers.iter().rev().map(|path| text(path)).collect();
+    let data = Labels::from([
+        ("LowerDir".to_owned(), lower.join(":")),
+        ("UpperDir".to_owned(), text(&folder.upper())),
+        ("WorkDir".to_owned(), text(&folder.work())),
+    ]);
+    GraphDriver { data, name: "overlay2".to_owned() }
+}
+
+/// Mounts that inspection and lists show; tmpfs of `--tmpfs` are only in the host configuration, as
+/// Docker has it.
+pub(super) fn mount_points(row: &Row, volumes: &Path) -> Vec<MountPoint> {
+    let point = |mount: &super::row::MountRow| {
+        let mut point = MountPoint {
+            destination: mount.target.clone(),
+            mode: mount.mode.clone(),
+            rw: !mount.readonly,
+            ..MountPoint::default()
+        };
+        match &mount.source {
+            SourceRow::Bind { path, propagation, .. } => {
+                "bind".clone_into(&mut point.r#type);
+                point.source = path.to_string_lossy().into_owned();
+                point.propagation.clone_from(propagation);
+            }
+            SourceRow::Volume { name, .. } => {
+                "volume".clone_into(&mut point.r#type);
+                point.name.clone_from(name);
+                point.source = volumes.join(name).join("_data").to_string_lossy().into_owned();
+                "local".clone_into(&mut point.driver);
+            }
+            SourceRow::Tmpfs { .. } if row.host.tmpfs.contains_key(&mount.target) => return None,
+            SourceRow::Tmpfs { .. } => "tmpfs".clone_into(&mut point.r#type),
+        }
+        Some(point)
+    };
+    row.mounts.iter().filter_map(point).collect()
+}
+
+/// RFC 3339 with nanoseconds.
+fn time(moment: Timestamp) -> String {
+    format!("{moment:.9}")
+}

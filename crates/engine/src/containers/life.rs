@@ -1,0 +1,223 @@
+//! What happens to a container by itself: its end, and what follows from it.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use insula_proto::{Exited, Outcome};
+use jiff::Timestamp;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::container::Container;
+use super::row::{Phase, Row};
+use super::start::moment;
+use crate::engine::Inner;
+use crate::{Engine, Error, Result};
+
+/// The first pause before a restart; it doubles each time, and begins anew after a good run.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+const GOOD_RUN: Duration = Duration::from_secs(10);
+
+/// What a container shows that ended while nobody could see how.
+const LOST_CODE: i32 = 255;
+
+/// Follows the events of a monitor until its container has ended.
+pub(super) fn watch(engine: Weak<Inner>, container: Arc<Container>, mut events: UnboundedReceiver<Outcome>) {
+    tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            let Some(engine) = engine.upgrade().map(Engine) else { return };
+            match event {
+                Outcome::Exited(exited) => return engine.ended(&container, &exited).await,
+                Outcome::ExecExited(exited) => engine.exec_ended(&container, &exited),
+                Outcome::Oom(_) => {
+                    container.state().oom = true;
+                    engine.publish(&container.row(), "oom", &[]);
+                }
+                other => tracing::debug!(?other, "an event that is none"),
+            }
+        }
+        if let Some(engine) = engine.upgrade().map(Engine) {
+            engine.vanished(&container).await;
+        }
+    });
+}
+
+impl Engine {
+    /// The monitor is gone without a word: what it left says more.
+    async fn vanished(&self, container: &Arc<Container>) {
+        if !container.row().phase.live() {
+            return;
+        }
+        match self.sandbox(&container.row()).exit() {
+            Ok(Some(exited)) => self.ended(container, &exited).await,
+            Ok(None) => self.lost(container).await,
+            Err(error) => {
+                tracing::warn!(
+                    container = container.id.short(),
+                    error = insula_base::chain(&error),
+                    "exit record"
+                );
+                self.lost(container).await;
+            }
+        }
+    }
+
+    /// Applies an exit, and does what the container wants then.
+    pub(crate) async fn ended(&self, container: &Arc<Container>, exited: &Exited) {
+        let error = String::new();
+        let phase = Phase::Exited { code: exited.code, oom: exited.oom, at: moment(exited.at), error };
+        self.over(container, phase).await;
+    }
+
+    /// The same for one whose monitor left no record.
+    pub(crate) async fn lost(&self, container: &Arc<Container>) {
+        let row = container.row();
+        super::leftovers::kill(&self.sandbox(&row), &format!("{}/{}", self.instance().cgroup(), row.id));
+        let error = "the container's monitor ended without leaving its exit code".to_owned();
+        tracing::warn!(container = container.id.short(), error, "lost");
+        self.over(container, Phase::Exited { code: LOST_CODE, oom: false, at: Timestamp::now(), error })
+            .await;
+    }
+
+    async fn over(&self, container: &Arc<Container>, phase: Phase) {
+        if let Err(error) = self.apply(container, phase).await {
+            let error = insula_base::chain(&error);
+            tracing::error!(container = container.id.short(), error, "apply the end of a container");
+        }
+    }
+
+    async fn apply(&self, container: &Arc<Container>, phase: Phase) -> Result<()> {
+        let Phase::Exited { code, oom, at, error } = phase.clone() else { return Ok(()) };
+        let row = {
+            let mut state = container.state();
+            state.task = None;
+            state.paused = false;
+            state.execs.values_mut().for_each(crate::exec::Exec::ended);
+            drop(state);
+            container.amend(|row| row.phase = phase)
+        };
+        let ran = row.started.and_then(|started| Duration::try_from(at.duration_since(started)).ok());
+        let again = self.wants_restart(container, &row, code);
+        // A container that goes now needs no row of its end: its sandbox's record stays until the row is gone.
+        if again || !row.host.auto_remove {
+            self.networks().release(&container.id)?;
+            container.change(self.store(), |_| {})?;
+            self.sandbox(&row).remove()?;
+        }
+        let seconds = ran.unwrap_or_default().as_secs().to_string();
+        self.publish(&row, "die", &[("exitCode", &code.to_string()), ("execDuration", &seconds)]);
+        if again {
+            self.schedule_restart(container, ran.unwrap_or_default());
+        }
+        container.tell(|progress| {
+            progress.running = false;
+            progress.exits += 1;
+            progress.code = code;
+            progress.error.clone_from(&error);
+        });
+        if oom {
+            tracing::info!(container = container.id.short(), "ended for want of memory");
+        }
+        if !again && row.host.auto_remove {
+            let _turn = container.turn.lock().await;
+            self.remove_now(container, true).await?;
+        }
+        Ok(())
+    }
+
+    fn wants_restart(&self, container: &Container, row: &Row, code: i32) -> bool {
+        !self.0.ending() && !container.state().stopping && restarts(row, code)
+    }
+
+    fn schedule_restart(&self, container: &Arc<Container>, ran: Duration) {
+        let mut state = container.state();
+        let pause = next_backoff(state.backoff, ran);
+        state.backoff = pause;
+        let (engine, target) = (Arc::downgrade(&self.0), container.clone());
+        let restart = tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            let Some(engine) = engine.upgrade().map(Engine) else { return };
+            let _turn = target.turn.lock().await;
+            // Cancelled while it waited for its turn.
+            if target.state().restarting.take().is_none() {
+                return;
+            }
+            engine.restart_by_policy(&target).await;
+        });
+        state.restarting = Some(restart.abort_handle());
+    }
+
+    /// For one that ended while no daemon was there.
+    pub(crate) fn restart_soon(&self, container: &Arc<Container>) {
+        if container.state().restarting.is_none() {
+            self.schedule_restart(container, Duration::ZERO);
+        }
+    }
+
+    async fn restart_by_policy(&self, container: &Arc<Container>) {
+        container.amend(|row| row.restarts += 1);
+        if let Err(error) = self.start(container).await {
+            tracing::warn!(container = container.id.short(), error = insula_base::chain(&error), "restart");
+            let row = container.row();
+            if matches!(row.phase, Phase::Created | Phase::Exited { .. })
+                && restarts(&row, row.exit_code())
+                && !matches!(error, Error::Conflict(_))
+            {
+                self.schedule_restart(container, Duration::ZERO);
+            }
+        }
+    }
+}
+
+/// Docker's rules: what the policy says about a container that ended with this code.
+pub(crate) fn restarts(row: &Row, code: i32) -> bool {
+    let policy = &row.host.restart_policy;
+    match policy.name.as_str() {
+        "always" | "unless-stopped" => !row.stopped,
+        "on-failure" => {
+            let left = policy.maximum_retry_count == 0
+                || row.restarts < u64::try_from(policy.maximum_retry_count).unwrap_or(0);
+            code != 0 && left && !row.stopped
+        }
+        _ => false,
+    }
+}
+
+fn next_backoff(last: Duration, ran: Duration) -> Duration {
+    if ran >= GOOD_RUN || last.is_zero() { FIRST_BACKOFF } else { (last * 2).min(LONGEST_BACKOFF) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_until_a_good_run() {
+        let mut pause = Duration::ZERO;
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            pause = next_backoff(pause, Duration::from_secs(1));
+            pauses.push(pause.as_millis());
+        }
+        assert_eq!(pauses[..4], [100, 200, 400, 800]);
+        assert_eq!(pauses[11], 60_000);
+        assert_eq!(next_backoff(pause, GOOD_RUN), FIRST_BACKOFF);
+    }
+
+    #[test]
+    fn policies_decide_by_code_and_count() {
+        let row = |name: &str, most: i64, restarts: u64, stopped: bool| {
+            let mut row = crate::containers::row::tests::row();
+            row.host.restart_policy.name = name.into();
+            row.host.restart_policy.maximum_retry_count = most;
+            (row.restarts, row.stopped) = (restarts, stopped);
+            row
+        };
+        assert!(!super::restarts(&row("no", 0, 0, false), 1));
+        assert!(super::restarts(&row("always", 0, 9, false), 0));
+        assert!(!super::restarts(&row("unless-stopped", 0, 0, true), 0));
+        assert!(!super::restarts(&row("on-failure", 0, 0, false), 0));
+        assert!(super::restarts(&row("on-failure", 3, 2, false), 1));
+        assert!(!super::restarts(&row("on-failure", 3, 3, false), 1));
+    }
+}

@@ -1,0 +1,155 @@
+//! Remove: first the tombstone, then the parts, then the row, then the bytes.
+
+use std::sync::Arc;
+
+use insula_models::ContainersPruneResponse;
+use insula_store::Collection;
+
+use super::container::Container;
+use super::create::ID_POOL;
+use super::row::{Phase, Row};
+use super::{RemoveRequest, list};
+use crate::filters::{Filters, check_names};
+use crate::{Engine, Error, Result, blocking, volumes};
+
+impl Engine {
+    pub async fn remove_container(&self, reference: &str, request: RemoveRequest) -> Result<()> {
+        let container = self.find(reference)?;
+        if request.link {
+            return Err(Error::Unsupported("links are not available in this version".to_owned()));
+        }
+        if request.force {
+            container.cancel_restart();
+            self.kill_now(&container).await?;
+        }
+        let _turn = container.turn.lock().await;
+        if request.force {
+            // Whoever had the turn may have started it again.
+            container.cancel_restart();
+            self.kill_now(&container).await?;
+        }
+        if self.0.containers.get(&container.id).is_none() {
+            // It was removed while this waited; `--rm` may be faster.
+            return Ok(());
+        }
+        if !container.at_rest() {
+            return Err(Error::Conflict(format!(
+                "cannot remove container \"/{}\": container is {}: stop the container before removing or force \
+                 remove",
+                container.row().name,
+                container.status()
+            )));
+        }
+        self.remove_now(&container, request.volumes).await
+    }
+
+    /// For who has the turn of a container that does not run.
+    pub(super) async fn remove_now(&self, container: &Arc<Container>, volumes: bool) -> Result<()> {
+        if self.0.containers.get(&container.id).is_none() {
+            return Ok(());
+        }
+        let row = container.row();
+        // One that has just ended and is to go needs no tombstone: its end says as much.
+        if !row.host.auto_remove {
+            container.change(self.store(), |row| row.phase = Phase::Removing)?;
+        }
+        self.networks().release(&container.id)?;
+        self.forget(container.id.as_str())?;
+        self.0.containers.remove(container);
+        self.0.execs.retain(|_, of| *of != container.id);
+        self.sandbox(&row).remove()?;
+        if volumes {
+            let anonymous: Vec<&str> =
+                row.volumes().filter(|(_, anonymous)| *anonymous).map(|(name, _)| name).collect();
+            anonymous.into_iter().for_each(|name| self.drop_volume(name));
+        }
+        container.state().attachments.clear();
+        self.publish(&row, "destroy", &[]);
+        container.tell(|progress| progress.removed = true);
+        let (engine, id) = (self.clone(), container.id.clone());
+        let bytes = blocking(move || Ok(engine.store().remove_container_dir(&id)?));
+        if row.host.auto_remove {
+            // Nobody waits for it; what a crash leaves is swept at the next start.
+            tokio::spawn(bytes);
+            return Ok(());
+        }
+        bytes.await
+    }
+
+    /// Goes on with a removal that a former daemon began.
+    pub(crate) async fn finish_removal(&self, container: &Arc<Container>) -> Result<()> {
+        let _turn = container.turn.lock().await;
+        let auto = container.row().host.auto_remove;
+        self.remove_now(container, auto).await
+    }
+
+    /// Row, ids and the hold on the image.
+    pub(super) fn forget(&self, owner: &str) -> Result<()> {
+        self.store().state().transaction(|tx| {
+            tx.records(Collection::Containers).remove(owner)?;
+            tx.allocations().release_owner(Some(ID_POOL), owner)?;
+            Ok::<_, Error>(())
+        })?;
+        Ok(self.store().images().release_image(owner)?)
+    }
+
+    /// Removes an anonymous volume that nobody else uses.
+    pub(super) fn drop_volume(&self, name: &str) {
+        let (engine, name) = (self.clone(), name.to_owned());
+        tokio::spawn(async move {
+            let removed = match engine.volume_users() {
+                Ok(users) => engine.volumes().remove(&name, true, &users).await,
+                Err(error) => Err(error),
+            };
+            match removed {
+                Ok(()) | Err(Error::Conflict(_)) => {}
+                Err(error) => {
+                    tracing::warn!(volume = name, error = insula_base::chain(&error), "not removed")
+                }
+            }
+        });
+    }
+
+    /// Which containers use which volume.
+    pub fn volume_users(&self) -> Result<volumes::Users> {
+        let mut users = volumes::Users::new();
+        for container in self.0.containers.all() {
+            for (name, _) in container.row().volumes() {
+                users.entry(name.to_owned()).or_default().push(container.id.to_string());
+            }
+        }
+        Ok(users)
+    }
+
+    pub async fn prune_containers(&self, filters: Filters) -> Result<ContainersPruneResponse> {
+        check_names(&filters, &["until", "label", "label!"])?;
+        let mut answer = ContainersPruneResponse::default();
+        for container in self.0.containers.all() {
+            if !prunable(&container.row(), &filters)? {
+                continue;
+            }
+            let _turn = container.turn.lock().await;
+            if !container.at_rest() {
+                continue;
+            }
+            let upper = self.store().container_dir(&container.id).upper();
+            let size = blocking(move || volumes::disk_use(&upper)).await.unwrap_or_default();
+            self.remove_now(&container, false).await?;
+            answer.space_reclaimed += size;
+            answer.containers_deleted.push(container.id.to_string());
+        }
+        Ok(answer)
+    }
+}
+
+fn prunable(row: &Row, filters: &Filters) -> Result<bool> {
+    let values = |name: &str| filters.get(name).map_or(&[][..], Vec::as_slice);
+    for until in values("until") {
+        if row.created >= crate::filters::parse_moment(until)? {
+            return Ok(false);
+        }
+    }
+    let labels = &row.config.labels;
+    let resting = matches!(row.phase, Phase::Created | Phase::Exited { .. });
+    Ok(resting && list::labelled(labels, values("label")) && !list::any_label(labels, values("label!")))
+}

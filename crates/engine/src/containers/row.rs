@@ -1,0 +1,255 @@
+//! A container as the state keeps it: what was asked for, and where its life stands.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use insula_base::{ContainerId, Digest};
+use insula_models::{ContainerConfig, EndpointSettings, HostConfig};
+use insula_store::Record;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// Raised when an older version could not read the row any more.
+const VERSION: u32 = 1;
+
+/// One row.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Row {
+    pub(crate) version: u32,
+    pub(crate) id: ContainerId,
+    pub(crate) name: String,
+    pub(crate) created: Timestamp,
+    pub(crate) image: ImageRow,
+    /// The user's with the image's.
+    pub(crate) config: ContainerConfig,
+    /// As in effect: what was left open is filled in.
+    pub(crate) host: HostConfig,
+    /// Endpoints asked for, by network.
+    pub(crate) endpoints: BTreeMap<String, EndpointSettings>,
+    pub(crate) mounts: Vec<MountRow>,
+    /// The container's own range of ids on the host.
+    pub(crate) ids: Option<IdRange>,
+    pub(crate) phase: Phase,
+    /// When it last began to run.
+    #[serde(default)]
+    pub(crate) started: Option<Timestamp>,
+    /// How often it was started again by its restart policy.
+    #[serde(default)]
+    pub(crate) restarts: u64,
+    /// A user stopped it: `unless-stopped` leaves it so.
+    #[serde(default)]
+    pub(crate) stopped: bool,
+    /// Why the last attempt to start it failed.
+    #[serde(default)]
+    pub(crate) failure: Option<Failure>,
+}
+
+/// A start that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    /// 126, 127, or 128 when it has nothing to do with the program.
+    pub(crate) code: i32,
+    pub(crate) error: String,
+}
+
+/// The image that it was made of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ImageRow {
+    pub(crate) id: Digest,
+    /// As the user wrote it.
+    pub(crate) reference: String,
+    /// Folders of the layers, lowest first.
+    pub(crate) layers: Vec<PathBuf>,
+    pub(crate) hidden: Vec<String>,
+}
+
+/// Ids `first` to `first + count - 1` of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IdRange {
+    pub(crate) first: u32,
+    pub(crate) count: u32,
+}
+
+/// A mount that the user or the image asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MountRow {
+    /// Absolute and plain, in the container.
+    pub(crate) target: String,
+    pub(crate) source: SourceRow,
+    pub(crate) readonly: bool,
+    /// The options as written, for inspection.
+    pub(crate) mode: String,
+}
+
+/// Where a mount comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "type")]
+pub(crate) enum SourceRow {
+    Bind {
+        path: PathBuf,
+        recursive: bool,
+        /// Docker's word (`rprivate`).
+        propagation: String,
+    },
+    Volume {
+        name: String,
+        /// Nobody named it: it goes with `rm -v`.
+        anonymous: bool,
+        /// Fill it with what the image has at the target, if it is empty.
+        copy: bool,
+    },
+    Tmpfs {
+        size: Option<u64>,
+        mode: Option<u32>,
+        nosuid: bool,
+        nodev: bool,
+        noexec: bool,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    },
+}
+
+/// Where a container's life stands.
+///
+/// ```text
+/// created ──> starting ──> running ──> exited
+///                ^  └──────────────────^  │
+///                └────────────────────────┘      any ──> removing ──> (no row)
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "phase")]
+pub(crate) enum Phase {
+    Created,
+    /// A monitor was or is about to be asked. Every name that it uses follows from the id, and the
+    /// endpoint has a row of its own.
+    Starting,
+    Running {
+        pid: i32,
+    },
+    Exited {
+        code: i32,
+        oom: bool,
+        at: Timestamp,
+        /// Why it could not start or was lost; empty otherwise.
+        error: String,
+    },
+    /// Its parts are being taken away.
+    Removing,
+}
+
+impl Phase {
+    /// Whether there is a sandbox, or may be.
+    pub(crate) fn live(&self) -> bool {
+        matches!(self, Self::Starting | Self::Running { .. })
+    }
+}
+
+impl Row {
+    /// The first row of a container.
+    pub(crate) fn version() -> u32 {
+        VERSION
+    }
+
+    pub(crate) fn record(&self) -> Result<Record> {
+        let doc = serde_json::to_vec(self)
+            .map_err(|error| Error::Internal(format!("write the row of container {}: {error}", self.id)))?;
+        Ok(Record { id: self.id.to_string(), name: Some(self.name.clone()), doc })
+    }
+
+    pub(crate) fn read(record: &Record) -> Result<Self> {
+        let row: Self = serde_json::from_slice(&record.doc).map_err(|error| {
+            Error::Internal(format!("the row of container {} is damaged: {error}", record.id))
+        })?;
+        if row.version > VERSION {
+            return Err(Error::Unsupported(format!(
+                "the row of container {} was written by a newer version ({}, this one knows {VERSION})",
+                record.id, row.version
+            )));
+        }
+        Ok(row)
+    }
+
+    pub(crate) fn running(&self) -> bool {
+        matches!(self.phase, Phase::Running { .. })
+    }
+
+    pub(crate) fn pid(&self) -> Option<i32> {
+        match self.phase {
+            Phase::Running { pid } => Some(pid),
+            _ => None,
+        }
+    }
+
+    /// The code of the last exit; 0 before there was one.
+    pub(crate) fn exit_code(&self) -> i32 {
+        match (&self.phase, &self.failure) {
+            (Phase::Created | Phase::Exited { .. }, Some(failure)) => failure.code,
+            (Phase::Exited { code, .. }, None) => *code,
+            _ => 0,
+        }
+    }
+
+    /// Seconds between the stop signal and KILL; `None` is never.
+    pub(crate) fn stop_timeout(&self) -> Option<u64> {
+        u64::try_from(self.config.stop_timeout.unwrap_or(10)).ok()
+    }
+
+    /// Names of volumes that it mounts.
+    pub(crate) fn volumes(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.mounts.iter().filter_map(|mount| match &mount.source {
+            SourceRow::Volume { name, anonymous, .. } => Some((name.as_str(), *anonymous)),
+            _ => None,
+        })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A plain container of a plain image.
+    pub(crate) fn row() -> Row {
+        let mut host = HostConfig { masked_paths: Some(vec!["/proc/kcore".into()]), ..HostConfig::default() };
+        crate::plan::complete(&mut host);
+        Row {
+            version: Row::version(),
+            id: "ab".repeat(32).parse().unwrap(),
+            name: "web".into(),
+            created: Timestamp::UNIX_EPOCH,
+            image: ImageRow {
+                id: format!("sha256:{}", "cd".repeat(32)).parse().unwrap(),
+                reference: "busybox".into(),
+                layers: vec!["/layers/a".into(), "/layers/b".into()],
+                hidden: Vec::new(),
+            },
+            config: ContainerConfig {
+                cmd: Some(vec!["sh".into(), "-c".into(), "true".into()]),
+                hostname: "abababababab".into(),
+                ..ContainerConfig::default()
+            },
+            host,
+            endpoints: BTreeMap::new(),
+            mounts: Vec::new(),
+            ids: Some(IdRange { first: 1_879_048_192, count: 65536 }),
+            phase: Phase::Created,
+            started: None,
+            restarts: 0,
+            stopped: false,
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn rows_are_read_back_and_newer_ones_refused() {
+        let written = row();
+        let mut record = written.record().unwrap();
+        assert_eq!(Row::read(&record).unwrap(), written);
+        let newer = Row { version: VERSION + 1, ..written };
+        record.doc = serde_json::to_vec(&newer).unwrap();
+        assert!(matches!(Row::read(&record), Err(Error::Unsupported(_))));
+        record.doc = b"{}".to_vec();
+        assert!(matches!(Row::read(&record), Err(Error::Internal(_))));
+    }
+}

@@ -1,0 +1,267 @@
+//! Start: intent, the endpoint, the monitor, confirmation.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use insula_base::{Durability, Kind};
+use insula_network::{Endpoint, EndpointRequest, Mode, files};
+use insula_proto::{Call, Create, Outcome, Started};
+use jiff::Timestamp;
+
+use super::container::Container;
+use super::row::{Failure, Phase, Row};
+use super::{Change, check, ports};
+use crate::monitor::{Connection, LaunchRecord, SandboxFolder, Task};
+use crate::plan::{self, Inputs, Joined};
+use crate::{Engine, Error, Result};
+
+impl Engine {
+    pub async fn start_container(&self, reference: &str) -> Result<Change> {
+        let container = self.find(reference)?;
+        let _turn = container.turn.lock().await;
+        self.start(&container).await
+    }
+
+    /// For who has the container's turn.
+    pub(super) async fn start(&self, container: &Arc<Container>) -> Result<Change> {
+        let before = container.row();
+        match &before.phase {
+            Phase::Running { .. } if container.state().paused => {
+                return Err(Error::Conflict(
+                    "cannot start a paused container, try unpause instead".to_owned(),
+                ));
+            }
+            Phase::Running { .. } => return Ok(Change::Nothing),
+            Phase::Removing => {
+                return Err(Error::Conflict(
+                    "container is marked for removal and cannot be started".to_owned(),
+                ));
+            }
+            Phase::Created | Phase::Starting | Phase::Exited { .. } => {}
+        }
+        container.cancel_restart();
+        let row = container.change(self.store(), |row| {
+            row.phase = Phase::Starting;
+            row.stopped = false;
+            row.failure = None;
+        })?;
+        match self.launch(container, &row).await {
+            Ok(()) => Ok(Change::Done),
+            Err(error) => {
+                self.take_back(container, &before, &error)?;
+                if before.host.auto_remove {
+                    self.remove_now(container, true).await?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn launch(&self, container: &Arc<Container>, row: &Row) -> Result<()> {
+        let spare = self.0.spares.take()?;
+        let joined = self.joined(row)?;
+        let endpoint = self.networks().prepare(&endpoint_request(self, row)?)?;
+        let names = self.write_names(row, &endpoint)?;
+        let cgroup = format!("{}/{}", self.instance().cgroup(), row.id);
+        let folder = self.store().container_dir(&row.id);
+        let plan = plan::build(Inputs {
+            row,
+            folder: &folder,
+            names: &names,
+            cgroup: cgroup.clone(),
+            interfaces: endpoint.interfaces(),
+            joined,
+            volumes: &self.store().volumes_dir(),
+        })?;
+        let sandbox = self.sandbox(row);
+        sandbox.prepare(&LaunchRecord { monitor: spare.process, cgroup })?;
+        let (attachments, descriptors): (_, Vec<_>) =
+            std::mem::take(&mut container.state().attachments).into_iter().unzip();
+        let call = Create {
+            plan: serde_json::to_vec(&plan).map_err(|e| Error::Internal(format!("write a plan: {e}")))?,
+            folder: sandbox.path().to_string_lossy().into_owned(),
+            attachments,
+            start: true,
+        };
+        let mut connection = Connection::new(spare.socket)?;
+        match connection.call(Call::Create(call), &descriptors).await? {
+            Outcome::Started(started) => self.confirm(container, connection, started),
+            other => Err(Error::Internal(format!("the monitor answered a start with {other:?}"))),
+        }
+    }
+
+    fn confirm(&self, container: &Arc<Container>, connection: Connection, started: Started) -> Result<()> {
+        for warning in &started.warnings {
+            tracing::warn!(container = container.id.short(), warning, "start");
+        }
+        let row = container.change(self.store(), |row| {
+            row.phase = Phase::Running { pid: started.pid };
+            row.started = Some(moment(started.at));
+        })?;
+        self.publish(&row, "start", &[]);
+        self.adopt(container, connection, false);
+        self.0.refill();
+        Ok(())
+    }
+
+    /// Listens to a monitor from now on.
+    pub(crate) fn adopt(&self, container: &Arc<Container>, connection: Connection, paused: bool) {
+        let (task, events) = Task::new(connection);
+        {
+            let mut state = container.state();
+            state.task = Some(Arc::new(task));
+            state.paused = paused;
+            state.oom = false;
+        }
+        container.tell(|progress| {
+            progress.running = true;
+            progress.error.clear();
+        });
+        super::life::watch(Arc::downgrade(&self.0), container.clone(), events);
+    }
+
+    /// What a failed start leaves: as it was before, with the reason.
+    fn take_back(&self, container: &Container, before: &Row, error: &Error) -> Result<()> {
+        let message = insula_base::chain(error);
+        let code = match error {
+            Error::Wall { exit_code: Some(code), .. } => *code,
+            _ => 128,
+        };
+        container.state().attachments.clear();
+        self.networks().release(&container.id)?;
+        self.sandbox(before).remove()?;
+        container.change(self.store(), |row| {
+            row.phase = match &before.phase {
+                Phase::Exited { .. } => before.phase.clone(),
+                _ => Phase::Created,
+            };
+            row.failure = Some(Failure { code, error: message.clone() });
+        })?;
+        container.tell(|progress| {
+            progress.code = code;
+            progress.error = message;
+        });
+        Ok(())
+    }
+
+    pub(crate) fn sandbox(&self, row: &Row) -> SandboxFolder {
+        SandboxFolder::new(self.instance().sandbox(&row.id))
+    }
+
+    /// Whose namespaces it shares; they have to run.
+    fn joined(&self, row: &Row) -> Result<Joined> {
+        let mut joined = Joined::default();
+        let mut ids = Vec::new();
+        for (mode, slot) in
+            [(&row.host.pid_mode, &mut joined.pid), (&row.host.network_mode, &mut joined.network)]
+        {
+            let Some(reference) = mode.strip_prefix("container:") else { continue };
+            let other = self.find(reference)?;
+            if other.id == row.id {
+                return Err(Error::Conflict(format!("container {} cannot share its own namespaces", row.id)));
+            }
+            let row = other.row();
+            let pid = row.pid().ok_or_else(|| {
+                Error::Conflict(format!("cannot join namespaces of a non running container: {}", row.id))
+            })?;
+            *slot = Some(pid);
+            ids.push(self.ids_of(&row));
+        }
+        if ids.windows(2).any(|pair| pair[0] != pair[1]) {
+            return Err(Error::Conflict(
+                "conflicting options: the containers whose namespaces are to be shared have different user \
+                 namespaces"
+                    .to_owned(),
+            ));
+        }
+        joined.ids = ids.into_iter().next().flatten();
+        Ok(joined)
+    }
+
+    /// The range that it runs with: its own or that of whom it joins.
+    pub(crate) fn ids_of(&self, row: &Row) -> Option<super::row::IdRange> {
+        let mut row = Arc::new(row.clone());
+        // Chains are as long as people make them; loops cannot have started.
+        for _ in 0..16 {
+            let shared = [&row.host.network_mode, &row.host.pid_mode];
+            let Some(reference) = shared.into_iter().find_map(|mode| mode.strip_prefix("container:")) else {
+                return row.ids;
+            };
+            row = self.find(reference).ok()?.row();
+        }
+        None
+    }
+
+    /// Writes resolv.conf, hosts and hostname; returns the folder that has them.
+    fn write_names(&self, row: &Row, endpoint: &Endpoint) -> Result<PathBuf> {
+        let host = &row.host;
+        if let Some(reference) = host.network_mode.strip_prefix("container:") {
+            let other = self.find(reference)?;
+            return Ok(self.store().container_dir(&other.id).path().to_owned());
+        }
+        let gateway = endpoint.attachments.iter().find_map(|attachment| attachment.gateway);
+        let mut extra = Vec::new();
+        for (name, address) in check::extra_hosts(&host.extra_hosts)? {
+            let address = address.or(gateway).ok_or_else(|| {
+                Error::InvalidArgument(format!("add-host {name}: host-gateway needs a bridge network"))
+            })?;
+            extra.push((name, address));
+        }
+        let dns = files::Dns {
+            servers: check::dns(&host.dns)?,
+            search: host.dns_search.clone(),
+            options: host.dns_options.clone(),
+        };
+        let shares_host = host.network_mode == "host";
+        let address = endpoint.address().map(Into::into);
+        let config = &row.config;
+        let folder = self.store().container_dir(&row.id).path().to_owned();
+        for (name, text) in [
+            ("resolv.conf", files::resolv_conf(&files::host_resolv_conf(), &dns, shares_host)),
+            ("hosts", files::hosts(address, &config.hostname, &config.domainname, &extra)),
+            ("hostname", files::hostname(&config.hostname)),
+        ] {
+            let path = folder.join(name);
+            insula_base::replace(&path, text.as_bytes(), 0o644, Durability::Process)
+                .map_err(|e| Error::io("write", &path, e))?;
+        }
+        Ok(folder)
+    }
+}
+
+fn endpoint_request(engine: &Engine, row: &Row) -> Result<EndpointRequest> {
+    let mode = if row.config.network_disabled { Mode::None } else { Mode::parse(&row.host.network_mode) };
+    let settings = row.endpoints.values().next();
+    let address = settings.and_then(|s| s.ipam_config.as_ref()).map(|ipam| ipam.ipv4_address.as_str());
+    let mac = [&row.config.mac_address].into_iter().chain(settings.map(|s| &s.mac_address));
+    let mode = match mode {
+        Mode::Container(reference) => Mode::Container(engine.find(&reference)?.id.to_string()),
+        mode => mode,
+    };
+    let ports = match mode {
+        Mode::Network(_) => ports::requests(&row.config, &row.host)?,
+        _ => Vec::new(),
+    };
+    Ok(EndpointRequest {
+        container: row.id.clone(),
+        address: address.filter(|text| !text.is_empty()).and_then(|text| text.parse().ok()),
+        mac: mac.into_iter().find(|text| !text.is_empty()).cloned(),
+        ports,
+        mode,
+    })
+}
+
+/// A monitor's time.
+pub(super) fn moment(nanoseconds: i64) -> Timestamp {
+    Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default()
+}
+
+/// For those who ask a monitor that ends meanwhile.
+pub(super) fn not_running(error: Error, id: &insula_base::ContainerId) -> Error {
+    match error {
+        Error::Wall { kind: Kind::Unavailable, .. } => {
+            Error::Conflict(format!("container {id} is not running"))
+        }
+        error => error,
+    }
+}

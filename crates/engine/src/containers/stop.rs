@@ -1,0 +1,202 @@
+//! Stop, kill, restart, pause: what a user does to a container that runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use insula_proto::{Call, Empty, Resize, Signal};
+
+use super::container::{Container, Progress};
+use super::row::{Phase, Row};
+use super::signals::{self, KILL};
+use super::start::not_running;
+use super::{Change, StopRequest};
+use crate::plan;
+use crate::{Engine, Error, Result};
+
+/// How long a container may take to be gone after KILL: what it was busy with in the kernel.
+const DEATH: Duration = Duration::from_secs(10);
+/// SIGRTMIN+3 asks systemd to halt.
+const HALT: i32 = 37;
+
+impl Engine {
+    pub async fn stop_container(&self, reference: &str, request: StopRequest) -> Result<Change> {
+        let container = self.find(reference)?;
+        let _turn = container.turn.lock().await;
+        let waiting = container.cancel_restart();
+        let row = container.row();
+        if !row.running() {
+            if waiting {
+                container.change(self.store(), |row| row.stopped = true)?;
+                return Ok(Change::Done);
+            }
+            return Ok(Change::Nothing);
+        }
+        if row.host.restart_policy.name != "no" {
+            container.change(self.store(), |row| row.stopped = true)?;
+        }
+        self.bring_down(&container, &request).await?;
+        self.publish(&container.row(), "stop", &[]);
+        Ok(Change::Done)
+    }
+
+    pub async fn restart_container(&self, reference: &str, request: StopRequest) -> Result<()> {
+        let container = self.find(reference)?;
+        let _turn = container.turn.lock().await;
+        container.cancel_restart();
+        if container.row().running() {
+            container.state().stopping = true;
+            let down = self.bring_down(&container, &request).await;
+            container.state().stopping = false;
+            down?;
+        }
+        self.start(&container).await?;
+        self.publish(&container.row(), "restart", &[]);
+        Ok(())
+    }
+
+    /// `signal` is a name or a number; KILL without it.
+    pub async fn kill_container(&self, reference: &str, signal: Option<&str>) -> Result<()> {
+        let container = self.find(reference)?;
+        let signal = signal.filter(|text| !text.is_empty()).map_or(Ok(KILL), signals::parse)?;
+        let row = container.row();
+        if !row.running() {
+            return Err(Error::Conflict(format!(
+                "cannot kill container: {reference}: container {} is not running",
+                row.id
+            )));
+        }
+        let ends = signal == KILL || signal == stop_signal(&row, None)?;
+        if ends && row.host.restart_policy.name != "no" {
+            container.change(self.store(), |row| row.stopped = true)?;
+        }
+        let mut progress = container.subscribe();
+        self.signal(&container, signal).await?;
+        self.publish(&row, "kill", &[("signal", &signal.to_string())]);
+        if signal == KILL {
+            // As Docker: a container that was killed is gone when the answer comes.
+            let _ = tokio::time::timeout(DEATH, progress.wait_for(|progress| !progress.running)).await;
+        }
+        Ok(())
+    }
+
+    /// Kills a container without waiting for its turn.
+    pub(super) async fn kill_now(&self, container: &Arc<Container>) -> Result<()> {
+        let mut progress = container.subscribe();
+        if !container.row().running() {
+            return Ok(());
+        }
+        match self.signal(container, KILL).await {
+            Ok(()) | Err(Error::Conflict(_)) => {}
+            Err(error) => return Err(error),
+        }
+        gone(&mut progress, DEATH).await.then_some(()).ok_or_else(|| unkillable(container))
+    }
+
+    async fn signal(&self, container: &Container, signal: i32) -> Result<()> {
+        let task = container.task()?;
+        let call = Call::Signal(Signal { exec: String::new(), signal, all: false });
+        task.call(call, &[]).await.map_err(|error| not_running(error, &container.id))?;
+        let paused = std::mem::take(&mut container.state().paused);
+        if paused {
+            // A frozen process ends when it thaws.
+            task.call(Call::Thaw(Empty {}), &[]).await.map_err(|error| not_running(error, &container.id))?;
+        }
+        Ok(())
+    }
+
+    /// Asks it to end, waits, kills it.
+    async fn bring_down(&self, container: &Arc<Container>, request: &StopRequest) -> Result<()> {
+        let row = container.row();
+        let signal = stop_signal(&row, request.signal.as_deref())?;
+        let patience = match request.timeout {
+            Some(seconds) => u64::try_from(seconds).ok(),
+            None => row.stop_timeout(),
+        };
+        let mut progress = container.subscribe();
+        if !container.row().running() {
+            return Ok(());
+        }
+        match self.signal(container, signal).await {
+            Err(Error::Conflict(_)) => {}
+            result => result?,
+        }
+        self.publish(&row, "kill", &[("signal", &signal.to_string())]);
+        let ended = match patience {
+            Some(seconds) => gone(&mut progress, Duration::from_secs(seconds)).await,
+            None => progress.wait_for(|progress| !progress.running).await.is_ok(),
+        };
+        if ended { Ok(()) } else { self.kill_now(container).await }
+    }
+
+    pub async fn pause_container(&self, reference: &str) -> Result<()> {
+        let container = self.find(reference)?;
+        let _turn = container.turn.lock().await;
+        let task = container.task()?;
+        if container.state().paused {
+            return Err(Error::Conflict(format!("container {} is already paused", container.id)));
+        }
+        task.call(Call::Freeze(Empty {}), &[]).await.map_err(|error| not_running(error, &container.id))?;
+        container.state().paused = true;
+        self.publish(&container.row(), "pause", &[]);
+        Ok(())
+    }
+
+    pub async fn unpause_container(&self, reference: &str) -> Result<()> {
+        let container = self.find(reference)?;
+        let _turn = container.turn.lock().await;
+        let task = container.task()?;
+        if !container.state().paused {
+            return Err(Error::Conflict(format!("Container {} is not paused", container.id)));
+        }
+        task.call(Call::Thaw(Empty {}), &[]).await.map_err(|error| not_running(error, &container.id))?;
+        container.state().paused = false;
+        self.publish(&container.row(), "unpause", &[]);
+        Ok(())
+    }
+
+    pub async fn resize_container(&self, reference: &str, rows: u16, columns: u16) -> Result<()> {
+        let container = self.find(reference)?;
+        let call = Resize { exec: String::new(), columns: columns.into(), rows: rows.into() };
+        let resized = container.task()?.call(Call::Resize(call), &[]).await;
+        resized.map_err(|error| not_running(error, &container.id))?;
+        let (height, width) = (rows.to_string(), columns.to_string());
+        self.publish(&container.row(), "resize", &[("height", &height), ("width", &width)]);
+        Ok(())
+    }
+}
+
+async fn gone(progress: &mut tokio::sync::watch::Receiver<Progress>, patience: Duration) -> bool {
+    let gone = progress.wait_for(|progress| !progress.running);
+    matches!(tokio::time::timeout(patience, gone).await, Ok(Ok(_)))
+}
+
+fn unkillable(container: &Container) -> Error {
+    Error::Conflict(format!(
+        "container {} was killed and has not ended yet: it waits for something in the kernel; try again",
+        container.id
+    ))
+}
+
+/// The one asked for, the container's own, that of its init system, TERM.
+fn stop_signal(row: &Row, asked: Option<&str>) -> Result<i32> {
+    let own = Some(row.config.stop_signal.as_str());
+    match asked.into_iter().chain(own).find(|text| !text.is_empty()) {
+        Some(text) => signals::parse(text),
+        None if plan::init(row) == insula_spec::plan::InitPlan::System => Ok(HALT),
+        None => Ok(signals::TERM),
+    }
+}
+
+impl Container {
+    /// Gives up a restart that was to come; whether there was one.
+    pub(super) fn cancel_restart(&self) -> bool {
+        let restart = self.state().restarting.take();
+        restart.inspect(tokio::task::AbortHandle::abort).is_some()
+    }
+
+    /// Whether it may be removed without force.
+    pub(super) fn at_rest(&self) -> bool {
+        let state = self.state();
+        state.restarting.is_none() && !matches!(state.row().phase, Phase::Running { .. } | Phase::Starting)
+    }
+}

@@ -1,0 +1,328 @@
+//! The processes of a container as ps(1) lists them, read from `/proc` of the host
+//! (proc_pid_stat(5)). Formats: `-ef`, `aux`, and `-o` (also `-eo`) with the columns below.
+
+use std::collections::HashMap;
+use std::fs;
+
+use insula_models::TopResponse;
+
+use crate::{Error, Result};
+
+/// Ticks a second of the times in `/proc/PID/stat`: fixed for programs on every Linux in use.
+const TICKS: u64 = 100;
+
+/// What a column shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Column {
+    User,
+    Uid,
+    Gid,
+    Pid,
+    Ppid,
+    Cpu,
+    Memory,
+    Virtual,
+    Resident,
+    Tty,
+    State,
+    Started,
+    Elapsed,
+    Time,
+    Nice,
+    Threads,
+    Name,
+    Command,
+}
+
+/// Names that `-o` knows, with their titles.
+const COLUMNS: [(&str, &str, Column); 27] = [
+    ("user", "USER", Column::User),
+    ("uname", "USER", Column::User),
+    ("uid", "UID", Column::Uid),
+    ("gid", "GID", Column::Gid),
+    ("pid", "PID", Column::Pid),
+    ("ppid", "PPID", Column::Ppid),
+    ("c", "C", Column::Cpu),
+    ("pcpu", "%CPU", Column::Cpu),
+    ("%cpu", "%CPU", Column::Cpu),
+    ("pmem", "%MEM", Column::Memory),
+    ("%mem", "%MEM", Column::Memory),
+    ("vsz", "VSZ", Column::Virtual),
+    ("rss", "RSS", Column::Resident),
+    ("tty", "TT", Column::Tty),
+    ("tt", "TT", Column::Tty),
+    ("stat", "STAT", Column::State),
+    ("s", "S", Column::State),
+    ("state", "S", Column::State),
+    ("stime", "STIME", Column::Started),
+    ("start", "STARTED", Column::Started),
+    ("etime", "ELAPSED", Column::Elapsed),
+    ("time", "TIME", Column::Time),
+    ("ni", "NI", Column::Nice),
+    ("nlwp", "NLWP", Column::Threads),
+    ("comm", "COMMAND", Column::Name),
+    ("args", "COMMAND", Column::Command),
+    ("cmd", "CMD", Column::Command),
+];
+
+/// Lists processes. One that ends meanwhile is left out.
+pub(crate) fn listing(pids: &[i32], arguments: Option<&str>) -> Result<TopResponse> {
+    let columns = columns(arguments.unwrap_or("-ef"))?;
+    let host = Host::read();
+    let processes = pids
+        .iter()
+        .filter_map(|pid| Process::read(*pid))
+        .map(|process| columns.iter().map(|(_, column)| process.show(*column, &host)).collect())
+        .collect();
+    Ok(TopResponse { titles: columns.iter().map(|(title, _)| (*title).to_owned()).collect(), processes })
+}
+
+fn columns(arguments: &str) -> Result<Vec<(&'static str, Column)>> {
+    let words: Vec<&str> = arguments.split_whitespace().collect();
+    match words.as_slice() {
+        [] | ["-ef" | "ef" | "-fe"] => Ok(full()),
+        ["aux" | "-aux" | "au" | "ux"] => Ok(usage()),
+        [first, rest @ ..] if ["-o", "-eo", "o", "-e"].contains(first) => {
+            let list = rest.iter().filter(|word| **word != "-o").flat_map(|word| word.split(','));
+            let found: Vec<_> = list.filter(|name| !name.is_empty()).map(column).collect::<Result<_>>()?;
+            if found.is_empty() { Err(unknown(arguments)) } else { Ok(found) }
+        }
+        _ => Err(unknown(arguments)),
+    }
+}
+
+fn unknown(arguments: &str) -> Error {
+    Error::Unsupported(format!(
+        "ps arguments {arguments:?}: -ef, aux and -o with a list of columns are known"
+    ))
+}
+
+fn column(name: &str) -> Result<(&'static str, Column)> {
+    COLUMNS.iter().find(|(known, ..)| *known == name).map(|(_, title, column)| (*title, *column)).ok_or_else(
+        || {
+            let known: Vec<_> = COLUMNS.iter().map(|(name, ..)| *name).collect();
+            Error::InvalidArgument(format!("ps column {name:?} is not known: {} are", known.join(", ")))
+        },
+    )
+}
+
+fn full() -> Vec<(&'static str, Column)> {
+    vec![
+        ("UID", Column::User),
+        ("PID", Column::Pid),
+        ("PPID", Column::Ppid),
+        ("C", Column::Cpu),
+        ("STIME", Column::Started),
+        ("TTY", Column::Tty),
+        ("TIME", Column::Time),
+        ("CMD", Column::Command),
+    ]
+}
+
+fn usage() -> Vec<(&'static str, Column)> {
+    vec![
+        ("USER", Column::User),
+        ("PID", Column::Pid),
+        ("%CPU", Column::Cpu),
+        ("%MEM", Column::Memory),
+        ("VSZ", Column::Virtual),
+        ("RSS", Column::Resident),
+        ("TTY", Column::Tty),
+        ("STAT", Column::State),
+        ("START", Column::Started),
+        ("TIME", Column::Time),
+        ("COMMAND", Column::Command),
+    ]
+}
+
+/// What the columns need to know of the host.
+#[derive(Debug, Default)]
+struct Host {
+    users: HashMap<u32, String>,
+    /// KiB.
+    memory: u64,
+    /// Seconds since the boot.
+    uptime: u64,
+}
+
+impl Host {
+    fn read() -> Self {
+        let text = |path| fs::read_to_string(path).unwrap_or_default();
+        let users = text("/etc/passwd")
+            .lines()
+            .filter_map(|line| {
+                let mut fields = line.split(':');
+                let name = fields.next()?;
+                Some((fields.nth(1)?.parse().ok()?, name.to_owned()))
+            })
+            .collect();
+        let memory = text("/proc/meminfo")
+            .lines()
+            .find_map(|line| line.strip_prefix("MemTotal:"))
+            .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
+            .unwrap_or(0);
+        let uptime = text("/proc/uptime").split('.').next().and_then(|word| word.parse().ok()).unwrap_or(0);
+        Self { users, memory, uptime }
+    }
+}
+
+/// One process; times in ticks.
+#[derive(Debug)]
+struct Process {
+    pid: i32,
+    uid: u32,
+    gid: u32,
+    name: String,
+    command: String,
+    state: String,
+    ppid: i32,
+    tty: u64,
+    time: u64,
+    nice: i64,
+    threads: u64,
+    started: u64,
+    /// Bytes and pages.
+    size: u64,
+    resident: u64,
+}
+
+impl Process {
+    fn read(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        Self::parse(pid, &stat, &status, &command)
+    }
+
+    fn parse(pid: i32, stat: &str, status: &str, command: &[u8]) -> Option<Self> {
+        // The name in brackets may hold anything, brackets too.
+        let (before, after) = stat.rsplit_once(')')?;
+        let name = before.split_once('(')?.1.to_owned();
+        let fields: Vec<&str> = after.split_whitespace().collect();
+        // Numbers of proc_pid_stat(5); the first of these fields is its third.
+        let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+        let id = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+            line.split_whitespace().nth(1)?.parse().ok()
+        };
+        let words: Vec<_> = command
+            .split(|byte| *byte == 0)
+            .filter(|word| !word.is_empty())
+            .map(String::from_utf8_lossy)
+            .collect();
+        Some(Self {
+            pid,
+            uid: id("Uid:")?,
+            gid: id("Gid:")?,
+            command: if words.is_empty() { format!("[{name}]") } else { words.join(" ") },
+            name,
+            state: (*fields.first()?).to_owned(),
+            ppid: fields.get(1)?.parse().ok()?,
+            tty: number(7)?,
+            time: number(14)? + number(15)?,
+            nice: fields.get(19 - 3)?.parse().ok()?,
+            threads: number(20)?,
+            started: number(22)?,
+            size: number(23)?,
+            resident: number(24)?,
+        })
+    }
+
+    fn show(&self, column: Column, host: &Host) -> String {
+        let elapsed = host.uptime.saturating_sub(self.started / TICKS);
+        match column {
+            Column::User => host.users.get(&self.uid).cloned().unwrap_or_else(|| self.uid.to_string()),
+            Column::Uid => self.uid.to_string(),
+            Column::Gid => self.gid.to_string(),
+            Column::Pid => self.pid.to_string(),
+            Column::Ppid => self.ppid.to_string(),
+            Column::Cpu => (self.time * 100 / TICKS / elapsed.max(1)).to_string(),
+            Column::Memory => {
+                format!("{:.1}", self.resident as f64 * 4.0 * 100.0 / host.memory.max(1) as f64)
+            }
+            Column::Virtual => (self.size / 1024).to_string(),
+            Column::Resident => (self.resident * 4).to_string(),
+            Column::Tty => tty(self.tty),
+            Column::State => self.state.clone(),
+            Column::Started => started(elapsed),
+            Column::Elapsed => clock(elapsed),
+            Column::Time => {
+                let seconds = self.time / TICKS;
+                format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+            }
+            Column::Nice => self.nice.to_string(),
+            Column::Threads => self.threads.to_string(),
+            Column::Name => self.name.clone(),
+            Column::Command => self.command.clone(),
+        }
+    }
+}
+
+/// `pts/0`; the numbers of the device are mixed in `tty_nr`.
+fn tty(number: u64) -> String {
+    let (major, minor) = (number >> 8 & 0xfff, number & 0xff | number >> 12 & 0xfff00);
+    match major {
+        136..=143 => format!("pts/{}", minor + (major - 136) * 256),
+        4 if minor < 64 => format!("tty{minor}"),
+        _ => "?".to_owned(),
+    }
+}
+
+/// The hour of today, or the day, as ps shows it.
+fn started(elapsed: u64) -> String {
+    let now = jiff::Zoned::now();
+    let then = now.saturating_sub(jiff::SignedDuration::from_secs(elapsed.cast_signed()));
+    let format = if then.date() == now.date() { "%H:%M" } else { "%b%d" };
+    then.strftime(format).to_string()
+}
+
+/// `[[days-]hours:]minutes:seconds`.
+fn clock(seconds: u64) -> String {
+    let (days, hours) = (seconds / 86400, seconds / 3600 % 24);
+    let rest = format!("{:02}:{:02}", seconds / 60 % 60, seconds % 60);
+    match (days, hours) {
+        (0, 0) => rest,
+        (0, hours) => format!("{hours:02}:{rest}"),
+        (days, hours) => format!("{days}-{hours:02}:{rest}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_of_this_host_is_listed() {
+        let pid = std::process::id().cast_signed();
+        let listing = listing(&[pid, i32::MAX], Some("-o pid,comm,args")).unwrap();
+        assert_eq!(listing.titles, ["PID", "COMMAND", "COMMAND"]);
+        assert_eq!(listing.processes.len(), 1);
+        assert_eq!(listing.processes[0][0], pid.to_string());
+    }
+
+    #[test]
+    fn names_do_not_confuse() {
+        let stat = "7 (a) S 1 (b) R 3 7 7 34817 7 4194304 1 2 3 4 150 50 0 0 20 -5 2 0 100 8192 3 18446744073709551615";
+        let process =
+            Process::parse(7, stat, "Uid:\t5\t6\t6\t6\nGid:\t7\t8\t8\t8\n", b"/bin/x\0y z\0").unwrap();
+        let host = Host { users: HashMap::new(), memory: 120, uptime: 3 };
+        let show = |column| process.show(column, &host);
+        assert_eq!(show(Column::Name), "a) S 1 (b");
+        assert_eq!(show(Column::Uid), "6");
+        assert_eq!(show(Column::Tty), "pts/1");
+        assert_eq!(show(Column::Time), "00:00:02");
+        assert_eq!(show(Column::Cpu), "100");
+        assert_eq!(show(Column::Memory), "10.0");
+        assert_eq!(show(Column::Nice), "-5");
+        assert_eq!(show(Column::Elapsed), "00:02");
+        assert_eq!(show(Column::Command), "/bin/x y z");
+    }
+
+    #[test]
+    fn formats_that_are_not_known_are_said() {
+        for arguments in ["-ejH", "-o", "-o nothere", "--help; rm"] {
+            assert!(columns(arguments).is_err(), "{arguments}");
+        }
+        assert_eq!(columns("aux").unwrap().len(), 11);
+    }
+}

@@ -1,0 +1,52 @@
+//! A process of the host that is told from a later one with the same pid by its start time.
+
+use serde::{Deserialize, Serialize};
+
+/// A pid and when it began, in clock ticks since the boot (proc_pid_stat(5), field 22).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    pub(crate) started: u64,
+}
+
+impl Process {
+    /// Whether it still runs; a zombie does not.
+    pub(crate) fn alive(self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        fields(&stat).is_some_and(|(state, started)| started == self.started && !matches!(state, "Z" | "X"))
+    }
+}
+
+/// When the process began, if there is one with this pid.
+pub(crate) fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    fields(&stat).map(|(_, started)| started)
+}
+
+/// State and start time. The name of the program, in brackets, may hold anything.
+fn fields(stat: &str) -> Option<(&str, u64)> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_told_from_its_successor() {
+        let pid = std::process::id() as i32;
+        let started = start_time(pid).unwrap();
+        assert!(Process { pid, started }.alive());
+        assert!(!Process { pid, started: started + 1 }.alive());
+        assert_eq!(start_time(i32::MAX), None);
+    }
+
+    #[test]
+    fn names_of_programs_do_not_confuse() {
+        let stat = "7 (a) S 1 (b) R 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 10";
+        assert_eq!(fields(stat), Some(("R", 4242)));
+    }
+}

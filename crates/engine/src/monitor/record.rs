@@ -1,0 +1,117 @@
+//! The folder of one sandbox below the run-time root:
+//!
+//! ```text
+//! launch.json   the daemon's, before the monitor is asked: which monitor, which names
+//! task.sock     the monitor's: where later daemons connect
+//! exit.json     the monitor's: how the container ended
+//! ```
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use insula_base::Durability;
+use insula_proto::Exited;
+use serde::{Deserialize, Serialize};
+
+use super::process::Process;
+use crate::{Error, Result};
+
+/// What is going to exist for a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LaunchRecord {
+    pub(crate) monitor: Process,
+    /// Below every hierarchy.
+    pub(crate) cgroup: String,
+}
+
+/// The folder.
+#[derive(Debug, Clone)]
+pub(crate) struct SandboxFolder(PathBuf);
+
+#[derive(Deserialize)]
+struct ExitRecord {
+    code: i32,
+    oom: bool,
+    at: i64,
+}
+
+impl SandboxFolder {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.0.join("task.sock")
+    }
+
+    /// Makes the folder anew with its launch record.
+    pub(crate) fn prepare(&self, record: &LaunchRecord) -> Result<()> {
+        if self.0.exists() {
+            self.remove()?;
+        }
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.0)
+            .map_err(|e| Error::io("mkdir", &self.0, e))?;
+        let path = self.0.join("launch.json");
+        let text = serde_json::to_vec(record).map_err(io::Error::other);
+        text.and_then(|text| insula_base::replace(&path, &text, 0o600, Durability::Process))
+            .map_err(|e| Error::io("write", &path, e))
+    }
+
+    /// The launch record, if there is a whole one.
+    pub(crate) fn launch(&self) -> Option<LaunchRecord> {
+        serde_json::from_slice(&fs::read(self.0.join("launch.json")).ok()?).ok()
+    }
+
+    /// The exit record, if there is one.
+    pub(crate) fn exit(&self) -> Result<Option<Exited>> {
+        let path = self.0.join("exit.json");
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("read", &path, error)),
+        };
+        let record: ExitRecord = serde_json::from_slice(&text)
+            .map_err(|e| Error::io("parse", &path, io::Error::new(io::ErrorKind::InvalidData, e)))?;
+        Ok(Some(Exited { code: record.code, oom: record.oom, at: record.at }))
+    }
+
+    /// Removes it with everything in it; that it is not there is no error.
+    pub(crate) fn remove(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &self.0, error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_read_back() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = SandboxFolder::new(root.path().join("a/b"));
+        assert!(folder.launch().is_none() && folder.exit().unwrap().is_none());
+        let record = LaunchRecord { monitor: Process { pid: 7, started: 8 }, cgroup: "insula/x".into() };
+        folder.prepare(&record).unwrap();
+        assert_eq!(folder.launch(), Some(record.clone()));
+        fs::write(folder.path().join("exit.json"), r#"{"code":137,"oom":true,"at":5}"#).unwrap();
+        assert_eq!(folder.exit().unwrap(), Some(Exited { code: 137, oom: true, at: 5 }));
+        fs::write(folder.path().join("exit.json"), "{").unwrap();
+        assert!(folder.exit().is_err());
+        folder.prepare(&record).unwrap();
+        assert!(folder.exit().unwrap().is_none());
+        folder.remove().unwrap();
+        folder.remove().unwrap();
+    }
+}

@@ -1,0 +1,106 @@
+//! Monitors that wait for a container: to start one takes longer than to build a container.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::process::{Process, start_time};
+use crate::{Error, Result};
+
+/// How many wait. The next one is started when one is taken, beside its container's work.
+const SPARES: usize = 2;
+
+/// A monitor that has nothing to do yet.
+#[derive(Debug)]
+pub(crate) struct Spare {
+    pub(crate) process: Process,
+    pub(crate) socket: UnixStream,
+}
+
+/// The pool, and the children to reap.
+#[derive(Debug)]
+pub(crate) struct Spares {
+    program: PathBuf,
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    waiting: VecDeque<Spare>,
+    /// Every monitor that this daemon started and that has not ended.
+    children: Vec<Child>,
+}
+
+impl Spares {
+    pub(crate) fn new(program: PathBuf) -> Self {
+        Self { program, inner: Arc::default() }
+    }
+
+    /// Reaps monitors as they end, until the pool is gone.
+    pub(crate) fn reap(&self) -> Result<()> {
+        let mut ended =
+            signal(SignalKind::child()).map_err(|e| Error::io("sigaction", Path::new("SIGCHLD"), e))?;
+        let inner = Arc::downgrade(&self.inner);
+        tokio::spawn(async move {
+            while ended.recv().await.is_some() {
+                let Some(inner) = inner.upgrade() else { return };
+                // An error is as final as an end: the child is not ours to wait for.
+                lock(&inner).children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+            }
+        });
+        Ok(())
+    }
+
+    /// One that waits, or a new one.
+    pub(crate) fn take(&self) -> Result<Spare> {
+        loop {
+            let Some(spare) = lock(&self.inner).waiting.pop_front() else { return self.spawn() };
+            if spare.alive() {
+                return Ok(spare);
+            }
+        }
+    }
+
+    /// Starts as many as are missing. Takes a millisecond for each.
+    pub(crate) fn refill(&self) -> Result<()> {
+        while lock(&self.inner).waiting.len() < SPARES {
+            let spare = self.spawn()?;
+            lock(&self.inner).waiting.push_back(spare);
+        }
+        Ok(())
+    }
+
+    fn spawn(&self) -> Result<Spare> {
+        let fail = |call, error| Error::io(call, &self.program, error);
+        let (ours, theirs) = UnixStream::pair().map_err(|e| fail("socketpair", e))?;
+        let child = Command::new(&self.program)
+            .arg("serve")
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .current_dir("/")
+            .spawn()
+            .map_err(|e| fail("execute", e))?;
+        // The kernel's pids fit.
+        let pid = child.id() as i32;
+        lock(&self.inner).children.push(child);
+        let started = start_time(pid).unwrap_or_default();
+        Ok(Spare { process: Process { pid, started }, socket: ours })
+    }
+}
+
+impl Spare {
+    /// Whether the other end of its socket is open: a peer that has gone has sent an end.
+    fn alive(&self) -> bool {
+        let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+        rustix::net::recv(&self.socket, &mut [0u8; 1][..], flags) == Err(rustix::io::Errno::AGAIN)
+    }
+}
+
+fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
+    inner.lock().unwrap_or_else(PoisonError::into_inner)
+}

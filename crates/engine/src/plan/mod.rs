@@ -1,0 +1,310 @@
+//! From a container's row to the plan that a wall builds. Pure, but for looking at devices and at
+//! the kinds of file systems that are bound.
+
+pub(crate) mod devices;
+pub(crate) mod log;
+pub(crate) mod resources;
+pub(crate) mod security;
+
+use std::path::{Path, PathBuf};
+
+use insula_host::confine::{capabilities, paths};
+use insula_models::HostConfig;
+use insula_spec::plan::{
+    CgroupPlan, ContainerPlan, DeviceRule, InitPlan, InterfacePlan, MountPlan, MountSource, Namespace,
+    NamespacesPlan, ProcessPlan, Propagation, RootfsPlan, SecurityPlan, StdioPlan, UpperPlan, UserNamespace,
+};
+use insula_store::ContainerDir;
+
+use crate::Result;
+use crate::containers::merge::{command, environment};
+use crate::containers::row::{IdRange, MountRow, Row, SourceRow};
+
+/// Bytes of `/dev/shm` unless asked otherwise.
+pub(crate) const SHM_SIZE: i64 = 64 << 20;
+
+/// What a plan is made of beside the row.
+#[derive(Debug)]
+pub(crate) struct Inputs<'a> {
+    pub(crate) row: &'a Row,
+    pub(crate) folder: &'a ContainerDir,
+    /// Folder with `resolv.conf`, `hosts` and `hostname`: its own, or that of whose network it shares.
+    pub(crate) names: &'a Path,
+    pub(crate) cgroup: String,
+    pub(crate) interfaces: Vec<InterfacePlan>,
+    pub(crate) joined: Joined,
+    /// Folder of all volumes.
+    pub(crate) volumes: &'a Path,
+}
+
+/// First processes of the containers whose namespaces it shares.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Joined {
+    pub(crate) pid: Option<i32>,
+    pub(crate) network: Option<i32>,
+    /// The ids of those containers; they are its own too.
+    pub(crate) ids: Option<IdRange>,
+}
+
+/// Builds the plan.
+pub(crate) fn build(inputs: Inputs<'_>) -> Result<ContainerPlan> {
+    let Inputs { row, folder, .. } = inputs;
+    let (config, host) = (&row.config, &row.host);
+    let options = security::options(&host.security_opt)?;
+    let namespaces = namespaces(row, &inputs.joined);
+    let mut devices = devices::devices(&host.devices)?;
+    if host.privileged {
+        devices.extend(devices::of_the_host()?);
+    }
+    Ok(ContainerPlan {
+        id: row.id.clone(),
+        process: process(row)?,
+        init: init(row),
+        rootfs: RootfsPlan {
+            layers: row.image.layers.clone(),
+            idmap: true,
+            upper: Some(UpperPlan { upper: folder.upper(), work: folder.work() }),
+            readonly: host.readonly_rootfs,
+            hidden: row.image.hidden.clone(),
+        },
+        mounts: mounts(&inputs),
+        hostname: config.hostname.clone(),
+        domainname: config.domainname.clone(),
+        cgroup: CgroupPlan { path: inputs.cgroup, resources: resources::of(host)? },
+        device_rules: device_rules(host)?,
+        devices,
+        security: SecurityPlan {
+            seccomp: if host.privileged && options.seccomp == insula_spec::plan::SeccompPlan::Default {
+                insula_spec::plan::SeccompPlan::Unconfined
+            } else {
+                options.seccomp
+            },
+            masked_paths: host.masked_paths.clone().unwrap_or_default(),
+            readonly_paths: host.readonly_paths.clone().unwrap_or_default(),
+            privileged: host.privileged,
+        },
+        sysctls: host.sysctls.clone(),
+        stdio: stdio(row),
+        log: log::plan(&host.log_config, &folder.logs())?,
+        interfaces: inputs.interfaces,
+        namespaces,
+    })
+}
+
+/// The first process; others of the container have its limits and capabilities.
+pub(crate) fn process(row: &Row) -> Result<ProcessPlan> {
+    let (config, host) = (&row.config, &row.host);
+    let no_new_privileges = security::options(&host.security_opt)?.no_new_privileges;
+    Ok(ProcessPlan {
+        args: command(config).map(str::to_owned).collect(),
+        env: environment(config, &config.hostname),
+        cwd: if config.working_dir.is_empty() { "/".to_owned() } else { config.working_dir.clone() },
+        user: config.user.clone(),
+        groups: host.group_add.clone(),
+        capabilities: capabilities::effective(&host.cap_add, &host.cap_drop, host.privileged)?,
+        no_new_privileges,
+        rlimits: crate::containers::check::rlimits_of(&host.ulimits)?,
+        // Bounded by the check at create.
+        oom_score_adj: Some(host.oom_score_adj as i32).filter(|adj| *adj != 0),
+    })
+}
+
+/// `--init=systemd`, or an init system for a command.
+pub(crate) fn init(row: &Row) -> InitPlan {
+    const PATHS: [&str; 5] =
+        ["/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd", "/bin/systemd"];
+    let program = command(&row.config).next().unwrap_or_default();
+    match (row.host.init_system.as_str(), row.host.init) {
+        ("systemd", _) => InitPlan::System,
+        (_, Some(true)) => InitPlan::Reaper,
+        (_, None) if PATHS.contains(&program) => InitPlan::System,
+        _ => InitPlan::Process,
+    }
+}
+
+fn stdio(row: &Row) -> StdioPlan {
+    let [rows, columns] = row.host.console_size;
+    let bounded = |value: u32| u16::try_from(value).unwrap_or(0);
+    StdioPlan {
+        tty: row.config.tty,
+        columns: bounded(columns),
+        rows: bounded(rows),
+        open_stdin: row.config.open_stdin,
+        stdin_once: row.config.stdin_once,
+    }
+}
+
+fn namespaces(row: &Row, joined: &Joined) -> NamespacesPlan {
+    let host = &row.host;
+    let of = |mode: &str| if mode == "host" { Namespace::Host } else { Namespace::Private };
+    let join = |pid: Option<i32>, kind: &str, mode: &str| match pid {
+        Some(pid) => Namespace::Path(PathBuf::from(format!("/proc/{pid}/ns/{kind}"))),
+        None => of(mode),
+    };
+    let user = match (joined.pid.or(joined.network), joined.ids, row.ids) {
+        (Some(pid), Some(IdRange { first, count }), _) => {
+            UserNamespace::Path { path: PathBuf::from(format!("/proc/{pid}/ns/user")), first, count }
+        }
+        (None, _, Some(IdRange { first, count })) => UserNamespace::Private { first, count },
+        _ => UserNamespace::Host,
+    };
+    NamespacesPlan {
+        user,
+        pid: join(joined.pid, "pid", &host.pid_mode),
+        network: join(joined.network, "net", &host.network_mode),
+        ipc: of(&host.ipc_mode),
+        uts: of(&host.uts_mode),
+        cgroup: of(&host.cgroupns_mode),
+    }
+}
+
+/// The engine's own mounts, but where the user mounts something else, and then the user's.
+fn mounts(inputs: &Inputs<'_>) -> Vec<MountPlan> {
+    let row = inputs.row;
+    let mut mounts = own_mounts(&row.host);
+    for name in ["resolv.conf", "hosts", "hostname"] {
+        let source = bind(inputs.names.join(name), false, Propagation::Private);
+        let target = format!("/etc/{name}");
+        // Its owner would write to it, whatever the root's mode.
+        mounts.push(MountPlan { readonly: row.host.readonly_rootfs, ..plain(&target, source) });
+    }
+    mounts.retain(|own| !row.mounts.iter().any(|mount| mount.target == own.target));
+    mounts.extend(row.mounts.iter().map(|mount| of_the_user(mount, inputs.volumes)));
+    mounts
+}
+
+fn own_mounts(host: &HostConfig) -> Vec<MountPlan> {
+    let mut mounts = Vec::new();
+    match host.ipc_mode.as_str() {
+        "host" => mounts.push(plain("/dev/shm", bind("/dev/shm".into(), false, Propagation::Private))),
+        "none" => {}
+        _ => {
+            let size = u64::try_from(host.shm_size).ok().filter(|size| *size > 0);
+            let source = MountSource::Tmpfs { size, mode: Some(0o1777), uid: None, gid: None };
+            mounts.push(MountPlan { nosuid: true, nodev: true, noexec: true, ..plain("/dev/shm", source) });
+        }
+    }
+    let hardened =
+        |target, source| MountPlan { nosuid: true, nodev: true, noexec: true, ..plain(target, source) };
+    if host.ipc_mode != "host" {
+        mounts.push(hardened("/dev/mqueue", MountSource::Mqueue));
+    }
+    let cgroup = hardened("/sys/fs/cgroup", MountSource::Cgroup);
+    mounts.push(MountPlan { readonly: !host.privileged, ..cgroup });
+    mounts
+}
+
+fn plain(target: &str, source: MountSource) -> MountPlan {
+    let target = target.to_owned();
+    MountPlan { target, source, readonly: false, nosuid: false, nodev: false, noexec: false }
+}
+
+fn bind(path: PathBuf, recursive: bool, propagation: Propagation) -> MountSource {
+    let idmap = idmappable(&path);
+    MountSource::Bind { path, recursive, propagation, idmap }
+}
+
+fn of_the_user(mount: &MountRow, volumes: &Path) -> MountPlan {
+    let plan = match &mount.source {
+        SourceRow::Bind { path, recursive, propagation } => {
+            let propagation = match propagation.trim_start_matches('r') {
+                "shared" => Propagation::Shared,
+                "slave" => Propagation::Slave,
+                _ => Propagation::Private,
+            };
+            plain(&mount.target, bind(path.clone(), *recursive, propagation))
+        }
+        SourceRow::Volume { name, .. } => {
+            plain(&mount.target, bind(volumes.join(name).join("_data"), false, Propagation::Private))
+        }
+        SourceRow::Tmpfs { size, mode, nosuid, nodev, noexec, uid, gid } => MountPlan {
+            nosuid: *nosuid,
+            nodev: *nodev,
+            noexec: *noexec,
+            ..plain(&mount.target, MountSource::Tmpfs { size: *size, mode: *mode, uid: *uid, gid: *gid })
+        },
+    };
+    MountPlan { readonly: mount.readonly, ..plan }
+}
+
+/// Whether ids may be mapped there. The kernel's own file systems refuse it; what is bound from
+/// them shows its owners as nobody.
+fn idmappable(path: &Path) -> bool {
+    /// From linux/magic.h: proc, sysfs, both cgroups, devpts, debugfs, tracefs, securityfs, bpf,
+    /// mqueue, NFS, overlayfs, 9p, CIFS.
+    const NOT: [u32; 14] = [
+        0x9fa0,
+        0x6265_6572,
+        0x0027_e0eb,
+        0x6367_7270,
+        0x1cd1,
+        0x6462_6720,
+        0x7472_6163,
+        0x7363_6673,
+        0xcafe_4a11,
+        0x1980_0202,
+        0x6969,
+        0x794c_7630,
+        0x0102_1997,
+        0xff53_4d42,
+    ];
+    // What cannot be looked at is the wall's to report.
+    rustix::fs::statfs(path).map_or(true, |found| !NOT.contains(&(found.f_type as u32)))
+}
+
+fn device_rules(host: &HostConfig) -> Result<Vec<DeviceRule>> {
+    if host.privileged {
+        return Ok(vec![devices::all()]);
+    }
+    let mut rules = devices::default_rules();
+    rules.extend(devices::rules(&host.device_cgroup_rules)?);
+    Ok(rules)
+}
+
+/// Fills in what the user left open, so that inspection shows what is in effect.
+pub(crate) fn complete(host: &mut HostConfig) {
+    let fill = |field: &mut String, value: &str| {
+        if field.is_empty() {
+            value.clone_into(field);
+        }
+    };
+    if matches!(host.network_mode.as_str(), "" | "default") {
+        "bridge".clone_into(&mut host.network_mode);
+    }
+    fill(&mut host.ipc_mode, "private");
+    fill(&mut host.cgroupns_mode, if host.privileged { "host" } else { "private" });
+    fill(&mut host.restart_policy.name, "no");
+    fill(&mut host.runtime, "insula");
+    if matches!(host.isolation.as_str(), "" | "default") {
+        "process".clone_into(&mut host.isolation);
+    }
+    if host.shm_size == 0 {
+        host.shm_size = SHM_SIZE;
+    }
+    if host.memory > 0 && host.memory_swap == 0 {
+        host.memory_swap = host.memory.saturating_mul(2);
+    }
+    log::complete(&mut host.log_config);
+    let unmasked =
+        host.privileged || security::options(&host.security_opt).is_ok_and(|options| options.unmasked);
+    let masked = host.masked_paths.take().unwrap_or_else(paths::masked);
+    let readonly = host
+        .readonly_paths
+        .take()
+        .unwrap_or_else(|| paths::READONLY.iter().map(|path| (*path).to_owned()).collect());
+    host.masked_paths = Some(if unmasked { Vec::new() } else { masked });
+    host.readonly_paths = Some(if unmasked { Vec::new() } else { readonly });
+    if shares_host(host) {
+        "host".clone_into(&mut host.userns_mode);
+    }
+    fill(&mut host.userns_mode, "private");
+}
+
+/// Whether it needs the host's own user namespace: what it shares belongs to that.
+pub(crate) fn shares_host(host: &HostConfig) -> bool {
+    let shared = [&host.pid_mode, &host.network_mode, &host.ipc_mode];
+    host.userns_mode == "host" || host.privileged || shared.iter().any(|mode| *mode == "host")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+//! Options of security, and kernel parameters that a container may set.
+
+use insula_models::HostConfig;
+use insula_spec::plan::SeccompPlan;
+
+use crate::{Error, Result};
+
+/// `--security-opt`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Options {
+    pub(crate) seccomp: SeccompPlan,
+    pub(crate) no_new_privileges: bool,
+    /// `systempaths=unconfined`: nothing is masked.
+    pub(crate) unmasked: bool,
+}
+
+pub(crate) fn options(texts: &[String]) -> Result<Options> {
+    let mut options = Options { seccomp: SeccompPlan::Default, no_new_privileges: false, unmasked: false };
+    for text in texts {
+        let wrong = || Error::InvalidArgument(format!("invalid --security-opt: {text:?}"));
+        let (name, value) = match text.split_once(['=', ':']) {
+            Some((name, value)) => (name, value),
+            None => (text.as_str(), ""),
+        };
+        match (name, value) {
+            ("no-new-privileges", "" | "true") => options.no_new_privileges = true,
+            ("no-new-privileges", "false") => options.no_new_privileges = false,
+            ("seccomp", "unconfined") => options.seccomp = SeccompPlan::Unconfined,
+            ("seccomp", "builtin" | "default") => options.seccomp = SeccompPlan::Default,
+            ("seccomp", profile) => options.seccomp = profile_of(profile)?,
+            ("apparmor", "unconfined") | ("label", "disable") => {}
+            ("apparmor", _) => {
+                return Err(Error::Unsupported(format!(
+                    "{text:?}: AppArmor profiles are not available in this version: apparmor=unconfined is"
+                )));
+            }
+            ("label", _) => {
+                return Err(Error::Unsupported(format!(
+                    "{text:?}: SELinux labels are not available in this version: label=disable is"
+                )));
+            }
+            ("systempaths", "unconfined") => options.unmasked = true,
+            _ => return Err(wrong()),
+        }
+    }
+    Ok(options)
+}
+
+/// A profile travels as its text, which the client has read from a file.
+fn profile_of(text: &str) -> Result<SeccompPlan> {
+    let profile: serde_json::Value = serde_json::from_str(text)
+        .map_err(|error| Error::InvalidArgument(format!("decoding seccomp profile failed: {error}")))?;
+    if !profile.is_object() {
+        return Err(Error::InvalidArgument(
+            "decoding seccomp profile failed: an object is expected".to_owned(),
+        ));
+    }
+    Ok(SeccompPlan::Profile(profile))
+}
+
+/// Kernel parameters belong to namespaces: only those of the container's own may be set.
+pub(crate) fn check_sysctls(host: &HostConfig) -> Result<()> {
+    const IPC: [&str; 8] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    let shared_network = host.network_mode == "host" || host.network_mode.starts_with("container:");
+    for name in host.sysctls.keys() {
+        let refused = |why: &str| Err(Error::InvalidArgument(format!("sysctl '{name}' is not allowed{why}")));
+        if name.contains('/') || name.contains("..") {
+            return refused(": dots between its parts are expected");
+        }
+        if name.starts_with("net.") {
+            if shared_network {
+                return refused(" in a shared network namespace");
+            }
+        } else if IPC.contains(&name.as_str()) || name.starts_with("fs.mqueue.") {
+            if host.ipc_mode == "host" {
+                return refused(" in the host ipc namespace");
+            }
+        } else {
+            return refused(", as it does not belong to a namespace");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use insula_models::Labels;
+
+    fn one(text: &str) -> Result<Options> {
+        options(&[text.to_owned()])
+    }
+
+    #[test]
+    fn options_have_two_spellings() {
+        for text in ["no-new-privileges", "no-new-privileges=true", "no-new-privileges:true"] {
+            assert!(one(text).unwrap().no_new_privileges, "{text}");
+        }
+        assert_eq!(one("seccomp=unconfined").unwrap().seccomp, SeccompPlan::Unconfined);
+        let profile = one(r#"seccomp={"defaultAction":"SCMP_ACT_ALLOW"}"#).unwrap();
+        assert!(matches!(profile.seccomp, SeccompPlan::Profile(_)));
+        assert!(one("systempaths=unconfined").unwrap().unmasked);
+        for bad in ["seccomp=/a/file", "seccomp=[]", "apparmor=mine", "label=type:x", "what", "seccomp"] {
+            assert!(one(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn parameters_need_their_namespace() {
+        let host = |name: &str| HostConfig {
+            sysctls: Labels::from([(name.to_owned(), "1".to_owned())]),
+            ..HostConfig::default()
+        };
+        check_sysctls(&host("net.core.somaxconn")).unwrap();
+        check_sysctls(&host("kernel.shmmax")).unwrap();
+        for bad in ["kernel.panic", "vm.swappiness", "net/../kernel", "net.ipv4/x"] {
+            assert!(check_sysctls(&host(bad)).is_err(), "{bad}");
+        }
+        let shared = HostConfig { network_mode: "host".into(), ..host("net.core.somaxconn") };
+        assert!(check_sysctls(&shared).unwrap_err().to_string().contains("shared network"));
+    }
+}
