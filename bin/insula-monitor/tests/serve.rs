@@ -357,6 +357,60 @@ fn processes_join_and_signals_reach_them() {
 }
 
 #[test]
+fn an_init_of_the_images_own_manages_its_groups() {
+    if !root() {
+        return;
+    }
+    let second = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .into_iter()
+        .find(|folder| Path::new(folder).join("cgroup.subtree_control").exists());
+    let Some(second) = second else {
+        eprintln!("skipped: needs cgroup2");
+        return;
+    };
+    let mut session = Session::new();
+    // As systemd does: away from the root of what it was given, then controllers on for what is below.
+    let script = format!(
+        "cd {second} && mkdir init.scope && echo $$ >init.scope/cgroup.procs && \
+         for one in $(cat cgroup.controllers); do echo +$one >cgroup.subtree_control || echo lost; done; \
+         (echo 99999 >cgroup.max.depth) 2>/dev/null || echo bounded; \
+         echo moved; exec sleep 1000"
+    );
+    let mut plan = session.plan(&["sh", "-c", &script]);
+    plan.init = InitPlan::System;
+    plan.mounts.push(MountPlan { readonly: true, ..mount("/sys/fs/cgroup", MountSource::Cgroup) });
+    let outcome = session.create(&plan, Vec::new());
+    assert!(matches!(outcome, Outcome::Started(_)), "{outcome:?}");
+    while !session.path("log").exists() || !session.log().contains("moved") {
+        std::thread::yield_now();
+    }
+    assert_eq!(session.log(), "bounded\nmoved\n");
+    // Who comes later is let in where the init went.
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let exec = Exec {
+        exec: "one".into(),
+        process: serde_json::to_vec(&process(&["cat", "/proc/self/cgroup"])).unwrap(),
+        stdio: serde_json::to_vec(&StdioPlan::default()).unwrap(),
+        attachments: vec![Attachment { stdout: true, stderr: true, ..Attachment::default() }],
+        privileged: false,
+    };
+    let outcome = session.call(Call::Exec(exec), &[theirs.into()]);
+    assert!(matches!(outcome, Outcome::Started(_)), "{outcome:?}");
+    let mut text = String::new();
+    ours.read_to_string(&mut text).unwrap();
+    let controllers = fs::read_to_string(Path::new(second).join("cgroup.subtree_control")).unwrap();
+    let expected = if controllers.contains("memory") { "0::/init.scope\n" } else { "0::/\n" };
+    assert!(text.contains(expected), "{text}");
+    let signal = Signal { exec: String::new(), signal: 9, all: false };
+    session.call(Call::Signal(signal), &[]);
+    assert_eq!(session.exit_code(), 137);
+}
+
+fn mount(target: &str, source: MountSource) -> MountPlan {
+    MountPlan { target: target.into(), source, readonly: false, nosuid: false, nodev: false, noexec: false }
+}
+
+#[test]
 fn an_init_of_ours_reaps_and_forwards() {
     if !root() {
         return;

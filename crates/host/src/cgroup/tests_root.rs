@@ -264,3 +264,29 @@ fn the_program_of_version_2_denies_devices() {
     let open = Owned::new(&layout, Resources::default(), &DevicePolicy::Only(vec![any]));
     assert_eq!(Shell::run(&open.0, TRY_DEVICES).output(), "null\n");
 }
+
+#[test]
+fn a_kernel_without_device_programs_is_told() {
+    use insula_sys::seccomp::{Instruction, set_filter};
+    if !is_root() {
+        return;
+    }
+    let mut layout = Layout::probe().unwrap();
+    layout.hierarchies.retain(|each| each.version == Version::V2);
+    if layout.hierarchies.is_empty() {
+        eprintln!("skipped: needs cgroup2");
+        return;
+    }
+    let group = Owned::new(&layout, Resources::default(), &DevicePolicy::All);
+    // For this thread bpf(2), number 321, fails with ENOSYS.
+    let instruction = |code, jump_false, k| Instruction { code, jump_true: 0, jump_false, k };
+    let program = [
+        instruction(0x20, 0, 0),
+        instruction(0x15, 1, 321),
+        instruction(0x06, 0, 0x0005_0000 | 38),
+        instruction(0x06, 0, 0x7fff_0000),
+    ];
+    set_filter(&program, 0).unwrap();
+    let error = group.0.allow_devices(&only_null()).unwrap_err();
+    assert!(error.to_string().contains("CONFIG_CGROUP_BPF"), "{error}");
+}
