@@ -74,6 +74,11 @@ impl Session {
         self.folder.path().join(name)
     }
 
+    /// The parent of the container's group.
+    fn groups(&self) -> String {
+        format!("insula-test-{}", self.id.short())
+    }
+
     fn plan(&self, args: &[&str]) -> ContainerPlan {
         ContainerPlan {
             id: self.id.clone(),
@@ -101,10 +106,7 @@ impl Session {
             hostname: "box".into(),
             domainname: String::new(),
             interfaces: Vec::new(),
-            cgroup: CgroupPlan {
-                path: format!("insula-test-monitor/{}", self.id.short()),
-                resources: Resources::default(),
-            },
+            cgroup: CgroupPlan { path: format!("{}/c", self.groups()), resources: Resources::default() },
             devices: Vec::new(),
             device_rules: Vec::new(),
             security: SecurityPlan {
@@ -200,8 +202,7 @@ impl Drop for Session {
         let _ = self.monitor.kill();
         let _ = self.monitor.wait();
         if let Ok(layout) = insula_host::cgroup::Layout::probe()
-            && let Ok(group) =
-                insula_host::cgroup::Group::open(&layout, &format!("insula-test-monitor/{}", self.id.short()))
+            && let Ok(group) = insula_host::cgroup::Group::open(&layout, &self.groups())
         {
             let _ = group.kill();
             let _ = group.remove();
