@@ -89,12 +89,13 @@ async fn serve(args: &Args, ready: Option<std::fs::File>) -> anyhow::Result<()> 
     if let Some(mut ready) = ready {
         ready.write_all(b"1").context("say that the API is served")?;
     }
-    let server = tokio::spawn(insula_api::serve(listener, engine, stop));
+    let server = tokio::spawn(insula_api::serve(listener, engine.clone(), stop));
     let name = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     };
     tracing::info!(signal = name, "ending; containers run on");
+    engine.end();
     tell.send_replace(true);
     server.await.context("serve the API")
 }

@@ -135,12 +135,9 @@ impl Engine {
                 Phase::Exited { .. } => before.phase.clone(),
                 _ => Phase::Created,
             };
-            row.failure = Some(Failure { code, error: message.clone() });
+            row.failure = Some(Failure { code, error: message });
         })?;
-        container.tell(|progress| {
-            progress.code = code;
-            progress.error = message;
-        });
+        container.tell(|progress| progress.code = code);
         Ok(())
     }
 

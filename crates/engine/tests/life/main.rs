@@ -1,0 +1,367 @@
+//! The life of containers over a monitor that builds nothing: what the daemon does by itself, without
+//! privileges. Walls are tested where they are.
+
+#![allow(clippy::unwrap_used)]
+
+mod monitor;
+
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use insula_base::{Instance, Kind, Kinded};
+use insula_engine::containers::{Change, ListRequest, RemoveRequest, StopRequest, WaitCondition};
+use insula_engine::{AttachOptions, AttachedStream, Config, Engine, Error};
+use insula_models::{
+    ContainerCreateRequest, ExecCreateRequest, ExecStartRequest, HostConfig, RestartPolicy, WaitResponse,
+};
+
+/// The engine starts this very program as `PROGRAM serve`, and the test harness then runs what has that
+/// in its name.
+#[test]
+fn serve() {
+    let control = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
+    let is_socket = rustix::net::sockopt::socket_type(&control).is_ok();
+    if is_socket && std::env::args().nth(1).as_deref() == Some("serve") {
+        monitor::serve(UnixStream::from(control));
+    }
+}
+
+fn config(root: &Path) -> Config {
+    let instance = Instance::new(root.join("root"), root.join("run"));
+    Config { instance, monitor: std::env::current_exe().unwrap() }
+}
+
+async fn engine(root: &Path) -> Engine {
+    Engine::open(config(root)).await.unwrap()
+}
+
+/// As `kill -9` and a start: everything in memory is gone.
+async fn reopened(engine: Engine, root: &Path) -> Engine {
+    drop(engine);
+    open(root).await
+}
+
+fn request(command: &[&str]) -> ContainerCreateRequest {
+    ContainerCreateRequest {
+        image: "host".into(),
+        cmd: Some(command.iter().map(|word| (*word).to_owned()).collect()),
+        host_config: HostConfig { network_mode: "none".into(), ..HostConfig::default() },
+        ..ContainerCreateRequest::default()
+    }
+}
+
+async fn create(engine: &Engine, name: &str, request: ContainerCreateRequest) -> String {
+    engine.create_container(Some(name.to_owned()), None, request).await.unwrap().id
+}
+
+async fn status(engine: &Engine, name: &str) -> String {
+    engine.inspect_container(name, false).await.unwrap().state.status
+}
+
+async fn run(engine: &Engine, name: &str, command: &[&str]) -> WaitResponse {
+    create(engine, name, request(command)).await;
+    let wait = engine.wait_container(name, WaitCondition::NextExit).await.unwrap();
+    engine.start_container(name).await.unwrap();
+    finish(wait).await
+}
+
+async fn finish(wait: insula_engine::containers::ContainerWait) -> WaitResponse {
+    tokio::time::timeout(Duration::from_secs(20), wait.finish()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_container_runs_ends_and_goes() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    assert_eq!(run(&engine, "web", &["exit", "3"]).await.status_code, 3);
+    let state = engine.inspect_container("/web", false).await.unwrap().state;
+    assert_eq!((state.status.as_str(), state.exit_code), ("exited", 3));
+    assert!(!state.finished_at.starts_with("0001"));
+    // Again, from the same row.
+    let wait = engine.wait_container("web", WaitCondition::NextExit).await.unwrap();
+    assert_eq!(engine.start_container("web").await.unwrap(), Change::Done);
+    assert_eq!(finish(wait).await.status_code, 3);
+    let gone = engine.wait_container("web", WaitCondition::Removed).await.unwrap();
+    engine.remove_container("web", RemoveRequest::default()).await.unwrap();
+    finish(gone).await;
+    let error = engine.inspect_container("web", false).await.unwrap_err();
+    assert_eq!((error.kind(), error.to_string()), (Kind::NotFound, "No such container: web".into()));
+    for folder in ["root/containers", "run/sandboxes"] {
+        assert_eq!(std::fs::read_dir(root.path().join(folder)).unwrap().count(), 0, "{folder}");
+    }
+}
+
+#[tokio::test]
+async fn names_are_unique_and_may_change() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    let first = create(&engine, "one", request(&["sleep"])).await;
+    let error = engine.create_container(Some("one".into()), None, request(&["sleep"])).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Conflict);
+    assert!(error.to_string().contains("\"/one\"") && error.to_string().contains(&first), "{error}");
+    create(&engine, "two", request(&["sleep"])).await;
+    assert_eq!(engine.rename_container("two", "one").await.unwrap_err().kind(), Kind::Conflict);
+    engine.rename_container("one", "three").await.unwrap();
+    assert_eq!(engine.inspect_container("three", false).await.unwrap().id, first);
+    assert!(engine.inspect_container("one", false).await.is_err());
+    assert_eq!(engine.inspect_container(&first[..12], false).await.unwrap().name, "/three");
+}
+
+#[tokio::test]
+async fn what_cannot_be_created_leaves_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    let mut bad = request(&["sleep"]);
+    bad.host_config.volumes_from = vec!["nobody".into()];
+    assert_eq!(engine.create_container(None, None, bad).await.unwrap_err().kind(), Kind::NotFound);
+    let missing = ContainerCreateRequest { image: "nothere".into(), ..request(&["sleep"]) };
+    let error = engine.create_container(None, None, missing).await.unwrap_err();
+    assert_eq!((error.kind(), error.to_string()), (Kind::NotFound, "No such image: nothere:latest".into()));
+    // The source of a bind that cannot be made, after the row was written.
+    std::fs::write(root.path().join("file"), "").unwrap();
+    let mut bad = request(&["sleep"]);
+    bad.host_config.binds =
+        vec!["fresh:/fresh".into(), format!("{}:/x", root.path().join("file/below").display())];
+    engine.create_container(None, None, bad).await.unwrap_err();
+    let all = ListRequest { all: true, ..ListRequest::default() };
+    assert!(engine.list_containers(all).await.unwrap().is_empty());
+    assert_eq!(std::fs::read_dir(root.path().join("root/containers")).unwrap().count(), 0);
+    assert!(engine.store().state().allocations().all("ids").unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_there_is_said_with_its_code() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    create(&engine, "web", request(&["missing"])).await;
+    let error = engine.start_container("web").await.unwrap_err();
+    assert!(matches!(&error, Error::Wall { exit_code: Some(127), .. }), "{error:?}");
+    let state = engine.inspect_container("web", false).await.unwrap().state;
+    assert_eq!((state.status.as_str(), state.exit_code), ("created", 127));
+    assert!(state.error.contains("executable file not found"), "{}", state.error);
+    let mut once = request(&["missing"]);
+    once.host_config.auto_remove = true;
+    create(&engine, "once", once).await;
+    engine.start_container("once").await.unwrap_err();
+    assert!(engine.inspect_container("once", false).await.is_err());
+}
+
+#[tokio::test]
+async fn stop_asks_first_and_kills_then() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    for (name, word, code) in [("kind", "sleep", 143), ("deaf", "deaf", 137)] {
+        create(&engine, name, request(&[word])).await;
+        engine.start_container(name).await.unwrap();
+        assert_eq!(engine.start_container(name).await.unwrap(), Change::Nothing);
+        let error = engine.remove_container(name, RemoveRequest::default()).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Conflict);
+        let patience = StopRequest { timeout: Some(0), ..StopRequest::default() };
+        let patience = if word == "deaf" { patience } else { StopRequest::default() };
+        assert_eq!(engine.stop_container(name, patience).await.unwrap(), Change::Done);
+        assert_eq!(engine.stop_container(name, StopRequest::default()).await.unwrap(), Change::Nothing);
+        assert_eq!(engine.inspect_container(name, false).await.unwrap().state.exit_code, code);
+        assert_eq!(engine.kill_container(name, None).await.unwrap_err().kind(), Kind::Conflict);
+        engine.remove_container(name, RemoveRequest { force: true, ..Default::default() }).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn rm_is_done_by_the_daemon() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    let mut once = request(&["exit", "5"]);
+    once.host_config.auto_remove = true;
+    create(&engine, "once", once).await;
+    let wait = engine.wait_container("once", WaitCondition::Removed).await.unwrap();
+    engine.start_container("once").await.unwrap();
+    assert_eq!(finish(wait).await.status_code, 5);
+    assert!(engine.inspect_container("once", false).await.is_err());
+    assert!(engine.store().state().allocations().all("ids").unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn clients_attach_before_and_after_the_start() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    create(&engine, "web", request(&["sleep"])).await;
+    let options = AttachOptions { stdout: true, stream: true, ..AttachOptions::default() };
+    let attach = async |engine: &Engine| {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let stream = AttachedStream { descriptor: OwnedFd::from(theirs), already_read: Vec::new() };
+        engine.attach("web", options.clone(), stream).await.unwrap();
+        ours
+    };
+    let hear = async |mut socket: UnixStream| {
+        tokio::task::spawn_blocking(move || {
+            let mut bytes = [0; 14];
+            socket.read_exact(&mut bytes).unwrap();
+            bytes
+        })
+        .await
+        .unwrap()
+    };
+    let early = attach(&engine).await;
+    engine.start_container("web").await.unwrap();
+    assert_eq!(&hear(early).await, b"\x01\0\0\0\0\0\0\x06hello\n");
+    assert_eq!(&hear(attach(&engine).await).await, b"\x01\0\0\0\0\0\0\x06hello\n");
+    engine.kill_container("web", None).await.unwrap();
+}
+
+#[tokio::test]
+async fn execs_have_codes_of_their_own() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    create(&engine, "web", request(&["sleep"])).await;
+    let exec = |words: &[&str]| ExecCreateRequest {
+        cmd: words.iter().map(|word| (*word).to_owned()).collect(),
+        ..ExecCreateRequest::default()
+    };
+    let error = engine.create_exec("web", exec(&["ls"])).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Conflict);
+    engine.start_container("web").await.unwrap();
+    let id = engine.create_exec("web", exec(&["exit", "7"])).await.unwrap().id;
+    engine.start_exec(&id, ExecStartRequest::default(), None).await.unwrap();
+    let code = loop {
+        if let Some(code) = engine.inspect_exec(&id).await.unwrap().exit_code {
+            break code;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(code, 7);
+    let again = engine.start_exec(&id, ExecStartRequest::default(), None).await.unwrap_err();
+    assert_eq!(again.kind(), Kind::Conflict);
+    let id = engine.create_exec("web", exec(&["missing"])).await.unwrap().id;
+    engine.start_exec(&id, ExecStartRequest::default(), None).await.unwrap_err();
+    assert_eq!(engine.inspect_exec(&id).await.unwrap().exit_code, Some(127));
+    assert_eq!(engine.inspect_exec("nothere").await.unwrap_err().kind(), Kind::NotFound);
+    engine.kill_container("web", None).await.unwrap();
+    assert_eq!(engine.inspect_exec(&id).await.unwrap().exit_code, Some(127));
+}
+
+#[tokio::test]
+async fn pause_is_a_state() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    create(&engine, "web", request(&["sleep"])).await;
+    assert_eq!(engine.pause_container("web").await.unwrap_err().kind(), Kind::Conflict);
+    engine.start_container("web").await.unwrap();
+    engine.pause_container("web").await.unwrap();
+    assert_eq!(status(&engine, "web").await, "paused");
+    assert_eq!(engine.pause_container("web").await.unwrap_err().kind(), Kind::Conflict);
+    assert_eq!(engine.start_container("web").await.unwrap_err().kind(), Kind::Conflict);
+    let engine = reopened(engine, root.path()).await;
+    assert_eq!(status(&engine, "web").await, "paused");
+    engine.unpause_container("web").await.unwrap();
+    assert_eq!(status(&engine, "web").await, "running");
+    engine.remove_container("web", RemoveRequest { force: true, ..Default::default() }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_monitor_that_vanishes_is_a_lost_container() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    create(&engine, "web", request(&["vanish"])).await;
+    let wait = engine.wait_container("web", WaitCondition::NextExit).await.unwrap();
+    engine.start_container("web").await.unwrap();
+    let _ = engine.kill_container("web", Some("TERM")).await;
+    let ended = finish(wait).await;
+    assert_eq!(ended.status_code, 255);
+    assert!(ended.error.unwrap().message.contains("without leaving its exit code"));
+}
+
+#[tokio::test]
+async fn policies_start_again_until_a_user_stops() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    let mut always = request(&["exit", "1"]);
+    always.host_config.restart_policy = RestartPolicy { name: "on-failure".into(), maximum_retry_count: 2 };
+    create(&engine, "twice", always).await;
+    engine.start_container("twice").await.unwrap();
+    let ended = async {
+        loop {
+            let found = engine.inspect_container("twice", false).await.unwrap();
+            if found.restart_count == 2 && found.state.status == "exited" {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
+    let mut forever = request(&["sleep"]);
+    forever.host_config.restart_policy.name = "always".into();
+    create(&engine, "forever", forever).await;
+    engine.start_container("forever").await.unwrap();
+    engine.stop_container("forever", StopRequest::default()).await.unwrap();
+    assert_eq!(status(&engine, "forever").await, "exited");
+}
+
+#[tokio::test]
+async fn a_daemon_that_was_killed_finds_everything_again() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    create(&engine, "runs", request(&["sleep"])).await;
+    create(&engine, "ends", request(&["sleep"])).await;
+    let mut once = request(&["sleep"]);
+    once.host_config.auto_remove = true;
+    create(&engine, "once", once).await;
+    create(&engine, "never", request(&["sleep"])).await;
+    for name in ["runs", "ends", "once"] {
+        engine.start_container(name).await.unwrap();
+    }
+    let instance = engine.instance().clone();
+    let socket = |id: &str| instance.sandbox(&id.parse().unwrap()).join("task.sock");
+    let id = |name: &'static str| {
+        let engine = engine.clone();
+        async move { engine.inspect_container(name, false).await.unwrap().id }
+    };
+    let (ends, once) = (socket(&id("ends").await), socket(&id("once").await));
+    drop(engine);
+    // They end while nobody is there to see it.
+    for path in [ends, once] {
+        tokio::task::spawn_blocking(move || signal(&path, 15)).await.unwrap();
+    }
+    // What a crash in the middle of other things leaves.
+    let stray = "f".repeat(64);
+    std::fs::create_dir_all(root.path().join("root/containers").join(&stray).join("upper")).unwrap();
+    std::fs::create_dir_all(root.path().join("run/sandboxes").join(&stray)).unwrap();
+    let engine = open(root.path()).await;
+    assert_eq!(status(&engine, "runs").await, "running");
+    assert_eq!(status(&engine, "never").await, "created");
+    let ended = engine.inspect_container("ends", false).await.unwrap().state;
+    assert_eq!((ended.status.as_str(), ended.exit_code), ("exited", 143));
+    assert!(engine.inspect_container("once", false).await.is_err());
+    for folder in ["root/containers", "run/sandboxes"] {
+        assert!(!root.path().join(folder).join(&stray).exists(), "{folder}");
+    }
+    let wait = engine.wait_container("runs", WaitCondition::NextExit).await.unwrap();
+    engine.stop_container("runs", StopRequest::default()).await.unwrap();
+    assert_eq!(finish(wait).await.status_code, 143);
+}
+
+/// Opens an engine once threads of the former one have let go of the store.
+async fn open(root: &Path) -> Engine {
+    for _ in 0..500 {
+        match Engine::open(config(root)).await {
+            Err(error) if error.kind() == Kind::Conflict => {
+                tokio::time::sleep(Duration::from_millis(10)).await
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+    panic!("the former engine does not end");
+}
+
+/// Signals a container beside the daemon, and waits until its monitor is gone.
+fn signal(task: &Path, signal: i32) {
+    use insula_proto::{Call, Request, Signal, encode};
+    use std::io::Write;
+    let mut socket = UnixStream::connect(task).unwrap();
+    let call = Call::Signal(Signal { exec: String::new(), signal, all: false });
+    socket.write_all(&encode(&Request { id: 1, call: Some(call) })).unwrap();
+    let mut rest = Vec::new();
+    let _ = socket.read_to_end(&mut rest);
+}
