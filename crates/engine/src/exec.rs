@@ -1,13 +1,15 @@
 //! Processes beside a container's first one. They live as long as the daemon remembers them; after
 //! it was restarted those that run go on, and nobody can ask for them any more.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use insula_base::{ContainerId, ExecId};
 use insula_models::{ExecCreateRequest, ExecInspect, ExecProcessConfig, ExecStartRequest, IdResponse};
-use insula_proto::{Attachment, Call, ExecExited, Outcome, Resize};
+use insula_proto::{Attachment, Call, Empty, ExecExited, Outcome, Resize};
 use insula_spec::plan::{ProcessPlan, StdioPlan};
+use tokio::sync::Notify;
 
 use crate::containers::attach::detach_keys;
 use crate::containers::container::Container;
@@ -17,6 +19,8 @@ use crate::{AttachedStream, Engine, Error, Result};
 
 /// How long one that ended can be inspected.
 const KEPT: Duration = Duration::from_secs(300);
+/// How long the word of an end may take from the monitor to here.
+const SETTLED: Duration = Duration::from_secs(2);
 /// How many of a container may be remembered.
 const MOST: usize = 4096;
 
@@ -28,6 +32,8 @@ pub(crate) struct Exec {
     pid: i32,
     /// Of the last change.
     since: Instant,
+    /// Told when it ended.
+    over: Arc<Notify>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +55,7 @@ impl Exec {
     fn end(&mut self, code: i32) {
         self.state = ExecState::Ended { code };
         self.since = Instant::now();
+        self.over.notify_waiters();
     }
 
     fn forgettable(&self) -> bool {
@@ -84,7 +91,8 @@ impl Engine {
         }
         let id = ExecId::random();
         let action = format!("exec_create: {}", request.cmd.join(" "));
-        let exec = Exec { request, state: ExecState::Created, pid: 0, since: Instant::now() };
+        let exec =
+            Exec { request, state: ExecState::Created, pid: 0, since: Instant::now(), over: Arc::default() };
         state.execs.insert(id.clone(), exec);
         let kept: Vec<ExecId> = state.execs.keys().cloned().collect();
         drop(state);
@@ -144,6 +152,7 @@ impl Engine {
 
     pub async fn inspect_exec(&self, id: &str) -> Result<ExecInspect> {
         let (container, id) = self.find_exec(id)?;
+        settle(&container, &id).await?;
         with(&container, &id, |exec| Ok(inspect(exec, &id, &container.id)))
     }
 
@@ -175,6 +184,27 @@ impl Engine {
         let container = self.0.execs.container(&exec).and_then(|id| self.0.containers.get(&id));
         Ok((container.ok_or_else(missing)?, exec))
     }
+}
+
+/// A client asks how an exec ended as soon as its streams did, which may be before the monitor's word
+/// of it has been read here. So of one that seems to run the monitor is asked.
+async fn settle(container: &Container, id: &ExecId) -> Result<()> {
+    let over = with(container, id, |exec| Ok(exec.over.clone()))?;
+    let mut told = pin!(over.notified());
+    // From here on no end is missed.
+    told.as_mut().enable();
+    if !with(container, id, |exec| Ok(exec.state == ExecState::Running))? {
+        return Ok(());
+    }
+    let Ok(task) = container.task() else { return Ok(()) };
+    match task.call(Call::Status(Empty {}), &[]).await {
+        Ok(Outcome::Status(status)) if !status.execs.iter().any(|exec| exec == id.as_str()) => {
+            // It is on its way; if the monitor fails meanwhile, the exec shows as it was.
+            let _ = tokio::time::timeout(SETTLED, told).await;
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 fn with<T>(container: &Container, id: &ExecId, work: impl FnOnce(&mut Exec) -> Result<T>) -> Result<T> {

@@ -16,7 +16,7 @@ use crate::{Engine, Error, Result, blocking};
 const CHUNK: usize = 64 << 10;
 const WAITING: usize = 4;
 /// What every container has mounted.
-const MOUNTED: [&str; 3] = ["/dev", "/proc", "/sys"];
+const MOUNTED: [&str; 6] = ["/dev", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/proc", "/sys"];
 
 /// An archive as it is made; an error ends it early.
 pub type ArchiveChunks = mpsc::Receiver<io::Result<Vec<u8>>>;

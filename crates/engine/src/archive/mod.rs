@@ -315,6 +315,17 @@ mod tests {
         };
         assert_eq!(refused("/var/lib/app/new", &files), "extraction point is not a directory");
         assert_eq!(refused("/nowhere", &files), "Could not find the file /nowhere in container web");
+        make(folder.path(), &[("one/var/lib/app/folder/f", "1")]);
+        let keep = WriteOptions { keep_kinds: true };
+        for (path, content, why) in [
+            ("folder", "f", "cannot overwrite directory with non-directory"),
+            ("new/", "", "cannot overwrite non-directory with directory"),
+        ] {
+            let archive = archive_of(&[(path, content, 0)]);
+            let error = files.write("/var/lib/app", archive.as_slice(), keep).unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
+        }
+        files.write("/var/lib/app", archive.as_slice(), keep).unwrap();
         let readonly = Files { readonly: true, ..files };
         assert_eq!(refused("/var", &readonly), "container rootfs is marked read-only");
     }

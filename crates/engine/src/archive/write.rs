@@ -2,13 +2,14 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
-use insula_store::layers::{Limits, Whiteouts, unpack_shifted};
+use insula_store::layers::{Limits, Onto, Whiteouts, unpack_onto};
 use rustix::io::Errno;
 
 use super::WriteOptions;
-use crate::tree::{Place, Tree};
+use crate::tree::{Last, Place, Tree};
 use crate::{Error, Result};
 
 const BUFFER: usize = 128 << 10;
@@ -20,34 +21,37 @@ pub(super) fn unpack(
     archive: impl Read + Send,
     options: WriteOptions,
 ) -> Result<()> {
-    if options.keep_kinds {
-        return Err(Error::Unsupported("noOverwriteDirNonDir is not available in this version".to_owned()));
-    }
     let folder = writable(tree, place)?;
     let source = decompressed(BufReader::with_capacity(BUFFER, archive))?;
+    let root = place.path.clone();
+    let is_folder = |path: &Path| {
+        let there = tree.resolve(&root.join(path), Last::Keep).ok()?;
+        if there.dir().is_some() { Some(true) } else { there.entry.map(|_| false) }
+    };
     let first_id = tree.first_id();
+    let onto = Onto { first_id, is_folder: options.keep_kinds.then_some(&is_folder) };
     if first_id == 0 {
-        return extract(source, folder.as_fd(), 0);
+        return extract(source, folder.as_fd(), onto);
     }
     // A thread of its own: it takes the ids of the container's root and never gives them back.
     std::thread::scope(|scope| {
         let work = scope.spawn(|| {
             insula_sys::fsid::make_files_as(first_id, first_id)
                 .map_err(|error| Error::io("act as the container's root on", &place.path, error))?;
-            extract(source, folder.as_fd(), first_id)
+            extract(source, folder.as_fd(), onto)
         });
         work.join().unwrap_or_else(|_| Err(Error::Internal("the unpacking thread ended".to_owned())))
     })
 }
 
-fn extract(source: Box<dyn BufRead + Send + '_>, folder: BorrowedFd<'_>, first_id: u32) -> Result<()> {
-    unpack_shifted(source, folder, &Limits::default(), Whiteouts::Ordinary, first_id)?;
+fn extract(source: Box<dyn BufRead + Send + '_>, folder: BorrowedFd<'_>, onto: Onto<'_>) -> Result<()> {
+    unpack_onto(source, folder, &Limits::default(), Whiteouts::Ordinary, onto)?;
     Ok(())
 }
 
 /// The folder to write in: that of the writable layer, copied up where it is the image's.
 fn writable(tree: &Tree, place: &mut Place) -> Result<OwnedFd> {
-    let fail = |error: Errno, path: &std::path::Path| Error::io("copy up", path, error);
+    let fail = |error: Errno, path: &Path| Error::io("copy up", path, error);
     let path = place.path.clone();
     tree.copy_up(place).map_err(|error| fail(error, &path))?;
     let folder = place.dir().and_then(|dir| dir.upper()).ok_or_else(|| fail(Errno::NOENT, &path))?;

@@ -26,13 +26,15 @@ impl ContainerWait {
             WaitCondition::NextExit => progress.exits > exits,
             WaitCondition::Removed => false,
         };
-        let progress = match self.progress.wait_for(reached).await {
-            Ok(progress) => progress.clone(),
+        match self.progress.wait_for(reached).await {
+            // Why a start failed is the start's answer; here it would be an error of the wait itself.
+            Ok(progress) => WaitResponse { error: None, status_code: progress.code.into() },
             // The engine ends; who waits asks the next one.
-            Err(_) => Progress { error: "the daemon is ending".to_owned(), ..Progress::default() },
-        };
-        let error = Some(WaitError { message: progress.error }).filter(|error| !error.message.is_empty());
-        WaitResponse { error, status_code: progress.code.into() }
+            Err(_) => {
+                let error = Some(WaitError { message: "the daemon is ending".to_owned() });
+                WaitResponse { error, ..WaitResponse::default() }
+            }
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use insula_base::{ChainId, DiffId};
 
-pub use unpack::{Limits, Unpacked, Whiteouts, unpack, unpack_shifted};
+pub use unpack::{IsFolder, Limits, Onto, Unpacked, Whiteouts, unpack, unpack_onto};
 
 use crate::root::{discard, empty, make_folder, remove_any};
 use crate::{Error, Result, tree};

@@ -6,9 +6,8 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod,
-    fchown, fsetxattr, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, statat, symlinkat,
-    utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod, fchown,
+    fsetxattr, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, statat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -186,7 +185,8 @@ fn change_mode(spot: Spot<'_>, mode: Mode) -> Result<()> {
     if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
         return Err(spot.failed("chmod", Errno::LOOP));
     }
-    rustix::fs::chmod(format!("/proc/self/fd/{}", file.as_raw_fd()), mode).map_err(|e| spot.failed("chmod", e))
+    rustix::fs::chmod(format!("/proc/self/fd/{}", file.as_raw_fd()), mode)
+        .map_err(|e| spot.failed("chmod", e))
 }
 
 /// The attributes of a folder, when everything in it was made.

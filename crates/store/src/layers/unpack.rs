@@ -13,7 +13,7 @@ use std::ffi::OsStr;
 use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fs::{FileType, Mode, XattrFlags, fsetxattr, mknodat};
@@ -74,25 +74,48 @@ pub fn unpack(
     limits: &Limits,
     whiteouts: Whiteouts,
 ) -> Result<Unpacked> {
-    unpack_shifted(source, root, limits, whiteouts, 0)
+    unpack_onto(source, root, limits, whiteouts, Onto::default())
 }
 
-/// As [`unpack`], with `first_id` added to every owner and group: into the root of a running container,
-/// whose id 0 is `first_id` out here. There others write at the same time.
-pub fn unpack_shifted(
+/// What an archive is unpacked onto, when that is no empty folder.
+#[derive(Clone, Copy, Default)]
+pub struct Onto<'a> {
+    /// Added to every owner and group: id 0 of a running container is another out here.
+    pub first_id: u32,
+    /// Says whether there is a folder at a path below the root, or something else, or nothing. With
+    /// it, no folder is replaced by anything else, nor anything else by a folder.
+    pub is_folder: Option<&'a IsFolder<'a>>,
+}
+
+/// What is at a path below the root: a folder, something else, or nothing.
+pub type IsFolder<'a> = dyn Fn(&Path) -> Option<bool> + Sync + 'a;
+
+impl std::fmt::Debug for Onto<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Onto").field("first_id", &self.first_id).finish_non_exhaustive()
+    }
+}
+
+/// As [`unpack`], into a folder that is in use: there may be files, and others may write to it.
+pub fn unpack_onto(
     source: impl BufRead,
     root: BorrowedFd<'_>,
     limits: &Limits,
     whiteouts: Whiteouts,
-    first_id: u32,
+    onto: Onto<'_>,
 ) -> Result<Unpacked> {
     let mut archive = Archive::new(source);
-    let mut unpacking =
-        Unpacking { folders: Folders::new(root), later: Vec::new(), done: Unpacked::default(), whiteouts };
+    let mut unpacking = Unpacking {
+        folders: Folders::new(root),
+        later: Vec::new(),
+        done: Unpacked::default(),
+        whiteouts,
+        onto,
+    };
     let mut bytes = 0u64;
     while let Some(mut entry) = archive.next_entry()? {
-        entry.uid = shifted(&entry, entry.uid, first_id)?;
-        entry.gid = shifted(&entry, entry.gid, first_id)?;
+        entry.uid = shifted(&entry, entry.uid, onto.first_id)?;
+        entry.gid = shifted(&entry, entry.gid, onto.first_id)?;
         unpacking.done.entries += 1;
         bytes = bytes.saturating_add(archive.left());
         if unpacking.done.entries > limits.entries {
@@ -111,7 +134,8 @@ pub fn unpack_shifted(
 }
 
 fn shifted(entry: &Entry, id: u32, first: u32) -> Result<u32> {
-    id.checked_add(first).ok_or_else(|| failed(&entry.path, format!("the owner {id} is beyond the range of ids"), None))
+    id.checked_add(first)
+        .ok_or_else(|| failed(&entry.path, format!("the owner {id} is beyond the range of ids"), None))
 }
 
 /// An entry with this path failed.
@@ -129,6 +153,7 @@ struct Unpacking<'a> {
     later: Vec<(Vec<u8>, Entry)>,
     done: Unpacked,
     whiteouts: Whiteouts,
+    onto: Onto<'a>,
 }
 
 impl Unpacking<'_> {
@@ -151,6 +176,9 @@ impl Unpacking<'_> {
         }
         let parent = self.folders.make(folder).map_err(|e| failed(&path, "resolve its folder", Some(e)))?;
         let spot = Spot { parent: parent.as_fd(), name, path: &path };
+        if let Some(is_folder) = self.onto.is_folder {
+            keeps_kind(is_folder(Path::new(OsStr::from_bytes(&path))), &entry)?;
+        }
         match entry.kind {
             EntryKind::Folder => self.place_folder(spot, entry),
             EntryKind::HardLink => self.place_link(spot, &entry.link),
@@ -263,6 +291,19 @@ impl Unpacking<'_> {
         self.done.implied =
             self.folders.implied.iter().map(|path| PathBuf::from(OsStr::from_bytes(path))).collect();
         Ok(self.done)
+    }
+}
+
+/// Fails where the entry would change a folder into something else or the other way round.
+fn keeps_kind(is_folder: Option<bool>, entry: &Entry) -> Result<()> {
+    match (is_folder, entry.kind == EntryKind::Folder) {
+        (Some(true), false) => {
+            Err(failed(&entry.path, "cannot overwrite directory with non-directory", None))
+        }
+        (Some(false), true) => {
+            Err(failed(&entry.path, "cannot overwrite non-directory with directory", None))
+        }
+        _ => Ok(()),
     }
 }
 
