@@ -51,7 +51,7 @@ fn run_passes_output_and_exit_codes() {
     docker.docker(&run(&["nosuch:image", "true"])).exits(125);
     let through = Outcome::of(&mut docker.command(&run(&["-i", "busybox", "cat"])), b"through");
     assert_eq!(through.ok(), "through");
-    docker.docker(&["run", "--rm", "busybox", "ip", "addr", "show", "eth0"]).shows(&["inet 172."]);
+    docker.docker(&["run", "--rm", "busybox", "ip", "addr", "show", "eth0"]).shows(&["inet "]);
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn ps_exec_logs_stop_and_rm() {
         "run",
         "-d",
         "--name",
-        "c",
+        "box",
         "--network",
         "none",
         "busybox",
@@ -80,18 +80,18 @@ fn ps_exec_logs_stop_and_rm() {
         "-c",
         "echo started; exec sleep 1000",
     ]);
-    docker.docker(&["ps"]).shows(&["c", "busybox", &id.ok()[..12]]);
-    assert_eq!(docker.docker(&["exec", "c", "sh", "-c", "hostname; exit 3"]).code, 3);
-    let mut terminal = Terminal::start(&docker.command(&["exec", "-it", "c", "sh"]));
+    docker.docker(&["ps"]).shows(&["box", "busybox", &id.ok()[..12]]);
+    assert_eq!(docker.docker(&["exec", "box", "sh", "-c", "hostname; exit 3"]).code, 3);
+    let mut terminal = Terminal::start(&docker.command(&["exec", "-it", "box", "sh"]));
     terminal.expect("/ # ");
     terminal.send("exit 4\n");
     assert_eq!(terminal.wait(), 4);
-    let mut follow = docker.command(&["logs", "-f", "c"]);
+    let mut follow = docker.command(&["logs", "-f", "box"]);
     let follow = std::thread::spawn(move || Outcome::of(&mut follow, b""));
-    docker.docker(&["stop", "-t", "1", "c"]).ok();
+    docker.docker(&["stop", "-t", "1", "box"]).ok();
     assert_eq!(follow.join().unwrap().ok(), "started");
-    assert_eq!(docker.docker(&["inspect", "-f", "{{.State.Status}}", "c"]).ok(), "exited");
-    docker.docker(&["rm", "c"]).ok();
+    assert_eq!(docker.docker(&["inspect", "-f", "{{.State.Status}}", "box"]).ok(), "exited");
+    docker.docker(&["rm", "box"]).ok();
     assert_eq!(docker.docker(&["ps", "-aq"]).ok(), "");
 }
 
@@ -116,27 +116,28 @@ fn the_rest_of_the_everyday_commands() {
     docker.docker(&["info"]).shows(&["Containers: 0"]);
     docker.docker(&["volume", "create", "v"]).ok();
     let create = [
-        "create", "--name", "c", "-v", "v:/v", "-m", "64m", "-p", "80", "--init", "busybox", "sleep", "1000",
+        "create", "--name", "box", "-v", "v:/v", "-m", "64m", "-p", "80", "--init", "busybox", "sleep",
+        "1000",
     ];
     docker.docker(&create).ok();
-    docker.docker(&["start", "c"]).ok();
-    docker.docker(&["port", "c"]).shows(&["80/tcp"]);
-    docker.docker(&["top", "c"]).shows(&["sleep"]);
-    docker.docker(&["stats", "--no-stream", "c"]).shows(&["64MiB"]);
-    docker.docker(&["pause", "c"]).ok();
-    docker.docker(&["unpause", "c"]).ok();
-    docker.docker(&["update", "-m", "32m", "--memory-swap", "32m", "c"]).ok();
-    docker.docker(&["rename", "c", "d"]).ok();
-    docker.docker(&["exec", "d", "touch", "/added"]).ok();
-    docker.docker(&["diff", "d"]).shows(&["A /added"]);
+    docker.docker(&["start", "box"]).ok();
+    docker.docker(&["port", "box"]).shows(&["80/tcp"]);
+    docker.docker(&["top", "box"]).shows(&["sleep"]);
+    docker.docker(&["stats", "--no-stream", "box"]).shows(&["64MiB"]);
+    docker.docker(&["pause", "box"]).ok();
+    docker.docker(&["unpause", "box"]).ok();
+    docker.docker(&["update", "-m", "32m", "--memory-swap", "32m", "box"]).ok();
+    docker.docker(&["rename", "box", "other"]).ok();
+    docker.docker(&["exec", "other", "touch", "/added"]).ok();
+    docker.docker(&["diff", "other"]).shows(&["A /added"]);
     let out = docker.daemon.folder().join("out");
-    docker.docker(&["cp", "d:/etc/passwd", text(&out)]).ok();
+    docker.docker(&["cp", "other:/etc/passwd", text(&out)]).ok();
     assert!(std::fs::read_to_string(&out).unwrap().contains("alice"));
-    docker.docker(&["cp", text(&out), "d:/tmp/in"]).ok();
-    docker.docker(&["restart", "-t", "1", "d"]).ok();
-    docker.docker(&["kill", "d"]).ok();
-    assert_eq!(docker.docker(&["wait", "d"]).ok(), "137");
-    docker.docker(&["rm", "-v", "d"]).ok();
+    docker.docker(&["cp", text(&out), "other:/tmp/in"]).ok();
+    docker.docker(&["restart", "-t", "1", "other"]).ok();
+    docker.docker(&["kill", "other"]).ok();
+    assert_eq!(docker.docker(&["wait", "other"]).ok(), "137");
+    docker.docker(&["rm", "-v", "other"]).ok();
     docker.docker(&["volume", "rm", "v"]).ok();
     docker.docker(&["events", "--since", "1h", "--until", "0s"]).shows(&["container kill"]);
 }

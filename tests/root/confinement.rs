@@ -116,7 +116,7 @@ fn paths_of_the_kernel_are_masked_or_read_only() {
 fn dev_has_what_docker_gives() {
     let daemon = daemon!();
     let outcome = daemon.sh(ALONE, "for d in null zero full random urandom tty; do test -c /dev/$d || echo no $d; done; \
-        echo x > /dev/null; head -c 4 /dev/zero | wc -c; readlink /dev/fd /dev/stdin /dev/ptmx; test -d /dev/pts -a -d /dev/shm -a -d /dev/mqueue && echo ok");
+        echo x > /dev/null; head -c 4 /dev/zero | wc -c; for l in fd stdin ptmx; do readlink /dev/$l; done; test -d /dev/pts -a -d /dev/shm -a -d /dev/mqueue && echo ok");
     assert_eq!(outcome.ok(), "4\n/proc/self/fd\n/proc/self/fd/0\npts/ptmx\nok");
 }
 

@@ -1,6 +1,6 @@
 //! `kill -9` is a supported way to stop the daemon.
 
-use insula_tests::{Outcome, daemon, eventually, get, holds};
+use insula_tests::{Outcome, daemon, eventually, get, holds, text};
 
 const ALONE: &[&str] = &["--network", "none"];
 
@@ -35,11 +35,12 @@ fn a_running_container_is_found_again() {
 #[test]
 fn what_ended_meanwhile_has_its_exit_code_and_all_of_its_log() {
     let mut daemon = daemon!();
-    let script = "echo first; while test ! -e /go; do sleep 0.02; done; seq 1 5000; exit 23";
-    let id = daemon.detached(ALONE, script);
+    let script = "echo first; while test ! -e /in/go; do sleep 0.02; done; seq 1 5000; exit 23";
+    let bind = format!("{}:/in", text(&daemon.folder()));
+    let id = daemon.detached(&["-v", &bind, "--network", "none"], script);
     let pid = daemon.pid_of(&id);
     daemon.kill();
-    std::fs::write(format!("/proc/{pid}/root/go"), "").unwrap();
+    std::fs::write(daemon.folder().join("go"), "").unwrap();
     holds("the container ends", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
     daemon.restart();
     daemon.reaches(&id, "exited");
@@ -52,7 +53,8 @@ fn what_ended_meanwhile_has_its_exit_code_and_all_of_its_log() {
 #[test]
 fn an_attached_client_outlives_the_daemon() {
     let mut daemon = daemon!();
-    let mut terminal = daemon.terminal(&["run", "-it", "--network", "none", "--name", "c", "busybox", "sh"]);
+    let mut terminal =
+        daemon.terminal(&["run", "-it", "--network", "none", "--name", "box", "busybox", "sh"]);
     terminal.expect("/ # ");
     daemon.kill();
     terminal.send("echo still $((5 * 5))\n");
@@ -60,16 +62,18 @@ fn an_attached_client_outlives_the_daemon() {
     daemon.restart();
     terminal.send("echo and $((6 * 6))\n");
     terminal.expect("and 36");
-    assert_eq!(daemon.inspect("c", "/State/Status"), "running");
+    assert_eq!(daemon.inspect("box", "/State/Status"), "running");
 }
 
 #[test]
 fn a_restart_removes_what_rm_promised() {
     let mut daemon = daemon!();
-    let id = daemon.detached(&["--rm", "--network", "none"], "while test ! -e /go; do sleep 0.02; done");
+    let bind = format!("{}:/in", text(&daemon.folder()));
+    let id = daemon
+        .detached(&["--rm", "-v", &bind, "--network", "none"], "while test ! -e /in/go; do sleep 0.02; done");
     let pid = daemon.pid_of(&id);
     daemon.kill();
-    std::fs::write(format!("/proc/{pid}/root/go"), "").unwrap();
+    std::fs::write(daemon.folder().join("go"), "").unwrap();
     holds("the container ends", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
     daemon.restart();
     holds("it is removed", || daemon.insula(&["inspect", &id]).code == 1);

@@ -9,25 +9,25 @@ const ALONE: &[&str] = &["--network", "none"];
 fn states_from_created_to_gone() {
     let daemon = daemon!();
     let id = daemon
-        .insula(&["create", "--name", "c", "--network", "none", "--init", "busybox", "sleep", "1000"])
+        .insula(&["create", "--name", "box", "--network", "none", "--init", "busybox", "sleep", "1000"])
         .ok()
         .to_owned();
     assert_eq!(daemon.inspect(&id, "/State/Status"), "created");
-    assert_eq!(daemon.insula(&["start", "c"]).ok(), "c");
-    assert_eq!(daemon.inspect("c", "/State/Running"), true);
-    daemon.insula(&["pause", "c"]).ok();
-    assert_eq!(daemon.inspect("c", "/State/Status"), "paused");
-    daemon.insula(&["exec", "c", "true"]).fails(1, &["paused"]);
-    daemon.insula(&["unpause", "c"]).ok();
-    assert_eq!(daemon.inspect("c", "/State/Status"), "running");
-    let began = daemon.inspect("c", "/State/StartedAt");
-    daemon.insula(&["restart", "-t", "2", "c"]).ok();
-    assert_ne!(daemon.inspect("c", "/State/StartedAt"), began);
-    daemon.insula(&["stop", "-t", "2", "c"]).ok();
-    assert_eq!(daemon.inspect("c", "/State/Status"), "exited");
-    assert_eq!(daemon.inspect("c", "/State/ExitCode"), 143);
-    daemon.insula(&["rm", "c"]).shows(&["c"]);
-    daemon.insula(&["inspect", "c"]).fails(1, &["c"]);
+    assert_eq!(daemon.insula(&["start", "box"]).ok(), "box");
+    assert_eq!(daemon.inspect("box", "/State/Running"), true);
+    daemon.insula(&["pause", "box"]).ok();
+    assert_eq!(daemon.inspect("box", "/State/Status"), "paused");
+    daemon.insula(&["exec", "box", "true"]).fails(1, &["paused"]);
+    daemon.insula(&["unpause", "box"]).ok();
+    assert_eq!(daemon.inspect("box", "/State/Status"), "running");
+    let began = daemon.inspect("box", "/State/StartedAt");
+    daemon.insula(&["restart", "-t", "2", "box"]).ok();
+    assert_ne!(daemon.inspect("box", "/State/StartedAt"), began);
+    daemon.insula(&["stop", "-t", "2", "box"]).ok();
+    assert_eq!(daemon.inspect("box", "/State/Status"), "exited");
+    assert_eq!(daemon.inspect("box", "/State/ExitCode"), 143);
+    daemon.insula(&["rm", "box"]).shows(&["box"]);
+    daemon.insula(&["inspect", "box"]).fails(1, &["box"]);
 }
 
 #[test]
@@ -97,9 +97,9 @@ fn ps_lists_filters_and_formats() {
 #[test]
 fn inspect_has_dockers_fields() {
     let daemon = daemon!();
-    let id = daemon.sleeper(&["--name", "c", "-e", "A=b", "--network", "none"]);
+    let id = daemon.sleeper(&["--name", "box", "-e", "A=b", "--network", "none"]);
     for (pointer, want) in [
-        ("/Name", Value::from("/c")),
+        ("/Name", Value::from("/box")),
         ("/Path", Value::from("sleep")),
         ("/Args/0", Value::from("1000")),
         ("/Config/Image", Value::from("busybox")),
@@ -112,25 +112,35 @@ fn inspect_has_dockers_fields() {
         assert_eq!(daemon.inspect(&id, pointer), want, "{pointer}");
     }
     assert_eq!(
-        daemon.insula(&["inspect", "-f", "{{.State.Status}} {{json .Config.Cmd}}", "c"]).ok(),
+        daemon.insula(&["inspect", "-f", "{{.State.Status}} {{json .Config.Cmd}}", "box"]).ok(),
         r#"running ["sleep","1000"]"#
     );
-    daemon.insula(&["inspect", "-f", "{{.NoSuch", "c"]).exits(1);
+    daemon.insula(&["inspect", "-f", "{{.NoSuch", "box"]).exits(1);
 }
 
 #[test]
 fn logs_keep_streams_apart_and_can_be_cut() {
     let daemon = daemon!();
     daemon
-        .insula(&["run", "--name", "c", "--network", "none", "busybox", "sh", "-c", "seq 1 5; echo err >&2"])
+        .insula(&[
+            "run",
+            "--name",
+            "box",
+            "--network",
+            "none",
+            "busybox",
+            "sh",
+            "-c",
+            "seq 1 5; echo err >&2",
+        ])
         .ok();
-    let all = daemon.insula(&["logs", "c"]);
+    let all = daemon.insula(&["logs", "box"]);
     assert_eq!((all.stdout.as_str(), all.stderr.as_str()), ("1\n2\n3\n4\n5\n", "err\n"));
-    assert_eq!(daemon.insula(&["logs", "-n", "2", "c"]).stdout.lines().count() + 1, 2);
-    let stamped = daemon.insula(&["logs", "-t", "--tail", "1", "c"]);
+    assert_eq!(daemon.insula(&["logs", "-n", "2", "box"]).stdout.lines().count() + 1, 2);
+    let stamped = daemon.insula(&["logs", "-t", "--tail", "1", "box"]);
     let line = format!("{}{}", stamped.stdout, stamped.stderr);
     assert!(line.starts_with("20") && line.contains("Z "), "{stamped}");
-    assert_eq!(daemon.insula(&["logs", "--since", "2100-01-01T00:00:00Z", "c"]).stdout, "");
+    assert_eq!(daemon.insula(&["logs", "--since", "2100-01-01T00:00:00Z", "box"]).stdout, "");
     daemon.insula(&["logs", "nosuch"]).fails(1, &["nosuch"]);
 }
 
@@ -192,7 +202,7 @@ fn attach_sees_output_and_exit_code() {
 #[test]
 fn events_tell_the_story() {
     let daemon = daemon!();
-    daemon.sh(&["--name", "c", "--network", "none"], "exit 3").exits(3);
+    daemon.sh(&["--name", "box", "--network", "none"], "exit 3").exits(3);
     let now = daemon.insula(&[
         "events",
         "--since",

@@ -128,7 +128,7 @@ fn a_paused_container_does_nothing() {
 #[test]
 fn stats_are_of_the_container() {
     let daemon = daemon!();
-    let id = daemon.sleeper(&["-m", "64m", "--name", "c", "--network", "none"]);
+    let id = daemon.sleeper(&["-m", "64m", "--name", "box", "--network", "none"]);
     daemon.insula(&["stats", "--no-stream"]).shows(&[
         "CPU %",
         "MEM USAGE / LIMIT",
@@ -137,9 +137,10 @@ fn stats_are_of_the_container() {
         "64MiB",
     ]);
     let line: Value =
-        serde_json::from_str(daemon.insula(&["stats", "--no-stream", "--format", "json", "c"]).ok()).unwrap();
-    assert_eq!((line["Name"].as_str(), line["PIDs"].as_str()), (Some("c"), Some("2")), "{line}");
-    let stats = daemon.api("GET", "/containers/c/stats?stream=false&one-shot=true", "").json();
+        serde_json::from_str(daemon.insula(&["stats", "--no-stream", "--format", "json", "box"]).ok())
+            .unwrap();
+    assert_eq!((line["Name"].as_str(), line["PIDs"].as_str()), (Some("box"), Some("2")), "{line}");
+    let stats = daemon.api("GET", "/containers/box/stats?stream=false&one-shot=true", "").json();
     assert_eq!(stats["memory_stats"]["limit"], 64 << 20);
     assert!(stats["memory_stats"]["usage"].as_u64().unwrap() > 0);
     assert!(stats["cpu_stats"]["cpu_usage"]["total_usage"].as_u64().unwrap() > 0);

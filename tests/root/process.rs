@@ -104,7 +104,7 @@ fn entrypoint() {
         daemon.insula(&[&["run", "--rm", "--network", "none"], flags, &["busybox"], command].concat())
     };
     assert_eq!(of(&["--entrypoint", "echo"], &["a", "b"]).ok(), "a b");
-    assert_eq!(of(&["--entrypoint", ""], &["echo", "c"]).ok(), "c");
+    assert_eq!(of(&["--entrypoint", ""], &["echo", "box"]).ok(), "box");
 }
 
 #[test]

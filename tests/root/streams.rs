@@ -24,10 +24,10 @@ fn hijack(socket: &std::path::Path, path: &str, headers: &str) -> (String, UnixS
 fn attach_frames_the_two_streams() {
     let daemon = daemon!();
     let body = r#"{"Image":"busybox","Cmd":["sh","-c","read a; echo $a; echo err >&2"],"OpenStdin":true,"StdinOnce":true,"AttachStdin":true,"HostConfig":{"NetworkMode":"none"}}"#;
-    let created = daemon.api("POST", "/v1.41/containers/create?name=c", body);
+    let created = daemon.api("POST", "/v1.41/containers/create?name=box", body);
     assert_eq!(created.status, 201, "{}", created.text());
     let socket = daemon.instance().socket();
-    let query = "/v1.41/containers/c/attach?stream=1&stdin=1&stdout=1&stderr=1";
+    let query = "/v1.41/containers/box/attach?stream=1&stdin=1&stdout=1&stderr=1";
     let (head, mut stream) = hijack(&socket, query, "Connection: Upgrade\r\nUpgrade: tcp\r\n");
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     assert!(
@@ -35,7 +35,7 @@ fn attach_frames_the_two_streams() {
             || head.to_ascii_lowercase().contains("multiplexed-stream"),
         "{head}"
     );
-    assert_eq!(daemon.api("POST", "/v1.41/containers/c/start", "").status, 204);
+    assert_eq!(daemon.api("POST", "/v1.41/containers/box/start", "").status, 204);
     stream.write_all(b"word\n").unwrap();
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
@@ -53,11 +53,11 @@ fn attach_frames_the_two_streams() {
 fn a_client_that_does_not_ask_for_an_upgrade_gets_a_plain_stream() {
     let daemon = daemon!();
     let body = r#"{"Image":"busybox","Cmd":["echo","hello"],"HostConfig":{"NetworkMode":"none"}}"#;
-    assert_eq!(daemon.api("POST", "/containers/create?name=c", body).status, 201);
+    assert_eq!(daemon.api("POST", "/containers/create?name=box", body).status, 201);
     let (head, mut stream) =
-        hijack(&daemon.instance().socket(), "/containers/c/attach?stream=1&stdout=1", "");
+        hijack(&daemon.instance().socket(), "/containers/box/attach?stream=1&stdout=1", "");
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
-    assert_eq!(daemon.api("POST", "/containers/c/start", "").status, 204);
+    assert_eq!(daemon.api("POST", "/containers/box/start", "").status, 204);
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes, b"\x01\0\0\0\0\0\0\x06hello\n");

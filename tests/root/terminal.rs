@@ -2,7 +2,7 @@
 
 use insula_tests::{daemon, holds};
 
-const SHELL: &[&str] = &["run", "--rm", "-it", "--network", "none", "--name", "c", "busybox", "sh"];
+const SHELL: &[&str] = &["run", "--rm", "-it", "--network", "none", "--name", "box", "busybox", "sh"];
 
 #[test]
 fn a_shell_works_and_its_exit_code_is_ours() {
@@ -40,7 +40,7 @@ fn keys_are_signals_inside() {
     let mut terminal = daemon.terminal(SHELL);
     terminal.expect("/ # ");
     terminal.send("sleep 1000\n");
-    holds("sleep runs", || daemon.exec("c", "ps -o args").stdout.contains("sleep 1000"));
+    holds("sleep runs", || daemon.exec("box", "ps -o args").stdout.contains("sleep 1000"));
     terminal.send("\x03");
     terminal.send("echo code $?\n");
     terminal.expect("code 130");
@@ -51,17 +51,18 @@ fn keys_are_signals_inside() {
 #[test]
 fn detach_keys_leave_it_running_and_attach_comes_back() {
     let daemon = daemon!();
-    let mut terminal = daemon.terminal(&["run", "-it", "--network", "none", "--name", "c", "busybox", "sh"]);
+    let mut terminal =
+        daemon.terminal(&["run", "-it", "--network", "none", "--name", "box", "busybox", "sh"]);
     terminal.expect("/ # ");
     terminal.send("\x10\x11");
     assert_eq!(terminal.wait(), 0);
-    assert_eq!(daemon.inspect("c", "/State/Status"), "running");
-    let mut again = daemon.terminal(&["attach", "--detach-keys", "ctrl-x,x", "c"]);
+    assert_eq!(daemon.inspect("box", "/State/Status"), "running");
+    let mut again = daemon.terminal(&["attach", "--detach-keys", "ctrl-x,x", "box"]);
     again.send("echo again $((1 + 1))\n");
     again.expect("again 2");
     again.send("\x18x");
     again.wait();
-    assert_eq!(daemon.inspect("c", "/State/Status"), "running");
+    assert_eq!(daemon.inspect("box", "/State/Status"), "running");
 }
 
 #[test]
@@ -89,7 +90,7 @@ fn signals_to_the_command_reach_the_container() {
         "run",
         "--rm",
         "--name",
-        "c",
+        "box",
         "--network",
         "none",
         "busybox",

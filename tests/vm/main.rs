@@ -20,25 +20,25 @@ until [ -S /run/insula/insula.sock ] || [ $tries -gt 100 ]; do tries=$((tries + 
 insula load -i /files/busybox.tar
 check version 2 insula info -f '{{.CgroupVersion}}'
 check run hello insula run --rm --network none busybox echo hello
-id=$(insula run -d --init --network none -m 64m --cpus 0.5 --pids-limit 33 --name c busybox sleep 1000)
-group=/sys/fs/cgroup$(cut -d: -f3 /proc/$(insula inspect -f '{{.State.Pid}}' c)/cgroup)
+id=$(insula run -d --init --network none -m 64m --cpus 0.5 --pids-limit 33 --name box busybox sleep 1000)
+group=/sys/fs/cgroup$(cut -d: -f3 /proc/$(insula inspect -f '{{.State.Pid}}' box)/cgroup)
 check memory 67108864 cat $group/memory.max
 check pids 33 cat $group/pids.max
 check cpus '50000 100000' cat $group/cpu.max
-insula update -m 32m --memory-swap 32m --pids-limit 44 c >/dev/null
+insula update -m 32m --memory-swap 32m --pids-limit 44 box >/dev/null
 check update-memory 33554432 cat $group/memory.max
 check update-pids 44 cat $group/pids.max
-insula pause c >/dev/null
+insula pause box >/dev/null
 check pause 'frozen 1' grep frozen $group/cgroup.events
-insula unpause c >/dev/null
+insula unpause box >/dev/null
 check unpause 'frozen 0' grep frozen $group/cgroup.events
-check stats 'c 32MiB' sh -c "insula stats --no-stream --format '{{.Name}} {{.MemUsage}}' c | sed 's|[0-9.]*[kM]*i*B / ||'"
+check stats 'box 32MiB' sh -c "insula stats --no-stream --format '{{.Name}} {{.MemUsage}}' box | sed 's|[0-9.]*[kM]*i*B / ||'"
 insula run --name big --network none -m 16m --memory-swap 16m busybox sh -c 'exec dd if=/dev/zero of=/dev/null bs=64M count=1' >/dev/null 2>&1
 check oom 'true 137' insula inspect -f '{{.State.OOMKilled}} {{.State.ExitCode}}' big
 check device-allowed 2 insula run --rm --network none --device /dev/full:/dev/other:r busybox sh -c 'head -c 2 /dev/other | wc -c'
 check device-denied denied insula run --rm --network none --userns host busybox sh -c 'mknod /tmp/k c 1 11; cat /tmp/k 2>/dev/null || echo denied'
-insula stop -t 1 c >/dev/null
-insula rm c big >/dev/null
+insula stop -t 1 box >/dev/null
+insula rm box big >/dev/null
 check gone '' find /sys/fs/cgroup/insula -mindepth 1 -type d
 check bridge hello insula run --rm busybox sh -c 'ping -c 1 -W 5 $(ip route | awk "/default/ {print \$3}") >/dev/null && echo hello'
 cat /tmp/insulad.log | sed 's/^/log: /'
