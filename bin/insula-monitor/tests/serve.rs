@@ -45,7 +45,11 @@ impl Session {
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .spawn()
             .unwrap();
-        let folder = tempfile::Builder::new().prefix("insula-test-").tempdir().unwrap();
+        // Too long for the address of a socket, on purpose.
+        let folder = tempfile::Builder::new()
+            .prefix(&format!("insula-test-{}-", "long".repeat(25)))
+            .tempdir()
+            .unwrap();
         for name in ["layer/bin", "layer/etc", "container/upper", "container/work", "run"] {
             fs::create_dir_all(folder.path().join(name)).unwrap();
         }

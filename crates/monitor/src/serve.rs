@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use insula_proto::{ExecExited, Exited, Outcome, Phase};
 use insula_sandbox::{Event, Sandbox};
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::clock;
@@ -245,7 +246,10 @@ impl<S: Sandbox> Monitor<S> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
             .context("socket", path.display())?;
-        let address = rustix::net::SocketAddrUnix::new(&path).context("bind", path.display())?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(&folder, flags, Mode::empty()).context("open", folder.display())?;
+        let short = insula_sys::socket::path_in(opened.as_fd(), record::SOCKET);
+        let address = rustix::net::SocketAddrUnix::new(short).context("bind", path.display())?;
         rustix::net::bind(&socket, &address).context("bind", path.display())?;
         rustix::net::listen(&socket, 16).context("listen", path.display())?;
         let token = self.poll.add(socket.as_fd(), Interest::READ, Place::Listener)?;

@@ -57,6 +57,14 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Vec<O
     Ok((message.bytes, descriptors))
 }
 
+/// A path for bind(2) and connect(2) to a socket in an open folder: short, however long the folder's
+/// own path is (unix(7) allows 108 bytes). Good as long as the folder stays open, in this process.
+#[must_use]
+pub fn path_in(folder: BorrowedFd<'_>, name: &str) -> String {
+    use std::os::fd::AsRawFd;
+    format!("/proc/self/fd/{}/{name}", folder.as_raw_fd())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

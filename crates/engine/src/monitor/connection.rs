@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use insula_base::Kind;
 use insula_proto::{Call, FrameReader, Outcome, Reply, Request, encode};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -41,7 +42,7 @@ impl Connection {
     /// To the monitor that listens at `path`, and how it stands.
     pub(crate) async fn open(path: &Path) -> Result<(Self, insula_proto::Status)> {
         let connect = async {
-            let socket = UnixStream::connect(path).await.map_err(|e| Error::io("connect", path, e))?;
+            let socket = dial(path).await.map_err(|e| Error::io("connect", path, e))?;
             let mut connection = Self { socket, reader: FrameReader::default(), early: VecDeque::new() };
             match connection.call(Call::Status(insula_proto::Empty {}), &[]).await? {
                 Outcome::Status(status) => Ok((connection, status)),
@@ -67,6 +68,16 @@ impl Connection {
             }
         }
     }
+}
+
+/// Connects to a socket whose path may be longer than an address can be.
+async fn dial(path: &Path) -> std::io::Result<UnixStream> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Err(Errno::INVAL.into());
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(folder, flags, Mode::empty())?;
+    UnixStream::connect(insula_sys::socket::path_in(folder.as_fd(), name)).await
 }
 
 /// Makes a failure an error.
