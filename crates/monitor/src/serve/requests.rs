@@ -122,7 +122,8 @@ impl<S: Sandbox> Monitor<S> {
     ) -> Result<Vec<String>> {
         let key = self.next_key;
         self.next_key += 1;
-        let closes = exec.is_some() || stdio.stdin_once;
+        // A terminal's input has no end: who leaves it may come back.
+        let closes = !stdio.tty && (exec.is_some() || stdio.stdin_once);
         let mut streams = ProcessStreams::new(&mut self.poll, key, created.streams, log, closes)?;
         for (socket, attachment) in descriptors.into_iter().zip(attachments) {
             streams.attach(&mut self.poll, socket, attachment)?;
