@@ -118,11 +118,15 @@ impl Inner {
         })
     }
 
-    /// Starts monitors for those containers that are to come, beside whatever else is done.
+    /// Starts monitors for those containers that are to come, in a moment: the one that has just
+    /// started has better use for the CPU.
     pub(crate) fn refill(&self) {
+        let Some(pause) = self.spares.wanted() else { return };
         let spares = self.spares.clone();
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = spares.refill() {
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            let refilled = blocking(move || spares.refill()).await;
+            if let Err(error) = refilled {
                 tracing::warn!(error = insula_base::chain(&error), "start a spare monitor");
             }
         });

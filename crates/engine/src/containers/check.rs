@@ -260,11 +260,13 @@ pub(super) fn check_cpu(limits: &Limits) -> Result<()> {
     if nano_cpus > 0 && cpu_quota > 0 {
         return invalid("Conflicting options: Nano CPUs and CPU Quota cannot both be set.");
     }
-    let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as i64);
-    if nano_cpus < 0 || (nano_cpus > 0 && nano_cpus < 10_000_000) || nano_cpus > cpus * 1_000_000_000 {
-        return invalid(format!(
-            "Range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"
-        ));
+    if nano_cpus != 0 {
+        let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as i64);
+        if !(10_000_000..=cpus * 1_000_000_000).contains(&nano_cpus) {
+            return invalid(format!(
+                "Range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"
+            ));
+        }
     }
     if cpu_period != 0 && !(1000..=1_000_000).contains(&cpu_period) {
         return invalid(

@@ -50,8 +50,6 @@ pub(crate) struct Progress {
     /// How many times it ended since the daemon started.
     pub(crate) exits: u64,
     pub(crate) code: i32,
-    /// Of the last end.
-    pub(crate) error: String,
     pub(crate) removed: bool,
 }
 

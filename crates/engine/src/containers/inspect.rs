@@ -25,7 +25,12 @@ impl Engine {
         let container = self.find(reference)?;
         let row = container.row();
         let folder = self.store().container_dir(&row.id);
-        let file = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+        let names = self.instance().sandbox(&row.id);
+        // They are there while it runs.
+        let file = |name: &str| match row.started {
+            Some(_) => names.join(name).to_string_lossy().into_owned(),
+            None => String::new(),
+        };
         let mut words = command(&row.config).map(str::to_owned);
         let log_path = match plan::log::plan(&row.host.log_config, &folder.logs())? {
             LogPlan::JsonFile { path, .. } => path.to_string_lossy().into_owned(),

@@ -87,7 +87,7 @@ impl Engine {
     }
 
     async fn apply(&self, container: &Arc<Container>, phase: Phase) -> Result<()> {
-        let Phase::Exited { code, oom, at, error } = phase.clone() else { return Ok(()) };
+        let Phase::Exited { code, oom, at, .. } = phase else { return Ok(()) };
         let row = {
             let mut state = container.state();
             state.task = None;
@@ -113,7 +113,6 @@ impl Engine {
             progress.running = false;
             progress.exits += 1;
             progress.code = code;
-            progress.error.clone_from(&error);
         });
         if oom {
             tracing::info!(container = container.id.short(), "ended for want of memory");

@@ -57,7 +57,6 @@ impl Engine {
         self.forget(container.id.as_str())?;
         self.0.containers.remove(container);
         self.0.execs.retain(|_, of| *of != container.id);
-        self.sandbox(&row).remove()?;
         if volumes {
             let anonymous: Vec<&str> =
                 row.volumes().filter(|(_, anonymous)| *anonymous).map(|(name, _)| name).collect();
@@ -66,9 +65,13 @@ impl Engine {
         container.state().attachments.clear();
         self.publish(&row, "destroy", &[]);
         container.tell(|progress| progress.removed = true);
-        let (engine, id) = (self.clone(), container.id.clone());
-        let bytes = blocking(move || Ok(engine.store().remove_container_dir(&id)?));
-        if row.host.auto_remove {
+        let engine = self.clone();
+        let auto_remove = row.host.auto_remove;
+        let bytes = blocking(move || {
+            engine.sandbox(&row).remove()?;
+            Ok(engine.store().remove_container_dir(&row.id)?)
+        });
+        if auto_remove {
             // Nobody waits for it; what a crash leaves is swept at the next start.
             tokio::spawn(bytes);
             return Ok(());

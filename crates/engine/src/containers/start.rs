@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use insula_base::{Durability, Kind};
+use insula_base::Kind;
 use insula_network::{Endpoint, EndpointRequest, Mode, files};
 use insula_proto::{Call, Create, Outcome, Started};
 use jiff::Timestamp;
@@ -19,6 +19,10 @@ impl Engine {
     pub async fn start_container(&self, reference: &str) -> Result<Change> {
         let container = self.find(reference)?;
         let _turn = container.turn.lock().await;
+        if !container.row().running() {
+            // Its policy counts anew.
+            container.amend(|row| row.restarts = 0);
+        }
         self.start(&container).await
     }
 
@@ -61,20 +65,20 @@ impl Engine {
         let spare = self.0.spares.take()?;
         let joined = self.joined(row)?;
         let endpoint = self.networks().prepare(&endpoint_request(self, row)?)?;
-        let names = self.write_names(row, &endpoint)?;
         let cgroup = format!("{}/{}", self.instance().cgroup(), row.id);
+        let sandbox = self.sandbox(row);
+        sandbox.prepare(&LaunchRecord { monitor: spare.process, cgroup: cgroup.clone() })?;
+        let names = self.write_names(row, &endpoint, &sandbox)?;
         let folder = self.store().container_dir(&row.id);
         let plan = plan::build(Inputs {
             row,
             folder: &folder,
             names: &names,
-            cgroup: cgroup.clone(),
+            cgroup,
             interfaces: endpoint.interfaces(),
             joined,
             volumes: &self.store().volumes_dir(),
         })?;
-        let sandbox = self.sandbox(row);
-        sandbox.prepare(&LaunchRecord { monitor: spare.process, cgroup })?;
         let (attachments, descriptors): (_, Vec<_>) =
             std::mem::take(&mut container.state().attachments).into_iter().unzip();
         let call = Create {
@@ -113,10 +117,7 @@ impl Engine {
             state.paused = paused;
             state.oom = false;
         }
-        container.tell(|progress| {
-            progress.running = true;
-            progress.error.clear();
-        });
+        container.tell(|progress| progress.running = true);
         super::life::watch(Arc::downgrade(&self.0), container.clone(), events);
     }
 
@@ -190,11 +191,11 @@ impl Engine {
     }
 
     /// Writes resolv.conf, hosts and hostname; returns the folder that has them.
-    fn write_names(&self, row: &Row, endpoint: &Endpoint) -> Result<PathBuf> {
+    fn write_names(&self, row: &Row, endpoint: &Endpoint, sandbox: &SandboxFolder) -> Result<PathBuf> {
         let host = &row.host;
         if let Some(reference) = host.network_mode.strip_prefix("container:") {
             let other = self.find(reference)?;
-            return Ok(self.store().container_dir(&other.id).path().to_owned());
+            return Ok(self.instance().sandbox(&other.id));
         }
         let gateway = endpoint.attachments.iter().find_map(|attachment| attachment.gateway);
         let mut extra = Vec::new();
@@ -212,17 +213,16 @@ impl Engine {
         let shares_host = host.network_mode == "host";
         let address = endpoint.address().map(Into::into);
         let config = &row.config;
-        let folder = self.store().container_dir(&row.id).path().to_owned();
+        // The container's root may write to them.
+        let owner = self.ids_of(row).map_or(0, |ids| ids.first);
         for (name, text) in [
             ("resolv.conf", files::resolv_conf(&files::host_resolv_conf(), &dns, shares_host)),
             ("hosts", files::hosts(address, &config.hostname, &config.domainname, &extra)),
             ("hostname", files::hostname(&config.hostname)),
         ] {
-            let path = folder.join(name);
-            insula_base::replace(&path, text.as_bytes(), 0o644, Durability::Process)
-                .map_err(|e| Error::io("write", &path, e))?;
+            sandbox.write(name, text.as_bytes(), owner)?;
         }
-        Ok(folder)
+        Ok(sandbox.path().to_owned())
     }
 }
 

@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! launch.json   the daemon's, before the monitor is asked: which monitor, which names
+//! hosts, …      the daemon's: what the container finds in its /etc
 //! task.sock     the monitor's: where later daemons connect
 //! exit.json     the monitor's: how the container ended
 //! ```
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use insula_base::Durability;
 use insula_proto::Exited;
 use serde::{Deserialize, Serialize};
 
@@ -60,10 +61,25 @@ impl SandboxFolder {
             .mode(0o700)
             .create(&self.0)
             .map_err(|e| Error::io("mkdir", &self.0, e))?;
-        let path = self.0.join("launch.json");
-        let text = serde_json::to_vec(record).map_err(io::Error::other);
-        text.and_then(|text| insula_base::replace(&path, &text, 0o600, Durability::Process))
-            .map_err(|e| Error::io("write", &path, e))
+        let text = serde_json::to_vec(record)
+            .map_err(|error| Error::Internal(format!("write a launch record: {error}")))?;
+        self.write("launch.json", &text, 0)
+    }
+
+    /// Makes a file that nobody knows of yet: half of one is as good as none.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8], owner: u32) -> Result<()> {
+        let path = self.0.join(name);
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(&path)
+            .map_err(|e| Error::io("create", &path, e))?;
+        file.write_all(bytes).map_err(|e| Error::io("write", &path, e))?;
+        if owner != 0 {
+            fchown(&file, Some(owner), Some(owner)).map_err(|e| Error::io("fchown", &path, e))?;
+        }
+        Ok(())
     }
 
     /// The launch record, if there is a whole one.

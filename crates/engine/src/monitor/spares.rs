@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -14,6 +15,9 @@ use crate::{Error, Result};
 
 /// How many wait. The next one is started when one is taken, beside its container's work.
 const SPARES: usize = 2;
+
+/// How long a missing one is waited with while another waits.
+const PAUSE: Duration = Duration::from_millis(25);
 
 /// A monitor that has nothing to do yet.
 #[derive(Debug)]
@@ -32,6 +36,8 @@ pub(crate) struct Spares {
 #[derive(Debug, Default)]
 struct Inner {
     waiting: VecDeque<Spare>,
+    /// Somebody is about to refill.
+    coming: bool,
     /// Every monitor that this daemon started and that has not ended.
     children: Vec<Child>,
 }
@@ -66,8 +72,19 @@ impl Spares {
         }
     }
 
+    /// When somebody should refill the pool; never while somebody is about to.
+    pub(crate) fn wanted(&self) -> Option<Duration> {
+        let mut inner = lock(&self.inner);
+        let missing = inner.waiting.len() < SPARES;
+        if !missing || std::mem::replace(&mut inner.coming, true) {
+            return None;
+        }
+        Some(if inner.waiting.is_empty() { Duration::ZERO } else { PAUSE })
+    }
+
     /// Starts as many as are missing. Takes a millisecond for each.
     pub(crate) fn refill(&self) -> Result<()> {
+        lock(&self.inner).coming = false;
         while lock(&self.inner).waiting.len() < SPARES {
             let spare = self.spawn()?;
             lock(&self.inner).waiting.push_back(spare);

@@ -7,6 +7,7 @@ pub(crate) mod resources;
 pub(crate) mod security;
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use insula_host::confine::{capabilities, paths};
 use insula_models::HostConfig;
@@ -22,6 +23,9 @@ use crate::containers::row::{IdRange, MountRow, Row, SourceRow};
 
 /// Bytes of `/dev/shm` unless asked otherwise.
 pub(crate) const SHM_SIZE: i64 = 64 << 20;
+
+/// What is hidden on this host; it is looked for once.
+static MASKED: LazyLock<Vec<String>> = LazyLock::new(paths::masked);
 
 /// What a plan is made of beside the row.
 #[derive(Debug)]
@@ -163,9 +167,12 @@ fn mounts(inputs: &Inputs<'_>) -> Vec<MountPlan> {
     let row = inputs.row;
     let mut mounts = own_mounts(&row.host);
     for name in ["resolv.conf", "hosts", "hostname"] {
-        let source = bind(inputs.names.join(name), false, Propagation::Private);
+        // They belong to the container's root as they are.
+        let path = inputs.names.join(name);
+        let source =
+            MountSource::Bind { path, recursive: false, propagation: Propagation::Private, idmap: false };
         let target = format!("/etc/{name}");
-        // Its owner would write to it, whatever the root's mode.
+        // A bind is not read-only because the root is.
         mounts.push(MountPlan { readonly: row.host.readonly_rootfs, ..plain(&target, source) });
     }
     mounts.retain(|own| !row.mounts.iter().any(|mount| mount.target == own.target));
@@ -287,7 +294,7 @@ pub(crate) fn complete(host: &mut HostConfig) {
     log::complete(&mut host.log_config);
     let unmasked =
         host.privileged || security::options(&host.security_opt).is_ok_and(|options| options.unmasked);
-    let masked = host.masked_paths.take().unwrap_or_else(paths::masked);
+    let masked = host.masked_paths.take().unwrap_or_else(|| MASKED.clone());
     let readonly = host
         .readonly_paths
         .take()

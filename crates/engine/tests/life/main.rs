@@ -270,7 +270,8 @@ async fn a_monitor_that_vanishes_is_a_lost_container() {
     let _ = engine.kill_container("web", Some("TERM")).await;
     let ended = finish(wait).await;
     assert_eq!(ended.status_code, 255);
-    assert!(ended.error.unwrap().message.contains("without leaving its exit code"));
+    let state = engine.inspect_container("web", false).await.unwrap().state;
+    assert!(state.error.contains("without leaving its exit code"), "{}", state.error);
 }
 
 #[tokio::test]
