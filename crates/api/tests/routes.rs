@@ -89,6 +89,14 @@ fn answers_keep_their_form() {
     assert_eq!(created.status, 201);
     let volume = ["CreatedAt", "Mountpoint"];
     insta::assert_json_snapshot!("volume", masked(created.json(), &volume));
+    insta::assert_json_snapshot!("volumes", masked(daemon.get("/volumes").json(), &volume));
+    let made = daemon.post("/containers/create?name=web", r#"{"Image":"host","Cmd":["true"]}"#);
+    assert_eq!(made.status, 201, "{}", made.head);
+    let listed = daemon.get("/containers/json?all=1").json();
+    insta::assert_json_snapshot!(
+        "containers",
+        masked(listed, &["Created", "Id", "ImageID", "Status", "NetworkID"])
+    );
     let image = ["Created", "Id", "RepoDigests", "ParentId"];
     insta::assert_json_snapshot!("images", masked(daemon.get("/images/json").json(), &image));
     let bridge = daemon.get("/networks?filters=%7B%22name%22:%5B%22bridge%22%5D%7D").json();
@@ -107,6 +115,10 @@ fn what_is_missing_is_said() {
     assert_eq!(message(daemon.get("/nothing/here"), 404), "page not found");
     assert_eq!(message(daemon.delete("/version"), 404), "page not found");
     assert_eq!(message(daemon.get("/images/no/such:1/json"), 404), "No such image: no/such:1");
+    assert_eq!(message(daemon.get("/containers/nobody/json"), 404), "No such container: nobody");
+    assert_eq!(message(daemon.post("/containers/nobody/start", ""), 404), "No such container: nobody");
+    assert_eq!(message(daemon.get("/containers/nobody/archive?path=/"), 404), "No such container: nobody");
+    assert_eq!(message(daemon.post("/exec/nobody/start", "{}"), 404), "No such exec instance: nobody");
     assert_eq!(message(daemon.get("/volumes/none"), 404), "get none: no such volume");
     assert!(message(daemon.get("/swarm"), 503).starts_with("This node is not a swarm manager."));
     assert!(message(daemon.get("/services"), 503).starts_with("This node is not a swarm manager."));
