@@ -20,6 +20,7 @@ until [ -S /run/insula/insula.sock ] || [ $tries -gt 100 ]; do tries=$((tries + 
 insula load -i /files/busybox.tar
 check version 2 insula info -f '{{.CgroupVersion}}'
 check run hello insula run --rm --network none busybox echo hello
+check mapped 1 insula run --rm --network none busybox awk '{print ($2 > 0)}' /proc/self/uid_map
 id=$(insula run -d --init --network none -m 64m --cpus 0.5 --pids-limit 33 --name box busybox sleep 1000)
 group=/sys/fs/cgroup$(cut -d: -f3 /proc/$(insula inspect -f '{{.State.Pid}}' box)/cgroup)
 check memory 67108864 cat $group/memory.max
@@ -32,7 +33,7 @@ insula pause box >/dev/null
 check pause 'frozen 1' grep frozen $group/cgroup.events
 insula unpause box >/dev/null
 check unpause 'frozen 0' grep frozen $group/cgroup.events
-check stats 'box 32MiB' sh -c "insula stats --no-stream --format '{{.Name}} {{.MemUsage}}' box | sed 's|[0-9.]*[kM]*i*B / ||'"
+check stats 'box 32MiB' sh -c "insula stats --no-stream --format '{{.Name}} {{.MemUsage}}' box | sed 's|[0-9.]*[KM]*iB / ||'"
 insula run --name big --network none -m 16m --memory-swap 16m busybox sh -c 'exec dd if=/dev/zero of=/dev/null bs=64M count=1' >/dev/null 2>&1
 check oom 'true 137' insula inspect -f '{{.State.OOMKilled}} {{.State.ExitCode}}' big
 check device-allowed 2 insula run --rm --network none --device /dev/full:/dev/other:r busybox sh -c 'head -c 2 /dev/other | wc -c'
