@@ -515,3 +515,24 @@ fn what_goes_wrong_in_the_child_that_stacks_layers_is_told() {
     let Outcome::Failed(failed) = session.create(&plan, Vec::new()) else { panic!("it started") };
     assert!(failed.message.contains("mount the overlay: Invalid argument"), "{}", failed.message);
 }
+
+#[test]
+fn a_death_for_want_of_memory_is_told_before_the_exit() {
+    if !root() {
+        return;
+    }
+    // The kernel's own message may come after the process is gone.
+    for _ in 0..5 {
+        let mut session = Session::new();
+        // `tail` keeps a last line of any length in memory.
+        let mut plan = session.plan(&["busybox", "tail", "-n", "1", "/dev/zero"]);
+        let memory = 16 << 20;
+        plan.cgroup.resources =
+            Resources { memory: Some(memory), memory_swap: Some(memory as i64), ..Resources::default() };
+        let outcome = session.create(&plan, Vec::new());
+        assert!(matches!(outcome, Outcome::Started(_)), "{outcome:?}");
+        let event = session.event();
+        assert!(matches!(event, Outcome::Oom(_)), "{event:?}");
+        assert_eq!(session.exit_code(), 137);
+    }
+}

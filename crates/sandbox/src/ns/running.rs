@@ -143,7 +143,7 @@ impl Running {
             self.events.push_back(Event::ExecExited { id: exec.id, code: reaped.code });
         }
         if reaped.pid == self.init.pid {
-            self.look_for_oom()?;
+            self.count_oom()?;
             self.end(reaped.code)?;
         }
         Ok(())
@@ -176,6 +176,11 @@ impl Running {
             Err(Errno::AGAIN) => return Ok(()),
             result => drop(result.map_err(|source| call("read", "a memory event", source))?),
         }
+        self.count_oom()
+    }
+
+    /// The kernel tells before it kills, and on version 2 at most every 10 ms: the last word is the count.
+    fn count_oom(&mut self) -> Result<()> {
         let kills = self.group.oom_kills()?;
         if kills > self.oom_kills {
             self.oom_kills = kills;
