@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use insula_base::Instance;
 use insula_network::Networks;
@@ -16,6 +17,9 @@ use crate::images::Images;
 use crate::monitor::Spares;
 use crate::volumes::Volumes;
 use crate::{Error, Result, blocking};
+
+/// How often the state's log is moved into its database.
+const CHECKPOINT: Duration = Duration::from_secs(60);
 
 /// What an engine needs to know.
 #[derive(Debug, Clone)]
@@ -54,7 +58,23 @@ impl Engine {
         engine.0.spares.reap()?;
         engine.reconcile().await?;
         engine.0.refill();
+        engine.tidy_up_regularly();
         Ok(engine)
+    }
+
+    /// Moves the state's log into its database away from everyone's way, as long as there is an engine.
+    fn tidy_up_regularly(&self) {
+        let inner = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(CHECKPOINT);
+            loop {
+                ticks.tick().await;
+                let Some(store) = inner.upgrade().map(|inner| inner.store.clone()) else { return };
+                if let Err(error) = blocking(move || Ok(store.state().checkpoint()?)).await {
+                    tracing::warn!(error = %insula_base::chain(&error), "the state's log was not moved");
+                }
+            }
+        });
     }
 
     /// The daemon is about to end: containers run on, and nothing is started any more.

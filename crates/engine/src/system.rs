@@ -105,7 +105,7 @@ impl Engine {
             os_version: distribution("VERSION_ID"),
             os_type: "linux".to_owned(),
             architecture: std::env::consts::ARCH.to_owned(),
-            n_cpu: signed(std::thread::available_parallelism().map_or(1, usize::from)),
+            n_cpu: cpus(),
             mem_total: memory_total(),
             docker_root_dir: self.store().root().to_string_lossy().into_owned(),
             name: uname.nodename().to_string_lossy().into_owned(),
@@ -250,4 +250,10 @@ fn backing(path: &Path) -> String {
         _ => "unknown",
     };
     name.to_owned()
+}
+/// CPUs that this daemon may use. Asked once: the answer takes a dozen system calls.
+pub(crate) fn cpus() -> i64 {
+    static CPUS: std::sync::LazyLock<i64> =
+        std::sync::LazyLock::new(|| std::thread::available_parallelism().map_or(1, |n| n.get() as i64));
+    *CPUS
 }

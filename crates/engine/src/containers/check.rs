@@ -261,7 +261,7 @@ pub(super) fn check_cpu(limits: &Limits) -> Result<()> {
         return invalid("Conflicting options: Nano CPUs and CPU Quota cannot both be set.");
     }
     if nano_cpus != 0 {
-        let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as i64);
+        let cpus = crate::system::cpus();
         if !(10_000_000..=cpus * 1_000_000_000).contains(&nano_cpus) {
             return invalid(format!(
                 "Range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"

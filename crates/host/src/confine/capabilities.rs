@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::ops::{BitAnd, BitOr, Sub};
+use std::sync::OnceLock;
 
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -204,6 +205,15 @@ pub fn number(name: &str) -> Result<u8> {
 
 /// The highest capability that the running kernel knows.
 pub fn last() -> Result<u8> {
+    // It does not change while a kernel runs.
+    static LAST: OnceLock<u8> = OnceLock::new();
+    match LAST.get() {
+        Some(last) => Ok(*last),
+        None => read_last().map(|last| *LAST.get_or_init(|| last)),
+    }
+}
+
+fn read_last() -> Result<u8> {
     let text =
         std::fs::read_to_string(LAST_PATH).map_err(|source| Error::Read { path: LAST_PATH, source })?;
     text.trim().parse().map_err(|_| Error::Content { path: LAST_PATH, content: text })

@@ -1,6 +1,7 @@
 //! Paths of `/proc` and `/sys` that tell of the host or act on it: Docker's defaults.
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 /// Read as empty inside. Those that a kernel does not have are skipped by who mounts.
 pub const MASKED: [&str; 12] = [
@@ -25,7 +26,9 @@ pub const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sy
 /// what else runs on it.
 #[must_use]
 pub fn masked() -> Vec<String> {
-    masked_below(Path::new("/sys/devices/system/cpu"))
+    static PATHS: LazyLock<Vec<String>> =
+        LazyLock::new(|| masked_below(Path::new("/sys/devices/system/cpu")));
+    PATHS.clone()
 }
 
 fn masked_below(cpus: &Path) -> Vec<String> {

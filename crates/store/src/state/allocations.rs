@@ -198,9 +198,13 @@ mod tests {
     fn what_is_given_survives_the_daemon() {
         let (folder, state) = new();
         state.allocations().allocate("p", 0..9, None, "a").unwrap();
-        // As after a kill: nothing is closed.
-        std::mem::forget(state);
-        let state = State::open(&folder.path().join("state.db")).unwrap();
+        // What a kill leaves behind: the files as they are, nothing closed.
+        let left = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(folder.path()).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), left.path().join(entry.file_name())).unwrap();
+        }
+        let state = State::open(&left.path().join("state.db")).unwrap();
         assert_eq!(state.allocations().owned_by("a").unwrap().len(), 1);
         assert_eq!(state.allocations().allocate("p", 0..9, None, "b").unwrap(), 1);
     }
