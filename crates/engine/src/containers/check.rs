@@ -24,7 +24,7 @@ pub(super) fn check(config: &ContainerConfig, host: &HostConfig) -> Result<Vec<S
     check_restart(&host.restart_policy, host.auto_remove)?;
     check_memory(&host.into(), &mut warnings)?;
     check_cpu(&host.into())?;
-    check_rest(host)?;
+    check_rest(host, &mut warnings)?;
     Ok(warnings)
 }
 
@@ -320,7 +320,7 @@ fn parse_set(text: &str) -> Option<std::collections::BTreeSet<u32>> {
     Some(numbers)
 }
 
-fn check_rest(host: &HostConfig) -> Result<()> {
+fn check_rest(host: &HostConfig, warnings: &mut Vec<String>) -> Result<()> {
     if !(-1000..=1000).contains(&host.oom_score_adj) {
         return invalid(format!(
             "Invalid value {}, range for oom score adj is [-1000, 1000]",
@@ -333,7 +333,8 @@ fn check_rest(host: &HostConfig) -> Result<()> {
     if host.pids_limit.is_some_and(|limit| limit < -1) {
         return invalid(format!("invalid PidsLimit {:?}: -1 is unlimited", host.pids_limit));
     }
-    rlimits::prepare(&rlimits_of(&host.ulimits)?)?;
+    let limits = rlimits::prepare(&rlimits_of(&host.ulimits)?)?;
+    warnings.extend(rlimits::foresee(&limits)?.iter().map(ToString::to_string));
     capabilities::effective(&host.cap_add, &host.cap_drop, host.privileged)?;
     security::options(&host.security_opt)?;
     devices::devices(&host.devices)?;

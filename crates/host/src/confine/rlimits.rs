@@ -5,6 +5,7 @@ use std::fmt;
 use insula_spec::plan::Rlimit;
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource};
+use rustix::thread::CapabilitySet;
 
 use super::{Error, Result};
 
@@ -90,6 +91,18 @@ pub fn clamp(limit: &Prepared, current_hard: u64) -> (Prepared, Option<Warning>)
     }
     let lowered = Prepared { hard: current_hard, soft: limit.soft.min(current_hard), ..*limit };
     (lowered, Some(Warning { name, wanted: hard, granted: current_hard }))
+}
+
+/// What of these limits this process could not give, judged by its own limits and rights; said before
+/// anything is started.
+pub fn foresee(limits: &[Prepared]) -> Result<Vec<Warning>> {
+    let may_raise = rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RESOURCE));
+    if may_raise {
+        return Ok(Vec::new());
+    }
+    let warnings = limits.iter().map(|limit| Ok(clamp(limit, limit.current_hard(None)?).1));
+    warnings.filter_map(Result::transpose).collect()
 }
 
 impl Prepared {
