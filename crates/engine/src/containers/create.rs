@@ -244,15 +244,17 @@ pub(super) fn rename_taken(error: insula_store::Error, name: &str) -> Error {
     name_taken(error.into(), name)
 }
 
-/// Docker names the tag that it looked for.
+/// Docker names the tag that it looked for, and says first what could not be a name at all.
 fn no_image(error: Error, reference: &str) -> Error {
-    match error {
-        Error::Store(insula_store::Error::NoImage(_)) => {
-            let name = insula_spec::reference::Reference::parse(reference)
-                .map_or_else(|_| reference.to_owned(), |parsed| parsed.familiar());
-            Error::NotFound(format!("No such image: {name}"))
+    use insula_spec::reference::Reference;
+    match (error, Reference::parse(reference)) {
+        (Error::Store(insula_store::Error::NoImage(_)), Ok(name)) => {
+            Error::NotFound(format!("No such image: {}", name.familiar()))
         }
-        error => error,
+        (Error::Store(insula_store::Error::NoImage(_)), Err(wrong)) => {
+            Error::Store(insula_store::Error::Reference(wrong))
+        }
+        (error, _) => error,
     }
 }
 

@@ -100,12 +100,21 @@ impl SandboxFolder {
         Ok(Some(Exited { code: record.code, oom: record.oom, at: record.at }))
     }
 
-    /// Removes it with everything in it; that it is not there is no error.
+    /// Removes it with everything in it; that it is not there is no error. A monitor that ends takes its
+    /// socket away meanwhile.
     pub(crate) fn remove(&self) -> Result<()> {
-        match fs::remove_dir_all(&self.0) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &self.0, error)),
-            _ => Ok(()),
+        const ATTEMPTS: usize = 16;
+        for _ in 0..ATTEMPTS {
+            match fs::remove_dir_all(&self.0) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", &self.0, error));
+                }
+                Err(_) if !self.0.exists() => return Ok(()),
+                Err(_) => {}
+            }
         }
+        Err(Error::Internal(format!("{} changes while it is removed", self.0.display())))
     }
 }
 
