@@ -114,9 +114,9 @@ fn the_rest_of_the_everyday_commands() {
     let docker = docker!();
     docker.docker(&["version"]).shows(&["Server"]);
     docker.docker(&["info"]).shows(&["Containers: 0"]);
-    docker.docker(&["volume", "create", "v"]).ok();
+    docker.docker(&["volume", "create", "vol"]).ok();
     let create = [
-        "create", "--name", "box", "-v", "v:/v", "-m", "64m", "-p", "80", "--init", "busybox", "sleep",
+        "create", "--name", "box", "-v", "vol:/v", "-m", "64m", "-p", "80", "--init", "busybox", "sleep",
         "1000",
     ];
     docker.docker(&create).ok();
@@ -138,6 +138,7 @@ fn the_rest_of_the_everyday_commands() {
     docker.docker(&["kill", "other"]).ok();
     assert_eq!(docker.docker(&["wait", "other"]).ok(), "137");
     docker.docker(&["rm", "-v", "other"]).ok();
-    docker.docker(&["volume", "rm", "v"]).ok();
-    docker.docker(&["events", "--since", "1h", "--until", "0s"]).shows(&["container kill"]);
+    docker.docker(&["volume", "rm", "vol"]).ok();
+    // Its times have whole seconds, so the end is in the next one.
+    docker.docker(&["events", "--since", "1h", "--until=-1s"]).shows(&["container kill"]);
 }

@@ -115,7 +115,7 @@ fn inspect_has_dockers_fields() {
         daemon.insula(&["inspect", "-f", "{{.State.Status}} {{json .Config.Cmd}}", "box"]).ok(),
         r#"running ["sleep","1000"]"#
     );
-    daemon.insula(&["inspect", "-f", "{{.NoSuch", "box"]).exits(1);
+    daemon.insula(&["inspect", "-f", "{{.NoSuch", "box"]).fails(64, &["template parsing error"]);
 }
 
 #[test]

@@ -58,6 +58,7 @@ fn detach_keys_leave_it_running_and_attach_comes_back() {
     assert_eq!(terminal.wait(), 0);
     assert_eq!(daemon.inspect("box", "/State/Status"), "running");
     let mut again = daemon.terminal(&["attach", "--detach-keys", "ctrl-x,x", "box"]);
+    again.expect("/ # ");
     again.send("echo again $((1 + 1))\n");
     again.expect("again 2");
     again.send("\x18x");
