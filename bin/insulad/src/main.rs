@@ -97,5 +97,7 @@ async fn serve(args: &Args, ready: Option<std::fs::File>) -> anyhow::Result<()> 
     tracing::info!(signal = name, "ending; containers run on");
     engine.end();
     tell.send_replace(true);
-    server.await.context("serve the API")
+    server.await.context("serve the API")?;
+    engine.settle().await;
+    Ok(())
 }

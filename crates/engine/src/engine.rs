@@ -18,6 +18,8 @@ use crate::monitor::Spares;
 use crate::volumes::Volumes;
 use crate::{Error, Result, blocking};
 
+/// How long the end waits for files to be removed.
+const SETTLING: Duration = Duration::from_secs(10);
 /// How often the state's log is moved into its database.
 const CHECKPOINT: Duration = Duration::from_secs(60);
 
@@ -47,6 +49,8 @@ pub(crate) struct Inner {
     /// Whether ids can be mapped where containers are kept.
     pub(crate) idmapped: bool,
     ending: AtomicBool,
+    /// Read by whoever removes files that nobody waits for.
+    removals: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl Engine {
@@ -80,6 +84,25 @@ impl Engine {
     /// The daemon is about to end: containers run on, and nothing is started any more.
     pub fn end(&self) {
         self.0.ending.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until the files of what was removed are gone too, for a while: what stays then is swept at the
+    /// next start.
+    pub async fn settle(&self) {
+        if tokio::time::timeout(SETTLING, self.0.removals.write()).await.is_err() {
+            tracing::warn!("files of removed containers are left for the next start");
+        }
+    }
+
+    /// Does in the background what removes files.
+    pub(crate) async fn remove_behind(&self, removal: impl Future<Output = Result<()>> + Send + 'static) {
+        let turn = self.0.removals.clone().read_owned().await;
+        tokio::spawn(async move {
+            if let Err(error) = removal.await {
+                tracing::warn!(error = %insula_base::chain(&error), "files of a removed container are left");
+            }
+            drop(turn);
+        });
     }
 
     /// Folders and names.
@@ -129,6 +152,7 @@ impl Inner {
             spares: Arc::new(Spares::new(config.monitor.clone())),
             idmapped,
             ending: AtomicBool::new(false),
+            removals: Arc::default(),
             images: Images::new(store.clone(), events.clone()),
             volumes: Volumes::open(store.clone(), events.clone())?,
             networks: Arc::new(networks),

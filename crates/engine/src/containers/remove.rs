@@ -73,7 +73,7 @@ impl Engine {
         });
         if auto_remove {
             // Nobody waits for it; what a crash leaves is swept at the next start.
-            tokio::spawn(bytes);
+            self.remove_behind(bytes).await;
             return Ok(());
         }
         bytes.await
