@@ -78,6 +78,8 @@ impl<D: Dialect> Peer for D {
         for name in &names {
             call(self, &idle(name))?;
         }
+        // Idle is what nothing has happened to for a while.
+        std::thread::sleep(std::time::Duration::from_secs(3));
         for name in &names {
             let first = call(self, &["inspect", "-f", "{{.State.Pid}}", name])?;
             let first = first.parse().with_context(|| format!("{first:?} is no pid"))?;
