@@ -127,3 +127,12 @@ fn the_writable_layer_survives_a_restart() {
     daemon.insula(&["start", &id]).ok();
     holds("it runs again", || daemon.exec(&id, "cat /kept").code == 0);
 }
+
+#[test]
+fn a_tree_with_kernel_file_systems_below_it_can_be_bound() {
+    let daemon = daemon!();
+    let flags = ["-v", "/:/host:ro", "-v", "/sys/fs/cgroup:/groups", "--network", "none"];
+    let script = "stat -c %u /host/etc/passwd; grep -q Linux /host/proc/version && test -d /groups && echo there; \
+                  touch /host/dev/shm/x 2>/dev/null || echo readonly";
+    assert_eq!(daemon.sh(&flags, script).ok(), "0\nthere\nreadonly");
+}

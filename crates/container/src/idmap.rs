@@ -7,6 +7,7 @@ use insula_spec::plan::UserNamespace;
 use insula_sys::mount::{MountAttributes, set_attributes};
 use insula_sys::process::{self, Clone, CloneFlags};
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
 use crate::error::{Context, Error, Result};
@@ -38,8 +39,8 @@ pub(crate) fn detached(path: &Path, recursive: bool, attributes: MountAttributes
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     let tree = rustix::mount::open_tree(CWD, path, flags).context("open_tree", path.display())?;
-    set_attributes(tree.as_fd(), attributes, recursive).map_err(|errno| {
-        if attributes.idmap.is_some() && errno == rustix::io::Errno::INVAL {
+    set_through(&tree, attributes, recursive).map_err(|errno| {
+        if attributes.idmap.is_some() && errno == Errno::INVAL {
             Error::Unsupported(format!(
                 "the file system of {} cannot map ids; run the container with --userns=host",
                 path.display()
@@ -49,6 +50,18 @@ pub(crate) fn detached(path: &Path, recursive: bool, attributes: MountAttributes
         }
     })?;
     Ok(tree)
+}
+
+/// Sets attributes of a tree of mounts. Where something is mounted below that cannot map ids (`/proc` below
+/// `/`), the tree's root is mapped alone; the rest shows its owners as nobody.
+fn set_through(tree: &OwnedFd, attributes: MountAttributes<'_>, recursive: bool) -> Result<(), Errno> {
+    match set_attributes(tree.as_fd(), attributes, recursive) {
+        Err(Errno::INVAL) if recursive && attributes.idmap.is_some() => {
+            set_attributes(tree.as_fd(), attributes, false)?;
+            set_attributes(tree.as_fd(), MountAttributes { idmap: None, ..attributes }, true)
+        }
+        result => result,
+    }
 }
 
 /// Whether the kernel gives user namespaces and the file system of `path` can be mounted with
