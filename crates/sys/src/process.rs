@@ -370,6 +370,30 @@ pub fn set_name(name: &CStr) -> Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) })
 }
 
+/// Names the process: what `ps` shows as its command line. The path of this program on the host, which was
+/// there before, is nobody's business who looks from inside.
+pub fn set_title(name: &CStr) -> std::io::Result<()> {
+    set_name(name)?;
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // arg_start and arg_end are fields 48 and 49 of proc_pid_stat(5), the third one follows the name.
+    let mut fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().skip(48 - 3);
+    let mut address = || fields.next().and_then(|field| field.parse::<usize>().ok()).unwrap_or(0);
+    let (start, end) = (address(), address());
+    if start == 0 || end <= start {
+        return Err(Errno::NODATA.into());
+    }
+    let name = name.to_bytes();
+    let length = name.len().min(end - start - 1);
+    // SAFETY: the kernel says that the strings of the arguments lie in these bytes, which are writable
+    // stack of this process; Rust's own copies of them are elsewhere (std::env::args copies), and the
+    // process has one thread, so nobody reads them meanwhile.
+    unsafe {
+        std::ptr::write_bytes(start as *mut u8, 0, end - start);
+        std::ptr::copy_nonoverlapping(name.as_ptr(), start as *mut u8, length);
+    }
+    Ok(())
+}
+
 pub(crate) fn check(result: libc::c_int) -> Result<()> {
     if result < 0 { Err(last()) } else { Ok(()) }
 }

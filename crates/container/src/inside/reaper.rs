@@ -19,7 +19,7 @@ fn signals() -> Vec<i32> {
 
 /// Serves as init until the child `main` ends, and ends with its code.
 pub(crate) fn run(main: i32) -> Result<Infallible> {
-    let _ = process::set_name(c"insula-init");
+    process::set_title(c"insula-init").context("name", "an init")?;
     let descriptor = process::signal_descriptor(&signals()).context("signalfd", "of an init")?;
     close_everything_but(&descriptor);
     loop {
