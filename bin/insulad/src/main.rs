@@ -39,6 +39,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
         .ready_fd
         .map(|number| insula_sys::inherit::take(number).with_context(|| format!("take descriptor {number}")))
         .transpose()?;
+    // Whoever starts the daemon: modes of roots of containers are as they are written, and no more.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     start_log(&args.log)?;
     insula_sys::memory::limit_arenas(ARENAS)?;
     raise_descriptor_limit();

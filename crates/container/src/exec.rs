@@ -99,6 +99,10 @@ struct Joining<'a> {
 impl Joining<'_> {
     fn run(&self, channel: &Channel) -> Result<std::convert::Infallible> {
         self.entry.enter()?;
+        // The monitor's descriptors are for nobody inside, not even by paths below `/proc/self/fd`.
+        let mut kept = self.ends.descriptors();
+        kept.extend([channel.as_fd(), self.target.pidfd]);
+        process::close_from_3_but(&kept);
         // From here on processes of the container can see this one.
         process::become_undumpable().context("prctl", "PR_SET_DUMPABLE")?;
         let namespaces = &self.target.plan.namespaces;

@@ -44,6 +44,12 @@ pub(crate) fn pair() -> Result<(Channel, Channel)> {
         .context("socketpair", "for the handshake")
 }
 
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Channel {
     pub(crate) fn order(&self, order: &Order) -> Result<()> {
         let byte = match order {

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use insula_spec::plan::StdioPlan;
-use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::fs::{FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::pipe::PipeFlags;
 
 use crate::error::{Context, Result};
@@ -21,15 +21,13 @@ pub enum Streams {
 #[derive(Debug)]
 pub(crate) enum Ends {
     Pipes {
-        stdin: OwnedFd,
+        /// Absent where nothing is to be read.
+        stdin: Option<OwnedFd>,
         stdout: OwnedFd,
         stderr: OwnedFd,
     },
     /// Opened inside, on the container's own devpts.
-    Terminal {
-        columns: u16,
-        rows: u16,
-    },
+    Terminal { columns: u16, rows: u16 },
 }
 
 /// Makes both kinds of ends. Pipes are handed to `owner` (the container's root), who may hand them
@@ -40,10 +38,9 @@ pub(crate) fn make(stdio: &StdioPlan, owner: u32) -> Result<(Option<Streams>, En
     }
     let (outside_in, inside_in) = if stdio.open_stdin {
         let (reader, writer) = pipe(owner)?;
-        (Some(writer), reader)
+        (Some(writer), Some(reader))
     } else {
-        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        (None, null.context("open", "/dev/null")?)
+        (None, None)
     };
     let (stdout, inside_out) = pipe(owner)?;
     let (stderr, inside_err) = pipe(owner)?;
@@ -72,11 +69,33 @@ impl Ends {
         rustix::stdio::dup2_stderr(stderr).context("dup2", "standard error")
     }
 
-    /// The pipes' ends, where there are pipes.
-    pub(crate) fn pipes(&self) -> Option<[BorrowedFd<'_>; 3]> {
+    /// The descriptors held.
+    pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
-            Self::Pipes { stdin, stdout, stderr } => Some([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]),
-            Self::Terminal { .. } => None,
+            Self::Pipes { stdin, stdout, stderr } => {
+                stdin.iter().chain([stdout, stderr]).map(AsFd::as_fd).collect()
+            }
+            Self::Terminal { .. } => Vec::new(),
         }
     }
+}
+
+/// An input that is at its end, as the container has it: a descriptor of the host's `/dev/null` would
+/// let root of the host's ids change the mode and the owner of that.
+pub(crate) fn empty_input() -> Result<OwnedFd> {
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context("open", "/")?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    if let Ok(null) = rustix::fs::openat2(&root, "dev/null", flags, Mode::empty(), resolve) {
+        let stat = rustix::fs::fstat(&null).context("fstat", "/dev/null")?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && stat.st_rdev == rustix::fs::makedev(1, 3)
+        {
+            rustix::fs::fcntl_setfl(&null, OFlags::empty()).context("fcntl", "/dev/null")?;
+            return Ok(null);
+        }
+    }
+    // Something else was put there: a pipe that nobody writes to reads the same.
+    let (reader, _writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("pipe2", "for a stream")?;
+    Ok(reader)
 }

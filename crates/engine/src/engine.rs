@@ -1,5 +1,6 @@
 //! The engine: everything that the use cases share.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -144,7 +145,9 @@ impl Inner {
         let events = Arc::new(Events::default());
         let networks = Networks::open(&config.instance, store.clone(), insula_network::Options::default())?;
         let run = config.instance.run().join("sandboxes");
-        std::fs::create_dir_all(&run).map_err(|e| Error::io("mkdir", &run, e))?;
+        std::fs::create_dir_all(&run)
+            .and_then(|()| std::fs::set_permissions(&run, std::fs::Permissions::from_mode(0o700)))
+            .map_err(|e| Error::io("mkdir", &run, e))?;
         let idmapped = probe(&config.monitor, store.root())?;
         Ok(Self {
             containers: Registry::default(),

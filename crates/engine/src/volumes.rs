@@ -244,8 +244,8 @@ fn read(record: &Record) -> Result<Volume> {
 }
 
 fn make_folder(path: &Path) -> Result<()> {
-    // Passable, so that a container's ids reach the data; not to be listed.
-    fs::DirBuilder::new().recursive(true).mode(0o711).create(path).map_err(|e| Error::io("mkdir", path, e))
+    // Containers reach the data by mounts. Others must not: ids in there are those inside.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| Error::io("mkdir", path, e))
 }
 
 fn make_data(path: &Path) -> Result<()> {

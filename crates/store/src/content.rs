@@ -20,6 +20,7 @@ pub struct Content {
 
 impl Content {
     pub(crate) fn open(folder: &Path) -> Result<Self> {
+        crate::root::make_private(folder)?;
         let content = Self { blobs: folder.join("blobs/sha256"), ingest: folder.join("ingest") };
         for path in [&content.blobs, &content.ingest] {
             fs::create_dir_all(path).map_err(|e| Error::io("mkdir", path, e))?;

@@ -1,10 +1,10 @@
 //! The root folder: its layout number, its lock, its children.
 
 use std::ffi::CString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -34,12 +34,14 @@ impl Store {
     /// ([`Error::Locked`] if another daemon has it), checks the layout ([`Error::Newer`]), sweeps
     /// what was half done when the last daemon ended.
     pub fn open(root: &Path) -> Result<Self> {
-        make_folder(root, 0o711)?;
+        // What containers wrote is in there with the ids that they have inside: a program that is set to
+        // root's id there is so out here. Nobody but root may come near.
+        make_folder(root, 0o700)?;
         let lock = take_lock(root)?;
         check_version(root)?;
         let containers = root.join("containers");
-        make_folder(&containers, 0o711)?;
-        make_folder(&root.join("volumes"), 0o711)?;
+        make_private(&containers)?;
+        make_private(&root.join("volumes"))?;
         sweep_containers(&containers)?;
         let state = Arc::new(State::open(&root.join("state.db"))?);
         let content = Arc::new(Content::open(&root.join("content"))?);
@@ -107,7 +109,7 @@ impl Store {
     /// Makes a container's folders; that they are there already is no error.
     pub fn create_container_dir(&self, id: &ContainerId) -> Result<ContainerDir> {
         let folder = self.container_dir(id);
-        make_folder(&folder.path, 0o711)?;
+        make_folder(&folder.path, 0o700)?;
         // Overlay shows the upper folder's own mode as the mode of the container's root.
         make_folder(&folder.upper(), 0o755)?;
         make_folder(&folder.work(), 0o700)?;
@@ -174,6 +176,12 @@ pub(crate) fn make_folder(path: &Path, mode: u32) -> Result<()> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         other => other.map_err(|e| Error::io("mkdir", path, e)),
     }
+}
+
+/// As [`make_folder`], for root alone also where the folder was made by an older version.
+pub(crate) fn make_private(path: &Path) -> Result<()> {
+    make_folder(path, 0o700)?;
+    fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(|e| Error::io("chmod", path, e))
 }
 
 /// Removes what is in a folder.
@@ -288,6 +296,25 @@ mod tests {
         assert!(error.to_string().contains(root.to_str().unwrap()), "{error}");
         drop(first);
         Store::open(&root).unwrap();
+    }
+
+    #[test]
+    fn nobody_else_comes_near() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        let mode = |name: &str| fs::metadata(root.join(name)).unwrap().permissions().mode() & 0o777;
+        drop(Store::open(&root).unwrap());
+        let folders = ["containers", "volumes", "layers", "content"];
+        assert_eq!((mode(""), mode("state.db")), (0o700, 0o600));
+        // As an older version left them, below a root that the administrator made.
+        fs::set_permissions(&root, Permissions::from_mode(0o755)).unwrap();
+        for name in folders.iter().chain(["state.db"].iter()) {
+            fs::set_permissions(root.join(name), Permissions::from_mode(0o755)).unwrap();
+        }
+        let store = Store::open(&root).unwrap();
+        assert_eq!((folders.map(mode), mode("state.db")), ([0o700; 4], 0o600));
+        assert_eq!((mode("state.db-wal"), mode("state.db-shm")), (0o600, 0o600));
+        drop(store);
     }
 
     #[test]

@@ -168,6 +168,22 @@ pub fn close_all_but(kept: u32) {
     }
 }
 
+/// Closes every descriptor but the standard streams and those of `kept`, for the child of [`clone`]. Owners
+/// of the others must not be used or dropped afterwards: it is for what ends in execve or [`exit_now`].
+pub fn close_from_3_but(kept: &[BorrowedFd<'_>]) {
+    let mut kept: Vec<u32> = kept.iter().map(|kept| kept.as_raw_fd().cast_unsigned()).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for last in kept.into_iter().chain([u32::MAX]) {
+        if first < last {
+            let last = if last == u32::MAX { last } else { last - 1 };
+            // SAFETY: closing ranges cannot touch memory; the caller gives up all owners, as documented.
+            unsafe { libc::close_range(first, last, 0) };
+        }
+        first = first.max(last.saturating_add(1));
+    }
+}
+
 /// A descriptor that becomes readable when one of `signals` is pending; they are blocked for the
 /// thread and, as the mask is inherited, for its children until [`unblock_signals`].
 pub fn signal_descriptor(signals: &[i32]) -> Result<OwnedFd> {

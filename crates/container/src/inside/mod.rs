@@ -43,9 +43,18 @@ impl Inside<'_> {
 
     /// Builds, executes, and on failure says why.
     pub(crate) fn run(&self) -> ! {
+        self.let_go();
         let Err(error) = self.build_and_execute();
         self.channel.report_failure(&error);
         process::exit_now(i32::from(error.exit_code().unwrap_or(1)))
+    }
+
+    /// Closes the descriptors of the builder. They would be closed by the execution, but until then paths
+    /// like `/proc/self/fd/9` lead through them to the host.
+    fn let_go(&self) {
+        let mut kept = self.ends.descriptors();
+        kept.push(self.channel.as_fd());
+        process::close_from_3_but(&kept);
     }
 
     fn build_and_execute(&self) -> Result<Infallible> {

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::confinement::Confinement;
 use super::{mounts, terminal};
 use crate::error::{Context, Error, Result};
-use crate::streams::Ends;
+use crate::streams::{self, Ends};
 use crate::users::{self, Identity};
 
 /// A process that is about to become its program. Its root is the container's already.
@@ -67,31 +67,34 @@ impl Program<'_> {
             terminal::control(slave)?;
             return Ends::install(slave, slave, slave);
         }
-        let Some([stdin, stdout, stderr]) = self.ends.pipes() else { return Err(Error::Lost) };
+        let Ends::Pipes { stdin, stdout, stderr } = self.ends else { return Err(Error::Lost) };
         if identity.uid != 0 {
             for stream in [stdout, stderr] {
                 rustix::fs::fchown(stream, Some(uid), Some(gid)).context("fchown", "a stream")?;
             }
         }
-        Ends::install(stdin, stdout, stderr)
+        let (stdout, stderr) = (stdout.as_fd(), stderr.as_fd());
+        match stdin {
+            Some(stdin) => Ends::install(stdin.as_fd(), stdout, stderr),
+            None => Ends::install(streams::empty_input()?.as_fd(), stdout, stderr),
+        }
     }
 
-    /// The working folder is made if the image does not have it, as Docker does.
+    /// The working folder is made if the image does not have it, as Docker does. Links of `/proc` that
+    /// lead to open files instead of paths are not followed: none of them may be the host's.
     fn enter_folder(&self) -> Result<()> {
         let cwd = &self.process.cwd;
         if !cwd.starts_with('/') {
             return Err(Error::Invalid(format!("working directory {cwd:?} is not absolute")));
         }
-        match rustix::process::chdir(cwd.as_str()) {
-            Err(Errno::NOENT) => {
-                let root =
-                    rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                        .context("open", "/")?;
-                let folder = mounts::make_folder(&root, cwd)?;
-                rustix::process::fchdir(folder.as_fd()).context("chdir", cwd)
-            }
-            result => result.context("chdir", cwd),
-        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open("/", flags, Mode::empty()).context("open", "/")?;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let folder = match rustix::fs::openat2(&root, cwd.as_str(), flags, Mode::empty(), resolve) {
+            Err(Errno::NOENT) => mounts::make_folder(&root, cwd)?,
+            found => found.context("chdir", cwd)?,
+        };
+        rustix::process::fchdir(&folder).context("chdir", cwd)
     }
 }
 

@@ -22,15 +22,14 @@ pub(super) fn fill(layers: &[PathBuf], hidden: &[String], target: &str, volume: 
     if !is_empty(volume)? {
         return Ok(());
     }
-    let Some((top, below)) = layers.split_last() else { return Ok(()) };
-    let tree = Tree::stopped(top, below, hidden, &[])?;
+    let tree = Tree::image(layers, hidden)?;
     let place = match tree.resolve(&clean(target), Last::Follow) {
         Ok(place) => place,
         Err(Error::Io { source, .. }) if missing(&source) => return Ok(()),
         Err(error) => return Err(error),
     };
     let Some(from) = place.dir() else { return Ok(()) };
-    folder(from, to.as_fd(), 0).map_err(fail)?;
+    folder(&tree, from, &place.path, to.as_fd(), 0).map_err(fail)?;
     if let Some(top) = from.topmost() {
         let stat = rustix::fs::fstat(top).map_err(fail)?;
         own(&to, &stat).map_err(fail)?;
@@ -48,30 +47,32 @@ fn is_empty(folder: &Path) -> Result<bool> {
     Ok(entries.next().is_none())
 }
 
-fn folder(from: &Dir, to: BorrowedFd<'_>, depth: usize) -> Result<(), Errno> {
+fn folder(tree: &Tree, from: &Dir, path: &Path, to: BorrowedFd<'_>, depth: usize) -> Result<(), Errno> {
     if depth > DEEPEST {
         return Err(Errno::NAMETOOLONG);
     }
     for name in from.names()? {
-        if let Some(entry) = from.lookup(&name)? {
-            one(from, &name, &entry, to, depth)?;
+        // Also below the target there may be what the image is to keep to itself.
+        let Some(entry) = tree.look(from, path, &name)? else { continue };
+        match (entry.kind(), &entry.dir) {
+            (FileType::Directory, Some(inside)) => {
+                rustix::fs::mkdirat(to, &name, Mode::RWXU)?;
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let made = rustix::fs::openat(to, &name, flags, Mode::empty())?;
+                folder(tree, inside, &path.join(&name), made.as_fd(), depth + 1)?;
+                own(&made, &entry.stat)?;
+            }
+            _ => leaf(from, &name, &entry, to)?,
         }
     }
     Ok(())
 }
 
-fn one(from: &Dir, name: &OsStr, entry: &Entry, to: BorrowedFd<'_>, depth: usize) -> Result<(), Errno> {
+fn leaf(from: &Dir, name: &OsStr, entry: &Entry, to: BorrowedFd<'_>) -> Result<(), Errno> {
     const NEW: OFlags = OFlags::CREATE.union(OFlags::EXCL).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
     let stat = &entry.stat;
-    match (entry.kind(), &entry.dir) {
-        (FileType::Directory, Some(dir)) => {
-            rustix::fs::mkdirat(to, name, Mode::RWXU)?;
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let made = rustix::fs::openat(to, name, flags, Mode::empty())?;
-            folder(dir, made.as_fd(), depth + 1)?;
-            own(&made, stat)
-        }
-        (FileType::RegularFile, _) => {
+    match entry.kind() {
+        FileType::RegularFile => {
             let source = from.open(name, entry)?;
             let made = rustix::fs::openat(to, name, OFlags::WRONLY | NEW, Mode::RUSR | Mode::WUSR)?;
             let (mut source, mut copy) = (std::fs::File::from(source), std::fs::File::from(made));
@@ -79,11 +80,11 @@ fn one(from: &Dir, name: &OsStr, entry: &Entry, to: BorrowedFd<'_>, depth: usize
                 .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
             own(&OwnedFd::from(copy), stat)
         }
-        (FileType::Symlink, _) => {
+        FileType::Symlink => {
             rustix::fs::symlinkat(from.read_link(name, entry)?, to, name)?;
             chown(to, name, stat)
         }
-        (kind @ (FileType::Fifo | FileType::CharacterDevice | FileType::BlockDevice), _) => {
+        kind @ (FileType::Fifo | FileType::CharacterDevice | FileType::BlockDevice) => {
             rustix::fs::mknodat(to, name, kind, Mode::from_raw_mode(stat.st_mode & 0o7777), stat.st_rdev)?;
             chown(to, name, stat)
         }
@@ -142,6 +143,23 @@ mod tests {
         assert_eq!(fs::read_to_string(path("volume/a")).unwrap(), "mine");
         fill(&layers, &[], "/nowhere/at/all", &path("other")).unwrap();
         fill(&layers, &[], "/srv/a/below", &path("other")).unwrap();
+        assert_eq!(fs::read_dir(path("other")).unwrap().count(), 0);
+    }
+    #[test]
+    fn what_the_image_hides_is_not_copied() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        for folder in ["low/etc/keys", "low/root", "volume", "other"] {
+            fs::create_dir_all(path(folder)).unwrap();
+        }
+        for file in ["low/etc/shadow", "low/etc/passwd", "low/etc/keys/k", "low/root/token"] {
+            fs::write(path(file), "secret").unwrap();
+        }
+        let hidden: Vec<String> = ["/etc/shadow", "/etc/keys", "/root"].map(str::to_owned).into();
+        fill(&[path("low")], &hidden, "/etc", &path("volume")).unwrap();
+        assert!(path("volume/passwd").exists() && !path("volume/shadow").exists());
+        assert_eq!(fs::read_dir(path("volume/keys")).unwrap().count(), 0);
+        fill(&[path("low")], &hidden, "/root", &path("other")).unwrap();
         assert_eq!(fs::read_dir(path("other")).unwrap().count(), 0);
     }
 }

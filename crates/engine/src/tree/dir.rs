@@ -57,7 +57,16 @@ impl Dir {
 
     /// The topmost first.
     pub(crate) fn merged(folders: Vec<OwnedFd>) -> Self {
-        let parts = folders.into_iter().enumerate().map(|(layer, folder)| Part { layer, folder }).collect();
+        Self::numbered(0, folders)
+    }
+
+    /// The same without a writable layer.
+    pub(super) fn layers(folders: Vec<OwnedFd>) -> Self {
+        Self::numbered(1, folders)
+    }
+
+    fn numbered(first: usize, folders: Vec<OwnedFd>) -> Self {
+        let parts = (first..).zip(folders).map(|(layer, folder)| Part { layer, folder }).collect();
         Self { parts, merged: true }
     }
 

@@ -74,6 +74,17 @@ impl Tree {
         self.first_id
     }
 
+    /// The root that an image gives, without a writable layer; `layers` lowest first.
+    pub(crate) fn image(layers: &[PathBuf], hidden: &[String]) -> Result<Self> {
+        let folders = layers.iter().rev().map(|layer| open_folder(layer)).collect::<Result<_>>()?;
+        Ok(Self {
+            root: Dir::layers(folders),
+            first_id: 0,
+            hidden: hidden.iter().map(PathBuf::from).collect(),
+            mounts: Vec::new(),
+        })
+    }
+
     fn mounted(&self, path: &Path) -> Option<&Path> {
         self.mounts.iter().find(|(target, _)| target == path).map(|(_, source)| source.as_path())
     }

@@ -14,7 +14,7 @@ use insula_base::{ChainId, DiffId};
 
 pub use unpack::{IsFolder, Limits, Onto, Unpacked, Whiteouts, unpack, unpack_onto};
 
-use crate::root::{discard, empty, make_folder, remove_any};
+use crate::root::{discard, empty, make_folder, make_private, remove_any};
 use crate::{Error, Result, tree};
 
 /// One unpacked layer of an image.
@@ -40,7 +40,7 @@ pub struct Layers {
 impl Layers {
     pub(crate) fn open(folder: &Path) -> Result<Self> {
         let layers = Self { folder: folder.to_owned() };
-        make_folder(folder, 0o711)?;
+        make_private(folder)?;
         make_folder(&layers.temporary(), 0o700)?;
         empty(&layers.temporary())?;
         Ok(layers)

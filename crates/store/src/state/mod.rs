@@ -18,6 +18,8 @@ mod allocations;
 mod records;
 mod schema;
 
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -51,6 +53,8 @@ impl State {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        // SQLite gives its other files the mode of the first.
+        keep_private(path)?;
         let mut connection = Connection::open_with_flags(path, flags).map_err(|e| fail("open", e))?;
         connection.busy_timeout(Duration::from_secs(5)).map_err(|e| fail("set the busy timeout", e))?;
         connection.set_prepared_statement_cache_capacity(64);
@@ -240,6 +244,23 @@ impl Sql<'_> {
         };
         all().map_err(|source| failure(self.path, doing, source))
     }
+}
+
+/// Makes the database root's alone, with what SQLite keeps beside it: environments hold passwords.
+fn keep_private(path: &Path) -> Result<()> {
+    let fail = |source| Error::io("open", path, source);
+    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(fail)?;
+    for suffix in ["", "-wal", "-shm"] {
+        let mut file = path.as_os_str().to_owned();
+        file.push(suffix);
+        match fs::set_permissions(&file, fs::Permissions::from_mode(0o600)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("chmod", Path::new(&file), error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn failure(path: &Path, doing: &'static str, source: rusqlite::Error) -> Error {
