@@ -169,3 +169,29 @@ fn namespaces_are_the_containers_own() {
     }
     assert_eq!(daemon.exec(&id, "cut -d: -f3 /proc/self/cgroup | sort -u").ok(), "/");
 }
+
+#[test]
+fn working_folders_do_not_lead_to_the_host() {
+    let daemon = daemon!();
+    let id = daemon.sleeper(&["--network", "none", "--userns", "host"]);
+    for number in 0..32 {
+        let folder = format!("/proc/self/fd/{number}/..");
+        let flags = ["--network", "none", "--userns", "host", "-w", &folder];
+        assert_ne!(daemon.sh(&flags, "pwd -P; ls -a").code, 0, "run in {folder}");
+        let arguments = ["exec", "-w", &folder, &id, "sh", "-c", "pwd -P; ls -a"];
+        assert_ne!(daemon.insula(&arguments).code, 0, "exec in {folder}");
+    }
+}
+
+#[test]
+fn an_absent_input_is_the_containers_own() {
+    let daemon = daemon!();
+    let before = std::fs::metadata("/dev/null").unwrap();
+    let script = "stat -Lc %d:%i /proc/self/fd/0 /dev/null; chmod 600 /proc/self/fd/0";
+    let id = daemon.detached(&["--network", "none", "--userns", "host"], &format!("{script}; sleep 1000"));
+    let exec = daemon.exec(&id, script);
+    let after = std::fs::metadata("/dev/null").unwrap();
+    assert_eq!((before.mode(), before.uid()), (after.mode(), after.uid()));
+    let devices: Vec<&str> = exec.ok().lines().collect();
+    assert!(devices.len() == 2 && devices[0] == devices[1], "{exec}");
+}
