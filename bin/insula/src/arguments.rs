@@ -1,10 +1,11 @@
 //! Which command was called. Only the branch of the tree that was called is built: building all
 //! of it takes longer than the rest of a start.
 
+use std::error::Error as _;
 use std::ffi::OsString;
 use std::pin::Pin;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use crate::context::{Context, Globals};
@@ -158,8 +159,8 @@ pub(crate) struct Parsed {
 /// Parses the words; on failure says why and returns the exit code.
 pub(crate) fn parse(words: &[OsString]) -> Result<Parsed, u8> {
     let lossy: Vec<String> = words.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    let mut matches = root(&lossy).try_get_matches_from(words).map_err(|error| usage(&error))?;
-    let globals = Globals::from_arg_matches(&matches).map_err(|error| usage(&error))?;
+    let mut matches = root(&lossy).try_get_matches_from(words).map_err(|error| usage(&error, &lossy))?;
+    let globals = Globals::from_arg_matches(&matches).map_err(|error| usage(&error, &lossy))?;
     let (name, mut sub) = matches.remove_subcommand().ok_or(1)?;
     let mut verbs = commands::VERBS;
     let mut name = name;
@@ -176,8 +177,9 @@ pub(crate) fn first_word<'a>(words: &'a [String], noun: &str) -> anyhow::Result<
     match words.split_first() {
         Some((flag, _)) if flag.len() > 1 && flag.starts_with('-') => {
             let flag = flag.split('=').next().unwrap_or(flag);
-            Err(Failure { code: 125, message: format!("unknown flag: {flag}\n\nSee --help for the flags.") }
-                .into())
+            let words: Vec<String> = std::env::args().skip(1).collect();
+            let more = format!("Run '{} --help' for more information", command_name(&words));
+            Err(Failure { code: 125, message: format!("unknown flag: {flag}\n\n{more}") }.into())
         }
         Some((word, _)) if word.is_empty() || word == "-" => {
             Err(Failure { code: 125, message: format!("{word:?} is not the name of {noun}") }.into())
@@ -189,25 +191,81 @@ pub(crate) fn first_word<'a>(words: &'a [String], noun: &str) -> anyhow::Result<
 
 /// Prints what clap has to say, with Docker's exit codes: 125 for a wrong flag, 1 for a wrong number
 /// of arguments or an unknown command, 0 for help.
-fn usage(error: &clap::Error) -> u8 {
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            // Help into a closed pipe is no failure.
-            let _ = printer::text(&error.render().to_string());
-            0
-        }
-        kind => {
-            printer::error_text(&error.render().to_string());
-            match kind {
-                ErrorKind::MissingRequiredArgument
-                | ErrorKind::TooFewValues
-                | ErrorKind::InvalidSubcommand
-                | ErrorKind::MissingSubcommand
-                | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => 1,
-                _ => 125,
-            }
-        }
+fn usage(error: &clap::Error, words: &[String]) -> u8 {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // Help into a closed pipe is no failure.
+        let _ = printer::text(&error.render().to_string());
+        return 0;
     }
+    match in_dockers_words(error, words) {
+        Some(message) => printer::error(&message),
+        None => printer::error_text(&error.render().to_string()),
+    }
+    match error.kind() {
+        ErrorKind::UnknownArgument if !of_a_flag(error) => 1,
+        ErrorKind::MissingRequiredArgument
+        | ErrorKind::TooFewValues
+        | ErrorKind::InvalidSubcommand
+        | ErrorKind::MissingSubcommand
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => 1,
+        _ => 125,
+    }
+}
+
+/// The message for what Docker has words for too; it ends with where to read more.
+fn in_dockers_words(error: &clap::Error, words: &[String]) -> Option<String> {
+    let text = |kind| error.get(kind).map(ToString::to_string);
+    let name = command_name(words);
+    let more = format!("Run '{name} --help' for more information");
+    let usage = || {
+        let usage = text(ContextKind::Usage).unwrap_or_default();
+        usage.trim_start_matches("Usage:").trim().to_owned()
+    };
+    match error.kind() {
+        ErrorKind::UnknownArgument => {
+            let given = text(ContextKind::InvalidArg)?;
+            let what = if of_a_flag(error) { "unknown flag" } else { "unexpected argument" };
+            let near = text(ContextKind::SuggestedArg).map(|flag| format!("; did you mean {flag}?"));
+            Some(format!("{what}: {given}{}\n\n{more}", near.unwrap_or_default()))
+        }
+        ErrorKind::InvalidValue if text(ContextKind::InvalidValue).is_none_or(|given| given.is_empty()) => {
+            Some(format!("flag needs an argument: {}\n\n{more}", text(ContextKind::InvalidArg)?))
+        }
+        ErrorKind::ValueValidation => {
+            let (flag, given) = (text(ContextKind::InvalidArg)?, text(ContextKind::InvalidValue)?);
+            let why = error.source().map(|source| format!(": {source}")).unwrap_or_default();
+            Some(format!("invalid argument {given:?} for {flag}{why}\n\n{more}"))
+        }
+        ErrorKind::InvalidSubcommand => {
+            let given = text(ContextKind::InvalidSubcommand)?;
+            let near = text(ContextKind::SuggestedSubcommand).map(|name| format!("; did you mean {name}?"));
+            let group = name.strip_suffix(&format!(" {given}")).unwrap_or(&name);
+            Some(format!(
+                "'{given}' is not a command of {group}{}\n\nRun '{group} --help' for more information",
+                near.unwrap_or_default()
+            ))
+        }
+        ErrorKind::MissingRequiredArgument | ErrorKind::TooFewValues => {
+            let missing = match error.get(ContextKind::InvalidArg)? {
+                ContextValue::Strings(missing) => missing.join(" "),
+                other => other.to_string(),
+            };
+            Some(format!("'{name}' requires more arguments: {missing}\n\nUsage:  {}\n\n{more}", usage()))
+        }
+        _ => None,
+    }
+}
+
+fn of_a_flag(error: &clap::Error) -> bool {
+    error.get(ContextKind::InvalidArg).is_some_and(|given| given.to_string().starts_with('-'))
+}
+
+/// `insula exec`, `insula volume rm`.
+fn command_name(words: &[String]) -> String {
+    let (word, next) = called(words);
+    let group = commands::GROUPS.iter().any(|group| word == Some(group.name));
+    let words = ["insula"].into_iter().chain(word).chain(next.filter(|_| group));
+    words.collect::<Vec<_>>().join(" ")
 }
 
 impl Parsed {
@@ -234,6 +292,23 @@ impl Parsed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wrong_words_are_named_with_the_way_out() {
+        for (line, expected) in [
+            ("ps --nope", "unknown flag: --nope\n\nRun 'insula ps --help' for more information"),
+            ("volume rm", "'insula volume rm' requires more arguments: <VOLUME>..."),
+            ("volume nope", "'nope' is not a command of insula volume"),
+            ("stop --time x y", "invalid argument \"x\" for --time <SECONDS>: "),
+            ("run --memory", "flag needs an argument: --memory <BYTES>"),
+        ] {
+            let words = words(line);
+            let all = ["insula".to_owned()].into_iter().chain(words.clone());
+            let error = root(&words).try_get_matches_from(all).unwrap_err();
+            let message = in_dockers_words(&error, &words).unwrap();
+            assert!(message.starts_with(expected), "{message}");
+        }
+    }
 
     fn words(text: &str) -> Vec<String> {
         text.split_whitespace().map(str::to_owned).collect()

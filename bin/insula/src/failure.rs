@@ -41,7 +41,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 pub(crate) fn describe(error: &anyhow::Error) -> String {
     match error.downcast_ref::<Error>() {
         Some(error) => describe_client(error),
-        None => format!("{error:#}"),
+        None => insula_base::chain(error.as_ref()),
     }
 }
 
@@ -57,7 +57,7 @@ pub(crate) fn describe_client(error: &Error) -> String {
                 .trim_end_matches(" Is insulad running?")
         ),
         Error::Connect { .. } => match error.source() {
-            Some(source) => format!("{error} ({source})"),
+            Some(source) => format!("{error} ({})", insula_base::chain(source)),
             None => error.to_string(),
         },
         other => insula_base::chain(other),

@@ -79,14 +79,23 @@ pub trait Kinded: Error {
 /// The message of an error and of everything that caused it, `: ` between them.
 #[must_use]
 pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
+    let mut text = plain(&error.to_string()).to_owned();
     let mut source = error.source();
     while let Some(cause) = source {
         text.push_str(": ");
-        text.push_str(&cause.to_string());
+        text.push_str(plain(&cause.to_string()));
         source = cause.source();
     }
     text
+}
+
+/// Without the number that the standard library puts behind the name of a system error.
+fn plain(message: &str) -> &str {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match message.strip_suffix(')').and_then(|text| text.rsplit_once(" (os error ")) {
+        Some((name, code)) if number(code) => name,
+        _ => message,
+    }
 }
 
 #[cfg(test)]
@@ -108,5 +117,7 @@ mod tests {
         struct Open(#[source] std::io::Error);
         let error = Open(std::io::Error::other("no luck"));
         assert_eq!(chain(&error), "open /x: no luck");
+        let error = Open(std::io::Error::from_raw_os_error(2));
+        assert_eq!(chain(&error), "open /x: No such file or directory");
     }
 }

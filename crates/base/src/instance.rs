@@ -73,7 +73,9 @@ impl Instance {
 
 /// FNV-1a, 64 bit: stable over versions, which std's hasher is not.
 fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 #[cfg(test)]
@@ -83,7 +85,10 @@ mod tests {
     #[test]
     fn only_the_default_instance_has_plain_names() {
         let plain = Instance::new(env::DEFAULT_ROOT.into(), env::DEFAULT_RUN.into());
-        assert_eq!((plain.bridge().as_str(), plain.table().as_str(), plain.tag()), ("insula0", "insula", None));
+        assert_eq!(
+            (plain.bridge().as_str(), plain.table().as_str(), plain.tag()),
+            ("insula0", "insula", None)
+        );
         let other = Instance::new("/tmp/a".into(), "/tmp/b".into());
         assert_eq!(other.bridge().len(), 13);
         assert_ne!(other.table(), Instance::new("/tmp/c".into(), "/tmp/b".into()).table());

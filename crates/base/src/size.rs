@@ -62,11 +62,7 @@ fn significant(value: f64, digits: usize) -> String {
         1
     };
     let text = format!("{value:.*}", digits - whole_digits);
-    if text.contains('.') {
-        text.trim_end_matches('0').trim_end_matches('.').to_owned()
-    } else {
-        text
-    }
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ impl Run for LoadArgs {
         };
         let client = context.client().await?;
         let mut progress = client.load_images(archive, self.quiet).await?;
-        show(&mut progress).await?;
+        show(self.input.as_deref().unwrap_or("-"), &mut progress).await?;
         Ok(0)
     }
 }
@@ -47,15 +47,15 @@ fn open(file: &str) -> anyhow::Result<File> {
     File::open(file).with_context(|| format!("open {file}"))
 }
 
-/// Prints what the daemon reports; the first error ends it.
-async fn show(progress: &mut JsonStream<ProgressMessage>) -> anyhow::Result<()> {
+/// Prints what the daemon reports about an archive; the first error ends it.
+async fn show(archive: &str, progress: &mut JsonStream<ProgressMessage>) -> anyhow::Result<()> {
     while let Some(message) = progress.next().await? {
         let error = match &message.error_detail {
             Some(detail) if !detail.message.is_empty() => &detail.message,
             _ => &message.error,
         };
         if !error.is_empty() {
-            return Err(Failure { code: 1, message: error.clone() }.into());
+            return Err(Failure { code: 1, message: format!("{archive}: {error}") }.into());
         }
         if !message.stream.is_empty() {
             printer::text(&message.stream)?;
@@ -107,7 +107,7 @@ impl Run for ImportArgs {
             platform: self.platform,
         };
         let client = context.client().await?;
-        show(&mut client.import_image(archive, &options).await?).await?;
+        show(&self.file, &mut client.import_image(archive, &options).await?).await?;
         Ok(0)
     }
 }

@@ -157,7 +157,10 @@ impl Engine {
     /// Makes the source of one mount; whether the row changes by it.
     fn make_mount(&self, mount: &mut MountRow, image: &Image) -> Result<bool> {
         match &mut mount.source {
-            SourceRow::Bind { path, .. } => mounts::make_source(path).map(|()| false),
+            SourceRow::Bind { path, propagation, .. } => {
+                mounts::make_source(path)?;
+                mounts::check_propagation(path, propagation).map(|()| false)
+            }
             SourceRow::Tmpfs { .. } => Ok(false),
             SourceRow::Volume { name, copy, .. } => {
                 let request = VolumeCreateRequest { name: name.clone(), ..VolumeCreateRequest::default() };

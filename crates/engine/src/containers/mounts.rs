@@ -274,6 +274,45 @@ pub(super) fn make_source(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).map_err(|e| Error::io("mkdir", path, e))
 }
 
+/// Whether the host passes mounts below `path` on, as a bind's propagation asks: mount_namespaces(7).
+pub(super) fn check_propagation(path: &Path, propagation: &str) -> Result<()> {
+    if !matches!(propagation.trim_start_matches('r'), "shared" | "slave") {
+        return Ok(());
+    }
+    let table = Path::new("/proc/self/mountinfo");
+    let mounts = std::fs::read_to_string(table).map_err(|e| Error::io("read", table, e))?;
+    let path = path.canonicalize().map_err(|e| Error::io("resolve", path, e))?;
+    passes_on(&mounts, &path, propagation)
+}
+
+fn passes_on(mounts: &str, path: &Path, propagation: &str) -> Result<()> {
+    let fields = |line: &str| -> Option<(PathBuf, String)> {
+        let (front, _) = line.split_once(" - ")?;
+        let mut fields = front.split(' ');
+        let target = fields.nth(4)?.replace("\\040", " ");
+        Some((target.into(), fields.skip(1).collect::<Vec<_>>().join(" ")))
+    };
+    // The last one of equal length lies on top.
+    let covering = mounts.lines().filter_map(fields).filter(|(target, _)| path.starts_with(target));
+    let Some((target, tags)) = covering.max_by_key(|(target, _)| target.components().count()) else {
+        return Ok(());
+    };
+    let (wanted, suits) = match propagation.trim_start_matches('r') {
+        "shared" => ("a shared", tags.contains("shared:")),
+        _ => ("a shared or slave", tags.contains("shared:") || tags.contains("master:")),
+    };
+    if suits {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument(format!(
+        "path {} is mounted on {} but it is not {wanted} mount: 'mount --make-rshared {}' makes it one, or leave \
+         {propagation} out",
+        path.display(),
+        target.display(),
+        target.display()
+    )))
+}
+
 /// An absolute path without `.` and `..`, no `/` at its end.
 fn plain_target(text: &str) -> Result<String> {
     let path = Path::new(text);
@@ -347,6 +386,17 @@ mod tests {
         }
         let error = binds(&["/a:/x", "/b:/x/"]).unwrap_err();
         assert_eq!(error.to_string(), "Duplicate mount point: /x");
+    }
+
+    #[test]
+    fn propagation_needs_a_mount_that_passes_on() {
+        let mounts = "1 0 8:1 / / rw - ext4 /dev/a rw\n2 1 0:5 / /a\\040b rw shared:7 - tmpfs x rw\n\
+                      3 1 0:6 / /slave rw master:7 - tmpfs y rw\n";
+        let check = |path: &str, propagation| passes_on(mounts, Path::new(path), propagation);
+        assert!(check("/a b/c", "rshared").is_ok() && check("/slave", "rslave").is_ok());
+        let error = check("/a", "shared").unwrap_err().to_string();
+        assert!(error.contains("path /a is mounted on / but it is not a shared mount"), "{error}");
+        assert!(check("/slave/x", "rshared").is_err() && check("/srv", "slave").is_err());
     }
 
     #[test]

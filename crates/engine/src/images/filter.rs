@@ -1,5 +1,6 @@
 //! Which images a list or a removal is about.
 
+use insula_spec::reference::Reference;
 use insula_store::{Image, ImageKind, Images};
 use jiff::Timestamp;
 
@@ -22,10 +23,15 @@ struct Conditions {
     after: Vec<Timestamp>,
 }
 
-/// Those of `all` that pass.
-pub(super) fn choose(images: &Images, all: Vec<Image>, filters: &Filters) -> Result<Vec<Image>> {
+/// Those of `all` that pass; who asks for names sees those names only.
+pub(super) fn choose(images: &Images, mut all: Vec<Image>, filters: &Filters) -> Result<Vec<Image>> {
     let conditions = Conditions::read(images, filters, &LIST)?;
-    Ok(all.into_iter().filter(|image| conditions.hold(image)).collect())
+    all.retain(|image| conditions.hold(image));
+    if !conditions.references.is_empty() {
+        let asked = |name: &Reference| conditions.references.iter().any(|pattern| fits(name, pattern));
+        all.iter_mut().for_each(|image| image.references.retain(asked));
+    }
+    Ok(all)
 }
 
 /// Those that nothing uses.
@@ -75,16 +81,14 @@ impl Conditions {
             && !self.without_labels.iter().any(|label| has_label(labels, label))
             && self.before.iter().all(|moment| made < *moment)
             && self.after.iter().all(|moment| made > *moment)
-            && (self.references.is_empty() || self.references.iter().any(|pattern| is_named(image, pattern)))
+            && (self.references.is_empty()
+                || self.references.iter().any(|p| image.references.iter().any(|name| fits(name, p))))
     }
 }
 
 /// A pattern of path.Match on the name with or without its tag.
-fn is_named(image: &Image, pattern: &str) -> bool {
-    image
-        .references
-        .iter()
-        .any(|reference| glob(pattern, &reference.familiar()) || glob(pattern, &reference.familiar_name()))
+fn fits(name: &Reference, pattern: &str) -> bool {
+    glob(pattern, &name.familiar()) || glob(pattern, &name.familiar_name())
 }
 
 /// `*` is anything but a slash, `?` one sign but a slash.

@@ -196,7 +196,17 @@ fn own_mounts(host: &HostConfig) -> Vec<MountPlan> {
     if host.ipc_mode != "host" {
         mounts.push(hardened("/dev/mqueue", MountSource::Mqueue));
     }
-    let cgroup = hardened("/sys/fs/cgroup", MountSource::Cgroup);
+    // Who owns no cgroup namespace may not mount what it shows: the host's own mounts are bound then.
+    let source = match (host.cgroupns_mode.as_str(), host.userns_mode.as_str()) {
+        ("host", "private") => MountSource::Bind {
+            path: "/sys/fs/cgroup".into(),
+            recursive: true,
+            propagation: Propagation::Private,
+            idmap: false,
+        },
+        _ => MountSource::Cgroup,
+    };
+    let cgroup = hardened("/sys/fs/cgroup", source);
     mounts.push(MountPlan { readonly: !host.privileged, ..cgroup });
     mounts
 }

@@ -117,13 +117,17 @@ pub(super) fn all(root: &Path) -> Vec<Image> {
     TAGS.iter().filter_map(|tag| build(tag, root)).collect()
 }
 
+/// By id, complete or at least as long as it is shown.
 fn tag_of(id: &str) -> Option<&'static str> {
+    const SHOWN: usize = 12;
     static IDS: OnceLock<Vec<(&str, Digest)>> = OnceLock::new();
     let ids = IDS.get_or_init(|| {
         let id = |tag| Some((tag, content::digest(&serde_json::to_vec(&config(tag)).ok()?)));
         TAGS.into_iter().filter_map(id).collect()
     });
-    ids.iter().find(|(_, known)| known.as_str() == id || known.hex() == id).map(|(tag, _)| *tag)
+    let hex = id.strip_prefix("sha256:").unwrap_or(id);
+    let found = ids.iter().find(|(_, known)| hex.len() >= SHOWN && known.hex().starts_with(hex));
+    found.map(|(tag, _)| *tag)
 }
 
 /// OpenSSH's private host keys; the rest of its folder is harmless and clients need it.
@@ -213,6 +217,7 @@ mod tests {
         assert_eq!(resolve("host:latest", root).unwrap(), host);
         assert_eq!(resolve(host.id.as_str(), root).unwrap(), host);
         assert_eq!(resolve(host.id.hex(), root).unwrap(), host);
+        assert_eq!(resolve(host.id.short(), root).unwrap(), host);
         assert!(is_builtin_id(&host.id));
         let full = resolve("host:full", root).unwrap();
         assert_ne!(full.id, host.id);

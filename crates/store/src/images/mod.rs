@@ -282,7 +282,8 @@ enum FoundBy {
 /// The stored image that a text means, and whether the text is a name of it.
 fn find(tx: &Transaction<'_>, text: &str) -> Result<(rows::ImageRow, FoundBy)> {
     let missing = || Error::NoImage(text.chars().take(256).collect());
-    if let Ok(name) = Reference::parse(text)
+    let name = Reference::parse(text);
+    if let Ok(name) = name.clone()
         && let Some(id) = rows::named(tx.sql(), &name)?
     {
         let row = rows::image(tx.sql(), &id)?.ok_or_else(missing)?;
@@ -291,7 +292,7 @@ fn find(tx: &Transaction<'_>, text: &str) -> Result<(rows::ImageRow, FoundBy)> {
     let digits = text.strip_prefix("sha256:").unwrap_or(text);
     let hexadecimal = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     if digits.is_empty() || digits.len() > 64 || !hexadecimal {
-        return Err(missing());
+        return Err(name.err().map_or_else(missing, Error::from));
     }
     let mut rows = rows::images_beginning(tx.sql(), digits)?;
     match (rows.pop(), rows.pop()) {
