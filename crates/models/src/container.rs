@@ -331,6 +331,9 @@ document! {
     }
 }
 
+/// Message of a wait's error when the daemon ends before the container: the next daemon can be asked.
+pub const WAIT_CUT_SHORT: &str = "the daemon is ending";
+
 document! {
     /// Answer of `GET /containers/{id}/top`.
     TopResponse {

@@ -78,11 +78,12 @@ impl RunArgs {
             printer::line(&id)?;
             return Ok(0);
         }
-        self.attached(&client, &id, &request, keys).await
+        self.attached(context, &client, &id, &request, keys).await
     }
 
     async fn attached(
         &self,
+        context: &Context,
         client: &Client,
         id: &str,
         request: &ContainerCreateRequest,
@@ -112,7 +113,10 @@ impl RunArgs {
         }
         let left = follow(&mut session, &mut streams).await;
         drop(raw_mode);
-        finish(left?, &mut session, &mut wait).await
+        match finish(left?, &mut session, &mut wait).await {
+            Err(error) if is_lost(&error) => ask_the_next_daemon(context, id).await,
+            outcome => outcome,
+        }
     }
 }
 
@@ -136,10 +140,38 @@ async fn finish(left: Left, session: &mut Attached<'_>, wait: &mut JsonStream<Wa
     }
 }
 
+/// Whether the daemon went away before it could answer: the container goes on without it.
+fn is_lost(error: &anyhow::Error) -> bool {
+    error.is::<DaemonEnded>() || matches!(error.downcast_ref(), Some(insula_client::Error::Connection { .. }))
+}
+
+/// A wait was cut short in good order.
+#[derive(Debug)]
+struct DaemonEnded;
+
+impl std::fmt::Display for DaemonEnded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the daemon ended before the container did")
+    }
+}
+
+impl std::error::Error for DaemonEnded {}
+
+/// The exit code from the daemon that came, or is started now, after the one that was asked first.
+async fn ask_the_next_daemon(context: &Context, id: &str) -> Outcome {
+    let client = context.client().await?;
+    let mut wait = client
+        .wait_container(id, "not-running")
+        .await
+        .context("the daemon ended before the container did, and the next one does not know its exit code")?;
+    exit_code(&mut wait).await
+}
+
 /// What the daemon answers to a wait.
 pub(crate) async fn exit_code(wait: &mut JsonStream<WaitResponse>) -> Outcome {
-    let answer = wait.next().await?.context("the daemon ended before the container did")?;
+    let answer = wait.next().await?.ok_or(DaemonEnded)?;
     match answer.error {
+        Some(error) if error.message == insula_models::WAIT_CUT_SHORT => Err(DaemonEnded.into()),
         Some(error) if !error.message.is_empty() => {
             Err(Failure { code: 125, message: format!("Error waiting for container: {}", error.message) }
                 .into())

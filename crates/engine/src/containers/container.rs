@@ -1,6 +1,6 @@
 //! A container in memory, and the registry of all of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use insula_base::{ContainerId, ExecId};
@@ -146,7 +146,13 @@ pub(crate) struct Registry {
 struct Names {
     by_id: HashMap<ContainerId, Arc<Container>>,
     by_name: HashMap<String, ContainerId>,
+    /// How the last of those that are gone ended, newest last: a client whose wait was cut short by the
+    /// daemon's end may ask when a container with `--rm` has been removed already.
+    departed: VecDeque<(ContainerId, Progress)>,
 }
+
+/// How many containers that are gone are remembered.
+const DEPARTED: usize = 256;
 
 impl Registry {
     pub(crate) fn insert(&self, container: Arc<Container>) {
@@ -160,6 +166,16 @@ impl Registry {
         let mut names = self.write();
         names.by_id.remove(&container.id);
         names.by_name.retain(|_, id| *id != container.id);
+        if names.departed.len() == DEPARTED {
+            names.departed.pop_front();
+        }
+        let last = Progress { removed: true, ..container.progress.borrow().clone() };
+        names.departed.push_back((container.id.clone(), last));
+    }
+
+    /// How a container that is gone ended, by its complete id, as far as it is remembered.
+    pub(crate) fn departed(&self, id: &ContainerId) -> Option<Progress> {
+        self.read().departed.iter().rev().find(|(gone, _)| gone == id).map(|(_, progress)| progress.clone())
     }
 
     pub(crate) fn rename(&self, id: &ContainerId, name: &str) {

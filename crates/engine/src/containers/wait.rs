@@ -31,7 +31,7 @@ impl ContainerWait {
             Ok(progress) => WaitResponse { error: None, status_code: progress.code.into() },
             // The engine ends; who waits asks the next one.
             Err(_) => {
-                let error = Some(WaitError { message: "the daemon is ending".to_owned() });
+                let error = Some(WaitError { message: insula_models::WAIT_CUT_SHORT.to_owned() });
                 WaitResponse { error, ..WaitResponse::default() }
             }
         }
@@ -39,9 +39,16 @@ impl ContainerWait {
 }
 
 impl Engine {
-    /// Registers a wait: answer the headers when this returns, the body when it is finished.
+    /// Registers a wait: answer the headers when this returns, the body when it is finished. One that
+    /// was removed a moment ago is still known by its complete id.
     pub async fn wait_container(&self, reference: &str, condition: WaitCondition) -> Result<ContainerWait> {
-        let mut progress = self.find(reference)?.subscribe();
+        let mut progress = match self.find(reference) {
+            Ok(container) => container.subscribe(),
+            Err(error) => {
+                let departed = reference.parse().ok().and_then(|id| self.0.containers.departed(&id));
+                watch::channel(departed.ok_or(error)?).1
+            }
+        };
         let exits = progress.borrow_and_update().exits;
         Ok(ContainerWait { progress, condition, exits })
     }
