@@ -63,6 +63,8 @@ fn an_attached_client_outlives_the_daemon() {
     terminal.send("echo and $((6 * 6))\n");
     terminal.expect("and 36");
     assert_eq!(daemon.inspect("box", "/State/Status"), "running");
+    terminal.send("exit 7\n");
+    assert_eq!(terminal.wait(), 7, "the next daemon is asked for the exit code");
 }
 
 #[test]

@@ -175,10 +175,14 @@ async fn rm_is_done_by_the_daemon() {
     let engine = engine(root.path()).await;
     let mut once = request(&["exit", "5"]);
     once.host_config.auto_remove = true;
-    create(&engine, "once", once).await;
+    let id = create(&engine, "once", once).await;
     let wait = engine.wait_container("once", WaitCondition::Removed).await.unwrap();
     engine.start_container("once").await.unwrap();
     assert_eq!(finish(wait).await.status_code, 5);
+    // By its id it is still known how it ended, for who could not wait; its name is free.
+    let late = engine.wait_container(&id, WaitCondition::NotRunning).await.unwrap();
+    assert_eq!(finish(late).await.status_code, 5);
+    assert!(engine.wait_container("once", WaitCondition::NotRunning).await.is_err());
     assert!(engine.inspect_container("once", false).await.is_err());
     assert!(engine.store().state().allocations().all("ids").unwrap().is_empty());
 }
