@@ -27,7 +27,7 @@ pub(crate) struct Globals {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Context {
     globals: Globals,
 }

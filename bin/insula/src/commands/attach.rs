@@ -8,7 +8,7 @@ use crate::context::Context;
 use crate::failure::{Failure, Outcome};
 use crate::printer;
 use crate::run::attached::{Attached, Left, Target};
-use crate::run::start::exit_code;
+use crate::run::exit::Exit;
 use crate::streams::{self, Wiring};
 use crate::terminal::{self, DetachKeys, RawMode};
 
@@ -61,7 +61,7 @@ impl Run for AttachArgs {
             detach_keys: self.detach_keys.clone(),
         };
         let mut session = Attached::new(&client, Target::Container(id), tty, self.sig_proxy)?;
-        let mut wait = client.wait_container(id, "").await?;
+        let mut exit = Exit::of(&context, &client, id, "").await?;
         let hijacked = client.attach_container(id, &options).await?;
         let raw_mode = if stdin && tty { RawMode::enter()? } else { None };
         let wiring = Wiring { tty, stdin, detach: raw_mode.is_some().then_some(keys) };
@@ -77,7 +77,7 @@ impl Run for AttachArgs {
                 Ok(0)
             }
             Left::Signalled(number) => Ok(128 + u8::try_from(number).unwrap_or(0)),
-            Left::Ended => exit_code(&mut wait).await,
+            Left::Ended => exit.code().await,
         }
     }
 }

@@ -10,7 +10,8 @@ use crate::context::Context;
 use crate::failure::{self, Failure, Outcome};
 use crate::printer;
 use crate::run::attached::{Attached, Left, Target};
-use crate::run::start::{exit_code, start};
+use crate::run::exit::Exit;
+use crate::run::start::start;
 use crate::streams::{self, Wiring};
 use crate::terminal::{DetachKeys, RawMode};
 
@@ -49,12 +50,12 @@ impl Run for StartArgs {
             let message = "you cannot start and attach multiple containers at once".to_owned();
             return Err(Failure { code: 1, message }.into());
         };
-        self.attached(&client, name).await
+        self.attached(&context, &client, name).await
     }
 }
 
 impl StartArgs {
-    async fn attached(&self, client: &insula_client::Client, name: &str) -> Outcome {
+    async fn attached(&self, context: &Context, client: &insula_client::Client, name: &str) -> Outcome {
         let container = client.inspect_container(name).await?;
         let tty = container.config.tty;
         let stdin = self.interactive && container.config.open_stdin;
@@ -70,7 +71,7 @@ impl StartArgs {
         let mut session = Attached::new(client, Target::Container(id), tty, self.sig_proxy)?;
         let hijacked = client.attach_container(id, &options).await?;
         let condition = if container.host_config.auto_remove { "removed" } else { "next-exit" };
-        let mut wait = client.wait_container(id, condition).await?;
+        let mut exit = Exit::of(context, client, id, condition).await?;
         let raw_mode = if stdin && tty { RawMode::enter()? } else { None };
         let wiring = Wiring { tty, stdin, detach: raw_mode.is_some().then_some(keys) };
         let mut streams = streams::connect(hijacked, wiring)?;
@@ -86,7 +87,7 @@ impl StartArgs {
         match left? {
             Left::Detached => Ok(0),
             Left::Signalled(number) => Ok(128 + u8::try_from(number).unwrap_or(0)),
-            Left::Ended => exit_code(&mut wait).await,
+            Left::Ended => exit.code().await,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod attached;
 pub(crate) mod create;
+pub(crate) mod exit;
 pub(crate) mod flags;
 pub(crate) mod resolve;
 pub(crate) mod start;

@@ -1,12 +1,12 @@
 //! `run`: make, attach, start, wait.
 
-use anyhow::Context as _;
 use clap::Args;
-use insula_client::{AttachOptions, Client, JsonStream};
-use insula_models::{ContainerCreateRequest, WaitResponse};
+use insula_client::{AttachOptions, Client};
+use insula_models::ContainerCreateRequest;
 
 use super::attached::{Attached, Left, Target};
 use super::create::create;
+use super::exit::Exit;
 use super::flags::CreateFlags;
 use super::resolve;
 use crate::arguments::Run;
@@ -99,7 +99,7 @@ impl RunArgs {
         let mut session = Attached::new(client, Target::Container(id), request.tty, self.sig_proxy)?;
         let hijacked = client.attach_container(id, &options).await?;
         let condition = if self.flags.rm { "removed" } else { "next-exit" };
-        let mut wait = client.wait_container(id, condition).await?;
+        let mut exit = Exit::of(context, client, id, condition).await?;
         let stdin = request.attach_stdin;
         let raw_mode = if stdin && request.tty { RawMode::enter()? } else { None };
         let wiring = Wiring { tty: request.tty, stdin, detach: raw_mode.is_some().then_some(keys) };
@@ -113,10 +113,7 @@ impl RunArgs {
         }
         let left = follow(&mut session, &mut streams).await;
         drop(raw_mode);
-        match finish(left?, &mut session, &mut wait).await {
-            Err(error) if is_lost(&error) => ask_the_next_daemon(context, id).await,
-            outcome => outcome,
-        }
+        finish(left?, &mut session, &mut exit).await
     }
 }
 
@@ -125,7 +122,7 @@ async fn follow(session: &mut Attached<'_>, streams: &mut Streams) -> anyhow::Re
 }
 
 /// The exit code, once the daemon knows it.
-async fn finish(left: Left, session: &mut Attached<'_>, wait: &mut JsonStream<WaitResponse>) -> Outcome {
+async fn finish(left: Left, session: &mut Attached<'_>, exit: &mut Exit) -> Outcome {
     match left {
         Left::Detached => {
             printer::error_text("\n");
@@ -134,50 +131,9 @@ async fn finish(left: Left, session: &mut Attached<'_>, wait: &mut JsonStream<Wa
         Left::Signalled(number) => return Ok(128 + u8::try_from(number).unwrap_or(0)),
         Left::Ended => {}
     }
-    match session.during(exit_code(wait)).await {
+    match session.during(exit.code()).await {
         Ok(code) => code,
         Err(number) => Ok(128 + u8::try_from(number).unwrap_or(0)),
-    }
-}
-
-/// Whether the daemon went away before it could answer: the container goes on without it.
-fn is_lost(error: &anyhow::Error) -> bool {
-    error.is::<DaemonEnded>() || matches!(error.downcast_ref(), Some(insula_client::Error::Connection { .. }))
-}
-
-/// A wait was cut short in good order.
-#[derive(Debug)]
-struct DaemonEnded;
-
-impl std::fmt::Display for DaemonEnded {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the daemon ended before the container did")
-    }
-}
-
-impl std::error::Error for DaemonEnded {}
-
-/// The exit code from the daemon that came, or is started now, after the one that was asked first.
-async fn ask_the_next_daemon(context: &Context, id: &str) -> Outcome {
-    let client = context.client().await?;
-    let mut wait = client
-        .wait_container(id, "not-running")
-        .await
-        .context("the daemon ended before the container did, and the next one does not know its exit code")?;
-    exit_code(&mut wait).await
-}
-
-/// What the daemon answers to a wait.
-pub(crate) async fn exit_code(wait: &mut JsonStream<WaitResponse>) -> Outcome {
-    let answer = wait.next().await?.ok_or(DaemonEnded)?;
-    match answer.error {
-        Some(error) if error.message == insula_models::WAIT_CUT_SHORT => Err(DaemonEnded.into()),
-        Some(error) if !error.message.is_empty() => {
-            Err(Failure { code: 125, message: format!("Error waiting for container: {}", error.message) }
-                .into())
-        }
-        // Exit codes are 8 bits wide, in Docker's answers too.
-        _ => Ok((answer.status_code & 0xff) as u8),
     }
 }
 
