@@ -23,6 +23,10 @@ use input::Input;
 /// Bytes read at once: half of a pipe.
 const PIECE: usize = 32 << 10;
 
+/// What is at most taken of a process' output after its end: what a pipe holds that was made as large as
+/// users may make it, pipe(7).
+const LARGEST_REST: usize = 1 << 20;
+
 /// The streams of a process, from its start to the moment when every client has got everything.
 #[derive(Debug)]
 pub(crate) struct ProcessStreams {
@@ -115,7 +119,10 @@ impl ProcessStreams {
             if let Some(token) = output.token.take() {
                 poll.remove(&output.pipe, token)?;
             }
-            while let Some(piece) = read(&output.pipe).filter(|piece| !piece.is_empty()) {
+            // Who inherited the pipe may go on writing as fast as it is read here.
+            let mut left = LARGEST_REST;
+            while let Some(piece) = read(&output.pipe).filter(|piece| left > 0 && !piece.is_empty()) {
+                left = left.saturating_sub(piece.len());
                 self.distribute(output.stream, &piece);
             }
         }
@@ -236,4 +243,33 @@ fn read(pipe: &OwnedFd) -> Option<Vec<u8>> {
 fn nonblocking(descriptor: impl AsFd) -> Result<()> {
     let flags = rustix::fs::fcntl_getfl(&descriptor).context("fcntl F_GETFL", "a stream")?;
     rustix::fs::fcntl_setfl(&descriptor, flags | OFlags::NONBLOCK).context("fcntl F_SETFL", "a stream")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// A process of another that ended has inherited its output.
+    #[test]
+    fn the_end_does_not_wait_for_who_writes_on() {
+        let mut poll = Poll::new().unwrap();
+        let (stdout, writer) = std::io::pipe().unwrap();
+        let (stderr, _) = std::io::pipe().unwrap();
+        let pipes = Streams::Pipes { stdin: None, stdout: stdout.into(), stderr: stderr.into() };
+        let mut streams = ProcessStreams::new(&mut poll, 0, pipes, None, false).unwrap();
+        let writers: Vec<_> = (0..4)
+            .map(|_| {
+                let mut writer = writer.try_clone().unwrap();
+                std::thread::spawn(move || while writer.write_all(&[b'y'; 64 << 10]).is_ok() {})
+            })
+            .collect();
+        drop(writer);
+        streams.finish(&mut poll).unwrap();
+        assert!(streams.done());
+        for writer in writers {
+            writer.join().unwrap();
+        }
+    }
 }

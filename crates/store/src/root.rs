@@ -313,7 +313,10 @@ mod tests {
         }
         let store = Store::open(&root).unwrap();
         assert_eq!((folders.map(mode), mode("state.db")), ([0o700; 4], 0o600));
-        assert_eq!((mode("state.db-wal"), mode("state.db-shm")), (0o600, 0o600));
+        // What SQLite keeps beside it while it is open depends on how it locks.
+        for beside in ["state.db-wal", "state.db-shm"].into_iter().filter(|name| root.join(name).exists()) {
+            assert_eq!(mode(beside), 0o600, "{beside}");
+        }
         drop(store);
     }
 
