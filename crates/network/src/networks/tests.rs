@@ -21,6 +21,8 @@ fn isolated(test: impl FnOnce() + Send + 'static) {
         }
         insula_sys::netlink::unshare_network().unwrap();
         netlink::configure_loopback().unwrap();
+        // A new namespace begins with what the host's has, which daemons beside this test may have changed.
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
         test();
     })
     .join()
