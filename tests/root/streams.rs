@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use insula_tests::daemon;
+use insula_tests::{daemon, holds};
 
 /// Sends a request that turns the connection into a stream; returns it behind the head.
 fn hijack(socket: &std::path::Path, path: &str, headers: &str) -> (String, UnixStream) {
@@ -52,11 +52,18 @@ fn attach_frames_the_two_streams() {
 #[test]
 fn a_client_that_does_not_ask_for_an_upgrade_gets_an_ordinary_answer() {
     let daemon = daemon!();
-    let body = r#"{"Image":"busybox","Cmd":["echo","hello"],"HostConfig":{"NetworkMode":"none"}}"#;
-    assert_eq!(daemon.api("POST", "/containers/create?name=box", body).status, 201);
-    assert_eq!(daemon.api("POST", "/containers/box/start", "").status, 204);
-    let answer = daemon.api("POST", "/containers/box/attach?logs=1&stream=1&stdout=1", "");
-    assert_eq!((answer.status, answer.body.as_slice()), (200, b"\x01\0\0\0\0\0\0\x06hello\n".as_slice()));
+    let script = "echo first; while test ! -e /go; do sleep 0.02; done; echo last";
+    daemon.detached(&["--name", "box", "--network", "none"], script);
+    let socket = daemon.instance().socket();
+    let path = "/containers/box/attach?logs=1&stream=1&stdout=1";
+    let attached = std::thread::spawn(move || insula_tests::request(&socket, "POST", path, b""));
+    let events =
+        ["events", "--since", "1h", "--until", "0s", "--filter", "event=attach", "--format", "{{.Action}}"];
+    holds("it is attached", || daemon.insula(&events).stdout.contains("attach"));
+    daemon.exec("box", "touch /go").ok();
+    let answer = attached.join().unwrap();
+    let frames = b"\x01\0\0\0\0\0\0\x06first\n\x01\0\0\0\0\0\0\x05last\n";
+    assert_eq!((answer.status, answer.body.as_slice()), (200, frames.as_slice()));
 }
 
 #[test]
