@@ -34,6 +34,11 @@ pub enum Error {
         #[source]
         source: rusqlite::Error,
     },
+    /// The state database cannot grow.
+    #[error(
+        "{doing} in the state database {path:?}: the disk is full; remove containers or images, or make room"
+    )]
+    Full { doing: &'static str, path: PathBuf },
     /// The state database cannot be read.
     #[error(
         "the state database {path:?} is damaged ({why}); restore it from a backup, or move it away to begin anew"
@@ -150,7 +155,7 @@ impl Kinded for Error {
             }
             Self::IdTaken { .. } | Self::NameTaken { .. } | Self::NumberTaken { .. } => Kind::AlreadyExists,
             Self::NoRecord { .. } | Self::NoImage(_) | Self::NoContent(_) => Kind::NotFound,
-            Self::PoolExhausted { .. } => Kind::Unavailable,
+            Self::PoolExhausted { .. } | Self::Full { .. } => Kind::Unavailable,
             Self::Document(error) => error.kind(),
             Self::Reference(error) => error.kind(),
             Self::Digest(error) => error.kind(),

@@ -15,6 +15,7 @@
 //!   layers/tmp/               layers not yet complete, or on their way out; swept at open
 //!   containers/<64>/          upper/ work/ logs/
 //!   volumes/<name>/_data/
+//!   reserve                   room for the records of a removal when the disk is full
 //! ```
 
 pub mod archive;

@@ -8,8 +8,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use insula_base::{ContainerId, Durability};
-use rustix::fs::{FlockOperation, flock};
+use insula_base::{ContainerId, Durability, Kind, Kinded};
+use rustix::fs::{FallocateFlags, FlockOperation, flock};
 
 use crate::{Content, Error, Images, Layers, Result, State, tree};
 
@@ -29,6 +29,10 @@ pub struct Store {
     _lock: File,
 }
 
+/// Kept so that a full disk can be emptied; larger than what the state database takes for a removal.
+const RESERVE: &str = "reserve";
+const RESERVE_BYTES: u64 = 1 << 20;
+
 impl Store {
     /// Opens the store below `root`, an absolute path, making what is missing: takes the lock
     /// ([`Error::Locked`] if another daemon has it), checks the layout ([`Error::Newer`]), sweeps
@@ -47,7 +51,40 @@ impl Store {
         let content = Arc::new(Content::open(&root.join("content"))?);
         let layers = Arc::new(Layers::open(&root.join("layers"))?);
         let images = Images::open(root, &state, &content, &layers)?;
-        Ok(Self { root: root.to_owned(), state, content, layers, images, _lock: lock })
+        let store = Self { root: root.to_owned(), state, content, layers, images, _lock: lock };
+        store.refill_reserve();
+        Ok(store)
+    }
+
+    /// Removes something, if need be with the room that is kept for that.
+    pub fn with_reserve<T>(&self, mut removal: impl FnMut() -> Result<T>) -> Result<T> {
+        match removal() {
+            Err(error) if error.kind() == Kind::Unavailable && self.spend_reserve() => {
+                let removed = removal();
+                self.refill_reserve();
+                removed
+            }
+            done => done,
+        }
+    }
+
+    /// Gives the disk's last room to whoever removes something, for even that has to be written down.
+    /// Whether there was any.
+    pub fn spend_reserve(&self) -> bool {
+        fs::remove_file(self.root.join(RESERVE)).is_ok()
+    }
+
+    /// Takes the room back. Without room there is none to keep: the next removal brings it.
+    pub fn refill_reserve(&self) {
+        let path = self.root.join(RESERVE);
+        if path.metadata().is_ok_and(|file| file.len() == RESERVE_BYTES) {
+            return;
+        }
+        let filled = File::create(&path)
+            .and_then(|file| Ok(rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES)?));
+        if filled.is_err() {
+            let _ = fs::remove_file(&path);
+        }
     }
 
     /// The folder itself.
@@ -284,7 +321,20 @@ fn check_version_text(path: &Path, text: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use insula_base::{Kind, Kinded};
+
+    #[test]
+    fn a_removal_on_a_full_disk_gets_the_room_that_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let reserve = folder.path().join(RESERVE);
+        let full = || Error::Full { doing: "remove", path: "state.db".into() };
+        assert_eq!(reserve.metadata().unwrap().len(), RESERVE_BYTES);
+        store.with_reserve(|| if reserve.exists() { Err(full()) } else { Ok(()) }).unwrap();
+        assert!(reserve.exists());
+        let error = store.with_reserve(|| Err::<(), _>(full())).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable);
+        assert!(store.spend_reserve() && !store.spend_reserve());
+    }
 
     #[test]
     fn one_daemon_has_the_root_at_a_time() {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use insula_base::{Kind, Kinded};
 use insula_models::ContainersPruneResponse;
 use insula_store::Collection;
 
@@ -43,8 +44,22 @@ impl Engine {
         self.remove_now(&container, request.volumes).await
     }
 
-    /// For who has the turn of a container that does not run.
+    /// For who has the turn of a container that does not run. On a full disk it takes what is kept for that.
     pub(super) async fn remove_now(&self, container: &Arc<Container>, volumes: bool) -> Result<()> {
+        let full = match self.remove_once(container, volumes).await {
+            Err(error) if error.kind() == Kind::Unavailable => error,
+            done => return done,
+        };
+        if !self.store().spend_reserve() {
+            return Err(full);
+        }
+        let removed = self.remove_once(container, volumes).await;
+        self.store().refill_reserve();
+        removed
+    }
+
+    /// Every step may be repeated.
+    async fn remove_once(&self, container: &Arc<Container>, volumes: bool) -> Result<()> {
         if self.0.containers.get(&container.id).is_none() {
             return Ok(());
         }

@@ -137,7 +137,7 @@ impl Images {
         let (this, name) = (self.clone(), name.to_owned());
         blocking(move || {
             let image = this.resolve(&name)?;
-            let steps = this.store.images().remove(&name, force, &running)?;
+            let steps = this.store.with_reserve(|| this.store.images().remove(&name, force, &running))?;
             Ok(steps.into_iter().map(|step| this.removed(&image.id, step)).collect())
         })
         .await
@@ -157,7 +157,7 @@ impl Images {
                 };
                 for name in names {
                     // One that came into use meanwhile stays.
-                    match images.remove(&name, Force::No, &|_| true) {
+                    match this.store.with_reserve(|| images.remove(&name, Force::No, &|_| true)) {
                         Ok(steps) => {
                             let done = steps.into_iter().map(|step| this.removed(&image.id, step));
                             answer.images_deleted.extend(done);

@@ -268,6 +268,7 @@ fn failure(path: &Path, doing: &'static str, source: rusqlite::Error) -> Error {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
             Error::Damaged { path: path.to_owned(), why: source.to_string() }
         }
+        Some(ErrorCode::DiskFull) => Error::Full { doing, path: path.to_owned() },
         _ => Error::Database { doing, path: path.to_owned(), source },
     }
 }
