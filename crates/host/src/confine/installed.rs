@@ -5,7 +5,6 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 
 use insula_base::{Kind, Kinded};
-use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType};
 use serde_json::{Value, json};
 

@@ -98,8 +98,9 @@ fn start(endpoint: &Endpoint) -> File {
     namespace
 }
 
+/// However long a busy machine takes; where nobody listens the answer is a reset.
 fn greeted(address: &str) -> bool {
-    let limit = Duration::from_millis(300);
+    let limit = Duration::from_secs(10);
     let Ok(mut stream) = TcpStream::connect_timeout(&address.parse().unwrap(), limit) else { return false };
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
