@@ -29,6 +29,8 @@ fn main() -> ExitCode {
 fn serve() -> Result<(), String> {
     let chain = |error: &dyn std::error::Error| insula_base::chain(error);
     let control = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| chain(&error))?;
+    // It was executed by a descriptor, whose number is its name so far.
+    insula_sys::process::set_name(c"insula-monitor").map_err(|error| format!("prctl: {error}"))?;
     insula_sys::process::detach().map_err(|error| format!("setsid: {error}"))?;
     let mut sandbox = Namespaces::new().map_err(|error| chain(&error))?;
     sandbox.warm_up().map_err(|error| chain(&error))?;

@@ -2,6 +2,7 @@
 
 mod connection;
 mod process;
+mod program;
 mod record;
 mod spares;
 mod task;

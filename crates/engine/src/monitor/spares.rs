@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::process::{Process, start_time};
+use super::program::Program;
 use crate::{Error, Result};
 
 /// How many wait. The next one is started when one is taken, beside its container's work.
@@ -29,7 +30,7 @@ pub(crate) struct Spare {
 /// The pool, and the children to reap.
 #[derive(Debug)]
 pub(crate) struct Spares {
-    program: PathBuf,
+    program: Program,
     inner: Arc<Mutex<Inner>>,
 }
 
@@ -44,7 +45,7 @@ struct Inner {
 
 impl Spares {
     pub(crate) fn new(program: PathBuf) -> Self {
-        Self { program, inner: Arc::default() }
+        Self { program: Program::new(program), inner: Arc::default() }
     }
 
     /// Reaps monitors as they end, until the pool is gone.
@@ -93,9 +94,11 @@ impl Spares {
     }
 
     fn spawn(&self) -> Result<Spare> {
-        let fail = |call, error| Error::io(call, &self.program, error);
+        let fail = |call, error| Error::io(call, self.program.path(), error);
         let (ours, theirs) = UnixStream::pair().map_err(|e| fail("socketpair", e))?;
-        let child = Command::new(&self.program)
+        let child = self
+            .program
+            .command()
             .arg("serve")
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
