@@ -82,9 +82,12 @@ impl Engine {
         });
     }
 
-    /// The daemon is about to end: containers run on, and nothing is started any more.
+    /// The daemon is about to end: containers run on, nothing is started any more, and who waits is told.
     pub fn end(&self) {
         self.0.ending.store(true, Ordering::Relaxed);
+        for container in self.0.containers.all() {
+            container.tell(|progress| progress.ending = true);
+        }
     }
 
     /// Waits until the files of what was removed are gone too, for a while: what stays then is swept at the

@@ -61,6 +61,8 @@ async fn wait_through_restarts(
             Err(error) => return Err(error.into()),
         }
         wait = loop {
+            // The daemon that ends may answer still.
+            tokio::time::sleep(LOOK).await;
             match ask_again(&address, &id, again).await {
                 Ok(wait) => break wait,
                 Err(Error::Daemon { status: 404, .. }) => {
@@ -70,7 +72,7 @@ async fn wait_through_restarts(
                     );
                     return Err(Failure { code: 125, message }.into());
                 }
-                Err(Error::Connect { .. } | Error::Connection { .. }) => tokio::time::sleep(LOOK).await,
+                Err(Error::Connect { .. } | Error::Connection { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         };

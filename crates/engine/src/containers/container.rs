@@ -51,6 +51,8 @@ pub(crate) struct Progress {
     pub(crate) exits: u64,
     pub(crate) code: i32,
     pub(crate) removed: bool,
+    /// The daemon ends; the container need not.
+    pub(crate) ending: bool,
 }
 
 impl Container {

@@ -26,16 +26,20 @@ impl ContainerWait {
             WaitCondition::NextExit => progress.exits > exits,
             WaitCondition::Removed => false,
         };
-        match self.progress.wait_for(reached).await {
+        let told = self.progress.wait_for(|progress| progress.ending || reached(progress)).await;
+        match told.map(|progress| progress.clone()) {
+            Ok(progress) if !reached(&progress) => cut_short(),
             // Why a start failed is the start's answer; here it would be an error of the wait itself.
             Ok(progress) => WaitResponse { error: None, status_code: progress.code.into() },
-            // The engine ends; who waits asks the next one.
-            Err(_) => {
-                let error = Some(WaitError { message: insula_models::WAIT_CUT_SHORT.to_owned() });
-                WaitResponse { error, ..WaitResponse::default() }
-            }
+            Err(_) => cut_short(),
         }
     }
+}
+
+/// The engine ends; who waits asks the next one.
+fn cut_short() -> WaitResponse {
+    let error = Some(WaitError { message: insula_models::WAIT_CUT_SHORT.to_owned() });
+    WaitResponse { error, ..WaitResponse::default() }
 }
 
 impl Engine {
@@ -77,6 +81,17 @@ mod tests {
         assert_eq!(wait.finish().await.status_code, 3);
         let old = waiting(&sender, WaitCondition::NotRunning);
         assert_eq!(old.finish().await.status_code, 3);
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_told_that_the_daemon_ends() {
+        let sender = watch::Sender::new(Progress { running: true, ..Progress::default() });
+        let wait = waiting(&sender, WaitCondition::NotRunning);
+        sender.send_modify(|p| p.ending = true);
+        assert_eq!(wait.finish().await.error.unwrap().message, insula_models::WAIT_CUT_SHORT);
+        let late = waiting(&sender, WaitCondition::NotRunning);
+        sender.send_modify(|p| (p.running, p.code) = (false, 4));
+        assert_eq!(late.finish().await.status_code, 4);
     }
 
     #[tokio::test]
