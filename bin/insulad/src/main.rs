@@ -16,8 +16,9 @@ use crate::args::Args;
 
 /// Stack of a worker thread: the deepest calls are those of the database.
 const STACK: usize = 512 << 10;
-/// Threads for work that blocks: unpacking images, reading logs, walking trees.
-const BLOCKING_THREADS: usize = 16;
+/// Threads for work that blocks: unpacking images, reading logs, walking trees. They are started as they are
+/// needed. Each upload of a client that sends slowly holds one, and the rest of the daemon wants some too.
+const BLOCKING_THREADS: usize = 64;
 /// Heaps of the allocator.
 const ARENAS: i32 = 2;
 
