@@ -28,4 +28,5 @@ pub use build::{Created, Init, When, create};
 pub use error::{Error, Result};
 pub use exec::{ExecPlan, Executed, Target, exec};
 pub use idmap::probe;
+pub use inside::warm_up;
 pub use streams::Streams;

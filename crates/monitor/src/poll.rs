@@ -61,6 +61,8 @@ impl Interest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Patience {
     Some(Duration),
+    /// For as long as it takes, ready to act at once.
+    Ready,
     /// For as long as it takes: memory that waiting does not need is given back.
     Endless,
 }
@@ -126,6 +128,7 @@ impl Poll {
                 tv_sec: time.as_secs() as i64,
                 tv_nsec: time.subsec_nanos().into(),
             }),
+            Patience::Ready => None,
             Patience::Endless => {
                 // Right before the call, so that little comes back.
                 insula_sys::memory::drop_pages();

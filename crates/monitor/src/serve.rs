@@ -89,7 +89,12 @@ impl<S: Sandbox> Monitor<S> {
             if quiet {
                 self.trim();
             }
-            let ready = self.poll.wait(if quiet { Patience::Endless } else { Patience::Some(QUIET) })?;
+            let ready = self.poll.wait(match (self.phase, quiet) {
+                // A spare is kept warm.
+                (Phase::Empty, _) => Patience::Ready,
+                (_, true) => Patience::Endless,
+                (_, false) => Patience::Some(QUIET),
+            })?;
             quiet = ready.is_empty();
             for event in ready {
                 // Something earlier in the batch may have removed it.

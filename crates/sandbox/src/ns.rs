@@ -45,6 +45,8 @@ impl Namespaces {
 
     /// Makes ready what does not depend on a container, for a sandbox that waits for one.
     pub fn warm_up(&mut self) -> Result<()> {
+        insula_sys::memory::map_text();
+        insula_container::warm_up();
         self.layout().map(drop)
     }
 

@@ -22,6 +22,13 @@ pub(crate) struct Confinement {
     pub(crate) warnings: Vec<String>,
 }
 
+/// Does once what every container does, for a builder that waits for one: the first time takes several
+/// times as long. What fails here fails again, and is said, where it is needed.
+pub fn warm_up() {
+    let _ = capabilities::last();
+    let _ = seccomp::default_program(Set::DEFAULT);
+}
+
 impl Confinement {
     /// For a process of the container that the plan describes.
     pub(crate) fn prepare(plan: &ContainerPlan, process: &ProcessPlan, filter: &SeccompPlan) -> Result<Self> {

@@ -23,6 +23,7 @@ use crate::handshake::{Channel, Order};
 use crate::streams::Ends;
 
 pub(crate) use confinement::Confinement;
+pub use confinement::warm_up;
 pub(crate) use program::Program;
 pub(crate) use terminal::open as open_terminal;
 
