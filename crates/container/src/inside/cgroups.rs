@@ -1,12 +1,15 @@
 //! `/sys/fs/cgroup` of a container: what its cgroup namespace shows, in the host's layout, cgroups(7).
 
-use std::os::fd::OwnedFd;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
 
 use insula_spec::plan::InitPlan;
-use rustix::mount::MountAttrFlags;
+use insula_sys::mount::{MountAttributes, set_attributes};
+use rustix::fs::Mode;
+use rustix::mount::{MountAttrFlags, MountFlags};
 
 use super::mounts;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 
 /// Mounts every hierarchy that the process is in: one file system on version 2, a tmpfs with a
 /// folder each otherwise. An init of the image's own gets the hierarchies that it manages writable.
@@ -20,36 +23,52 @@ pub(super) fn mount(root: &OwnedFd, target: &str, readonly: bool, init: InitPlan
     let options = [("mode", "755"), ("size", "64k")];
     let tmpfs = mounts::new("tmpfs", &options, flags(false))?;
     mounts::attach_at(&tmpfs, root, target)?;
+    // Nothing is in it but what is made here, so plain names from its root are safe, and mount(2) takes one
+    // call where descriptors take six: a host of version 1 has ten of these.
+    rustix::process::fchdir(&tmpfs).context("fchdir", target)?;
     for controllers in hierarchies {
-        hierarchy(&tmpfs, controllers, readonly, own)?;
+        hierarchy(controllers, readonly, own)?;
     }
     if readonly && !own {
-        let attributes = insula_sys::mount::MountAttributes { readonly: true, ..Default::default() };
-        use std::os::fd::AsFd;
-        insula_sys::mount::set_attributes(tmpfs.as_fd(), attributes, false)
-            .context("mount_setattr", target)?;
+        let attributes = MountAttributes { readonly: true, ..Default::default() };
+        set_attributes(tmpfs.as_fd(), attributes, false).context("mount_setattr", target)?;
     }
     Ok(())
 }
 
-fn hierarchy(tmpfs: &OwnedFd, controllers: &str, readonly: bool, own: bool) -> Result<()> {
+fn hierarchy(controllers: &str, readonly: bool, own: bool) -> Result<()> {
+    // Without controllers a container has a group of its own only when it manages it; what would show
+    // otherwise is the host's.
+    let managed = controllers.is_empty() || controllers.starts_with("name=");
+    if managed && !own {
+        return Ok(());
+    }
     if controllers.is_empty() {
-        let mount = mounts::new("cgroup2", &[], flags(readonly && !own))?;
-        return mounts::attach_at(&mount, tmpfs, "unified");
+        return one("unified", "cgroup2", "", false);
     }
     if let Some(name) = controllers.strip_prefix("name=") {
-        let mount = mounts::new("cgroup", &[("none", ""), ("name", name)], flags(readonly && !own))?;
-        return mounts::attach_at(&mount, tmpfs, name);
+        return one(name, "cgroup", &format!("none,{controllers}"), false);
     }
-    let options: Vec<(&str, &str)> = controllers.split(',').map(|controller| (controller, "")).collect();
-    let mount = mounts::new("cgroup", &options, flags(readonly))?;
-    mounts::attach_at(&mount, tmpfs, controllers)?;
-    if options.len() > 1 {
-        for (controller, _) in options {
-            rustix::fs::symlinkat(controllers, tmpfs, controller).context("symlinkat", controller)?;
+    one(controllers, "cgroup", controllers, readonly)?;
+    if controllers.contains(',') {
+        for controller in controllers.split(',') {
+            rustix::fs::symlink(controllers, controller).context("symlink", controller)?;
         }
     }
     Ok(())
+}
+
+/// Mounts a hierarchy on a new folder of this name, below the working folder.
+fn one(name: &str, kind: &str, options: &str, readonly: bool) -> Result<()> {
+    rustix::fs::mkdir(name, Mode::from_raw_mode(0o755)).context("mkdir", name)?;
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    if readonly {
+        flags |= MountFlags::RDONLY;
+    }
+    let options =
+        CString::new(options).map_err(|_| Error::Invalid(format!("{options:?} holds a zero byte")))?;
+    rustix::mount::mount(kind, name, kind, flags, options.as_c_str())
+        .context("mount", format_args!("{kind} {name}"))
 }
 
 fn flags(readonly: bool) -> MountAttrFlags {
