@@ -193,7 +193,9 @@ async fn settle(container: &Container, id: &ExecId) -> Result<()> {
     let mut told = pin!(over.notified());
     // From here on no end is missed.
     told.as_mut().enable();
-    if !with(container, id, |exec| Ok(exec.state == ExecState::Running))? {
+    // A short one can be over before its start was answered.
+    let seems_to_run = |exec: &mut Exec| Ok(matches!(exec.state, ExecState::Starting | ExecState::Running));
+    if !with(container, id, seems_to_run)? {
         return Ok(());
     }
     let Ok(task) = container.task() else { return Ok(()) };
