@@ -9,7 +9,7 @@ pub mod mutate;
 mod seeds;
 
 use insula_models::ContainerCreateRequest;
-use insula_spec::image::{ImageConfig, Index, Manifest, parse_archive_manifest};
+use insula_spec::image::{ImageConfig, Index, Manifest, media, parse_archive_manifest};
 use insula_spec::reference::Reference;
 
 /// One parser, by name.
@@ -29,6 +29,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "seccomp-profile", run: seccomp_profile, seeds: seeds::seccomp_profiles },
     Target { name: "task-frame", run: task_frame, seeds: seeds::task_frames },
     Target { name: "layer", run: archive::layer, seeds: seeds::layers },
+    Target { name: "registry", run: registry, seeds: seeds::registries },
     Target { name: "image-archive", run: archive::image, seeds: seeds::images },
 ];
 
@@ -56,6 +57,24 @@ pub fn manifest(data: &[u8]) {
     let _ = Index::parse(data);
     let _ = ImageConfig::parse(data);
     let _ = parse_archive_manifest(data);
+}
+
+/// What registries send: challenges, and documents as any media type; and what clients send for them.
+pub fn registry(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for challenge in insula_registry::challenges(&text) {
+        assert!(!challenge.scheme.is_empty() && challenge.parameter("").is_none());
+    }
+    for media_type in [media::MANIFEST, media::INDEX, ""] {
+        if let Ok(document) = insula_registry::Document::parse(data.to_vec(), media_type, "x") {
+            let _ = document.image("x");
+        }
+    }
+    let _ = insula_registry::Credentials::from_header(&text);
+    let _ = insula_registry::Credentials::from_json(data);
+    if let Ok(wanted) = text.parse::<insula_registry::Wanted>() {
+        assert_eq!(wanted.to_string().parse().as_ref(), Ok(&wanted));
+    }
 }
 
 /// Bodies of requests. One that is understood is written in a form that is understood.

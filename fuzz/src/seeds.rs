@@ -39,6 +39,17 @@ pub(crate) fn manifests() -> Vec<Vec<u8>> {
     ])
 }
 
+pub(crate) fn registries() -> Vec<Vec<u8>> {
+    let mut seeds = manifests();
+    seeds.extend(texts(&[
+        r#"Bearer realm="https://auth.example/token",service="a, \"b\"",scope="repository:a/b:pull",Basic realm=x"#,
+        "eyJ1c2VybmFtZSI6ImFubiIsInBhc3N3b3JkIjoieCJ9",
+        r#"{"username":"ann","password":"x","auth":"YW5uOng=","identitytoken":"","registrytoken":null}"#,
+        "linux/arm/v7",
+    ]));
+    seeds
+}
+
 pub(crate) fn api_bodies() -> Vec<Vec<u8>> {
     texts(&[
         r#"{"Image":"busybox","Cmd":["sh","-c","echo"],"Entrypoint":null,"Env":["A=b"],"Labels":{"a":"b"},

@@ -46,8 +46,17 @@ const TOP: &[&str] = &[
 const WALLS: &[&str] = &["insula-container", "insula-sandbox", "insula-monitor-core", "insula-vmm"];
 const WITHOUT_WALLS: &[&str] = &["insulad", "insula"];
 
-const WITH_TOKIO: &[&str] =
-    &["insula-engine", "insula-api", "insula-client", "insula-console", "insula", "insulad"];
+/// The registry's client among them: downloads and uploads of many layers wait on the network side by
+/// side, and only the daemon does that.
+const WITH_TOKIO: &[&str] = &[
+    "insula-registry",
+    "insula-engine",
+    "insula-api",
+    "insula-client",
+    "insula-console",
+    "insula",
+    "insulad",
+];
 
 /// Everything that is wrong, one sentence each.
 pub(crate) fn check(packages: &[Package]) -> Vec<String> {
