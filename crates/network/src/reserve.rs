@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -14,6 +15,10 @@ use crate::{Error, PortRequest, Proto, PublishedPort};
 
 /// Where ports are looked for when the kernel knows the protocol only by its rules, not by sockets.
 const UNBOUND: std::ops::RangeInclusive<u16> = 49152..=65535;
+
+/// How often and in what steps a port is tried again that is taken.
+const INSTANTS: u32 = 5;
+const INSTANT: Duration = Duration::from_millis(2);
 
 /// A port that is ours until this is dropped.
 #[derive(Debug)]
@@ -33,7 +38,7 @@ pub(crate) fn reserve(
     let range = request.host_ports.clone().unwrap_or(0..=0);
     let (first, last) = (*range.start(), *range.end());
     for port in range {
-        match attempt(request, address, port, held) {
+        match attempt_patiently(request, address, port, held, if first == last { INSTANTS } else { 0 }) {
             Ok(found) => return Ok(found),
             Err(Errno::ADDRINUSE) => {}
             Err(Errno::ADDRNOTAVAIL) => return Err(Error::NotOurAddress { address, port }),
@@ -58,6 +63,24 @@ pub(crate) fn reserve_again(published: &PublishedPort) -> Result<Reservation, Er
         host_ports: Some(published.host_port..=published.host_port),
     };
     reserve(&request, &|_| false)
+}
+
+/// A program that this process starts has a copy of every descriptor until it is executed, so a port that was
+/// given up a moment ago may still be taken for an instant.
+fn attempt_patiently(
+    request: &PortRequest,
+    address: Ipv4Addr,
+    port: u16,
+    held: &dyn Fn(&PublishedPort) -> bool,
+    instants: u32,
+) -> Result<Reservation, Errno> {
+    for _ in 0..instants {
+        match attempt(request, address, port, held) {
+            Err(Errno::ADDRINUSE) => std::thread::sleep(INSTANT),
+            result => return result,
+        }
+    }
+    attempt(request, address, port, held)
 }
 
 fn attempt(
