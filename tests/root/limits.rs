@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use insula_tests::{Daemon, daemon, holds};
+use insula_tests::{Daemon, daemon, holds, images, skip};
 use serde_json::Value;
 
 const ALONE: &[&str] = &["--network", "none"];
@@ -144,4 +144,45 @@ fn stats_are_of_the_container() {
     assert_eq!(stats["memory_stats"]["limit"], 64 << 20);
     assert!(stats["memory_stats"]["usage"].as_u64().unwrap() > 0);
     assert!(stats["cpu_stats"]["cpu_usage"]["total_usage"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_host_with_version_1_alone() {
+    let mut daemon = daemon!(absent);
+    let second = "/sys/fs/cgroup/unified";
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    if !table.contains(&format!(" {second} ")) {
+        return skip("hybrid", "version 2 is not mounted beside version 1");
+    }
+    let hide = format!("umount {second}; ! grep -q cgroup2 /proc/self/mounts");
+    daemon.restart_with_mounts(&hide);
+    daemon.load(&images::busybox().docker_archive()).ok();
+    assert_eq!(daemon.insula(&["info", "-f", "{{.CgroupVersion}}"]).ok(), "1");
+    let limits = ["--network", "none", "-m", "64m", "--cpus", "0.5", "--pids-limit", "33", "--name", "box"];
+    daemon.sleeper(&limits);
+    let file = |name: &str| daemon.exec("box", &format!("cat /sys/fs/cgroup/{name}")).ok().to_owned();
+    assert_eq!(file("memory/memory.limit_in_bytes"), "67108864");
+    assert_eq!((file("cpu/cpu.cfs_quota_us"), file("pids/pids.max")), ("50000".to_owned(), "33".to_owned()));
+    daemon.insula(&["update", "-m", "32m", "--memory-swap", "32m", "box"]).ok();
+    assert_eq!(file("memory/memory.limit_in_bytes"), "33554432");
+    daemon.insula(&["pause", "box"]).ok();
+    daemon.reaches("box", "paused");
+    // Another daemon finds it as it is.
+    daemon.kill();
+    daemon.restart_with_mounts(&hide);
+    daemon.reaches("box", "paused");
+    daemon.insula(&["unpause", "box"]).ok();
+    let stats =
+        daemon.insula(&["stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}} {{.PIDs}}", "box"]);
+    assert!(stats.ok().contains("/ 32MiB 2"), "{stats}");
+    let denied = daemon.exec("box", "mknod /tmp/zero c 1 5");
+    denied.fails(1, &["Operation not permitted"]);
+    let big = "exec dd if=/dev/zero of=/dev/null bs=64M count=1";
+    let flags = ["--network", "none", "-m", "16m", "--memory-swap", "16m", "--name", "big"];
+    daemon.insula(&[&["run"], &flags[..], &["busybox", "sh", "-c", big]].concat()).exits(137);
+    assert_eq!(daemon.inspect("big", "/State/OOMKilled"), true);
+    // Its whole group ends with it, whoever has left its first process.
+    daemon.detached(&["--network", "none", "--name", "stub"], "trap '' TERM; sleep 1000 & sleep 1000 & wait");
+    daemon.insula(&["kill", "stub"]).ok();
+    daemon.reaches("stub", "exited");
 }

@@ -6,6 +6,7 @@ mod bad_input;
 mod confinement;
 mod crash;
 mod files;
+mod idmaps;
 mod images;
 mod lifecycle;
 mod limits;

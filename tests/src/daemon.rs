@@ -18,6 +18,8 @@ pub struct Daemon {
     child: Option<Child>,
     instance: Instance,
     folder: TempDir,
+    /// What the test mounted below it.
+    mounts: Vec<PathBuf>,
 }
 
 impl Daemon {
@@ -43,7 +45,7 @@ impl Daemon {
         // Short, since the path of a unix socket has 107 bytes at most.
         let folder = tempfile::Builder::new().prefix("insula-t-").tempdir().unwrap();
         let instance = Instance::new(folder.path().join("l"), folder.path().join("r"));
-        Self { child: None, instance, folder }
+        Self { child: None, instance, folder, mounts: Vec::new() }
     }
 
     /// A folder for the test's own files, on the file system of the daemon's root.
@@ -52,6 +54,14 @@ impl Daemon {
         let path = self.folder.path().join("files");
         std::fs::create_dir_all(&path).unwrap();
         path
+    }
+
+    /// Mounts an empty file system of this kind at `path`, below its folders, until it has ended.
+    pub fn mount(&mut self, kind: &str, path: &Path) {
+        std::fs::create_dir_all(path).unwrap();
+        let data = Some(c"mode=755");
+        rustix::mount::mount(kind, path, kind, rustix::mount::MountFlags::empty(), data).unwrap();
+        self.mounts.push(path.to_owned());
     }
 
     /// Its folders and names.
@@ -68,9 +78,19 @@ impl Daemon {
 
     /// Starts it, for a first or a second time, and waits until it answers.
     pub fn restart(&mut self) {
+        self.start_as(Command::new(program("insulad")));
+    }
+
+    /// As [`Self::restart`], where `script`, for a shell, has changed the mounts before.
+    pub fn restart_with_mounts(&mut self, script: &str) {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-ec", &format!("{script}\nexec \"$0\"")]).arg(program("insulad"));
+        self.start_as(command);
+    }
+
+    fn start_as(&mut self, mut command: Command) {
         assert!(self.child.is_none(), "the daemon runs already");
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
-        let mut command = Command::new(program("insulad"));
         self.environment(&mut command);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let mut child = command.spawn().unwrap();
@@ -211,6 +231,9 @@ impl Daemon {
             self.insula(&[&["rm", "-f", "-v"], ids.as_slice()].concat()).ok();
         }
         assert_eq!(self.stop(), Some(0), "the daemon ends well when asked: {}", self.log());
+        for path in self.mounts.drain(..).rev() {
+            rustix::mount::unmount(&path, rustix::mount::UnmountFlags::empty()).unwrap();
+        }
         let mut left = Leaks::default();
         let gone = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             eventually("nothing is left", || {

@@ -16,12 +16,15 @@ pub fn skip(need: &str, why: &str) {
     eprintln!("skipped: needs {need}: {why}");
 }
 
-/// A daemon, or the end of the test where there is no root.
+/// A daemon (`daemon!(absent)`: one that is not started), or the end of the test where there is no root.
 #[macro_export]
 macro_rules! daemon {
     () => {
+        $crate::daemon!(start)
+    };
+    ($how:ident) => {
         if $crate::is_root() {
-            $crate::Daemon::start()
+            $crate::Daemon::$how()
         } else {
             $crate::skip("root", "the daemon makes namespaces, cgroups and networks");
             return;

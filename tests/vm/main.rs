@@ -43,6 +43,20 @@ insula rm box big >/dev/null
 check gone '' find /sys/fs/cgroup/insula -mindepth 1 -type d
 check bridge hello insula run --rm busybox sh -c 'ping -c 1 -W 5 $(ip route | awk "/default/ {print \$3}") >/dev/null && echo hello'
 cat /tmp/insulad.log | sed 's/^/log: /'
+# The memory file systems of this kernel (6.1) cannot map ids.
+export INSULA_ROOT=/run/second INSULA_RUN=/run/second-run
+insulad >/tmp/insulad.log 2>&1 &
+tries=0
+until [ -S /run/second-run/insula.sock ] || [ $tries -gt 100 ]; do tries=$((tries + 1)); usleep 100000; done
+insula load -i /files/busybox.tar
+insula run --rm --network none busybox awk '{print $2}' /proc/self/uid_map >/tmp/out 2>/tmp/err
+check unmapped '0 1' sh -c 'echo $(cat /tmp/out) $(grep -c "WARNING: No ids can be mapped" /tmp/err)'
+check unmapped-again 0 insula run --rm --network none busybox awk '{print $2}' /proc/self/uid_map
+check unmapped-limit 67108864 insula run --rm --network none -m 64m busybox cat /sys/fs/cgroup/memory.max
+export INSULA_ROOT=/var/lib/insula INSULA_RUN=/run/insula
+echo seen >/run/file
+check unmapped-bind '65534 seen' sh -c 'insula run --rm --network none -v /run/file:/file busybox sh -c "stat -c %u /file; cat /file" 2>/tmp/err | xargs echo'
+check unmapped-bind-said 1 grep -c 'mounted at /file cannot map ids' /tmp/err
 "#;
 
 #[test]

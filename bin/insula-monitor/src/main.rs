@@ -1,5 +1,7 @@
 //! `insula-monitor serve` serves one sandbox to the daemon at the other end of its standard input;
-//! `insula-monitor probe FOLDER` says whether containers with mapped ids are possible there.
+//! `insula-monitor probe FOLDER` says whether containers with mapped ids are possible there, and sends a user
+//! namespace to try other file systems with to a socket at its standard input. It ends with 3 where no
+//! containers are possible at all.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -11,18 +13,31 @@ use insula_sandbox::ns::Namespaces;
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     let result = match (arguments.next().as_deref().and_then(|a| a.to_str()), arguments.next()) {
-        (Some("serve"), None) => serve(),
-        (Some("probe"), Some(folder)) => {
-            insula_container::probe(Path::new(&folder)).map_err(|error| insula_base::chain(&error))
-        }
-        _ => Err("usage: insula-monitor serve | insula-monitor probe FOLDER".to_owned()),
+        (Some("serve"), None) => serve().map_err(|why| (ExitCode::FAILURE, why)),
+        (Some("probe"), Some(folder)) => probe(Path::new(&folder)),
+        _ => Err((ExitCode::FAILURE, "usage: insula-monitor serve | insula-monitor probe FOLDER".to_owned())),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
+        Err((code, message)) => {
             eprintln!("insula-monitor: {message}");
-            ExitCode::FAILURE
+            code
         }
+    }
+}
+
+fn probe(folder: &Path) -> Result<(), (ExitCode, String)> {
+    insula_container::probe_layers(folder)
+        .map_err(|error| (ExitCode::from(insula_proto::NO_LAYERS), insula_base::chain(&error)))?;
+    share_namespace(folder).map_err(|why| (ExitCode::FAILURE, why))
+}
+
+fn share_namespace(folder: &Path) -> Result<(), String> {
+    let namespace = insula_container::probe(folder).map_err(|error| insula_base::chain(&error))?;
+    match insula_sys::socket::send(std::io::stdin().as_fd(), b"n", &[namespace.as_fd()]) {
+        // Somebody asks at a terminal.
+        Ok(_) | Err(rustix::io::Errno::NOTSOCK) => Ok(()),
+        Err(error) => Err(format!("sendmsg: {error}")),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
@@ -49,9 +49,11 @@ pub(crate) fn start(instance: &Instance, debug: bool) -> anyhow::Result<()> {
         )
     })?;
     let log = instance.run().join("insulad.log");
+    // What an earlier daemon wrote is not why this one fails.
+    let begin = std::fs::metadata(&log).map_or(0, |meta| meta.len());
     let (mut child, ready) = spawn(&program, instance, &log, debug)
         .with_context(|| format!("start {} (log {})", program.display(), log.display()))?;
-    await_ready(ready, &mut child, &log)?;
+    await_ready(ready, &mut child, &log, begin)?;
     printer::notice(&format!("started insulad (pid {}), log {}", child.id(), log.display()));
     Ok(())
 }
@@ -89,16 +91,20 @@ fn spawn(program: &Path, instance: &Instance, log: &Path, debug: bool) -> anyhow
 }
 
 /// One byte says that the daemon serves; the end of the pipe without it that it has died.
-fn await_ready(mut ready: File, child: &mut Child, log: &Path) -> anyhow::Result<()> {
+fn await_ready(mut ready: File, child: &mut Child, log: &Path, begin: u64) -> anyhow::Result<()> {
     let mut byte = [0];
     if ready.read(&mut byte).context("wait for insulad")? == 1 {
         return Ok(());
     }
     let status = child.wait().context("wait for insulad")?;
-    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let mut text = String::new();
+    if let Ok(mut file) = File::open(log) {
+        // A log that cannot be read says nothing; the status does.
+        let _ = file.seek(SeekFrom::Start(begin)).and_then(|_| file.read_to_string(&mut text));
+    }
     let last = text.lines().rev().take(5).collect::<Vec<_>>();
     let last = last.into_iter().rev().collect::<Vec<_>>().join("\n  ");
-    bail!("insulad did not start ({status}); the end of {}:\n  {last}", log.display());
+    bail!("insulad did not start ({status}); see {}:\n  {last}", log.display());
 }
 
 /// Run the daemon in the foreground

@@ -134,7 +134,7 @@ fn prepare(
     if let UserNamespace::Private { first, count } = plan.namespaces.user {
         idmap::map(pid, first, count)?;
     }
-    let warnings = confinement.apply_from_outside(pid, &plan.process)?;
+    let mut warnings = confinement.apply_from_outside(pid, &plan.process)?;
     let namespace = match &plan.namespaces.user {
         UserNamespace::Host => None,
         UserNamespace::Private { .. } | UserNamespace::Path { .. } => Some(idmap::namespace_of(pid)?),
@@ -143,7 +143,7 @@ fn prepare(
     hidden::hide(&plan.rootfs)?;
     let rootfs = rootfs::build(&plan.rootfs, namespace, idmap::first(&plan.namespaces.user))?;
     let devices = devices::build(plan)?;
-    let sources = sources::prepare(&plan.mounts, namespace)?;
+    let sources = sources::prepare(&plan.mounts, namespace, &mut warnings)?;
     plug(plan, pid)?;
     channel.order(&Order::Build { start: when == When::Now })?;
     let gift: Vec<BorrowedFd<'_>> =

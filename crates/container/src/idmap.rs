@@ -41,10 +41,7 @@ pub(crate) fn detached(path: &Path, recursive: bool, attributes: MountAttributes
     let tree = rustix::mount::open_tree(CWD, path, flags).context("open_tree", path.display())?;
     set_through(&tree, attributes, recursive).map_err(|errno| {
         if attributes.idmap.is_some() && errno == Errno::INVAL {
-            Error::Unsupported(format!(
-                "the file system of {} cannot map ids; run the container with --userns=host",
-                path.display()
-            ))
+            Error::Unsupported(format!("the file system of {} cannot map ids", path.display()))
         } else {
             Error::Call { call: "mount_setattr", on: path.display().to_string(), source: errno.into() }
         }
@@ -65,8 +62,9 @@ fn set_through(tree: &OwnedFd, attributes: MountAttributes<'_>, recursive: bool)
 }
 
 /// Whether the kernel gives user namespaces and the file system of `path` can be mounted with
-/// mapped ids: an error says what is missing. For a process of one thread.
-pub fn probe(path: &Path) -> Result<()> {
+/// mapped ids: an error says what is missing. Returns a namespace to try other file systems with. For a
+/// process of one thread.
+pub fn probe(path: &Path) -> Result<OwnedFd> {
     let (hold, release) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("pipe2", "to hold a process")?;
     match process::clone(CloneFlags::NEWUSER, None).context("clone3", "with a user namespace")? {
@@ -81,7 +79,8 @@ pub fn probe(path: &Path) -> Result<()> {
                 let attributes =
                     MountAttributes { idmap: Some(namespace.as_fd()), ..MountAttributes::default() };
                 detached(path, false, attributes)?;
-                crate::rootfs::maps_layers()
+                crate::rootfs::maps_layers()?;
+                Ok(namespace)
             });
             drop(release);
             process::wait_for(pid).context("waitpid", "for a probe")?;

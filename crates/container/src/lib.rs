@@ -29,4 +29,5 @@ pub use error::{Error, Result};
 pub use exec::{ExecPlan, Executed, Target, exec};
 pub use idmap::probe;
 pub use inside::warm_up;
+pub use rootfs::probe_layers;
 pub use streams::Streams;

@@ -42,6 +42,51 @@ pub(crate) fn build(plan: &RootfsPlan, namespace: Option<BorrowedFd<'_>>, maker:
     }
 }
 
+/// Whether file systems of containers can be made of folders below `root`: an error says what is missing. Makes a
+/// folder there for it and removes it again. For a process of one thread.
+pub fn probe_layers(root: &Path) -> Result<()> {
+    let folder = root.join("probe");
+    let remove = || match std::fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    // Who was killed here before left it.
+    remove().context("rmdir", folder.display())?;
+    let of = |name: &str| folder.join(name);
+    for name in ["lower", "upper", "work"] {
+        std::fs::create_dir_all(of(name)).context("mkdir", folder.display())?;
+    }
+    let plan = RootfsPlan {
+        layers: vec![of("lower")],
+        upper: Some(UpperPlan { upper: of("upper"), work: of("work") }),
+        hidden: Vec::new(),
+        idmap: false,
+        readonly: false,
+    };
+    let built = build(&plan, None, 0);
+    remove().context("rmdir", folder.display())?;
+    built.map(drop).map_err(|error| {
+        let kind = file_system(root).unwrap_or_else(|| "a file system".to_owned());
+        Error::Unsupported(format!(
+            "{} is on {kind}, which takes no writable layers of containers ({}); choose a folder on another file system, \
+             such as ext4, xfs, btrfs or tmpfs",
+            root.display(),
+            insula_base::chain(&error)
+        ))
+    })
+}
+
+/// The kind of file system that a path is on, as proc_pid_mountinfo(5) names it.
+fn file_system(path: &Path) -> Option<String> {
+    let device = rustix::fs::stat(path).ok()?.st_dev;
+    let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    table.lines().find_map(|line| {
+        (line.split(' ').nth(2)? == device)
+            .then(|| line.split_once(" - ")?.1.split(' ').next().map(str::to_owned))?
+    })
+}
+
 /// `layers` lowest first.
 fn overlay(
     layers: &[OwnedFd],

@@ -1,19 +1,20 @@
 //! The engine: everything that the use cases share.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use insula_base::Instance;
+use insula_host::cgroup::Layout;
 use insula_network::Networks;
 use insula_store::Store;
 
 use crate::containers::container::Registry;
 use crate::events::Events;
 use crate::exec::ExecIndex;
+use crate::idmaps::IdMaps;
 use crate::images::Images;
 use crate::monitor::Spares;
 use crate::volumes::Volumes;
@@ -47,8 +48,7 @@ pub(crate) struct Inner {
     pub(crate) containers: Registry,
     pub(crate) execs: ExecIndex,
     pub(crate) spares: Arc<Spares>,
-    /// Whether ids can be mapped where containers are kept.
-    pub(crate) idmapped: bool,
+    pub(crate) idmaps: IdMaps,
     ending: AtomicBool,
     /// Read by whoever removes files that nobody waits for.
     removals: Arc<tokio::sync::RwLock<()>>,
@@ -151,12 +151,14 @@ impl Inner {
         std::fs::create_dir_all(&run)
             .and_then(|()| std::fs::set_permissions(&run, std::fs::Permissions::from_mode(0o700)))
             .map_err(|e| Error::io("mkdir", &run, e))?;
-        let idmapped = probe(&config.monitor, store.root())?;
+        // No container could be started without.
+        Layout::probe()?;
+        let idmaps = IdMaps::probe(&config.monitor, store.root())?;
         Ok(Self {
             containers: Registry::default(),
             execs: ExecIndex::default(),
             spares: Arc::new(Spares::new(config.monitor.clone())),
-            idmapped,
+            idmaps,
             ending: AtomicBool::new(false),
             removals: Arc::default(),
             images: Images::new(store.clone(), events.clone()),
@@ -185,23 +187,4 @@ impl Inner {
     pub(crate) fn ending(&self) -> bool {
         self.ending.load(Ordering::Relaxed)
     }
-}
-
-/// Asks the monitor's program whether ids can be mapped below `root`, and says so if not.
-fn probe(monitor: &Path, root: &Path) -> Result<bool> {
-    let output = Command::new(monitor)
-        .arg("probe")
-        .arg(root)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|e| Error::io("execute", monitor, e))?;
-    if !output.status.success() {
-        let why = String::from_utf8_lossy(&output.stderr);
-        tracing::warn!(
-            why = why.trim(),
-            "ids cannot be mapped here: containers run without user namespaces of their own, and their root is \
-             the host's"
-        );
-    }
-    Ok(output.status.success())
 }

@@ -11,6 +11,7 @@ mod error;
 pub mod events;
 pub mod exec;
 pub mod filters;
+mod idmaps;
 pub mod images;
 pub mod logs;
 mod monitor;

@@ -116,10 +116,15 @@ impl Engine {
             live_restore_enabled: true,
             isolation: "process".to_owned(),
             init_binary: RUNTIME.to_owned(),
-            security_options: ["name=seccomp,profile=builtin", "name=userns"].map(str::to_owned).to_vec(),
-            warnings: self.networks().warnings()?,
+            security_options: self.security_options(),
+            warnings: self.0.idmaps.warning().into_iter().chain(self.networks().warnings()?).collect(),
             ..SystemInfo::default()
         })
+    }
+
+    fn security_options(&self) -> Vec<String> {
+        let ids = self.0.idmaps.warning().is_none().then_some("name=userns");
+        ["name=seccomp,profile=builtin"].into_iter().chain(ids).map(str::to_owned).collect()
     }
 
     /// `GET /system/df`: images, containers and volumes with what they take.

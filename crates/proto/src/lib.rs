@@ -20,3 +20,6 @@ pub use message::*;
 
 /// Version of the protocol; a change that an older peer would misread raises it.
 pub const VERSION: u32 = 1;
+
+/// Exit code of `insula-monitor probe` where the file system cannot hold containers.
+pub const NO_LAYERS: u8 = 3;

@@ -64,8 +64,7 @@ pub(crate) fn maps_layers() -> Result<()> {
         return Ok(());
     }
     Err(Error::Unsupported(format!(
-        "overlayfs of this kernel ({release}) does not take layers with mapped ids (Linux 5.19 is needed); \
-         run the container with --userns=host"
+        "overlayfs of this kernel ({release}) does not take layers with mapped ids (Linux 5.19 is needed)"
     )))
 }
 

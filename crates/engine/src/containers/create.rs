@@ -103,12 +103,14 @@ impl Engine {
             && !row.host.network_mode.starts_with("container:")
             && !row.host.pid_mode.starts_with("container:");
         let mut row = row;
-        if own_ids && !self.0.idmapped {
+        let idmaps = &self.0.idmaps;
+        let refused = own_ids.then(|| idmaps.refused(&row.image.layers)).flatten();
+        if refused.is_some() {
             // What is in effect is what inspection shows.
             "host".clone_into(&mut row.host.userns_mode);
-            warnings.push("This host cannot map ids: the container runs without a user namespace".to_owned());
         }
-        let row = self.insert(row, image, own_ids && self.0.idmapped)?;
+        let row = self.insert(row, image, own_ids && refused.is_none())?;
+        warnings.extend(refused.and_then(|why| idmaps.once(why)));
         let id = row.id.clone();
         let container = Arc::new(Container::new(row));
         self.0.containers.insert(container.clone());
@@ -116,6 +118,7 @@ impl Engine {
             self.discard(&container);
             return Err(error);
         }
+        warnings.extend(self.unmapped_mounts(&container.row()));
         self.publish(&container.row(), "create", &[]);
         Ok(ContainerCreateResponse { id: id.to_string(), warnings })
     }
@@ -137,6 +140,27 @@ impl Engine {
         });
         row = inserted.map_err(taken)?;
         Ok(row)
+    }
+
+    /// Mounts whose owners a container with ids of its own cannot see.
+    fn unmapped_mounts(&self, row: &Row) -> Vec<String> {
+        if row.host.userns_mode == "host" {
+            return Vec::new();
+        }
+        let volumes = self.store().volumes_dir();
+        let unmapped = row.mounts.iter().filter(|mount| {
+            let source = mount.host_path(&volumes);
+            source.is_some_and(|path| !plan::owned_by_the_kernel(&path) && !self.0.idmaps.maps(&path))
+        });
+        unmapped
+            .map(|mount| {
+                format!(
+                    "The file system of what is mounted at {} cannot map ids: its files belong to nobody in the \
+                     container (with --userns=host ids are the host's)",
+                    mount.target
+                )
+            })
+            .collect()
     }
 
     /// Folders, volumes and what the image puts into them.

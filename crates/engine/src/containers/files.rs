@@ -2,7 +2,6 @@
 
 use insula_spec::plan::LogPlan;
 
-use super::row::SourceRow;
 use super::{ContainerFiles, ContainerMount, LogSource};
 use crate::{Engine, Result, plan};
 
@@ -30,11 +29,7 @@ impl Engine {
         let volumes = self.store().volumes_dir();
         let mounts = row.mounts.iter().map(|mount| ContainerMount {
             target: mount.target.clone(),
-            source: match &mount.source {
-                SourceRow::Bind { path, .. } => Some(path.clone()),
-                SourceRow::Volume { name, .. } => Some(volumes.join(name).join("_data")),
-                SourceRow::Tmpfs { .. } => None,
-            },
+            source: mount.host_path(&volumes),
             readonly: mount.readonly,
         });
         Ok(ContainerFiles {

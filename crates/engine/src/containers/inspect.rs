@@ -172,18 +172,17 @@ pub(super) fn mount_points(row: &Row, volumes: &Path) -> Vec<MountPoint> {
             destination: mount.target.clone(),
             mode: mount.mode.clone(),
             rw: !mount.readonly,
+            source: mount.host_path(volumes).unwrap_or_default().to_string_lossy().into_owned(),
             ..MountPoint::default()
         };
         match &mount.source {
-            SourceRow::Bind { path, propagation, .. } => {
+            SourceRow::Bind { propagation, .. } => {
                 "bind".clone_into(&mut point.r#type);
-                point.source = path.to_string_lossy().into_owned();
                 point.propagation.clone_from(propagation);
             }
             SourceRow::Volume { name, .. } => {
                 "volume".clone_into(&mut point.r#type);
                 point.name.clone_from(name);
-                point.source = volumes.join(name).join("_data").to_string_lossy().into_owned();
                 "local".clone_into(&mut point.driver);
             }
             SourceRow::Tmpfs { .. } if row.host.tmpfs.contains_key(&mount.target) => return None,

@@ -1,7 +1,7 @@
 //! A container as the state keeps it: what was asked for, and where its life stands.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use insula_base::{ContainerId, Digest};
 use insula_models::{ContainerConfig, EndpointSettings, HostConfig};
@@ -109,6 +109,17 @@ pub(crate) enum SourceRow {
         uid: Option<u32>,
         gid: Option<u32>,
     },
+}
+
+impl MountRow {
+    /// What is mounted, on the host; nothing for what is made for the container alone.
+    pub(crate) fn host_path(&self, volumes: &Path) -> Option<PathBuf> {
+        match &self.source {
+            SourceRow::Bind { path, .. } => Some(path.clone()),
+            SourceRow::Volume { name, .. } => Some(volumes.join(name).join("_data")),
+            SourceRow::Tmpfs { .. } => None,
+        }
+    }
 }
 
 /// Where a container's life stands.

@@ -217,23 +217,22 @@ fn plain(target: &str, source: MountSource) -> MountPlan {
 }
 
 fn bind(path: PathBuf, recursive: bool, propagation: Propagation) -> MountSource {
-    let idmap = idmappable(&path);
+    let idmap = !owned_by_the_kernel(&path);
     MountSource::Bind { path, recursive, propagation, idmap }
 }
 
 fn of_the_user(mount: &MountRow, volumes: &Path) -> MountPlan {
+    let path = mount.host_path(volumes).unwrap_or_default();
     let plan = match &mount.source {
-        SourceRow::Bind { path, recursive, propagation } => {
+        SourceRow::Bind { recursive, propagation, .. } => {
             let propagation = match propagation.trim_start_matches('r') {
                 "shared" => Propagation::Shared,
                 "slave" => Propagation::Slave,
                 _ => Propagation::Private,
             };
-            plain(&mount.target, bind(path.clone(), *recursive, propagation))
+            plain(&mount.target, bind(path, *recursive, propagation))
         }
-        SourceRow::Volume { name, .. } => {
-            plain(&mount.target, bind(volumes.join(name).join("_data"), false, Propagation::Private))
-        }
+        SourceRow::Volume { .. } => plain(&mount.target, bind(path, false, Propagation::Private)),
         SourceRow::Tmpfs { size, mode, nosuid, nodev, noexec, uid, gid } => MountPlan {
             nosuid: *nosuid,
             nodev: *nodev,
@@ -244,12 +243,11 @@ fn of_the_user(mount: &MountRow, volumes: &Path) -> MountPlan {
     MountPlan { readonly: mount.readonly, ..plan }
 }
 
-/// Whether ids may be mapped there. The kernel's own file systems refuse it; what is bound from
-/// them shows its owners as nobody.
-fn idmappable(path: &Path) -> bool {
-    /// From linux/magic.h: proc, sysfs, both cgroups, devpts, debugfs, tracefs, securityfs, bpf,
-    /// mqueue, NFS, overlayfs, 9p, CIFS.
-    const NOT: [u32; 14] = [
+/// Whether it is on a file system in which the kernel shows itself: ids are not mapped there, and owners
+/// mean little.
+pub(crate) fn owned_by_the_kernel(path: &Path) -> bool {
+    /// From linux/magic.h: proc, sysfs, both cgroups, devpts, debugfs, tracefs, securityfs, bpf, mqueue.
+    const KINDS: [u32; 10] = [
         0x9fa0,
         0x6265_6572,
         0x0027_e0eb,
@@ -260,13 +258,9 @@ fn idmappable(path: &Path) -> bool {
         0x7363_6673,
         0xcafe_4a11,
         0x1980_0202,
-        0x6969,
-        0x794c_7630,
-        0x0102_1997,
-        0xff53_4d42,
     ];
     // What cannot be looked at is the wall's to report.
-    rustix::fs::statfs(path).map_or(true, |found| !NOT.contains(&(found.f_type as u32)))
+    rustix::fs::statfs(path).is_ok_and(|found| KINDS.contains(&(found.f_type as u32)))
 }
 
 fn device_rules(host: &HostConfig) -> Result<Vec<DeviceRule>> {

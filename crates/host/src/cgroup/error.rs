@@ -15,7 +15,7 @@ pub enum Error {
     Limit { limit: &'static str, value: String, file: String, source: std::io::Error },
     #[error("cgroup path {0:?} is not a plain relative path")]
     Path(String),
-    #[error("the host has no control groups mounted")]
+    #[error("the host has no control groups mounted: mount -t cgroup2 none /sys/fs/cgroup")]
     NoHierarchy,
     #[error("control groups are mounted read-only, {0} cannot be made: mount them writable")]
     ReadOnly(String),
