@@ -97,6 +97,9 @@ pub enum Error {
     /// A bound was exceeded.
     #[error("{what} exceeds the limit of {limit}")]
     Limit { what: String, limit: u64 },
+    /// A layer that an image needs is neither here nor came with it.
+    #[error("the layer {0} is missing")]
+    NoLayer(String),
     /// A blob that is not stored.
     #[error("no such content: {0}")]
     NoContent(Digest),
@@ -147,6 +150,7 @@ impl Kinded for Error {
             | Self::Entry { source: None, .. }
             | Self::Mismatch { .. }
             | Self::Limit { .. }
+            | Self::NoLayer(_)
             | Self::BadName { .. } => Kind::InvalidArgument,
             Self::Database { .. } | Self::Damaged { .. } | Self::Defect(_) => Kind::Internal,
             Self::Newer { .. } | Self::Unsupported(_) => Kind::Unsupported,

@@ -30,7 +30,10 @@ mod tree;
 
 pub use content::Content;
 pub use error::{Error, Result};
-pub use images::{Force, Image, ImageKind, Images, ImportOptions, Loaded, Progress, Removal};
+pub use images::{
+    Force, Image, ImageKind, Images, ImportOptions, Ingested, IngestedLayer, LayerPlace, Loaded, Progress,
+    Removal,
+};
 pub use layers::{Layer, Layers};
 pub use root::{ContainerDir, Store};
 pub use state::{Allocation, Allocations, Collection, Record, Records, State, Transaction};

@@ -76,7 +76,8 @@ impl Conditions {
     fn hold(&self, image: &Image) -> bool {
         let made = created(image).unwrap_or(Timestamp::UNIX_EPOCH);
         let labels = &image.config.config.labels;
-        self.dangling.is_none_or(|dangling| dangling == image.references.is_empty())
+        self.dangling
+            .is_none_or(|dangling| dangling != image.references.iter().any(|name| name.tag().is_some()))
             && self.labels.iter().all(|label| has_label(labels, label))
             && !self.without_labels.iter().any(|label| has_label(labels, label))
             && self.before.iter().all(|moment| made < *moment)

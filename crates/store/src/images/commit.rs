@@ -49,7 +49,8 @@ impl Images {
             .place_all(images, &mut gathered, &mut placed)
             .and_then(|()| self.write_rows(images, &placed));
         match committed {
-            Ok(()) => {
+            Ok(replaced) => {
+                self.drop_documents(&replaced);
                 self.sync_later(images.iter().map(|image| image.id.clone()).collect());
                 Ok(images
                     .iter()
@@ -108,7 +109,7 @@ impl Images {
                     let here = placed.layers.values().any(|row| row.diff == *diff)
                         || self.state.transaction(|tx| rows::layer_with(tx.sql(), diff))?.is_some();
                     if !here {
-                        return Err(Error::Archive(format!("it lacks the layer {name:?}")));
+                        return Err(Error::NoLayer(name));
                     }
                 }
                 Some(Err(_)) => {
@@ -148,13 +149,15 @@ impl Images {
         }
         match gathered.layers.remove(gathered.resolve(name).to_owned().as_str()) {
             Some(Ok(Source::Staged(staged))) => Ok((staged.pending, staged.unpacked)),
-            _ => Err(Error::Archive(format!("its layer {name:?} was removed meanwhile"))),
+            _ => Err(Error::NoLayer(name.to_owned())),
         }
     }
 
-    fn write_rows(&self, images: &[Found], placed: &Placed) -> Result<()> {
+    /// Returns the manifests that no image has any more, since one has another.
+    fn write_rows(&self, images: &[Found], placed: &Placed) -> Result<Vec<Digest>> {
         self.state.transaction(|tx| {
             let sql = tx.sql();
+            let before = rows::manifests(sql)?;
             for row in placed.layers.values() {
                 rows::add_layer(sql, row)?;
             }
@@ -176,9 +179,22 @@ impl Images {
                 for reference in &image.references {
                     rows::set_name(sql, reference, &image.id)?;
                 }
+                for place in &image.places {
+                    rows::add_place(sql, place)?;
+                }
             }
-            Ok(())
+            let now = rows::manifests(sql)?;
+            Ok(before.difference(&now).cloned().collect())
         })
+    }
+
+    /// What cannot be removed now is swept at the next open.
+    fn drop_documents(&self, digests: &[Digest]) {
+        for digest in digests {
+            if let Err(error) = self.content.remove(digest) {
+                tracing::warn!(error = &error as &dyn std::error::Error, "a replaced manifest is left");
+            }
+        }
     }
 
     fn take_away(&self, placed: &Placed) {

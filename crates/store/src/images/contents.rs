@@ -10,6 +10,7 @@ use insula_spec::reference::Reference;
 
 use super::builtin;
 use super::gather::{Gathered, clean};
+use super::rows::Place;
 use crate::{Error, Result, content};
 
 /// Indexes within indexes.
@@ -26,6 +27,8 @@ pub(super) struct Found {
     /// For each layer the member that holds it, and its declared digest.
     pub(super) layers: Vec<(String, Option<Digest>)>,
     pub(super) references: Vec<Reference>,
+    /// Where registries have its layers.
+    pub(super) places: Vec<Place>,
 }
 
 /// Every image of the archive. `manifest.json` wins where both are: it names all tags.
@@ -55,7 +58,7 @@ pub(super) fn images(gathered: &Gathered) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-fn check(image: &Found) -> Result<()> {
+pub(super) fn check(image: &Found) -> Result<()> {
     let (given, declared) = (image.layers.len(), image.config.rootfs.diff_ids.len());
     if given != declared {
         return Err(Error::Archive(format!(
@@ -105,6 +108,7 @@ fn from_entry(
         id,
         layers,
         references,
+        places: Vec::new(),
     })
 }
 
@@ -138,6 +142,7 @@ fn from_manifest(gathered: &Gathered, descriptor: &Descriptor, digest: &Digest) 
             .map(|layer| (format!("blobs/sha256/{}", layer.digest.hex()), Some(layer.digest.clone())))
             .collect(),
         references: name(descriptor)?.into_iter().collect(),
+        places: Vec::new(),
     })
 }
 

@@ -67,6 +67,7 @@ pub(super) fn import(
         manifest: None,
         layers: vec![(LAYER.to_owned(), None)],
         references: options.reference.into_iter().collect(),
+        places: Vec::new(),
     };
     let mut gathered = Gathered::default();
     gathered.layers.insert(LAYER.to_owned(), Ok(Source::Staged(staged)));

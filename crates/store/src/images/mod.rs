@@ -5,6 +5,7 @@ mod commit;
 mod contents;
 mod gather;
 mod import;
+mod ingest;
 mod recover;
 mod remove;
 mod rows;
@@ -19,6 +20,7 @@ use insula_base::Digest;
 use insula_spec::image::{DOCUMENT_MAX, ImageConfig, RunConfig};
 use insula_spec::reference::Reference;
 
+pub use self::ingest::{Ingested, IngestedLayer, LayerPlace};
 use crate::{Content, Error, Layer, Layers, Result, State, Transaction};
 
 /// One image.

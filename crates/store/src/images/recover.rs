@@ -71,7 +71,7 @@ impl Images {
             for id in rows::unheld(tx.sql())? {
                 rows::drop_layers(tx.sql(), &id)?;
             }
-            Ok(())
+            rows::drop_places(tx.sql())
         })
     }
 

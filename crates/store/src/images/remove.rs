@@ -32,12 +32,14 @@ impl Images {
             let names = rows::names_of(tx.sql(), &image.id)?;
             let users = rows::users(tx.sql(), &image.id)?;
             match &by {
-                FoundBy::Name(name) if names.len() > 1 => untag(tx, std::slice::from_ref(name)),
+                FoundBy::Name(name) if with_it(&names, name).len() < names.len() => {
+                    untag(tx, &with_it(&names, name))
+                }
                 FoundBy::Name(name) => {
                     check_name(name, &image.id, &users, force)?;
                     if users.iter().any(|user| running(user)) {
                         // As in Docker: the name goes, the image stays without one.
-                        return untag(tx, std::slice::from_ref(name));
+                        return untag(tx, &names);
                     }
                     delete(tx, &image, &names)
                 }
@@ -74,6 +76,15 @@ impl Images {
             }
         }
     }
+}
+
+/// The names that go with one: with the last tag of a repository also the digests that the image was
+/// pulled or pushed by there.
+fn with_it(names: &[Reference], name: &Reference) -> Vec<Reference> {
+    let of_it = |other: &&Reference| other.name() == name.name() && *other != name;
+    let last = name.tag().is_some() && !names.iter().filter(of_it).any(|other| other.tag().is_some());
+    let digests = names.iter().filter(of_it).filter(|_| last).cloned();
+    std::iter::once(name.clone()).chain(digests).collect()
 }
 
 fn untag(tx: &Transaction<'_>, names: &[Reference]) -> Result<Freed> {

@@ -6,8 +6,12 @@
 //!               load until the files of the image were flushed to the disk
 //! image_layers  (image, position) → chain_id, lowest first; kept while the image exists or is used
 //! image_names   complete name → image
+//! layer_places  diff_id → a blob of a registry's repository that holds the layer: what need not be
+//!               uploaded there again, and can be mounted from there
 //! image_uses    owner (a container) → image; outlives the image if its removal was forced
 //! ```
+
+use std::collections::HashSet;
 
 use insula_base::{ChainId, DiffId, Digest};
 use insula_spec::reference::Reference;
@@ -32,6 +36,20 @@ pub(super) struct ImageRow {
     pub(super) manifest: Option<Digest>,
     pub(super) size: u64,
 }
+
+/// Where a registry has a layer.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) diff: DiffId,
+    pub(super) registry: String,
+    pub(super) repository: String,
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) media_type: String,
+}
+
+/// Repositories that are remembered of one layer.
+const PLACES_MAX: usize = 32;
 
 fn parsed<T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>>(
     row: &Row<'_>,
@@ -86,6 +104,44 @@ pub(super) fn remove_layer(sql: Sql<'_>, chain: &ChainId) -> Result<()> {
     sql.execute("remove a layer", "DELETE FROM layers WHERE chain_id = ?1", (chain.0.as_str(),)).map(drop)
 }
 
+pub(super) fn places(sql: Sql<'_>, diff: &DiffId) -> Result<Vec<Place>> {
+    let text = "SELECT diff_id, registry, repository, digest, size, media_type FROM layer_places
+                WHERE diff_id = ?1";
+    sql.rows("read the places of a layer", text, (diff.0.as_str(),), |row| {
+        Ok(Place {
+            diff: DiffId(parsed(row, 0)?),
+            registry: row.get(1)?,
+            repository: row.get(2)?,
+            digest: parsed(row, 3)?,
+            size: size(row, 4)?,
+            media_type: row.get(5)?,
+        })
+    })
+}
+
+pub(super) fn add_place(sql: Sql<'_>, place: &Place) -> Result<()> {
+    if places(sql, &place.diff)?.len() >= PLACES_MAX {
+        return Ok(());
+    }
+    let text = "INSERT OR IGNORE INTO layer_places (diff_id, registry, repository, digest, size, media_type)
+                VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+    let params = (
+        place.diff.0.as_str(),
+        place.registry.as_str(),
+        place.repository.as_str(),
+        place.digest.as_str(),
+        signed(place.size),
+        place.media_type.as_str(),
+    );
+    sql.execute("note the place of a layer", text, params).map(drop)
+}
+
+/// Forgets where layers are that are not here.
+pub(super) fn drop_places(sql: Sql<'_>) -> Result<()> {
+    let text = "DELETE FROM layer_places WHERE diff_id NOT IN (SELECT diff_id FROM layers)";
+    sql.execute("forget the places of layers", text, ()).map(drop)
+}
+
 pub(super) fn image(sql: Sql<'_>, id: &Digest) -> Result<Option<ImageRow>> {
     let text = "SELECT id, manifest, size FROM images WHERE id = ?1";
     sql.row("read an image", text, (id.as_str(),), image_row)
@@ -93,6 +149,11 @@ pub(super) fn image(sql: Sql<'_>, id: &Digest) -> Result<Option<ImageRow>> {
 
 pub(super) fn images(sql: Sql<'_>) -> Result<Vec<ImageRow>> {
     sql.rows("read images", "SELECT id, manifest, size FROM images", (), image_row)
+}
+
+/// The manifests of all images.
+pub(super) fn manifests(sql: Sql<'_>) -> Result<HashSet<Digest>> {
+    Ok(images(sql)?.into_iter().filter_map(|row| row.manifest).collect())
 }
 
 /// At most two images whose ids begin with these hexadecimal digits.
@@ -103,8 +164,10 @@ pub(super) fn images_beginning(sql: Sql<'_>, digits: &str) -> Result<Vec<ImageRo
 }
 
 pub(super) fn add_image(sql: Sql<'_>, row: &ImageRow, chains: &[ChainId], boot: &str) -> Result<()> {
-    // An image that is here already stays as it is: it is on the disk, the new manifest is not yet.
-    let text = "INSERT OR IGNORE INTO images (id, manifest, size, unsynced) VALUES (?1, ?2, ?3, ?4)";
+    // An image that is here already stays as it is, but for another manifest; that is not on the disk yet.
+    let text = "INSERT INTO images (id, manifest, size, unsynced) VALUES (?1, ?2, ?3, ?4)
+                ON CONFLICT (id) DO UPDATE SET manifest = ?2, unsynced = ?4
+                WHERE ?2 IS NOT NULL AND manifest IS NOT ?2";
     let manifest = row.manifest.as_ref().map(Digest::as_str);
     sql.execute("add an image", text, (row.id.as_str(), manifest, signed(row.size), boot))?;
     for (position, chain) in chains.iter().enumerate() {

@@ -24,6 +24,8 @@ macro_rules! need_root {
     };
 }
 
+mod ingest;
+
 fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();

@@ -9,7 +9,8 @@ use crate::{Error, Result};
 
 /// What brings version N to N + 1, N being the place in the list. The version is SQLite's
 /// `user_version`.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE records (
         collection TEXT NOT NULL,
         id         TEXT NOT NULL,
@@ -60,7 +61,19 @@ const MIGRATIONS: &[&str] = &["
         image TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX image_uses_image ON image_uses (image);
-"];
+",
+    "
+    CREATE TABLE layer_places (
+        diff_id    TEXT NOT NULL,
+        registry   TEXT NOT NULL,
+        repository TEXT NOT NULL,
+        digest     TEXT NOT NULL,
+        size       INTEGER NOT NULL,
+        media_type TEXT NOT NULL,
+        PRIMARY KEY (diff_id, registry, repository, digest)
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// Brings the schema to the latest version, one transaction a step.
 pub(super) fn migrate(path: &Path, connection: &mut Connection) -> Result<()> {
