@@ -110,6 +110,13 @@ impl Daemon {
         child.wait().unwrap();
     }
 
+    /// What a host that crashes and starts anew leaves of it: no process and no `/run`.
+    pub fn crash_host(&mut self) {
+        self.kill();
+        self.leaks().clear(&self.instance);
+        let _ = std::fs::remove_dir_all(self.instance.run());
+    }
+
     /// Asks it to end; its exit code.
     pub fn stop(&mut self) -> Option<i32> {
         let mut child = self.child.take().unwrap();

@@ -355,7 +355,7 @@ fn processes_join_and_signals_reach_them() {
         let outcome = session.call(call, &[]);
         assert!(!matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
     }
-    let signal = Signal { exec: String::new(), signal: 9, all: false };
+    let signal = Signal { signal: 9, ..Signal::default() };
     let outcome = session.call(Call::Signal(signal), &[]);
     assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
     assert_eq!(session.exit_code(), 137);
@@ -406,7 +406,7 @@ fn an_init_of_the_images_own_manages_its_groups() {
     let controllers = fs::read_to_string(Path::new(second).join("cgroup.subtree_control")).unwrap();
     let expected = if controllers.contains("memory") { "0::/init.scope\n" } else { "0::/\n" };
     assert!(text.contains(expected), "{text}");
-    let signal = Signal { exec: String::new(), signal: 9, all: false };
+    let signal = Signal { signal: 9, ..Signal::default() };
     session.call(Call::Signal(signal), &[]);
     assert_eq!(session.exit_code(), 137);
 }
@@ -437,7 +437,7 @@ fn an_init_of_ours_reaps_and_forwards() {
     assert_eq!(title.as_deref(), Some("insula-init"));
     let (_, rest) = session.log().split_once('\n').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
     assert_eq!(rest, "CapEff:\t0000000000000020\nCapEff:\t0000000000000000\n2\n");
-    let signal = Signal { exec: String::new(), signal: 15, all: false };
+    let signal = Signal { signal: 15, ..Signal::default() };
     session.call(Call::Signal(signal), &[]);
     assert_eq!(session.exit_code(), 5);
 }

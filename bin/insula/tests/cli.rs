@@ -131,7 +131,7 @@ fn wrong_flags_never_reach_the_daemon() {
     let fake = Fake::start(|_| json(500, "{}"));
     for (arguments, code) in [
         (&["run", "--nope", "busybox"][..], 125),
-        (&["run", "--health-cmd", "x", "busybox"], 125),
+        (&["run", "--health-retries", "x", "busybox"], 125),
         (&["run", "-p", "x", "busybox"], 125),
         (&["run"], 1),
         (&["ps", "--nope"], 125),

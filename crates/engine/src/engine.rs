@@ -49,6 +49,8 @@ pub(crate) struct Inner {
     pub(crate) execs: ExecIndex,
     pub(crate) spares: Arc<Spares>,
     pub(crate) idmaps: IdMaps,
+    /// Id of this boot of the host.
+    pub(crate) boot: String,
     ending: AtomicBool,
     /// Read by whoever removes files that nobody waits for.
     removals: Arc<tokio::sync::RwLock<()>>,
@@ -159,6 +161,7 @@ impl Inner {
             execs: ExecIndex::default(),
             spares: Arc::new(Spares::new(config.monitor.clone())),
             idmaps,
+            boot: boot_id()?,
             ending: AtomicBool::new(false),
             removals: Arc::default(),
             images: Images::new(store.clone(), events.clone()),
@@ -187,4 +190,10 @@ impl Inner {
     pub(crate) fn ending(&self) -> bool {
         self.ending.load(Ordering::Relaxed)
     }
+}
+
+fn boot_id() -> Result<String> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    let text = std::fs::read_to_string(PATH).map_err(|e| Error::io("read", Path::new(PATH), e))?;
+    Ok(text.trim().to_owned())
 }

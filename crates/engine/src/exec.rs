@@ -1,6 +1,8 @@
 //! Processes beside a container's first one. They live as long as the daemon remembers them; after
 //! it was restarted those that run go on, and nobody can ask for them any more.
 
+pub(crate) mod probe;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

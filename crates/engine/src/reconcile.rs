@@ -52,6 +52,10 @@ impl Engine {
     async fn take_up(&self, container: &Arc<Container>) -> bool {
         let row = container.row();
         let sandbox = self.sandbox(&row);
+        if !row.boot.is_empty() && row.boot != self.0.boot {
+            // What its folder says is about another boot's processes.
+            return false;
+        }
         match connect(&sandbox).await {
             Some((connection, status)) if status.phase() == TaskPhase::Running => {
                 let confirmed = container.change(self.store(), |row| {
@@ -63,6 +67,7 @@ impl Engine {
                     tracing::error!(container = row.id.short(), error, "confirm what runs");
                 }
                 self.adopt(container, connection, status.frozen);
+                self.resume_health(container, &status.execs).await;
                 true
             }
             Some((mut connection, _)) => {
@@ -92,7 +97,7 @@ impl Engine {
             let finished = match &row.phase {
                 Phase::Removing => self.finish_removal(container).await,
                 Phase::Exited { .. } if row.host.auto_remove => self.finish_removal(container).await,
-                Phase::Exited { code, .. } if crate::containers::restarts(&row, *code) => {
+                Phase::Exited { code, .. } if crate::containers::restarts_with_the_daemon(&row, *code) => {
                     self.restart_soon(container);
                     Ok(())
                 }

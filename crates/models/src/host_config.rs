@@ -148,6 +148,10 @@ resources_document! {
         /// insula's addition: `systemd` when the image's own init system is PID 1 (`--init=systemd`).
         #[serde(skip_serializing_if = "is_zero")]
         init_system: String,
+        /// insula's addition: what is done to a container that becomes unhealthy; `none` (and empty), `kill`,
+        /// `restart`, `stop`.
+        #[serde(skip_serializing_if = "is_zero")]
+        health_on_failure: String,
     }
 }
 

@@ -99,7 +99,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn signal(id: u64) -> Request {
-        Request { id, call: Some(Call::Signal(Signal { exec: "e".into(), signal: 15, all: false })) }
+        Request { id, call: Some(Call::Signal(Signal { exec: "e".into(), signal: 15, ..Signal::default() })) }
     }
 
     #[test]

@@ -121,6 +121,9 @@ pub struct Signal {
     /// To every process of the sandbox.
     #[prost(bool, tag = "3")]
     pub all: bool,
+    /// To the whole process group of that process; monitors before this field signal the process alone.
+    #[prost(bool, tag = "4")]
+    pub group: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

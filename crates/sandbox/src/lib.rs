@@ -96,6 +96,8 @@ pub enum SignalTarget<'a> {
     /// The container's first process.
     First,
     Exec(&'a str),
+    /// The process group that the process of an exec leads.
+    ExecGroup(&'a str),
     /// Every process of the sandbox.
     All,
 }

@@ -68,15 +68,17 @@ pub(crate) fn memory_swap(text: &str) -> anyhow::Result<i64> {
 pub(crate) fn restart(text: &str) -> anyhow::Result<RestartPolicy> {
     let (name, count) = text.split_once(':').map_or((text, None), |(name, count)| (name, Some(count)));
     let maximum_retry_count = match (name, count) {
-        ("on-failure", Some(count)) => count.parse().ok().filter(|count| *count >= 0).with_context(|| {
-            format!("invalid restart policy format: maximum retry count must be an integer: {text}")
-        })?,
-        ("no" | "always" | "unless-stopped" | "on-failure", None) => 0,
+        ("on-failure" | "unhealthy", Some(count)) => {
+            count.parse().ok().filter(|count| *count >= 0).with_context(|| {
+                format!("invalid restart policy format: maximum retry count must be an integer: {text}")
+            })?
+        }
+        ("no" | "always" | "unless-stopped" | "on-failure" | "unhealthy", None) => 0,
         ("no" | "always" | "unless-stopped", Some(_)) => {
             bail!("invalid restart policy: maximum retry count can only be used with 'on-failure': {text}")
         }
         _ => bail!(
-            "invalid restart policy: unknown policy '{text}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
+            "invalid restart policy: unknown policy '{text}'; use one of 'no', 'always', 'on-failure', 'unhealthy' or 'unless-stopped'"
         ),
     };
     Ok(RestartPolicy { name: name.to_owned(), maximum_retry_count })
@@ -111,6 +113,7 @@ mod tests {
     #[test]
     fn restart_policies() {
         assert_eq!(restart("on-failure:3").unwrap().maximum_retry_count, 3);
+        assert_eq!(restart("unhealthy:2").unwrap().maximum_retry_count, 2);
         assert_eq!(restart("always").unwrap().name, "always");
         for bad in ["", "sometimes", "always:3", "on-failure:x", "on-failure:-1"] {
             assert!(restart(bad).is_err(), "{bad}");

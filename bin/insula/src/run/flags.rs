@@ -2,6 +2,8 @@
 
 use clap::{ArgAction, Args};
 
+use crate::format::ago::go_duration;
+
 /// What both have.
 #[derive(Debug, Default, Args)]
 pub(crate) struct CreateFlags {
@@ -65,7 +67,7 @@ pub(crate) struct CreateFlags {
     /// Mount the root file system read-only
     #[arg(long)]
     pub(crate) read_only: bool,
-    /// When to start the container again: no, on-failure[:N], always, unless-stopped
+    /// When to start the container again: no, on-failure[:N], unhealthy[:N], always, unless-stopped
     #[arg(long, value_name = "POLICY")]
     pub(crate) restart: Option<String>,
     /// Remove the container and its anonymous volumes when it ends
@@ -93,6 +95,8 @@ pub(crate) struct CreateFlags {
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "IMAGE")]
     pub(crate) words: Vec<String>,
     #[command(flatten)]
+    pub(crate) health: HealthFlags,
+    #[command(flatten)]
     pub(crate) storage: StorageFlags,
     #[command(flatten)]
     pub(crate) network: NetworkFlags,
@@ -100,6 +104,43 @@ pub(crate) struct CreateFlags {
     pub(crate) limits: LimitFlags,
     #[command(flatten)]
     pub(crate) security: SecurityFlags,
+}
+
+/// Health.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Health")]
+pub(crate) struct HealthFlags {
+    /// Command that tells whether the container is well
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) health_cmd: Option<String>,
+    /// Time between two checks: 30s, 1m30s
+    #[arg(long, value_name = "DURATION", value_parser = span, allow_negative_numbers = true)]
+    pub(crate) health_interval: Option<i64>,
+    /// What is done when the container becomes unhealthy: none, kill, restart, stop
+    #[arg(long, value_name = "ACTION", value_parser = ["none", "kill", "restart", "stop"])]
+    pub(crate) health_on_failure: Option<String>,
+    /// Failures in a row that make the container unhealthy
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub(crate) health_retries: Option<i64>,
+    /// Time between two checks in the start period
+    #[arg(long, value_name = "DURATION", value_parser = span, allow_negative_numbers = true)]
+    pub(crate) health_start_interval: Option<i64>,
+    /// Time in which failures do not count, from the start on
+    #[arg(long, value_name = "DURATION", value_parser = span, allow_negative_numbers = true)]
+    pub(crate) health_start_period: Option<i64>,
+    /// How long one check may take
+    #[arg(long, value_name = "DURATION", value_parser = span, allow_negative_numbers = true)]
+    pub(crate) health_timeout: Option<i64>,
+    /// Do not run the image's health check
+    #[arg(long)]
+    pub(crate) no_healthcheck: bool,
+}
+
+/// Nanoseconds.
+fn span(text: &str) -> Result<i64, String> {
+    let (sign, rest) = text.strip_prefix('-').map_or((1, text), |rest| (-1, rest));
+    let nanoseconds = go_duration(rest).ok_or_else(|| format!("invalid duration {text:?}"))?;
+    Ok(sign * nanoseconds)
 }
 
 /// Files.

@@ -1,9 +1,9 @@
 //! From flags to the request that makes a container.
 
 use anyhow::{Context as _, bail};
-use insula_models::{ContainerCreateRequest, Empty, HostConfig, LogConfig, ThrottleDevice};
+use insula_models::{ContainerCreateRequest, Empty, HealthConfig, HostConfig, LogConfig, ThrottleDevice};
 
-use super::flags::{CreateFlags, LimitFlags, NetworkFlags, SecurityFlags, StorageFlags};
+use super::flags::{CreateFlags, HealthFlags, LimitFlags, NetworkFlags, SecurityFlags, StorageFlags};
 use crate::arguments::first_word;
 use crate::options::{self, devices, env, limits, mounts, ports};
 use crate::terminal;
@@ -30,6 +30,8 @@ pub(crate) fn request(flags: &CreateFlags, detached: bool) -> anyhow::Result<Con
     };
     attach(&mut request, flags, detached)?;
     life(&mut request.host_config, flags)?;
+    request.healthcheck = health(&flags.health)?;
+    request.host_config.health_on_failure = flags.health.health_on_failure.clone().unwrap_or_default();
     storage(&mut request, &flags.storage)?;
     network(&mut request, &flags.network, flags)?;
     resources(&mut request.host_config, &flags.limits)?;
@@ -89,6 +91,37 @@ fn life(host: &mut HostConfig, flags: &CreateFlags) -> anyhow::Result<()> {
         host.console_size = [rows.into(), columns.into()];
     }
     Ok(())
+}
+
+/// What is not given is the image's.
+fn health(flags: &HealthFlags) -> anyhow::Result<Option<HealthConfig>> {
+    let spans = [
+        ("interval", flags.health_interval),
+        ("timeout", flags.health_timeout),
+        ("retries", flags.health_retries),
+        ("start-period", flags.health_start_period),
+        ("start-interval", flags.health_start_interval),
+    ];
+    let given = flags.health_cmd.is_some() || spans.iter().any(|(_, value)| value.is_some());
+    if flags.no_healthcheck {
+        if given {
+            bail!("--no-healthcheck conflicts with --health-* options");
+        }
+        return Ok(Some(HealthConfig { test: vec!["NONE".to_owned()], ..HealthConfig::default() }));
+    }
+    if let Some((name, _)) = spans.iter().find(|(_, value)| value.is_some_and(|value| value < 0)) {
+        bail!("--health-{name} cannot be negative");
+    }
+    let command = flags.health_cmd.as_deref().filter(|command| !command.is_empty());
+    let check = HealthConfig {
+        test: command.map_or_else(Vec::new, |command| vec!["CMD-SHELL".to_owned(), command.to_owned()]),
+        interval: flags.health_interval.unwrap_or_default(),
+        timeout: flags.health_timeout.unwrap_or_default(),
+        start_period: flags.health_start_period.unwrap_or_default(),
+        start_interval: flags.health_start_interval.unwrap_or_default(),
+        retries: flags.health_retries.unwrap_or_default(),
+    };
+    Ok(given.then_some(check))
 }
 
 fn storage(request: &mut ContainerCreateRequest, flags: &StorageFlags) -> anyhow::Result<()> {
@@ -238,10 +271,16 @@ mod tests {
             "-e A=1 -e B=2 -v /a:/b:ro -v /anon -p 8080:80 --cpus 1.5 -m 64m --memory-swap -1 --pids-limit -1 \
              --restart on-failure:2 --init=systemd --add-host a:1.2.3.4 --cap-add NET_ADMIN --userns host \
              --oom-score-adj -500 --security-opt seccomp=unconfined --security-opt no-new-privileges \
+             --health-cmd true --health-interval 1m30s --health-retries 2 --health-on-failure kill \
              --sysctl net.core.somaxconn=5 --device-read-bps /dev/sda:1m --ulimit nofile=5 -h box image",
         )
         .unwrap();
         let host = &request.host_config;
+        let check = request.healthcheck.as_ref().unwrap();
+        assert_eq!(check.test, ["CMD-SHELL", "true"]);
+        assert_eq!((check.interval, check.retries, check.timeout), (90_000_000_000, 2, 0));
+        assert_eq!(host.health_on_failure, "kill");
+        assert_eq!(parse("--no-healthcheck image").unwrap().healthcheck.unwrap().test, ["NONE"]);
         assert_eq!(request.env, ["A=1", "B=2"]);
         assert_eq!(host.binds, ["/a:/b:ro"]);
         assert!(request.volumes.contains_key("/anon") && request.exposed_ports.contains_key("80/tcp"));
@@ -269,7 +308,10 @@ mod tests {
             "--sysctl x image",
             "--memory x image",
             "",
-            "--health-cmd x image",
+            "--health-cmd x --no-healthcheck image",
+            "--health-interval -1s image",
+            "--health-interval x image",
+            "--health-on-failure what image",
             "--blkio-weight-device /dev/sda:100 image",
         ] {
             assert!(parse(bad).is_err(), "{bad}");

@@ -27,6 +27,7 @@ use crate::terminal::{self, DetachKeys, RawMode};
   insula run -d --name web -p 8080:80 nginx        in the background, with a published port
   insula run --rm -v \"$PWD:/src\" -w /src debian make
   insula run --rm -m 256m --cpus 0.5 --read-only --tmpfs /tmp debian sh
+  insula run -d --restart unhealthy --health-cmd 'wget -qO- localhost' nginx
 
 The exit code is that of the command; 125 when insula itself fails,
 126 when the command cannot be executed, 127 when it is not found."

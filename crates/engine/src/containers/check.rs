@@ -4,10 +4,11 @@
 use std::net::IpAddr;
 
 use insula_host::confine::{capabilities, rlimits};
-use insula_models::{ContainerConfig, HostConfig, RestartPolicy, Ulimit};
+use insula_models::{ContainerConfig, HealthConfig, HostConfig, RestartPolicy, Ulimit};
 use insula_network::Mode;
 use insula_spec::plan::Rlimit;
 
+use super::health::{self, OnFailure};
 use super::signals;
 use crate::plan::{devices, security};
 use crate::{Error, Result};
@@ -59,14 +60,45 @@ fn check_config(config: &ContainerConfig) -> Result<()> {
     if config.stop_timeout.is_some_and(|timeout| timeout < -1) {
         return invalid("StopTimeout must be -1 (never) or a number of seconds");
     }
-    let probes = config.healthcheck.as_ref().is_some_and(|h| {
-        h.test.first().is_some_and(|first| first != "NONE") || (h.test.is_empty() && h.interval != 0)
-    });
-    if probes {
-        return Err(Error::Unsupported(
-            "Healthcheck is not available in this version: leave it out, or disable the image's with NONE"
-                .into(),
+    config.healthcheck.as_ref().map_or(Ok(()), check_health)
+}
+
+fn check_health(check: &HealthConfig) -> Result<()> {
+    const SHORTEST: i64 = 1_000_000;
+    for (what, span) in [
+        ("Interval", check.interval),
+        ("Timeout", check.timeout),
+        ("StartPeriod", check.start_period),
+        ("StartInterval", check.start_interval),
+    ] {
+        if span != 0 && span < SHORTEST {
+            return invalid(format!("{what} in Healthcheck cannot be less than 1ms"));
+        }
+    }
+    if check.retries < 0 {
+        return invalid("Retries in Healthcheck cannot be negative");
+    }
+    match check.test.first().map(String::as_str) {
+        None | Some("NONE" | "CMD" | "CMD-SHELL") => Ok(()),
+        Some(kind) => {
+            invalid(format!("Unknown healthcheck type '{kind}' (expected 'CMD', 'CMD-SHELL' or 'NONE')"))
+        }
+    }
+}
+
+/// What is done to unhealthy containers needs something that finds out. `config` has the image's.
+pub(super) fn check_health_action(config: &ContainerConfig, host: &HostConfig) -> Result<()> {
+    if !matches!(host.health_on_failure.as_str(), "" | "none" | "kill" | "restart" | "stop") {
+        return invalid(format!(
+            "invalid HealthOnFailure: {:?}; use one of 'none', 'kill', 'restart' or 'stop'",
+            host.health_on_failure
         ));
+    }
+    if OnFailure::of(host) != OnFailure::Nothing && health::command(config).is_none() {
+        return invalid(
+            "what is to be done with an unhealthy container is said, but nothing finds out: give it a health \
+             check (--health-cmd)",
+        );
     }
     Ok(())
 }
@@ -164,14 +196,14 @@ pub(super) fn check_restart(policy: &RestartPolicy, auto_remove: bool) -> Result
         "" | "no" | "always" | "unless-stopped" if policy.maximum_retry_count != 0 => {
             return invalid("invalid restart policy: maximum retry count can only be used with 'on-failure'");
         }
-        "on-failure" if policy.maximum_retry_count < 0 => {
+        "on-failure" | "unhealthy" if policy.maximum_retry_count < 0 => {
             return invalid("invalid restart policy: maximum retry count cannot be negative");
         }
-        "" | "no" | "always" | "unless-stopped" | "on-failure" => {}
+        "" | "no" | "always" | "unless-stopped" | "on-failure" | "unhealthy" => {}
         other => {
             return invalid(format!(
                 "invalid restart policy: unknown policy '{other}'; use one of 'no', 'always', 'on-failure', \
-                 or 'unless-stopped'"
+                 'unhealthy' or 'unless-stopped'"
             ));
         }
     }

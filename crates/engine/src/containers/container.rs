@@ -32,6 +32,8 @@ pub(crate) struct State {
     pub(crate) task: Option<Arc<Task>>,
     pub(crate) paused: bool,
     pub(crate) oom: bool,
+    /// Of one that runs and is probed.
+    pub(crate) health: Option<insula_models::Health>,
     /// A user brings it down: its end is no reason to restart it.
     pub(crate) stopping: bool,
     /// Waits for its restart policy to start it again.
@@ -66,6 +68,7 @@ impl Container {
                 task: None,
                 paused: false,
                 oom: false,
+                health: None,
                 stopping: false,
                 restarting: None,
                 backoff: std::time::Duration::ZERO,

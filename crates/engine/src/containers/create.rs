@@ -53,18 +53,9 @@ impl Engine {
         }
         let image = self.images().resolve(&reference).map_err(|error| no_image(error, &reference))?;
         check_platform(platform.as_deref(), &image)?;
-        let mut warnings = check::check(&config, &host)?;
-        if image
-            .config
-            .config
-            .healthcheck
-            .as_ref()
-            .is_some_and(|h| h.test.first().is_some_and(|t| t != "NONE"))
-            && config.healthcheck.is_none()
-        {
-            warnings.push("The image's health check is not run: this version has none".to_owned());
-        }
+        let warnings = check::check(&config, &host)?;
         let mut config = merge::merge(config, &image.config.config)?;
+        check::check_health_action(&config, &host)?;
         ports::requests(&config, &host)?;
         plan::complete(&mut host);
         let endpoints = endpoints(networking.endpoints_config, &host)?;
@@ -85,6 +76,9 @@ impl Engine {
             restarts: 0,
             stopped: false,
             failure: None,
+            boot: String::new(),
+            again: false,
+            health: None,
             config,
             host,
             id,

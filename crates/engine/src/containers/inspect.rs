@@ -149,7 +149,7 @@ fn state(container: &Container, row: &Row) -> ContainerState {
         error,
         started_at: row.started.map_or_else(|| NEVER.to_owned(), time),
         finished_at: finished,
-        health: None,
+        health: super::health::of(container),
     }
 }
 

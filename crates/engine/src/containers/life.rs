@@ -3,11 +3,13 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use insula_models::Health;
 use insula_proto::{Exited, Outcome};
 use jiff::Timestamp;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::container::Container;
+use super::health::UNHEALTHY;
 use super::row::{Phase, Row};
 use super::start::moment;
 use crate::engine::Inner;
@@ -73,7 +75,12 @@ impl Engine {
     pub(crate) async fn lost(&self, container: &Arc<Container>) {
         let row = container.row();
         super::leftovers::kill(&self.sandbox(&row), &format!("{}/{}", self.instance().cgroup(), row.id));
-        let error = "the container's monitor ended without leaving its exit code".to_owned();
+        let error = if row.boot.is_empty() || row.boot == self.0.boot {
+            "the container's monitor ended without leaving its exit code"
+        } else {
+            "the host was started anew while the container ran"
+        };
+        let error = error.to_owned();
         tracing::warn!(container = container.id.short(), error, "lost");
         self.over(container, Phase::Exited { code: LOST_CODE, oom: false, at: Timestamp::now(), error })
             .await;
@@ -93,8 +100,12 @@ impl Engine {
             state.task = None;
             state.paused = false;
             state.execs.values_mut().for_each(crate::exec::Exec::ended);
+            let health = state.health.take();
             drop(state);
-            container.amend(|row| row.phase = phase)
+            container.amend(|row| {
+                row.phase = phase;
+                row.health = health.map(|health| Health { status: UNHEALTHY.to_owned(), ..health });
+            })
         };
         let ran = row.started.and_then(|started| Duration::try_from(at.duration_since(started)).ok());
         let again = self.wants_restart(container, &row, code);
@@ -125,7 +136,7 @@ impl Engine {
     }
 
     fn wants_restart(&self, container: &Container, row: &Row, code: i32) -> bool {
-        !self.0.ending() && !container.state().stopping && restarts(row, code)
+        !self.0.ending() && !container.state().stopping && (row.again || restarts(row, code))
     }
 
     fn schedule_restart(&self, container: &Arc<Container>, ran: Duration) {
@@ -168,12 +179,19 @@ impl Engine {
     }
 }
 
-/// Docker's rules: what the policy says about a container that ended with this code.
+/// What the policy says when the daemon starts about a container that does not run: `always` is always,
+/// even for one that a user had stopped.
+pub(crate) fn restarts_with_the_daemon(row: &Row, code: i32) -> bool {
+    row.host.restart_policy.name == "always" || row.again || restarts(row, code)
+}
+
+/// Docker's rules: what the policy says about a container that ended with this code. `unhealthy` is insula's:
+/// as `on-failure`, and a container that becomes unhealthy is a failure too.
 pub(crate) fn restarts(row: &Row, code: i32) -> bool {
     let policy = &row.host.restart_policy;
     match policy.name.as_str() {
         "always" | "unless-stopped" => !row.stopped,
-        "on-failure" => {
+        "on-failure" | "unhealthy" => {
             let left = policy.maximum_retry_count == 0
                 || row.restarts < u64::try_from(policy.maximum_retry_count).unwrap_or(0);
             code != 0 && left && !row.stopped
@@ -218,5 +236,10 @@ mod tests {
         assert!(!super::restarts(&row("on-failure", 0, 0, false), 0));
         assert!(super::restarts(&row("on-failure", 3, 2, false), 1));
         assert!(!super::restarts(&row("on-failure", 3, 3, false), 1));
+        assert!(super::restarts(&row("unhealthy", 0, 7, false), 143));
+        assert!(!super::restarts(&row("always", 0, 0, true), 0));
+        assert!(restarts_with_the_daemon(&row("always", 0, 0, true), 0));
+        assert!(!restarts_with_the_daemon(&row("unless-stopped", 0, 0, true), 0));
+        assert!(!restarts_with_the_daemon(&row("on-failure", 0, 0, true), 143));
     }
 }

@@ -142,7 +142,7 @@ impl Engine {
             && any("ancestor", &|value| self.made_of(row, value))
             && any("publish", &|value| self.has_port(row, value, true))
             && any("expose", &|value| self.has_port(row, value, false))
-            && any("health", &|value| value == "none")
+            && any("health", &|value| super::health::word(container) == value)
             && any("isolation", &|value| row.host.isolation == value)
             && any("is-task", &|value| matches!(value, "false" | "0"))
             && labelled(&row.config.labels, values("label")))
@@ -275,7 +275,11 @@ fn status(container: &Container, row: &Row, now: Timestamp) -> String {
         (_, "paused") => format!("{} (Paused)", up()),
         (Phase::Exited { code, at, .. }, "restarting") => format!("Restarting ({code}) {} ago", since(*at)),
         (Phase::Exited { code, at, .. }, _) => format!("Exited ({code}) {} ago", since(*at)),
-        (Phase::Running { .. }, _) => up(),
+        (Phase::Running { .. }, _) => match super::health::of(container).map(|health| health.status) {
+            Some(status) if status == super::health::STARTING => format!("{} (health: {status})", up()),
+            Some(status) => format!("{} ({status})", up()),
+            None => up(),
+        },
         (Phase::Created | Phase::Starting, _) => "Created".to_owned(),
         (Phase::Removing, _) => "Removal In Progress".to_owned(),
     }

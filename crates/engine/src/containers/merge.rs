@@ -26,10 +26,31 @@ pub(super) fn merge(mut user: ContainerConfig, image: &RunConfig) -> Result<Cont
     if user.shell.is_none() && !image.shell.is_empty() {
         user.shell = Some(image.shell.clone());
     }
+    merge_health(&mut user, image);
     if command(&user).next().is_none() {
         return Err(Error::InvalidArgument("No command specified".to_owned()));
     }
     Ok(user)
+}
+
+/// What the user left open is the image's.
+fn merge_health(user: &mut ContainerConfig, image: &RunConfig) {
+    let Some(image) = &image.healthcheck else { return };
+    let own = user.healthcheck.get_or_insert_default();
+    if own.test.is_empty() {
+        own.test.clone_from(&image.test);
+    }
+    for (own, image) in [
+        (&mut own.interval, image.interval),
+        (&mut own.timeout, image.timeout),
+        (&mut own.start_period, image.start_period),
+        (&mut own.start_interval, image.start_interval),
+        (&mut own.retries, image.retries),
+    ] {
+        if *own == 0 {
+            *own = image;
+        }
+    }
 }
 
 /// An entrypoint of the user's own resets the image's command.

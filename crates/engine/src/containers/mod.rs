@@ -9,6 +9,7 @@ pub(crate) mod container;
 mod copyup;
 pub(crate) mod create;
 mod files;
+pub(crate) mod health;
 mod inspect;
 pub(crate) mod leftovers;
 mod life;
@@ -34,7 +35,7 @@ use insula_base::ContainerId;
 use insula_models::{Labels, TopResponse};
 use insula_proto::{Call, Empty, Outcome};
 
-pub(crate) use self::life::restarts;
+pub(crate) use self::life::restarts_with_the_daemon;
 use self::row::Row;
 pub use self::stats::StatsSampler;
 pub use self::wait::ContainerWait;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use insula_base::{ContainerId, Digest};
-use insula_models::{ContainerConfig, EndpointSettings, HostConfig};
+use insula_models::{ContainerConfig, EndpointSettings, Health, HostConfig};
 use insula_store::Record;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,15 @@ pub(crate) struct Row {
     /// Why the last attempt to start it failed.
     #[serde(default)]
     pub(crate) failure: Option<Failure>,
+    /// The boot of the host in which it was started last.
+    #[serde(default)]
+    pub(crate) boot: String,
+    /// It is brought down to be started again, whatever its policy says.
+    #[serde(default)]
+    pub(crate) again: bool,
+    /// What was last known of its health, when it ended.
+    #[serde(default)]
+    pub(crate) health: Option<Health>,
 }
 
 /// A start that failed.
@@ -249,6 +258,9 @@ pub(crate) mod tests {
             restarts: 0,
             stopped: false,
             failure: None,
+            boot: String::new(),
+            again: false,
+            health: None,
         }
     }
 

@@ -47,7 +47,10 @@ impl Engine {
         let row = container.change(self.store(), |row| {
             row.phase = Phase::Starting;
             row.stopped = false;
+            row.again = false;
             row.failure = None;
+            row.health = None;
+            row.boot.clone_from(&self.0.boot);
         })?;
         match self.launch(container, &row).await {
             Ok(()) => Ok(Change::Done),
@@ -102,8 +105,9 @@ impl Engine {
             row.phase = Phase::Running { pid: started.pid };
             row.started = Some(moment(started.at));
         })?;
-        self.publish(&row, "start", &[]);
         self.adopt(container, connection, false);
+        self.begin_health(container);
+        self.publish(&row, "start", &[]);
         self.0.refill();
         Ok(())
     }

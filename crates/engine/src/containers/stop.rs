@@ -26,13 +26,13 @@ impl Engine {
         let row = container.row();
         if !row.running() {
             if waiting {
-                container.change(self.store(), |row| row.stopped = true)?;
+                container.change(self.store(), by_a_user)?;
                 return Ok(Change::Done);
             }
             return Ok(Change::Nothing);
         }
-        if row.host.restart_policy.name != "no" {
-            container.change(self.store(), |row| row.stopped = true)?;
+        if row.host.restart_policy.name != "no" || row.again {
+            container.change(self.store(), by_a_user)?;
         }
         self.bring_down(&container, &request).await?;
         self.publish(&container.row(), "stop", &[]);
@@ -43,6 +43,8 @@ impl Engine {
         let container = self.find(reference)?;
         let _turn = container.turn.lock().await;
         container.cancel_restart();
+        // Its policy counts anew.
+        container.amend(|row| row.restarts = 0);
         if container.row().running() {
             container.state().stopping = true;
             let down = self.bring_down(&container, &request).await;
@@ -59,15 +61,20 @@ impl Engine {
         let container = self.find(reference)?;
         let signal = signal.filter(|text| !text.is_empty()).map_or(Ok(KILL), signals::parse)?;
         let row = container.row();
+        let ends = signal == KILL || signal == stop_signal(&row, None)?;
+        if !row.running() && ends && container.cancel_restart() {
+            // It counts as running while it waits to be started again.
+            container.change(self.store(), by_a_user)?;
+            return Ok(());
+        }
         if !row.running() {
             return Err(Error::Conflict(format!(
                 "cannot kill container: {reference}: container {} is not running",
                 row.id
             )));
         }
-        let ends = signal == KILL || signal == stop_signal(&row, None)?;
-        if ends && row.host.restart_policy.name != "no" {
-            container.change(self.store(), |row| row.stopped = true)?;
+        if ends && (row.host.restart_policy.name != "no" || row.again) {
+            container.change(self.store(), by_a_user)?;
         }
         let mut progress = container.subscribe();
         self.signal(&container, signal).await?;
@@ -94,7 +101,7 @@ impl Engine {
 
     async fn signal(&self, container: &Container, signal: i32) -> Result<()> {
         let task = container.task()?;
-        let call = Call::Signal(Signal { exec: String::new(), signal, all: false });
+        let call = Call::Signal(Signal { signal, ..Signal::default() });
         task.call(call, &[]).await.map_err(|error| not_running(error, &container.id))?;
         let paused = std::mem::take(&mut container.state().paused);
         if paused {
@@ -105,7 +112,7 @@ impl Engine {
     }
 
     /// Asks it to end, waits, kills it.
-    async fn bring_down(&self, container: &Arc<Container>, request: &StopRequest) -> Result<()> {
+    pub(super) async fn bring_down(&self, container: &Arc<Container>, request: &StopRequest) -> Result<()> {
         let row = container.row();
         let signal = stop_signal(&row, request.signal.as_deref())?;
         let patience = match request.timeout {
@@ -175,6 +182,12 @@ fn unkillable(container: &Container) -> Error {
         "container {} was killed and has not ended yet: it waits for something in the kernel; try again",
         container.id
     ))
+}
+
+/// A user wants it down, which no policy overrides.
+fn by_a_user(row: &mut Row) {
+    row.stopped = true;
+    row.again = false;
 }
 
 /// The one asked for, the container's own, that of its init system, TERM.

@@ -47,6 +47,7 @@ impl Engine {
         check::check_memory(&Limits::from(&host), &mut warnings)?;
         check::check_cpu(&Limits::from(&host))?;
         check::check_restart(&host.restart_policy, host.auto_remove)?;
+        check::check_health_action(&row.config, &host)?;
         let resources = resources::of_update(&request)?;
         if row.running() && resources != Default::default() {
             let resources = serde_json::to_vec(&resources)

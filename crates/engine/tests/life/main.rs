@@ -305,6 +305,42 @@ async fn policies_start_again_until_a_user_stops() {
 }
 
 #[tokio::test]
+async fn what_another_boot_left_is_not_taken_over() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    let mut tasks = Vec::new();
+    for (name, policy) in [("always", "always"), ("never", "no")] {
+        let mut sleeps = request(&["vanish"]);
+        sleeps.host_config.restart_policy.name = policy.into();
+        let id = create(&engine, name, sleeps).await;
+        engine.start_container(name).await.unwrap();
+        // As if it had been started before the host was.
+        let records = engine.store().state().records(insula_store::Collection::Containers);
+        let mut record = records.all().unwrap().into_iter().find(|record| record.id == id).unwrap();
+        let mut row: serde_json::Value = serde_json::from_slice(&record.doc).unwrap();
+        row["boot"] = "another".into();
+        record.doc = serde_json::to_vec(&row).unwrap();
+        records.replace(&record).unwrap();
+        tasks.push(engine.instance().sandbox(&id.parse().unwrap()).join("task.sock"));
+    }
+    drop(engine);
+    for task in tasks {
+        tokio::task::spawn_blocking(move || signal(&task, 15)).await.unwrap();
+    }
+    let engine = open(root.path()).await;
+    let never = engine.inspect_container("never", false).await.unwrap().state;
+    assert_eq!((never.status.as_str(), never.exit_code), ("exited", 255));
+    assert!(never.error.contains("started anew"), "{}", never.error);
+    let runs = async {
+        while status(&engine, "always").await != "running" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), runs).await.unwrap();
+    engine.remove_container("always", RemoveRequest { force: true, ..Default::default() }).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_daemon_that_was_killed_finds_everything_again() {
     let root = tempfile::tempdir().unwrap();
     let engine = engine(root.path()).await;
@@ -365,7 +401,7 @@ fn signal(task: &Path, signal: i32) {
     use insula_proto::{Call, Request, Signal, encode};
     use std::io::Write;
     let mut socket = UnixStream::connect(task).unwrap();
-    let call = Call::Signal(Signal { exec: String::new(), signal, all: false });
+    let call = Call::Signal(Signal { signal, ..Signal::default() });
     socket.write_all(&encode(&Request { id: 1, call: Some(call) })).unwrap();
     let mut rest = Vec::new();
     let _ = socket.read_to_end(&mut rest);

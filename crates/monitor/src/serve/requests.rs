@@ -136,6 +136,7 @@ impl<S: Sandbox> Monitor<S> {
         let target = match (call.all, call.exec.as_str()) {
             (true, _) => SignalTarget::All,
             (false, "") => SignalTarget::First,
+            (false, exec) if call.group => SignalTarget::ExecGroup(exec),
             (false, exec) => SignalTarget::Exec(exec),
         };
         Ok(self.sandbox.signal(target, call.signal)?)

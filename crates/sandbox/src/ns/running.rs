@@ -110,6 +110,11 @@ impl Running {
         match target {
             SignalTarget::First => to(self.init.pidfd.as_fd()),
             SignalTarget::Exec(id) => to(self.find(id)?.pidfd.as_fd()),
+            // It has not been reaped, so the number of its group is still its own.
+            SignalTarget::ExecGroup(id) => match process::kill(-self.find(id)?.pid, signal) {
+                Ok(()) | Err(Errno::SRCH) => Ok(()),
+                Err(source) => Err(call("kill", "the process group of an exec", source)),
+            },
             SignalTarget::All => {
                 for pid in self.group.processes()? {
                     match process::kill(pid, signal) {
