@@ -194,6 +194,6 @@ impl Inner {
 
 fn boot_id() -> Result<String> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
-    let text = std::fs::read_to_string(PATH).map_err(|e| Error::io("read", Path::new(PATH), e))?;
+    let text = std::fs::read_to_string(PATH).map_err(|e| Error::io("read", PATH.as_ref(), e))?;
     Ok(text.trim().to_owned())
 }
