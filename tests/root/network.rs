@@ -155,3 +155,35 @@ fn rules_of_others_stay_as_they_are() {
     daemon.insula(&["rm", "-f", &id]).ok();
     assert_eq!(nft(&["list", "table", "inet", &name]), before);
 }
+
+#[test]
+fn networks_of_users_come_and_go() {
+    let mut daemon = daemon!();
+    let id = daemon.insula(&["network", "create", "--subnet", "10.123.4.0/24", "blue"]).ok().to_owned();
+    daemon.insula(&["network", "create", "--label", "tier=db", "red"]).ok();
+    daemon.insula(&["network", "create", "blue"]).fails(1, &["network with name blue already exists"]);
+    let list = |flags: &[&str]| daemon.insula(&[&["network", "ls"], flags].concat()).ok().to_owned();
+    assert_eq!(list(&["-q", "--no-trunc", "-f", "name=^blue$"]), id);
+    assert_eq!(list(&["-f", "label=tier=db", "--format", "{{.Name}}"]), "red");
+    let web = server(&daemon, &["--name", "web", "--network", "blue", "--ip", "10.123.4.77"], "hello");
+    daemon.sh(&["--network", "blue"], &fetch("10.123.4.77", "80")).shows(&["hello"]);
+    // Another network does not reach it until the container is in both.
+    let client = daemon.sleeper(&["--network", "red"]);
+    let unheard = daemon.exec(&client, &fetch("10.123.4.77", "80").replace("-w 5", "-w 1"));
+    assert!(!unheard.stdout.contains("hello"), "{unheard}");
+    daemon.insula(&["network", "connect", "blue", &client]).ok();
+    daemon.exec(&client, &fetch("10.123.4.77", "80")).shows(&["hello"]);
+    assert_eq!(daemon.inspect(&client, "/NetworkSettings/Networks").as_object().unwrap().len(), 2);
+    daemon.insula(&["network", "connect", "blue", &client]).fails(1, &["already exists in network blue"]);
+    // A daemon that died knows all of it.
+    daemon.kill();
+    daemon.restart();
+    daemon.exec(&client, &fetch("10.123.4.77", "80")).shows(&["hello"]);
+    daemon.insula(&["network", "disconnect", "blue", &client]).ok();
+    let left = daemon.exec(&client, "ip -o -4 addr");
+    assert!(!left.ok().contains("10.123.4."), "{left}");
+    daemon.insula(&["network", "rm", "blue"]).fails(1, &["network blue has active endpoints", "web"]);
+    daemon.insula(&["rm", "-f", &web, &client]).ok();
+    daemon.insula(&["network", "prune", "-f"]).shows(&["Deleted Networks:", "blue", "red"]);
+    assert_eq!(daemon.insula(&["network", "ls", "-q", "-f", "type=custom"]).ok(), "");
+}

@@ -56,6 +56,12 @@ impl Leaks {
             let _ = unmount(mount, UnmountFlags::DETACH);
         }
         quiet("ip", &["link", "delete", &instance.bridge()]);
+        if let Some(tag) = instance.tag() {
+            let made = names_in(Path::new("/sys/class/net"));
+            for name in made.iter().filter(|name| name.starts_with(&format!("in-{tag}-"))) {
+                quiet("ip", &["link", "delete", name]);
+            }
+        }
         for family in ["ip", "ip6", "inet", "bridge"] {
             quiet("nft", &["delete", "table", family, &instance.table()]);
         }

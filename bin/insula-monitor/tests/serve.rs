@@ -110,6 +110,7 @@ impl Session {
             hostname: "box".into(),
             domainname: String::new(),
             interfaces: Vec::new(),
+            resolver: false,
             cgroup: CgroupPlan { path: format!("{}/c", self.groups()), resources: Resources::default() },
             devices: Vec::new(),
             device_rules: Vec::new(),

@@ -125,7 +125,11 @@ fn what_is_missing_is_said() {
     assert!(message(daemon.post("/build", ""), 501).contains("building images"));
     assert!(message(daemon.post("/images/create?fromImage=busybox", ""), 501).contains("registries"));
     assert!(message(daemon.get("/images/a/b:1/get"), 501).contains("saving images"));
-    assert!(message(daemon.post("/networks/create", "{}"), 501).contains("user-defined networks"));
+    assert!(message(daemon.post("/networks/create", "{}"), 400).contains("is not a network name"));
+    let overlay = r#"{"Name":"blue","Driver":"overlay"}"#;
+    assert!(message(daemon.post("/networks/create", overlay), 404).contains("plugin \"overlay\" not found"));
+    let swarm = r#"{"Name":"blue","ConfigOnly":true}"#;
+    assert!(message(daemon.post("/networks/create", swarm), 501).contains("swarm"));
     assert!(message(daemon.get("/v1.60/version"), 400).contains("client version 1.60 is too new"));
     assert_eq!(daemon.get("/plugins").json(), serde_json::json!([]));
 }

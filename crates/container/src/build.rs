@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use insula_host::cgroup::Entry;
-use insula_spec::plan::{ContainerPlan, Namespace, NamespacesPlan, UserNamespace};
+use insula_host::resolver::{self, Sockets};
+use insula_spec::plan::{ContainerPlan, Namespace, NamespacesPlan, NetworkChange, UserNamespace};
 use insula_sys::process::{self, Clone, CloneFlags};
 use rustix::fs::{Mode, OFlags};
 
@@ -27,6 +28,8 @@ pub enum When {
 pub struct Created {
     pub init: Init,
     pub streams: Streams,
+    /// The name server's, if the plan asks for one.
+    pub resolver: Option<Sockets>,
     /// For the user.
     pub warnings: Vec<String>,
 }
@@ -41,6 +44,16 @@ pub struct Init {
 }
 
 impl Init {
+    /// Gives the container other interfaces.
+    pub fn rewire(&self, change: &NetworkChange) -> Result<()> {
+        Ok(insula_host::netlink::change(change, network_of(self.pid)?.as_fd())?)
+    }
+
+    /// Binds the sockets of a name server inside.
+    pub fn bind_resolver(&self) -> Result<Sockets> {
+        Ok(resolver::bind(network_of(self.pid)?.as_fd())?)
+    }
+
     /// Executes the program of a container that was created with [`When::Later`].
     pub fn start(&mut self) -> Result<()> {
         let channel = self.channel.take().ok_or(Error::Lost)?;
@@ -65,13 +78,14 @@ pub fn create(plan: &ContainerPlan, when: When, entry: &Entry) -> Result<Created
     )?;
     drop((inside, ends));
     let init = Guard(Some(init));
-    let mut built = Built { streams, warnings: prepare(plan, &init, &outside, &confinement, when)? };
+    let (warnings, resolver) = prepare(plan, &init, &outside, &confinement, when)?;
+    let mut built = Built { streams, warnings };
     built.warnings.extend(confinement.warnings);
     built.listen(&outside, when)?;
     let streams = built.streams.ok_or(Error::Lost)?;
     let Cloned { pid, pidfd } = init.disarm()?;
     let channel = (when == When::Later).then_some(outside);
-    Ok(Created { init: Init { pid, pidfd, channel }, streams, warnings: built.warnings })
+    Ok(Created { init: Init { pid, pidfd, channel }, streams, resolver, warnings: built.warnings })
 }
 
 /// What the reports of the init add up to.
@@ -129,7 +143,7 @@ fn prepare(
     channel: &Channel,
     confinement: &Confinement,
     when: When,
-) -> Result<Vec<String>> {
+) -> Result<(Vec<String>, Option<Sockets>)> {
     let pid = init.init()?.pid;
     if let UserNamespace::Private { first, count } = plan.namespaces.user {
         idmap::map(pid, first, count)?;
@@ -144,25 +158,29 @@ fn prepare(
     let rootfs = rootfs::build(&plan.rootfs, namespace, idmap::first(&plan.namespaces.user))?;
     let devices = devices::build(plan)?;
     let sources = sources::prepare(&plan.mounts, namespace, &mut warnings)?;
-    plug(plan, pid)?;
+    let resolver = plug(plan, pid)?;
     channel.order(&Order::Build { start: when == When::Now })?;
     let gift: Vec<BorrowedFd<'_>> =
         [rootfs.as_fd(), devices.as_fd()].into_iter().chain(sources.iter().map(AsFd::as_fd)).collect();
     channel.give(&gift)?;
-    Ok(warnings)
+    Ok((warnings, resolver))
 }
 
-fn plug(plan: &ContainerPlan, pid: i32) -> Result<()> {
-    if plan.interfaces.is_empty() {
-        return Ok(());
+fn plug(plan: &ContainerPlan, pid: i32) -> Result<Option<Sockets>> {
+    if plan.interfaces.is_empty() && !plan.resolver {
+        return Ok(None);
     }
-    let path = format!("/proc/{pid}/ns/net");
-    let netns =
-        rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).context("open", path)?;
+    let namespace = network_of(pid)?;
     for interface in &plan.interfaces {
-        insula_host::netlink::plug(interface, netns.as_fd())?;
+        insula_host::netlink::plug(interface, namespace.as_fd())?;
     }
-    Ok(())
+    Ok(if plan.resolver { Some(resolver::bind(namespace.as_fd())?) } else { None })
+}
+
+/// The network namespace of a process.
+fn network_of(pid: i32) -> Result<OwnedFd> {
+    let path = format!("/proc/{pid}/ns/net");
+    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).context("open", path)
 }
 
 /// Clones the init into the namespaces of its plan. Where some exist already, a process in between

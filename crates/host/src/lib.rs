@@ -4,3 +4,4 @@ pub mod cgroup;
 pub mod confine;
 pub mod firewall;
 pub mod netlink;
+pub mod resolver;

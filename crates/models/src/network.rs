@@ -83,6 +83,7 @@ document! {
         global_ipv6_address: String,
         #[serde(rename = "GlobalIPv6PrefixLen")]
         global_ipv6_prefix_len: i64,
+        gw_priority: i64,
         #[serde(rename = "DNSNames", serialize_with = "null_if_empty")]
         dns_names: Vec<String>,
     }

@@ -1,9 +1,9 @@
 //! A container's place in networks: what is asked for and what was given.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use insula_base::{ContainerId, NetworkId};
-use insula_spec::plan::InterfacePlan;
+use insula_spec::plan::{GatewayPlan, InterfacePlan};
 use serde::{Deserialize, Serialize};
 
 use crate::{PortRequest, PublishedPort};
@@ -41,18 +41,41 @@ impl Mode {
 #[derive(Debug, Clone)]
 pub struct EndpointRequest {
     pub container: ContainerId,
+    /// Its name, by which others find it.
+    pub name: String,
+    pub hostname: String,
     pub mode: Mode,
+    /// The networks of [`Mode::Network`], in the order of interfaces; empty for the other modes.
+    pub connections: Vec<ConnectRequest>,
+    pub ports: Vec<PortRequest>,
+}
+
+/// One network that a container is to be in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConnectRequest {
+    /// By name or id.
+    pub network: String,
     /// A fixed address of the network; `None` takes the next free one.
     pub address: Option<Ipv4Addr>,
+    pub address6: Option<Ipv6Addr>,
     /// `02:42:ac:11:00:02`; `None` derives one from the address.
     pub mac: Option<String>,
-    pub ports: Vec<PortRequest>,
+    /// More names in this network.
+    pub aliases: Vec<String>,
+    /// Other containers and what they are called in here.
+    pub links: Vec<(String, String)>,
+    /// Of the networks of a container the highest has the default route.
+    pub priority: i64,
 }
 
 /// What a container was given, as kept in the state until it is released.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     pub container: ContainerId,
+    #[serde(default)]
+    pub name: String,
+    #[serde(default)]
+    pub hostname: String,
     /// Empty for `container:`; one without an interface for `none` and `host`.
     pub attachments: Vec<Attachment>,
     pub ports: Vec<PublishedPort>,
@@ -62,13 +85,59 @@ impl Endpoint {
     /// What the wall is to make, for [`insula_spec::plan::ContainerPlan::interfaces`].
     #[must_use]
     pub fn interfaces(&self) -> Vec<InterfacePlan> {
-        self.attachments.iter().filter_map(|attachment| attachment.interface.clone()).collect()
+        let (gateway, gateway6) = (self.gateway(), self.gateway6());
+        let here = |gateway: &Option<GatewayPlan>, name: &str| {
+            gateway.as_ref().filter(|gateway| gateway.interface == name).map(|gateway| gateway.address)
+        };
+        let interfaces = self.attachments.iter().filter_map(|attachment| attachment.interface.clone());
+        interfaces
+            .map(|plan| InterfacePlan {
+                gateway: here(&gateway, &plan.name),
+                gateway6: here(&gateway6, &plan.name),
+                ..plan
+            })
+            .collect()
     }
 
     /// The address that the container's own name resolves to, if it has one.
     #[must_use]
     pub fn address(&self) -> Option<Ipv4Addr> {
         self.attachments.iter().find_map(|attachment| attachment.address)
+    }
+
+    /// By the network's name.
+    #[must_use]
+    pub fn attachment(&self, network: &NetworkId) -> Option<&Attachment> {
+        self.attachments.iter().find(|attachment| attachment.network == *network)
+    }
+
+    /// Where packets to elsewhere go.
+    #[must_use]
+    pub fn gateway(&self) -> Option<GatewayPlan> {
+        self.outward(|attachment| attachment.gateway)
+    }
+
+    /// The same for IPv6.
+    #[must_use]
+    pub fn gateway6(&self) -> Option<GatewayPlan> {
+        self.outward(|attachment| attachment.gateway6.map(IpAddr::V6))
+    }
+
+    /// The attachment that published ports lead to: the one with the default route.
+    #[must_use]
+    pub fn published(&self) -> Option<&Attachment> {
+        let gateway = self.gateway()?;
+        self.attachments.iter().find(|attachment| attachment.is_on(&gateway.interface))
+    }
+
+    /// The highest priority counts, then the network's name, as Docker has it.
+    fn outward(&self, gateway: impl Fn(&Attachment) -> Option<IpAddr>) -> Option<GatewayPlan> {
+        let able = self.attachments.iter().filter_map(|attachment| {
+            let interface = attachment.interface.as_ref()?.name.clone();
+            Some((attachment, GatewayPlan { address: gateway(attachment)?, interface }))
+        });
+        able.min_by_key(|(attachment, _)| (std::cmp::Reverse(attachment.priority), &attachment.network_name))
+            .map(|(_, gateway)| gateway)
     }
 }
 
@@ -86,6 +155,29 @@ pub struct Attachment {
     pub gateway: Option<IpAddr>,
     /// Empty without an interface.
     pub mac: String,
+    #[serde(default)]
+    pub address6: Option<Ipv6Addr>,
+    #[serde(default)]
+    pub prefix6: u8,
+    #[serde(default)]
+    pub gateway6: Option<Ipv6Addr>,
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    #[serde(default)]
+    pub links: Vec<(String, String)>,
+    #[serde(default)]
+    pub priority: i64,
+}
+
+impl Attachment {
+    fn is_on(&self, interface: &str) -> bool {
+        self.interface.as_ref().is_some_and(|plan| plan.name == interface)
+    }
+
+    /// Every address.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.address.map(IpAddr::V4).into_iter().chain(self.address6.map(IpAddr::V6))
+    }
 }
 
 #[cfg(test)]
@@ -101,5 +193,19 @@ mod tests {
         assert_eq!(Mode::parse("host"), Mode::Host);
         assert_eq!(Mode::parse("container:web"), Mode::Container("web".to_owned()));
         assert_eq!(Mode::parse("blue"), Mode::Network("blue".to_owned()));
+    }
+
+    #[test]
+    fn rows_of_the_first_version_are_read() {
+        let text = format!(
+            r#"{{"container":"{0}","ports":[],"attachments":[{{"network":"{0}","network_name":"bridge","endpoint":"{0}",
+            "interface":{{"name":"eth0","bridge":"insula0","host_name":"veth1","mac":"02:42:ac:1e:00:02","mtu":1500,
+            "addresses":["172.30.0.2/16"],"gateway":"172.30.0.1"}},"address":"172.30.0.2","prefix":16,
+            "gateway":"172.30.0.1","mac":"02:42:ac:1e:00:02"}}]}}"#,
+            "ab".repeat(32)
+        );
+        let endpoint: Endpoint = serde_json::from_str(&text).unwrap();
+        assert_eq!(endpoint.interfaces()[0].gateway, Some([172, 30, 0, 1].into()));
+        assert_eq!(endpoint.published().unwrap().network_name, "bridge");
     }
 }

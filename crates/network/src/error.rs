@@ -19,6 +19,80 @@ pub enum Error {
     /// Publishing on IPv6 addresses is not there yet.
     #[error("publishing on the IPv6 address [{address}] is not supported yet: give an IPv4 address or none")]
     PublishV6 { address: Ipv6Addr },
+    /// A subnet that is none, or that nobody could use.
+    #[error("invalid subnet {text}: a private or global subnet from /8 to /30 (IPv6: to /126) is expected")]
+    InvalidSubnet { text: String },
+    /// A subnet with bits of a host.
+    #[error("invalid subnet {text}: it should be {subnet}")]
+    SubnetHostBits { text: String, subnet: String },
+    /// Something of a request that is no address.
+    #[error("invalid {what} address {text:?}")]
+    InvalidText { what: &'static str, text: String },
+    /// Something that has to be in the subnet and is not.
+    #[error("{what} {address} is not in subnet {subnet}")]
+    OutsideSubnet { what: &'static str, address: String, subnet: String },
+    /// More subnets of a family than are served.
+    #[error("a network has one {family} subnet here")]
+    ManySubnets { family: &'static str },
+    /// A part of a subnet without the subnet.
+    #[error("a subnet is needed where a gateway, a range or auxiliary addresses are given")]
+    WithoutSubnet,
+    /// A request that contradicts itself.
+    #[error("{what}")]
+    InvalidRequest { what: String },
+    /// A driver that is not there.
+    #[error("plugin \"{name}\" not found: bridge is a network driver here")]
+    UnknownDriver { name: String },
+    /// An option of the driver with an impossible value.
+    #[error("invalid value {value:?} of the network option {name}")]
+    InvalidOption { name: String, value: String },
+    /// An option that the driver has not.
+    #[error("the bridge driver has no option {name}")]
+    UnknownOption { name: String },
+    /// Docker has it and this version not.
+    #[error("{what} is not available in this version")]
+    Unsupported { what: String },
+    /// A name that a network cannot have.
+    #[error("{name:?} is not a network name: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")]
+    InvalidName { name: String },
+    /// Something that is not done to the predefined networks.
+    #[error("operation is not permitted on predefined {name} network")]
+    Predefined { name: String },
+    /// A predefined network is not removed.
+    #[error("{name} is a pre-defined network and cannot be removed")]
+    PredefinedStays { name: String },
+    /// Names are unique.
+    #[error("network with name {name} already exists")]
+    NameTaken { name: String },
+    /// Another network has addresses of it.
+    #[error("Pool overlaps with other one on this address space: {subnet} with {other} of network {network}")]
+    Overlap { subnet: String, other: String, network: String },
+    /// The host has routes into it.
+    #[error(
+        "Pool overlaps with other one on this address space: {subnet} with a route of this host to {route}"
+    )]
+    OverlapRoute { subnet: String, route: String },
+    /// Somebody else's interface has the name.
+    #[error("bridge name {link} is taken: this host has an interface of that name")]
+    LinkTaken { link: String },
+    /// Containers are in it.
+    #[error("error while removing network: network {name} has active endpoints ({containers})")]
+    InUse { name: String, containers: String },
+    /// The container is in it already.
+    #[error("endpoint with name {container} already exists in network {network}")]
+    AlreadyConnected { container: String, network: String },
+    /// The container is not in it.
+    #[error("container {container} is not connected to network {network}")]
+    NotConnected { container: String, network: String },
+    /// The network has no IPv6.
+    #[error("invalid address {address}: network {network} has no IPv6 subnet")]
+    NoV6 { address: Ipv6Addr, network: String },
+    /// An address that a host of the network cannot have.
+    #[error("invalid address {address}: network {network} hands out addresses of {subnet}")]
+    InvalidAddress6 { address: Ipv6Addr, network: String, subnet: String },
+    /// Another endpoint has the address.
+    #[error("Address already in use: {address} in network {network}")]
+    AddressInUse6 { address: Ipv6Addr, network: String },
     /// No such network.
     #[error("network {reference} not found")]
     NetworkNotFound { reference: String },
@@ -84,10 +158,33 @@ impl Kinded for Error {
             | Self::AddressWithoutNetwork
             | Self::InvalidMac { .. }
             | Self::NotOurAddress { .. }
+            | Self::InvalidSubnet { .. }
+            | Self::SubnetHostBits { .. }
+            | Self::InvalidText { .. }
+            | Self::OutsideSubnet { .. }
+            | Self::WithoutSubnet
+            | Self::InvalidRequest { .. }
+            | Self::InvalidOption { .. }
+            | Self::UnknownOption { .. }
+            | Self::InvalidName { .. }
+            | Self::NoV6 { .. }
+            | Self::InvalidAddress6 { .. }
             | Self::InvalidPool { .. } => Kind::InvalidArgument,
-            Self::PublishV6 { .. } => Kind::Unsupported,
-            Self::NetworkNotFound { .. } => Kind::NotFound,
+            Self::PublishV6 { .. } | Self::ManySubnets { .. } | Self::Unsupported { .. } => Kind::Unsupported,
+            Self::NetworkNotFound { .. } | Self::UnknownDriver { .. } | Self::NotConnected { .. } => {
+                Kind::NotFound
+            }
+            // Docker answers 403 where a network forbids it.
+            Self::Predefined { .. }
+            | Self::PredefinedStays { .. }
+            | Self::InUse { .. }
+            | Self::Overlap { .. }
+            | Self::OverlapRoute { .. }
+            | Self::AlreadyConnected { .. } => Kind::Denied,
             Self::Ambiguous { .. }
+            | Self::NameTaken { .. }
+            | Self::LinkTaken { .. }
+            | Self::AddressInUse6 { .. }
             | Self::AddressInUse { .. }
             | Self::PortTaken { .. }
             | Self::PortsExhausted { .. } => Kind::Conflict,

@@ -72,9 +72,9 @@ pub fn resolv_conf(host: &str, dns: &Dns, shares_host: bool) -> String {
     text
 }
 
-/// The container's hosts file: loopback, then `extra` (`--add-host`), then its own address.
+/// The container's hosts file: loopback, then `extra` (`--add-host`), then its own addresses.
 #[must_use]
-pub fn hosts(address: Option<IpAddr>, hostname: &str, domain: &str, extra: &[(String, IpAddr)]) -> String {
+pub fn hosts(addresses: &[IpAddr], hostname: &str, domain: &str, extra: &[(String, IpAddr)]) -> String {
     let mut text = String::from(
         "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
          ff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
@@ -82,7 +82,7 @@ pub fn hosts(address: Option<IpAddr>, hostname: &str, domain: &str, extra: &[(St
     for (name, ip) in extra {
         let _ = writeln!(text, "{ip}\t{name}");
     }
-    if let (Some(address), false) = (address, hostname.is_empty()) {
+    for address in addresses.iter().filter(|_| !hostname.is_empty()) {
         let _ = match domain {
             "" => writeln!(text, "{address}\t{hostname}"),
             domain => writeln!(text, "{address}\t{hostname}.{domain} {hostname}"),
@@ -198,13 +198,13 @@ mod tests {
                         fe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\n\
                         ff02::2\tip6-allrouters\n";
         let extra = [("db".to_owned(), "10.1.1.1".parse().unwrap())];
-        let address = Some("172.30.0.2".parse().unwrap());
-        assert_eq!(hosts(address, "web", "", &extra), format!("{loopback}10.1.1.1\tdb\n172.30.0.2\tweb\n"));
+        let address = ["172.30.0.2".parse().unwrap()];
+        assert_eq!(hosts(&address, "web", "", &extra), format!("{loopback}10.1.1.1\tdb\n172.30.0.2\tweb\n"));
         assert_eq!(
-            hosts(address, "web", "example.org", &[]),
+            hosts(&address, "web", "example.org", &[]),
             format!("{loopback}172.30.0.2\tweb.example.org web\n")
         );
-        assert_eq!(hosts(None, "web", "", &[]), loopback);
+        assert_eq!(hosts(&[], "web", "", &[]), loopback);
         assert_eq!(hostname("web"), "web\n");
     }
 }

@@ -11,11 +11,15 @@ mod network;
 mod networks;
 mod pool;
 mod port;
+mod request;
 mod reserve;
+mod subnet6;
 
-pub use endpoint::{Attachment, Endpoint, EndpointRequest, Mode};
+pub use endpoint::{Attachment, ConnectRequest, Endpoint, EndpointRequest, Mode};
 pub use error::Error;
-pub use network::{BridgeNetwork, Driver, Network};
+pub use network::{BridgeNetwork, BridgeV6, Driver, Network};
 pub use networks::{Networks, Options};
-pub use pool::Subnet;
+pub use pool::{Pool, Subnet};
 pub use port::{PortRequest, Proto, PublishedPort};
+pub use request::{NetworkRequest, SubnetRequest};
+pub use subnet6::Subnet6;

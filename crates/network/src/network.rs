@@ -1,11 +1,17 @@
 //! A network as the state keeps it.
 
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 use std::time::SystemTime;
 
 use insula_base::NetworkId;
 use serde::{Deserialize, Serialize};
 
-use crate::Subnet;
+use crate::{Subnet, Subnet6};
+
+/// Names that are there from the beginning.
+pub(crate) const PREDEFINED: [&str; 3] = ["bridge", "host", "none"];
 
 /// Containers that see each other, or one of the two kinds of none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +20,17 @@ pub struct Network {
     pub name: String,
     pub driver: Driver,
     pub created: SystemTime,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Options of the driver, as asked for.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+    /// Nothing goes in or out.
+    #[serde(default)]
+    pub internal: bool,
+    /// Docker's word for swarm networks that plain containers may join. Every one may be joined here.
+    #[serde(default)]
+    pub attachable: bool,
 }
 
 /// What makes a network.
@@ -40,7 +57,7 @@ impl Driver {
     }
 }
 
-/// A bridge of the host and its subnet.
+/// A bridge of the host and its subnets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BridgeNetwork {
     /// Name of the link.
@@ -48,18 +65,130 @@ pub struct BridgeNetwork {
     pub subnet: Subnet,
     /// Of the bridge and the containers' interfaces.
     pub mtu: u32,
+    /// The host's address; `None` is the first one of the subnet.
+    #[serde(default)]
+    pub gateway: Option<Ipv4Addr>,
+    /// The part of the subnet that addresses are given from; `None` is all of it.
+    #[serde(default)]
+    pub range: Option<Subnet>,
+    /// Addresses that are given to nobody, by the names that the user has for them.
+    #[serde(default)]
+    pub auxiliary: BTreeMap<String, IpAddr>,
+    #[serde(default)]
+    pub v6: Option<BridgeV6>,
+    /// Whether what leaves the network gets the host's address.
+    #[serde(default = "yes")]
+    pub masquerade: bool,
+    /// Where ports are published that name no address of the host.
+    #[serde(default)]
+    pub host_binding: Option<Ipv4Addr>,
+    /// What interfaces inside are called, before their number.
+    #[serde(default = "eth")]
+    pub interface_prefix: String,
+}
+
+/// The second half of a dual stack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BridgeV6 {
+    pub subnet: Subnet6,
+    pub gateway: Ipv6Addr,
+    pub range: Option<Subnet6>,
+    pub masquerade: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn eth() -> String {
+    "eth".to_owned()
+}
+
+impl BridgeNetwork {
+    /// A network of a subnet with nothing special.
+    #[must_use]
+    pub fn plain(link: String, subnet: Subnet, mtu: u32) -> Self {
+        Self {
+            link,
+            subnet,
+            mtu,
+            gateway: None,
+            range: None,
+            auxiliary: BTreeMap::new(),
+            v6: None,
+            masquerade: true,
+            host_binding: None,
+            interface_prefix: eth(),
+        }
+    }
+
+    /// The host's own address.
+    #[must_use]
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.gateway.unwrap_or_else(|| self.subnet.gateway())
+    }
+
+    /// Numbers of the addresses that are given when nobody asks for a certain one.
+    pub(crate) fn numbers(&self) -> Range<u64> {
+        match (self.gateway, self.range) {
+            (_, Some(range)) => {
+                let (all, first) = (self.subnet.addresses(), u64::from(u32::from(range.address())));
+                let end = first + (1u64 << (32 - u32::from(range.prefix())));
+                first.max(all.start)..end.min(all.end)
+            }
+            (Some(_), None) => self.subnet.addresses(),
+            (None, None) => self.subnet.hosts(),
+        }
+    }
+
+    /// Addresses that the books keep for the network itself.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = IpAddr> {
+        let gateway = self.gateway.map(IpAddr::V4);
+        let gateway6 = self.v6.as_ref().map(|v6| IpAddr::V6(v6.gateway));
+        gateway.into_iter().chain(gateway6).chain(self.auxiliary.values().copied())
+    }
 }
 
 impl Network {
+    /// Whether it was there from the beginning and cannot go.
+    #[must_use]
+    pub fn predefined(&self) -> bool {
+        PREDEFINED.contains(&self.name.as_str())
+    }
+
+    /// The bridge, if it is one.
+    #[must_use]
+    pub fn bridge(&self) -> Option<&BridgeNetwork> {
+        match &self.driver {
+            Driver::Bridge(bridge) => Some(bridge),
+            Driver::Host | Driver::Null => None,
+        }
+    }
+
     /// The pool of the state from which addresses are given.
     pub(crate) fn pool(&self) -> String {
         format!("network:{}", self.id)
     }
 
-    pub(crate) fn bridge(&self) -> Option<&BridgeNetwork> {
-        match &self.driver {
-            Driver::Bridge(bridge) => Some(bridge),
-            Driver::Host | Driver::Null => None,
+    /// The pool and the number that stand for an address.
+    pub(crate) fn place(&self, address: IpAddr) -> (String, u64) {
+        match (address, self.bridge().and_then(|bridge| bridge.v6.as_ref())) {
+            (IpAddr::V6(address), Some(v6)) => {
+                let (high, number) = v6.subnet.place(address);
+                (format!("{}{high}", self.pool6()), number)
+            }
+            (IpAddr::V4(address), _) => (self.pool(), u64::from(u32::from(address))),
+            // There is no such address in a network without IPv6.
+            (IpAddr::V6(_), None) => (self.pool6(), 0),
         }
+    }
+
+    pub(crate) fn pool6(&self) -> String {
+        format!("network6:{}", self.id)
+    }
+
+    /// Owner of the addresses that the network keeps for itself.
+    pub(crate) fn owner(&self) -> String {
+        format!("network:{}", self.id)
     }
 }

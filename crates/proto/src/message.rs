@@ -9,7 +9,7 @@ pub struct Request {
     /// Not 0; repeated in the reply.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
+    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 30, 31")]
     pub call: Option<Call>,
 }
 
@@ -55,6 +55,14 @@ pub enum Call {
     /// Kills everything, frees everything, ends the monitor. Any phase.
     #[prost(message, tag = "14")]
     Destroy(Empty),
+    /// Gives the container other interfaces. Phase: created, running.
+    #[prost(message, tag = "30")]
+    Rewire(Rewire),
+    /// Binds the sockets of the container's name server, if that has not been done, and sends them by
+    /// SCM_RIGHTS with one byte over the socket that comes with the request: first UDP, then TCP, which
+    /// listens. The monitor keeps them. Phase: created, running.
+    #[prost(message, tag = "31")]
+    Resolver(Empty),
 }
 
 impl Call {
@@ -64,7 +72,7 @@ impl Call {
         match self {
             Self::Create(call) => call.attachments.len(),
             Self::Exec(call) => call.attachments.len(),
-            Self::Attach(_) => 1,
+            Self::Attach(_) | Self::Resolver(_) => 1,
             _ => 0,
         }
     }
@@ -141,6 +149,13 @@ pub struct Update {
     /// `Resources` as JSON; what is absent stays.
     #[prost(bytes = "vec", tag = "1")]
     pub resources: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Rewire {
+    /// `NetworkChange` as JSON.
+    #[prost(bytes = "vec", tag = "1")]
+    pub change: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -10,7 +10,8 @@ pub mod ns;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use insula_host::cgroup::Stats;
-use insula_spec::plan::{ContainerPlan, ProcessPlan, Resources, StdioPlan};
+use insula_host::resolver::Sockets;
+use insula_spec::plan::{ContainerPlan, NetworkChange, ProcessPlan, Resources, StdioPlan};
 
 pub use error::{Error, Result};
 
@@ -40,6 +41,12 @@ pub trait Sandbox {
 
     /// Sets the size of a process' terminal.
     fn resize(&mut self, exec: Option<&str>, columns: u16, rows: u16) -> Result<()>;
+
+    /// Gives the container other interfaces.
+    fn rewire(&mut self, change: &NetworkChange) -> Result<()>;
+
+    /// Duplicates of the sockets of the container's name server; they are bound if they are not yet.
+    fn resolver(&mut self) -> Result<Sockets>;
 
     /// Changes limits; what is `None` stays. Returns what could not be done, for the user.
     fn update(&mut self, resources: &Resources) -> Result<Vec<String>>;

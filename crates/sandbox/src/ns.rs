@@ -5,7 +5,8 @@ mod running;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use insula_host::cgroup::{DevicePolicy, Group, Layout, Purpose, Stats};
-use insula_spec::plan::{ContainerPlan, DeviceKind, DeviceRule, InitPlan, Resources};
+use insula_host::resolver::Sockets;
+use insula_spec::plan::{ContainerPlan, DeviceKind, DeviceRule, InitPlan, NetworkChange, Resources};
 use insula_sys::process;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
@@ -190,6 +191,14 @@ impl Sandbox for Namespaces {
 
     fn resize(&mut self, exec: Option<&str>, columns: u16, rows: u16) -> Result<()> {
         self.running()?.resize(exec, columns, rows)
+    }
+
+    fn rewire(&mut self, change: &NetworkChange) -> Result<()> {
+        self.running()?.rewire(change)
+    }
+
+    fn resolver(&mut self) -> Result<Sockets> {
+        self.running_mut()?.resolver()
     }
 
     fn update(&mut self, resources: &Resources) -> Result<Vec<String>> {

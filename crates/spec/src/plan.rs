@@ -28,6 +28,9 @@ pub struct ContainerPlan {
     /// Interfaces that the wall makes in a private network namespace. Loopback is always up.
     #[serde(default)]
     pub interfaces: Vec<InterfacePlan>,
+    /// A name server answers at 127.0.0.11: its sockets are bound before the program runs.
+    #[serde(default)]
+    pub resolver: bool,
     pub cgroup: CgroupPlan,
     pub devices: Vec<DevicePlan>,
     /// `cgroup` rules beside the devices above: `c 13:* rwm`.
@@ -245,6 +248,30 @@ pub struct InterfacePlan {
     /// by a port that it publishes.
     #[serde(default)]
     pub hairpin: bool,
+}
+
+/// Another set of interfaces for a container that runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkChange {
+    /// Interfaces that go, by their names inside.
+    #[serde(default)]
+    pub unplug: Vec<String>,
+    /// Interfaces that come; their own default routes do not count.
+    #[serde(default)]
+    pub plug: Vec<InterfacePlan>,
+    /// Default routes afterwards; `None` is none.
+    #[serde(default)]
+    pub gateway: Option<GatewayPlan>,
+    #[serde(default)]
+    pub gateway6: Option<GatewayPlan>,
+}
+
+/// A default route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayPlan {
+    pub address: std::net::IpAddr,
+    /// Inside.
+    pub interface: String,
 }
 
 /// Where the container is accounted and what it may use.

@@ -119,8 +119,13 @@ pub(crate) const GROUPS: &[Group] = &[
         name: "network",
         about: "Commands on networks",
         verbs: &[
+            Verb::new::<network::CreateNetworkArgs>("create"),
             Verb::new::<network::ListNetworksArgs>("ls"),
             Verb::new::<network::InspectNetworkArgs>("inspect"),
+            Verb::new::<network::RemoveNetworksArgs>("rm"),
+            Verb::new::<network::PruneNetworksArgs>("prune"),
+            Verb::new::<network::ConnectArgs>("connect"),
+            Verb::new::<network::DisconnectArgs>("disconnect"),
         ],
     },
     Group {

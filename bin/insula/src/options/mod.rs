@@ -4,6 +4,7 @@ pub(crate) mod devices;
 pub(crate) mod env;
 pub(crate) mod limits;
 pub(crate) mod mounts;
+pub(crate) mod networks;
 pub(crate) mod ports;
 
 use std::collections::BTreeMap;

@@ -183,12 +183,27 @@ pub(crate) struct NetworkFlags {
     /// Name a port without publishing it
     #[arg(long, value_name = "PORT")]
     pub(crate) expose: Vec<String>,
+    /// IPv4 address in the network
+    #[arg(long, value_name = "IP")]
+    pub(crate) ip: Option<String>,
+    /// IPv6 address in the network
+    #[arg(long, value_name = "IP")]
+    pub(crate) ip6: Option<String>,
+    /// A name for another container, in this one: CONTAINER[:ALIAS]
+    #[arg(long, value_name = "CONTAINER")]
+    pub(crate) link: Vec<String>,
+    /// Link-local address in the network
+    #[arg(long, value_name = "IP")]
+    pub(crate) link_local_ip: Vec<String>,
     /// MAC address of the container
     #[arg(long, value_name = "MAC")]
     pub(crate) mac_address: Option<String>,
-    /// Network: bridge, none, host, container:NAME
+    /// Network: a name, bridge, none, host, container:NAME, or name=NAME,alias=…,ip=…,ip6=…,mac-address=…
     #[arg(long, visible_alias = "net", value_name = "NETWORK")]
-    pub(crate) network: Option<String>,
+    pub(crate) network: Vec<String>,
+    /// Another name of the container in the network
+    #[arg(long, visible_alias = "net-alias", value_name = "NAME")]
+    pub(crate) network_alias: Vec<String>,
     /// Publish a port: [[IP:]HOST_PORT:]PORT[/PROTOCOL]
     #[arg(short, long, value_name = "PORT")]
     pub(crate) publish: Vec<String>,

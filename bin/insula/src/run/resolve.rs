@@ -5,7 +5,8 @@ use insula_models::{ContainerCreateRequest, Empty, HealthConfig, HostConfig, Log
 
 use super::flags::{CreateFlags, HealthFlags, LimitFlags, NetworkFlags, SecurityFlags, StorageFlags};
 use crate::arguments::first_word;
-use crate::options::{self, devices, env, limits, mounts, ports};
+use crate::options::networks::Single;
+use crate::options::{self, devices, env, limits, mounts, networks, ports};
 use crate::terminal;
 
 /// The request; whether the command will stay attached decides about the streams.
@@ -157,7 +158,17 @@ fn network(
     }
     let host = &mut request.host_config;
     host.publish_all_ports = network.publish_all;
-    host.network_mode = network.network.clone().unwrap_or_else(|| "default".to_owned());
+    let single = Single {
+        address: network.ip.as_deref(),
+        address6: network.ip6.as_deref(),
+        aliases: &network.network_alias,
+        link_local: &network.link_local_ip,
+    };
+    let (mode, endpoints) = networks::networks(&network.network, &single)?;
+    host.network_mode = mode;
+    request.networking_config.endpoints_config = endpoints;
+    // They are about the first network, whichever that is.
+    host.links = network.link.clone();
     for server in &network.dns {
         server.parse::<std::net::IpAddr>().with_context(|| format!("{server} is not an ip address"))?;
     }

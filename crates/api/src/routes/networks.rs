@@ -1,24 +1,23 @@
-//! `/networks`: the predefined ones are shown; others are yet to come.
+//! `/networks`.
 
 use axum::Router;
 use axum::extract::{Path, State};
+use axum::response::IntoResponse;
 use axum::routing::{get, post};
+use http::StatusCode;
+use insula_models::{NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest};
 
-use crate::error::ApiError;
-use crate::request::Params;
-use crate::routes::{Answer, Api, json};
-
-const NO_NETWORKS: &str =
-    "user-defined networks are not available in this version: bridge, host, none and container:ID are";
+use crate::request::{Json, Params};
+use crate::routes::{Answer, Api, json, json_with};
 
 pub(super) fn routes() -> Router<Api> {
     Router::new()
         .route("/networks", get(list))
-        .route("/networks/create", post(unsupported))
-        .route("/networks/prune", post(unsupported))
-        .route("/networks/{id}", get(inspect).delete(unsupported))
-        .route("/networks/{id}/connect", post(unsupported))
-        .route("/networks/{id}/disconnect", post(unsupported))
+        .route("/networks/create", post(create))
+        .route("/networks/prune", post(prune))
+        .route("/networks/{id}", get(inspect).delete(remove))
+        .route("/networks/{id}/connect", post(connect))
+        .route("/networks/{id}/disconnect", post(disconnect))
 }
 
 async fn list(State(api): State<Api>, params: Params) -> Answer {
@@ -29,6 +28,33 @@ async fn inspect(State(api): State<Api>, Path(id): Path<String>) -> Answer {
     json(&api.engine.inspect_network(&id).await?)
 }
 
-async fn unsupported() -> ApiError {
-    ApiError::unsupported(NO_NETWORKS)
+async fn create(State(api): State<Api>, Json(request): Json<NetworkCreateRequest>) -> Answer {
+    json_with(StatusCode::CREATED, &api.engine.create_network(request).await?)
+}
+
+async fn remove(State(api): State<Api>, Path(id): Path<String>) -> Answer {
+    api.engine.remove_network(&id).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn prune(State(api): State<Api>, params: Params) -> Answer {
+    json(&api.engine.prune_networks(&params.filters()?).await?)
+}
+
+async fn connect(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Json(request): Json<NetworkConnectRequest>,
+) -> Answer {
+    api.engine.connect_network(&id, request).await?;
+    Ok(StatusCode::OK.into_response())
+}
+
+async fn disconnect(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Json(request): Json<NetworkDisconnectRequest>,
+) -> Answer {
+    api.engine.disconnect_network(&id, request).await?;
+    Ok(StatusCode::OK.into_response())
 }

@@ -106,7 +106,6 @@ pub(super) fn check_health_action(config: &ContainerConfig, host: &HostConfig) -
 /// Fields that are understood and not served.
 fn check_unsupported(host: &HostConfig) -> Result<()> {
     let asked = [
-        ("Links", !host.links.is_empty()),
         ("CgroupParent", !host.cgroup_parent.is_empty()),
         ("Cgroup", !host.cgroup.is_empty()),
         ("DeviceRequests", !host.device_requests.is_empty()),
@@ -178,6 +177,7 @@ fn check_shared_network(config: &ContainerConfig, host: &HostConfig) -> Result<(
     let conflicts = [
         ("hostname and the network mode", !config.hostname.is_empty()),
         ("dns and the network mode", !host.dns.is_empty()),
+        ("links and the network mode", !host.links.is_empty()),
         ("custom host-to-IP mapping and the network mode", !host.extra_hosts.is_empty()),
         ("mac-address and the network mode", !config.mac_address.is_empty()),
         (
@@ -401,6 +401,17 @@ pub(crate) fn dns(servers: &[String]) -> Result<Vec<IpAddr>> {
         .iter()
         .map(|text| text.parse().map_err(|_| Error::InvalidArgument(format!("{text} is not an ip address"))))
         .collect()
+}
+
+/// `CONTAINER[:ALIAS]`.
+pub(super) fn link(text: &str) -> Result<(&str, &str)> {
+    let (name, alias) = text.split_once(':').unwrap_or((text, text));
+    let alias = alias.rsplit('/').next().unwrap_or(alias);
+    let sign = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    if name.is_empty() || alias.is_empty() || alias.len() > 253 || !alias.bytes().all(sign) {
+        return Err(Error::InvalidArgument(format!("bad format for links: {text}")));
+    }
+    Ok((name.trim_start_matches('/'), alias.trim_start_matches('/')))
 }
 
 /// `NAME:ADDRESS`; `host-gateway` is filled in when the network is known.

@@ -1,12 +1,10 @@
 //! Create: a request becomes a row, folders and volumes.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use insula_base::ContainerId;
 use insula_models::{
-    ContainerConfig, ContainerCreateRequest, ContainerCreateResponse, EndpointSettings, HostConfig,
-    VolumeCreateRequest,
+    ContainerConfig, ContainerCreateRequest, ContainerCreateResponse, HostConfig, VolumeCreateRequest,
 };
 use insula_network::Mode;
 use insula_store::{Collection, Image};
@@ -58,8 +56,8 @@ impl Engine {
         check::check_health_action(&config, &host)?;
         ports::requests(&config, &host)?;
         plan::complete(&mut host);
-        let endpoints = endpoints(networking.endpoints_config, &host)?;
         self.check_joined(&host)?;
+        let endpoints = self.endpoints(networking.endpoints_config, &host)?;
         let mounts = mounts::collect(&config, &host, &|name| Ok(self.find(name)?.row().mounts.clone()))?;
         let id = ContainerId::random();
         self.fill_hostname(&id, &mut config, &host)?;
@@ -69,6 +67,7 @@ impl Engine {
             created: Timestamp::now(),
             image: image_row(&image, reference),
             endpoints,
+            endpoints_complete: true,
             mounts,
             ids: None,
             phase: Phase::Created,
@@ -293,38 +292,4 @@ fn check_platform(platform: Option<&str>, image: &Image) -> Result<()> {
          actual: {}/{}",
         image.id, image.config.os, image.config.architecture
     )))
-}
-
-/// At most the endpoint of the network that the container is in.
-fn endpoints(
-    asked: BTreeMap<String, EndpointSettings>,
-    host: &HostConfig,
-) -> Result<BTreeMap<String, EndpointSettings>> {
-    if let Some(name) = asked
-        .keys()
-        .find(|name| **name != host.network_mode && !(*name == "default" && host.network_mode == "bridge"))
-    {
-        return Err(Error::Unsupported(format!(
-            "NetworkingConfig: a second network ({name:?} beside {:?}) is not available in this version",
-            host.network_mode
-        )));
-    }
-    for (name, endpoint) in &asked {
-        let ipam = endpoint.ipam_config.clone().unwrap_or_default();
-        let asked = [
-            ("Links", !endpoint.links.is_empty()),
-            ("DriverOpts", !endpoint.driver_opts.is_empty()),
-            ("IPv6Address", !ipam.ipv6_address.is_empty()),
-            ("LinkLocalIPs", !ipam.link_local_ips.is_empty()),
-        ];
-        if let Some((field, _)) = asked.iter().find(|(_, asked)| *asked) {
-            return Err(Error::Unsupported(format!(
-                "{field} of network {name:?} is not available in this version"
-            )));
-        }
-        if !ipam.ipv4_address.is_empty() && ipam.ipv4_address.parse::<std::net::Ipv4Addr>().is_err() {
-            return Err(Error::InvalidArgument(format!("invalid IPv4 address: {}", ipam.ipv4_address)));
-        }
-    }
-    Ok(asked)
 }

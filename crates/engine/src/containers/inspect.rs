@@ -7,13 +7,14 @@ use insula_models::{
     ContainerInspect, ContainerState, EndpointSettings, GraphDriver, Labels, MountPoint, NetworkSettings,
     PortBinding,
 };
-use insula_network::Endpoint;
+use insula_network::{Endpoint, Mode};
 use insula_spec::plan::LogPlan;
 use jiff::Timestamp;
 
 use super::container::Container;
 use super::merge::command;
 use super::row::{Phase, Row, SourceRow};
+use crate::networks::endpoint_settings;
 use crate::{Engine, Result, plan};
 
 /// A moment that has not come: Go's zero time.
@@ -74,9 +75,7 @@ impl Engine {
         let mut settings = NetworkSettings::default();
         let Some(endpoint) = endpoint else {
             // What it will be connected to.
-            if !row.host.network_mode.starts_with("container:") {
-                let asked = row.endpoints.values().next().cloned().unwrap_or_default();
-                let name = row.host.network_mode.clone();
+            for (name, asked) in self.asked(row) {
                 let network_id = self.networks().get(&name).map(|n| n.id.to_string()).unwrap_or_default();
                 settings.networks.insert(name, EndpointSettings { network_id, ..asked });
             }
@@ -85,33 +84,35 @@ impl Engine {
         settings.sandbox_id = row.id.to_string();
         settings.sandbox_key = row.pid().map(|pid| format!("/proc/{pid}/ns/net")).unwrap_or_default();
         settings.ports = ports(row, &endpoint);
-        settings.networks = networks(row, &endpoint);
+        let asked = self.asked(row);
+        let one = |attachment: &insula_network::Attachment| {
+            let asked = asked.get(&attachment.network_name).cloned().unwrap_or_default();
+            (attachment.network_name.clone(), endpoint_settings(&endpoint, attachment, asked))
+        };
+        settings.networks = endpoint.attachments.iter().map(one).collect();
         if let Some(bridge) = settings.networks.get("bridge").cloned() {
             settings.endpoint_id = bridge.endpoint_id;
             settings.gateway = bridge.gateway;
             settings.ip_address = bridge.ip_address;
             settings.ip_prefix_len = bridge.ip_prefix_len;
             settings.mac_address = bridge.mac_address;
+            settings.ipv6_gateway = bridge.ipv6_gateway;
+            settings.global_ipv6_address = bridge.global_ipv6_address;
+            settings.global_ipv6_prefix_len = bridge.global_ipv6_prefix_len;
         }
         Ok(settings)
     }
-}
 
-fn networks(row: &Row, endpoint: &Endpoint) -> BTreeMap<String, EndpointSettings> {
-    let one = |attachment: &insula_network::Attachment| {
-        let asked = row.endpoints.values().next().cloned().unwrap_or_default();
-        let settings = EndpointSettings {
-            mac_address: attachment.mac.clone(),
-            network_id: attachment.network.to_string(),
-            endpoint_id: attachment.endpoint.clone(),
-            gateway: attachment.gateway.map(|gateway| gateway.to_string()).unwrap_or_default(),
-            ip_address: attachment.address.map(|address| address.to_string()).unwrap_or_default(),
-            ip_prefix_len: attachment.prefix.into(),
-            ..asked
-        };
-        (attachment.network_name.clone(), settings)
-    };
-    endpoint.attachments.iter().map(one).collect()
+    /// The networks that it asks for, by name.
+    fn asked(&self, row: &Row) -> BTreeMap<String, EndpointSettings> {
+        match Mode::parse(&row.host.network_mode) {
+            Mode::Container(_) => BTreeMap::new(),
+            Mode::None | Mode::Host => {
+                BTreeMap::from([(row.host.network_mode.clone(), EndpointSettings::default())])
+            }
+            Mode::Network(primary) => row.endpoints(&primary),
+        }
+    }
 }
 
 fn ports(row: &Row, endpoint: &Endpoint) -> insula_models::PortMap {

@@ -111,6 +111,7 @@ impl Engine {
         let again = self.wants_restart(container, &row, code);
         // A container that goes now needs no row of its end: its sandbox's record stays until the row is gone.
         if again || !row.host.auto_remove {
+            self.publish_connections(&row, "disconnect")?;
             self.networks().release(&container.id)?;
             container.change(self.store(), |_| {})?;
             self.sandbox(&row).remove()?;

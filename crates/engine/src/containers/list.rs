@@ -150,6 +150,9 @@ impl Engine {
 
     fn in_network(&self, row: &Row, wanted: &str) -> bool {
         row.host.network_mode == wanted
+            || row.endpoints.keys().any(|name| {
+                name == wanted || self.networks().get(name).is_ok_and(|network| network.id.as_str() == wanted)
+            })
             || self.networks().get(&row.host.network_mode).is_ok_and(|network| network.id.as_str() == wanted)
     }
 

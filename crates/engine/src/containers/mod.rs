@@ -8,6 +8,7 @@ pub(crate) mod check;
 pub(crate) mod container;
 mod copyup;
 pub(crate) mod create;
+mod endpoints;
 mod files;
 pub(crate) mod health;
 mod inspect;

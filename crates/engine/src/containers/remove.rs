@@ -68,6 +68,7 @@ impl Engine {
         if !row.host.auto_remove {
             container.change(self.store(), |row| row.phase = Phase::Removing)?;
         }
+        self.publish_connections(&row, "disconnect")?;
         self.networks().release(&container.id)?;
         self.forget(container.id.as_str())?;
         self.0.containers.remove(container);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use insula_base::{ContainerId, Digest};
 use insula_models::{ContainerConfig, EndpointSettings, Health, HostConfig};
+use insula_network::Mode;
 use insula_store::Record;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -26,8 +27,12 @@ pub(crate) struct Row {
     pub(crate) config: ContainerConfig,
     /// As in effect: what was left open is filled in.
     pub(crate) host: HostConfig,
-    /// Endpoints asked for, by network.
+    /// Endpoints asked for, by the network's name.
     pub(crate) endpoints: BTreeMap<String, EndpointSettings>,
+    /// `endpoints` has every network, and not only those with wishes of their own: rows of the first version
+    /// leave the container's own network out.
+    #[serde(default)]
+    pub(crate) endpoints_complete: bool,
     pub(crate) mounts: Vec<MountRow>,
     /// The container's own range of ids on the host.
     pub(crate) ids: Option<IdRange>,
@@ -216,6 +221,23 @@ impl Row {
         u64::try_from(self.config.stop_timeout.unwrap_or(10)).ok()
     }
 
+    /// Every network that it is to be in, when its own is called `primary`.
+    pub(crate) fn endpoints(&self, primary: &str) -> BTreeMap<String, EndpointSettings> {
+        let mut endpoints = self.endpoints.clone();
+        if !self.endpoints_complete && matches!(Mode::parse(primary), Mode::Network(_)) {
+            // The default bridge had two names.
+            let asked = endpoints.remove("default").unwrap_or_default();
+            endpoints.entry(primary.to_owned()).or_insert(asked);
+        }
+        endpoints
+    }
+
+    /// Brings a row of the first version up to date.
+    pub(crate) fn complete_endpoints(&mut self) {
+        self.endpoints = self.endpoints(&self.host.network_mode);
+        self.endpoints_complete = true;
+    }
+
     /// Names of volumes that it mounts.
     pub(crate) fn volumes(&self) -> impl Iterator<Item = (&str, bool)> {
         self.mounts.iter().filter_map(|mount| match &mount.source {
@@ -251,6 +273,7 @@ pub(crate) mod tests {
             },
             host,
             endpoints: BTreeMap::new(),
+            endpoints_complete: false,
             mounts: Vec::new(),
             ids: Some(IdRange { first: 1_879_048_192, count: 65536 }),
             phase: Phase::Created,

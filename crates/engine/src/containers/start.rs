@@ -1,16 +1,17 @@
 //! Start: intent, the endpoint, the monitor, confirmation.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use insula_base::Kind;
-use insula_network::{Endpoint, EndpointRequest, Mode, files};
+use insula_network::{Endpoint, files};
 use insula_proto::{Call, Create, Outcome, Started};
 use jiff::Timestamp;
 
 use super::container::Container;
 use super::row::{Failure, Phase, Row};
-use super::{Change, check, ports};
+use super::{Change, check};
 use crate::monitor::{Connection, LaunchRecord, SandboxFolder, Task};
 use crate::plan::{self, Inputs, Joined};
 use crate::{Engine, Error, Result};
@@ -67,7 +68,7 @@ impl Engine {
     async fn launch(&self, container: &Arc<Container>, row: &Row) -> Result<()> {
         let spare = self.0.spares.take()?;
         let joined = self.joined(row)?;
-        let endpoint = self.networks().prepare(&endpoint_request(self, row)?)?;
+        let endpoint = self.networks().prepare(&self.endpoint_request(row)?)?;
         let cgroup = format!("{}/{}", self.instance().cgroup(), row.id);
         let sandbox = self.sandbox(row);
         sandbox.prepare(&LaunchRecord { monitor: spare.process, cgroup: cgroup.clone() })?;
@@ -79,6 +80,7 @@ impl Engine {
             names: &names,
             cgroup,
             interfaces: endpoint.interfaces(),
+            resolver: false,
             joined,
             volumes: &self.store().volumes_dir(),
         })?;
@@ -105,6 +107,7 @@ impl Engine {
             row.phase = Phase::Running { pid: started.pid };
             row.started = Some(moment(started.at));
         })?;
+        self.publish_connections(&row, "connect")?;
         self.adopt(container, connection, false);
         self.begin_health(container);
         self.publish(&row, "start", &[]);
@@ -215,41 +218,21 @@ impl Engine {
             options: host.dns_options.clone(),
         };
         let shares_host = host.network_mode == "host";
-        let address = endpoint.address().map(Into::into);
+        extra.extend(self.linked(row)?);
+        let addresses: Vec<IpAddr> =
+            endpoint.attachments.iter().flat_map(insula_network::Attachment::addresses).collect();
         let config = &row.config;
         // The container's root may write to them.
         let owner = self.ids_of(row).map_or(0, |ids| ids.first);
         for (name, text) in [
             ("resolv.conf", files::resolv_conf(&files::host_resolv_conf(), &dns, shares_host)),
-            ("hosts", files::hosts(address, &config.hostname, &config.domainname, &extra)),
+            ("hosts", files::hosts(&addresses, &config.hostname, &config.domainname, &extra)),
             ("hostname", files::hostname(&config.hostname)),
         ] {
             sandbox.write(name, text.as_bytes(), owner)?;
         }
         Ok(sandbox.path().to_owned())
     }
-}
-
-fn endpoint_request(engine: &Engine, row: &Row) -> Result<EndpointRequest> {
-    let mode = if row.config.network_disabled { Mode::None } else { Mode::parse(&row.host.network_mode) };
-    let settings = row.endpoints.values().next();
-    let address = settings.and_then(|s| s.ipam_config.as_ref()).map(|ipam| ipam.ipv4_address.as_str());
-    let mac = [&row.config.mac_address].into_iter().chain(settings.map(|s| &s.mac_address));
-    let mode = match mode {
-        Mode::Container(reference) => Mode::Container(engine.find(&reference)?.id.to_string()),
-        mode => mode,
-    };
-    let ports = match mode {
-        Mode::Network(_) => ports::requests(&row.config, &row.host)?,
-        _ => Vec::new(),
-    };
-    Ok(EndpointRequest {
-        container: row.id.clone(),
-        address: address.filter(|text| !text.is_empty()).and_then(|text| text.parse().ok()),
-        mac: mac.into_iter().find(|text| !text.is_empty()).cloned(),
-        ports,
-        mode,
-    })
 }
 
 /// A monitor's time.

@@ -27,6 +27,7 @@ impl Engine {
         records.replace(&renamed.record()?).map_err(|error| create::rename_taken(error, &name))?;
         container.amend(|row| row.name.clone_from(&name));
         self.0.containers.rename(&container.id, &name);
+        self.networks().rename(&container.id, &name)?;
         let old = format!("/{}", row.name);
         self.publish(&container.row(), "rename", &[("oldName", &old)]);
         Ok(())

@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::io;
-use std::io::Write;
+use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
@@ -80,6 +80,29 @@ impl SandboxFolder {
             fchown(&file, Some(owner), Some(owner)).map_err(|e| Error::io("fchown", &path, e))?;
         }
         Ok(())
+    }
+
+    /// Adds lines to a file that the container sees, and takes lines out. It stays the same file, since that
+    /// is what is mounted; what the container has made of it stays as well.
+    pub(crate) fn change_lines(&self, name: &str, come: &[String], go: &[String]) -> Result<()> {
+        /// What a container may have made of it.
+        const LARGEST: u64 = 1 << 20;
+        let path = self.0.join(name);
+        let mut file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|e| Error::io("open", &path, e))?;
+        let mut text = Vec::new();
+        (&file).take(LARGEST).read_to_end(&mut text).map_err(|e| Error::io("read", &path, e))?;
+        let text = String::from_utf8_lossy(&text);
+        let mut lines: Vec<&str> = text.lines().filter(|line| !go.iter().any(|gone| gone == line)).collect();
+        lines.extend(come.iter().map(String::as_str));
+        let mut text = lines.join("\n");
+        text.push('\n');
+        file.set_len(0).map_err(|e| Error::io("truncate", &path, e))?;
+        file.rewind().map_err(|e| Error::io("seek", &path, e))?;
+        file.write_all(text.as_bytes()).map_err(|e| Error::io("write", &path, e))
     }
 
     /// The launch record, if there is a whole one.

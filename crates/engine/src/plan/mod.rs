@@ -36,6 +36,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) names: &'a Path,
     pub(crate) cgroup: String,
     pub(crate) interfaces: Vec<InterfacePlan>,
+    /// Whether a name server of the engine's answers inside.
+    pub(crate) resolver: bool,
     pub(crate) joined: Joined,
     /// Folder of all volumes.
     pub(crate) volumes: &'a Path,
@@ -91,6 +93,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<ContainerPlan> {
         stdio: stdio(row),
         log: log::plan(&host.log_config, &folder.logs())?,
         interfaces: inputs.interfaces,
+        resolver: inputs.resolver,
         namespaces,
     })
 }

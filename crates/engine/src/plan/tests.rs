@@ -14,6 +14,7 @@ fn plan(row: &Row, joined: Joined) -> ContainerPlan {
         names: folder.path(),
         cgroup: format!("insula/{}", row.id),
         interfaces: Vec::new(),
+        resolver: false,
         joined,
         volumes: Path::new("/volumes"),
     };

@@ -5,7 +5,8 @@
 //! ```text
 //! set bridges            our bridges
 //! set within             each bridge paired with itself: traffic that stays within one
-//! set subnets            their subnets
+//! set internal           those of them that nothing enters or leaves
+//! set subnets, subnets6  subnets that are masqueraded
 //! map ports              protocol . port of the host            → address . port of a container
 //! map addressed_ports    address . protocol . port of the host  → address . port of a container
 //!
@@ -25,7 +26,7 @@ mod policy;
 mod text;
 
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -43,6 +44,19 @@ pub struct Zone {
     pub bridge: String,
     pub subnet: Ipv4Addr,
     pub prefix: u8,
+    /// Whether what leaves it gets the host's address.
+    pub masquerade: bool,
+    /// Nothing goes in or out.
+    pub internal: bool,
+    pub v6: Option<Zone6>,
+}
+
+/// The IPv6 subnet of a zone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Zone6 {
+    pub subnet: Ipv6Addr,
+    pub prefix: u8,
+    pub masquerade: bool,
 }
 
 /// A port of the host that leads to a container.

@@ -20,6 +20,10 @@ struct Lan {
     elsewhere: File,
 }
 
+fn zone(bridge: &str, subnet: Ipv4Addr) -> Zone {
+    Zone { bridge: bridge.to_owned(), subnet, prefix: 16, masquerade: true, internal: false, v6: None }
+}
+
 const OUTSIDE: &str = "198.51.100.1";
 
 fn lan() -> Lan {
@@ -36,7 +40,7 @@ fn lan() -> Lan {
     enable_forwarding().unwrap();
     route_loopback("insula-test-b").unwrap();
     let firewall = Firewall::open("insula-test".to_owned()).unwrap();
-    let zone = Zone { bridge: "insula-test-b".to_owned(), subnet: [172, 30, 0, 0].into(), prefix: 16 };
+    let zone = zone("insula-test-b", [172, 30, 0, 0].into());
     firewall.install(&[zone], &[]).unwrap();
     let (first, second, elsewhere) = (another(), another(), another());
     let remote = InterfacePlan {

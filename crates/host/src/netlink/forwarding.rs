@@ -1,4 +1,4 @@
-//! The two kernel parameters that forwarding to containers needs.
+//! The kernel parameters that forwarding to containers needs.
 
 use std::io;
 
@@ -20,6 +20,39 @@ pub fn enable_forwarding() -> Result<(), Error> {
 /// Switches IPv4 forwarding off again.
 pub fn disable_forwarding() -> Result<(), Error> {
     write(FORWARD, "0")
+}
+
+const FORWARD6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
+
+/// Whether IPv6 forwarding is on, for the whole host.
+pub fn forwarding6() -> Result<bool, Error> {
+    Ok(read(FORWARD6)?.trim() != "0")
+}
+
+/// Switches IPv6 forwarding on. A host that forwards ignores router advertisements unless told
+/// otherwise; interfaces that take them go on doing so.
+pub fn enable_forwarding6() -> Result<(), Error> {
+    each_accept_ra("1", "2")?;
+    write(FORWARD6, "1")
+}
+
+/// Switches IPv6 forwarding off again.
+pub fn disable_forwarding6() -> Result<(), Error> {
+    write(FORWARD6, "0")?;
+    each_accept_ra("2", "1")
+}
+
+fn each_accept_ra(from: &str, to: &str) -> Result<(), Error> {
+    const FOLDER: &str = "/proc/sys/net/ipv6/conf";
+    let entries = std::fs::read_dir(FOLDER).map_err(|source| refused("read", FOLDER, source))?;
+    for entry in entries.flatten() {
+        let path = format!("{FOLDER}/{}/accept_ra", entry.file_name().to_string_lossy());
+        // An interface may be gone again.
+        if read(&path).is_ok_and(|value| value.trim() == from) && path != format!("{FOLDER}/all/accept_ra") {
+            write(&path, to)?;
+        }
+    }
+    Ok(())
 }
 
 /// Lets packets from 127.0.0.0/8 leave by a bridge, so that ports published on the host's loopback

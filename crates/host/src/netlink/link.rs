@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use insula_spec::plan::InterfacePlan;
+use insula_spec::plan::{GatewayPlan, InterfacePlan};
 use insula_sys::netlink::{Family, Socket};
 
 use super::message::{Batch, CREATE, DUMP, EXCLUSIVE, REPLACE, attributes, text_of, word};
@@ -14,6 +14,7 @@ const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 pub(super) const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 
 const AF_INET: u8 = 2;
@@ -244,7 +245,32 @@ impl Routes {
     }
 }
 
+impl Routes {
+    /// Makes the one default route of a family be this one, or none. Those that others made go as well.
+    pub fn set_default_route(&self, wanted: Option<&GatewayPlan>, v6: bool) -> Result<(), Error> {
+        let family = if v6 { AF_INET6 } else { AF_INET };
+        let header = [family, 0, 0, 0, TABLE_MAIN, 0, 0, 0, 0, 0, 0, 0];
+        // The kernel deletes one at a time.
+        for _ in 0..MOST_DEFAULT_ROUTES {
+            let mut batch = Batch::new();
+            batch.begin(RTM_DELROUTE, 0, &header, "delete", "a default route");
+            batch.acknowledge();
+            match batch.run(&self.socket) {
+                Err(error) if matches!(error.errno(), Some(ESRCH | ENOENT)) => break,
+                result => result?,
+            }
+        }
+        match wanted {
+            Some(gateway) => self.add_default_route(gateway.address, &gateway.interface),
+            None => Ok(()),
+        }
+    }
+}
+
 const ENODEV: i32 = 19;
+const ENOENT: i32 = 2;
+const ESRCH: i32 = 3;
+const MOST_DEFAULT_ROUTES: usize = 16;
 
 fn mtu(batch: &mut Batch<'_>, mtu: u32) {
     if mtu != 0 {

@@ -11,13 +11,16 @@ mod link;
 pub(crate) mod message;
 
 use std::net::IpAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use insula_spec::plan::InterfacePlan;
+use insula_spec::plan::{InterfacePlan, NetworkChange};
 
 pub use bridge::Bridge;
 pub use error::Error;
-pub use forwarding::{disable_forwarding, enable_forwarding, forwarding, route_loopback};
+pub use forwarding::{
+    disable_forwarding, disable_forwarding6, enable_forwarding, enable_forwarding6, forwarding, forwarding6,
+    route_loopback,
+};
 pub use link::{Link, Route, Routes};
 
 /// Makes an interface's veth pair from the host's namespace: the host's end up and a port of its
@@ -40,6 +43,37 @@ pub fn configure(plan: &InterfacePlan) -> Result<(), Error> {
 /// As [`configure`], for several interfaces.
 pub fn configure_all(plans: &[InterfacePlan]) -> Result<(), Error> {
     Routes::open()?.configure(plans)
+}
+
+/// Changes the interfaces of a container that runs, from the host's namespace. The calling thread visits
+/// `namespace` meanwhile.
+pub fn change(change: &NetworkChange, namespace: BorrowedFd<'_>) -> Result<(), Error> {
+    let outside = Routes::open()?;
+    for plan in &change.plug {
+        outside.plug(plan, namespace)?;
+    }
+    let inside = inside(namespace, Routes::open)??;
+    change.unplug.iter().try_for_each(|name| inside.delete(name))?;
+    let plans: Vec<_> = change
+        .plug
+        .iter()
+        .map(|plan| InterfacePlan { gateway: None, gateway6: None, ..plan.clone() })
+        .collect();
+    inside.configure(&plans)?;
+    inside.set_default_route(change.gateway.as_ref(), false)?;
+    inside.set_default_route(change.gateway6.as_ref(), true)
+}
+
+/// Runs `work` on this thread while it is in another network namespace. What it opens there stays there.
+pub fn inside<T>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> T) -> Result<T, Error> {
+    let refused = |call| move |source| Error::Socket { call, source };
+    let own = std::fs::File::open("/proc/thread-self/ns/net").map_err(refused("open the own namespace"))?;
+    insula_sys::netlink::enter_network(namespace)
+        .map_err(refused("enter a container's network namespace"))?;
+    let result = work();
+    insula_sys::netlink::enter_network(own.as_fd())
+        .map_err(refused("return to the own network namespace"))?;
+    Ok(result)
 }
 
 /// An address with the length of its prefix.

@@ -1,18 +1,18 @@
 //! Requests and their answers.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use insula_base::Kinded;
 use insula_proto::{
-    Attach, Call, Create, Done, Exec, Failed, Outcome, Phase, Resize, Signal, Started, Status,
+    Attach, Call, Create, Done, Exec, Failed, Outcome, Phase, Resize, Rewire, Signal, Started, Status,
 };
 use insula_sandbox::{Created, ExecPlan, Frozen, Sandbox, SignalTarget, When};
 use insula_spec::plan::{ContainerPlan, StdioPlan};
 
 use super::{Monitor, Process};
 use crate::clock;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::log::Log;
 use crate::streams::ProcessStreams;
 
@@ -71,6 +71,8 @@ impl<S: Sandbox> Monitor<S> {
                 Ok(Outcome::Processes(insula_proto::Processes { pids: self.sandbox.processes()? }))
             }
             Some(Call::Status(_)) => Ok(Outcome::Status(self.status())),
+            Some(Call::Rewire(call)) => self.rewire(&call).map(|()| done),
+            Some(Call::Resolver(_)) => self.resolver(descriptors).map(|()| done),
             Some(Call::Destroy(_)) => self.destroy().map(|()| done),
         }
     }
@@ -161,6 +163,19 @@ impl<S: Sandbox> Monitor<S> {
             .find(|process| process.running && process.exec == exec)
             .ok_or(Error::Invalid("the process does not run"))?;
         process.streams.attach(&mut self.poll, socket, attachment)
+    }
+
+    fn rewire(&mut self, call: &Rewire) -> Result<()> {
+        Ok(self.sandbox.rewire(&parse("interfaces", &call.change)?)?)
+    }
+
+    fn resolver(&mut self, mut descriptors: Vec<OwnedFd>) -> Result<()> {
+        let to = descriptors
+            .pop()
+            .ok_or(Error::Invalid("the name server's sockets need a socket to travel by"))?;
+        let sockets = self.sandbox.resolver()?;
+        insula_sys::socket::send_all(to.as_fd(), b"r", &[sockets.udp.as_fd(), sockets.tcp.as_fd()])
+            .context("sendmsg", "the name server's sockets")
     }
 
     fn status(&self) -> Status {

@@ -5,35 +5,36 @@
 //! attempt left, [`Networks::reconcile`] what belongs to nobody. The bridge and the firewall's table
 //! are looked for each time, which costs microseconds, and made again should somebody have removed them.
 
+mod declare;
+mod join;
 mod plumbing;
 mod rows;
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use insula_base::{ContainerId, Instance, random_hex};
+use insula_base::{ContainerId, Instance, NetworkId, random_hex};
 use insula_host::firewall::{self, Firewall};
 use insula_host::netlink::Routes;
-use insula_spec::plan::InterfacePlan;
 use insula_store::Store;
 
 use crate::network::BridgeNetwork;
 use crate::reserve::{Reservation, reserve, reserve_again};
-use crate::{Attachment, Driver, Endpoint, EndpointRequest, Error, Mode, Network, PublishedPort, Subnet};
+use crate::{Attachment, Endpoint, EndpointRequest, Error, Mode, Network, Pool, PublishedPort, Subnet};
 
 /// What an administrator may configure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Where subnets are chosen from.
-    pub pools: Vec<Subnet>,
+    pub pools: Vec<Pool>,
     /// Of bridges and interfaces.
     pub mtu: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { pools: Subnet::defaults(), mtu: 1500 }
+        Self { pools: Pool::defaults(), mtu: 1500 }
     }
 }
 
@@ -43,6 +44,8 @@ pub struct Networks {
     store: Arc<Store>,
     firewall: Firewall,
     options: Options,
+    /// What names of bridges begin with.
+    links: String,
     inner: Mutex<Inner>,
 }
 
@@ -61,12 +64,13 @@ impl Networks {
         let routes = Routes::open()?;
         let mut networks = rows::networks(store.state())?;
         if networks.is_empty() {
-            let subnet = Subnet::choose(&options.pools, &routes.routes()?, None)?;
-            let bridge = BridgeNetwork { link: instance.bridge(), subnet, mtu: options.mtu };
+            let subnet = Pool::choose(&options.pools, &routes.routes()?, None, &[])?;
+            let bridge = BridgeNetwork::plain(instance.bridge(), subnet, options.mtu);
             networks = rows::declare(store.state(), bridge)?;
         }
         let inner = Mutex::new(Inner { routes, networks, reserved: HashMap::new() });
-        Ok(Self { store, firewall: Firewall::open(instance.table())?, options, inner })
+        let links = instance.tag().map_or_else(|| "insula".to_owned(), |tag| format!("in-{tag}"));
+        Ok(Self { store, firewall: Firewall::open(instance.table())?, options, links, inner })
     }
 
     /// Every network.
@@ -95,16 +99,12 @@ impl Networks {
     pub fn prepare(&self, request: &EndpointRequest) -> Result<Endpoint, Error> {
         let mut inner = self.lock();
         self.withdraw(&mut inner, &request.container)?;
-        let network = match &request.mode {
-            Mode::Container(_) if !request.ports.is_empty() => return Err(Error::PublishShared),
-            Mode::Container(_) => None,
-            Mode::None => Some(inner.find("none")?.clone()),
-            Mode::Host => Some(inner.find("host")?.clone()),
-            Mode::Network(reference) => Some(inner.find(reference)?.clone()),
-        };
-        match network {
-            Some(network) if network.bridge().is_some() => self.connect(&mut inner, request, &network.name),
-            network => self.note(request, network.as_ref()),
+        match &request.mode {
+            Mode::Container(_) if !request.ports.is_empty() => Err(Error::PublishShared),
+            Mode::Container(_) => self.note(request, None),
+            Mode::None => self.note(request, Some(&inner.find("none")?.clone())),
+            Mode::Host => self.note(request, Some(&inner.find("host")?.clone())),
+            Mode::Network(_) => self.join(&mut inner, request),
         }
     }
 
@@ -128,8 +128,10 @@ impl Networks {
         for endpoint in &kept {
             inner.hold_again(endpoint, &mut warnings);
         }
-        let bridged = kept.iter().any(|endpoint| endpoint.address().is_some());
-        if bridged || self.firewall.installed()? {
+        if kept.iter().any(|endpoint| endpoint.address().is_some())
+            || inner.networks.iter().any(|network| network.bridge().is_some() && !network.predefined())
+            || self.firewall.installed()?
+        {
             self.bring_up(&mut inner)?;
         }
         Ok(warnings)
@@ -137,7 +139,9 @@ impl Networks {
 
     /// Makes bridge and rules ahead of the first container that needs them.
     pub fn warm(&self) -> Result<(), Error> {
-        self.bring_up_if_needed(&mut self.lock())
+        let mut inner = self.lock();
+        let bridge = inner.find("bridge")?.id.clone();
+        self.bring_up_if_needed(&mut inner, &[bridge])
     }
 
     /// Takes bridge, rules and the forwarding parameter back if no container is connected; for the
@@ -170,7 +174,7 @@ impl Networks {
 
     /// An endpoint without an interface, for inspection; ports mean nothing there.
     fn note(&self, request: &EndpointRequest, network: Option<&Network>) -> Result<Endpoint, Error> {
-        if request.address.is_some() {
+        if request.connections.iter().any(|wish| wish.address.is_some() || wish.address6.is_some()) {
             return Err(Error::AddressWithoutNetwork);
         }
         let attachments = network.map(|network| Attachment {
@@ -182,34 +186,21 @@ impl Networks {
             prefix: 0,
             gateway: None,
             mac: String::new(),
+            address6: None,
+            prefix6: 0,
+            gateway6: None,
+            aliases: Vec::new(),
+            links: Vec::new(),
+            priority: 0,
         });
         let endpoint = Endpoint {
             container: request.container.clone(),
+            name: request.name.clone(),
+            hostname: request.hostname.clone(),
             attachments: attachments.into_iter().collect(),
             ports: Vec::new(),
         };
         rows::note(self.store.state(), &endpoint)?;
-        Ok(endpoint)
-    }
-
-    fn connect(&self, inner: &mut Inner, request: &EndpointRequest, name: &str) -> Result<Endpoint, Error> {
-        if let Some(mac) = &request.mac {
-            check_mac(mac)?;
-        }
-        let reserved = inner.reserve(request)?;
-        // It may choose another subnet, which is why the network is looked up after it.
-        self.bring_up_if_needed(inner)?;
-        let network = inner.find(name)?.clone();
-        let ports = reserved.iter().map(|reservation| reservation.published).collect();
-        let endpoint =
-            rows::give(self.store.state(), &network, request.address, &request.container, |address| {
-                attach(request, &network, address, ports)
-            })?;
-        inner.reserved.insert(request.container.clone(), reserved);
-        if let Err(error) = self.publish(inner, &endpoint) {
-            self.withdraw(inner, &request.container)?;
-            return Err(error);
-        }
         Ok(endpoint)
     }
 
@@ -246,6 +237,16 @@ impl Inner {
             }
             _ => Err(Error::NetworkNotFound { reference: reference.to_owned() }),
         }
+    }
+
+    fn by_id(&self, id: &NetworkId) -> Result<&Network, Error> {
+        let found = self.networks.iter().find(|network| network.id == *id);
+        found.ok_or_else(|| Error::NetworkNotFound { reference: id.to_string() })
+    }
+
+    /// Subnets of all networks.
+    fn subnets(&self) -> Vec<Subnet> {
+        self.networks.iter().filter_map(Network::bridge).map(|bridge| bridge.subnet).collect()
     }
 
     /// All the ports of a request, or none.
@@ -293,63 +294,10 @@ fn clashes(have: &PublishedPort, wanted: &PublishedPort) -> bool {
         && (anywhere || have.host_ip == wanted.host_ip)
 }
 
-/// Six bytes that are no multicast address.
-fn check_mac(text: &str) -> Result<(), Error> {
-    let bytes: Vec<_> = text.split(':').map(|part| u8::from_str_radix(part, 16).ok()).collect();
-    let shaped = text.len() == 17 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b':');
-    match bytes.as_slice() {
-        [Some(first), rest @ ..]
-            if shaped && first & 1 == 0 && rest.len() == 5 && rest.iter().all(Option::is_some) =>
-        {
-            Ok(())
-        }
-        _ => Err(Error::InvalidMac { text: text.to_owned() }),
-    }
-}
-
 /// Locally administered, and the same whenever the address is.
 fn mac_of(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
     [0x02, 0x42, a, b, c, d]
-}
-
-fn attach(
-    request: &EndpointRequest,
-    network: &Network,
-    address: Ipv4Addr,
-    ports: Vec<PublishedPort>,
-) -> Endpoint {
-    let endpoint = random_hex(32);
-    let mac = request.mac.clone().unwrap_or_else(|| {
-        mac_of(address).iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
-    });
-    let bridge = match &network.driver {
-        Driver::Bridge(bridge) => Some(bridge),
-        Driver::Host | Driver::Null => None,
-    };
-    let interface = bridge.map(|bridge| InterfacePlan {
-        name: "eth0".to_owned(),
-        bridge: bridge.link.clone(),
-        // New each time: the pair of a former start may still be on its way out.
-        host_name: format!("veth{}", &endpoint[..10]),
-        mac: mac.clone(),
-        mtu: bridge.mtu,
-        addresses: vec![format!("{address}/{}", bridge.subnet.prefix())],
-        gateway: Some(IpAddr::V4(bridge.subnet.gateway())),
-        gateway6: None,
-        hairpin: !ports.is_empty(),
-    });
-    let attachment = Attachment {
-        network: network.id.clone(),
-        network_name: network.name.clone(),
-        endpoint,
-        address: Some(address),
-        prefix: bridge.map_or(0, |bridge| bridge.subnet.prefix()),
-        gateway: interface.as_ref().and_then(|interface| interface.gateway),
-        interface,
-        mac,
-    };
-    Endpoint { container: request.container.clone(), attachments: vec![attachment], ports }
 }
 
 #[cfg(test)]

@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 
-use insula_host::firewall::{Forward, Zone};
+use insula_base::NetworkId;
+use insula_host::firewall::{Forward, Zone, Zone6};
 use insula_host::netlink::{self, Bridge};
 
 use super::{Inner, Networks, mac_of, rows};
 use crate::network::BridgeNetwork;
-use crate::{Driver, Endpoint, Error, Network, Subnet};
+use crate::{Driver, Endpoint, Error, Network, Pool};
 
 /// Kinds of links that other programs forward between.
 const FORWARDED: [&str; 11] = [
@@ -26,7 +27,7 @@ const FORWARDED: [&str; 11] = [
 
 /// The firewall's view of an endpoint's ports.
 pub(super) fn forwards(endpoint: &Endpoint) -> Vec<Forward> {
-    let Some(to) = endpoint.address() else { return Vec::new() };
+    let Some(to) = endpoint.published().and_then(|attachment| attachment.address) else { return Vec::new() };
     let forward = |port: &crate::PublishedPort| Forward {
         proto: port.proto.number(),
         address: match port.host_ip {
@@ -41,9 +42,10 @@ pub(super) fn forwards(endpoint: &Endpoint) -> Vec<Forward> {
 }
 
 impl Networks {
-    /// Two look-ups of a few microseconds when all is there.
-    pub(super) fn bring_up_if_needed(&self, inner: &mut Inner) -> Result<(), Error> {
-        for bridge in inner.networks.iter().filter_map(Network::bridge) {
+    /// A look-up of a few microseconds for each network when all is there.
+    pub(super) fn bring_up_if_needed(&self, inner: &mut Inner, needed: &[NetworkId]) -> Result<(), Error> {
+        let needed = |network: &&Network| needed.contains(&network.id);
+        for bridge in inner.networks.iter().filter(needed).filter_map(Network::bridge) {
             if !inner.routes.link(&bridge.link)?.is_some_and(|link| link.up) {
                 return self.bring_up(inner);
             }
@@ -55,12 +57,14 @@ impl Networks {
     pub(super) fn bring_up(&self, inner: &mut Inner) -> Result<(), Error> {
         self.settle_subnets(inner)?;
         for bridge in inner.networks.iter().filter_map(Network::bridge) {
-            let gateway = bridge.subnet.gateway();
+            let gateway = bridge.gateway();
+            let mut addresses = vec![(IpAddr::V4(gateway), bridge.subnet.prefix())];
+            addresses.extend(bridge.v6.iter().map(|v6| (IpAddr::V6(v6.gateway), v6.subnet.prefix())));
             inner.routes.ensure_bridge(&Bridge {
                 name: bridge.link.clone(),
                 mac: mac_of(gateway),
                 mtu: bridge.mtu,
-                addresses: vec![(IpAddr::V4(gateway), bridge.subnet.prefix())],
+                addresses,
             })?;
             netlink::route_loopback(&bridge.link)?;
         }
@@ -68,8 +72,14 @@ impl Networks {
         self.firewall.install(&zones(&inner.networks), &forwards)?;
         // Last, so that nothing is forwarded before the rules stand.
         if !netlink::forwarding()? {
-            rows::note_forwarding(self.store.state())?;
+            rows::note_forwarding(self.store.state(), rows::FORWARDING)?;
             netlink::enable_forwarding()?;
+        }
+        let routed6 =
+            |network: &Network| !network.internal && network.bridge().is_some_and(|b| b.v6.is_some());
+        if inner.networks.iter().any(routed6) && !netlink::forwarding6()? {
+            rows::note_forwarding(self.store.state(), rows::FORWARDING6)?;
+            netlink::enable_forwarding6()?;
         }
         Ok(())
     }
@@ -79,12 +89,16 @@ impl Networks {
         for index in 0..inner.networks.len() {
             let network = &inner.networks[index];
             let Driver::Bridge(bridge) = &network.driver else { continue };
+            // What a user has made is what it was made as.
+            if !network.predefined() {
+                continue;
+            }
             let own = inner.routes.link(&bridge.link)?.map(|link| link.index);
             let routes = inner.routes.routes()?;
             if bridge.subnet.is_free(&routes, own) || rows::in_use(self.store.state(), network)? {
                 continue;
             }
-            let subnet = Subnet::choose(&self.options.pools, &routes, own)?;
+            let subnet = Pool::choose(&self.options.pools, &routes, own, &inner.subnets())?;
             tracing::warn!(network = network.name, old = %bridge.subnet, new = %subnet, "the host uses the subnet");
             if own.is_some() {
                 inner.routes.delete(&bridge.link)?;
@@ -103,20 +117,16 @@ impl Networks {
     pub(super) fn take_down(&self, inner: &Inner) -> Result<(), Error> {
         let ours: Vec<&str> =
             inner.networks.iter().filter_map(Network::bridge).map(|bridge| bridge.link.as_str()).collect();
-        if rows::take_forwarding(self.store.state())? {
-            let links = inner.routes.links()?;
-            let masters: Vec<u32> = links
-                .iter()
-                .filter(|link| ours.contains(&link.name.as_str()))
-                .map(|link| link.index)
-                .collect();
-            let needed = links.iter().any(|link| {
-                FORWARDED.contains(&link.kind.as_str())
-                    && !masters.contains(&link.index)
-                    && !link.master.is_some_and(|master| masters.contains(&master))
-            });
-            if !needed {
+        let (v4, v6) = (
+            rows::take_forwarding(self.store.state(), rows::FORWARDING)?,
+            rows::take_forwarding(self.store.state(), rows::FORWARDING6)?,
+        );
+        if (v4 || v6) && !others_forward(inner, &ours)? {
+            if v4 {
                 netlink::disable_forwarding()?;
+            }
+            if v6 {
+                netlink::disable_forwarding6()?;
             }
         }
         self.firewall.uninstall()?;
@@ -125,13 +135,33 @@ impl Networks {
     }
 }
 
+/// Whether another program seems to need forwarding.
+fn others_forward(inner: &Inner, ours: &[&str]) -> Result<bool, Error> {
+    let links = inner.routes.links()?;
+    let masters: Vec<u32> =
+        links.iter().filter(|link| ours.contains(&link.name.as_str())).map(|link| link.index).collect();
+    Ok(links.iter().any(|link| {
+        FORWARDED.contains(&link.kind.as_str())
+            && !masters.contains(&link.index)
+            && !link.master.is_some_and(|master| masters.contains(&master))
+    }))
+}
+
 fn zones(networks: &[Network]) -> Vec<Zone> {
-    let bridges = networks.iter().filter_map(Network::bridge);
-    bridges
-        .map(|bridge| Zone {
+    let zone = |network: &Network| {
+        let bridge = network.bridge()?;
+        Some(Zone {
             bridge: bridge.link.clone(),
             subnet: bridge.subnet.address(),
             prefix: bridge.subnet.prefix(),
+            masquerade: bridge.masquerade,
+            internal: network.internal,
+            v6: bridge.v6.as_ref().map(|v6| Zone6 {
+                subnet: v6.subnet.address(),
+                prefix: v6.subnet.prefix(),
+                masquerade: v6.masquerade,
+            }),
         })
-        .collect()
+    };
+    networks.iter().filter_map(zone).collect()
 }

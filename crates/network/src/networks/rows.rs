@@ -1,18 +1,20 @@
 //! What the state keeps: networks, endpoints, addresses, and that forwarding was switched on.
 
-use std::collections::HashSet;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::SystemTime;
 
 use insula_base::{ContainerId, NetworkId};
-use insula_store::{Collection, Record, State};
+use insula_store::{Collection, Record, State, Transaction};
 use serde::de::DeserializeOwned;
 
-use crate::network::BridgeNetwork;
-use crate::{Driver, Endpoint, Error, Network};
+use crate::network::{BridgeNetwork, BridgeV6};
+use crate::{Attachment, Driver, Endpoint, Error, Network};
 
 /// Record of [`Collection::Meta`]: the boot in which we switched forwarding on.
-const FORWARDING: &str = "forwarding";
+pub(super) const FORWARDING: &str = "forwarding";
+/// The same for IPv6.
+pub(super) const FORWARDING6: &str = "forwarding6";
 
 fn read<T: DeserializeOwned>(what: &str, record: &Record) -> Result<T, Error> {
     serde_json::from_slice(&record.doc)
@@ -46,6 +48,10 @@ pub(super) fn declare(state: &State, bridge: BridgeNetwork) -> Result<Vec<Networ
         name: name.to_owned(),
         driver,
         created,
+        labels: BTreeMap::new(),
+        options: BTreeMap::new(),
+        internal: false,
+        attachable: false,
     });
     state.transaction(|transaction| {
         networks.iter().try_for_each(|network| {
@@ -72,71 +78,158 @@ pub(super) fn note(state: &State, endpoint: &Endpoint) -> Result<(), Error> {
     Ok(state.records(Collection::Endpoints).insert(&endpoint_record(endpoint)?)?)
 }
 
-/// Whether some container has an address of the network.
-pub(super) fn in_use(state: &State, network: &Network) -> Result<bool, Error> {
-    Ok(!state.allocations().all(&network.pool())?.is_empty())
+pub(super) fn replace(state: &State, endpoint: &Endpoint) -> Result<(), Error> {
+    Ok(state.records(Collection::Endpoints).replace(&endpoint_record(endpoint)?)?)
 }
 
-/// Allocates an address and writes the endpoint that `make` builds on it, in one commit.
-pub(super) fn give(
-    state: &State,
-    network: &Network,
-    wanted: Option<Ipv4Addr>,
-    container: &ContainerId,
-    make: impl FnOnce(Ipv4Addr) -> Endpoint,
-) -> Result<Endpoint, Error> {
-    let Some(bridge) = network.bridge() else { return Err(Error::AddressWithoutNetwork) };
-    let number = wanted.map(|address| u64::from(u32::from(address)));
+/// A new network with the addresses that it keeps for itself.
+pub(super) fn add_network(state: &State, network: &Network) -> Result<(), Error> {
     state.transaction(|transaction| {
-        let allocations = transaction.allocations();
-        let number = allocations
-            .allocate(&network.pool(), bridge.subnet.hosts(), number, container.as_str())
-            .map_err(|error| refused(error, network, bridge, wanted))?;
-        let endpoint = make(Ipv4Addr::from(u32::try_from(number).unwrap_or_default()));
-        transaction.records(Collection::Endpoints).insert(&endpoint_record(&endpoint)?)?;
-        Ok(endpoint)
+        match transaction.records(Collection::Networks).insert(&network_record(network)?) {
+            Err(insula_store::Error::NameTaken { name, .. }) => return Err(Error::NameTaken { name }),
+            result => result?,
+        }
+        let kept: HashSet<IpAddr> = network.bridge().into_iter().flat_map(BridgeNetwork::kept).collect();
+        for address in kept {
+            let (pool, number) = network.place(address);
+            let range = number..number.saturating_add(1);
+            transaction.allocations().allocate(&pool, range, Some(number), &network.owner())?;
+        }
+        Ok(())
     })
 }
 
-fn refused(
-    error: insula_store::Error,
+/// The network's row, and the addresses that it kept.
+pub(super) fn remove_network(state: &State, network: &Network) -> Result<(), Error> {
+    state.transaction(|transaction| {
+        transaction.records(Collection::Networks).remove(network.id.as_str())?;
+        transaction.allocations().release_owner(None, &network.owner())?;
+        Ok(())
+    })
+}
+
+/// Whether some container has an address of the network.
+pub(super) fn in_use(state: &State, network: &Network) -> Result<bool, Error> {
+    let owner = network.owner();
+    Ok(state.allocations().all(&network.pool())?.iter().any(|given| given.owner != owner))
+}
+
+/// Runs `change` in one commit.
+pub(super) fn commit<T>(
+    state: &State,
+    change: impl FnOnce(&Transaction<'_>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    state.transaction(change)
+}
+
+/// Writes an endpoint within a commit, over the one there may be.
+pub(super) fn write(transaction: &Transaction<'_>, endpoint: &Endpoint) -> Result<(), Error> {
+    let record = endpoint_record(endpoint)?;
+    let records = transaction.records(Collection::Endpoints);
+    match records.insert(&record) {
+        Err(insula_store::Error::IdTaken { .. }) => Ok(records.replace(&record)?),
+        result => Ok(result?),
+    }
+}
+
+/// An IPv4 address of the network: the wanted one, or the next free one.
+pub(super) fn allocate(
+    transaction: &Transaction<'_>,
     network: &Network,
     bridge: &BridgeNetwork,
     wanted: Option<Ipv4Addr>,
-) -> Error {
-    let (name, subnet) = (network.name.clone(), bridge.subnet.to_string());
-    match (error, wanted) {
+    owner: &str,
+) -> Result<Ipv4Addr, Error> {
+    let name = || network.name.clone();
+    let subnet = || bridge.subnet.to_string();
+    let number = wanted.map(|address| u64::from(u32::from(address)));
+    let range = if wanted.is_some() { bridge.subnet.addresses() } else { bridge.numbers() };
+    let given = transaction.allocations().allocate(&network.pool(), range, number, owner);
+    let number = given.map_err(|error| match (error, wanted) {
         (insula_store::Error::NumberTaken { .. }, Some(address)) => {
-            Error::AddressInUse { address, network: name }
+            Error::AddressInUse { address, network: name() }
         }
         (insula_store::Error::NumberOutside { .. }, Some(address)) => {
-            Error::InvalidAddress { address, network: name, subnet }
+            Error::InvalidAddress { address, network: name(), subnet: subnet() }
         }
-        (insula_store::Error::PoolExhausted { .. }, _) => Error::AddressesExhausted { network: name, subnet },
+        (insula_store::Error::PoolExhausted { .. }, _) => {
+            Error::AddressesExhausted { network: name(), subnet: subnet() }
+        }
         (error, _) => error.into(),
+    })?;
+    let address = Ipv4Addr::from(u32::try_from(number).unwrap_or_default());
+    if bridge.gateway() == address {
+        return Err(Error::AddressInUse { address, network: name() });
     }
+    Ok(address)
+}
+
+/// An IPv6 address of the network: the wanted one, or the next free one.
+pub(super) fn allocate6(
+    transaction: &Transaction<'_>,
+    network: &Network,
+    v6: &BridgeV6,
+    wanted: Option<Ipv6Addr>,
+    owner: &str,
+) -> Result<Ipv6Addr, Error> {
+    let name = || network.name.clone();
+    let subnet = || v6.subnet.to_string();
+    let Some(address) = wanted else {
+        let numbers = v6.subnet.numbers(v6.range);
+        let number = transaction.allocations().allocate(&network.pool6(), numbers, None, owner);
+        let number = number.map_err(|error| match error {
+            insula_store::Error::PoolExhausted { .. } => {
+                Error::AddressesExhausted { network: name(), subnet: subnet() }
+            }
+            error => error.into(),
+        })?;
+        return Ok(v6.subnet.at(number));
+    };
+    if !v6.subnet.holds(address) {
+        return Err(Error::InvalidAddress6 { address, network: name(), subnet: subnet() });
+    }
+    let (pool, number) = network.place(IpAddr::V6(address));
+    let range = number..number.saturating_add(1);
+    match transaction.allocations().allocate(&pool, range, Some(number), owner) {
+        Ok(_) => Ok(address),
+        Err(insula_store::Error::NumberTaken { .. }) => {
+            Err(Error::AddressInUse6 { address, network: name() })
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Frees the addresses of one attachment.
+pub(super) fn free(
+    transaction: &Transaction<'_>,
+    attachment: &Attachment,
+    networks: &[Network],
+) -> Result<(), Error> {
+    let Some(network) = networks.iter().find(|network| network.id == attachment.network) else {
+        return Ok(());
+    };
+    for address in attachment.addresses() {
+        let (pool, number) = network.place(address);
+        transaction.allocations().release(&pool, number)?;
+    }
+    Ok(())
 }
 
 /// Removes an endpoint and frees its addresses, in one commit.
 pub(super) fn forget(state: &State, endpoint: &Endpoint, networks: &[Network]) -> Result<(), Error> {
-    let container = endpoint.container.as_str();
     state.transaction(|transaction| {
-        transaction.records(Collection::Endpoints).remove(container)?;
-        for attachment in endpoint.attachments.iter().filter(|attachment| attachment.address.is_some()) {
-            if let Some(network) = networks.iter().find(|network| network.id == attachment.network) {
-                transaction.allocations().release_owner(Some(&network.pool()), container)?;
-            }
-        }
-        Ok(())
+        transaction.records(Collection::Endpoints).remove(endpoint.container.as_str())?;
+        endpoint.attachments.iter().try_for_each(|attachment| free(transaction, attachment, networks))
     })
 }
 
 /// Frees addresses of containers that have no endpoint.
 pub(super) fn free_orphans(state: &State, networks: &[Network], kept: &[Endpoint]) -> Result<(), Error> {
     let owners: HashSet<&str> = kept.iter().map(|endpoint| endpoint.container.as_str()).collect();
-    for pool in networks.iter().map(Network::pool) {
+    let of = |network: &Network| [(network.pool(), network.owner()), (network.pool6(), network.owner())];
+    for (pool, own) in networks.iter().flat_map(of) {
         for allocation in state.allocations().all(&pool)? {
-            if !owners.contains(allocation.owner.as_str()) {
+            if allocation.owner != own && !owners.contains(allocation.owner.as_str()) {
                 state.allocations().release_owner(Some(&pool), &allocation.owner)?;
             }
         }
@@ -145,18 +238,18 @@ pub(super) fn free_orphans(state: &State, networks: &[Network], kept: &[Endpoint
 }
 
 /// Notes that forwarding is about to be switched on in this boot.
-pub(super) fn note_forwarding(state: &State) -> Result<(), Error> {
-    let doc = document("meta record", FORWARDING, &boot())?;
+pub(super) fn note_forwarding(state: &State, what: &str) -> Result<(), Error> {
+    let doc = document("meta record", what, &boot())?;
     let meta = state.records(Collection::Meta);
-    meta.remove(FORWARDING)?;
-    Ok(meta.insert(&Record { id: FORWARDING.to_owned(), name: None, doc })?)
+    meta.remove(what)?;
+    Ok(meta.insert(&Record { id: what.to_owned(), name: None, doc })?)
 }
 
 /// Whether forwarding was switched on by us in this boot; the note is removed.
-pub(super) fn take_forwarding(state: &State) -> Result<bool, Error> {
+pub(super) fn take_forwarding(state: &State, what: &str) -> Result<bool, Error> {
     let meta = state.records(Collection::Meta);
-    let Some(record) = meta.get(FORWARDING)? else { return Ok(false) };
-    meta.remove(FORWARDING)?;
+    let Some(record) = meta.get(what)? else { return Ok(false) };
+    meta.remove(what)?;
     Ok(read::<String>("meta record", &record)? == boot())
 }
 

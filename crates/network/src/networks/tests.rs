@@ -8,7 +8,7 @@ use insula_base::{Kind, Kinded};
 use insula_host::netlink;
 
 use super::*;
-use crate::{PortRequest, Proto};
+use crate::{ConnectRequest, NetworkRequest, PortRequest, Proto, SubnetRequest};
 
 /// Runs in a network namespace of its own, on a thread of its own; says so where it cannot.
 fn isolated(test: impl FnOnce() + Send + 'static) {
@@ -70,10 +70,28 @@ impl Root {
 fn request(ports: Vec<PortRequest>) -> EndpointRequest {
     EndpointRequest {
         container: ContainerId::random(),
+        name: "web".to_owned(),
+        hostname: "web".to_owned(),
         mode: Mode::parse("default"),
-        address: None,
-        mac: None,
+        connections: vec![wish("bridge")],
         ports,
+    }
+}
+
+fn wish(network: &str) -> ConnectRequest {
+    ConnectRequest { network: network.to_owned(), ..ConnectRequest::default() }
+}
+
+/// A container in these networks.
+fn within(networks: &[&str]) -> EndpointRequest {
+    EndpointRequest { connections: networks.iter().map(|name| wish(name)).collect(), ..request(vec![]) }
+}
+
+fn named(name: &str, subnet: &str) -> NetworkRequest {
+    NetworkRequest {
+        name: name.to_owned(),
+        subnets: vec![SubnetRequest { subnet: subnet.to_owned(), ..SubnetRequest::default() }],
+        ..NetworkRequest::default()
     }
 }
 
@@ -209,16 +227,23 @@ fn taken_ports_and_addresses_are_refused_and_nothing_stays() {
         assert_eq!(error.to_string(), "Bind for 0.0.0.0:8080 failed: port is already allocated");
         assert_eq!(error.kind(), Kind::Conflict);
         TcpListener::bind("0.0.0.0:8079").unwrap();
-        let wanted = EndpointRequest { address: given.address(), ..request(vec![]) };
+        let wanted = EndpointRequest {
+            connections: vec![ConnectRequest { address: given.address(), ..wish("bridge") }],
+            ..request(vec![])
+        };
         let error = networks.prepare(&wanted).unwrap_err();
         assert_eq!(error.to_string(), "Address already in use: 172.30.0.2 in network bridge");
-        let outside = EndpointRequest { address: Some([10, 0, 0, 1].into()), ..request(vec![]) };
+        let outside = EndpointRequest {
+            connections: vec![ConnectRequest { address: Some([10, 0, 0, 1].into()), ..wish("bridge") }],
+            ..request(vec![])
+        };
         assert_eq!(networks.prepare(&outside).unwrap_err().kind(), Kind::InvalidArgument);
         for mac in ["", "02:42", "01:00:5e:00:00:01", "02:42:ac:11:00:2g", "0242:ac:11:00:02"] {
-            let wanted = EndpointRequest { mac: Some(mac.to_owned()), ..request(vec![]) };
+            let wish = ConnectRequest { mac: Some(mac.to_owned()), ..wish("bridge") };
+            let wanted = EndpointRequest { connections: vec![wish], ..request(vec![]) };
             assert!(matches!(networks.prepare(&wanted), Err(Error::InvalidMac { .. })), "{mac}");
         }
-        let lost = EndpointRequest { mode: Mode::parse("blue"), ..request(vec![]) };
+        let lost = within(&["blue"]);
         assert_eq!(networks.prepare(&lost).unwrap_err().to_string(), "network blue not found");
         let shared = EndpointRequest { mode: Mode::parse("container:x"), ..request(vec![port(1)]) };
         assert!(matches!(networks.prepare(&shared), Err(Error::PublishShared)));
@@ -234,7 +259,8 @@ fn modes_without_a_bridge_change_nothing_of_the_host() {
         let root = Root::new();
         let networks = root.open(Options::default());
         for (mode, name) in [("none", "none"), ("host", "host")] {
-            let wanted = EndpointRequest { mode: Mode::parse(mode), ..request(vec![port(8080)]) };
+            let wanted =
+                EndpointRequest { mode: Mode::parse(mode), connections: vec![], ..request(vec![port(8080)]) };
             let endpoint = networks.prepare(&wanted).unwrap();
             assert!(endpoint.interfaces().is_empty() && endpoint.ports.is_empty());
             assert_eq!(endpoint.attachments[0].network_name, name);
@@ -287,6 +313,184 @@ fn addresses_run_out_clearly_and_return() {
         assert_eq!(networks.prepare(&request(vec![])).unwrap().address(), given[3].address());
     });
 }
+
+#[test]
+fn networks_are_made_and_everything_goes_with_the_last() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        let blue = networks.create(&named("blue", "10.9.0.0/24")).unwrap();
+        let red = networks.create(&NetworkRequest { name: "red".to_owned(), ..Default::default() }).unwrap();
+        let links =
+            |network: &Network| Routes::open().unwrap().link(&network.bridge().unwrap().link).unwrap();
+        assert!(links(&blue).unwrap().up && links(&red).unwrap().up && forwarding());
+        assert_eq!(red.bridge().unwrap().subnet.to_string(), "172.31.0.0/16");
+        let given = networks.prepare(&within(&["red", "blue"])).unwrap();
+        let interfaces = given.interfaces();
+        assert_eq!((interfaces[0].name.as_str(), interfaces[1].name.as_str()), ("eth0", "eth1"));
+        // The first by name has the default route, whatever the order of interfaces.
+        assert_eq!((interfaces[0].gateway, interfaces[1].gateway), (None, Some([10, 9, 0, 1].into())));
+        assert_eq!(interfaces[1].addresses, ["10.9.0.2/24"]);
+        let error = networks.remove("blue").unwrap_err();
+        assert!(error.to_string().contains("network blue has active endpoints (name:\"web\""), "{error}");
+        assert_eq!(error.kind(), Kind::Denied);
+        drop(networks);
+
+        let networks = root.open(Options::default());
+        assert_eq!(networks.get("blue").unwrap(), blue);
+        networks.reconcile(&HashSet::from([given.container.clone()])).unwrap();
+        networks.release(&given.container).unwrap();
+        networks.remove("blue").unwrap();
+        assert!(links(&blue).is_none() && links(&red).is_some() && forwarding());
+        networks.remove(red.id.as_str()).unwrap();
+        assert!(links(&red).is_none() && !forwarding());
+        assert!(!Firewall::open(root.instance().table()).unwrap().installed().unwrap());
+        assert_eq!(networks.remove("red").unwrap_err().kind(), Kind::NotFound);
+        let error = networks.remove("bridge").unwrap_err();
+        assert_eq!(error.to_string(), "bridge is a pre-defined network and cannot be removed");
+        drop(networks);
+        assert!(root.open(Options::default()).list().iter().all(Network::predefined));
+    });
+}
+
+#[test]
+fn networks_that_cannot_be_leave_nothing() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        let theirs = netlink::Bridge {
+            name: "insula-test-y".to_owned(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 0,
+            addresses: vec![("10.44.7.1".parse().unwrap(), 24)],
+        };
+        Routes::open().unwrap().ensure_bridge(&theirs).unwrap();
+        networks.create(&named("blue", "10.9.0.0/16")).unwrap();
+        let taken = NetworkRequest {
+            options: [("com.docker.network.bridge.name".to_owned(), "insula-test-y".to_owned())].into(),
+            ..named("red", "10.10.0.0/16")
+        };
+        for (request, text) in [
+            (named("blue", "10.10.0.0/16"), "network with name blue already exists"),
+            (named("red", "10.9.4.0/24"), "10.9.4.0/24 with 10.9.0.0/16 of network blue"),
+            (named("red", "10.44.0.0/16"), "with a route of this host to 10.44.7.0/24"),
+            (taken, "bridge name insula-test-y is taken"),
+        ] {
+            let error = networks.create(&request).unwrap_err();
+            assert!(error.to_string().contains(text), "{error}");
+        }
+        assert_eq!(networks.list().len(), 4);
+        let links = Routes::open().unwrap().links().unwrap();
+        assert_eq!(links.iter().filter(|link| link.kind == "bridge").count(), 3);
+    });
+}
+
+#[test]
+fn addresses_are_given_once_within_their_range() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        let subnet = SubnetRequest {
+            subnet: "10.9.0.0/24".to_owned(),
+            range: "10.9.0.64/29".to_owned(),
+            gateway: "10.9.0.65".to_owned(),
+            auxiliary: [("router".to_owned(), "10.9.0.66".to_owned())].into(),
+        };
+        let v6 = SubnetRequest { subnet: "fd00:9::/64".to_owned(), ..SubnetRequest::default() };
+        networks.create(&NetworkRequest { subnets: vec![subnet, v6], ..named("blue", "") }).unwrap();
+        let given: Vec<_> = (0..6).map(|_| networks.prepare(&within(&["blue"])).unwrap()).collect();
+        let mut last: Vec<u8> = given.iter().map(|one| one.address().unwrap().octets()[3]).collect();
+        last.sort_unstable();
+        assert_eq!(last, [64, 67, 68, 69, 70, 71], "neither the gateway nor what was set aside");
+        let sixth: HashSet<_> = given.iter().map(|one| one.attachments[0].address6.unwrap()).collect();
+        assert_eq!(sixth.len(), 6);
+        assert!(matches!(networks.prepare(&within(&["blue"])), Err(Error::AddressesExhausted { .. })));
+        let fixed = |v4: &str, v6: &str| {
+            let connection = ConnectRequest {
+                address: Some(v4.parse().unwrap()),
+                address6: Some(v6.parse().unwrap()),
+                ..wish("blue")
+            };
+            networks.prepare(&EndpointRequest { connections: vec![connection], ..request(vec![]) })
+        };
+        let kept = fixed("10.9.0.5", "fd00:9::ffff:0:0:5").unwrap();
+        assert_eq!(kept.attachments[0].interface.as_ref().unwrap().addresses[1], "fd00:9::ffff:0:0:5/64");
+        for (v4, v6) in [
+            ("10.9.0.5", "fd00:9::a6"),
+            ("10.9.0.65", "fd00:9::a6"),
+            ("10.9.0.66", "fd00:9::a6"),
+            ("10.9.0.6", "fd00:9::1"),
+            ("10.9.0.6", "fd00:9::ffff:0:0:5"),
+        ] {
+            let error = fixed(v4, v6).unwrap_err();
+            assert!(error.to_string().starts_with("Address already in use"), "{v4} {v6}: {error}");
+        }
+        assert_eq!(fixed("10.9.1.5", "fd00:9::a6").unwrap_err().kind(), Kind::InvalidArgument);
+        assert_eq!(fixed("10.9.0.6", "fd00:8::6").unwrap_err().kind(), Kind::InvalidArgument);
+        networks.release(&kept.container).unwrap();
+        fixed("10.9.0.5", "fd00:9::ffff:0:0:5").unwrap();
+        fixed("10.9.0.6", "fd00:9::a6").unwrap();
+    });
+}
+
+#[test]
+fn a_container_that_runs_comes_and_goes() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        networks.create(&named("blue", "10.9.0.0/24")).unwrap();
+        let request = request(vec![port(8080)]);
+        let endpoint = networks.prepare(&request).unwrap();
+        let namespace = start(&endpoint);
+        assert!(greeted("127.0.0.1:8080"));
+        let plain = ConnectRequest { aliases: vec!["db".to_owned()], ..wish("blue") };
+        let (after, change) = networks.connect(&request.container, &plain).unwrap();
+        assert!(matches!(networks.connect(&request.container, &plain), Err(Error::AlreadyConnected { .. })));
+        netlink::change(&change, namespace.as_fd()).unwrap();
+        assert!(greeted("127.0.0.1:8080") && greeted("10.9.0.2:80"));
+        let bridge = networks.get("bridge").unwrap().id;
+        let (last, change) = networks.disconnect(&request.container, &bridge).unwrap();
+        assert_eq!(change.unplug, ["eth0"]);
+        netlink::change(&change, namespace.as_fd()).unwrap();
+        assert!(greeted("127.0.0.1:8080"), "the port leads to the network that is left");
+        assert_eq!(after.attachments.len(), 2);
+        assert_eq!(networks.endpoint(&request.container).unwrap().unwrap(), last);
+        let links = inside(&namespace, || Routes::open().unwrap().links().unwrap());
+        assert_eq!(links.iter().map(|link| link.name.as_str()).collect::<Vec<_>>(), ["lo", "eth1"]);
+        assert!(matches!(networks.disconnect(&request.container, &bridge), Err(Error::NotConnected { .. })));
+    });
+}
+
+#[test]
+fn nothing_enters_or_leaves_an_internal_network() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        let closed = NetworkRequest { internal: true, ..named("closed", "10.9.0.0/24") };
+        networks.create(&closed).unwrap();
+        networks.create(&named("open", "10.8.0.0/24")).unwrap();
+        let request = EndpointRequest { ports: vec![port(8080)], ..within(&["closed"]) };
+        let endpoint = networks.prepare(&request).unwrap();
+        assert!(endpoint.ports.is_empty() && endpoint.gateway().is_none());
+        TcpListener::bind("0.0.0.0:8080").unwrap();
+        let _closed = start(&endpoint);
+        let (other, neighbour) =
+            (networks.prepare(&within(&["open"])).unwrap(), networks.prepare(&within(&["closed"])).unwrap());
+        let (other, neighbour) = (start(&other), start(&neighbour));
+        let reach = |from: &File| {
+            inside(from, || TcpStream::connect_timeout(&"10.9.0.2:80".parse().unwrap(), NO_ANSWER).is_ok())
+        };
+        assert!(reach(&neighbour), "neighbours see each other");
+        assert!(!reach(&other), "from another network");
+        let out = inside(&neighbour, || {
+            TcpStream::connect_timeout(&"10.8.0.2:80".parse().unwrap(), NO_ANSWER).is_ok()
+        });
+        assert!(!out);
+    });
+}
+
+/// A dropped packet is never answered: the wait is short where that is expected.
+const NO_ANSWER: Duration = Duration::from_millis(300);
 
 /// Not a timed test: it prints what a start pays.
 #[test]

@@ -5,19 +5,22 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use insula_container::Target;
 use insula_host::cgroup::Group;
-use insula_spec::plan::ContainerPlan;
+use insula_host::resolver::Sockets;
+use insula_spec::plan::{ContainerPlan, NetworkChange};
 use insula_sys::process::{self, Reaped};
 use rustix::io::Errno;
 use rustix::termios::Winsize;
 
 use super::{call, master_of};
-use crate::{Created, Error, Event, ExecPlan, Result, SignalTarget, Streams, When};
+use crate::{Created, Error, Event, ExecPlan, Result, SignalTarget, Streams, When, duplicate};
 
 #[derive(Debug)]
 pub(super) struct Running {
     plan: ContainerPlan,
     group: Group,
     init: insula_container::Init,
+    /// As long as they are open, queries wait for whoever answers them next.
+    resolver: Option<Sockets>,
     terminal: Option<OwnedFd>,
     started: bool,
     execs: Vec<Exec>,
@@ -43,12 +46,13 @@ impl Running {
         created: insula_container::Created,
         when: When,
     ) -> Result<(Self, Streams, Vec<String>)> {
-        let insula_container::Created { init, streams, warnings } = created;
+        let insula_container::Created { init, streams, resolver, warnings } = created;
         let running = Self {
             oom: group.oom_descriptor()?,
             plan,
             group,
             init,
+            resolver,
             terminal: master_of(&streams)?,
             started: when == When::Now,
             execs: Vec::new(),
@@ -137,6 +141,20 @@ impl Running {
             .map_err(|source| call("ioctl TIOCSWINSZ", "a terminal", source))
     }
 
+    pub(super) fn rewire(&self, change: &NetworkChange) -> Result<()> {
+        Ok(self.init.rewire(change)?)
+    }
+
+    pub(super) fn resolver(&mut self) -> Result<Sockets> {
+        if self.resolver.is_none() {
+            self.resolver = Some(self.init.bind_resolver()?);
+        }
+        let Some(sockets) = &self.resolver else {
+            return Err(Error::Phase { is: "ended", needed: "running" });
+        };
+        Ok(Sockets { udp: duplicate(sockets.udp.as_fd())?, tcp: duplicate(sockets.tcp.as_fd())? })
+    }
+
     fn find(&self, id: &str) -> Result<&Exec> {
         self.execs.iter().find(|exec| exec.id == id).ok_or_else(|| Error::NoExec(id.to_owned()))
     }
@@ -157,6 +175,8 @@ impl Running {
     /// With the first process goes all the rest. In a pid namespace of its own the kernel has seen to that.
     fn end(&mut self, code: i32) -> Result<()> {
         self.ended = true;
+        // They would keep the namespace, and with it the interfaces.
+        self.resolver = None;
         self.group.kill()?;
         for exec in std::mem::take(&mut self.execs) {
             let reaped = process::wait_for(exec.pid)

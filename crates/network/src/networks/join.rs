@@ -1,0 +1,235 @@
+//! Containers come into networks and leave them, at their start and while they run.
+
+use std::net::IpAddr;
+
+use insula_base::{ContainerId, NetworkId, random_hex};
+use insula_spec::plan::{InterfacePlan, NetworkChange};
+use insula_store::Transaction;
+
+use super::{Inner, Networks, mac_of, plumbing, rows};
+use crate::{Attachment, ConnectRequest, Endpoint, EndpointRequest, Error, Network};
+
+impl Networks {
+    /// All networks of a container that is about to start.
+    pub(super) fn join(&self, inner: &mut Inner, request: &EndpointRequest) -> Result<Endpoint, Error> {
+        let ids = self.wanted(inner, &request.connections)?;
+        let reserved = inner.reserve(request)?;
+        // It may choose another subnet, which is why the networks are looked at after it.
+        self.bring_up_if_needed(inner, &ids)?;
+        let mut endpoint = Endpoint {
+            container: request.container.clone(),
+            name: request.name.clone(),
+            hostname: request.hostname.clone(),
+            attachments: Vec::with_capacity(ids.len()),
+            ports: reserved.iter().map(|reservation| reservation.published).collect(),
+        };
+        rows::commit(self.store.state(), |transaction| {
+            for (id, wish) in ids.iter().zip(&request.connections) {
+                attach(transaction, inner.by_id(id)?, wish, &mut endpoint)?;
+            }
+            if endpoint.published().is_none() {
+                // Nothing of an internal network is published.
+                endpoint.ports.clear();
+            }
+            rows::write(transaction, &endpoint)
+        })?;
+        if !endpoint.ports.is_empty() {
+            inner.reserved.insert(request.container.clone(), reserved);
+        }
+        if let Err(error) = self.publish(inner, &endpoint) {
+            self.withdraw(inner, &request.container)?;
+            return Err(error);
+        }
+        Ok(endpoint)
+    }
+
+    /// Puts a container that runs into one more network. What its wall has to do is returned; should
+    /// that fail, [`Networks::disconnect`] takes it back.
+    pub fn connect(
+        &self,
+        container: &ContainerId,
+        wish: &ConnectRequest,
+    ) -> Result<(Endpoint, NetworkChange), Error> {
+        let mut inner = self.lock();
+        let ids = self.wanted(&inner, std::slice::from_ref(wish))?;
+        let before = self.connected(container, &wish.network)?;
+        let network = inner.by_id(&ids[0])?.clone();
+        if before.attachment(&network.id).is_some() {
+            return Err(Error::AlreadyConnected { container: before.name, network: network.name });
+        }
+        self.bring_up_if_needed(&mut inner, &ids)?;
+        let mut endpoint = before.clone();
+        rows::commit(self.store.state(), |transaction| {
+            attach(transaction, inner.by_id(&ids[0])?, wish, &mut endpoint)?;
+            rows::write(transaction, &endpoint)
+        })?;
+        self.republish(&mut inner, &before, &endpoint)?;
+        let name =
+            endpoint.attachments.last().and_then(|last| last.interface.as_ref()).map(|plan| &plan.name);
+        let plug = endpoint.interfaces().into_iter().filter(|plan| Some(&plan.name) == name).collect();
+        let change = NetworkChange {
+            unplug: Vec::new(),
+            plug,
+            gateway: endpoint.gateway(),
+            gateway6: endpoint.gateway6(),
+        };
+        Ok((endpoint, change))
+    }
+
+    /// Takes a container out of a network. What its wall has to do is returned.
+    pub fn disconnect(
+        &self,
+        container: &ContainerId,
+        network: &NetworkId,
+    ) -> Result<(Endpoint, NetworkChange), Error> {
+        let mut inner = self.lock();
+        let name = inner.by_id(network).map_or_else(|_| network.to_string(), |network| network.name.clone());
+        let before = self.connected(container, &name)?;
+        let Some(at) = before.attachments.iter().position(|attachment| attachment.network == *network) else {
+            return Err(Error::NotConnected { container: before.name, network: name });
+        };
+        let mut endpoint = before.clone();
+        let gone = endpoint.attachments.remove(at);
+        rows::commit(self.store.state(), |transaction| {
+            rows::free(transaction, &gone, &inner.networks)?;
+            rows::write(transaction, &endpoint)
+        })?;
+        self.republish(&mut inner, &before, &endpoint)?;
+        let change = NetworkChange {
+            unplug: gone.interface.into_iter().map(|plan| plan.name).collect(),
+            plug: Vec::new(),
+            gateway: endpoint.gateway(),
+            gateway6: endpoint.gateway6(),
+        };
+        Ok((endpoint, change))
+    }
+
+    /// A container has another name from now on.
+    pub fn rename(&self, container: &ContainerId, name: &str) -> Result<(), Error> {
+        let _inner = self.lock();
+        match self.endpoint(container)? {
+            Some(endpoint) => {
+                rows::replace(self.store.state(), &Endpoint { name: name.to_owned(), ..endpoint })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn connected(&self, container: &ContainerId, network: &str) -> Result<Endpoint, Error> {
+        self.endpoint(container)?.ok_or_else(|| Error::NotConnected {
+            container: container.short().to_owned(),
+            network: network.to_owned(),
+        })
+    }
+
+    /// The networks that are asked for, each once, and nothing about them that cannot be.
+    fn wanted(&self, inner: &Inner, wishes: &[ConnectRequest]) -> Result<Vec<NetworkId>, Error> {
+        let mut ids: Vec<NetworkId> = Vec::with_capacity(wishes.len());
+        for wish in wishes {
+            let network = inner.find(&wish.network)?;
+            let Some(bridge) = network.bridge() else { return Err(Error::AddressWithoutNetwork) };
+            if let Some(mac) = &wish.mac {
+                check_mac(mac)?;
+            }
+            if let (Some(address), None) = (wish.address6, &bridge.v6) {
+                return Err(Error::NoV6 { address, network: network.name.clone() });
+            }
+            if ids.contains(&network.id) {
+                return Err(Error::InvalidRequest {
+                    what: format!("network {} is specified multiple times", network.name),
+                });
+            }
+            ids.push(network.id.clone());
+        }
+        Ok(ids)
+    }
+
+    /// Ports follow the default route.
+    fn republish(&self, inner: &mut Inner, before: &Endpoint, after: &Endpoint) -> Result<(), Error> {
+        let (old, new) = (plumbing::forwards(before), plumbing::forwards(after));
+        if old == new {
+            return Ok(());
+        }
+        self.firewall.remove(&old)?;
+        self.publish(inner, after)
+    }
+}
+
+/// Six bytes that are no multicast address.
+fn check_mac(text: &str) -> Result<(), Error> {
+    let bytes: Vec<_> = text.split(':').map(|part| u8::from_str_radix(part, 16).ok()).collect();
+    let shaped = text.len() == 17 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b':');
+    match bytes.as_slice() {
+        [Some(first), rest @ ..]
+            if shaped && first & 1 == 0 && rest.len() == 5 && rest.iter().all(Option::is_some) =>
+        {
+            Ok(())
+        }
+        _ => Err(Error::InvalidMac { text: text.to_owned() }),
+    }
+}
+
+/// Gives addresses and names, and adds what was given to the endpoint.
+fn attach(
+    transaction: &Transaction<'_>,
+    network: &Network,
+    wish: &ConnectRequest,
+    endpoint: &mut Endpoint,
+) -> Result<(), Error> {
+    let Some(bridge) = network.bridge() else { return Err(Error::AddressWithoutNetwork) };
+    let owner = endpoint.container.as_str();
+    let address = rows::allocate(transaction, network, bridge, wish.address, owner)?;
+    let v6 = bridge.v6.as_ref();
+    let address6 =
+        v6.map(|v6| rows::allocate6(transaction, network, v6, wish.address6, owner)).transpose()?;
+    let mac = wish.mac.clone().unwrap_or_else(|| {
+        mac_of(address).iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+    });
+    let id = random_hex(32);
+    let mut addresses = vec![format!("{address}/{}", bridge.subnet.prefix())];
+    if let (Some(address6), Some(v6)) = (address6, v6) {
+        addresses.push(format!("{address6}/{}", v6.subnet.prefix()));
+    }
+    let interface = InterfacePlan {
+        name: free_name(endpoint, &bridge.interface_prefix),
+        bridge: bridge.link.clone(),
+        // New each time: the pair of a former start may still be on its way out.
+        host_name: format!("veth{}", &id[..10]),
+        mac: mac.clone(),
+        mtu: bridge.mtu,
+        addresses,
+        gateway: None,
+        gateway6: None,
+        hairpin: !endpoint.ports.is_empty(),
+    };
+    let outside = !network.internal;
+    endpoint.attachments.push(Attachment {
+        network: network.id.clone(),
+        network_name: network.name.clone(),
+        endpoint: id,
+        interface: Some(interface),
+        address: Some(address),
+        prefix: bridge.subnet.prefix(),
+        gateway: outside.then(|| IpAddr::V4(bridge.gateway())),
+        mac,
+        address6,
+        prefix6: v6.map_or(0, |v6| v6.subnet.prefix()),
+        gateway6: v6.filter(|_| outside).map(|v6| v6.gateway),
+        aliases: wish.aliases.clone(),
+        links: wish.links.clone(),
+        priority: wish.priority,
+    });
+    Ok(())
+}
+
+/// `eth0`, `eth1`: the first that no interface of the container has.
+fn free_name(endpoint: &Endpoint, prefix: &str) -> String {
+    let taken = |name: &String| {
+        let mut plans = endpoint.attachments.iter().filter_map(|attachment| attachment.interface.as_ref());
+        plans.any(|plan| plan.name == *name)
+    };
+    (0..=endpoint.attachments.len())
+        .map(|number| format!("{prefix}{number}"))
+        .find(|name| !taken(name))
+        .unwrap_or_else(|| format!("{prefix}{}", endpoint.attachments.len()))
+}
