@@ -8,9 +8,14 @@ mod archive;
 pub mod mutate;
 mod seeds;
 
-use insula_models::ContainerCreateRequest;
+use insula_models::{
+    ContainerCreateRequest, ContainerUpdateRequest, ExecCreateRequest, ExecStartRequest,
+    NetworkConnectRequest, NetworkCreateRequest, VolumeCreateRequest,
+};
 use insula_spec::image::{ImageConfig, Index, Manifest, media, parse_archive_manifest};
 use insula_spec::reference::Reference;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// One parser, by name.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +31,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "reference", run: reference, seeds: seeds::references },
     Target { name: "manifest", run: manifest, seeds: seeds::manifests },
     Target { name: "api-body", run: api_body, seeds: seeds::api_bodies },
+    Target { name: "takeover", run: takeover, seeds: seeds::takeovers },
     Target { name: "seccomp-profile", run: seccomp_profile, seeds: seeds::seccomp_profiles },
     Target { name: "task-frame", run: task_frame, seeds: seeds::task_frames },
     Target { name: "layer", run: archive::layer, seeds: seeds::layers },
@@ -79,12 +85,26 @@ pub fn registry(data: &[u8]) {
 
 /// Bodies of requests. One that is understood is written in a form that is understood.
 pub fn api_body(data: &[u8]) {
-    if let Ok(request) = insula_models::from_json::<ContainerCreateRequest>(data) {
+    body::<ContainerCreateRequest>(data);
+    body::<ContainerUpdateRequest>(data);
+    body::<ExecCreateRequest>(data);
+    body::<ExecStartRequest>(data);
+    body::<NetworkCreateRequest>(data);
+    body::<NetworkConnectRequest>(data);
+    body::<VolumeCreateRequest>(data);
+}
+
+fn body<T: DeserializeOwned + Serialize>(data: &[u8]) {
+    if let Ok(request) = insula_models::from_json::<T>(data) {
         let text = serde_json::to_vec(&request).unwrap_or_default();
-        assert!(
-            insula_models::from_json::<ContainerCreateRequest>(&text).is_ok(),
-            "what was written is not read"
-        );
+        assert!(insula_models::from_json::<T>(&text).is_ok(), "what was written is not read");
+    }
+}
+
+/// First bytes of a connection: a request that takes it over without an upgrade, or none.
+pub fn takeover(data: &[u8]) {
+    if insula_api::parse_plain_takeover(data).is_some() {
+        assert!(data.starts_with(b"POST /"), "only POST takes a connection over");
     }
 }
 

@@ -64,6 +64,13 @@ pub(crate) fn api_bodies() -> Vec<Vec<u8>> {
     ])
 }
 
+pub(crate) fn takeovers() -> Vec<Vec<u8>> {
+    texts(&[
+        "POST /v1.41/containers/web/attach?stream=1&stdin=1 HTTP/1.1\r\nHost: x\r\n\r\ninput",
+        "POST /exec/ab/start HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
+    ])
+}
+
 pub(crate) fn seccomp_profiles() -> Vec<Vec<u8>> {
     texts(&[
         r#"{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":38,"archMap":[{"architecture":"SCMP_ARCH_X86_64",

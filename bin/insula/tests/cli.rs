@@ -46,7 +46,7 @@ fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
 fn echoing(code: u8, start: (u16, &'static str)) -> Fake {
     Fake::start(move |request| {
         let path = request.target.split('?').next().unwrap();
-        match path.trim_start_matches("/v1.47/containers/").trim_start_matches(ID) {
+        match path.trim_start_matches("/v1.51/containers/").trim_start_matches(ID) {
             "create" => json(201, &format!(r#"{{"Id":"{ID}","Warnings":["no swap limit"]}}"#)),
             "/attach" => Reply::Hijack(
                 frame(1, b"hello\n"),
@@ -165,15 +165,15 @@ fn lists_and_their_formats() {
     run(&fake, &["ps", "-a", "-f", "status=exited"]);
     assert_eq!(
         fake.calls().last().unwrap(),
-        "GET /v1.47/containers/json?all=1&filters=%7B%22status%22%3A%5B%22exited%22%5D%7D"
+        "GET /v1.51/containers/json?all=1&filters=%7B%22status%22%3A%5B%22exited%22%5D%7D"
     );
 }
 
 #[test]
 fn inspect_shows_what_is_there_and_fails_for_the_rest() {
     let fake = Fake::start(|request| match request.target.as_str() {
-        "/v1.47/containers/web/json" => json(200, r#"{"Name":"/web","State":{"Pid":42}}"#),
-        "/v1.47/images/web/json" => json(200, r#"{"RepoTags":["web:1"]}"#),
+        "/v1.51/containers/web/json" => json(200, r#"{"Name":"/web","State":{"Pid":42}}"#),
+        "/v1.51/images/web/json" => json(200, r#"{"RepoTags":["web:1"]}"#),
         _ => json(404, r#"{"message":"No such thing"}"#),
     });
     let output = run(&fake, &["inspect", "web", "nope"]);
@@ -197,7 +197,7 @@ fn several_names_one_of_them_wrong() {
     let output = run(&fake, &["stop", "-t", "3", "a", "nope", "b"]);
     assert_eq!((output.status.code(), out(&output).as_str()), (Some(1), "a\nb\n"));
     assert_eq!(err(&output), "Error response from daemon: No such container: nope\n");
-    assert_eq!(fake.calls()[0], "POST /v1.47/containers/a/stop?t=3");
+    assert_eq!(fake.calls()[0], "POST /v1.51/containers/a/stop?t=3");
 }
 
 #[test]

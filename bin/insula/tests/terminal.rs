@@ -39,7 +39,7 @@ fn prompting(typed: mpsc::Sender<Vec<u8>>, start: u16) -> Fake {
     let typed = std::sync::Mutex::new(typed);
     Fake::start(move |request| {
         let path = request.target.split('?').next().unwrap();
-        match path.trim_start_matches("/v1.47/containers/").trim_start_matches(ID) {
+        match path.trim_start_matches("/v1.51/containers/").trim_start_matches(ID) {
             "create" => Reply::Whole(201, format!(r#"{{"Id":"{ID}","Warnings":[]}}"#)),
             "/attach" => {
                 let typed = typed.lock().unwrap().clone();
@@ -95,7 +95,7 @@ fn detach_keys_leave_and_the_terminal_is_as_before() {
     assert_eq!(typed.recv().unwrap(), b"x\x03y");
     let created: serde_json::Value = serde_json::from_slice(&fake.requests()[0].body).unwrap();
     assert_eq!(created["HostConfig"]["ConsoleSize"], serde_json::json!([40, 100]));
-    assert!(fake.calls().contains(&format!("POST /v1.47/containers/{ID}/resize?h=40&w=100")));
+    assert!(fake.calls().contains(&format!("POST /v1.51/containers/{ID}/resize?h=40&w=100")));
     assert!(fake.requests()[1].headers.contains("upgrade: tcp"));
 }
 

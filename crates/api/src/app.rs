@@ -13,8 +13,10 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
 use tower::ServiceExt;
 
+use insula_models::ApiVersion;
+
 use crate::error::ApiError;
-use crate::version::{self, ApiVersion};
+use crate::version;
 
 /// Answers one request; failures are answers too.
 pub(crate) async fn answer(router: Router, mut request: Request) -> Result<Response, Infallible> {

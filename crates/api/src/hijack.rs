@@ -1,8 +1,9 @@
 //! `attach` and `exec start`: the connection stops being HTTP and becomes the workload's streams.
 //!
 //! A client that asks to upgrade gets `101 UPGRADED` and then its socket itself, with what was read
-//! ahead of time, goes to the workload's monitor. A client that does not gets an ordinary answer
-//! whose body is the output; what it sends as the request's body is the input.
+//! ahead of time, goes to the workload's monitor. A client that does not is served the same way by
+//! [`crate::plain`], with `200 OK`; where that cannot be, it gets an ordinary answer whose body is the
+//! output, and what it sends as the request's body is the input.
 
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -18,10 +19,13 @@ use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::oneshot;
 use tokio_util::io::ReaderStream;
 
+use insula_models::ApiVersion;
+
 use crate::error::ApiError;
-use crate::version::ApiVersion;
+use crate::plain::{Claimed, Promise};
 
 /// How the two outputs travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +65,7 @@ pub(crate) struct Taken {
 #[derive(Debug)]
 pub(crate) struct Takeover {
     upgrade: Option<OnUpgrade>,
+    promise: Option<Promise>,
     body: Body,
 }
 
@@ -68,7 +73,8 @@ impl Takeover {
     /// Of a request that asks to upgrade, or does not.
     pub(crate) fn of(mut request: Request) -> Self {
         let upgrade = request.extensions_mut().remove::<OnUpgrade>();
-        Self { upgrade, body: request.into_body() }
+        let promise = request.extensions_mut().remove::<Promise>();
+        Self { upgrade, promise, body: request.into_body() }
     }
 
     /// The answer that turns the connection over to `serve`, which runs once the client has been told.
@@ -82,9 +88,11 @@ impl Takeover {
         F: Future<Output = ()> + Send + 'static,
         S: FnOnce(Taken) -> F + Send + 'static,
     {
-        let mut response = match self.upgrade {
-            Some(upgrade) => switch(upgrade, serve),
-            None => relay(self.body, serve)?,
+        let promised = self.promise.and_then(|promise| promise.claim());
+        let mut response = match (self.upgrade, promised) {
+            (Some(upgrade), _) => switch(upgrade, serve),
+            (None, Some(promised)) => give(promised, serve),
+            (None, None) => relay(self.body, serve)?,
         };
         response.headers_mut().insert(header::CONTENT_TYPE, framing.content_type(version));
         Ok(response)
@@ -108,6 +116,22 @@ where
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("tcp"));
+    response
+}
+
+/// Serves the connection itself once the head of the answer is written.
+fn give<F, S>(promised: oneshot::Receiver<Taken>, serve: S) -> Response
+where
+    F: Future<Output = ()> + Send + 'static,
+    S: FnOnce(Taken) -> F + Send + 'static,
+{
+    tokio::spawn(async move {
+        if let Ok(taken) = promised.await {
+            serve(taken).await;
+        }
+    });
+    let mut response = Response::new(Body::empty());
+    response.extensions_mut().insert(Claimed);
     response
 }
 
@@ -188,7 +212,7 @@ mod tests {
     use axum::Router;
     use axum::routing::{get, post};
     use tokio::io::AsyncReadExt;
-    use tokio::sync::{Notify, oneshot, watch};
+    use tokio::sync::{Notify, watch};
 
     use super::*;
     use crate::{listen, server};
@@ -226,7 +250,7 @@ mod tests {
 
     fn shouting() -> Router {
         Router::new().route(
-            "/attach",
+            "/containers/x/attach",
             post(async |request: Request| {
                 Takeover::of(request).answer(Framing::Multiplexed, ApiVersion::MAX, shout)
             }),
@@ -249,7 +273,7 @@ mod tests {
         let fake = serve(shouting());
         let mut client = UnixStream::connect(&fake.socket).await.unwrap();
         // The input does not wait for the answer.
-        let request = "POST /attach HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\nearly ";
+        let request = "POST /containers/x/attach HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\nearly ";
         client.write_all(request.as_bytes()).await.unwrap();
         let head = read_until(&mut client, "\r\n\r\n").await;
         assert!(head.starts_with("HTTP/1.1 101 UPGRADED\r\n"), "{head}");
@@ -269,16 +293,33 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_an_upgrade_the_bodies_are_the_streams() {
+    async fn without_an_upgrade_the_connection_is_the_streams_all_the_same() {
         let fake = serve(shouting());
         let mut client = UnixStream::connect(&fake.socket).await.unwrap();
-        let request = "POST /attach HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello";
-        client.write_all(request.as_bytes()).await.unwrap();
+        client.write_all(b"POST /containers/x/attach HTTP/1.1\r\nHost: x\r\n\r\nearly ").await.unwrap();
         let head = read_until(&mut client, "\r\n\r\n").await;
-        assert!(head.starts_with("HTTP/1.0 200 OK\r\n"), "{head}");
-        let mut output = String::new();
-        client.read_to_string(&mut output).await.unwrap();
-        assert_eq!(output, "HELLObye");
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        assert!(head.contains("content-type: application/vnd.docker.multiplexed-stream"), "{head}");
+        assert!(!head.contains("chunked") && !head.contains("content-length"), "{head}");
+        assert_eq!(read_until(&mut client, "EARLY ").await, "EARLY ");
+        client.write_all(b"late").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut rest = String::new();
+        client.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "LATEbye");
+    }
+
+    #[tokio::test]
+    async fn a_body_in_chunks_is_the_input() {
+        let fake = serve(shouting());
+        let mut client = UnixStream::connect(&fake.socket).await.unwrap();
+        let head = "POST /containers/x/attach HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.contains("HELLO") && answer.contains("bye"), "{answer}");
     }
 
     #[tokio::test]

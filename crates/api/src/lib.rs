@@ -4,16 +4,20 @@
 //! said. Workloads' streams do not pass through either: a hijacked connection is handed on.
 
 mod app;
+mod earlier;
 mod error;
 mod hijack;
 mod listen;
+mod plain;
 mod request;
 mod routes;
 mod server;
 mod stream;
 mod version;
+mod web_socket;
 
 pub use error::ApiError;
+pub use insula_models::ApiVersion;
 pub use listen::{ListenError, bind};
+pub use plain::parse as parse_plain_takeover;
 pub use server::serve;
-pub use version::ApiVersion;

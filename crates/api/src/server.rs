@@ -18,7 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::{app, routes};
+use crate::{app, plain, routes};
 
 /// What a request line and its headers may take.
 const MAX_HEAD: usize = 64 << 10;
@@ -71,6 +71,23 @@ async fn ended(stop: &mut watch::Receiver<bool>) {
 }
 
 async fn connection(stream: UnixStream, router: Router, mut stop: watch::Receiver<bool>) {
+    let looked = tokio::select! {
+        looked = tokio::time::timeout(HEAD_TIMEOUT, plain::look(&stream)) => looked,
+        () = ended(&mut stop) => return,
+    };
+    match looked {
+        Ok(Ok(None)) => {}
+        Ok(Ok(Some(head))) => {
+            let answer =
+                async |request| app::answer(router, request).await.unwrap_or_else(|never| match never {});
+            if let Err(error) = plain::serve(stream, head, answer).await {
+                tracing::debug!(%error, "connection ended");
+            }
+            return;
+        }
+        Ok(Err(error)) => return tracing::debug!(%error, "connection ended"),
+        Err(_) => return tracing::debug!("a client said nothing"),
+    }
     let watched = match stream.as_fd().try_clone_to_owned() {
         Ok(descriptor) => descriptor,
         Err(error) => {

@@ -8,6 +8,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use http::{HeaderValue, header};
+use insula_models::{ApiVersion, Versioned};
 use serde::Serialize;
 
 /// A body of the chunks that `next` gives until it gives none.
@@ -27,7 +28,11 @@ where
 /// A document and a newline. Docker ends them with CR and LF in progress streams and with LF elsewhere;
 /// readers of either take both.
 pub(crate) fn line<T: Serialize>(document: &T) -> Bytes {
-    match serde_json::to_vec(document) {
+    ended(serde_json::to_vec(document))
+}
+
+fn ended(document: serde_json::Result<Vec<u8>>) -> Bytes {
+    match document {
         Ok(mut bytes) => {
             bytes.push(b'\n');
             bytes.into()
@@ -37,6 +42,11 @@ pub(crate) fn line<T: Serialize>(document: &T) -> Bytes {
             Bytes::new()
         }
     }
+}
+
+/// As [`line`], of a document of which earlier versions differ.
+pub(crate) fn versioned<T: Versioned>(document: &T, version: ApiVersion) -> Bytes {
+    ended(insula_models::to_json(document, version))
 }
 
 /// A body of one document that is not there yet: the head of the answer goes out at once.

@@ -1,44 +1,8 @@
-//! The versions of the Docker Engine API that are spoken, and how a path names one.
+//! How a path names a version of the API.
 
-use std::fmt;
+use insula_models::ApiVersion;
 
 use crate::error::ApiError;
-
-/// A version of the API, `1.43`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ApiVersion {
-    major: u16,
-    minor: u16,
-}
-
-impl ApiVersion {
-    /// The oldest that is served.
-    pub const MIN: Self = Self { major: 1, minor: 24 };
-    /// The newest that is served, and what a path without a version means.
-    pub const MAX: Self = Self { major: 1, minor: 47 };
-
-    /// Version 1.`minor`.
-    #[must_use]
-    pub const fn v1(minor: u16) -> Self {
-        Self { major: 1, minor }
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let (major, minor) = text.split_once('.')?;
-        let number = |part: &str| {
-            (!part.is_empty() && part.len() <= 4 && part.bytes().all(|b| b.is_ascii_digit()))
-                .then(|| part.parse().ok())
-                .flatten()
-        };
-        Some(Self { major: number(major)?, minor: number(minor)? })
-    }
-}
-
-impl fmt::Display for ApiVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
 
 /// Splits `/v1.43/containers/json` into its version and `/containers/json`. A path whose first part
 /// is no version is returned whole, with the newest.
@@ -63,7 +27,7 @@ pub(crate) fn split(path: &str) -> Result<(ApiVersion, &str), ApiError> {
 fn versioned(path: &str) -> Option<(ApiVersion, &str)> {
     let tail = path.strip_prefix("/v")?;
     let slash = tail.find('/')?;
-    Some((ApiVersion::parse(&tail[..slash])?, &tail[slash..]))
+    Some((tail[..slash].parse().ok()?, &tail[slash..]))
 }
 
 #[cfg(test)]
@@ -84,7 +48,7 @@ mod tests {
     fn other_versions_are_refused_in_docker_s_words() {
         assert_eq!(
             split("/v1.60/info").unwrap_err().to_string(),
-            "client version 1.60 is too new. Maximum supported API version is 1.47"
+            "client version 1.60 is too new. Maximum supported API version is 1.51"
         );
         assert_eq!(
             split("/v1.12/info").unwrap_err().to_string(),

@@ -45,10 +45,11 @@ fn a_ping_says_what_is_spoken() {
     let answer = daemon.get("/v1.41/_ping");
     assert_eq!((answer.status, answer.body.as_slice()), (200, &b"OK"[..]));
     for (name, value) in [
-        ("api-version", "1.47"),
+        ("api-version", "1.51"),
         ("ostype", "linux"),
         ("docker-experimental", "false"),
         ("swarm", "inactive"),
+        ("builder-version", "1"),
         ("content-type", "text/plain; charset=utf-8"),
     ] {
         assert_eq!(answer.header(name), Some(value), "{name}");
@@ -97,6 +98,15 @@ fn answers_keep_their_form() {
         "containers",
         masked(listed, &["Created", "Id", "ImageID", "Status", "NetworkID"])
     );
+    for version in ["1.24", "1.41", "1.51"] {
+        let id =
+            ["Created", "Id", "Image", "NetworkID", "StartedAt", "FinishedAt", "LogPath", "Data", "Hostname"];
+        let inspected = daemon.get(&format!("/v{version}/containers/web/json")).json();
+        insta::assert_json_snapshot!(format!("container-{version}"), masked(inspected, &id));
+        let images = daemon.get(&format!("/v{version}/images/host/json")).json();
+        let id = ["Created", "Id", "Architecture", "OsVersion", "Layers", "Data", "Size", "VirtualSize"];
+        insta::assert_json_snapshot!(format!("image-{version}"), masked(images, &id));
+    }
     let image = ["Created", "Id", "RepoDigests", "ParentId"];
     insta::assert_json_snapshot!("images", masked(daemon.get("/images/json").json(), &image));
     let bridge = daemon.get("/networks?filters=%7B%22name%22:%5B%22bridge%22%5D%7D").json();

@@ -22,8 +22,8 @@ fn whole(body: &str) -> Reply {
 #[tokio::test]
 async fn calls_that_follow_each_other_share_a_connection() {
     let fake = Fake::start(|request| match request.target.as_str() {
-        "/v1.47/version" => whole(r#"{"Version":"1","ApiVersion":"1.47"}"#),
-        "/v1.47/_ping" => whole("OK"),
+        "/v1.51/version" => whole(r#"{"Version":"1","ApiVersion":"1.51"}"#),
+        "/v1.51/_ping" => whole("OK"),
         _ => Reply::Whole(404, r#"{"message":"No such container: x"}"#.to_owned()),
     });
     let client = client(&fake);
@@ -47,7 +47,7 @@ async fn names_and_queries_are_encoded() {
     client.remove_container("a/b", true, false).await.unwrap();
     assert_eq!(
         fake.calls(),
-        ["POST /v1.47/containers/create?name=a%20b", "DELETE /v1.47/containers/a%2Fb?force=1"]
+        ["POST /v1.51/containers/create?name=a%20b", "DELETE /v1.51/containers/a%2Fb?force=1"]
     );
     let sent: ContainerCreateRequest = insula_models::from_json(&fake.requests()[0].body).unwrap();
     assert_eq!(sent, request);

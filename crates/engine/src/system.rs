@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 
 use insula_host::cgroup::Layout;
 use insula_models::{
-    ComponentVersion, DiskUsage, Labels, PlatformName, PluginsInfo, RuntimeInfo, SwarmInfo, SystemInfo,
-    Version,
+    ComponentVersion, ContainerSummary, DiskUsage, ImageSummary, Labels, PlatformName, PluginsInfo,
+    RuntimeInfo, SwarmInfo, SystemInfo, Version,
 };
 use insula_store::{Collection, Record};
 use jiff::Timestamp;
@@ -132,13 +132,17 @@ impl Engine {
         let request = ListRequest { all: true, size: true, ..ListRequest::default() };
         let containers = self.list_containers(request).await?;
         let mut images = self.images().list(&Filters::new())?;
-        for image in &mut images {
-            let users = containers.iter().filter(|container| container.image_id == image.id).count();
-            image.containers = i64::try_from(users).unwrap_or(i64::MAX);
-        }
+        count_users(&mut images, &containers);
         let layers_size = self.images().layers_size()?;
         let volumes = self.volumes().usage(self.volume_users()?).await?;
         Ok(DiskUsage { layers_size, images, containers, volumes, build_cache: Vec::new() })
+    }
+
+    /// Fills in how many containers each image has.
+    pub async fn count_image_users(&self, images: &mut [ImageSummary]) -> Result<()> {
+        let request = ListRequest { all: true, ..ListRequest::default() };
+        count_users(images, &self.list_containers(request).await?);
+        Ok(())
     }
 
     /// An id that this root keeps.
@@ -158,6 +162,13 @@ impl Engine {
                 .ok_or_else(|| Error::Internal("the record of the engine's id vanished".to_owned())),
             result => result.map(|()| id).map_err(Error::from),
         }
+    }
+}
+
+fn count_users(images: &mut [ImageSummary], containers: &[ContainerSummary]) {
+    for image in images {
+        let users = containers.iter().filter(|container| container.image_id == image.id).count();
+        image.containers = i64::try_from(users).unwrap_or(i64::MAX);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The documents of the Docker Engine API, versions 1.24 to 1.50, as serde structs: one for each
+//! The documents of the Docker Engine API, versions 1.24 to 1.51, as serde structs: one for each
 //! object of the published specification, field names as published. Data only; no defaults but
 //! Go's zero values, no validation beyond types.
 //!
@@ -15,6 +15,8 @@ mod lenient;
 mod network;
 mod stats;
 mod system;
+mod version;
+mod versions;
 mod volume;
 
 pub use container::*;
@@ -26,10 +28,12 @@ pub use lenient::{DocumentError, Empty, from_json};
 pub use network::*;
 pub use stats::*;
 pub use system::*;
+pub use version::{ApiVersion, NotAVersion};
+pub use versions::{Rule, Versioned, to_json};
 pub use volume::*;
 
 /// The version of the API that insula speaks.
-pub const API_VERSION: &str = "1.47";
+pub const API_VERSION: &str = "1.51";
 /// The oldest version that is accepted in a path.
 pub const MIN_API_VERSION: &str = "1.24";
 

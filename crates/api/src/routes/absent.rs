@@ -47,7 +47,7 @@ pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     router
 }
 
-async fn no_swarm() -> ApiError {
+pub(super) async fn no_swarm() -> ApiError {
     ApiError::new(
         StatusCode::SERVICE_UNAVAILABLE,
         "This node is not a swarm manager. This engine has no swarm mode: for more than one machine, \

@@ -9,13 +9,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::StatusCode;
 use insula_engine::containers::{Change, ListRequest, RemoveRequest, StopRequest, WaitCondition};
-use insula_models::{ContainerCreateRequest, ContainerUpdateRequest};
+use insula_models::{ApiVersion, ContainerCreateRequest, ContainerUpdateRequest};
 
+use crate::earlier;
 use crate::error::ApiError;
 use crate::request::{Json, Params};
-use crate::routes::{Answer, Api, Version, json, json_with};
+use crate::routes::{Answer, Api, Version, json, shaped, shaped_with};
 use crate::stream;
-use crate::version::ApiVersion;
 
 /// Between two samples of statistics.
 const STATS_PERIOD: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ pub(super) fn routes() -> Router<Api> {
         .route("/containers/{id}/wait", post(wait))
 }
 
-async fn list(State(api): State<Api>, params: Params) -> Answer {
+async fn list(State(api): State<Api>, Version(version): Version, params: Params) -> Answer {
     let request = ListRequest {
         all: params.flag("all"),
         // Docker takes 0 and negative numbers for no limit.
@@ -53,21 +53,29 @@ async fn list(State(api): State<Api>, params: Params) -> Answer {
         size: params.flag("size"),
         filters: params.filters()?,
     };
-    json(&api.engine.list_containers(request).await?)
+    shaped(version, &api.engine.list_containers(request).await?)
 }
 
 async fn create(
     State(api): State<Api>,
+    Version(version): Version,
     params: Params,
     Json(request): Json<ContainerCreateRequest>,
 ) -> Answer {
+    let request = earlier::container(version, request)?;
     let name = params.text("name").map(str::to_owned);
     let platform = params.text("platform").map(str::to_owned);
-    json_with(StatusCode::CREATED, &api.engine.create_container(name, platform, request).await?)
+    let made = api.engine.create_container(name, platform, request).await?;
+    shaped_with(StatusCode::CREATED, version, &made)
 }
 
-async fn inspect(State(api): State<Api>, Path(id): Path<String>, params: Params) -> Answer {
-    json(&api.engine.inspect_container(&id, params.flag("size")).await?)
+async fn inspect(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Version(version): Version,
+    params: Params,
+) -> Answer {
+    shaped(version, &api.engine.inspect_container(&id, params.flag("size")).await?)
 }
 
 async fn top(State(api): State<Api>, Path(id): Path<String>, params: Params) -> Answer {
@@ -194,7 +202,7 @@ async fn wait(
         Some(other) => return Err(ApiError::invalid(format!("invalid condition: {other:?}"))),
     };
     let wait = api.engine.wait_container(&id, condition).await?;
-    let body = stream::later(async move { stream::line(&wait.finish().await) });
+    let body = stream::later(async move { stream::versioned(&wait.finish().await, version) });
     Ok(stream::json(body))
 }
 

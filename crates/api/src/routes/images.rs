@@ -9,13 +9,13 @@ use futures_util::TryStreamExt;
 use http::Method;
 use insula_base::chain;
 use insula_engine::images::{ImportRequest, ProgressSender};
-use insula_models::{ErrorDetail, ProgressMessage};
+use insula_models::{ApiVersion, ErrorDetail, ProgressMessage};
 use tokio::sync::mpsc;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::error::ApiError;
 use crate::request::Params;
-use crate::routes::{Answer, Api, json};
+use crate::routes::{Answer, Api, Version, json, shaped};
 use crate::stream;
 
 /// Lines of progress that wait for a slow client.
@@ -35,10 +35,10 @@ pub(super) fn routes() -> Router<Api> {
         .route("/images/{*rest}", any(named))
 }
 
-async fn list(State(api): State<Api>, params: Params) -> Answer {
+async fn list(State(api): State<Api>, Version(version): Version, params: Params) -> Answer {
     let mut filters = params.filters()?;
     // The way before filters had it.
-    if let Some(name) = params.text("filter") {
+    if let Some(name) = params.text("filter").filter(|_| version < ApiVersion::v1(41)) {
         filters.entry("reference".to_owned()).or_default().push(name.to_owned());
     }
     let mut images = api.engine.images().list(&filters)?;
@@ -47,7 +47,10 @@ async fn list(State(api): State<Api>, params: Params) -> Answer {
             image.shared_size = 0;
         }
     }
-    json(&images)
+    if version >= ApiVersion::v1(51) {
+        api.engine.count_image_users(&mut images).await?;
+    }
+    shaped(version, &images)
 }
 
 async fn load(State(api): State<Api>, params: Params, body: Body) -> Answer {
@@ -85,11 +88,17 @@ async fn prune(State(api): State<Api>, params: Params) -> Answer {
 }
 
 /// `/images/NAME`, `/images/NAME/json` and so on.
-async fn named(State(api): State<Api>, method: Method, Path(rest): Path<String>, params: Params) -> Answer {
+async fn named(
+    State(api): State<Api>,
+    method: Method,
+    Path(rest): Path<String>,
+    Version(version): Version,
+    params: Params,
+) -> Answer {
     let images = api.engine.images();
     let (name, verb) = rest.rsplit_once('/').unwrap_or((&rest, ""));
     match (&method, verb) {
-        (&Method::GET | &Method::HEAD, "json") => json(&images.inspect(name)?),
+        (&Method::GET | &Method::HEAD, "json") => shaped(version, &images.inspect(name)?),
         (&Method::GET | &Method::HEAD, "history") => json(&images.history(name)?),
         (&Method::GET | &Method::HEAD, "get") => Err(ApiError::unsupported(NO_SAVE)),
         (&Method::POST, "push") => Err(ApiError::unsupported(NO_REGISTRY)),

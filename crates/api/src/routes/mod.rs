@@ -23,8 +23,9 @@ use insula_engine::Engine;
 use serde::Serialize;
 
 use self::attaching::Attaching;
+use insula_models::{ApiVersion, Versioned};
+
 use crate::error::ApiError;
-use crate::version::ApiVersion;
 
 /// What every route has at hand.
 #[derive(Debug, Clone)]
@@ -68,9 +69,21 @@ fn json<T: Serialize + ?Sized>(document: &T) -> Answer {
     json_with(StatusCode::OK, document)
 }
 
+/// A document of which earlier versions differ.
+fn shaped<T: Versioned + ?Sized>(version: ApiVersion, document: &T) -> Answer {
+    shaped_with(StatusCode::OK, version, document)
+}
+
+fn shaped_with<T: Versioned + ?Sized>(status: StatusCode, version: ApiVersion, document: &T) -> Answer {
+    written(status, insula_models::to_json(document, version))
+}
+
 fn json_with<T: Serialize + ?Sized>(status: StatusCode, document: &T) -> Answer {
-    let mut bytes = serde_json::to_vec(document)
-        .map_err(|error| ApiError::internal(format!("write the answer: {error}")))?;
+    written(status, serde_json::to_vec(document))
+}
+
+fn written(status: StatusCode, document: serde_json::Result<Vec<u8>>) -> Answer {
+    let mut bytes = document.map_err(|error| ApiError::internal(format!("write the answer: {error}")))?;
     bytes.push(b'\n');
     let mut response = Response::new(bytes.into());
     *response.status_mut() = status;

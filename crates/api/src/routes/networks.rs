@@ -8,7 +8,7 @@ use http::StatusCode;
 use insula_models::{NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest};
 
 use crate::request::{Json, Params};
-use crate::routes::{Answer, Api, json, json_with};
+use crate::routes::{Answer, Api, Version, json, json_with, shaped};
 
 pub(super) fn routes() -> Router<Api> {
     Router::new()
@@ -20,12 +20,12 @@ pub(super) fn routes() -> Router<Api> {
         .route("/networks/{id}/disconnect", post(disconnect))
 }
 
-async fn list(State(api): State<Api>, params: Params) -> Answer {
-    json(&api.engine.list_networks(&params.filters()?)?)
+async fn list(State(api): State<Api>, Version(version): Version, params: Params) -> Answer {
+    shaped(version, &api.engine.list_networks(&params.filters()?)?)
 }
 
-async fn inspect(State(api): State<Api>, Path(id): Path<String>) -> Answer {
-    json(&api.engine.inspect_network(&id).await?)
+async fn inspect(State(api): State<Api>, Path(id): Path<String>, Version(version): Version) -> Answer {
+    shaped(version, &api.engine.inspect_network(&id).await?)
 }
 
 async fn create(State(api): State<Api>, Json(request): Json<NetworkCreateRequest>) -> Answer {

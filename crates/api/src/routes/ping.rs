@@ -14,6 +14,8 @@ async fn ping() -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store, must-revalidate"));
     headers.insert(header::PRAGMA, HeaderValue::from_static("no-cache"));
+    // BuildKit is not spoken: who builds sends its files to `/build`, and is told there.
+    headers.insert(HeaderName::from_static("builder-version"), HeaderValue::from_static("1"));
     headers.insert(HeaderName::from_static("swarm"), HeaderValue::from_static("inactive"));
     response
 }

@@ -1,6 +1,8 @@
 //! What a workload writes and reads: logs, attach, exec, statistics.
 
 use axum::Router;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -10,28 +12,25 @@ use insula_base::chain;
 use insula_engine::filters::parse_moment;
 use insula_engine::logs::{LogLine, LogOptions, LogStream, Stream};
 use insula_engine::{AttachOptions, AttachedStream};
-use insula_models::{ExecCreateRequest, ExecStartRequest};
+use insula_models::{ApiVersion, ExecCreateRequest, ExecStartRequest};
 
 use crate::error::ApiError;
 use crate::hijack::{self, Framing, Taken, Takeover};
 use crate::request::{Json, Params, read_optional};
 use crate::routes::containers::size;
 use crate::routes::{Answer, Api, Version, json, json_with};
-use crate::stream;
+use crate::{stream, web_socket};
 
 pub(super) fn routes() -> Router<Api> {
     Router::new()
         .route("/containers/{id}/logs", get(logs))
         .route("/containers/{id}/attach", post(attach))
-        .route("/containers/{id}/attach/ws", get(async || ApiError::unsupported(NO_WEBSOCKET)))
+        .route("/containers/{id}/attach/ws", get(attach_web_socket))
         .route("/containers/{id}/exec", post(create_exec))
         .route("/exec/{id}/start", post(start_exec))
         .route("/exec/{id}/resize", post(resize_exec))
         .route("/exec/{id}/json", get(inspect_exec))
 }
-
-const NO_WEBSOCKET: &str =
-    "attaching over a WebSocket is not available in this version: use POST /containers/{id}/attach";
 
 async fn logs(
     State(api): State<Api>,
@@ -98,14 +97,7 @@ async fn attach(
     params: Params,
     request: Request,
 ) -> Answer {
-    let options = AttachOptions {
-        stdin: params.flag("stdin"),
-        stdout: params.flag("stdout"),
-        stderr: params.flag("stderr"),
-        logs: params.flag("logs"),
-        stream: params.flag("stream"),
-        detach_keys: params.text("detachKeys").map(str::to_owned),
-    };
+    let options = attach_options(&params);
     let target = api.engine.attach_target(&id).await?;
     let framing = Framing::of_tty(target.tty);
     // A start that follows the answer waits until the connection has arrived.
@@ -119,6 +111,42 @@ async fn attach(
             hijack::tell(told, framing, &chain(&error)).await;
         }
     })
+}
+
+fn attach_options(params: &Params) -> AttachOptions {
+    AttachOptions {
+        stdin: params.flag("stdin"),
+        stdout: params.flag("stdout"),
+        stderr: params.flag("stderr"),
+        logs: params.flag("logs"),
+        stream: params.flag("stream"),
+        detach_keys: params.text("detachKeys").map(str::to_owned),
+    }
+}
+
+async fn attach_web_socket(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Version(version): Version,
+    params: Params,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Answer {
+    let upgrade = upgrade.map_err(|rejection| ApiError::invalid(rejection.body_text()))?;
+    let mut options = attach_options(&params);
+    if version < ApiVersion::v1(42) {
+        (options.stdin, options.stdout, options.stderr) = (true, true, true);
+    }
+    let target = api.engine.attach_target(&id).await?;
+    let framing = Framing::of_tty(target.tty);
+    let pending = api.attaching.begin([id, target.id.to_string()]);
+    let (ours, theirs) = web_socket::pair()?;
+    let mode = web_socket::Mode { framing, text: version < ApiVersion::v1(28) };
+    Ok(upgrade.max_message_size(web_socket::MAX_MESSAGE).on_upgrade(async move |socket| {
+        let stream = AttachedStream { descriptor: theirs, already_read: Vec::new() };
+        let attached = api.engine.attach(target.id.as_str(), options, stream).await;
+        drop(pending);
+        web_socket::relay(socket, ours, mode, attached.err().map(|error| chain(&error))).await;
+    }))
 }
 
 async fn create_exec(

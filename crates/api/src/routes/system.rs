@@ -7,10 +7,11 @@ use insula_engine::events::EventFilter;
 use insula_engine::filters::parse_moment;
 use insula_engine::system::ApiRange;
 
+use insula_models::ApiVersion;
+
 use crate::request::Params;
-use crate::routes::{Answer, Api, json};
+use crate::routes::{Answer, Api, Version, json, shaped};
 use crate::stream;
-use crate::version::ApiVersion;
 
 pub(super) fn routes() -> Router<Api> {
     Router::new()
@@ -21,12 +22,13 @@ pub(super) fn routes() -> Router<Api> {
         .route("/plugins", get(plugins))
 }
 
-async fn info(State(api): State<Api>) -> Answer {
-    json(&api.engine.info().await?)
+async fn info(State(api): State<Api>, Version(version): Version) -> Answer {
+    shaped(version, &api.engine.info().await?)
 }
 
-async fn version(State(api): State<Api>) -> Answer {
-    json(
+async fn version(State(api): State<Api>, Version(version): Version) -> Answer {
+    shaped(
+        version,
         &api.engine.version(&ApiRange { min: ApiVersion::MIN.to_string(), max: ApiVersion::MAX.to_string() }),
     )
 }
@@ -43,8 +45,8 @@ async fn events(State(api): State<Api>, params: Params) -> Answer {
     Ok(stream::json(body))
 }
 
-async fn disk_use(State(api): State<Api>) -> Answer {
-    json(&api.engine.disk_use().await?)
+async fn disk_use(State(api): State<Api>, Version(version): Version) -> Answer {
+    shaped(version, &api.engine.disk_use().await?)
 }
 
 /// Drivers are built in: there is none to list.

@@ -5,31 +5,34 @@ use axum::extract::{Path, State};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use http::StatusCode;
-use insula_models::VolumeCreateRequest;
+use insula_models::{ApiVersion, VolumeCreateRequest};
 
 use crate::request::{OptionalJson, Params};
-use crate::routes::{Answer, Api, Version, json, json_with};
-use crate::version::ApiVersion;
+use crate::routes::{Answer, Api, Version, json, shaped, shaped_with};
 
 pub(super) fn routes() -> Router<Api> {
     Router::new()
         .route("/volumes", get(list))
         .route("/volumes/create", post(create))
         .route("/volumes/prune", post(prune))
-        .route("/volumes/{name}", get(inspect).delete(remove))
+        .route("/volumes/{name}", get(inspect).put(crate::routes::absent::no_swarm).delete(remove))
 }
 
-async fn list(State(api): State<Api>, params: Params) -> Answer {
+async fn list(State(api): State<Api>, Version(version): Version, params: Params) -> Answer {
     let users = api.engine.volume_users()?;
-    json(&api.engine.volumes().list(&params.filters()?, &users)?)
+    shaped(version, &api.engine.volumes().list(&params.filters()?, &users)?)
 }
 
-async fn create(State(api): State<Api>, OptionalJson(request): OptionalJson<VolumeCreateRequest>) -> Answer {
-    json_with(StatusCode::CREATED, &api.engine.volumes().create(request)?)
+async fn create(
+    State(api): State<Api>,
+    Version(version): Version,
+    OptionalJson(request): OptionalJson<VolumeCreateRequest>,
+) -> Answer {
+    shaped_with(StatusCode::CREATED, version, &api.engine.volumes().create(request)?)
 }
 
-async fn inspect(State(api): State<Api>, Path(name): Path<String>) -> Answer {
-    json(&api.engine.volumes().inspect(&name)?)
+async fn inspect(State(api): State<Api>, Path(name): Path<String>, Version(version): Version) -> Answer {
+    shaped(version, &api.engine.volumes().inspect(&name)?)
 }
 
 async fn remove(State(api): State<Api>, Path(name): Path<String>, params: Params) -> Answer {
