@@ -128,6 +128,9 @@ fn limits_of_resources() {
     assert_eq!(daemon.sh(&with(&["--ulimit", "nofile=123:456"]), "ulimit -n; ulimit -Hn").ok(), "123\n456");
     // A hard limit above the host's own is clamped where the host forbids raising it, not fatal.
     daemon.sh(&with(&["--ulimit", "nofile=99999999:99999999"]), "ulimit -n").exits(0);
+    // Fewer files than it takes to build a container, and none for who comes later.
+    let tight = with(&["--ulimit", "nofile=3", "--ulimit", "fsize=0", "-v", "/scratch", "--name", "tight"]);
+    assert_eq!(daemon.sh(&tight, "ulimit -n").ok(), "3");
     daemon.sh(&with(&["--ulimit", "nosuch=1"]), "true").fails(125, &["nosuch"]);
 }
 
@@ -195,6 +198,9 @@ fn exec_has_a_context_of_its_own() {
     assert_eq!(other.ok(), "/etc\ntwo\n1000");
     daemon.insula(&["exec", &id, "sh", "-c", "exit 9"]).exits(9);
     daemon.insula(&["exec", &id, "/no/such"]).fails(127, &["/no/such"]);
+    // Only the container's own working folder is made.
+    daemon.insula(&["exec", "-w", "/no/such", &id, "pwd"]).fails(126, &["chdir /no/such"]);
+    daemon.insula(&["exec", &id, "ls", "-d", "/no"]).exits(1);
     daemon.insula(&["exec", &id, "/etc/plain"]).fails(126, &["/etc/plain"]);
     assert_eq!(daemon.insula_with(&["exec", "-i", &id, "cat"], b"through").stdout, "through");
     daemon.insula(&["exec", "-d", &id, "touch", "/tmp/later"]).ok();

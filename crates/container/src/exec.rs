@@ -126,6 +126,7 @@ impl Joining<'_> {
             confinement: self.confinement,
             ends: self.ends,
             terminal: terminal.as_ref().map(AsFd::as_fd),
+            make_folder: false,
         }
         .execute()
     }

@@ -78,8 +78,16 @@ impl Channel {
     pub(crate) fn take(&self, count: usize) -> Result<Vec<OwnedFd>> {
         let mut all = Vec::with_capacity(count);
         while all.len() < count {
+            // What exceeds the limit of open files is dropped without a word, unix(7).
+            let expected = (count - all.len()).min(socket::MAX_DESCRIPTORS);
             match self.receive()? {
-                (bytes, descriptors) if bytes == b"F" && !descriptors.is_empty() => all.extend(descriptors),
+                (bytes, descriptors) if bytes == b"F" && descriptors.len() == expected => {
+                    all.extend(descriptors)
+                }
+                (bytes, descriptors) if bytes == b"F" => {
+                    let came = format!("{} of {expected} descriptors", descriptors.len());
+                    return Err(rustix::io::Errno::MFILE).context("recvmsg", came);
+                }
                 (bytes, _) => return Err(failure(&bytes)),
             }
         }

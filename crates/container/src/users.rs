@@ -11,7 +11,7 @@ pub(crate) const LARGEST: usize = 1 << 20;
 pub(crate) struct Identity {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Supplementary groups.
+    /// Supplementary groups; `gid` is one of them, as in Docker.
     pub(crate) groups: Vec<u32>,
     pub(crate) home: String,
 }
@@ -48,6 +48,8 @@ pub(crate) fn resolve(user: &str, extra: &[String], passwd: &str, group: &str) -
     for name in extra {
         groups.push(group_id(name, group)?);
     }
+    // Who is in a group and drops the process' own one would else escape what that group is denied.
+    groups.push(gid);
     groups.sort_unstable();
     groups.dedup();
     let home = entry.map_or("/", |e| if e.home.is_empty() { "/" } else { e.home }).to_owned();
@@ -112,11 +114,14 @@ mod tests {
 
     #[test]
     fn names_numbers_and_groups() {
-        assert_eq!(identity(""), Identity { uid: 0, gid: 0, groups: vec![44], home: "/root".into() });
-        assert_eq!(identity("web"), Identity { uid: 33, gid: 34, groups: vec![4, 44], home: "/srv".into() });
+        assert_eq!(identity(""), Identity { uid: 0, gid: 0, groups: vec![0, 44], home: "/root".into() });
+        assert_eq!(
+            identity("web"),
+            Identity { uid: 33, gid: 34, groups: vec![4, 34, 44], home: "/srv".into() }
+        );
         assert_eq!(identity("33"), identity("web"));
-        assert_eq!(identity("web:logs"), Identity { uid: 33, gid: 4, groups: vec![], home: "/srv".into() });
-        assert_eq!(identity("500:600"), Identity { uid: 500, gid: 600, groups: vec![], home: "/".into() });
+        assert_eq!(identity("web:logs"), Identity { uid: 33, gid: 4, groups: vec![4], home: "/srv".into() });
+        assert_eq!(identity("500:600"), Identity { uid: 500, gid: 600, groups: vec![600], home: "/".into() });
         assert_eq!(identity("500").gid, 0);
         // A name that looks like a number wins over the number, as in Docker.
         assert_eq!(identity("12").uid, 77);
@@ -125,7 +130,7 @@ mod tests {
     #[test]
     fn extra_groups_are_added_once() {
         let extra = ["video".to_owned(), "99".to_owned()];
-        assert_eq!(resolve("web", &extra, PASSWD, GROUP).unwrap().groups, vec![4, 44, 99]);
+        assert_eq!(resolve("web", &extra, PASSWD, GROUP).unwrap().groups, vec![4, 34, 44, 99]);
     }
 
     #[test]

@@ -55,11 +55,11 @@ impl Confinement {
         Ok(Self { wanted, last, filter, limits, no_new_privileges, warnings })
     }
 
-    /// The part that needs rights on the host: limits and the score for the killer of processes.
+    /// The part that needs rights on the host: room for limits and the score for the killer of processes.
     pub(crate) fn apply_from_outside(&self, pid: i32, process: &ProcessPlan) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
         for limit in &self.limits {
-            warnings.extend(limit.apply_to(Pid::from_raw(pid))?.map(|warning| warning.to_string()));
+            warnings.extend(limit.make_room(Pid::from_raw(pid))?.map(|warning| warning.to_string()));
         }
         if let Some(score) = process.oom_score_adj {
             let path = format!("/proc/{pid}/oom_score_adj");
@@ -73,8 +73,13 @@ impl Confinement {
         Ok(warnings)
     }
 
-    /// What comes before the change of user.
+    /// What comes before the change of user. Limits are the last thing before the filter, which may forbid to
+    /// set them: with a few open files, or none, nothing could be received or opened.
     pub(crate) fn apply_privileged(&self, root: bool) -> Result<Sets> {
+        for limit in &self.limits {
+            // What the host does not give was said already.
+            limit.apply()?;
+        }
         if !self.no_new_privileges
             && let Some(filter) = &self.filter
         {

@@ -127,6 +127,7 @@ impl Inside<'_> {
             confinement: self.confinement,
             ends: self.ends,
             terminal: terminal.as_ref().map(AsFd::as_fd),
+            make_folder: true,
         };
         if self.plan.init != InitPlan::Reaper {
             return program.execute();

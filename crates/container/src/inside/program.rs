@@ -24,6 +24,8 @@ pub(crate) struct Program<'a> {
     pub(crate) ends: &'a Ends,
     /// Its terminal, where it has one.
     pub(crate) terminal: Option<BorrowedFd<'a>>,
+    /// Whether a working folder that is not there is made, as Docker does for a container's first process.
+    pub(crate) make_folder: bool,
 }
 
 impl Program<'_> {
@@ -80,7 +82,7 @@ impl Program<'_> {
         }
     }
 
-    /// The working folder is made if the image does not have it, as Docker does. Links of `/proc` that
+    /// Links of `/proc` that
     /// lead to open files instead of paths are not followed: none of them may be the host's.
     fn enter_folder(&self) -> Result<()> {
         let cwd = &self.process.cwd;
@@ -91,7 +93,7 @@ impl Program<'_> {
         let root = rustix::fs::open("/", flags, Mode::empty()).context("open", "/")?;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let folder = match rustix::fs::openat2(&root, cwd.as_str(), flags, Mode::empty(), resolve) {
-            Err(Errno::NOENT) => mounts::make_folder(&root, cwd)?,
+            Err(Errno::NOENT) if self.make_folder => mounts::make_folder(&root, cwd)?,
             found => found.context("chdir", cwd)?,
         };
         rustix::process::fchdir(&folder).context("chdir", cwd)

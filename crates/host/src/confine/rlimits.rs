@@ -123,8 +123,7 @@ impl Prepared {
 
     /// Sets the limit of this process, or what the host allows of it and says so.
     ///
-    /// Best before the process enters a user namespace: only `CAP_SYS_RESOURCE` of the initial
-    /// one raises hard limits.
+    /// Only `CAP_SYS_RESOURCE` of the initial user namespace raises hard limits: see [`Self::make_room`].
     pub fn apply(&self) -> Result<Option<Warning>> {
         self.apply_to(None)
     }
@@ -143,6 +142,15 @@ impl Prepared {
             }
             Err(source) => Err(self.failed(source)),
         }
+    }
+
+    /// Only raises another process' hard limit to this one's, so that the process can [`Self::apply`] it
+    /// itself: lowered from outside it would hinder what is still to be done.
+    pub fn make_room(&self, process: Option<Pid>) -> Result<Option<Warning>> {
+        if self.current_hard(process)? >= self.hard {
+            return Ok(None);
+        }
+        Self { soft: self.hard, ..*self }.apply_to(process)
     }
 
     fn set(&self, process: Option<Pid>) -> rustix::io::Result<()> {
@@ -206,6 +214,9 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
         let lower = prepare_one(&limit("nofile", 64, 128)).unwrap();
+        assert_eq!(lower.make_room(pid).unwrap(), None);
+        let before = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+        assert!(!before.contains(" 128 "), "{before}");
         let set = lower.apply_to(pid);
         let read = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
         // Above fs.nr_open no capability helps, so that this is refused on every host.
