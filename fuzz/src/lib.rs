@@ -37,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "layer", run: archive::layer, seeds: seeds::layers },
     Target { name: "registry", run: registry, seeds: seeds::registries },
     Target { name: "image-archive", run: archive::image, seeds: seeds::images },
+    Target { name: "dns-query", run: dns_query, seeds: seeds::dns_queries },
 ];
 
 /// Runs one target by name, for the wrappers of cargo-fuzz.
@@ -125,4 +126,19 @@ pub fn task_frame(data: &[u8]) {
         }
         while let Ok(Some(_)) = reader.pop::<insula_proto::Request>() {}
     }
+}
+
+/// What a container may send to its name server, and what a resolver may answer. A reply fits where the query
+/// came from.
+pub fn dns_query(data: &[u8]) {
+    use insula_network::names::{Answer, Directory, Transport, answer, failure, relates};
+    let (directory, container) = (Directory::default(), insula_base::ContainerId::random());
+    for transport in [Transport::Udp, Transport::Tcp] {
+        if let Answer::Reply(reply) = answer(data, &directory.view(&container), transport, 1) {
+            assert!(transport == Transport::Tcp || reply.len() <= 1232, "a reply of {} bytes", reply.len());
+        }
+    }
+    let _ = failure(data);
+    let (query, reply) = data.split_at(data.len() / 2);
+    let _ = relates(query, reply);
 }

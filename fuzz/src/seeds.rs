@@ -128,3 +128,14 @@ pub(crate) fn images() -> Vec<Vec<u8>> {
     put(&mut archive, tar::EntryType::Regular, "l.tar", "", &layer);
     vec![archive.into_inner().unwrap_or_default()]
 }
+
+pub(crate) fn dns_queries() -> Vec<Vec<u8>> {
+    let header = [0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    let question = |name: &[u8], kind: u8| [&header[..], name, &[0, 0, kind, 0, 1]].concat();
+    let reverse = question(b"\x012\x010\x019\x0210\x07in-addr\x04arpa", 12);
+    // With an OPT record that takes 4096 bytes.
+    let mut wide = question(b"\x03web\x04blue", 1);
+    wide[11] = 1;
+    wide.extend([0, 0, 41, 0x10, 0, 0, 0, 0, 0, 0, 0]);
+    vec![question(b"\x03web", 1), question(b"\x07example\x03org", 28), reverse, wide]
+}

@@ -187,3 +187,44 @@ fn networks_of_users_come_and_go() {
     daemon.insula(&["network", "prune", "-f"]).shows(&["Deleted Networks:", "blue", "red"]);
     assert_eq!(daemon.insula(&["network", "ls", "-q", "-f", "type=custom"]).ok(), "");
 }
+
+#[test]
+fn names_lead_to_containers() {
+    let mut daemon = daemon!();
+    daemon.insula(&["network", "create", "blue"]).ok();
+    let folder = daemon.folder();
+    std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let mount = format!("{}:/shared", folder.display());
+    let first = daemon.sleeper(&["--network", "blue", "--name", "db", "--network-alias", "sql"]);
+    daemon.sleeper(&["--network", "blue", "--network-alias", "sql"]);
+    let address = daemon.inspect(&first, "/NetworkSettings/Networks/blue/IPAddress");
+    let address = address.as_str().unwrap();
+    let asker = daemon.detached(
+        &["--network", "blue", "--link", "db:store", "-v", &mount],
+        "until [ -e /shared/go ]; do sleep 0.1; done; nslookup db && touch /shared/found; sleep 1000",
+    );
+    let ask = |name: &str| daemon.exec(&asker, &format!("nslookup {name} 127.0.0.11"));
+    for name in ["db", "DB.blue", "store", &first[..12]] {
+        ask(name).shows(&[&format!("Address: {address}")]);
+    }
+    assert_eq!(ask("sql").ok().matches("Name:").count(), 2);
+    ask(address).shows(&["name = db.blue"]);
+    daemon.exec(&asker, "cat /etc/resolv.conf").shows(&["nameserver 127.0.0.11", "ndots:0"]);
+    daemon.insula(&["rename", "db", "oracle"]).ok();
+    ask("oracle").shows(&[address]);
+    daemon.insula(&["rename", "oracle", "db"]).ok();
+
+    // What is asked while there is no daemon is answered by the next one.
+    daemon.kill();
+    std::fs::write(folder.join("go"), "").unwrap();
+    daemon.restart();
+    eventually("the query is answered", || folder.join("found").exists().then_some(()));
+    // A container that comes later into a network with names asks there, too.
+    let late = daemon.sleeper(&[]);
+    daemon.insula(&["network", "connect", "blue", &late]).ok();
+    daemon.exec(&late, "nslookup db").shows(&[address]);
+    // In a closed network nobody is asked about the world.
+    daemon.insula(&["network", "create", "--internal", "closed"]).ok();
+    let outcome = daemon.sh(&["--network", "closed"], "nslookup example.org 127.0.0.11");
+    assert!(outcome.stdout.contains("REFUSED"), "{outcome}");
+}

@@ -15,6 +15,7 @@ mod idmaps;
 pub mod images;
 pub mod logs;
 mod monitor;
+mod names;
 mod networks;
 mod plan;
 mod reconcile;

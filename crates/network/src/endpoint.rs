@@ -6,6 +6,7 @@ use insula_base::{ContainerId, NetworkId};
 use insula_spec::plan::{GatewayPlan, InterfacePlan};
 use serde::{Deserialize, Serialize};
 
+use crate::network::PREDEFINED;
 use crate::{PortRequest, PublishedPort};
 
 /// How a container is connected: Docker's `NetworkMode`.
@@ -105,7 +106,13 @@ impl Endpoint {
         self.attachments.iter().find_map(|attachment| attachment.address)
     }
 
-    /// By the network's name.
+    /// Whether a name server answers in it.
+    #[must_use]
+    pub fn named(&self) -> bool {
+        self.attachments.iter().any(Attachment::named)
+    }
+
+    /// In one network.
     #[must_use]
     pub fn attachment(&self, network: &NetworkId) -> Option<&Attachment> {
         self.attachments.iter().find(|attachment| attachment.network == *network)
@@ -172,6 +179,12 @@ pub struct Attachment {
 impl Attachment {
     fn is_on(&self, interface: &str) -> bool {
         self.interface.as_ref().is_some_and(|plan| plan.name == interface)
+    }
+
+    /// Whether its network has names: every one but the predefined.
+    #[must_use]
+    pub fn named(&self) -> bool {
+        self.address.is_some() && !PREDEFINED.contains(&self.network_name.as_str())
     }
 
     /// Every address.

@@ -72,6 +72,28 @@ pub fn resolv_conf(host: &str, dns: &Dns, shares_host: bool) -> String {
     text
 }
 
+/// resolv.conf of a container whose name server is the daemon's. A plain name is asked for as it is first,
+/// so that it is not looked for elsewhere before it is found among the containers.
+#[must_use]
+pub fn resolv_conf_named(host: &str, dns: &Dns) -> String {
+    let servers = vec![IpAddr::V4(insula_host::resolver::ADDRESS)];
+    let mut options = if dns.options.is_empty() {
+        parse(host).options.into_iter().map(str::to_owned).collect()
+    } else {
+        dns.options.clone()
+    };
+    if !options.iter().any(|option| option.starts_with("ndots:")) {
+        options.push("ndots:0".to_owned());
+    }
+    resolv_conf(host, &Dns { servers, search: dns.search.clone(), options }, false)
+}
+
+/// The name servers of a resolv.conf, without those of a link.
+#[must_use]
+pub(crate) fn servers(text: &str) -> Vec<IpAddr> {
+    parse(text).servers.iter().filter_map(|server| server.parse().ok()).collect()
+}
+
 /// The container's hosts file: loopback, then `extra` (`--add-host`), then its own addresses.
 #[must_use]
 pub fn hosts(addresses: &[IpAddr], hostname: &str, domain: &str, extra: &[(String, IpAddr)]) -> String {
@@ -190,6 +212,17 @@ mod tests {
             resolv_conf(&host, &Dns::default(), false),
             "nameserver 8.8.8.8\nnameserver 8.8.4.4\nsearch c\n"
         );
+    }
+
+    #[test]
+    fn a_named_container_asks_the_daemon() {
+        let text = resolv_conf_named(HOST, &Dns::default());
+        assert_eq!(
+            text,
+            "nameserver 127.0.0.11\nsearch corp.example example\noptions edns0 trust-ad ndots:0\n"
+        );
+        let dns = Dns { options: vec!["ndots:3".to_owned()], ..Dns::default() };
+        assert!(resolv_conf_named("", &dns).ends_with("options ndots:3\n"));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod endpoint;
 mod error;
 pub mod files;
+pub mod names;
 mod network;
 mod networks;
 mod pool;

@@ -30,6 +30,8 @@ pub(crate) struct State {
     row: Arc<Row>,
     /// The monitor, while there is a sandbox.
     pub(crate) task: Option<Arc<Task>>,
+    /// Answers its queries for names.
+    pub(crate) names: Option<crate::names::Serving>,
     pub(crate) paused: bool,
     pub(crate) oom: bool,
     /// Of one that runs and is probed.
@@ -66,6 +68,7 @@ impl Container {
             state: Mutex::new(State {
                 row: Arc::new(row),
                 task: None,
+                names: None,
                 paused: false,
                 oom: false,
                 health: None,

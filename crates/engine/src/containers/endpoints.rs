@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use insula_base::Kinded;
 use insula_models::{EndpointSettings, HostConfig, Labels, NetworkConnectRequest, NetworkDisconnectRequest};
-use insula_network::{ConnectRequest, EndpointRequest, Error as NetworkError, Mode, Network};
+use insula_network::{ConnectRequest, EndpointRequest, Error as NetworkError, Mode, Network, files};
 use insula_proto::{Call, Rewire};
 use insula_spec::plan::NetworkChange;
 
 use super::container::Container;
 use super::row::Row;
+use super::start::dns;
 use super::{check, ports};
 use crate::events::EventType;
 use crate::{Engine, Error, Result};
@@ -142,6 +143,7 @@ impl Engine {
                 return Err(error);
             }
             self.sandbox(&row).change_lines("hosts", &lines, &[])?;
+            self.lead_to_names(&container, &row)?;
         }
         let row = container.change(self.store(), |row| {
             row.complete_endpoints();
@@ -149,6 +151,19 @@ impl Engine {
         })?;
         if row.running() {
             self.publish_network(&network, "connect", &[("container", row.id.as_str())]);
+        }
+        Ok(())
+    }
+
+    /// A container that comes into its first network with names asks the daemon from now on.
+    fn lead_to_names(&self, container: &Arc<Container>, row: &Row) -> Result<()> {
+        let first = container.state().names.is_none();
+        if first && self.networks().names().has_names(&row.id) {
+            let (host, dns) = (files::host_resolv_conf(), dns(row)?);
+            let before = files::resolv_conf(&host, &dns, false);
+            let after = files::resolv_conf_named(&host, &dns);
+            self.sandbox(row).replace_text("resolv.conf", &before, &after)?;
+            self.serve_names(container);
         }
         Ok(())
     }

@@ -98,6 +98,7 @@ impl Engine {
         let row = {
             let mut state = container.state();
             state.task = None;
+            state.names = None;
             state.paused = false;
             state.execs.values_mut().for_each(crate::exec::Exec::ended);
             let health = state.health.take();

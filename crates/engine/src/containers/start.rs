@@ -80,7 +80,7 @@ impl Engine {
             names: &names,
             cgroup,
             interfaces: endpoint.interfaces(),
-            resolver: false,
+            resolver: endpoint.named(),
             joined,
             volumes: &self.store().volumes_dir(),
         })?;
@@ -124,6 +124,7 @@ impl Engine {
             state.paused = paused;
             state.oom = false;
         }
+        self.serve_names(container);
         container.tell(|progress| progress.running = true);
         super::life::watch(Arc::downgrade(&self.0), container.clone(), events);
     }
@@ -212,20 +213,21 @@ impl Engine {
             })?;
             extra.push((name, address));
         }
-        let dns = files::Dns {
-            servers: check::dns(&host.dns)?,
-            search: host.dns_search.clone(),
-            options: host.dns_options.clone(),
-        };
+        let dns = dns(row)?;
         let shares_host = host.network_mode == "host";
         extra.extend(self.linked(row)?);
         let addresses: Vec<IpAddr> =
             endpoint.attachments.iter().flat_map(insula_network::Attachment::addresses).collect();
         let config = &row.config;
+        let host_conf = files::host_resolv_conf();
+        let resolv_conf = match endpoint.named() {
+            true => files::resolv_conf_named(&host_conf, &dns),
+            false => files::resolv_conf(&host_conf, &dns, shares_host),
+        };
         // The container's root may write to them.
         let owner = self.ids_of(row).map_or(0, |ids| ids.first);
         for (name, text) in [
-            ("resolv.conf", files::resolv_conf(&files::host_resolv_conf(), &dns, shares_host)),
+            ("resolv.conf", resolv_conf),
             ("hosts", files::hosts(&addresses, &config.hostname, &config.domainname, &extra)),
             ("hostname", files::hostname(&config.hostname)),
         ] {
@@ -233,6 +235,15 @@ impl Engine {
         }
         Ok(sandbox.path().to_owned())
     }
+}
+
+/// What the user says about names.
+pub(super) fn dns(row: &Row) -> Result<files::Dns> {
+    Ok(files::Dns {
+        servers: check::dns(&row.host.dns)?,
+        search: row.host.dns_search.clone(),
+        options: row.host.dns_options.clone(),
+    })
 }
 
 /// A monitor's time.

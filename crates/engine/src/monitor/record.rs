@@ -82,9 +82,24 @@ impl SandboxFolder {
         Ok(())
     }
 
-    /// Adds lines to a file that the container sees, and takes lines out. It stays the same file, since that
-    /// is what is mounted; what the container has made of it stays as well.
+    /// Adds lines to a file that the container sees, and takes lines out; what the container has made of it
+    /// otherwise stays.
     pub(crate) fn change_lines(&self, name: &str, come: &[String], go: &[String]) -> Result<()> {
+        self.change(name, |text| {
+            let mut lines: Vec<&str> =
+                text.lines().filter(|line| !go.iter().any(|gone| gone == line)).collect();
+            lines.extend(come.iter().map(String::as_str));
+            Some(format!("{}\n", lines.join("\n")))
+        })
+    }
+
+    /// Gives a file that the container sees another text, unless the container has done so already.
+    pub(crate) fn replace_text(&self, name: &str, before: &str, after: &str) -> Result<()> {
+        self.change(name, |text| (text == before).then(|| after.to_owned()))
+    }
+
+    /// It stays the same file, since that is what is mounted.
+    fn change(&self, name: &str, change: impl FnOnce(&str) -> Option<String>) -> Result<()> {
         /// What a container may have made of it.
         const LARGEST: u64 = 1 << 20;
         let path = self.0.join(name);
@@ -95,11 +110,7 @@ impl SandboxFolder {
             .map_err(|e| Error::io("open", &path, e))?;
         let mut text = Vec::new();
         (&file).take(LARGEST).read_to_end(&mut text).map_err(|e| Error::io("read", &path, e))?;
-        let text = String::from_utf8_lossy(&text);
-        let mut lines: Vec<&str> = text.lines().filter(|line| !go.iter().any(|gone| gone == line)).collect();
-        lines.extend(come.iter().map(String::as_str));
-        let mut text = lines.join("\n");
-        text.push('\n');
+        let Some(text) = change(&String::from_utf8_lossy(&text)) else { return Ok(()) };
         file.set_len(0).map_err(|e| Error::io("truncate", &path, e))?;
         file.rewind().map_err(|e| Error::io("seek", &path, e))?;
         file.write_all(text.as_bytes()).map_err(|e| Error::io("write", &path, e))

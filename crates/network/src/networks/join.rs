@@ -40,6 +40,7 @@ impl Networks {
             self.withdraw(inner, &request.container)?;
             return Err(error);
         }
+        self.names.put(&endpoint);
         Ok(endpoint)
     }
 
@@ -64,6 +65,7 @@ impl Networks {
             rows::write(transaction, &endpoint)
         })?;
         self.republish(&mut inner, &before, &endpoint)?;
+        self.names.put(&endpoint);
         let name =
             endpoint.attachments.last().and_then(|last| last.interface.as_ref()).map(|plan| &plan.name);
         let plug = endpoint.interfaces().into_iter().filter(|plan| Some(&plan.name) == name).collect();
@@ -95,6 +97,7 @@ impl Networks {
             rows::write(transaction, &endpoint)
         })?;
         self.republish(&mut inner, &before, &endpoint)?;
+        self.names.put(&endpoint);
         let change = NetworkChange {
             unplug: gone.interface.into_iter().map(|plan| plan.name).collect(),
             plug: Vec::new(),
@@ -109,7 +112,10 @@ impl Networks {
         let _inner = self.lock();
         match self.endpoint(container)? {
             Some(endpoint) => {
-                rows::replace(self.store.state(), &Endpoint { name: name.to_owned(), ..endpoint })
+                let endpoint = Endpoint { name: name.to_owned(), ..endpoint };
+                rows::replace(self.store.state(), &endpoint)?;
+                self.names.put(&endpoint);
+                Ok(())
             }
             None => Ok(()),
         }

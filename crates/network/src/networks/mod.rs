@@ -19,6 +19,7 @@ use insula_host::firewall::{self, Firewall};
 use insula_host::netlink::Routes;
 use insula_store::Store;
 
+use crate::names::Directory;
 use crate::network::BridgeNetwork;
 use crate::reserve::{Reservation, reserve, reserve_again};
 use crate::{Attachment, Endpoint, EndpointRequest, Error, Mode, Network, Pool, PublishedPort, Subnet};
@@ -47,6 +48,7 @@ pub struct Networks {
     /// What names of bridges begin with.
     links: String,
     inner: Mutex<Inner>,
+    names: Directory,
 }
 
 #[derive(Debug)]
@@ -70,7 +72,17 @@ impl Networks {
         }
         let inner = Mutex::new(Inner { routes, networks, reserved: HashMap::new() });
         let links = instance.tag().map_or_else(|| "insula".to_owned(), |tag| format!("in-{tag}"));
-        Ok(Self { store, firewall: Firewall::open(instance.table())?, options, links, inner })
+        let names = Directory::default();
+        for endpoint in rows::endpoints(store.state())? {
+            names.put(&endpoint);
+        }
+        Ok(Self { store, firewall: Firewall::open(instance.table())?, options, links, inner, names })
+    }
+
+    /// Who is called what.
+    #[must_use]
+    pub fn names(&self) -> &Directory {
+        &self.names
     }
 
     /// Every network.
@@ -122,6 +134,7 @@ impl Networks {
             self.endpoints()?.into_iter().partition(|endpoint| live.contains(&endpoint.container));
         for endpoint in &dead {
             rows::forget(self.store.state(), endpoint, &inner.networks)?;
+            self.names.remove(&endpoint.container);
         }
         rows::free_orphans(self.store.state(), &inner.networks, &kept)?;
         let mut warnings = Vec::new();
@@ -219,6 +232,7 @@ impl Networks {
             self.firewall.remove(&forwards)?;
         }
         inner.reserved.remove(container);
+        self.names.remove(container);
         rows::forget(self.store.state(), &endpoint, &inner.networks)
     }
 }
