@@ -34,6 +34,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "takeover", run: takeover, seeds: seeds::takeovers },
     Target { name: "seccomp-profile", run: seccomp_profile, seeds: seeds::seccomp_profiles },
     Target { name: "task-frame", run: task_frame, seeds: seeds::task_frames },
+    Target { name: "log-entry", run: log_entry, seeds: seeds::log_entries },
     Target { name: "layer", run: archive::layer, seeds: seeds::layers },
     Target { name: "registry", run: registry, seeds: seeds::registries },
     Target { name: "image-archive", run: archive::image, seeds: seeds::images },
@@ -114,6 +115,21 @@ pub fn seccomp_profile(data: &[u8]) {
     if let Ok(document) = serde_json::from_slice(data) {
         let _ =
             insula_host::confine::seccomp::compile(&document, insula_host::confine::capabilities::Set::EMPTY);
+    }
+}
+
+/// Files of the log driver `local`. A record that is read is written in a form that is read.
+pub fn log_entry(data: &[u8]) {
+    let mut rest = data;
+    while let Ok(Some((entry, used))) = insula_proto::LogEntry::split_from(rest) {
+        let mut written = Vec::new();
+        entry.append_to(&mut written);
+        // An empty one has no length to be told by.
+        if written.len() > 8 {
+            let again = insula_proto::LogEntry::split_from(&written);
+            assert_eq!(again, Ok(Some((entry, written.len()))));
+        }
+        rest = &rest[used..];
     }
 }
 

@@ -80,6 +80,20 @@ pub(crate) fn seccomp_profiles() -> Vec<Vec<u8>> {
     ])
 }
 
+pub(crate) fn log_entries() -> Vec<Vec<u8>> {
+    let part = insula_proto::PartialLogEntry { last: true, id: "ab".into(), ordinal: 2 };
+    let entry = insula_proto::LogEntry {
+        source: "stdout".into(),
+        time_nano: 1,
+        line: b"hi".to_vec(),
+        partial: true,
+        partial_log_metadata: Some(part),
+    };
+    let mut one = Vec::new();
+    entry.append_to(&mut one);
+    vec![[one.clone(), one.clone()].concat(), one]
+}
+
 pub(crate) fn task_frames() -> Vec<Vec<u8>> {
     let signal = Request { id: 7, call: Some(Call::Signal(Signal { signal: 9, ..Signal::default() })) };
     let one = insula_proto::encode(&signal);

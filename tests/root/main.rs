@@ -11,6 +11,7 @@ mod idmaps;
 mod images;
 mod lifecycle;
 mod limits;
+mod logs;
 mod network;
 mod process;
 mod restart;

@@ -122,7 +122,13 @@ impl Session {
             },
             sysctls: Default::default(),
             stdio: StdioPlan::default(),
-            log: LogPlan::JsonFile { path: self.path("log"), max_size: 0, max_files: 1 },
+            log: LogPlan::JsonFile {
+                path: self.path("log"),
+                max_size: 0,
+                max_files: 1,
+                compress: false,
+                attributes: Default::default(),
+            },
         }
     }
 

@@ -83,7 +83,7 @@ impl Engine {
                 volume: vec!["local".to_owned()],
                 network: ["bridge", "host", "null"].map(str::to_owned).to_vec(),
                 authorization: Vec::new(),
-                log: ["json-file", "none"].map(str::to_owned).to_vec(),
+                log: crate::plan::log::DRIVERS.map(str::to_owned).to_vec(),
             },
             memory_limit: groups.memory,
             swap_limit: groups.swap,

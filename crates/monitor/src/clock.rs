@@ -24,6 +24,24 @@ pub(crate) fn rfc3339(at: i64) -> String {
     text
 }
 
+/// RFC 3339 with microseconds, whatever they are.
+pub(crate) fn rfc3339_micro(at: i64) -> String {
+    let whole = rfc3339(at.div_euclid(1_000_000_000) * 1_000_000_000);
+    format!("{}.{:06}Z", whole.trim_end_matches('Z'), at.rem_euclid(1_000_000_000) / 1000)
+}
+
+/// `Jan  2 15:04:05`, as RFC 3164 section 4.1.2 has it.
+pub(crate) fn stamp(at: i64) -> String {
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let seconds = at.div_euclid(1_000_000_000);
+    let (_, month, day) = civil(seconds.div_euclid(86400));
+    let time = seconds.rem_euclid(86400);
+    // A month is 1 to 12.
+    let month = MONTHS[(month - 1) as usize % 12];
+    format!("{month} {day:>2} {:02}:{:02}:{:02}", time / 3600, time / 60 % 60, time % 60)
+}
+
 /// Year, month and day of a day counted from 1970-01-01, proleptic Gregorian calendar. Years are
 /// counted from March, so that the leap day is the last one of its year.
 fn civil(days: i64) -> (i64, i64, i64) {

@@ -86,16 +86,18 @@ impl<S: Sandbox> Monitor<S> {
     pub fn run(mut self) -> Result<()> {
         let mut quiet = false;
         while !self.done() {
-            if quiet {
+            let work = self.processes.iter_mut().filter_map(|process| process.streams.work()).min();
+            if quiet && work.is_none() {
                 self.trim();
             }
-            let ready = self.poll.wait(match (self.phase, quiet) {
+            let ready = self.poll.wait(match (self.phase, work, quiet) {
                 // A spare is kept warm.
-                (Phase::Empty, _) => Patience::Ready,
-                (_, true) => Patience::Endless,
-                (_, false) => Patience::Some(QUIET),
+                (Phase::Empty, ..) => Patience::Ready,
+                (_, Some(soon), _) => Patience::Some(soon),
+                (_, None, true) => Patience::Endless,
+                (_, None, false) => Patience::Some(QUIET),
             })?;
-            quiet = ready.is_empty();
+            quiet = ready.is_empty() && work.is_none();
             for event in ready {
                 // Something earlier in the batch may have removed it.
                 if let Some(place) = self.poll.place(event.token)

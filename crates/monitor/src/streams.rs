@@ -146,6 +146,11 @@ impl ProcessStreams {
         }
     }
 
+    /// Does a piece of what the log has left to do; when to come back for more, if ever.
+    pub(crate) fn work(&mut self) -> Option<std::time::Duration> {
+        self.log.as_mut().and_then(Log::work)
+    }
+
     fn read_output(&mut self, poll: &mut Poll, token: Token) -> Result<()> {
         let Some(at) = self.outputs.iter().position(|output| output.token == Some(token)) else {
             return Ok(());

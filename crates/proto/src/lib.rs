@@ -12,9 +12,11 @@
 //! Evolution: tags are never used again for something else; a new call that an old monitor does not
 //! know arrives there as a request without a call and is answered `Unsupported`.
 
+mod entry;
 mod frame;
 mod message;
 
+pub use entry::{Damaged, LogEntry, MAX_ENTRY, PartialLogEntry};
 pub use frame::{FrameError, FrameReader, MAX_DESCRIPTORS, MAX_FRAME, encode};
 pub use message::*;
 

@@ -7,6 +7,7 @@
 //! paths of the host are used as they are and come from the daemon only.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use insula_base::ContainerId;
@@ -405,5 +406,65 @@ pub enum LogPlan {
         max_size: u64,
         /// Files kept, the current one included; at least 1.
         max_files: u32,
+        /// Those that are not written any more are compressed.
+        #[serde(default)]
+        compress: bool,
+        /// `attrs` of every record.
+        #[serde(default)]
+        attributes: BTreeMap<String, String>,
     },
+    /// Docker's local: messages with their length before and behind.
+    Local {
+        path: PathBuf,
+        max_size: u64,
+        max_files: u32,
+        compress: bool,
+    },
+    /// Messages to a receiver of syslog.
+    Syslog {
+        syslog: SyslogPlan,
+        /// What is kept to be read again.
+        cache: Option<Box<LogPlan>>,
+    },
+    /// Entries of systemd's journal.
+    Journald {
+        /// Of every entry; names in upper case.
+        fields: BTreeMap<String, String>,
+        cache: Option<Box<LogPlan>>,
+    },
+}
+
+/// Messages of syslog.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyslogPlan {
+    pub address: SyslogAddress,
+    /// 0 to 23, RFC 5424 section 6.2.1.
+    pub facility: u8,
+    pub format: SyslogFormat,
+    pub tag: String,
+    pub hostname: String,
+    /// Seconds east of UTC, for formats without a zone.
+    pub utc_offset: i32,
+}
+
+/// Where messages go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "type")]
+pub enum SyslogAddress {
+    Unixgram { path: PathBuf },
+    Unix { path: PathBuf },
+    Udp { address: SocketAddr },
+    Tcp { address: SocketAddr },
+}
+
+/// How messages are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SyslogFormat {
+    /// RFC 3164 without the host's name, as local receivers expect it.
+    Local,
+    Rfc3164,
+    Rfc5424,
+    /// With microseconds.
+    Rfc5424Micro,
 }

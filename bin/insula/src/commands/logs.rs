@@ -15,6 +15,9 @@ use crate::streams::Show;
   insula logs -f web
   insula logs --since 10m --tail 100 -t db")]
 pub(crate) struct LogsArgs {
+    /// What was noted of each line: labels, variables, tag (--log-opt)
+    #[arg(long)]
+    details: bool,
     /// Go on as more is written
     #[arg(short, long)]
     follow: bool,
@@ -39,6 +42,7 @@ impl Run for LogsArgs {
         let options = LogsOptions {
             follow: self.follow,
             timestamps: self.timestamps,
+            details: self.details,
             stdout: true,
             stderr: true,
             since: ago::moment(&self.since)?,

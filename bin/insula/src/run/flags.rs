@@ -52,7 +52,7 @@ pub(crate) struct CreateFlags {
     /// Read labels from a file
     #[arg(long, value_name = "FILE")]
     pub(crate) label_file: Vec<String>,
-    /// Where output is kept: json-file, none
+    /// Where output goes: json-file, local, syslog, journald, none
     #[arg(long, value_name = "DRIVER")]
     pub(crate) log_driver: Option<String>,
     /// Option of the log driver: max-size=10m, max-file=3

@@ -58,36 +58,64 @@ async fn logs(
     let source = api.engine.log_source(&id)?;
     let framing = Framing::of_tty(source.tty);
     let log = api.engine.open_log(source, options).await?;
-    let timestamps = params.flag("timestamps");
-    let body = stream::chunks(log, move |log| next_lines(log, framing, timestamps));
+    let show = Show { framing, timestamps: params.flag("timestamps"), details: params.flag("details") };
+    let body = stream::chunks(log, move |log| next_lines(log, show));
     let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, framing.content_type(version));
     Ok(response)
 }
 
-async fn next_lines(mut log: LogStream, framing: Framing, timestamps: bool) -> Option<(Bytes, LogStream)> {
+/// How lines are written.
+#[derive(Clone, Copy)]
+struct Show {
+    framing: Framing,
+    timestamps: bool,
+    details: bool,
+}
+
+async fn next_lines(mut log: LogStream, show: Show) -> Option<(Bytes, LogStream)> {
     let mut bytes = Vec::new();
     match log.next().await? {
-        Ok(lines) => lines.iter().for_each(|line| write_line(&mut bytes, line, framing, timestamps)),
-        Err(error) => bytes = hijack::failure(framing, &format!("reading the log: {error}")),
+        Ok(lines) => lines.iter().for_each(|line| write_line(&mut bytes, line, show)),
+        Err(error) => bytes = hijack::failure(show.framing, &format!("reading the log: {error}")),
     }
     Some((bytes.into(), log))
 }
 
-fn write_line(out: &mut Vec<u8>, line: &LogLine, framing: Framing, timestamps: bool) {
+fn write_line(out: &mut Vec<u8>, line: &LogLine, show: Show) {
     // Nine digits always, as Docker prints them.
-    let stamp = if timestamps { format!("{:.9} ", line.time) } else { String::new() };
-    if framing == Framing::Multiplexed {
+    let mut before = if show.timestamps { format!("{:.9} ", line.time) } else { String::new() };
+    if show.details {
+        let pairs = line.attributes.iter().map(|(name, value)| format!("{}={}", escape(name), escape(value)));
+        before.push_str(&pairs.collect::<Vec<_>>().join(","));
+        before.push(' ');
+    }
+    if show.framing == Framing::Multiplexed {
         let number = match line.stream {
             Stream::Stdout => 1,
             Stream::Stderr => 2,
         };
-        let length = u32::try_from(stamp.len() + line.bytes.len()).unwrap_or(u32::MAX);
+        let length = u32::try_from(before.len() + line.bytes.len()).unwrap_or(u32::MAX);
         out.extend_from_slice(&[number, 0, 0, 0]);
         out.extend_from_slice(&length.to_be_bytes());
     }
-    out.extend_from_slice(stamp.as_bytes());
+    out.extend_from_slice(before.as_bytes());
     out.extend_from_slice(&line.bytes);
+}
+
+/// As Go's `url.QueryEscape`.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                escaped.push(char::from(byte))
+            }
+            b' ' => escaped.push('+'),
+            _ => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    escaped
 }
 
 async fn attach(

@@ -42,6 +42,8 @@ pub struct AttachOptions {
 pub struct LogsOptions {
     pub follow: bool,
     pub timestamps: bool,
+    /// What the log driver noted of each line.
+    pub details: bool,
     pub stdout: bool,
     pub stderr: bool,
     /// Unix time, with a fraction if any.
@@ -155,6 +157,7 @@ impl Client {
             .with_flag("stderr", options.stderr)
             .with_flag("follow", options.follow)
             .with_flag("timestamps", options.timestamps)
+            .with_flag("details", options.details)
             .with_text("since", &options.since)
             .with_text("until", &options.until)
             .with_text("tail", &options.tail);

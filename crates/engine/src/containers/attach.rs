@@ -80,9 +80,9 @@ impl Engine {
         socket: std::io::Result<OwnedFd>,
     ) -> Result<()> {
         let source = self.log_source(reference)?;
-        let (Some(path), Ok(socket)) = (source.path, socket) else { return Ok(()) };
+        let (Some((path, format)), Ok(socket)) = (source.file, socket) else { return Ok(()) };
         let wanted = LogOptions { stdout: options.stdout, stderr: options.stderr, ..LogOptions::default() };
-        let mut log = LogStream::open(&path, wanted, Box::pin(std::future::ready(())))
+        let mut log = LogStream::open(&path, format, wanted, Box::pin(std::future::ready(())))
             .await
             .map_err(|e| Error::io("read", &path, e))?;
         let mut socket = UnixStream::from(socket);

@@ -3,6 +3,7 @@
 use insula_spec::plan::LogPlan;
 
 use super::{ContainerFiles, ContainerMount, LogSource};
+use crate::logs::LogFormat;
 use crate::{Engine, Result, plan};
 
 impl Engine {
@@ -11,16 +12,18 @@ impl Engine {
         let container = self.find(reference)?;
         let row = container.row();
         let logs = self.store().container_dir(&row.id).logs();
-        let path = match plan::log::plan(&row.host.log_config, &logs)? {
-            LogPlan::JsonFile { path, .. } => Some(path),
-            LogPlan::None => None,
+        let log = plan::log::plan(&row.host.log_config, &logs, &plan::log::Subject::of(&row))?;
+        let file = match plan::log::readable(&log) {
+            Some(LogPlan::JsonFile { path, .. }) => Some((path.clone(), LogFormat::Json)),
+            Some(LogPlan::Local { path, .. }) => Some((path.clone(), LogFormat::Local)),
+            _ => None,
         };
         let mut progress = container.subscribe();
         let ended = Box::pin(async move {
             // It ends with the engine too.
             let _ = progress.wait_for(|progress| !progress.running).await;
         });
-        Ok(LogSource { id: row.id.clone(), tty: row.config.tty, path, ended })
+        Ok(LogSource { id: row.id.clone(), tty: row.config.tty, file, ended })
     }
 
     /// Where the container's files are.

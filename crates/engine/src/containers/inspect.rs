@@ -33,9 +33,11 @@ impl Engine {
             None => String::new(),
         };
         let mut words = command(&row.config).map(str::to_owned);
-        let log_path = match plan::log::plan(&row.host.log_config, &folder.logs())? {
+        let log = plan::log::plan(&row.host.log_config, &folder.logs(), &plan::log::Subject::of(&row))?;
+        let log_path = match log {
             LogPlan::JsonFile { path, .. } => path.to_string_lossy().into_owned(),
-            LogPlan::None => String::new(),
+            // Docker names the files of json-file alone.
+            _ => String::new(),
         };
         let mut inspect = ContainerInspect {
             id: row.id.to_string(),

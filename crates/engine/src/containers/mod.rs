@@ -42,7 +42,7 @@ pub use self::stats::StatsSampler;
 pub use self::wait::ContainerWait;
 use crate::events::EventType;
 use crate::filters::Filters;
-use crate::logs::Ended;
+use crate::logs::{Ended, LogFormat};
 use crate::{Engine, Error, Result};
 
 /// Whether a request changed something; Docker answers 304 when not.
@@ -132,15 +132,15 @@ pub struct AttachTarget {
 pub struct LogSource {
     pub id: ContainerId,
     pub tty: bool,
-    /// `None` for the driver `none`.
-    pub path: Option<PathBuf>,
+    /// `None` for the driver `none`, and for others that keep nothing here.
+    pub file: Option<(PathBuf, LogFormat)>,
     /// Resolves when it does not run.
     pub ended: Ended,
 }
 
 impl std::fmt::Debug for LogSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LogSource").field("id", &self.id).field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("LogSource").field("id", &self.id).field("file", &self.file).finish_non_exhaustive()
     }
 }
 

@@ -1,26 +1,33 @@
-//! Docker's json-file format on disk: `NAME` is the current file, `NAME.1` the one before it and
-//! so on; each line is an object with `log`, `stream` and `time`. Files are written by the monitor,
-//! which may write and rotate while they are read.
+//! Logs on disk: `NAME` is the current file, `NAME.1` the one before it and so on; older ones may be
+//! compressed, `NAME.2.gz`. Files are written by the monitor, which may write, rotate and compress
+//! while they are read.
 //!
-//! A record is complete once its newline is there. What is no record (a disk that was full, a file
-//! edited by hand) is passed over.
+//! What is no record (a disk that was full, a file edited by hand) is passed over.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use flate2::read::GzDecoder;
 use jiff::Timestamp;
-use serde::Deserialize;
 
-/// Bytes read at once.
-const BLOCK: usize = 64 << 10;
-/// A longer line is no record of ours: the monitor splits output after 16 KiB, which JSON's escapes
-/// make six times longer at most.
-const LINE_MAX: usize = 1 << 20;
+use super::cursor::{Cursor, Source};
+use super::tail;
+
 /// Rotated files that are looked for.
 const FILES_MAX: u32 = 10_000;
+
+/// How records are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Docker's json-file: each line is an object with `log`, `stream`, `time` and perhaps `attrs`.
+    Json,
+    /// Docker's local: [`insula_proto::LogEntry`].
+    Local,
+}
 
 /// Where a workload wrote to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,40 +43,41 @@ pub struct LogLine {
     pub time: Timestamp,
     /// With the newline, unless the line goes on in the next record.
     pub bytes: Vec<u8>,
+    /// What the driver noted of it.
+    pub attributes: BTreeMap<String, String>,
 }
 
 /// Reads the records of a log from the oldest file to the newest, and on as they are written.
 #[derive(Debug)]
 pub(super) struct LogFiles {
     path: PathBuf,
+    format: LogFormat,
     /// Files that follow the current one, the next last.
-    later: Vec<File>,
-    current: Option<Cursor>,
+    later: Vec<LogFile>,
+    current: Option<(Identity, Cursor)>,
 }
 
+/// Device and inode; those of the file that it was made of for a compressed one.
+type Identity = (u64, u64);
+
+/// One file of a log.
 #[derive(Debug)]
-struct Cursor {
-    file: File,
-    /// Where the next block is read from.
-    offset: u64,
-    buffer: Vec<u8>,
-    /// Bytes at the beginning of the buffer that were given out.
-    used: usize,
-    /// In the middle of a line that is too long.
-    skipping: bool,
+pub(super) struct LogFile {
+    pub(super) source: Source,
+    identity: Identity,
 }
 
 impl LogFiles {
     /// The log at `path`, from the last `tail` records on, or from the first.
-    pub(super) fn open(path: &Path, tail: Option<u64>) -> io::Result<Self> {
+    pub(super) fn open(path: &Path, format: LogFormat, tail: Option<u64>) -> io::Result<Self> {
         let mut files = open_all(path)?;
-        let mut offset = 0;
+        let mut start = tail::Start::default();
         if let Some(mut wanted) = tail {
             // From the newest file backwards; those before the one where the tail starts are not read.
             let mut first = files.len();
-            for (index, file) in files.iter().enumerate().rev() {
-                let (at, found) = tail_offset(file, wanted)?;
-                (first, offset) = (index, at);
+            for (index, file) in files.iter_mut().enumerate().rev() {
+                let (at, found) = tail::start(&mut file.source, format, wanted)?;
+                (first, start) = (index, at);
                 wanted -= found;
                 if wanted == 0 {
                     break;
@@ -78,23 +86,17 @@ impl LogFiles {
             files.drain(..first);
         }
         files.reverse();
-        let current = files.pop().map(|file| Cursor::at(file, offset));
-        Ok(Self { path: path.to_owned(), later: files, current })
+        let current = files.pop().map(|file| (file.identity, Cursor::at(file.source, format, start)));
+        Ok(Self { path: path.to_owned(), format, later: files, current })
     }
 
     /// The next record that is completely written; `None` when there is none now.
     pub(super) fn next(&mut self) -> io::Result<Option<LogLine>> {
         loop {
-            let Some(cursor) = &mut self.current else {
-                if !self.advance()? {
-                    return Ok(None);
-                }
-                continue;
-            };
-            while let Some(line) = cursor.line()? {
-                if let Some(record) = parse(line) {
-                    return Ok(Some(record));
-                }
+            if let Some((_, cursor)) = &mut self.current
+                && let Some(record) = cursor.record()?
+            {
+                return Ok(Some(record));
             }
             if !self.advance()? {
                 return Ok(None);
@@ -107,13 +109,14 @@ impl LogFiles {
         if self.later.is_empty() {
             self.later = self.newer()?;
             // The current file may have grown between its end and its rotation: it is looked at once more.
-            if !self.later.is_empty() && self.current.as_ref().is_some_and(|cursor| cursor.has_more()) {
+            if !self.later.is_empty() && self.current.as_ref().is_some_and(|(_, cursor)| cursor.has_more()) {
                 return Ok(true);
             }
         }
         match self.later.pop() {
             Some(file) => {
-                self.current = Some(Cursor::at(file, 0));
+                let cursor = Cursor::at(file.source, self.format, tail::Start::default());
+                self.current = Some((file.identity, cursor));
                 Ok(true)
             }
             None => Ok(false),
@@ -122,121 +125,31 @@ impl LogFiles {
 
     /// Files that were begun since the current one, the oldest last. All there are, when the current
     /// one was rotated away while it was read.
-    fn newer(&self) -> io::Result<Vec<File>> {
-        let current = self.current.as_ref().map(|cursor| identity(&cursor.file)).transpose()?;
+    fn newer(&self) -> io::Result<Vec<LogFile>> {
+        let current = self.current.as_ref().map(|(identity, _)| *identity);
         if current.is_some() && identity_of(&self.path)? == current {
             return Ok(Vec::new());
         }
         let mut files = open_all(&self.path)?;
         if let Some(current) = current {
-            let mut known = 0;
-            for (index, file) in files.iter().enumerate() {
-                if identity(file)? == current {
-                    known = index + 1;
-                }
-            }
-            files.drain(..known);
+            let known = files.iter().rposition(|file| file.identity == current);
+            files.drain(..known.map_or(0, |index| index + 1));
         }
         files.reverse();
         Ok(files)
     }
 }
 
-impl Cursor {
-    fn at(file: File, offset: u64) -> Self {
-        Self { file, offset, buffer: Vec::new(), used: 0, skipping: false }
-    }
-
-    fn has_more(&self) -> bool {
-        self.file.metadata().is_ok_and(|meta| meta.len() > self.offset)
-    }
-
-    /// The next complete line without its newline.
-    fn line(&mut self) -> io::Result<Option<&[u8]>> {
-        loop {
-            if let Some(length) = self.buffer[self.used..].iter().position(|byte| *byte == b'\n') {
-                let start = self.used;
-                self.used += length + 1;
-                if std::mem::take(&mut self.skipping) {
-                    continue;
-                }
-                return Ok(Some(&self.buffer[start..start + length]));
-            }
-            self.buffer.drain(..self.used);
-            self.used = 0;
-            if self.buffer.len() > LINE_MAX {
-                self.buffer.clear();
-                self.skipping = true;
-            }
-            let held = self.buffer.len();
-            self.buffer.resize(held + BLOCK, 0);
-            let read = read_at(&self.file, &mut self.buffer[held..], self.offset);
-            let count = *read.as_ref().unwrap_or(&0);
-            self.buffer.truncate(held + count);
-            read?;
-            if count == 0 {
-                if self.file.metadata()?.len() >= self.offset {
-                    return Ok(None);
-                }
-                // Emptied in place, as a log of a single file is when it is full.
-                (self.offset, self.skipping) = (0, false);
-                self.buffer.clear();
-                continue;
-            }
-            self.offset += count as u64;
-        }
-    }
-}
-
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    loop {
-        match file.read_at(buffer, offset) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
-}
-
-/// Where the last `wanted` complete records of a file begin, and how many there are from there on.
-fn tail_offset(file: &File, wanted: u64) -> io::Result<(u64, u64)> {
-    let mut end = file.metadata()?.len();
-    let (mut found, mut seen) = (0, false);
-    let mut block = vec![0; BLOCK];
-    // A record ends with its newline, and the one before it ends just before it begins.
-    while end > 0 {
-        let start = end.saturating_sub(BLOCK as u64);
-        let length = usize::try_from(end - start).unwrap_or(BLOCK);
-        let part = &mut block[..length];
-        file.read_exact_at(part, start)?;
-        for index in (0..part.len()).rev().filter(|index| part[*index] == b'\n') {
-            if seen {
-                found += 1;
-            }
-            if found == wanted {
-                return Ok((start + index as u64 + 1, found));
-            }
-            seen = true;
-        }
-        end = start;
-    }
-    Ok((0, found + u64::from(seen)))
-}
-
-/// Every file of the log, the oldest first. A file that is rotated meanwhile is taken once.
-fn open_all(path: &Path) -> io::Result<Vec<File>> {
-    let mut files = Vec::new();
-    let mut seen = Vec::new();
+/// Every file of the log, the oldest first. A file that is rotated or compressed meanwhile is taken once.
+fn open_all(path: &Path) -> io::Result<Vec<LogFile>> {
+    let mut files: Vec<LogFile> = Vec::new();
+    let mut missing = 0;
     for number in 0..FILES_MAX {
-        match File::open(numbered(path, number)) {
-            Ok(file) => {
-                let identity = identity(&file)?;
-                if !seen.contains(&identity) {
-                    seen.push(identity);
-                    files.push(file);
-                }
-            }
-            // Between two renames of a rotation there is no current file for a moment.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && number == 0 => {}
+        match open_one(path, number) {
+            Ok(file) if files.iter().any(|known| known.identity == file.identity) => {}
+            Ok(file) => files.push(file),
+            // Between two renames of a rotation one of the names is free for a moment.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && missing == 0 => missing += 1,
             Err(error) if error.kind() == io::ErrorKind::NotFound => break,
             Err(error) => return Err(error),
         }
@@ -245,21 +158,41 @@ fn open_all(path: &Path) -> io::Result<Vec<File>> {
     Ok(files)
 }
 
-fn numbered(path: &Path, number: u32) -> PathBuf {
+/// A file by its number, as it was written or compressed.
+fn open_one(path: &Path, number: u32) -> io::Result<LogFile> {
+    match File::open(numbered(path, number, "")) {
+        Ok(file) => {
+            let identity = identity(&file)?;
+            Ok(LogFile { source: Source::Plain { file, offset: 0 }, identity })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && number > 0 => {
+            let file = File::open(numbered(path, number, ".gz"))?;
+            let (device, own) = identity(&file)?;
+            let decoder = GzDecoder::new(file);
+            // The monitor notes which file it was.
+            let inode = decoder.header().and_then(|header| header.extra()?.try_into().ok());
+            let identity = (device, inode.map_or(own, u64::from_le_bytes));
+            Ok(LogFile { source: Source::Compressed(Box::new(decoder)), identity })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn numbered(path: &Path, number: u32, end: &str) -> PathBuf {
     if number == 0 {
         return path.to_owned();
     }
     let mut name = OsString::from(path);
-    name.push(format!(".{number}"));
+    name.push(format!(".{number}{end}"));
     name.into()
 }
 
-fn identity(file: &File) -> io::Result<(u64, u64)> {
+fn identity(file: &File) -> io::Result<Identity> {
     let meta = file.metadata()?;
     Ok((meta.dev(), meta.ino()))
 }
 
-fn identity_of(path: &Path) -> io::Result<Option<(u64, u64)>> {
+fn identity_of(path: &Path) -> io::Result<Option<Identity>> {
     match std::fs::metadata(path) {
         Ok(meta) => Ok(Some((meta.dev(), meta.ino()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -267,24 +200,9 @@ fn identity_of(path: &Path) -> io::Result<Option<(u64, u64)>> {
     }
 }
 
-fn parse(line: &[u8]) -> Option<LogLine> {
-    #[derive(Deserialize)]
-    struct Record {
-        log: String,
-        stream: String,
-        time: Timestamp,
-    }
-    let record: Record = serde_json::from_slice(line).ok()?;
-    let stream = match record.stream.as_str() {
-        "stdout" => Stream::Stdout,
-        "stderr" => Stream::Stderr,
-        _ => return None,
-    };
-    Some(LogLine { stream, time: record.time, bytes: record.log.into_bytes() })
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::cursor::{BLOCK, LINE_MAX};
     use super::*;
     use std::fs::{self, OpenOptions};
     use std::io::Write;
@@ -301,9 +219,9 @@ mod tests {
     fn rotate(path: &Path, files: u32) {
         for number in (0..files).rev() {
             // The first rotations have fewer files.
-            let _ = fs::rename(numbered(path, number), numbered(path, number + 1));
+            let _ = fs::rename(numbered(path, number, ""), numbered(path, number + 1, ""));
         }
-        let _ = fs::remove_file(numbered(path, files));
+        let _ = fs::remove_file(numbered(path, files, ""));
     }
 
     fn rest(log: &mut LogFiles) -> Vec<String> {
@@ -332,14 +250,14 @@ mod tests {
     #[test]
     fn all_files_are_read_in_order() {
         let (_folder, path) = three_files();
-        assert_eq!(rest(&mut LogFiles::open(&path, None).unwrap()), numbers(0..10));
+        assert_eq!(rest(&mut LogFiles::open(&path, LogFormat::Json, None).unwrap()), numbers(0..10));
     }
 
     #[test]
     fn tails_cross_files() {
         let (_folder, path) = three_files();
         for wanted in 0..13 {
-            let mut log = LogFiles::open(&path, Some(wanted)).unwrap();
+            let mut log = LogFiles::open(&path, LogFormat::Json, Some(wanted)).unwrap();
             let first = 10u32.saturating_sub(u32::try_from(wanted).unwrap());
             assert_eq!(rest(&mut log), numbers(first..10), "tail {wanted}");
         }
@@ -353,7 +271,7 @@ mod tests {
         for n in 0..20 {
             append(&path, &record(&format!("{n} {long}\n"), n));
         }
-        let lines = rest(&mut LogFiles::open(&path, Some(7)).unwrap());
+        let lines = rest(&mut LogFiles::open(&path, LogFormat::Json, Some(7)).unwrap());
         assert_eq!(lines.len(), 7);
         assert!(lines[0].starts_with("13 ") && lines[6].starts_with("19 "));
     }
@@ -361,7 +279,7 @@ mod tests {
     #[test]
     fn what_is_written_later_follows_also_after_rotations() {
         let (_folder, path) = three_files();
-        let mut log = LogFiles::open(&path, Some(1)).unwrap();
+        let mut log = LogFiles::open(&path, LogFormat::Json, Some(1)).unwrap();
         assert_eq!(rest(&mut log), numbers(9..10));
         append(&path, &record("10\n", 0));
         rotate(&path, 5);
@@ -379,7 +297,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         append(&path, &record("0\n", 0));
-        let mut log = LogFiles::open(&path, None).unwrap();
+        let mut log = LogFiles::open(&path, LogFormat::Json, None).unwrap();
         assert_eq!(rest(&mut log), numbers(0..1));
         for n in 1..6 {
             rotate(&path, 2);
@@ -393,7 +311,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         append(&path, &record(&"a".repeat(500), 0));
-        let mut log = LogFiles::open(&path, None).unwrap();
+        let mut log = LogFiles::open(&path, LogFormat::Json, None).unwrap();
         assert_eq!(rest(&mut log).len(), 1);
         File::create(&path).unwrap();
         append(&path, &record("1\n", 0));
@@ -407,7 +325,7 @@ mod tests {
         let (whole, part) = (record("0\n", 0), record("1\n", 0));
         append(&path, &whole);
         append(&path, &part[..20]);
-        let mut log = LogFiles::open(&path, None).unwrap();
+        let mut log = LogFiles::open(&path, LogFormat::Json, None).unwrap();
         assert_eq!(rest(&mut log), numbers(0..1));
         append(&path, &part[20..]);
         assert_eq!(rest(&mut log), numbers(1..2));
@@ -421,18 +339,87 @@ mod tests {
         append(&path, &"z".repeat(3 * LINE_MAX));
         append(&path, "\n");
         append(&path, &record("0\n", 0));
-        let mut log = LogFiles::open(&path, None).unwrap();
+        let mut log = LogFiles::open(&path, LogFormat::Json, None).unwrap();
         assert_eq!(rest(&mut log), numbers(0..1));
-        assert!(log.current.unwrap().buffer.capacity() < 2 * (LINE_MAX + 2 * BLOCK));
+        assert!(log.current.unwrap().1.held() < 2 * (LINE_MAX + 2 * BLOCK));
     }
 
     #[test]
     fn a_log_that_is_not_there_yet_is_empty() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        let mut log = LogFiles::open(&path, Some(3)).unwrap();
+        let mut log = LogFiles::open(&path, LogFormat::Json, Some(3)).unwrap();
         assert_eq!(rest(&mut log), numbers(0..0));
         append(&path, &record("0\n", 0));
         assert_eq!(rest(&mut log), numbers(0..1));
+    }
+
+    /// Twelve records of the driver local: three files, the middle one compressed as the monitor does it.
+    fn local_files() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("container.log");
+        for (name, range) in [(".2", 0..4), (".1", 4..8), ("", 8..12)] {
+            let mut bytes = Vec::new();
+            for n in range {
+                let line = format!("{n}").into_bytes();
+                let source = "stdout".to_owned();
+                insula_proto::LogEntry { source, line, time_nano: n, ..Default::default() }
+                    .append_to(&mut bytes);
+            }
+            fs::write(folder.path().join(format!("container.log{name}")), bytes).unwrap();
+        }
+        compress(&path, 1);
+        (folder, path)
+    }
+
+    fn compress(path: &Path, number: u32) {
+        let plain = numbered(path, number, "");
+        let inode = fs::metadata(&plain).unwrap().ino().to_le_bytes().to_vec();
+        let to = File::create(numbered(path, number, ".gz")).unwrap();
+        let mut sink = flate2::GzBuilder::new().extra(inode).write(to, flate2::Compression::fast());
+        sink.write_all(&fs::read(&plain).unwrap()).unwrap();
+        sink.finish().unwrap();
+        fs::remove_file(plain).unwrap();
+    }
+
+    #[test]
+    fn local_logs_are_read_from_any_record_on() {
+        let (_folder, path) = local_files();
+        for tail in 0..14u64 {
+            let mut log = LogFiles::open(&path, LogFormat::Local, Some(tail)).unwrap();
+            let first = 12u32.saturating_sub(tail as u32);
+            assert_eq!(rest(&mut log), numbers(first..12), "{tail}");
+        }
+        assert_eq!(rest(&mut LogFiles::open(&path, LogFormat::Local, None).unwrap()), numbers(0..12));
+    }
+
+    #[test]
+    fn a_file_that_is_compressed_while_it_is_read_is_read_once() {
+        let (_folder, path) = local_files();
+        let mut log = LogFiles::open(&path, LogFormat::Local, None).unwrap();
+        let mut seen: Vec<_> =
+            (0..9).map(|_| String::from_utf8(log.next().unwrap().unwrap().bytes).unwrap()).collect();
+        fs::rename(numbered(&path, 1, ".gz"), numbered(&path, 2, ".gz")).unwrap();
+        fs::remove_file(numbered(&path, 2, "")).unwrap();
+        fs::rename(&path, numbered(&path, 1, "")).unwrap();
+        compress(&path, 1);
+        let mut bytes = Vec::new();
+        let (source, line) = ("stderr".to_owned(), b"12".to_vec());
+        insula_proto::LogEntry { source, line, ..Default::default() }.append_to(&mut bytes);
+        fs::write(&path, bytes).unwrap();
+        seen.extend(rest(&mut log));
+        assert_eq!(seen, numbers(0..13));
+    }
+
+    #[test]
+    fn a_damaged_local_file_is_left_at_its_damage() {
+        let (folder, path) = local_files();
+        let second = folder.path().join("container.log.2");
+        let mut bytes = fs::read(&second).unwrap();
+        bytes.truncate(bytes.len() - 3);
+        bytes.extend_from_slice(&[0xff; 40]);
+        fs::write(second, bytes).unwrap();
+        let mut log = LogFiles::open(&path, LogFormat::Local, None).unwrap();
+        assert_eq!(rest(&mut log), [numbers(0..3), numbers(4..12)].concat());
     }
 }

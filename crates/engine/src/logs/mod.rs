@@ -1,6 +1,8 @@
 //! What a workload wrote: the records of its log, from a point on, and on as they are written.
 
+mod cursor;
 mod file;
+mod tail;
 
 use std::future::Future;
 use std::io;
@@ -14,7 +16,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use self::file::LogFiles;
-pub use self::file::{LogLine, Stream};
+pub use self::file::{LogFormat, LogLine, Stream};
 use crate::containers::LogSource;
 use crate::{Engine, Error, Result};
 
@@ -66,11 +68,11 @@ struct Follow {
 
 impl LogStream {
     /// Opens the log at `path`. With `follow`, it ends when `ended` does and everything was read.
-    pub async fn open(path: &Path, options: LogOptions, ended: Ended) -> io::Result<Self> {
+    pub async fn open(path: &Path, format: LogFormat, options: LogOptions, ended: Ended) -> io::Result<Self> {
         // Before the first look, so that nothing is written unseen in between.
         let changes = options.follow.then(|| watch(path)).transpose()?;
         let (at, tail) = (path.to_owned(), options.tail);
-        let files = blocking(move || LogFiles::open(&at, tail)).await?;
+        let files = blocking(move || LogFiles::open(&at, format, tail)).await?;
         let ended = match options.until {
             Some(until) => either(ended, until),
             None => ended,
@@ -140,8 +142,8 @@ fn either(ended: Ended, until: Timestamp) -> Ended {
 impl Engine {
     /// The records of a container's log that were asked for.
     pub async fn open_log(&self, source: LogSource, options: LogOptions) -> Result<LogStream> {
-        match source.path {
-            Some(path) => LogStream::open(&path, options, source.ended)
+        match source.file {
+            Some((path, format)) => LogStream::open(&path, format, options, source.ended)
                 .await
                 .map_err(|error| Error::io("read the log", &path, error)),
             // Docker refuses to read what the driver `none` never kept.
@@ -231,7 +233,7 @@ mod tests {
     }
 
     async fn read_with(path: &Path, options: LogOptions) -> Vec<String> {
-        let mut stream = LogStream::open(path, options, never()).await.unwrap();
+        let mut stream = LogStream::open(path, LogFormat::Json, options, never()).await.unwrap();
         let mut all = Vec::new();
         while let Some(lines) = stream.next().await {
             all.extend(lines.unwrap().into_iter().map(|line| String::from_utf8(line.bytes).unwrap()));
@@ -262,7 +264,9 @@ mod tests {
         let (end, ended) = oneshot::channel::<()>();
         let ended: Ended = Box::pin(async move { drop(ended.await) });
         let mut stream =
-            LogStream::open(&path, LogOptions { follow: true, ..options() }, ended).await.unwrap();
+            LogStream::open(&path, LogFormat::Json, LogOptions { follow: true, ..options() }, ended)
+                .await
+                .unwrap();
         assert_eq!(texts(&mut stream).await, ["a"]);
         let (wrote, ()) = tokio::join!(texts(&mut stream), async { append(&path, "b", "stdout", 1) });
         assert_eq!(wrote, ["b"]);

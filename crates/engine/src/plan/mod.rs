@@ -91,7 +91,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<ContainerPlan> {
         },
         sysctls: host.sysctls.clone(),
         stdio: stdio(row),
-        log: log::plan(&host.log_config, &folder.logs())?,
+        log: log::plan(&host.log_config, &folder.logs(), &log::Subject::of(row))?,
         interfaces: inputs.interfaces,
         resolver: inputs.resolver,
         namespaces,
