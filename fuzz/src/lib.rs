@@ -36,6 +36,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "task-frame", run: task_frame, seeds: seeds::task_frames },
     Target { name: "log-entry", run: log_entry, seeds: seeds::log_entries },
     Target { name: "layer", run: archive::layer, seeds: seeds::layers },
+    Target { name: "recipe", run: archive::recipe, seeds: seeds::recipes },
     Target { name: "registry", run: registry, seeds: seeds::registries },
     Target { name: "image-archive", run: archive::image, seeds: seeds::images },
     Target { name: "dns-query", run: dns_query, seeds: seeds::dns_queries },
