@@ -35,8 +35,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "seccomp-profile", run: seccomp_profile, seeds: seeds::seccomp_profiles },
     Target { name: "task-frame", run: task_frame, seeds: seeds::task_frames },
     Target { name: "log-entry", run: log_entry, seeds: seeds::log_entries },
+    Target { name: "channel-frame", run: channel_frame, seeds: seeds::channel_frames },
     Target { name: "layer", run: archive::layer, seeds: seeds::layers },
-    Target { name: "recipe", run: archive::recipe, seeds: seeds::recipes },
     Target { name: "registry", run: registry, seeds: seeds::registries },
     Target { name: "image-archive", run: archive::image, seeds: seeds::images },
     Target { name: "dns-query", run: dns_query, seeds: seeds::dns_queries },
@@ -131,6 +131,22 @@ pub fn log_entry(data: &[u8]) {
             assert_eq!(again, Ok(Some((entry, written.len()))));
         }
         rest = &rest[used..];
+    }
+}
+
+/// What a guest may send, in pieces: frames, and what is in them.
+pub fn channel_frame(data: &[u8]) {
+    use insula_proto::channel::{ChannelReader, Kind, LARGEST_PAYLOAD};
+    let mut reader = ChannelReader::default();
+    for piece in data.chunks(7) {
+        reader.push(piece);
+        while let Ok(Some(frame)) = reader.pop() {
+            assert!(frame.payload.len() <= LARGEST_PAYLOAD && frame.payload.len() <= data.len());
+            let _ = (frame.credit(), frame.hello());
+            if frame.kind == Kind::Reply {
+                let _ = insula_proto::decode::<insula_proto::Reply>(&frame.payload);
+            }
+        }
     }
 }
 

@@ -128,10 +128,6 @@ pub(crate) fn layers() -> Vec<Vec<u8>> {
     vec![tree()]
 }
 
-pub(crate) fn recipes() -> Vec<Vec<u8>> {
-    vec![b"\x01\x03abc\x02\x03a/b\x03\x00\x80\x02\x04\x00\x01a\x00".to_vec()]
-}
-
 pub(crate) fn images() -> Vec<Vec<u8>> {
     let layer = tree();
     let mut archive = tar::Builder::new(Vec::new());
@@ -156,4 +152,17 @@ pub(crate) fn dns_queries() -> Vec<Vec<u8>> {
     wide[11] = 1;
     wide.extend([0, 0, 41, 0x10, 0, 0, 0, 0, 0, 0, 0]);
     vec![question(b"\x03web", 1), question(b"\x07example\x03org", 28), reverse, wide]
+}
+
+/// A greeting, an answer, output and its end.
+pub(crate) fn channel_frames() -> Vec<Vec<u8>> {
+    use insula_proto::channel::{Kind, put_frame};
+    let reply = insula_proto::Reply { id: 3, outcome: Some(insula_proto::Outcome::Done(Default::default())) };
+    let mut frames = Vec::new();
+    put_frame(&mut frames, Kind::Hello, 0, b"\x01\0\0\x006.1.0-1-amd64");
+    put_frame(&mut frames, Kind::Reply, 0, &insula_proto::encode(&reply)[4..]);
+    put_frame(&mut frames, Kind::Data, 7, b"\x01\0\0\0\0\0\0\x02hi");
+    put_frame(&mut frames, Kind::Credit, 7, &64u32.to_le_bytes());
+    put_frame(&mut frames, Kind::End, 7, b"");
+    vec![frames]
 }

@@ -78,6 +78,13 @@ fn kernel_arguments() -> String {
     line
 }
 
+/// The folder of an unpacked kernel package, as `insula kernel use` takes it.
+#[must_use]
+pub fn kernel_folder() -> PathBuf {
+    kernel();
+    fixtures().join("kernel")
+}
+
 struct Kernel {
     image: PathBuf,
     /// `lib/modules/<release>`

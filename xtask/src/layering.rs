@@ -18,6 +18,7 @@ const ORDER: &[&str] = &[
     "insula-container",
     "insula-sandbox",
     "insula-monitor-core",
+    "insula-agent-core",
     "insula-vmm",
     "insula-build",
     "insula-models",
@@ -43,7 +44,8 @@ const TOP: &[&str] = &[
 ];
 
 /// Code that forks, clones or runs virtual machines must not get into the asynchronous daemon.
-const WALLS: &[&str] = &["insula-container", "insula-sandbox", "insula-monitor-core", "insula-vmm"];
+const WALLS: &[&str] =
+    &["insula-container", "insula-sandbox", "insula-monitor-core", "insula-agent-core", "insula-vmm"];
 const WITHOUT_WALLS: &[&str] = &["insulad", "insula"];
 
 /// The registry's client among them: downloads and uploads of many layers wait on the network side by

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use insula_monitor_core::Monitor;
-use insula_sandbox::ns::Namespaces;
+use insula_sandbox::Wall;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
@@ -47,7 +47,6 @@ fn serve() -> Result<(), String> {
     // It was executed by a descriptor, whose number is its name so far.
     insula_sys::process::set_name(c"insula-monitor").map_err(|error| format!("prctl: {error}"))?;
     insula_sys::process::detach().map_err(|error| format!("setsid: {error}"))?;
-    let mut sandbox = Namespaces::new().map_err(|error| chain(&error))?;
-    sandbox.warm_up().map_err(|error| chain(&error))?;
+    let sandbox = Wall::new().map_err(|error| chain(&error))?;
     Monitor::new(sandbox, control).and_then(Monitor::run).map_err(|error| chain(&error))
 }

@@ -96,6 +96,7 @@ impl Session {
                     work: self.path("container/work"),
                 }),
                 readonly: false,
+                whole: false,
                 hidden: Vec::new(),
             },
             mounts: Vec::new(),
@@ -129,6 +130,7 @@ impl Session {
                 compress: false,
                 attributes: Default::default(),
             },
+            machine: None,
         }
     }
 

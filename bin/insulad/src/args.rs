@@ -1,11 +1,12 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use insula_base::{Instance, env};
 
 const MONITOR: &str = "insula-monitor";
+const AGENT: &str = "insula-agent";
 
 /// The insula daemon: serves the Docker Engine API on a unix socket.
 ///
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// Program that watches over a container [default: insula-monitor beside this one]
     #[arg(long, value_name = "PROGRAM")]
     monitor: Option<PathBuf>,
+    /// First program of a container's own kernel [default: insula-agent beside this one]
+    #[arg(long, value_name = "PROGRAM")]
+    agent: Option<PathBuf>,
 }
 
 impl Args {
@@ -48,9 +52,7 @@ impl Args {
             return std::path::absolute(monitor);
         }
         let own = std::env::current_exe()?;
-        let folders = [std::env::var_os(env::LIBEXEC).map(PathBuf::from), own.parent().map(PathBuf::from)];
-        let found =
-            folders.into_iter().flatten().map(|folder| folder.join(MONITOR)).find(|path| path.is_file());
+        let found = beside(&own, MONITOR).find(|path| path.is_file());
         found.ok_or_else(|| {
             std::io::Error::new(
                 std::io::ErrorKind::NotFound,
@@ -63,10 +65,25 @@ impl Args {
         })
     }
 
+    /// The agent, absolute, whether it is there or not: few containers need it.
+    pub(crate) fn agent(&self) -> std::io::Result<PathBuf> {
+        if let Some(agent) = &self.agent {
+            return std::path::absolute(agent);
+        }
+        let own = std::env::current_exe()?;
+        Ok(beside(&own, AGENT).find(|path| path.is_file()).unwrap_or_else(|| own.with_file_name(AGENT)))
+    }
+
     /// Where the API is served.
     pub(crate) fn socket(&self, instance: &Instance) -> std::io::Result<PathBuf> {
         self.host.as_ref().map_or_else(|| Ok(instance.socket()), std::path::absolute)
     }
+}
+
+/// Where a sister program may be.
+fn beside(own: &Path, name: &str) -> impl Iterator<Item = PathBuf> {
+    let folders = [std::env::var_os(env::LIBEXEC).map(PathBuf::from), own.parent().map(PathBuf::from)];
+    folders.into_iter().flatten().map(move |folder| folder.join(name))
 }
 
 fn unix_socket(text: &str) -> Result<PathBuf, String> {
@@ -84,7 +101,6 @@ fn unix_socket(text: &str) -> Result<PathBuf, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     #[test]
     fn the_command_line_is_sound() {

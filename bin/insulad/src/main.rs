@@ -83,8 +83,11 @@ async fn serve(args: &Args, ready: Option<std::fs::File>) -> anyhow::Result<()> 
     let mut interrupt = signal(SignalKind::interrupt()).context("listen to SIGINT")?;
     let instance = args.instance().context("the working directory")?;
     let socket = args.socket(&instance).context("the working directory")?;
-    let config =
-        Config { instance: instance.clone(), monitor: args.monitor().context("find insula-monitor")? };
+    let config = Config {
+        instance: instance.clone(),
+        monitor: args.monitor().context("find insula-monitor")?,
+        agent: args.agent().context("find insula-agent")?,
+    };
     // Before the socket is touched: the lock of the root says that no other daemon serves it.
     let engine = Engine::open(config).await?;
     let listener = insula_api::bind(&socket)?;

@@ -136,6 +136,7 @@ mod tests {
             hidden: hidden.iter().map(|path| (*path).to_owned()).collect(),
             idmap: false,
             readonly: false,
+            whole: false,
         }
     }
 

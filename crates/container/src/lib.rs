@@ -9,6 +9,9 @@
 //! [`handshake`] channel that the execution closes; whatever goes wrong inside comes back through
 //! it as an error with its kind. [`exec`] does the same for a process that joins.
 //!
+//! [`share`] puts the same files together for a guest that mounts them, and [`jail`] is for the programs that
+//! serve it.
+//!
 //! Nothing here knows of images, the daemon or the task protocol.
 
 mod build;
@@ -19,7 +22,9 @@ mod handshake;
 mod hidden;
 mod idmap;
 mod inside;
+mod jail;
 mod rootfs;
+pub mod share;
 mod sources;
 mod streams;
 mod users;
@@ -29,5 +34,6 @@ pub use error::{Error, Result};
 pub use exec::{ExecPlan, Executed, Target, exec};
 pub use idmap::probe;
 pub use inside::warm_up;
+pub use jail::{JailPlan, Jailed, jail};
 pub use rootfs::probe_layers;
 pub use streams::Streams;

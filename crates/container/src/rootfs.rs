@@ -33,6 +33,7 @@ pub(crate) fn build(plan: &RootfsPlan, namespace: Option<BorrowedFd<'_>>, maker:
     let attributes = MountAttributes { idmap, ..MountAttributes::default() };
     match (&plan.upper, plan.layers.as_slice()) {
         (_, []) => Err(Error::Invalid("a root file system needs at least one layer".to_owned())),
+        (None, [only]) if plan.whole => detached(only, false, attributes),
         (None, [only]) => detached(only, false, MountAttributes { readonly: true, ..attributes }),
         (upper, layers) => {
             let layers =
@@ -62,6 +63,7 @@ pub fn probe_layers(root: &Path) -> Result<()> {
         hidden: Vec::new(),
         idmap: false,
         readonly: false,
+        whole: false,
     };
     let built = build(&plan, None, 0);
     remove().context("rmdir", folder.display())?;

@@ -45,3 +45,13 @@ pub(crate) fn prepare(
         })
         .collect()
 }
+
+/// How many of the mounts are binds.
+pub(crate) fn count(mounts: &[MountPlan]) -> usize {
+    binds(mounts).count()
+}
+
+/// Those of the mounts that are binds.
+pub(crate) fn binds(mounts: &[MountPlan]) -> impl Iterator<Item = &MountPlan> {
+    mounts.iter().filter(|mount| matches!(mount.source, MountSource::Bind { .. }))
+}

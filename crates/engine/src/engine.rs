@@ -9,6 +9,7 @@ use std::time::Duration;
 use insula_base::Instance;
 use insula_host::cgroup::Layout;
 use insula_network::Networks;
+use insula_spec::machine::Backend;
 use insula_store::Store;
 
 use crate::containers::container::Registry;
@@ -16,6 +17,7 @@ use crate::events::Events;
 use crate::exec::ExecIndex;
 use crate::idmaps::IdMaps;
 use crate::images::Images;
+use crate::machines::Machines;
 use crate::monitor::Spares;
 use crate::volumes::Volumes;
 use crate::{Error, Result, blocking};
@@ -31,6 +33,8 @@ pub struct Config {
     pub instance: Instance,
     /// The program `insula-monitor`.
     pub monitor: PathBuf,
+    /// The program `insula-agent`; one that is not there is missed by the first container that needs it.
+    pub agent: PathBuf,
 }
 
 /// All use cases. Clones are the same engine.
@@ -52,6 +56,7 @@ pub(crate) struct Inner {
     pub(crate) idmaps: IdMaps,
     /// Id of this boot of the host.
     pub(crate) boot: String,
+    pub(crate) machines: Machines,
     ending: AtomicBool,
     /// Read by whoever removes files that nobody waits for.
     removals: Arc<tokio::sync::RwLock<()>>,
@@ -163,6 +168,7 @@ impl Inner {
             spares: Arc::new(Spares::new(config.monitor.clone())),
             idmaps,
             boot: boot_id()?,
+            machines: Machines::new(store.root(), config.agent.clone(), Backend::Qemu),
             ending: AtomicBool::new(false),
             removals: Arc::default(),
             images: Images::new(store.clone(), events.clone()),

@@ -39,6 +39,11 @@ pub enum Error {
     Confine(#[from] insula_host::confine::Error),
     #[error(transparent)]
     Cgroup(#[from] insula_host::cgroup::Error),
+    /// Something that the host lacks for the moment, or until somebody installs it.
+    #[error("{0}")]
+    Unavailable(String),
+    #[error(transparent)]
+    Guest(#[from] insula_host::guest::Error),
     /// The monitor refused or failed. The message is the whole chain of causes.
     #[error("{message}")]
     Wall {
@@ -78,6 +83,8 @@ impl Kinded for Error {
             Self::Network(error) => error.kind(),
             Self::Confine(error) => error.kind(),
             Self::Cgroup(error) => error.kind(),
+            Self::Guest(error) => error.kind(),
+            Self::Unavailable(_) => Kind::Unavailable,
             Self::Wall { kind, .. } => *kind,
             Self::Internal(_) => Kind::Internal,
         }

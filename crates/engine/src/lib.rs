@@ -14,6 +14,7 @@ pub mod filters;
 mod idmaps;
 pub mod images;
 pub mod logs;
+mod machines;
 mod monitor;
 mod names;
 mod networks;

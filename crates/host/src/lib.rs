@@ -3,5 +3,6 @@
 pub mod cgroup;
 pub mod confine;
 pub mod firewall;
+pub mod guest;
 pub mod netlink;
 pub mod resolver;

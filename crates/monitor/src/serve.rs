@@ -150,7 +150,7 @@ impl<S: Sandbox> Monitor<S> {
                     self.tell(&Outcome::Oom(insula_proto::Empty {}));
                 }
                 Event::ExecExited { id, code } => self.exec_exited(id, code)?,
-                Event::Exited { code } => self.exited(code)?,
+                Event::Exited { code, error } => self.exited(code, error)?,
             }
         }
         Ok(())
@@ -167,7 +167,7 @@ impl<S: Sandbox> Monitor<S> {
 
     /// The container is over: output first, then everything of the host's is freed, then the record
     /// is left, then it is told.
-    fn exited(&mut self, code: i32) -> Result<()> {
+    fn exited(&mut self, code: i32, error: String) -> Result<()> {
         let at = clock::now();
         for process in &mut self.processes {
             process.running = false;
@@ -177,9 +177,9 @@ impl<S: Sandbox> Monitor<S> {
             // The daemon sweeps what is found without an owner.
             crate::report("freeing the container", &error);
         }
-        let exited = Exited { code, oom: self.oom, at };
+        let exited = Exited { code, oom: self.oom, at, error };
         if let Some(folder) = &self.folder
-            && let Err(error) = record::write(folder, ExitRecord::from(&exited))
+            && let Err(error) = record::write(folder, &ExitRecord::from(&exited))
         {
             crate::report("leaving the exit record", &error);
         }

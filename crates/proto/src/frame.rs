@@ -44,6 +44,11 @@ pub fn encode(message: &impl Message) -> Vec<u8> {
     frame
 }
 
+/// One message without a length, as it is in a frame of the channel into a guest.
+pub fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, FrameError> {
+    M::decode(bytes).map_err(FrameError::Malformed)
+}
+
 /// Collects bytes and descriptors as they arrive and gives them back message by message.
 #[derive(Debug, Default)]
 pub struct FrameReader {

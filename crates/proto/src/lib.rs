@@ -12,12 +12,13 @@
 //! Evolution: tags are never used again for something else; a new call that an old monitor does not
 //! know arrives there as a request without a call and is answered `Unsupported`.
 
+pub mod channel;
 mod entry;
 mod frame;
 mod message;
 
 pub use entry::{Damaged, LogEntry, MAX_ENTRY, PartialLogEntry};
-pub use frame::{FrameError, FrameReader, MAX_DESCRIPTORS, MAX_FRAME, encode};
+pub use frame::{FrameError, FrameReader, MAX_DESCRIPTORS, MAX_FRAME, decode, encode};
 pub use message::*;
 
 /// Version of the protocol; a change that an older peer would misread raises it.

@@ -9,7 +9,7 @@ pub struct Request {
     /// Not 0; repeated in the reply.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 30, 31")]
+    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 30, 31")]
     pub call: Option<Call>,
 }
 
@@ -55,6 +55,9 @@ pub enum Call {
     /// Kills everything, frees everything, ends the monitor. Any phase.
     #[prost(message, tag = "14")]
     Destroy(Empty),
+    /// Makes a guest ready for its containers; for an agent, a monitor does not know it. Phase: empty.
+    #[prost(message, tag = "15")]
+    Furnish(Furnish),
     /// Gives the container other interfaces. Phase: created, running.
     #[prost(message, tag = "30")]
     Rewire(Rewire),
@@ -95,6 +98,13 @@ pub struct Create {
     /// Go on to `Start` at once; the reply is then that of `Start`.
     #[prost(bool, tag = "4")]
     pub start: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Furnish {
+    /// [`GuestPlan`](../insula_spec/machine/struct.GuestPlan.html) as JSON.
+    #[prost(bytes = "vec", tag = "1")]
+    pub plan: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -313,6 +323,9 @@ pub struct Exited {
     /// Nanoseconds since 1970.
     #[prost(int64, tag = "3")]
     pub at: i64,
+    /// Why it ended when that was not its own doing: its machine broke. Empty otherwise.
+    #[prost(string, tag = "4")]
+    pub error: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -1,4 +1,5 @@
-//! The wall: one small synchronous interface, and what implements it. [`ns`] is the process wall.
+//! The wall: one small synchronous interface, and what implements it. [`ns`] is the process wall, [`vm`] a
+//! machine around the process wall; [`Wall`] becomes the one that its plan asks for.
 //!
 //! A sandbox holds one container. It goes down one road: empty, created, running, ended. What one
 //! wall alone can do is a capability and a trait of its own, never a method that another wall
@@ -6,6 +7,8 @@
 
 mod error;
 pub mod ns;
+pub mod vm;
+mod wall;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -14,6 +17,7 @@ use insula_host::resolver::Sockets;
 use insula_spec::plan::{ContainerPlan, NetworkChange, ProcessPlan, Resources, StdioPlan};
 
 pub use error::{Error, Result};
+pub use wall::Wall;
 
 /// A wall with at most one container behind it. Used by one thread.
 pub trait Sandbox {
@@ -55,10 +59,10 @@ pub trait Sandbox {
     fn freeze(&mut self, frozen: Frozen) -> Result<()>;
 
     /// What the container uses.
-    fn stats(&self) -> Result<Stats>;
+    fn stats(&mut self) -> Result<Stats>;
 
     /// Its processes, as the host sees them where it can.
-    fn processes(&self) -> Result<Vec<i32>>;
+    fn processes(&mut self) -> Result<Vec<i32>>;
 
     /// Kills what runs and frees everything. Legal always, and again after a failure.
     fn destroy(&mut self) -> Result<()>;
@@ -122,6 +126,8 @@ pub enum Event {
     /// The first process ended, and with it the container: nothing runs any more.
     Exited {
         code: i32,
+        /// Why, when that was not its own doing; for the user. Empty otherwise.
+        error: String,
     },
     ExecExited {
         id: String,

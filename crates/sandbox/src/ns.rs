@@ -209,11 +209,11 @@ impl Sandbox for Namespaces {
         Ok(self.running()?.group().freeze(frozen == Frozen::Yes)?)
     }
 
-    fn stats(&self) -> Result<Stats> {
+    fn stats(&mut self) -> Result<Stats> {
         Ok(self.running()?.group().stats()?)
     }
 
-    fn processes(&self) -> Result<Vec<i32>> {
+    fn processes(&mut self) -> Result<Vec<i32>> {
         Ok(self.running()?.group().processes()?)
     }
 

@@ -3,5 +3,6 @@
 //! touches the system.
 
 pub mod image;
+pub mod machine;
 pub mod plan;
 pub mod reference;

@@ -43,6 +43,9 @@ pub struct ContainerPlan {
     pub sysctls: BTreeMap<String, String>,
     pub stdio: StdioPlan,
     pub log: LogPlan,
+    /// The machine around it; the process wall without it.
+    #[serde(default)]
+    pub machine: Option<crate::machine::MachinePlan>,
 }
 
 /// A process to execute, the first one of a container or a later one.
@@ -108,6 +111,9 @@ pub struct RootfsPlan {
     pub upper: Option<UpperPlan>,
     /// `--read-only`: the root is mounted read-only, tmpfs and volumes stay writable.
     pub readonly: bool,
+    /// The one layer is a whole root file system, made elsewhere: it is used as it is, and written to.
+    #[serde(default)]
+    pub whole: bool,
     /// Absolute paths of the root file system whose content is not to be seen (the places where the
     /// host keeps secrets, for the host image): folders are empty inside, files are empty files, each
     /// with the mode it has, so that `/tmp` stays usable. What does not exist is skipped.

@@ -17,3 +17,4 @@ pub mod rlimit;
 pub mod seccomp;
 pub mod socket;
 pub mod tty;
+pub mod tun;

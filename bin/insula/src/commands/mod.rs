@@ -7,6 +7,7 @@ mod exec;
 mod generate;
 mod images;
 mod inspect;
+mod kernel;
 mod lifecycle;
 mod load;
 mod logs;
@@ -127,6 +128,11 @@ pub(crate) const GROUPS: &[Group] = &[
             Verb::new::<network::ConnectArgs>("connect"),
             Verb::new::<network::DisconnectArgs>("disconnect"),
         ],
+    },
+    Group {
+        name: "kernel",
+        about: "Commands on kernels of containers that have their own",
+        verbs: &[Verb::new::<kernel::ListKernelsArgs>("ls"), Verb::new::<kernel::UseKernelArgs>("use")],
     },
     Group {
         name: "system",

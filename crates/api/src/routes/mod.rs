@@ -6,6 +6,7 @@ mod archive;
 mod attaching;
 mod containers;
 mod images;
+mod machines;
 mod networks;
 mod ping;
 mod streams;
@@ -47,6 +48,7 @@ pub(crate) fn all(engine: Engine) -> Router {
         .merge(images::routes())
         .merge(volumes::routes())
         .merge(networks::routes())
+        .merge(machines::routes())
         .merge(absent::routes())
         .fallback(async || ApiError::no_page())
         .method_not_allowed_fallback(async || ApiError::no_page())

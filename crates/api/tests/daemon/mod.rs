@@ -51,7 +51,11 @@ impl Daemon {
             runtime.block_on(async {
                 let socket = instance.socket();
                 // Nothing is started here, so that any program serves as the monitor.
-                let config = Config { instance, monitor: PathBuf::from("/bin/false") };
+                let config = Config {
+                    instance,
+                    monitor: PathBuf::from("/bin/false"),
+                    agent: PathBuf::from("/nonexistent"),
+                };
                 let engine = Engine::open(config).await.unwrap();
                 let listener = insula_api::bind(&socket).unwrap();
                 ready.send(()).unwrap();

@@ -4,6 +4,7 @@ pub(crate) mod archive;
 pub(crate) mod containers;
 pub(crate) mod exec;
 pub(crate) mod images;
+pub(crate) mod machines;
 pub(crate) mod networks;
 pub(crate) mod system;
 pub(crate) mod volumes;

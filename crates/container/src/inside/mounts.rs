@@ -28,7 +28,7 @@ pub(crate) struct Built {
 
 /// How many bind sources the builder hands over.
 pub(crate) fn binds(plan: &ContainerPlan) -> usize {
-    plan.mounts.iter().filter(|mount| matches!(mount.source, MountSource::Bind { .. })).count()
+    crate::sources::count(&plan.mounts)
 }
 
 /// Attaches everything below `rootfs`, which is attached itself over the old root.
@@ -92,16 +92,7 @@ fn one(
     sources: &mut impl Iterator<Item = OwnedFd>,
 ) -> Result<()> {
     match &mount.source {
-        MountSource::Bind { .. } => {
-            let source = sources.next().ok_or(Error::Lost)?;
-            let kind = rustix::fs::fstat(&source).context("fstat", &mount.target)?.st_mode;
-            let target = if FileType::from_raw_mode(kind) == FileType::Directory {
-                make_folder(root, &mount.target)?
-            } else {
-                make_file(root, &mount.target)?
-            };
-            attach(source.as_fd(), target.as_fd(), c"").map_err(|error| at(&mount.target, error))
-        }
+        MountSource::Bind { .. } => attach_below(root, &mount.target, &sources.next().ok_or(Error::Lost)?),
         MountSource::Tmpfs { size, mode, uid, gid } => {
             let number = |value: Option<u32>| value.map(|value| value.to_string());
             let options = [
@@ -118,6 +109,17 @@ fn one(
         MountSource::Cgroup => cgroups::mount(root, &mount.target, mount.readonly, plan.init),
     }
     .map_err(|error| at(&mount.target, error))
+}
+
+/// Attaches a folder or a file at `target` below `root`, made if absent.
+pub(crate) fn attach_below(root: &OwnedFd, target: &str, source: &OwnedFd) -> Result<()> {
+    let kind = rustix::fs::fstat(source).context("fstat", target)?.st_mode;
+    let place = if FileType::from_raw_mode(kind) == FileType::Directory {
+        make_folder(root, target)?
+    } else {
+        make_file(root, target)?
+    };
+    attach(source.as_fd(), place.as_fd(), c"").map_err(|error| at(target, error))
 }
 
 fn at(target: &str, error: Error) -> Error {

@@ -80,11 +80,10 @@ impl Engine {
 
     fn files(&self, reference: &str) -> Result<Files> {
         let found = self.container_files(reference)?;
-        let root = match found.pid {
-            Some(pid) => Root::Running {
-                root: PathBuf::from(format!("/proc/{pid}/root")),
-                first_id: found.ids.map_or(0, |(first, _)| first),
-            },
+        let root = match found.root {
+            Some(ref root) => {
+                Root::Running { root: root.clone(), first_id: found.ids.map_or(0, |(first, _)| first) }
+            }
             None => stopped(&found),
         };
         let folder = |source: Option<PathBuf>| source.filter(|source| source.is_dir());

@@ -123,12 +123,7 @@ fn check_unsupported(host: &HostConfig) -> Result<()> {
     if let Some((field, _)) = asked.iter().find(|(_, asked)| *asked) {
         return Err(Error::Unsupported(format!("HostConfig.{field} is not available in this version")));
     }
-    if !matches!(host.isolation.as_str(), "" | "default" | "process") {
-        return Err(Error::Unsupported(format!(
-            "isolation {:?} is not available in this version: process is",
-            host.isolation
-        )));
-    }
+    crate::machines::check(host)?;
     if !matches!(host.runtime.as_str(), "" | "insula" | "runc" | "io.containerd.runc.v2") {
         return invalid(format!("unknown or invalid runtime name: {}", host.runtime));
     }
@@ -487,11 +482,11 @@ mod tests {
 
     #[test]
     fn what_is_not_served_is_named() {
-        let links = HostConfig { links: vec!["a:b".into()], ..HostConfig::default() };
-        let error = check(&ContainerConfig::default(), &links).unwrap_err();
-        assert_eq!((error.kind(), error.to_string().contains("Links")), (Kind::Unsupported, true));
-        let vm = HostConfig { isolation: "vm".into(), ..HostConfig::default() };
-        assert!(refused(vm).contains("\"vm\""));
+        let below = HostConfig { cgroup_parent: "/mine".into(), ..HostConfig::default() };
+        let error = check(&ContainerConfig::default(), &below).unwrap_err();
+        assert_eq!((error.kind(), error.to_string().contains("CgroupParent")), (Kind::Unsupported, true));
+        let other = HostConfig { isolation: "hyperv".into(), ..HostConfig::default() };
+        assert!(refused(other).contains("\"hyperv\""));
         let ipc = HostConfig { ipc_mode: "container:x".into(), ..HostConfig::default() };
         assert!(refused(ipc).contains("IpcMode"));
     }

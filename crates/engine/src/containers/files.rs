@@ -1,7 +1,10 @@
 //! Where a container's files and output are, for those who read them.
 
+use std::path::PathBuf;
+
 use insula_spec::plan::LogPlan;
 
+use super::row::Row;
 use super::{ContainerFiles, ContainerMount, LogSource};
 use crate::logs::LogFormat;
 use crate::{Engine, Result, plan};
@@ -26,6 +29,15 @@ impl Engine {
         Ok(LogSource { id: row.id.clone(), tty: row.config.tty, file, ended })
     }
 
+    /// Where the root of a running container is: that of a process in it, or what its machine is shown.
+    fn root_of(&self, row: &Row) -> Option<PathBuf> {
+        let pid = row.pid()?;
+        match self.sandbox(row).machine() {
+            Some(machine) => Some(machine.root),
+            None => Some(PathBuf::from(format!("/proc/{pid}/root"))),
+        }
+    }
+
     /// Where the container's files are.
     pub fn container_files(&self, reference: &str) -> Result<ContainerFiles> {
         let row = self.find(reference)?.row();
@@ -41,7 +53,7 @@ impl Engine {
             upper: self.store().container_dir(&row.id).upper(),
             hidden: row.image.hidden.clone(),
             readonly: row.host.readonly_rootfs,
-            pid: row.pid(),
+            root: self.root_of(&row),
             ids: self.ids_of(&row).map(|ids| (ids.first, ids.count)),
             mounts: mounts.collect(),
         })

@@ -66,7 +66,7 @@ impl Engine {
 
     /// Applies an exit, and does what the container wants then.
     pub(crate) async fn ended(&self, container: &Arc<Container>, exited: &Exited) {
-        let error = String::new();
+        let error = exited.error.clone();
         let phase = Phase::Exited { code: exited.code, oom: exited.oom, at: moment(exited.at), error };
         self.over(container, phase).await;
     }

@@ -156,8 +156,8 @@ pub struct ContainerFiles {
     pub hidden: Vec<String>,
     /// The root may not be written.
     pub readonly: bool,
-    /// As the host sees it, when it runs: `/proc/PID/root` is its root with its mounts.
-    pub pid: Option<i32>,
+    /// Its root with its mounts, when it runs: `/proc/PID/root`.
+    pub root: Option<PathBuf>,
     /// First host id and count of its user namespace.
     pub ids: Option<(u32, u32)>,
     pub mounts: Vec<ContainerMount>,

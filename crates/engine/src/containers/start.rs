@@ -7,6 +7,7 @@ use std::sync::Arc;
 use insula_base::Kind;
 use insula_network::{Endpoint, files};
 use insula_proto::{Call, Create, Outcome, Started};
+use insula_spec::machine::MachinePlan;
 use jiff::Timestamp;
 
 use super::container::Container;
@@ -14,7 +15,7 @@ use super::row::{Failure, Phase, Row};
 use super::{Change, check};
 use crate::monitor::{Connection, LaunchRecord, SandboxFolder, Task};
 use crate::plan::{self, Inputs, Joined};
-use crate::{Engine, Error, Result};
+use crate::{Engine, Error, Result, blocking, machines};
 
 impl Engine {
     pub async fn start_container(&self, reference: &str) -> Result<Change> {
@@ -74,6 +75,7 @@ impl Engine {
         sandbox.prepare(&LaunchRecord { monitor: spare.process, cgroup: cgroup.clone() })?;
         let names = self.write_names(row, &endpoint, &sandbox)?;
         let folder = self.store().container_dir(&row.id);
+        let machine = self.machine(row, &sandbox).await?;
         let plan = plan::build(Inputs {
             row,
             folder: &folder,
@@ -83,6 +85,7 @@ impl Engine {
             resolver: endpoint.named(),
             joined,
             volumes: &self.store().volumes_dir(),
+            machine,
         })?;
         let (attachments, descriptors): (_, Vec<_>) =
             std::mem::take(&mut container.state().attachments).into_iter().unzip();
@@ -97,6 +100,15 @@ impl Engine {
             Outcome::Started(started) => self.confirm(container, connection, started),
             other => Err(Error::Internal(format!("the monitor answered a start with {other:?}"))),
         }
+    }
+
+    /// The machine of a container that has a kernel of its own.
+    async fn machine(&self, row: &Row, sandbox: &SandboxFolder) -> Result<Option<MachinePlan>> {
+        if !machines::wanted(&row.host.isolation) {
+            return Ok(None);
+        }
+        let (engine, row, folder) = (self.clone(), row.clone(), sandbox.path().to_owned());
+        blocking(move || engine.0.machines.plan(&row, &folder)).await.map(Some)
     }
 
     fn confirm(&self, container: &Arc<Container>, connection: Connection, started: Started) -> Result<()> {

@@ -14,6 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use insula_proto::Exited;
+use insula_spec::machine::MachineRecord;
 use serde::{Deserialize, Serialize};
 
 use super::process::Process;
@@ -36,6 +37,8 @@ struct ExitRecord {
     code: i32,
     oom: bool,
     at: i64,
+    #[serde(default)]
+    error: String,
 }
 
 impl SandboxFolder {
@@ -121,6 +124,11 @@ impl SandboxFolder {
         serde_json::from_slice(&fs::read(self.0.join("launch.json")).ok()?).ok()
     }
 
+    /// What its wall has left about its machine, if it has one.
+    pub(crate) fn machine(&self) -> Option<MachineRecord> {
+        serde_json::from_slice(&fs::read(self.0.join(MachineRecord::FILE)).ok()?).ok()
+    }
+
     /// The exit record, if there is one.
     pub(crate) fn exit(&self) -> Result<Option<Exited>> {
         let path = self.0.join("exit.json");
@@ -131,7 +139,7 @@ impl SandboxFolder {
         };
         let record: ExitRecord = serde_json::from_slice(&text)
             .map_err(|e| Error::io("parse", &path, io::Error::new(io::ErrorKind::InvalidData, e)))?;
-        Ok(Some(Exited { code: record.code, oom: record.oom, at: record.at }))
+        Ok(Some(Exited { code: record.code, oom: record.oom, at: record.at, error: record.error }))
     }
 
     /// Removes it with everything in it; that it is not there is no error. A monitor that ends takes its
@@ -165,7 +173,10 @@ mod tests {
         folder.prepare(&record).unwrap();
         assert_eq!(folder.launch(), Some(record.clone()));
         fs::write(folder.path().join("exit.json"), r#"{"code":137,"oom":true,"at":5}"#).unwrap();
-        assert_eq!(folder.exit().unwrap(), Some(Exited { code: 137, oom: true, at: 5 }));
+        assert_eq!(
+            folder.exit().unwrap(),
+            Some(Exited { code: 137, oom: true, at: 5, error: String::new() })
+        );
         fs::write(folder.path().join("exit.json"), "{").unwrap();
         assert!(folder.exit().is_err());
         folder.prepare(&record).unwrap();

@@ -11,6 +11,7 @@ use std::sync::LazyLock;
 
 use insula_host::confine::{capabilities, paths};
 use insula_models::HostConfig;
+use insula_spec::machine::MachinePlan;
 use insula_spec::plan::{
     CgroupPlan, ContainerPlan, DeviceRule, InitPlan, InterfacePlan, MountPlan, MountSource, Namespace,
     NamespacesPlan, ProcessPlan, Propagation, RootfsPlan, SecurityPlan, StdioPlan, UpperPlan, UserNamespace,
@@ -41,6 +42,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) joined: Joined,
     /// Folder of all volumes.
     pub(crate) volumes: &'a Path,
+    /// Of a container with a kernel of its own.
+    pub(crate) machine: Option<MachinePlan>,
 }
 
 /// First processes of the containers whose namespaces it shares.
@@ -59,7 +62,8 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<ContainerPlan> {
     let options = security::options(&host.security_opt)?;
     let namespaces = namespaces(row, &inputs.joined);
     let mut devices = devices::devices(&host.devices)?;
-    if host.privileged {
+    // A kernel of its own has devices of its own.
+    if host.privileged && inputs.machine.is_none() {
         devices.extend(devices::of_the_host()?);
     }
     Ok(ContainerPlan {
@@ -72,6 +76,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<ContainerPlan> {
             upper: Some(UpperPlan { upper: folder.upper(), work: folder.work() }),
             readonly: host.readonly_rootfs,
             hidden: row.image.hidden.clone(),
+            whole: false,
         },
         mounts: mounts(&inputs),
         hostname: config.hostname.clone(),
@@ -95,6 +100,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<ContainerPlan> {
         interfaces: inputs.interfaces,
         resolver: inputs.resolver,
         namespaces,
+        machine: inputs.machine,
     })
 }
 
@@ -286,7 +292,8 @@ pub(crate) fn complete(host: &mut HostConfig) {
         "bridge".clone_into(&mut host.network_mode);
     }
     fill(&mut host.ipc_mode, "private");
-    fill(&mut host.cgroupns_mode, if host.privileged { "host" } else { "private" });
+    let machine = crate::machines::wanted(&host.isolation);
+    fill(&mut host.cgroupns_mode, if host.privileged && !machine { "host" } else { "private" });
     fill(&mut host.restart_policy.name, "no");
     fill(&mut host.runtime, "insula");
     if matches!(host.isolation.as_str(), "" | "default") {
@@ -317,7 +324,9 @@ pub(crate) fn complete(host: &mut HostConfig) {
 /// Whether it needs the host's own user namespace: what it shares belongs to that.
 pub(crate) fn shares_host(host: &HostConfig) -> bool {
     let shared = [&host.pid_mode, &host.network_mode, &host.ipc_mode];
-    host.userns_mode == "host" || host.privileged || shared.iter().any(|mode| *mode == "host")
+    // Privileges in a kernel of its own are none on the host.
+    let privileged = host.privileged && !crate::machines::wanted(&host.isolation);
+    host.userns_mode == "host" || privileged || shared.iter().any(|mode| *mode == "host")
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ fn plan(row: &Row, joined: Joined) -> ContainerPlan {
         resolver: false,
         joined,
         volumes: Path::new("/volumes"),
+        machine: None,
     };
     let plan = build(inputs).unwrap();
     // The folder of the test has another name each time.

@@ -31,7 +31,7 @@ fn serve() {
 
 fn config(root: &Path) -> Config {
     let instance = Instance::new(root.join("root"), root.join("run"));
-    Config { instance, monitor: std::env::current_exe().unwrap() }
+    Config { instance, monitor: std::env::current_exe().unwrap(), agent: "/nonexistent".into() }
 }
 
 async fn engine(root: &Path) -> Engine {

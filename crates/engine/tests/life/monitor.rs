@@ -164,7 +164,7 @@ fn signalled(sandbox: &Shared, signal: i32) -> Option<Outcome> {
 }
 
 fn ended(sandbox: &Shared, code: i32) -> Outcome {
-    let exited = Exited { code, oom: false, at: now() };
+    let exited = Exited { code, oom: false, at: now(), error: String::new() };
     let mut sandbox = sandbox.lock().unwrap();
     let record = format!(r#"{{"code":{code},"oom":false,"at":{}}}"#, exited.at);
     let path = sandbox.folder.join("exit.json");

@@ -216,6 +216,32 @@ impl Routes {
         batch.run(&self.socket)
     }
 
+    /// Makes an interface that exists, a machine's tap, what [`super::plug`] makes of a veth: up, and a port
+    /// of its bridge.
+    pub fn plug_existing(&self, plan: &InterfacePlan) -> Result<(), Error> {
+        let bridge = self.index(&plan.bridge)?;
+        let index = self.index(&plan.host_name)?;
+        let mut batch = Batch::new();
+        batch.begin(RTM_NEWLINK, 0, &link_header(index, UP, UP), "plug", &plan.host_name);
+        mtu(&mut batch, plan.mtu);
+        batch.attribute(IFLA_MASTER, &bridge.to_ne_bytes());
+        if plan.hairpin {
+            allow_hairpin(&mut batch, &plan.host_name);
+        }
+        batch.acknowledge();
+        batch.run(&self.socket)
+    }
+
+    /// Gives an interface that is down another name.
+    pub fn rename(&self, name: &str, new: &str) -> Result<(), Error> {
+        let index = self.index(name)?;
+        let mut batch = Batch::new();
+        batch.begin(RTM_NEWLINK, 0, &link_header(index, 0, 0), "rename", name);
+        batch.text(IFLA_IFNAME, new);
+        batch.acknowledge();
+        batch.run(&self.socket)
+    }
+
     /// See [`super::configure_all`].
     pub fn configure(&self, plans: &[InterfacePlan]) -> Result<(), Error> {
         let mut batch = Batch::new();

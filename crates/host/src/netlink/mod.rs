@@ -29,6 +29,11 @@ pub fn plug(plan: &InterfacePlan, namespace: BorrowedFd<'_>) -> Result<(), Error
     Routes::open()?.plug(plan, namespace)
 }
 
+/// As [`plug`], for an interface that exists already under the plan's name of the host's end.
+pub fn plug_existing(plan: &InterfacePlan) -> Result<(), Error> {
+    Routes::open()?.plug_existing(plan)
+}
+
 /// Brings the loopback of the caller's network namespace up.
 pub fn configure_loopback() -> Result<(), Error> {
     Routes::open()?.configure(&[])

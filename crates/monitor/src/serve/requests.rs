@@ -39,7 +39,7 @@ impl<S: Sandbox> Monitor<S> {
     fn carry_out(&mut self, call: Option<Call>, descriptors: Vec<OwnedFd>) -> Result<Outcome> {
         let done = Outcome::Done(Done::default());
         match call {
-            None => Err(Error::Unknown),
+            None | Some(Call::Furnish(_)) => Err(Error::Unknown),
             Some(Call::Create(call)) => self.create(&call, descriptors),
             Some(Call::Start(_)) => {
                 self.sandbox.start()?;

@@ -183,7 +183,7 @@ impl Running {
                 .map_err(|source| call("waitpid", "for a process of the container", source))?;
             self.events.push_back(Event::ExecExited { id: exec.id, code: reaped.code });
         }
-        self.events.push_back(Event::Exited { code });
+        self.events.push_back(Event::Exited { code, error: String::new() });
         Ok(())
     }
 

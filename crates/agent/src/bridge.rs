@@ -1,0 +1,294 @@
+//! Between the channel and the monitor: what has descriptors on one side and numbers on the other.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, OwnedFd};
+
+use insula_base::Kinded;
+use insula_proto::channel::{
+    CHANNEL_VERSION, ChannelFrame, ChannelReader, Kind, LARGEST_PIECE, Window, put_frame,
+};
+use insula_proto::{Attachment, Call, Done, Failed, FrameReader, Outcome, Reply, Request};
+use insula_sys::process;
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType};
+
+use crate::error::{Context, Result};
+use crate::{furnish, machine};
+
+const SIGCHLD: i32 = 17;
+/// Bytes that wait for the channel at most, beside answers: who reads streams stops then.
+const MOST_WAITING: usize = 256 << 10;
+
+/// Everything that the first process holds.
+#[derive(Debug)]
+pub(crate) struct Bridge {
+    channel: OwnedFd,
+    /// Until its container has ended: the host ends the machine then.
+    monitor: Option<OwnedFd>,
+    children: OwnedFd,
+    reader: ChannelReader,
+    replies: FrameReader,
+    /// What the channel did not take yet.
+    out: Vec<u8>,
+    streams: Vec<Stream>,
+}
+
+/// The standard streams of one process: a client of the monitor, and a number in the channel.
+#[derive(Debug)]
+struct Stream {
+    number: u32,
+    socket: OwnedFd,
+    window: Window,
+    /// Input that the monitor did not take yet; at most a window.
+    inbound: Vec<u8>,
+    /// The host has said that no more input comes.
+    input_ends: bool,
+    /// The monitor has said that no more output comes.
+    output_ended: bool,
+}
+
+impl Bridge {
+    /// Greets the host.
+    pub(crate) fn new(channel: OwnedFd, monitor: OwnedFd) -> Result<Self> {
+        let children = process::signal_descriptor(&[SIGCHLD]).context("signalfd", "for children")?;
+        let mut out = Vec::new();
+        let hello = [&CHANNEL_VERSION.to_le_bytes(), machine::release()?.as_bytes()].concat();
+        put_frame(&mut out, Kind::Hello, 0, &hello);
+        Ok(Self {
+            channel,
+            monitor: Some(monitor),
+            children,
+            reader: ChannelReader::default(),
+            replies: FrameReader::default(),
+            out,
+            streams: Vec::new(),
+        })
+    }
+
+    /// Serves as long as the machine runs.
+    pub(crate) fn serve(mut self) -> Result<Infallible> {
+        loop {
+            self.flush()?;
+            self.wait()?;
+            self.reap()?;
+            self.hear_host()?;
+            self.hear_monitor()?;
+            for at in 0..self.streams.len() {
+                let out = &mut self.out;
+                self.streams[at].pump(out);
+            }
+            self.streams.retain(|stream| !stream.output_ended);
+        }
+    }
+
+    fn wait(&self) -> Result<()> {
+        let some = |on: bool, flags| if on { flags } else { PollFlags::empty() };
+        let writing = some(!self.out.is_empty(), PollFlags::OUT);
+        let mut polled = vec![
+            PollFd::new(&self.channel, PollFlags::IN | writing),
+            PollFd::new(&self.children, PollFlags::IN),
+        ];
+        polled.extend(self.monitor.iter().map(|monitor| PollFd::new(monitor, PollFlags::IN)));
+        let room = self.out.len() < MOST_WAITING;
+        polled.extend(self.streams.iter().map(|stream| {
+            let input = some(!stream.inbound.is_empty(), PollFlags::OUT);
+            let output = some(room && stream.window.sendable() > 0, PollFlags::IN);
+            PollFd::new(&stream.socket, input | output)
+        }));
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, None))
+            .context("poll", "the channel")?;
+        Ok(())
+    }
+
+    fn reap(&self) -> Result<()> {
+        while process::take_signal(self.children.as_fd()).context("read", "a signal")?.is_some() {}
+        while process::reap().context("waitpid", "for a child")?.is_some() {}
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let mut sent = 0;
+        while sent < self.out.len() {
+            match rustix::io::retry_on_intr(|| rustix::io::write(&self.channel, &self.out[sent..])) {
+                Ok(count) => sent += count,
+                Err(Errno::AGAIN) => break,
+                Err(error) => return Err(error).context("write", "the channel"),
+            }
+        }
+        self.out.drain(..sent);
+        Ok(())
+    }
+
+    fn hear_host(&mut self) -> Result<()> {
+        let mut piece = vec![0; 32 << 10];
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.channel, &mut piece)) {
+            Ok(count) => self.reader.push(&piece[..count]),
+            Err(Errno::AGAIN) => return Ok(()),
+            Err(error) => return Err(error).context("read", "the channel"),
+        }
+        while let Some(frame) = self.reader.pop()? {
+            self.take(frame)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, frame: ChannelFrame) -> Result<()> {
+        if frame.kind == Kind::Request {
+            return self.request(insula_proto::decode(&frame.payload)?);
+        }
+        // One that has ended meanwhile.
+        let Some(stream) = self.streams.iter_mut().find(|stream| stream.number == frame.stream) else {
+            return Ok(());
+        };
+        match frame.kind {
+            Kind::Data => {
+                stream.window.received(frame.stream, frame.payload.len())?;
+                stream.inbound.extend_from_slice(&frame.payload);
+            }
+            Kind::Credit => stream.window.credited(frame.stream, frame.credit()?)?,
+            Kind::End => stream.input_ends = true,
+            Kind::Hello | Kind::Request | Kind::Reply => {}
+        }
+        Ok(())
+    }
+
+    /// What the monitor can do goes on to it, with a descriptor where there is a process to start.
+    fn request(&mut self, mut request: Request) -> Result<()> {
+        let mut theirs = None;
+        match &mut request.call {
+            Some(Call::Furnish(call)) => {
+                let outcome = match furnish::furnish(&call.plan) {
+                    Ok(()) => Outcome::Done(Done::default()),
+                    Err(error) => Outcome::Failed(Failed {
+                        kind: error.kind().code(),
+                        message: insula_base::chain(&error),
+                        exit_code: 0,
+                    }),
+                };
+                self.answer(&Reply { id: request.id, outcome: Some(outcome) });
+                return Ok(());
+            }
+            Some(Call::Create(call)) => {
+                call.folder = folder()?;
+                theirs = Some(self.open(request.id)?);
+                call.attachments = vec![everything()];
+            }
+            Some(Call::Exec(call)) => {
+                theirs = Some(self.open(request.id)?);
+                call.attachments = vec![everything()];
+            }
+            _ => {}
+        }
+        let descriptors: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
+        let Some(monitor) = &self.monitor else {
+            let message = "the container has ended".to_owned();
+            let failed = Failed { kind: insula_base::Kind::Conflict.code(), message, exit_code: 0 };
+            self.answer(&Reply { id: request.id, outcome: Some(Outcome::Failed(failed)) });
+            return Ok(());
+        };
+        insula_sys::socket::send_all(monitor.as_fd(), &insula_proto::encode(&request), &descriptors)
+            .context("sendmsg", "to the monitor")
+    }
+
+    /// Opens the stream of a request; returns the monitor's end.
+    fn open(&mut self, id: u64) -> Result<OwnedFd> {
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .context("socketpair", "for a stream")?;
+        rustix::io::ioctl_fionbio(&ours, true).context("ioctl FIONBIO", "a stream")?;
+        self.streams.push(Stream {
+            // The host counts in 32 bits.
+            number: id as u32,
+            socket: ours,
+            window: Window::default(),
+            inbound: Vec::new(),
+            input_ends: false,
+            output_ended: false,
+        });
+        Ok(theirs)
+    }
+
+    fn hear_monitor(&mut self) -> Result<()> {
+        let Some(monitor) = &self.monitor else { return Ok(()) };
+        let mut polled = [PollFd::new(monitor, PollFlags::IN)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        if rustix::event::poll(&mut polled, Some(&now)).unwrap_or(0) == 0 {
+            return Ok(());
+        }
+        let mut piece = vec![0; 32 << 10];
+        let (count, descriptors) = insula_sys::socket::receive(monitor.as_fd(), &mut piece)
+            .context("recvmsg", "from the monitor")?;
+        if count == 0 {
+            self.monitor = None;
+            return Ok(());
+        }
+        self.replies.push(&piece[..count], descriptors)?;
+        while let Some(reply) = self.replies.pop::<Reply>()? {
+            if matches!(reply.outcome, Some(Outcome::Exited(_))) {
+                // What the container wrote is on the host before the host hears of its end.
+                rustix::fs::sync();
+            }
+            self.answer(&reply);
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, reply: &Reply) {
+        let bytes = insula_proto::encode(reply).split_off(4);
+        put_frame(&mut self.out, Kind::Reply, 0, &bytes);
+    }
+}
+
+impl Stream {
+    fn pump(&mut self, out: &mut Vec<u8>) {
+        self.pass_input(out);
+        while out.len() < MOST_WAITING && self.window.sendable() > 0 && !self.output_ended {
+            let mut piece = Vec::with_capacity(self.window.sendable().min(LARGEST_PIECE));
+            match rustix::io::retry_on_intr(|| {
+                rustix::io::read(&self.socket, rustix::buffer::spare_capacity(&mut piece))
+            }) {
+                Ok(1..) => {
+                    self.window.sent(piece.len());
+                    put_frame(out, Kind::Data, self.number, &piece);
+                }
+                Err(Errno::AGAIN) => return,
+                Ok(0) | Err(_) => {
+                    put_frame(out, Kind::End, self.number, b"");
+                    self.output_ended = true;
+                }
+            }
+        }
+    }
+
+    fn pass_input(&mut self, out: &mut Vec<u8>) {
+        let mut passed = 0;
+        while passed < self.inbound.len() {
+            match insula_sys::socket::send(self.socket.as_fd(), &self.inbound[passed..], &[]) {
+                Ok(count) => passed += count,
+                Err(Errno::AGAIN) => break,
+                // Nobody takes it any more.
+                Err(_) => passed = self.inbound.len(),
+            }
+        }
+        self.inbound.drain(..passed);
+        self.window.passed(out, self.number, passed);
+        if self.input_ends && self.inbound.is_empty() {
+            // Again and again does no harm.
+            let _ = rustix::net::shutdown(&self.socket, Shutdown::Write);
+            self.input_ends = false;
+        }
+    }
+}
+
+/// A client of all streams. The host takes the output apart.
+fn everything() -> Attachment {
+    Attachment { stdin: true, stdout: true, stderr: true, multiplexed: true, ..Attachment::default() }
+}
+
+/// For the monitor's socket and record, which nobody here reads.
+fn folder() -> Result<String> {
+    let folder = "/run/monitor";
+    std::fs::create_dir_all(folder).context("mkdir", folder)?;
+    Ok(folder.to_owned())
+}

@@ -1,0 +1,52 @@
+//! What makes a machine the one that the host means: its time, its randomness, its name, its network.
+
+use std::fs;
+
+use insula_host::netlink::{self, Routes};
+use insula_spec::machine::GuestPlan;
+use insula_spec::plan::InterfacePlan;
+use rustix::time::{ClockId, Timespec};
+
+use crate::error::{Context, Error, Result};
+
+/// Carries the plan out.
+pub(crate) fn furnish(plan: &[u8]) -> Result<()> {
+    let plan: GuestPlan = serde_json::from_slice(plan)?;
+    const SECOND: i64 = 1_000_000_000;
+    let time = Timespec { tv_sec: plan.time.div_euclid(SECOND), tv_nsec: plan.time.rem_euclid(SECOND) };
+    rustix::time::clock_settime(ClockId::Realtime, time).context("clock_settime", "to the host's time")?;
+    fs::write("/dev/urandom", plan.entropy.as_bytes()).context("write", "/dev/urandom")?;
+    rustix::system::sethostname(plan.hostname.as_bytes()).context("sethostname", &plan.hostname)?;
+    connect(&plan.interfaces)
+}
+
+fn connect(plans: &[InterfacePlan]) -> Result<()> {
+    let routes = Routes::open()?;
+    let mut names = Vec::new();
+    for plan in plans {
+        let name = named(&plan.mac)?;
+        // Another one may have this one's name so far.
+        let between = format!("machine{}", names.len());
+        routes.rename(&name, &between)?;
+        names.push(between);
+    }
+    for (between, plan) in names.iter().zip(plans) {
+        routes.rename(between, &plan.name)?;
+    }
+    Ok(netlink::configure_all(plans)?)
+}
+
+/// The interface with this hardware address.
+fn named(mac: &str) -> Result<String> {
+    let folder = "/sys/class/net";
+    for entry in fs::read_dir(folder).context("open", folder)? {
+        let entry = entry.context("read", folder)?;
+        let address = fs::read_to_string(entry.path().join("address")).unwrap_or_default();
+        if address.trim().eq_ignore_ascii_case(mac)
+            && let Ok(name) = entry.file_name().into_string()
+        {
+            return Ok(name);
+        }
+    }
+    Err(Error::NoInterface(mac.to_owned()))
+}

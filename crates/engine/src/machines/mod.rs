@@ -1,0 +1,60 @@
+//! Machines for containers that have a kernel of their own: which kernel, how large, run by what.
+
+mod check;
+mod kernels;
+mod size;
+mod use_cases;
+
+use std::path::{Path, PathBuf};
+
+use insula_host::guest::{self, Features};
+use insula_spec::machine::{Backend, MachinePlan};
+
+pub(crate) use self::check::check;
+use crate::containers::row::Row;
+use crate::{Error, Result};
+
+/// Value of `HostConfig.Isolation` for a machine of its own.
+pub(crate) const ISOLATION: &str = "vm";
+
+/// Whether a container has a kernel of its own.
+pub(crate) fn wanted(isolation: &str) -> bool {
+    isolation == ISOLATION
+}
+
+/// What every machine of this engine is made with.
+#[derive(Debug)]
+pub(crate) struct Machines {
+    /// Chosen kernel, initial RAM disks.
+    folder: PathBuf,
+    agent: PathBuf,
+    backend: Backend,
+}
+
+impl Machines {
+    /// `agent` is the program `insula-agent`; that it is missing is said when it is needed.
+    pub(crate) fn new(root: &Path, agent: PathBuf, backend: Backend) -> Self {
+        Self { folder: root.join("machines"), agent, backend }
+    }
+
+    /// The machine of a container whose sandbox has `folder`. Reads and perhaps writes files.
+    pub(crate) fn plan(&self, row: &Row, folder: &Path) -> Result<MachinePlan> {
+        if !self.agent.is_file() {
+            return Err(Error::Unavailable(format!(
+                "{} is missing, the first program of a container's own kernel: it is installed beside the daemon",
+                self.agent.display()
+            )));
+        }
+        let kernel = self.kernel()?;
+        let features = if row.host.privileged { Features::Engine } else { Features::Containers };
+        let initramfs = guest::initramfs(&kernel, &self.agent, features, &self.folder)?;
+        Ok(MachinePlan {
+            backend: self.backend,
+            kernel,
+            initramfs,
+            cpus: size::cpus(&row.host),
+            memory: size::memory(&row.host),
+            folder: folder.to_owned(),
+        })
+    }
+}

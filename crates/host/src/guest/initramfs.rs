@@ -1,0 +1,150 @@
+//! The initial RAM disk of a guest: the agent as its init, and the modules that it loads, in order.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use insula_base::Digest;
+use sha2::Digest as _;
+
+use super::{Archive, Error, Kernel, Modules};
+
+/// What every guest needs.
+const BASE: [&str; 4] = ["virtio_mmio", "virtio_console", "virtiofs", "virtio_net"];
+
+/// What a container engine in a guest needs beside it, as far as the kernel has it.
+const ENGINE: [&str; 14] = [
+    "overlay",
+    "bridge",
+    "veth",
+    "nf_tables",
+    "nft_masq",
+    "nft_nat",
+    "nft_chain_nat",
+    "nft_ct",
+    "nft_fib_inet",
+    "nf_conntrack",
+    "tun",
+    "br_netfilter",
+    "nft_reject_inet",
+    "loop",
+];
+
+/// Which modules a guest gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Features {
+    /// Enough for containers.
+    Containers,
+    /// Enough for a container engine in a container.
+    Engine,
+}
+
+/// The initial RAM disk for a kernel, made if `cache` does not have it: same kernel and same agent, same file.
+pub fn initramfs(kernel: &Kernel, agent: &Path, features: Features, cache: &Path) -> Result<PathBuf, Error> {
+    let path = cache.join(format!("initramfs-{}", &key(kernel, agent, features)?.hex()[..16]));
+    if path.is_file() {
+        return Ok(path);
+    }
+    let bytes = build(kernel, agent, features)?;
+    fs::create_dir_all(cache).map_err(Error::io("mkdir", cache))?;
+    insula_base::replace(&path, &bytes, 0o644, insula_base::Durability::Machine)
+        .map_err(Error::io("write", &path))?;
+    Ok(path)
+}
+
+/// Names what goes into it by what tells versions apart: path, size and time.
+fn key(kernel: &Kernel, agent: &Path, features: Features) -> Result<Digest, Error> {
+    let mut hash = sha2::Sha256::new();
+    hash.update(format!("1 {features:?} {}\0", kernel.release));
+    for path in [&kernel.modules.join("modules.dep"), agent] {
+        let found = fs::metadata(path).map_err(Error::io("stat", path))?;
+        let (size, seconds, nanoseconds) = (found.size(), found.mtime(), found.mtime_nsec());
+        hash.update(format!("{} {size} {seconds} {nanoseconds}\0", path.display()));
+    }
+    Ok(Digest::from_sha256(&hash.finalize().into()))
+}
+
+fn build(kernel: &Kernel, agent: &Path, features: Features) -> Result<Vec<u8>, Error> {
+    let modules = Modules::read(&kernel.modules, &kernel.release)?;
+    let mut drivers = BASE.to_vec();
+    if features == Features::Engine {
+        drivers.extend(modules.having(&ENGINE));
+    }
+    let mut archive = Archive::default();
+    archive.device("dev/console", 0o600, 5, 1);
+    for folder in ["proc", "sys", "new"] {
+        archive.folder(folder);
+    }
+    let program = fs::read(agent).map_err(Error::io("read", agent))?;
+    if !is_static(&program) {
+        return Err(Error::NotStatic(agent.to_owned()));
+    }
+    archive.file("init", 0o755, &program);
+    archive.folder("modules");
+    for (number, (name, path)) in modules.order(&drivers)?.into_iter().enumerate() {
+        archive.file(&format!("modules/{number:03}-{name}"), 0o644, &modules.load(&path)?);
+    }
+    Ok(archive.finish())
+}
+
+/// Whether an ELF program asks for no interpreter: elf(5), PT_INTERP.
+fn is_static(program: &[u8]) -> bool {
+    const PT_INTERP: u32 = 3;
+    let word = |at: usize| program.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+    let half = |at: usize| program.get(at..at + 2).and_then(|b| b.try_into().ok()).map(u16::from_le_bytes);
+    let (Some(table), Some(size), Some(count)) = (word(0x20), half(0x36), half(0x38)) else { return false };
+    let kinds = (0..usize::from(count)).map(|number| {
+        let at = usize::try_from(table).ok()?.checked_add(number * usize::from(size))?;
+        program.get(at..at.checked_add(4)?)?.try_into().ok().map(u32::from_le_bytes)
+    });
+    program.starts_with(b"\x7fELF\x02")
+        && kinds.into_iter().all(|kind| kind.is_some_and(|kind| kind != PT_INTERP))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn elf(kind: u32) -> Vec<u8> {
+        let mut program = vec![0; 0x80];
+        program[..5].copy_from_slice(b"\x7fELF\x02");
+        program[0x20..0x28].copy_from_slice(&0x40u64.to_le_bytes());
+        program[0x36..0x38].copy_from_slice(&0x38u16.to_le_bytes());
+        program[0x38..0x3a].copy_from_slice(&1u16.to_le_bytes());
+        program[0x40..0x44].copy_from_slice(&kind.to_le_bytes());
+        program
+    }
+
+    #[test]
+    fn programs_that_need_libraries_are_told_from_others() {
+        assert!(is_static(&elf(1)));
+        assert!(!is_static(&elf(3)));
+        assert!(!is_static(b"#!/bin/sh") && !is_static(b""));
+        let mut cut = elf(1);
+        cut.truncate(0x42);
+        assert!(!is_static(&cut));
+    }
+
+    #[test]
+    fn it_is_made_once_for_what_is_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("modules")).unwrap();
+        let names = ["virtio_mmio", "virtio_console", "virtiofs", "virtio_net"];
+        let dep: String = names.iter().map(|name| format!("{name}.ko:\n")).collect();
+        for name in names {
+            fs::write(at("modules").join(format!("{name}.ko")), elf(1)).unwrap();
+        }
+        fs::write(at("modules/modules.dep"), dep).unwrap();
+        fs::write(at("agent"), elf(1)).unwrap();
+        let kernel = Kernel { image: at("vmlinuz"), modules: at("modules"), release: "1.2".into() };
+        let make = || initramfs(&kernel, &at("agent"), Features::Containers, &at("cache"));
+        let first = make().unwrap();
+        assert_eq!(make().unwrap(), first);
+        assert_eq!(fs::read_dir(at("cache")).unwrap().count(), 1);
+        fs::write(at("agent"), [elf(1), vec![0]].concat()).unwrap();
+        assert_ne!(make().unwrap(), first, "another agent");
+        fs::write(at("agent"), [elf(3), vec![0; 2]].concat()).unwrap();
+        assert!(matches!(make(), Err(Error::NotStatic(_))));
+    }
+}

@@ -1,0 +1,14 @@
+//! What a guest boots: kernels of distributions that are on this host, and the initial RAM disk that insula
+//! makes for one of them.
+
+mod cpio;
+mod error;
+mod initramfs;
+mod kernel;
+mod modules;
+
+pub use cpio::Archive;
+pub use error::Error;
+pub use initramfs::{Features, initramfs};
+pub use kernel::{Kernel, find, installed};
+pub use modules::Modules;

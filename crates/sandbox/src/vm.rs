@@ -1,0 +1,148 @@
+//! A machine around the process wall: the container runs in a guest with a kernel of its own, where the
+//! agent makes it with the very code that makes it here without one.
+//!
+//! ```text
+//! monitor ── Vm ──┬── files (jailed): the container's root and binds, put together as the process wall does
+//!                 ├── machine (jailed): QEMU or another backend; kernel, initial RAM disk, taps as descriptors
+//!                 └── link: the task protocol and all standard streams in one byte stream ── insula-agent
+//! ```
+//!
+//! [`backend`] is the one place that knows which backends there are. What comes from the guest is hostile:
+//! the link takes no more than was allowed, and who does not keep to the format is ended.
+
+mod backend;
+mod console;
+mod files;
+mod guest;
+mod link;
+mod qemu;
+mod running;
+mod streams;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use insula_host::cgroup::Stats;
+use insula_host::resolver::Sockets;
+use insula_spec::plan::{ContainerPlan, NetworkChange, Resources};
+use rustix::event::epoll::{self, CreateFlags};
+
+use crate::{Capabilities, Created, Error, Event, ExecPlan, Frozen, Result, Sandbox, SignalTarget, When};
+use running::Running;
+
+/// A machine with one container.
+#[derive(Debug)]
+pub struct Vm {
+    events: OwnedFd,
+    running: Option<Running>,
+}
+
+impl Vm {
+    /// An empty one.
+    pub fn new() -> Result<Self> {
+        let events = epoll::create(CreateFlags::CLOEXEC)
+            .map_err(|source| Error::call("epoll_create1", "for a machine", source))?;
+        Ok(Self { events, running: None })
+    }
+
+    fn parts(&mut self) -> Result<(&mut Running, &OwnedFd)> {
+        let running = self.running.as_mut().ok_or(Error::Phase { is: "empty", needed: "created" })?;
+        Ok((running, &self.events))
+    }
+}
+
+impl Sandbox for Vm {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { host_pids: false }
+    }
+
+    fn event_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    fn next_event(&mut self) -> Result<Option<Event>> {
+        match &mut self.running {
+            Some(running) => running.next_event(&self.events),
+            None => Ok(None),
+        }
+    }
+
+    fn create(&mut self, plan: ContainerPlan, when: When) -> Result<Created> {
+        if self.running.is_some() {
+            return Err(Error::Phase { is: "created", needed: "empty" });
+        }
+        let mut running = Running::start(&plan, &self.events)?;
+        match running.create(plan, when, &self.events) {
+            Ok(created) => {
+                self.running = Some(running);
+                Ok(created)
+            }
+            Err(error) => {
+                // The first error is the one to report; what is left is found by its name later.
+                let _ = running.destroy();
+                Err(error)
+            }
+        }
+    }
+
+    fn start(&mut self) -> Result<()> {
+        let (running, events) = self.parts()?;
+        running.start_program(events)
+    }
+
+    fn exec(&mut self, exec: &ExecPlan) -> Result<Created> {
+        let (running, events) = self.parts()?;
+        running.exec(exec, events)
+    }
+
+    fn signal(&mut self, target: SignalTarget<'_>, signal: i32) -> Result<()> {
+        let (running, events) = self.parts()?;
+        running.signal(target, signal, events)
+    }
+
+    fn resize(&mut self, exec: Option<&str>, columns: u16, rows: u16) -> Result<()> {
+        let (running, events) = self.parts()?;
+        running.resize(exec, columns, rows, events)
+    }
+
+    fn rewire(&mut self, _change: &NetworkChange) -> Result<()> {
+        Err(Error::Unsupported("the interfaces of a machine cannot be changed while it runs"))
+    }
+
+    fn resolver(&mut self) -> Result<Sockets> {
+        Err(Error::Unsupported("a machine has no sockets of this host for a name server"))
+    }
+
+    fn update(&mut self, resources: &Resources) -> Result<Vec<String>> {
+        let (running, events) = self.parts()?;
+        running.update(resources, events)
+    }
+
+    fn freeze(&mut self, frozen: Frozen) -> Result<()> {
+        let (running, events) = self.parts()?;
+        running.freeze(frozen, events)
+    }
+
+    fn stats(&mut self) -> Result<Stats> {
+        let (running, events) = self.parts()?;
+        running.stats(events)
+    }
+
+    fn processes(&mut self) -> Result<Vec<i32>> {
+        let (running, events) = self.parts()?;
+        running.processes(events)
+    }
+
+    fn destroy(&mut self) -> Result<()> {
+        match self.running.take() {
+            Some(running) => running.destroy(),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The first of `paths` that is there.
+fn program(paths: &[&'static str], name: &'static str, package: &'static str) -> Result<&'static str> {
+    let found = paths.iter().copied().find(|path| Path::new(path).is_file());
+    found.ok_or(Error::Missing { program: name, package })
+}

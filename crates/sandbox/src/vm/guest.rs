@@ -1,0 +1,97 @@
+//! What the agent is told: the plan of a container as the guest sees it.
+
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use insula_container::share::{MOUNTS, ROOT};
+use insula_spec::machine::GuestPlan;
+use insula_spec::plan::{
+    ContainerPlan, LogPlan, MountSource, Namespace, NamespacesPlan, Propagation, Resources, RootfsPlan,
+    StdioPlan, UserNamespace,
+};
+
+/// Where the agent mounts what the host shares.
+const SHARE: &str = "/share";
+
+/// What the machine is told about itself.
+pub(super) fn machine(plan: &ContainerPlan) -> GuestPlan {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    GuestPlan {
+        time: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
+        entropy: insula_base::random_hex(32),
+        hostname: plan.hostname.clone(),
+        interfaces: plan.interfaces.clone(),
+    }
+}
+
+/// The container's plan: its files are the shared ones, its network is the machine's, and what only the
+/// host can do is left out.
+pub(super) fn container(plan: &ContainerPlan) -> ContainerPlan {
+    let mut guest = plan.clone();
+    guest.machine = None;
+    guest.resolver = false;
+    guest.rootfs = RootfsPlan {
+        layers: vec![PathBuf::from(SHARE).join(ROOT)],
+        idmap: false,
+        upper: None,
+        readonly: plan.rootfs.readonly,
+        whole: true,
+        hidden: Vec::new(),
+    };
+    let mut binds = 0;
+    for mount in &mut guest.mounts {
+        if let MountSource::Bind { .. } = mount.source {
+            let path = PathBuf::from(SHARE).join(MOUNTS).join(binds.to_string());
+            binds += 1;
+            mount.source =
+                MountSource::Bind { path, recursive: false, propagation: Propagation::Private, idmap: false };
+        }
+    }
+    guest.namespaces = NamespacesPlan {
+        // The host has mapped the ids already; the network is what the machine has.
+        user: UserNamespace::Host,
+        network: Namespace::Host,
+        ..plan.namespaces.clone()
+    };
+    guest.interfaces.clear();
+    guest.cgroup.path = format!("insula/{}", plan.id);
+    guest.cgroup.resources = inside(&plan.cgroup.resources);
+    // The monitor writes it.
+    guest.log = LogPlan::None;
+    guest.stdio = stdio(&plan.stdio);
+    guest
+}
+
+/// The end of input is passed on: whether it is one is the monitor's to say.
+pub(super) fn stdio(stdio: &StdioPlan) -> StdioPlan {
+    StdioPlan { stdin_once: true, ..stdio.clone() }
+}
+
+/// Limits that hold inside: those by number. CPUs and disks by name are the host's.
+pub(super) fn inside(all: &Resources) -> Resources {
+    Resources {
+        cpuset_cpus: None,
+        cpuset_mems: None,
+        blkio_weight: None,
+        device_read_bps: Vec::new(),
+        device_write_bps: Vec::new(),
+        device_read_iops: Vec::new(),
+        device_write_iops: Vec::new(),
+        ..all.clone()
+    }
+}
+
+/// Limits of the machine's own processes on the host: everything but memory and processes, which are the
+/// container's inside. What the machine takes at most is its memory, and this much for what runs it.
+pub(super) fn outside(all: &Resources, memory: u64) -> Resources {
+    const OVERHEAD: u64 = 512 << 20;
+    Resources {
+        memory: Some(memory + OVERHEAD),
+        memory_swap: None,
+        memory_reservation: None,
+        memory_swappiness: None,
+        oom_kill_disable: None,
+        pids: None,
+        ..all.clone()
+    }
+}

@@ -1,0 +1,404 @@
+//! A machine that stands, from its boot to its end.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use insula_container::{Jailed, share};
+use insula_host::cgroup::{Group, Layout, Purpose, Stats};
+use insula_proto::{Call, Create, Empty, Exec, Furnish, Outcome, Resize, Signal, Start, Update};
+use insula_spec::machine::{MachinePlan, MachineRecord};
+use insula_spec::plan::{ContainerPlan, InterfacePlan, Resources};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+
+use super::backend::{self, Interface, Machine, Parts};
+use super::console::Console;
+use super::link::Link;
+use super::{files, guest};
+use crate::{Created, Error, Event, ExecPlan, Frozen, Result, SignalTarget, When};
+
+/// How long a guest may take to boot: an emulated one on a busy host needs many times what it needs on an
+/// idle one.
+const BOOT: Duration = Duration::from_secs(180);
+/// How long an agent may take for an answer.
+const ANSWER: Duration = Duration::from_secs(60);
+/// The code of a container whose machine broke: as if it had been killed.
+const BROKEN: i32 = 137;
+
+/// The machine, what serves it, and the link into it.
+#[derive(Debug)]
+pub(super) struct Running {
+    plan: MachinePlan,
+    group: Group,
+    files: Jailed,
+    machine: Box<dyn Machine>,
+    link: Link,
+    console: Console,
+    /// The channel is also waited for until it takes more.
+    writing: bool,
+    /// Why it is of no more use.
+    broken: Option<String>,
+    /// Of its making, for the user.
+    warnings: Vec<String>,
+    began: Instant,
+}
+
+impl Running {
+    /// Starts the machine with what it needs; it boots by itself. On failure nothing of it is left.
+    pub(super) fn start(plan: &ContainerPlan, events: &OwnedFd) -> Result<Self> {
+        let machine =
+            plan.machine.as_ref().ok_or_else(|| Error::Invalid("the plan has no machine".into()))?;
+        let group = Group::create(&Layout::probe()?, &plan.cgroup.path, Purpose::Limit)?;
+        match Self::start_in(plan, machine, &group) {
+            Ok((files, running, warnings)) => {
+                let this = Self {
+                    plan: machine.clone(),
+                    group,
+                    files,
+                    machine: running,
+                    link: Link::default(),
+                    console: Console::default(),
+                    writing: false,
+                    broken: None,
+                    warnings,
+                    began: Instant::now(),
+                };
+                this.watch_machine(events)?;
+                Ok(this)
+            }
+            Err(error) => {
+                // The first error is the one to report; what is left is found by its name later.
+                let _ = group.kill();
+                let _ = group.remove();
+                Err(error)
+            }
+        }
+    }
+
+    fn start_in(
+        plan: &ContainerPlan,
+        machine: &MachinePlan,
+        group: &Group,
+    ) -> Result<(Jailed, Box<dyn Machine>, Vec<String>)> {
+        let mut warnings = group.limit(&guest::outside(&plan.cgroup.resources, machine.memory))?;
+        let entry = group.entry()?;
+        let (process, connection, more) = files::serve(plan, &machine.folder, &entry)?;
+        warnings.extend(more);
+        let interfaces = plan.interfaces.iter().map(plug).collect::<Result<Vec<_>>>();
+        // The last id of the container's own, which nothing in it has as a rule; nobody without a range.
+        let user = plan.namespaces.user.range().map_or(65534, |(first, count)| first + count - 1);
+        let started = interfaces.and_then(|interfaces| {
+            backend::start(Parts {
+                plan: machine,
+                files: connection,
+                interfaces,
+                uid: user,
+                gid: user,
+                entry: &entry,
+            })
+        });
+        match started {
+            Ok(machine) => Ok((process, machine, warnings)),
+            Err(error) => {
+                process.end();
+                Err(error)
+            }
+        }
+    }
+
+    fn watch_machine(&self, events: &OwnedFd) -> Result<()> {
+        let descriptors =
+            [self.machine.channel(), self.machine.console(), self.machine.pidfd(), self.files.pidfd.as_fd()];
+        for descriptor in descriptors {
+            epoll::add(events, descriptor, EventData::new_u64(0), EventFlags::IN)
+                .map_err(|source| Error::call("epoll_ctl", "for a machine", source))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the agent and has it make the container.
+    pub(super) fn create(&mut self, plan: ContainerPlan, when: When, events: &OwnedFd) -> Result<Created> {
+        let release = self.boot(events)?;
+        let boot = self.began.elapsed();
+        let furnish = Furnish { plan: json(&guest::machine(&plan))? };
+        self.call(Call::Furnish(furnish), events)?;
+        let container = guest::container(&plan);
+        let create = Create {
+            plan: json(&container)?,
+            folder: String::new(),
+            attachments: Vec::new(),
+            start: when == When::Now,
+        };
+        let (number, streams) = self.link.ask_process(None, &plan.stdio, Call::Create(create))?;
+        let started = match self.await_answer(number, events)? {
+            Outcome::Started(started) => started,
+            other => return Err(unexpected(&other)),
+        };
+        self.record(&release, boot)?;
+        let mut warnings = std::mem::take(&mut self.warnings);
+        warnings.extend(started.warnings);
+        Ok(Created { pid: self.machine.pid(), streams, warnings })
+    }
+
+    fn boot(&mut self, events: &OwnedFd) -> Result<String> {
+        let deadline = self.began + BOOT;
+        loop {
+            if let Some(release) = self.link.hello() {
+                return Ok(release.to_owned());
+            }
+            if !self.turn(deadline, events)? {
+                return Err(Error::Machine(self.said(&format!(
+                    "the guest's agent did not answer within {} s of its start",
+                    BOOT.as_secs()
+                ))));
+            }
+        }
+    }
+
+    fn record(&self, release: &str, boot: Duration) -> Result<()> {
+        let record = MachineRecord {
+            backend: self.plan.backend,
+            program: self.machine.program().to_owned(),
+            pid: self.machine.pid(),
+            root: share::root_in(&self.files),
+            cpus: self.plan.cpus,
+            memory: self.plan.memory,
+            kernel: release.to_owned(),
+            boot: u64::try_from(boot.as_millis()).unwrap_or(u64::MAX),
+        };
+        let path = self.plan.folder.join(MachineRecord::FILE);
+        insula_base::replace(&path, &json(&record)?, 0o600, insula_base::Durability::Process)
+            .map_err(|source| Error::File { call: "write", path, source })
+    }
+
+    pub(super) fn start_program(&mut self, events: &OwnedFd) -> Result<()> {
+        self.call(Call::Start(Start {}), events).map(drop)
+    }
+
+    pub(super) fn exec(&mut self, exec: &ExecPlan, events: &OwnedFd) -> Result<Created> {
+        if self.link.runs(&exec.id) {
+            return Err(Error::ExecExists(exec.id.clone()));
+        }
+        let call = Call::Exec(Exec {
+            exec: exec.id.clone(),
+            process: json(&exec.process)?,
+            stdio: json(&guest::stdio(&exec.stdio))?,
+            attachments: Vec::new(),
+            privileged: exec.privileged,
+        });
+        let (number, streams) = self.link.ask_process(Some(exec.id.clone()), &exec.stdio, call)?;
+        match self.await_answer(number, events) {
+            Ok(Outcome::Started(started)) => {
+                Ok(Created { pid: self.machine.pid(), streams, warnings: started.warnings })
+            }
+            Ok(other) => Err(unexpected(&other)),
+            Err(error) => {
+                self.link.forget(number);
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn signal(&mut self, target: SignalTarget<'_>, signal: i32, events: &OwnedFd) -> Result<()> {
+        let mut call = Signal { signal, ..Signal::default() };
+        match target {
+            SignalTarget::First => {}
+            SignalTarget::Exec(id) => id.clone_into(&mut call.exec),
+            SignalTarget::ExecGroup(id) => {
+                id.clone_into(&mut call.exec);
+                call.group = true;
+            }
+            SignalTarget::All => call.all = true,
+        }
+        self.call(Call::Signal(call), events).map(drop)
+    }
+
+    pub(super) fn resize(
+        &mut self,
+        exec: Option<&str>,
+        columns: u16,
+        rows: u16,
+        events: &OwnedFd,
+    ) -> Result<()> {
+        let exec = exec.unwrap_or_default().to_owned();
+        self.call(Call::Resize(Resize { exec, columns: columns.into(), rows: rows.into() }), events).map(drop)
+    }
+
+    pub(super) fn update(&mut self, resources: &Resources, events: &OwnedFd) -> Result<Vec<String>> {
+        if let Some(memory) = resources.memory
+            && memory > self.plan.memory
+        {
+            return Err(Error::Invalid(format!(
+                "the container's machine has {} MiB of memory: a limit of {} MiB takes a new one (stop it, then \
+                 start it again)",
+                self.plan.memory >> 20,
+                memory >> 20
+            )));
+        }
+        let mut warnings = self.group.limit(&Resources { memory: None, ..guest::outside(resources, 0) })?;
+        let update = Update { resources: json(&guest::inside(resources))? };
+        match self.call(Call::Update(update), events)? {
+            Outcome::Done(done) => warnings.extend(done.warnings),
+            other => return Err(unexpected(&other)),
+        }
+        Ok(warnings)
+    }
+
+    pub(super) fn freeze(&mut self, frozen: Frozen, events: &OwnedFd) -> Result<()> {
+        let call = if frozen == Frozen::Yes { Call::Freeze(Empty {}) } else { Call::Thaw(Empty {}) };
+        self.call(call, events).map(drop)
+    }
+
+    pub(super) fn stats(&mut self, events: &OwnedFd) -> Result<Stats> {
+        match self.call(Call::Stats(Empty {}), events)? {
+            Outcome::Stats(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|_| insula_proto::channel::ChannelError::Malformed("statistics").into()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub(super) fn processes(&mut self, events: &OwnedFd) -> Result<Vec<i32>> {
+        match self.call(Call::Processes(Empty {}), events)? {
+            Outcome::Processes(processes) => Ok(processes.pids),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn call(&mut self, call: Call, events: &OwnedFd) -> Result<Outcome> {
+        let number = self.link.ask(call);
+        self.await_answer(number, events)
+    }
+
+    fn await_answer(&mut self, number: u32, events: &OwnedFd) -> Result<Outcome> {
+        let deadline = Instant::now() + ANSWER;
+        self.serve();
+        loop {
+            match self.link.answer(number) {
+                Some(Outcome::Failed(failed)) => {
+                    return Err(Error::Guest {
+                        kind: failed.kind(),
+                        exit_code: u8::try_from(failed.exit_code).unwrap_or(0),
+                        message: failed.message,
+                    });
+                }
+                Some(outcome) => return Ok(outcome),
+                None => {}
+            }
+            if !self.turn(deadline, events)? {
+                return Err(Error::Machine(self.said("the guest's agent does not answer")));
+            }
+        }
+    }
+
+    /// Waits until something happens and serves it; false when the time is over.
+    fn turn(&mut self, deadline: Instant, events: &OwnedFd) -> Result<bool> {
+        if let Some(broken) = &self.broken {
+            return Err(Error::Machine(broken.clone()));
+        }
+        self.watch(events)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let time = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        let mut polled = [PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN)];
+        match rustix::event::poll(&mut polled, Some(&time)) {
+            Ok(0) => return Ok(false),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(source) => return Err(Error::call("poll", "for a machine", source)),
+        }
+        self.serve();
+        Ok(true)
+    }
+
+    /// Serves everything that is there. What breaks the machine is kept for who asks.
+    fn serve(&mut self) {
+        if self.broken.is_some() {
+            return;
+        }
+        self.console.read(self.machine.console());
+        let broken = match self.link.serve(self.machine.channel()) {
+            Ok(true) => self.ended(),
+            Ok(false) => Some("the machine ended".to_owned()),
+            Err(error) => Some(insula_base::chain(&error)),
+        };
+        if let Some(broken) = broken {
+            while ready(self.machine.console()) && self.console.read(self.machine.console()) {}
+            let broken = self.said(&broken);
+            self.link.cut(BROKEN, &broken);
+            self.broken = Some(broken);
+        }
+    }
+
+    /// Whether one of the processes that it is made of has ended.
+    fn ended(&self) -> Option<String> {
+        if ready(self.machine.pidfd()) {
+            return Some(format!("{} ended", self.machine.program()));
+        }
+        ready(self.files.pidfd.as_fd())
+            .then(|| "the process that serves the machine's files ended".to_owned())
+    }
+
+    /// With what the guest printed last.
+    fn said(&self, what: &str) -> String {
+        match self.console.tail() {
+            tail if tail.is_empty() => format!("{what}; its console says nothing"),
+            tail => format!("{what}; its console ends with:\n{tail}"),
+        }
+    }
+
+    fn watch(&mut self, events: &OwnedFd) -> Result<()> {
+        self.link.watch(events)?;
+        let writing = self.link.has_more();
+        if writing != self.writing {
+            let flags = if writing { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
+            epoll::modify(events, self.machine.channel(), EventData::new_u64(0), flags)
+                .map_err(|source| Error::call("epoll_ctl", "for a machine", source))?;
+            self.writing = writing;
+        }
+        Ok(())
+    }
+
+    pub(super) fn next_event(&mut self, events: &OwnedFd) -> Result<Option<Event>> {
+        if let Some(event) = self.link.next_event() {
+            return Ok(Some(event));
+        }
+        self.serve();
+        self.watch(events)?;
+        Ok(self.link.next_event())
+    }
+
+    /// Ends and frees everything.
+    pub(super) fn destroy(self) -> Result<()> {
+        // All at once: one that is left behind complains.
+        let killed = self.group.kill();
+        self.machine.end();
+        self.files.end();
+        killed?;
+        Ok(self.group.remove()?)
+    }
+}
+
+/// The host's end of an interface, a port of its bridge.
+fn plug(plan: &InterfacePlan) -> Result<Interface<'_>> {
+    let tap = insula_sys::tun::open_tap(&plan.host_name)
+        .map_err(|source| Error::call("ioctl TUNSETIFF", "/dev/net/tun", source))?;
+    insula_host::netlink::plug_existing(plan).map_err(insula_container::Error::from)?;
+    Ok(Interface { plan, tap })
+}
+
+fn ready(descriptor: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(1..))
+}
+
+fn unexpected(outcome: &Outcome) -> Error {
+    Error::Machine(format!("the guest's agent answered with {outcome:?}"))
+}
+
+fn json(document: &impl serde::Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(document)
+        .map_err(|error| Error::Invalid(format!("a document cannot be written: {error}")))
+}

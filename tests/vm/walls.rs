@@ -1,0 +1,150 @@
+//! Containers with a kernel of their own, as their users meet them. Needs `root` too: the host's side is
+//! that of every container.
+
+use insula_tests::{Daemon, Outcome, eventually, get, guest, is_root};
+
+/// A daemon whose containers boot Debian's kernel for clouds; none where that cannot be.
+fn daemon() -> Option<Daemon> {
+    if let Some(why) = guest::missing() {
+        insula_tests::skip("tcg", why);
+        return None;
+    }
+    if !is_root() {
+        insula_tests::skip("root", "containers of the daemon need it");
+        return None;
+    }
+    let daemon = Daemon::start();
+    daemon.insula(&["kernel", "use", guest::kernel_folder().to_str().unwrap()]).exits(0);
+    Some(daemon)
+}
+
+fn run(daemon: &Daemon, more: &[&str]) -> Outcome {
+    daemon.insula(&[&["run", "--rm", "--isolation", "vm"], more].concat())
+}
+
+#[test]
+fn a_container_in_its_own_kernel_is_as_any_other() {
+    let Some(daemon) = daemon() else { return };
+    let listed = daemon.insula(&["kernel", "ls", "-q"]);
+    let release = listed.ok().lines().next().unwrap().trim().to_owned();
+    let seen = run(&daemon, &["--network", "none", "host", "uname", "-r"]);
+    assert_eq!(seen.ok().trim(), release, "{seen}");
+
+    // Streams, exit code, user, environment, limits, the image's files and a writable layer.
+    let script = "cat; echo err >&2; echo $A; id -u; cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max; \
+        touch /new && ls /new; head -c 300000 /dev/zero | wc -c; exit 7";
+    let run = [
+        "run",
+        "--rm",
+        "-i",
+        "--isolation",
+        "vm",
+        "--network",
+        "none",
+        "-m",
+        "64m",
+        "--cpus",
+        "0.5",
+        "-e",
+        "A=b",
+    ];
+    let outcome = daemon.insula_with(&[&run[..], &["busybox", "sh", "-c", script]].concat(), b"input\n");
+    assert_eq!((outcome.code, outcome.stderr.trim()), (7, "err"), "{outcome}");
+    assert_eq!(
+        outcome.stdout.lines().collect::<Vec<_>>(),
+        ["input", "b", "0", "67108864", "50000 100000", "/new", "300000"],
+        "{outcome}"
+    );
+
+    let missing =
+        daemon.insula(&["run", "--rm", "--isolation", "vm", "--network", "none", "busybox", "/no/such"]);
+    assert_eq!(missing.code, 127, "{missing}");
+}
+
+#[test]
+fn a_service_in_its_own_kernel_is_reached_watched_and_stopped() {
+    let Some(daemon) = daemon() else { return };
+    let data = daemon.folder();
+    std::fs::write(data.join("index.html"), "from the host\n").unwrap();
+    let volume = format!("{}:/www", data.display());
+    let program = "echo started; echo kept >/vol/kept; trap 'exit 3' TERM; httpd -f -p 80 -h /www & wait";
+    let arguments = [
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--isolation",
+        "vm",
+        "-p",
+        "127.0.0.1::80",
+        "-v",
+        &volume,
+        "-v",
+        "vol:/vol",
+        "--tmpfs",
+        "/scratch",
+        "busybox",
+        "sh",
+        "-c",
+        program,
+    ];
+    daemon.insula(&arguments).exits(0);
+    let address = daemon.insula(&["port", "web", "80"]).ok().trim().to_owned();
+    eventually("the page is served", || get(&address).filter(|page| page.text().contains("from the host")));
+    let inside = daemon.insula(&[
+        "exec",
+        "web",
+        "sh",
+        "-c",
+        "echo new >/www/new; cat /vol/kept; df /scratch | tail -n 1",
+    ]);
+    assert!(inside.ok().starts_with("kept\ntmpfs"), "{inside}");
+    assert_eq!(std::fs::read_to_string(data.join("new")).unwrap(), "new\n");
+    assert_eq!(daemon.insula(&["logs", "web"]).ok().trim(), "started");
+
+    std::fs::write(data.join("copied"), "copied\n").unwrap();
+    daemon.insula(&["cp", data.join("copied").to_str().unwrap(), "web:/root/in"]).exits(0);
+    assert_eq!(daemon.insula(&["exec", "web", "cat", "/root/in"]).ok(), "copied");
+    assert!(daemon.insula(&["diff", "web"]).ok().contains("A /root/in"));
+    let stats = daemon.insula(&["stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "web"]);
+    assert!(stats.ok().trim().ends_with(" 2"), "{stats}");
+
+    daemon.insula(&["pause", "web"]).exits(0);
+    daemon.insula(&["unpause", "web"]).exits(0);
+    daemon.insula(&["stop", "web"]).exits(0);
+    assert_eq!(daemon.insula(&["inspect", "-f", "{{.State.ExitCode}}", "web"]).ok().trim(), "3");
+    daemon.insula(&["rm", "web"]).exits(0);
+}
+
+#[test]
+fn what_breaks_a_machine_is_said() {
+    let Some(daemon) = daemon() else { return };
+    let folder = daemon.folder();
+    let none = daemon.insula(&["kernel", "use", folder.to_str().unwrap()]);
+    assert!(none.code == 1 && none.stderr.contains("neither a kernel nor a folder with one"), "{none}");
+    let shared = run(&daemon, &["--network", "host", "busybox", "true"]);
+    assert!(shared.code == 125 && shared.stderr.contains("cannot share the network"), "{shared}");
+
+    // The machine is killed: the container has ended, with the reason, and is started again.
+    let arguments =
+        ["run", "-d", "--name", "box", "--isolation", "vm", "--network", "none", "busybox", "sleep", "1000"];
+    daemon.insula(&arguments).exits(0);
+    let pid: i32 = daemon.insula(&["inspect", "-f", "{{.State.Pid}}", "box"]).ok().trim().parse().unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    let state = eventually("the container ends", || {
+        let state = daemon.insula(&[
+            "inspect",
+            "-f",
+            "{{.State.Status}} {{.State.ExitCode}} {{.State.Error}}",
+            "box",
+        ]);
+        Some(state.ok().to_owned()).filter(|state| state.starts_with("exited"))
+    });
+    assert!(state.starts_with("exited 137 ") && state.contains("machine"), "{state}");
+    daemon.insula(&["start", "box"]).exits(0);
+    daemon.insula(&["rm", "-f", "box"]).exits(0);
+}
