@@ -1,16 +1,14 @@
 //! Which command was called. Only the branch of the tree that was called is built: building all
 //! of it takes longer than the rest of a start.
 
-use std::error::Error as _;
 use std::ffi::OsString;
 use std::pin::Pin;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use crate::context::{Context, Globals};
 use crate::failure::{self, Failure, Outcome};
-use crate::{commands, printer};
+use crate::{commands, printer, usage};
 
 /// A command: how its arguments are parsed and what then runs.
 #[derive(Debug, Clone, Copy)]
@@ -92,7 +90,7 @@ const EXAMPLES: &str = "Examples:
 'insula COMMAND --help' tells more about a command.";
 
 /// The tree, or the branch of it that the words call.
-fn root(words: &[String]) -> Command {
+pub(crate) fn branch(words: &[String]) -> Command {
     let spelled_booleans = words.iter().any(|word| {
         matches!(word.rsplit_once('='), Some((flag, "true" | "false" | "1" | "0")) if flag.starts_with('-'))
     });
@@ -129,11 +127,11 @@ fn whole(root: Command) -> Command {
 
 /// The whole tree, for completions and manuals.
 pub(crate) fn tree() -> Command {
-    root(&[])
+    branch(&[])
 }
 
 /// The first two words that are neither flags of the program nor their values.
-fn called(words: &[String]) -> (Option<&str>, Option<&str>) {
+pub(crate) fn called(words: &[String]) -> (Option<&str>, Option<&str>) {
     let mut plain = Vec::with_capacity(2);
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
@@ -159,8 +157,9 @@ pub(crate) struct Parsed {
 /// Parses the words; on failure says why and returns the exit code.
 pub(crate) fn parse(words: &[OsString]) -> Result<Parsed, u8> {
     let lossy: Vec<String> = words.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    let mut matches = root(&lossy).try_get_matches_from(words).map_err(|error| usage(&error, &lossy))?;
-    let globals = Globals::from_arg_matches(&matches).map_err(|error| usage(&error, &lossy))?;
+    let mut matches =
+        branch(&lossy).try_get_matches_from(words).map_err(|error| usage::report(&error, &lossy))?;
+    let globals = Globals::from_arg_matches(&matches).map_err(|error| usage::report(&error, &lossy))?;
     let (name, mut sub) = matches.remove_subcommand().ok_or(1)?;
     let mut verbs = commands::VERBS;
     let mut name = name;
@@ -176,10 +175,7 @@ pub(crate) fn parse(words: &[OsString]) -> Result<Parsed, u8> {
 pub(crate) fn first_word<'a>(words: &'a [String], noun: &str) -> anyhow::Result<(&'a str, &'a [String])> {
     match words.split_first() {
         Some((flag, _)) if flag.len() > 1 && flag.starts_with('-') => {
-            let flag = flag.split('=').next().unwrap_or(flag);
-            let words: Vec<String> = std::env::args().skip(1).collect();
-            let more = format!("Run '{} --help' for more information", command_name(&words));
-            Err(Failure { code: 125, message: format!("unknown flag: {flag}\n\n{more}") }.into())
+            Err(usage::unknown_flag(flag.split('=').next().unwrap_or(flag)))
         }
         Some((word, _)) if word.is_empty() || word == "-" => {
             Err(Failure { code: 125, message: format!("{word:?} is not the name of {noun}") }.into())
@@ -187,85 +183,6 @@ pub(crate) fn first_word<'a>(words: &'a [String], noun: &str) -> anyhow::Result<
         Some((word, rest)) => Ok((word, rest)),
         None => Err(Failure { code: 1, message: format!("{noun} is needed") }.into()),
     }
-}
-
-/// Prints what clap has to say, with Docker's exit codes: 125 for a wrong flag, 1 for a wrong number
-/// of arguments or an unknown command, 0 for help.
-fn usage(error: &clap::Error, words: &[String]) -> u8 {
-    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        // Help into a closed pipe is no failure.
-        let _ = printer::text(&error.render().to_string());
-        return 0;
-    }
-    match in_dockers_words(error, words) {
-        Some(message) => printer::error(&message),
-        None => printer::error_text(&error.render().to_string()),
-    }
-    match error.kind() {
-        ErrorKind::UnknownArgument if !of_a_flag(error) => 1,
-        ErrorKind::MissingRequiredArgument
-        | ErrorKind::TooFewValues
-        | ErrorKind::InvalidSubcommand
-        | ErrorKind::MissingSubcommand
-        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => 1,
-        _ => 125,
-    }
-}
-
-/// The message for what Docker has words for too; it ends with where to read more.
-fn in_dockers_words(error: &clap::Error, words: &[String]) -> Option<String> {
-    let text = |kind| error.get(kind).map(ToString::to_string);
-    let name = command_name(words);
-    let more = format!("Run '{name} --help' for more information");
-    let usage = || {
-        let usage = text(ContextKind::Usage).unwrap_or_default();
-        usage.trim_start_matches("Usage:").trim().to_owned()
-    };
-    match error.kind() {
-        ErrorKind::UnknownArgument => {
-            let given = text(ContextKind::InvalidArg)?;
-            let what = if of_a_flag(error) { "unknown flag" } else { "unexpected argument" };
-            let near = text(ContextKind::SuggestedArg).map(|flag| format!("; did you mean {flag}?"));
-            Some(format!("{what}: {given}{}\n\n{more}", near.unwrap_or_default()))
-        }
-        ErrorKind::InvalidValue if text(ContextKind::InvalidValue).is_none_or(|given| given.is_empty()) => {
-            Some(format!("flag needs an argument: {}\n\n{more}", text(ContextKind::InvalidArg)?))
-        }
-        ErrorKind::ValueValidation => {
-            let (flag, given) = (text(ContextKind::InvalidArg)?, text(ContextKind::InvalidValue)?);
-            let why = error.source().map(|source| format!(": {source}")).unwrap_or_default();
-            Some(format!("invalid argument {given:?} for {flag}{why}\n\n{more}"))
-        }
-        ErrorKind::InvalidSubcommand => {
-            let given = text(ContextKind::InvalidSubcommand)?;
-            let near = text(ContextKind::SuggestedSubcommand).map(|name| format!("; did you mean {name}?"));
-            let group = name.strip_suffix(&format!(" {given}")).unwrap_or(&name);
-            Some(format!(
-                "'{given}' is not a command of {group}{}\n\nRun '{group} --help' for more information",
-                near.unwrap_or_default()
-            ))
-        }
-        ErrorKind::MissingRequiredArgument | ErrorKind::TooFewValues => {
-            let missing = match error.get(ContextKind::InvalidArg)? {
-                ContextValue::Strings(missing) => missing.join(" "),
-                other => other.to_string(),
-            };
-            Some(format!("'{name}' requires more arguments: {missing}\n\nUsage:  {}\n\n{more}", usage()))
-        }
-        _ => None,
-    }
-}
-
-fn of_a_flag(error: &clap::Error) -> bool {
-    error.get(ContextKind::InvalidArg).is_some_and(|given| given.to_string().starts_with('-'))
-}
-
-/// `insula exec`, `insula volume rm`.
-fn command_name(words: &[String]) -> String {
-    let (word, next) = called(words);
-    let group = commands::GROUPS.iter().any(|group| word == Some(group.name));
-    let words = ["insula"].into_iter().chain(word).chain(next.filter(|_| group));
-    words.collect::<Vec<_>>().join(" ")
 }
 
 impl Parsed {
@@ -293,23 +210,6 @@ impl Parsed {
 mod tests {
     use super::*;
 
-    #[test]
-    fn wrong_words_are_named_with_the_way_out() {
-        for (line, expected) in [
-            ("ps --nope", "unknown flag: --nope\n\nRun 'insula ps --help' for more information"),
-            ("volume rm", "'insula volume rm' requires more arguments: <VOLUME>..."),
-            ("volume nope", "'nope' is not a command of insula volume"),
-            ("stop --time x y", "invalid argument \"x\" for --time <SECONDS>: "),
-            ("run --memory", "flag needs an argument: --memory <BYTES>"),
-        ] {
-            let words = words(line);
-            let all = ["insula".to_owned()].into_iter().chain(words.clone());
-            let error = root(&words).try_get_matches_from(all).unwrap_err();
-            let message = in_dockers_words(&error, &words).unwrap();
-            assert!(message.starts_with(expected), "{message}");
-        }
-    }
-
     fn words(text: &str) -> Vec<String> {
         text.split_whitespace().map(str::to_owned).collect()
     }
@@ -322,12 +222,12 @@ mod tests {
     #[test]
     fn only_the_called_branch_is_built() {
         let names = |text: &str| -> Vec<String> {
-            root(&words(text)).get_subcommands().map(|c| c.get_name().to_owned()).collect()
+            branch(&words(text)).get_subcommands().map(|c| c.get_name().to_owned()).collect()
         };
         assert_eq!(names("-H unix:///x run --rm image"), ["run"]);
         assert_eq!(names("--debug ps"), ["ps"]);
         assert_eq!(names("--help").len(), commands::VERBS.len() + commands::GROUPS.len());
-        let group = root(&words("container ls"));
+        let group = branch(&words("container ls"));
         assert_eq!(group.find_subcommand("container").unwrap().get_subcommands().count(), 1);
     }
 
@@ -348,7 +248,7 @@ mod tests {
 
     #[test]
     fn booleans_may_be_spelled_out() {
-        let matches = root(&words("ps --all=true"));
+        let matches = branch(&words("ps --all=true"));
         let matches = matches.try_get_matches_from(["insula", "ps", "--all=true", "-q"]).unwrap();
         let (_, ps) = matches.subcommand().unwrap();
         assert!(ps.get_flag("all") && ps.get_flag("quiet") && !ps.get_flag("latest"));

@@ -17,12 +17,15 @@ pub(crate) struct Failure {
     pub(crate) message: String,
 }
 
-/// An error that ends the command with this exit code.
-pub(crate) fn with_code(code: u8, error: &anyhow::Error) -> anyhow::Error {
-    if is_broken_pipe(error) {
+/// An error that ends the command with this exit code, unless it has one.
+pub(crate) fn with_code(code: u8, error: anyhow::Error) -> anyhow::Error {
+    if is_broken_pipe(&error) {
         return Failure { code: BROKEN_PIPE, message: String::new() }.into();
     }
-    Failure { code, message: describe(error) }.into()
+    if error.is::<Failure>() {
+        return error;
+    }
+    Failure { code, message: describe(&error) }.into()
 }
 
 /// Standard output was closed by its reader.

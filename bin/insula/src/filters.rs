@@ -2,6 +2,8 @@
 
 use insula_client::Filters;
 
+use crate::usage::bad_flag;
+
 /// Filters from their flags.
 pub(crate) fn parse(flags: &[String]) -> anyhow::Result<Filters> {
     let mut filters = Filters::default();
@@ -10,7 +12,7 @@ pub(crate) fn parse(flags: &[String]) -> anyhow::Result<Filters> {
             Some((name, value)) if !name.trim().is_empty() => {
                 filters.add(&name.trim().to_ascii_lowercase(), value.trim());
             }
-            _ => anyhow::bail!("invalid filter {flag:?}: NAME=VALUE is expected (status=running)"),
+            _ => return Err(bad_flag("--filter", flag, "bad format of filter (expected NAME=VALUE)")),
         }
     }
     Ok(filters)

@@ -14,6 +14,7 @@ mod printer;
 mod run;
 mod streams;
 mod terminal;
+mod usage;
 
 use std::ffi::OsString;
 

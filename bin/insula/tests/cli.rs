@@ -135,7 +135,7 @@ fn wrong_flags_never_reach_the_daemon() {
         (&["run", "-p", "x", "busybox"], 125),
         (&["run"], 1),
         (&["ps", "--nope"], 125),
-        (&["ps", "--filter", "x"], 1),
+        (&["ps", "--filter", "x"], 125),
         (&["rm"], 1),
         (&["nope"], 1),
         (&["exec", "web"], 1),

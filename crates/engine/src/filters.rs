@@ -44,7 +44,9 @@ pub(crate) fn has_label(labels: &Labels, wanted: &str) -> bool {
 /// A moment: seconds since 1970 (`1700000000`, `1700000000.5`), RFC 3339, or so long ago (`24h`, `1h30m`).
 pub fn parse_moment(text: &str) -> Result<Timestamp> {
     let bad = || {
-        Error::InvalidArgument(format!("{text:?} is no time: seconds, RFC 3339 or a duration are expected"))
+        Error::InvalidArgument(format!(
+            "failed to parse value as time or duration: {text:?}: seconds, RFC 3339 or a duration are expected"
+        ))
     };
     if let Ok(moment) = text.parse::<Timestamp>() {
         return Ok(moment);

@@ -268,7 +268,8 @@ fn remove_tree(path: &Path) -> Result<()> {
     }
 }
 
-/// Bytes of the blocks below `path`, a file with several names counted once.
+/// Bytes of the files below `path`, holes left out and a file with several names counted once. Folders do not
+/// count, as in Docker: an untouched container takes nothing.
 pub(crate) fn disk_use(path: &Path) -> Result<u64> {
     let mut total = 0;
     let mut linked = std::collections::BTreeSet::new();
@@ -285,9 +286,8 @@ pub(crate) fn disk_use(path: &Path) -> Result<u64> {
             let Ok(meta) = entry.metadata() else { continue };
             if meta.is_dir() {
                 folders.push(entry.path());
-            }
-            if meta.nlink() < 2 || meta.is_dir() || linked.insert((meta.dev(), meta.ino())) {
-                total += meta.blocks() * 512;
+            } else if meta.nlink() < 2 || linked.insert((meta.dev(), meta.ino())) {
+                total += meta.len().min(meta.blocks() * 512);
             }
         }
     }

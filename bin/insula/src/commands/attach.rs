@@ -42,10 +42,10 @@ impl Run for AttachArgs {
         let client = context.client().await?;
         let container = client.inspect_container(&self.container).await?;
         if !container.state.running {
-            return refuse("cannot attach to a stopped container, start it first");
+            return refuse("You cannot attach to a stopped container, start it first");
         }
         if container.state.paused {
-            return refuse("cannot attach to a paused container, unpause it first");
+            return refuse("You cannot attach to a paused container, unpause it first");
         }
         let tty = container.config.tty;
         let stdin = !self.no_stdin && container.config.open_stdin;

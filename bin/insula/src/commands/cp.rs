@@ -208,7 +208,8 @@ impl CpArgs {
     }
 
     fn report(&self, bytes: u64, target: &str) {
-        if !self.quiet {
+        // For who looks on: a script sees the exit code.
+        if !self.quiet && std::io::stderr().is_terminal() {
             printer::error(&format!(
                 "Successfully copied {} to {target}",
                 insula_base::format_decimal(bytes)

@@ -1,5 +1,6 @@
 //! `inspect`.
 
+use anyhow::bail;
 use clap::Args;
 use insula_client::{Client, Error};
 
@@ -24,7 +25,7 @@ pub(crate) struct InspectArgs {
     #[arg(short, long)]
     size: bool,
     /// Only objects of this kind
-    #[arg(long, value_name = "KIND", value_parser = ["container", "image", "volume", "network"])]
+    #[arg(long, value_name = "KIND")]
     r#type: Option<String>,
     /// Names or ids
     #[arg(required = true, value_name = "NAME")]
@@ -38,7 +39,10 @@ impl Run for InspectArgs {
             Some("container") => &[Kind::Container],
             Some("image") => &[Kind::Image],
             Some("volume") => &[Kind::Volume],
-            Some(_) => &[Kind::Network],
+            Some("network") => &[Kind::Network],
+            Some(other) => bail!(
+                "unknown type: {other:?}: must be one of \"container\", \"image\", \"network\", \"volume\""
+            ),
         };
         inspect(&context, &Request { kinds, size: self.size, format: self.format, names: self.names }).await
     }
@@ -118,7 +122,7 @@ pub(crate) async fn inspect(context: &Context, request: &Request) -> Outcome {
     for name in &request.names {
         match find(&client, request, name).await {
             Ok(Some(text)) => found.push(text),
-            Ok(None) => failures.push(format!("Error: No such {}: {name}", noun(request.kinds))),
+            Ok(None) => failures.push(format!("Error: No such object: {name}")),
             Err(error) => failures.push(failure::describe_client(&error)),
         }
     }
@@ -146,16 +150,6 @@ fn print_documents(found: &[String]) -> Result<(), OutputError> {
     printer::line(&format!("[\n{}\n]", documents.join(",\n")))
 }
 
-fn noun(kinds: &[Kind]) -> &'static str {
-    match kinds {
-        [Kind::Container] => "container",
-        [Kind::Image] => "image",
-        [Kind::Volume] => "volume",
-        [Kind::Network] => "network",
-        _ => "object",
-    }
-}
-
 async fn find(client: &Client, request: &Request, name: &str) -> Result<Option<String>, Error> {
     for kind in request.kinds {
         let answer = match kind {
@@ -166,7 +160,7 @@ async fn find(client: &Client, request: &Request, name: &str) -> Result<Option<S
         };
         match answer {
             Ok(text) => return Ok(Some(text)),
-            Err(Error::Daemon { status: 404, .. }) => {}
+            Err(Error::Daemon { status: 404, .. }) if request.kinds.len() > 1 => {}
             // Kinds of objects that this daemon does not have, and names that a kind cannot have.
             Err(Error::Daemon { status: 400 | 501, .. }) if request.kinds.len() > 1 => {}
             Err(error) => return Err(error),

@@ -2,9 +2,8 @@
 
 use clap::Args;
 use insula_base::Kinded;
-use insula_client::AttachOptions;
+use insula_client::{AttachOptions, Client, Error};
 
-use super::each;
 use crate::arguments::Run;
 use crate::context::Context;
 use crate::failure::{self, Failure, Outcome};
@@ -14,6 +13,42 @@ use crate::run::exit::Exit;
 use crate::run::start::start;
 use crate::streams::{self, Wiring};
 use crate::terminal::{DetachKeys, RawMode};
+
+/// The containers that a command is about.
+#[derive(Debug, Args)]
+struct Containers {
+    /// Names or ids
+    #[arg(required = true, value_name = "CONTAINER")]
+    names: Vec<String>,
+}
+
+impl Containers {
+    /// Runs `act` on every one, prints the names of those where it succeeds and what went wrong with the
+    /// others, whose names it returns.
+    async fn each(
+        &self,
+        context: &Context,
+        act: impl AsyncFn(&Client, &str) -> Result<(), Error>,
+    ) -> anyhow::Result<Vec<&str>> {
+        let client = &context.client().await?;
+        let mut failed = Vec::new();
+        for name in &self.names {
+            match act(client, name).await {
+                Ok(()) => printer::line(name)?,
+                Err(error) => {
+                    printer::error(&failure::describe_client(&error));
+                    failed.push(name.as_str());
+                }
+            }
+        }
+        Ok(failed)
+    }
+
+    /// The same; any failure makes the exit code 1.
+    async fn all(&self, context: &Context, act: impl AsyncFn(&Client, &str) -> Result<(), Error>) -> Outcome {
+        Ok(u8::from(!self.each(context, act).await?.is_empty()))
+    }
+}
 
 /// Start containers that are stopped
 #[derive(Debug, Args)]
@@ -34,28 +69,29 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", action = clap::ArgAction::Set)]
     sig_proxy: bool,
-    /// Names or ids
-    #[arg(required = true, value_name = "CONTAINER")]
-    containers: Vec<String>,
+    #[command(flatten)]
+    containers: Containers,
 }
 
 impl Run for StartArgs {
     async fn run(self, context: Context) -> Outcome {
-        let client = context.client().await?;
         if !(self.attach || self.interactive) {
-            let client = &client;
-            return each(&self.containers, async |name| Ok(client.start_container(&name).await?)).await;
+            let failed = self.containers.each(&context, Client::start_container).await?;
+            if !failed.is_empty() {
+                printer::error(&format!("Error: failed to start containers: {}", failed.join(", ")));
+            }
+            return Ok(u8::from(!failed.is_empty()));
         }
-        let [name] = &self.containers[..] else {
+        let [name] = &self.containers.names[..] else {
             let message = "you cannot start and attach multiple containers at once".to_owned();
             return Err(Failure { code: 1, message }.into());
         };
-        self.attached(&context, &client, name).await
+        self.attached(&context, &context.client().await?, name).await
     }
 }
 
 impl StartArgs {
-    async fn attached(&self, context: &Context, client: &insula_client::Client, name: &str) -> Outcome {
+    async fn attached(&self, context: &Context, client: &Client, name: &str) -> Outcome {
         let container = client.inspect_container(name).await?;
         let tty = container.config.tty;
         let stdin = self.interactive && container.config.open_stdin;
@@ -75,9 +111,9 @@ impl StartArgs {
         let raw_mode = if stdin && tty { RawMode::enter()? } else { None };
         let wiring = Wiring { tty, stdin, detach: raw_mode.is_some().then_some(keys) };
         let mut streams = streams::connect(hijacked, wiring)?;
-        if let Err(error) = start(client, id).await {
+        if let Err(failed) = start(client, id).await {
             drop(raw_mode);
-            return Err(error);
+            return Err(failed.into());
         }
         if tty {
             session.resize().await;
@@ -92,28 +128,35 @@ impl StartArgs {
     }
 }
 
-/// Stop containers that run
+/// How a container is told to end.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  insula stop web
-  insula stop -t 30 db           30 seconds to end by itself, then it is killed")]
-pub(crate) struct StopArgs {
+struct Ending {
     /// Signal to send first
     #[arg(short, long, value_name = "SIGNAL", default_value = "", hide_default_value = true)]
     signal: String,
     /// Seconds to wait before it is killed; -1 waits for ever
     #[arg(short, long, visible_alias = "timeout", value_name = "SECONDS", allow_negative_numbers = true)]
     time: Option<i64>,
-    /// Names or ids
-    #[arg(required = true, value_name = "CONTAINER")]
-    containers: Vec<String>,
+}
+
+/// Stop containers that run
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  insula stop web
+  insula stop -t 30 db           30 seconds to end by itself, then it is killed")]
+pub(crate) struct StopArgs {
+    #[command(flatten)]
+    ending: Ending,
+    #[command(flatten)]
+    containers: Containers,
 }
 
 impl Run for StopArgs {
     async fn run(self, context: Context) -> Outcome {
-        let client = &context.client().await?;
-        let (time, signal) = (self.time, self.signal.as_str());
-        each(&self.containers, async |name| Ok(client.stop_container(&name, time, signal).await?)).await
+        let Ending { signal, time } = &self.ending;
+        self.containers
+            .all(&context, async |client, name| client.stop_container(name, *time, signal).await)
+            .await
     }
 }
 
@@ -122,22 +165,17 @@ impl Run for StopArgs {
 #[command(after_help = "Examples:
   insula restart web")]
 pub(crate) struct RestartArgs {
-    /// Signal to send first
-    #[arg(short, long, value_name = "SIGNAL", default_value = "", hide_default_value = true)]
-    signal: String,
-    /// Seconds to wait before it is killed; -1 waits for ever
-    #[arg(short, long, visible_alias = "timeout", value_name = "SECONDS", allow_negative_numbers = true)]
-    time: Option<i64>,
-    /// Names or ids
-    #[arg(required = true, value_name = "CONTAINER")]
-    containers: Vec<String>,
+    #[command(flatten)]
+    ending: Ending,
+    #[command(flatten)]
+    containers: Containers,
 }
 
 impl Run for RestartArgs {
     async fn run(self, context: Context) -> Outcome {
-        let client = &context.client().await?;
-        let (time, signal) = (self.time, self.signal.as_str());
-        each(&self.containers, async |name| Ok(client.restart_container(&name, time, signal).await?)).await
+        let Ending { signal, time } = &self.ending;
+        let restart = async |client: &Client, name: &str| client.restart_container(name, *time, signal).await;
+        self.containers.all(&context, restart).await
     }
 }
 
@@ -150,16 +188,15 @@ pub(crate) struct KillArgs {
     /// Name or number [default: KILL]
     #[arg(short, long, value_name = "SIGNAL", default_value = "", hide_default_value = true)]
     signal: String,
-    /// Names or ids
-    #[arg(required = true, value_name = "CONTAINER")]
-    containers: Vec<String>,
+    #[command(flatten)]
+    containers: Containers,
 }
 
 impl Run for KillArgs {
     async fn run(self, context: Context) -> Outcome {
-        let client = &context.client().await?;
-        let signal = self.signal.as_str();
-        each(&self.containers, async |name| Ok(client.kill_container(&name, signal).await?)).await
+        self.containers
+            .all(&context, async |client, name| client.kill_container(name, &self.signal).await)
+            .await
     }
 }
 
@@ -176,23 +213,21 @@ pub(crate) struct RmArgs {
     /// Remove the container's anonymous volumes too
     #[arg(short, long)]
     volumes: bool,
-    /// Names or ids
-    #[arg(required = true, value_name = "CONTAINER")]
-    containers: Vec<String>,
+    #[command(flatten)]
+    containers: Containers,
 }
 
 impl Run for RmArgs {
     async fn run(self, context: Context) -> Outcome {
         let client = &context.client().await?;
-        let (force, volumes) = (self.force, self.volumes);
         let mut code = 0;
-        for name in &self.containers {
+        for name in &self.containers.names {
             let name = name.trim_matches('/');
-            match client.remove_container(name, force, volumes).await {
+            match client.remove_container(name, self.force, self.volumes).await {
                 Ok(()) => printer::line(name)?,
                 Err(error) => {
                     printer::error(&failure::describe_client(&error));
-                    if !(force && error.kind() == insula_base::Kind::NotFound) {
+                    if !(self.force && error.kind() == insula_base::Kind::NotFound) {
                         code = 1;
                     }
                 }
@@ -207,16 +242,15 @@ impl Run for RmArgs {
 #[command(after_help = "Examples:
   insula wait job")]
 pub(crate) struct WaitArgs {
-    /// Names or ids
-    #[arg(required = true, value_name = "CONTAINER")]
-    containers: Vec<String>,
+    #[command(flatten)]
+    containers: Containers,
 }
 
 impl Run for WaitArgs {
     async fn run(self, context: Context) -> Outcome {
         let client = context.client().await?;
         let mut code = 0;
-        for name in &self.containers {
+        for name in &self.containers.names {
             let answer = match client.wait_container(name, "").await {
                 Ok(mut wait) => wait.next().await,
                 Err(error) => Err(error),
@@ -247,7 +281,11 @@ pub(crate) struct RenameArgs {
 
 impl Run for RenameArgs {
     async fn run(self, context: Context) -> Outcome {
-        context.client().await?.rename_container(&self.container, &self.new_name).await?;
+        let renamed = context.client().await?.rename_container(&self.container, &self.new_name).await;
+        renamed.map_err(|error| {
+            let message = failure::describe_client(&error);
+            anyhow::anyhow!("{message}\nError: failed to rename container named {}", self.container)
+        })?;
         Ok(0)
     }
 }
@@ -257,15 +295,13 @@ impl Run for RenameArgs {
 #[command(after_help = "Examples:
   insula pause web")]
 pub(crate) struct PauseArgs {
-    /// Names or ids
-    #[arg(required = true, value_name = "CONTAINER")]
-    containers: Vec<String>,
+    #[command(flatten)]
+    containers: Containers,
 }
 
 impl Run for PauseArgs {
     async fn run(self, context: Context) -> Outcome {
-        let client = &context.client().await?;
-        each(&self.containers, async |name| Ok(client.pause_container(&name).await?)).await
+        self.containers.all(&context, Client::pause_container).await
     }
 }
 
@@ -274,14 +310,12 @@ impl Run for PauseArgs {
 #[command(after_help = "Examples:
   insula unpause web")]
 pub(crate) struct UnpauseArgs {
-    /// Names or ids
-    #[arg(required = true, value_name = "CONTAINER")]
-    containers: Vec<String>,
+    #[command(flatten)]
+    containers: Containers,
 }
 
 impl Run for UnpauseArgs {
     async fn run(self, context: Context) -> Outcome {
-        let client = &context.client().await?;
-        each(&self.containers, async |name| Ok(client.unpause_container(&name).await?)).await
+        self.containers.all(&context, Client::unpause_container).await
     }
 }

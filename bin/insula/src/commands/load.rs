@@ -44,7 +44,11 @@ impl Run for LoadArgs {
 }
 
 fn open(file: &str) -> anyhow::Result<File> {
-    File::open(file).with_context(|| format!("open {file}"))
+    let opened = File::open(file).with_context(|| format!("open {file}"))?;
+    if opened.metadata().is_ok_and(|meta| meta.is_dir()) {
+        anyhow::bail!("open {file}: is a directory");
+    }
+    Ok(opened)
 }
 
 /// Prints what the daemon reports about an archive; the first error ends it.

@@ -1,5 +1,6 @@
 //! `logs`.
 
+use anyhow::Context as _;
 use clap::Args;
 use insula_client::LogsOptions;
 
@@ -45,8 +46,8 @@ impl Run for LogsArgs {
             details: self.details,
             stdout: true,
             stderr: true,
-            since: ago::moment(&self.since)?,
-            until: ago::moment(&self.until)?,
+            since: ago::moment(&self.since).with_context(|| "invalid value for \"since\"")?,
+            until: ago::moment(&self.until).with_context(|| "invalid value for \"until\"")?,
             tail: self.tail,
         };
         let client = context.client().await?;

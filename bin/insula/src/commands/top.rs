@@ -10,6 +10,9 @@ use crate::format::table;
 use crate::options::{self, limits};
 use crate::printer;
 
+/// Width of a column of `top`, as Docker has it.
+const TOP_COLUMN: usize = 20;
+
 /// List the processes of a container
 #[derive(Debug, Args)]
 #[command(
@@ -30,7 +33,7 @@ impl Run for TopArgs {
         let top = context.client().await?.top(container, &options.join(" ")).await?;
         let mut lines: Vec<Vec<&str>> = vec![top.titles.iter().map(String::as_str).collect()];
         lines.extend(top.processes.iter().map(|process| process.iter().map(String::as_str).collect()));
-        printer::text(&table::align(&lines))?;
+        printer::text(&table::align_at_least(&lines, TOP_COLUMN))?;
         Ok(0)
     }
 }

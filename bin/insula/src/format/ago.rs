@@ -59,7 +59,8 @@ pub(crate) fn moment(text: &str) -> anyhow::Result<String> {
         return Ok(unix(zoned.timestamp().as_nanosecond()));
     }
     anyhow::bail!(
-        "{text:?} is not a time: an age (10m), RFC 3339 (2026-01-02T15:04:05Z) or Unix seconds is expected"
+        "failed to parse value as time or duration: {text:?}: an age (10m), RFC 3339 (2026-01-02T15:04:05Z) or \
+         Unix seconds is expected"
     )
 }
 

@@ -95,8 +95,13 @@ impl Columns {
 
 /// Columns at least 10 wide with 3 spaces between them, as Docker lays tables out.
 pub(crate) fn align(lines: &[Vec<&str>]) -> String {
+    align_at_least(lines, 10)
+}
+
+/// Columns of another least width.
+pub(crate) fn align_at_least(lines: &[Vec<&str>], least: usize) -> String {
     let count = lines.iter().map(Vec::len).max().unwrap_or(0);
-    let mut widths = vec![10; count];
+    let mut widths = vec![least; count];
     for line in lines {
         for (cell, width) in line.iter().zip(&mut widths) {
             *width = (*width).max(cell.chars().count() + 3);

@@ -1,7 +1,9 @@
 //! `--device`, `--device-read-bps` and their kind.
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use insula_models::{DeviceMapping, ThrottleDevice};
+
+use crate::usage::bad_flag;
 
 /// `HOST[:CONTAINER][:rwm]`.
 pub(crate) fn device(text: &str) -> anyhow::Result<DeviceMapping> {
@@ -17,7 +19,7 @@ pub(crate) fn device(text: &str) -> anyhow::Result<DeviceMapping> {
         bail!("{text} is not an absolute path");
     }
     if !is_permissions(permissions) {
-        bail!("invalid device specification: {text}: {permissions:?} is not made of r, w and m");
+        bail!("bad mode specified: {permissions}: letters of rwm are expected in {text}");
     }
     Ok(DeviceMapping {
         path_on_host: host.to_owned(),
@@ -33,15 +35,15 @@ fn is_permissions(text: &str) -> bool {
 
 /// `PATH:RATE` with the rate in bytes and units, or plain operations.
 pub(crate) fn throttle(flag: &str, text: &str) -> anyhow::Result<ThrottleDevice> {
-    let wrong = || format!("invalid value {text:?} for --{flag}: /dev/DEVICE:RATE is expected");
-    let (path, rate) = text.rsplit_once(':').with_context(wrong)?;
+    let wrong = || bad_flag(&format!("--{flag}"), text, "bad format: /dev/DEVICE:RATE is expected");
+    let (path, rate) = text.rsplit_once(':').ok_or_else(wrong)?;
     if !path.starts_with("/dev/") {
-        bail!(wrong());
+        return Err(wrong());
     }
     let rate = if flag.ends_with("bps") {
-        insula_base::parse_bytes(rate).with_context(wrong)?
+        insula_base::parse_bytes(rate).map_err(|_| wrong())?
     } else {
-        rate.parse().with_context(wrong)?
+        rate.parse().map_err(|_| wrong())?
     };
     Ok(ThrottleDevice { path: path.to_owned(), rate })
 }

@@ -3,6 +3,8 @@
 use anyhow::{Context as _, bail};
 use insula_models::{RestartPolicy, Ulimit};
 
+use crate::usage::bad_flag;
+
 /// `NAME=SOFT[:HARD]`; -1 is unlimited.
 pub(crate) fn ulimit(text: &str) -> anyhow::Result<Ulimit> {
     const NAMES: [&str; 15] = [
@@ -22,41 +24,44 @@ pub(crate) fn ulimit(text: &str) -> anyhow::Result<Ulimit> {
         "sigpending",
         "stack",
     ];
-    let (name, value) = text
-        .split_once('=')
-        .with_context(|| format!("invalid ulimit argument: {text}: NAME=SOFT[:HARD] is expected"))?;
+    let wrong = |why: String| bad_flag("--ulimit", text, why);
+    let Some((name, value)) = text.split_once('=') else {
+        return Err(wrong("invalid ulimit argument: NAME=SOFT[:HARD] is expected".to_owned()));
+    };
     if !NAMES.contains(&name) {
-        bail!("invalid ulimit type: {name}: one of {} is expected", NAMES.join(", "));
+        return Err(wrong(format!("invalid ulimit type: {name}: one of {} is expected", NAMES.join(", "))));
     }
     let number = |text: &str| match text.parse::<i64>() {
         Ok(number) if number >= -1 => Ok(number),
-        _ => bail!("invalid ulimit argument: {text:?} is not a number from -1 on"),
+        _ => Err(wrong(format!("{text:?} is not a number from -1 on"))),
     };
     let (soft, hard) = match value.split_once(':') {
         Some((soft, hard)) => (number(soft)?, number(hard)?),
         None => (number(value)?, number(value)?),
     };
     if hard != -1 && (soft == -1 || soft > hard) {
-        bail!("ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}");
+        return Err(wrong(format!(
+            "ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}"
+        )));
     }
     Ok(Ulimit { name: name.to_owned(), soft, hard })
 }
 
 /// Billionths of a CPU.
 pub(crate) fn cpus(text: &str) -> anyhow::Result<i64> {
-    let wrong = || format!("invalid --cpus: {text:?} is not a number of CPUs (1.5)");
+    let wrong = || bad_flag("--cpus", text, "it is not a number of CPUs (1.5)");
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     if !digits(whole) || !digits(fraction) || (whole.is_empty() && fraction.is_empty()) {
-        bail!(wrong());
+        return Err(wrong());
     }
     if fraction.trim_end_matches('0').len() > 9 {
-        bail!("invalid --cpus: {text} is finer than a billionth");
+        return Err(bad_flag("--cpus", text, "it is finer than a billionth"));
     }
-    let whole: i64 = if whole.is_empty() { 0 } else { whole.parse().with_context(wrong)? };
-    let billionths: i64 =
-        format!("{:0<9}", &fraction[..fraction.len().min(9)]).parse().with_context(wrong)?;
-    whole.checked_mul(1_000_000_000).and_then(|whole| whole.checked_add(billionths)).with_context(wrong)
+    let number = |text: &str| text.parse::<i64>().map_err(|_| wrong());
+    let whole = if whole.is_empty() { 0 } else { number(whole)? };
+    let billionths = number(&format!("{:0<9}", &fraction[..fraction.len().min(9)]))?;
+    whole.checked_mul(1_000_000_000).and_then(|whole| whole.checked_add(billionths)).ok_or_else(wrong)
 }
 
 /// Bytes, or -1 for unlimited.
@@ -70,7 +75,9 @@ pub(crate) fn restart(text: &str) -> anyhow::Result<RestartPolicy> {
     let maximum_retry_count = match (name, count) {
         ("on-failure" | "unhealthy", Some(count)) => {
             count.parse().ok().filter(|count| *count >= 0).with_context(|| {
-                format!("invalid restart policy format: maximum retry count must be an integer: {text}")
+                format!(
+                    "invalid restart policy format: maximum retry count must be an integer, not {count:?}"
+                )
             })?
         }
         ("no" | "always" | "unless-stopped" | "on-failure" | "unhealthy", None) => 0,

@@ -9,7 +9,7 @@ pub(crate) mod ports;
 
 use std::collections::BTreeMap;
 
-use anyhow::bail;
+use crate::usage::bad_flag;
 
 /// `NAME=VALUE`, or `NAME` with an empty value.
 pub(crate) fn pairs(flags: &[String]) -> BTreeMap<String, String> {
@@ -26,7 +26,7 @@ pub(crate) fn pairs(flags: &[String]) -> BTreeMap<String, String> {
 pub(crate) fn strict_pairs(flag: &str, flags: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
     for text in flags {
         if !matches!(text.split_once('='), Some((name, _)) if !name.is_empty()) {
-            bail!("invalid value {text:?} for --{flag}: NAME=VALUE is expected");
+            return Err(bad_flag(&format!("--{flag}"), text, "NAME=VALUE is expected"));
         }
     }
     Ok(pairs(flags))
@@ -34,7 +34,7 @@ pub(crate) fn strict_pairs(flag: &str, flags: &[String]) -> anyhow::Result<BTree
 
 /// Bytes; the error names the flag.
 pub(crate) fn bytes(flag: &str, text: &str) -> anyhow::Result<i64> {
-    let bytes =
-        insula_base::parse_bytes(text).map_err(|error| anyhow::anyhow!("invalid --{flag}: {error}"))?;
-    i64::try_from(bytes).map_err(|_| anyhow::anyhow!("invalid --{flag}: {text} is too large"))
+    let wrong = |why: &dyn std::fmt::Display| bad_flag(&format!("--{flag}"), text, why);
+    let bytes = insula_base::parse_bytes(text).map_err(|error| wrong(&error))?;
+    i64::try_from(bytes).map_err(|_| wrong(&"it is too large"))
 }

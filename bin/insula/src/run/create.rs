@@ -35,7 +35,7 @@ impl Run for CreateArgs {
             let request = resolve::request(&self.flags, false)?;
             create(&context.client().await?, &self.flags, &request).await
         };
-        let id = made.await.map_err(|error| with_code(1, &error))?;
+        let id = made.await.map_err(|error| with_code(1, error))?;
         printer::line(&id)?;
         Ok(0)
     }

@@ -5,9 +5,11 @@ use insula_models::{ContainerCreateRequest, Empty, HealthConfig, HostConfig, Log
 
 use super::flags::{CreateFlags, HealthFlags, LimitFlags, NetworkFlags, SecurityFlags, StorageFlags};
 use crate::arguments::first_word;
+use crate::failure::Failure;
 use crate::options::networks::Single;
 use crate::options::{self, devices, env, limits, mounts, networks, ports};
 use crate::terminal;
+use crate::usage::bad_flag;
 
 /// The request; whether the command will stay attached decides about the streams.
 pub(crate) fn request(flags: &CreateFlags, detached: bool) -> anyhow::Result<ContainerCreateRequest> {
@@ -42,14 +44,15 @@ pub(crate) fn request(flags: &CreateFlags, detached: bool) -> anyhow::Result<Con
 
 fn attach(request: &mut ContainerCreateRequest, flags: &CreateFlags, detached: bool) -> anyhow::Result<()> {
     if detached && !flags.attach.is_empty() {
-        bail!("conflicting options: cannot specify both --attach and --detach");
+        let message = "conflicting options: cannot specify both --attach and --detach".to_owned();
+        return Err(Failure { code: 1, message }.into());
     }
     for stream in &flags.attach {
         match stream.to_ascii_lowercase().as_str() {
             "stdin" => request.attach_stdin = true,
             "stdout" => request.attach_stdout = true,
             "stderr" => request.attach_stderr = true,
-            _ => bail!("invalid argument {stream:?} for -a: valid streams are STDIN, STDOUT and STDERR"),
+            _ => return Err(bad_flag("--attach", stream, "valid streams are STDIN, STDOUT and STDERR")),
         }
     }
     if flags.attach.is_empty() && !detached {
@@ -75,7 +78,7 @@ fn life(host: &mut HostConfig, flags: &CreateFlags) -> anyhow::Result<()> {
         Some("true" | "1") => host.init = Some(true),
         Some("false" | "0") => host.init = Some(false),
         Some("systemd") => host.init_system = "systemd".to_owned(),
-        Some(other) => bail!("invalid argument {other:?} for --init: true, false or systemd is expected"),
+        Some(other) => return Err(bad_flag("--init", other, "true, false or systemd is expected")),
     }
     host.log_config = LogConfig {
         r#type: flags.log_driver.clone().unwrap_or_default(),
@@ -170,7 +173,8 @@ fn network(
     // They are about the first network, whichever that is.
     host.links = network.link.clone();
     for server in &network.dns {
-        server.parse::<std::net::IpAddr>().with_context(|| format!("{server} is not an ip address"))?;
+        let wrong = |_| bad_flag("--dns", server, format!("IP address is not correctly formatted: {server}"));
+        server.parse::<std::net::IpAddr>().map_err(wrong)?;
     }
     host.dns = network.dns.clone();
     host.dns_options = network.dns_option.clone();
@@ -181,16 +185,15 @@ fn network(
 
 /// `NAME:ADDRESS` or `NAME=ADDRESS`; the address may be `host-gateway` or stand in brackets.
 fn extra_host(text: &str) -> anyhow::Result<String> {
-    let wrong = || format!("bad format for add-host: {text:?}: NAME:IP is expected");
-    let (name, address) = text.split_once('=').or_else(|| text.split_once(':')).with_context(wrong)?;
+    let wrong = || bad_flag("--add-host", text, format!("bad format for add-host: {text:?}"));
+    let (name, address) = text.split_once('=').or_else(|| text.split_once(':')).ok_or_else(wrong)?;
     let address = address.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(address);
     if name.is_empty() {
-        bail!(wrong());
+        return Err(wrong());
     }
-    if address != "host-gateway" {
-        address
-            .parse::<std::net::IpAddr>()
-            .with_context(|| format!("invalid IP address in add-host: {address:?}"))?;
+    let parsed = address.parse::<std::net::IpAddr>();
+    if address != "host-gateway" && parsed.is_err() {
+        return Err(bad_flag("--add-host", text, format!("invalid IP address in add-host: {address:?}")));
     }
     Ok(format!("{name}:{address}"))
 }
@@ -226,6 +229,17 @@ fn resources(host: &mut HostConfig, flags: &LimitFlags) -> anyhow::Result<()> {
 }
 
 fn security(host: &mut HostConfig, flags: &SecurityFlags) -> anyhow::Result<()> {
+    for (flag, name, mode) in
+        [("pid", "PID", &flags.pid), ("uts", "UTS", &flags.uts), ("userns", "USER", &flags.userns)]
+    {
+        let known = match mode.as_deref() {
+            None | Some("" | "host" | "private") => true,
+            Some(mode) => flag == "pid" && mode.starts_with("container:"),
+        };
+        if !known {
+            bail!("--{flag}: invalid {name} mode");
+        }
+    }
     host.privileged = flags.privileged;
     host.cap_add = flags.cap_add.clone();
     host.cap_drop = flags.cap_drop.clone();
@@ -250,7 +264,7 @@ fn security_option(text: &str) -> anyhow::Result<String> {
         return Ok(format!("seccomp={value}"));
     }
     let profile = std::fs::read_to_string(value)
-        .with_context(|| format!("opening seccomp profile ({value}) failed"))?;
+        .with_context(|| format!("opening seccomp profile ({value}) failed: open {value}"))?;
     let profile: serde_json::Value = serde_json::from_str(&profile)
         .with_context(|| format!("compacting json for seccomp profile ({value}) failed"))?;
     Ok(format!("seccomp={profile}"))

@@ -52,7 +52,7 @@ impl Run for RunArgs {
         match self.execute(&context).await {
             Ok(code) => Ok(code),
             Err(error) if error.is::<Failure>() => Err(error),
-            Err(error) => Err(with_code(125, &with_hint(&error))),
+            Err(error) => Err(with_code(125, with_hint(&error))),
         }
     }
 }
@@ -61,7 +61,11 @@ fn with_hint(error: &anyhow::Error) -> anyhow::Error {
     if error.is::<failure::OutputError>() {
         return Failure { code: 141, message: String::new() }.into();
     }
-    anyhow::anyhow!("insula: {}\n\nRun 'insula run --help' for more information", failure::describe(error))
+    anyhow::anyhow!(hinted(&failure::describe(error)))
+}
+
+fn hinted(message: &str) -> String {
+    format!("insula: {message}\n\nRun 'insula run --help' for more information")
 }
 
 impl RunArgs {
@@ -75,7 +79,7 @@ impl RunArgs {
         let client = context.client().await?;
         let id = create(&client, &self.flags, &request).await?;
         if !attached {
-            start(&client, &id).await?;
+            start(&client, &id).await.map_err(|failed| failed.hinted())?;
             printer::line(&id)?;
             return Ok(0);
         }
@@ -105,9 +109,9 @@ impl RunArgs {
         let raw_mode = if stdin && request.tty { RawMode::enter()? } else { None };
         let wiring = Wiring { tty: request.tty, stdin, detach: raw_mode.is_some().then_some(keys) };
         let mut streams = streams::connect(hijacked, wiring)?;
-        if let Err(error) = start(client, id).await {
+        if let Err(failed) = start(client, id).await {
             drop(raw_mode);
-            return Err(error);
+            return Err(failed.hinted().into());
         }
         if request.tty {
             session.resize().await;
@@ -139,12 +143,18 @@ async fn finish(left: Left, session: &mut Attached<'_>, exit: &mut Exit) -> Outc
 }
 
 /// Starts the container; a failure to execute its command has a code of its own.
-pub(crate) async fn start(client: &Client, id: &str) -> anyhow::Result<()> {
+pub(crate) async fn start(client: &Client, id: &str) -> Result<(), Failure> {
     client.start_container(id).await.map_err(|error| {
         let code = start_failure(&error.to_string());
-        let message = format!("insula: {}", failure::describe_client(&error));
-        Failure { code, message }.into()
+        Failure { code, message: failure::describe_client(&error) }
     })
+}
+
+impl Failure {
+    /// As `run` says it.
+    fn hinted(self) -> Self {
+        Self { message: hinted(&self.message), ..self }
+    }
 }
 
 /// 127 when the command was not found, 126 when it cannot be executed, 125 otherwise.
