@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use insula_store::recipe::{Step, Steps};
 use insula_store::{Force, ImportOptions, Store};
+use sha2::Digest as _;
 
 struct Place {
     store: Store,
@@ -31,6 +33,32 @@ fn assert_untouched(place: &Place) {
     assert_eq!(entries.ok(), Some(0), "an archive reached outside of its folder");
 }
 
+fn assert_made_again(place: &Place, id: &str) {
+    let made = || -> anyhow::Result<()> {
+        let image = place.store.images().resolve(id)?;
+        for layer in &image.layers {
+            let mut reader = place.store.images().open_layer(&layer.diff_id)?;
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut reader, &mut bytes)?;
+            let digest = insula_base::Digest::from_sha256(&sha2::Sha256::digest(&bytes).into());
+            assert_eq!(digest, layer.diff_id.0, "the archive of a layer is another one");
+            assert_eq!(reader.size(), bytes.len() as u64);
+        }
+        Ok(())
+    };
+    made().unwrap_or_else(|error| panic!("a layer that was taken in is lost: {error:#}"));
+}
+
+/// What makes an archive again.
+pub(crate) fn recipe(data: &[u8]) {
+    let mut steps = Steps::new(data);
+    while let Ok(Some(step)) = steps.step() {
+        if let Step::Open(path) | Step::Moved { path, .. } = step {
+            assert!(path.len() <= 4096);
+        }
+    }
+}
+
 fn discard(place: &Place, id: &str) {
     place
         .store
@@ -39,10 +67,11 @@ fn discard(place: &Place, id: &str) {
         .unwrap_or_else(|error| panic!("remove {id}: {error}"));
 }
 
-/// A root file system to import.
+/// A root file system to import. What was taken in can be had again, bit for bit.
 pub(crate) fn layer(data: &[u8]) {
     let place = place();
     if let Ok(id) = place.store.images().import(data, ImportOptions::default(), &mut |_| {}) {
+        assert_made_again(place, id.as_str());
         discard(place, id.as_str());
     }
     assert_untouched(place);

@@ -37,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "log-entry", run: log_entry, seeds: seeds::log_entries },
     Target { name: "channel-frame", run: channel_frame, seeds: seeds::channel_frames },
     Target { name: "layer", run: archive::layer, seeds: seeds::layers },
+    Target { name: "recipe", run: archive::recipe, seeds: seeds::recipes },
     Target { name: "registry", run: registry, seeds: seeds::registries },
     Target { name: "image-archive", run: archive::image, seeds: seeds::images },
     Target { name: "dns-query", run: dns_query, seeds: seeds::dns_queries },

@@ -128,6 +128,10 @@ pub(crate) fn layers() -> Vec<Vec<u8>> {
     vec![tree()]
 }
 
+pub(crate) fn recipes() -> Vec<Vec<u8>> {
+    vec![b"\x01\x03abc\x02\x03a/b\x03\x00\x80\x02\x04\x00\x01a\x00".to_vec()]
+}
+
 pub(crate) fn images() -> Vec<Vec<u8>> {
     let layer = tree();
     let mut archive = tar::Builder::new(Vec::new());

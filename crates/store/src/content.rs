@@ -1,9 +1,10 @@
-//! Blobs by digest: manifests and configurations. A blob is written to `ingest` and appears under
+//! Blobs by digest: manifests, configurations, and layers that came compressed. A blob is written to `ingest` and appears under
 //! its name complete. It is flushed with the layers of its image and guarded as they are (see
 //! `images::recover`): an fsync of its own would wait for all that was just unpacked.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use insula_base::{Digest, Durability};
@@ -43,11 +44,7 @@ impl Content {
 
     /// A document; blobs longer than `max` bytes are an error.
     pub fn read(&self, digest: &Digest, max: u64) -> Result<Vec<u8>> {
-        let path = self.path(digest);
-        let file = File::open(&path).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => Error::NoContent(digest.clone()),
-            _ => Error::io("open", &path, e),
-        })?;
+        let (path, file) = (self.path(digest), self.open_blob(digest)?);
         let mut bytes = Vec::new();
         file.take(max + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", &path, e))?;
         if bytes.len() as u64 > max {
@@ -69,6 +66,36 @@ impl Content {
         Ok(digest)
     }
 
+    /// A blob that comes as a stream.
+    pub(crate) fn begin(&self) -> Result<Incoming> {
+        let path = self.ingest.join(insula_base::random_hex(8));
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| Error::io("open", &path, e))?;
+        Ok(Incoming { path, file })
+    }
+
+    /// Makes a blob appear under its digest, which the caller has verified.
+    pub(crate) fn complete(&self, incoming: Incoming, digest: &Digest) -> Result<()> {
+        let path = self.path(digest);
+        if path.exists() {
+            return Ok(());
+        }
+        fs::rename(&incoming.path, &path).map_err(|e| Error::io("rename", &path, e))
+    }
+
+    /// Opens a blob.
+    pub(crate) fn open_blob(&self, digest: &Digest) -> Result<File> {
+        let path = self.path(digest);
+        File::open(&path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => Error::NoContent(digest.clone()),
+            _ => Error::io("open", &path, e),
+        })
+    }
+
     /// Removes a blob, if it is there.
     pub(crate) fn remove(&self, digest: &Digest) -> Result<()> {
         let path = self.path(digest);
@@ -86,6 +113,26 @@ impl Content {
             digests.extend(name.to_str().and_then(|hex| format!("sha256:{hex}").parse().ok()));
         }
         Ok(digests)
+    }
+}
+
+/// A blob that is not complete. Dropped, it is gone.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    path: PathBuf,
+    file: File,
+}
+
+impl Incoming {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|e| Error::io("write", &self.path, e))
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        // Completed, it is elsewhere; what cannot be removed is swept when the store is opened.
+        let _ = fs::remove_file(&self.path);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use insula_base::{Digest, DigestError, Kind, Kinded};
+use insula_base::{DiffId, Digest, DigestError, Kind, Kinded};
 use insula_spec::image::DocumentError;
 use insula_spec::reference::ReferenceError;
 
@@ -100,6 +100,14 @@ pub enum Error {
     /// A layer that an image needs is neither here nor came with it.
     #[error("the layer {0} is missing")]
     NoLayer(String),
+    /// A layer of a store that kept no recipes yet.
+    #[error(
+        "the archive of layer {0} cannot be made again: it was taken in by an older version; load or pull its image again"
+    )]
+    NoRecipe(DiffId),
+    /// What makes a layer's archive again is damaged.
+    #[error("the recipe {path:?} is damaged: {why}")]
+    Recipe { path: PathBuf, why: &'static str },
     /// A blob that is not stored.
     #[error("no such content: {0}")]
     NoContent(Digest),
@@ -152,13 +160,17 @@ impl Kinded for Error {
             | Self::Limit { .. }
             | Self::NoLayer(_)
             | Self::BadName { .. } => Kind::InvalidArgument,
-            Self::Database { .. } | Self::Damaged { .. } | Self::Defect(_) => Kind::Internal,
+            Self::Database { .. } | Self::Damaged { .. } | Self::Recipe { .. } | Self::Defect(_) => {
+                Kind::Internal
+            }
             Self::Newer { .. } | Self::Unsupported(_) => Kind::Unsupported,
             Self::Locked(_) | Self::AmbiguousImage(_) | Self::ImageInUse { .. } | Self::Builtin(_) => {
                 Kind::Conflict
             }
             Self::IdTaken { .. } | Self::NameTaken { .. } | Self::NumberTaken { .. } => Kind::AlreadyExists,
-            Self::NoRecord { .. } | Self::NoImage(_) | Self::NoContent(_) => Kind::NotFound,
+            Self::NoRecord { .. } | Self::NoImage(_) | Self::NoContent(_) | Self::NoRecipe(_) => {
+                Kind::NotFound
+            }
             Self::PoolExhausted { .. } | Self::Full { .. } => Kind::Unavailable,
             Self::Document(error) => error.kind(),
             Self::Reference(error) => error.kind(),

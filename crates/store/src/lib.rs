@@ -9,9 +9,11 @@
 //! <root>/                     one daemon at a time: flock on VERSION's sister `lock`
 //!   VERSION                   layout number and feature flags, one `key value` a line
 //!   state.db                  see `state`
-//!   content/blobs/sha256/<64> manifests and configurations, verified before they are linked in
+//!   content/blobs/sha256/<64> manifests, configurations, layers that came compressed; verified before
+//!                             they are linked in
 //!   content/ingest/           bytes on their way in; swept at open
 //!   layers/<64>/              one unpacked layer each, named by its chain id
+//!   layers/recipes/<64>/      what makes the archive of a layer again, named by its diff id; see `recipe`
 //!   layers/tmp/               layers not yet complete, or on their way out; swept at open
 //!   containers/<64>/          upper/ work/ logs/
 //!   volumes/<name>/_data/
@@ -23,6 +25,7 @@ mod content;
 mod error;
 pub mod images;
 pub mod layers;
+pub mod recipe;
 mod root;
 pub mod state;
 mod stream;
@@ -31,8 +34,8 @@ mod tree;
 pub use content::Content;
 pub use error::{Error, Result};
 pub use images::{
-    Force, Image, ImageKind, Images, ImportOptions, Ingested, IngestedLayer, LayerPlace, Loaded, Progress,
-    Removal,
+    BlobReader, Force, Image, ImageKind, Images, ImportOptions, Ingested, IngestedLayer, LayerBlob,
+    LayerPlace, Loaded, Progress, Removal,
 };
 pub use layers::{Layer, Layers};
 pub use root::{ContainerDir, Store};

@@ -110,12 +110,17 @@ impl<R: BufRead> Archive<R> {
         self.left -= count as u64;
     }
 
+    /// Where the archive is read from.
+    pub(crate) fn source_mut(&mut self) -> &mut R {
+        &mut self.source
+    }
+
     /// Reads what follows the last member, so that a digest of the stream covers it.
-    pub fn drain(mut self) -> Result<()> {
+    pub fn drain(mut self) -> Result<R> {
         loop {
             let count = self.source.fill_buf().map_err(Error::Input)?.len();
             if count == 0 {
-                return Ok(());
+                return Ok(self.source);
             }
             self.source.consume(count);
         }

@@ -12,7 +12,7 @@ use insula_spec::image::LAYERS_MAX;
 
 use super::contents::Found;
 use super::gather::{Gathered, Source};
-use super::rows::{self, ImageRow, LayerRow};
+use super::rows::{self, BlobRow, ImageRow, LayerRow};
 use super::{Images, Loaded};
 use crate::layers::{Pending, Unpacked};
 use crate::{Error, Result, State, content};
@@ -38,6 +38,10 @@ pub(super) fn chain_ids(diffs: &[DiffId]) -> Vec<ChainId> {
 struct Placed {
     layers: HashMap<ChainId, LayerRow>,
     blobs: Vec<Digest>,
+    /// Layers that came compressed and are kept so.
+    compressed: Vec<BlobRow>,
+    /// Contents whose recipes came.
+    recipes: Vec<DiffId>,
 }
 
 impl Images {
@@ -67,6 +71,7 @@ impl Images {
     fn place_all(&self, images: &[Found], gathered: &mut Gathered, placed: &mut Placed) -> Result<()> {
         for image in images {
             self.check_layers(image, gathered, placed)?;
+            self.place_archives(image, gathered, placed)?;
             let diffs = &image.config.rootfs.diff_ids;
             let chains = chain_ids(diffs);
             for (position, chain) in chains.iter().enumerate() {
@@ -93,6 +98,34 @@ impl Images {
                 if !self.content.contains(&content::digest(bytes)) {
                     placed.blobs.push(self.content.write(bytes)?);
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// What makes the archives of the layers again, and those that come compressed.
+    fn place_archives(&self, image: &Found, gathered: &mut Gathered, placed: &mut Placed) -> Result<()> {
+        for (name, _) in &image.layers {
+            let name = gathered.resolve(name).to_owned();
+            let Some(Ok(Source::Staged(staged))) = gathered.layers.get_mut(&name) else { continue };
+            if let Some(recipe) = staged.recipe.take()
+                && !self.layers.recipes().contains(&staged.diff)
+            {
+                self.layers.complete_recipe(recipe, &staged.diff)?;
+                placed.recipes.push(staged.diff.clone());
+            }
+            if let Some(compressed) = staged.compressed.take() {
+                let new = !self.content.contains(&staged.blob);
+                self.content.complete(compressed.blob, &staged.blob)?;
+                if new {
+                    placed.blobs.push(staged.blob.clone());
+                }
+                placed.compressed.push(BlobRow {
+                    digest: staged.blob.clone(),
+                    diff: staged.diff.clone(),
+                    size: compressed.size,
+                    media_type: compressed.media_type.to_owned(),
+                });
             }
         }
         Ok(())
@@ -161,6 +194,9 @@ impl Images {
             for row in placed.layers.values() {
                 rows::add_layer(sql, row)?;
             }
+            for row in &placed.compressed {
+                rows::add_blob(sql, row)?;
+            }
             for image in images {
                 let chains = chain_ids(&image.config.rootfs.diff_ids);
                 let mut size = 0u64;
@@ -200,7 +236,8 @@ impl Images {
     fn take_away(&self, placed: &Placed) {
         let removed = placed.layers.keys().map(|chain| self.layers.remove(chain));
         let blobs = placed.blobs.iter().map(|digest| self.content.remove(digest));
-        for result in removed.chain(blobs) {
+        let recipes = placed.recipes.iter().map(|diff| self.layers.remove_recipe(diff));
+        for result in removed.chain(blobs).chain(recipes) {
             if let Err(error) = result {
                 // The next open finds it without a row and removes it.
                 tracing::warn!(error = &error as &dyn std::error::Error, "leftover of a failed load");

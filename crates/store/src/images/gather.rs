@@ -10,10 +10,10 @@ use insula_base::{DiffId, Digest};
 use insula_spec::image::DOCUMENT_MAX;
 
 use super::stage::{Staged, layer_compression, stage};
-use super::{Progress, rows};
+use super::{Images, Progress};
 use crate::archive::{Archive, Entry, EntryKind};
 use crate::stream::{Chunks, channel, pump};
-use crate::{Error, Layers, Result, State, content};
+use crate::{Error, Result, content};
 
 /// Bytes of all documents of one archive together.
 const DOCUMENTS_MAX: usize = 32 << 20;
@@ -39,7 +39,7 @@ pub(super) struct Gathered {
 #[derive(Debug)]
 pub(super) enum Source {
     Staged(Staged),
-    /// The store has this content already, so the member was passed over.
+    /// The store has this content already, plain or as this very blob, so the member was passed over.
     Known(DiffId),
 }
 
@@ -77,15 +77,13 @@ impl Gathered {
 /// Reads an archive to its end.
 pub(super) fn gather(
     input: impl Read + Send,
-    layers: &Layers,
-    state: &State,
+    images: &Images,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Gathered> {
     thread::scope(|scope| {
         let (sender, chunks) = channel();
         scope.spawn(move || pump(BufReader::with_capacity(BUFFER, input), &sender, None));
-        let mut gathering =
-            Gathering { layers, state, progress, found: Gathered::default(), documents_size: 0 };
+        let mut gathering = Gathering { images, progress, found: Gathered::default(), documents_size: 0 };
         let mut archive = Archive::new(chunks);
         let mut members = 0;
         while let Some(entry) = archive.next_entry()? {
@@ -104,8 +102,7 @@ pub(super) fn gather(
 }
 
 struct Gathering<'a> {
-    layers: &'a Layers,
-    state: &'a State,
+    images: &'a Images,
     progress: &'a mut dyn FnMut(Progress),
     found: Gathered,
     documents_size: usize,
@@ -150,7 +147,7 @@ impl Gathering<'_> {
                 }
                 Ok(chunk)
             };
-            let staged = stage(self.layers, compression, &mut next);
+            let staged = stage(&self.images.layers, &self.images.content, compression, &mut next);
             if let Err(error @ (Error::Io { .. } | Error::Input(_))) = staged {
                 return Err(error);
             }
@@ -176,14 +173,12 @@ impl Gathering<'_> {
         Ok(())
     }
 
-    /// A plain layer in an OCI layout is named by its diff id; what the store has under it was
-    /// verified when it came, so the member need not be looked at.
+    /// A layer in an OCI layout is named by its digest; what the store has under it was verified when
+    /// it came, so the member need not be looked at.
     fn known(&self, name: &str) -> Result<Option<DiffId>> {
         let Some(hex) = name.strip_prefix("blobs/sha256/") else { return Ok(None) };
         let Ok(digest) = format!("sha256:{hex}").parse() else { return Ok(None) };
-        let diff = DiffId(digest);
-        let known = self.state.transaction(|tx| rows::layer_with(tx.sql(), &diff))?;
-        Ok(known.map(|_| diff))
+        self.images.known_layer(&digest)
     }
 }
 

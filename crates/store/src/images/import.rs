@@ -8,9 +8,9 @@ use insula_spec::image::{History, ImageConfig, RootFs};
 use super::contents::Found;
 use super::gather::{Gathered, Source};
 use super::stage::stage;
-use super::{ImportOptions, Progress, builtin};
+use super::{Images, ImportOptions, Progress, builtin};
 use crate::stream::{Compression, channel, pump};
-use crate::{Error, Layers, Result, content};
+use crate::{Error, Result, content};
 
 const BUFFER: usize = 256 << 10;
 /// What the one layer is called until it is in its place.
@@ -19,7 +19,7 @@ const LAYER: &str = "rootfs.tar";
 /// Unpacks the file system and writes the documents of its image; nothing is in its place yet.
 pub(super) fn import(
     input: impl Read + Send,
-    layers: &Layers,
+    images: &Images,
     options: ImportOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(Found, Gathered)> {
@@ -42,7 +42,7 @@ pub(super) fn import(
             Ok(chunk)
         };
         // The pump has taken compression off already.
-        stage(layers, Compression::None, &mut next)
+        stage(&images.layers, &images.content, Compression::None, &mut next)
     })?;
     let now = jiff::Timestamp::now().to_string();
     let config = ImageConfig {

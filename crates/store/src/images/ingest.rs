@@ -43,10 +43,9 @@ pub struct Ingested {
 }
 
 impl Images {
-    /// Whether a layer with this content is here, so that it need not be fetched.
+    /// Whether a layer with this content is here and can be made again, so that it need not be fetched.
     pub fn has_layer(&self, diff: &DiffId) -> Result<bool> {
-        let row = self.state.transaction(|tx| rows::layer_with(tx.sql(), diff))?;
-        Ok(row.is_some_and(|row| self.layers.contains(&row.chain)))
+        Ok(self.layer_here(diff)?.is_some())
     }
 
     /// Takes in the archive of one layer, which is what `next` returns until there is no more. Digests
@@ -78,7 +77,7 @@ impl Images {
             }
             Ok(bytes)
         };
-        let staged = stage(&self.layers, compression, &mut counted);
+        let staged = stage(&self.layers, &self.content, compression, &mut counted);
         let staged = staged?;
         check(&format!("layer {}", blob.digest), &blob.digest, &staged.blob)?;
         check(&format!("layer {} without compression", blob.digest), &diff.0, &staged.diff.0)?;

@@ -1,5 +1,6 @@
 //! Images: names, a configuration, layers.
 
+mod blobs;
 mod builtin;
 mod commit;
 mod contents;
@@ -20,6 +21,7 @@ use insula_base::Digest;
 use insula_spec::image::{DOCUMENT_MAX, ImageConfig, RunConfig};
 use insula_spec::reference::Reference;
 
+pub use self::blobs::{BlobReader, LayerBlob};
 pub use self::ingest::{Ingested, IngestedLayer, LayerPlace};
 use crate::{Content, Error, Layer, Layers, Result, State, Transaction};
 
@@ -151,7 +153,7 @@ impl Images {
     /// Loads every image of an archive: `docker save`'s or an OCI layout, plain or compressed with
     /// gzip or zstd. Either all of its images appear or none. Names that other images had move.
     pub fn load(&self, input: impl Read + Send, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Loaded>> {
-        let gathered = gather::gather(input, &self.layers, &self.state, progress)?;
+        let gathered = gather::gather(input, self, progress)?;
         let found = contents::images(&gathered)?;
         self.commit(&found, gathered)
     }
@@ -163,7 +165,7 @@ impl Images {
         options: ImportOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Digest> {
-        let (found, gathered) = import::import(input, &self.layers, options, progress)?;
+        let (found, gathered) = import::import(input, self, options, progress)?;
         let id = found.id.clone();
         self.commit(&[found], gathered)?;
         Ok(id)

@@ -71,19 +71,31 @@ impl Images {
             for id in rows::unheld(tx.sql())? {
                 rows::drop_layers(tx.sql(), &id)?;
             }
+            rows::drop_blobs(tx.sql())?;
             rows::drop_places(tx.sql())
         })
     }
 
     fn sweep_files(&self) -> Result<()> {
-        let (chains, blobs) = self.state.transaction(|tx| {
-            let blobs: HashSet<Digest> = rows::images(tx.sql())?
+        let (chains, diffs, blobs) = self.state.transaction(|tx| {
+            let mut blobs: HashSet<Digest> = rows::images(tx.sql())?
                 .into_iter()
                 .flat_map(|row| [Some(row.id), row.manifest])
                 .flatten()
                 .collect();
-            Ok::<_, Error>((rows::all_layers(tx.sql())?.into_iter().collect::<HashSet<_>>(), blobs))
+            for blob in rows::blobs(tx.sql())? {
+                if self.content.contains(&blob.digest) {
+                    blobs.insert(blob.digest);
+                } else {
+                    rows::remove_blob(tx.sql(), &blob.digest)?;
+                }
+            }
+            let chains = rows::all_layers(tx.sql())?.into_iter().collect::<HashSet<_>>();
+            Ok::<_, Error>((chains, rows::all_diffs(tx.sql())?, blobs))
         })?;
+        for diff in self.layers.recipes().all()?.iter().filter(|diff| !diffs.contains(diff)) {
+            self.layers.remove_recipe(diff)?;
+        }
         for chain in self.layers.all()?.iter().filter(|chain| !chains.contains(chain)) {
             self.layers.remove(chain)?;
         }

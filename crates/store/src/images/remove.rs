@@ -6,17 +6,32 @@
 //! - while a container uses it: only with force, and not while that runs. The container keeps the
 //!   layers until it is removed.
 
-use insula_base::Digest;
+use insula_base::{ChainId, DiffId, Digest};
 use insula_spec::reference::Reference;
 
 use super::{Force, FoundBy, Images, Removal, builtin, find, rows};
 use crate::{Error, Result, Transaction};
 
 /// What a removal leaves to be removed from the disk.
+#[derive(Default)]
 struct Freed {
     removals: Vec<Removal>,
     blobs: Vec<Digest>,
-    chains: Vec<insula_base::ChainId>,
+    chains: Vec<ChainId>,
+    /// Contents that no layer has any more.
+    diffs: Vec<DiffId>,
+}
+
+impl Freed {
+    /// Lets go of the layers of an image that is gone and unused, and of what is kept for them.
+    fn add_layers(&mut self, tx: &Transaction<'_>, id: &Digest) -> Result<()> {
+        let layers = rows::drop_layers(tx.sql(), id)?;
+        let left = rows::all_diffs(tx.sql())?;
+        self.blobs.extend(rows::drop_blobs(tx.sql())?);
+        self.diffs.extend(layers.iter().map(|row| row.diff.clone()).filter(|diff| !left.contains(diff)));
+        self.chains.extend(layers.into_iter().map(|row| row.chain));
+        Ok(())
+    }
 }
 
 impl Images {
@@ -57,12 +72,16 @@ impl Images {
     /// owner's record is gone; that there is no use is no error.
     pub fn release_image(&self, owner: &str) -> Result<()> {
         let _changes = self.changes();
-        let chains = self.state.transaction(|tx| {
-            let Some(id) = rows::remove_use(tx.sql(), owner)? else { return Ok(Vec::new()) };
+        let freed = self.state.transaction(|tx| {
+            let mut freed = Freed::default();
+            let Some(id) = rows::remove_use(tx.sql(), owner)? else { return Ok(freed) };
             let held = rows::image(tx.sql(), &id)?.is_some() || !rows::users(tx.sql(), &id)?.is_empty();
-            if held { Ok(Vec::new()) } else { rows::drop_layers(tx.sql(), &id) }
+            if !held {
+                freed.add_layers(tx, &id)?;
+            }
+            Ok::<_, Error>(freed)
         })?;
-        self.clean_up(&Freed { removals: Vec::new(), blobs: Vec::new(), chains });
+        self.clean_up(&freed);
         Ok(())
     }
 
@@ -70,7 +89,8 @@ impl Images {
     fn clean_up(&self, freed: &Freed) {
         let blobs = freed.blobs.iter().map(|digest| self.content.remove(digest));
         let layers = freed.chains.iter().map(|chain| self.layers.remove(chain));
-        for result in blobs.chain(layers) {
+        let recipes = freed.diffs.iter().map(|diff| self.layers.remove_recipe(diff));
+        for result in blobs.chain(layers).chain(recipes) {
             if let Err(error) = result {
                 tracing::warn!(error = &error as &dyn std::error::Error, "part of a removed image not swept");
             }
@@ -92,14 +112,14 @@ fn untag(tx: &Transaction<'_>, names: &[Reference]) -> Result<Freed> {
         rows::remove_name(tx.sql(), name)?;
     }
     let removals = names.iter().cloned().map(Removal::Untagged).collect();
-    Ok(Freed { removals, blobs: Vec::new(), chains: Vec::new() })
+    Ok(Freed { removals, ..Freed::default() })
 }
 
 fn delete(tx: &Transaction<'_>, image: &rows::ImageRow, names: &[Reference]) -> Result<Freed> {
     let mut freed = untag(tx, names)?;
     rows::remove_image(tx.sql(), &image.id)?;
     if rows::users(tx.sql(), &image.id)?.is_empty() {
-        freed.chains = rows::drop_layers(tx.sql(), &image.id)?;
+        freed.add_layers(tx, &image.id)?;
     }
     freed.removals.push(Removal::Deleted(image.id.clone()));
     freed.removals.extend(freed.chains.iter().map(|chain| Removal::Deleted(chain.0.clone())));

@@ -8,6 +8,8 @@
 //! image_names   complete name → image
 //! layer_places  diff_id → a blob of a registry's repository that holds the layer: what need not be
 //!               uploaded there again, and can be mounted from there
+//! layer_blobs   digest → diff_id: content/blobs has the layer's archive in the compressed form that
+//!               it came in
 //! image_uses    owner (a container) → image; outlives the image if its removal was forced
 //! ```
 
@@ -44,6 +46,15 @@ pub(super) struct Place {
     pub(super) registry: String,
     pub(super) repository: String,
     pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) media_type: String,
+}
+
+/// A layer's archive as it came, compressed.
+#[derive(Debug, Clone)]
+pub(super) struct BlobRow {
+    pub(super) digest: Digest,
+    pub(super) diff: DiffId,
     pub(super) size: u64,
     pub(super) media_type: String,
 }
@@ -142,6 +153,52 @@ pub(super) fn drop_places(sql: Sql<'_>) -> Result<()> {
     sql.execute("forget the places of layers", text, ()).map(drop)
 }
 
+fn blob_row(row: &Row<'_>) -> rusqlite::Result<BlobRow> {
+    Ok(BlobRow {
+        digest: parsed(row, 0)?,
+        diff: DiffId(parsed(row, 1)?),
+        size: size(row, 2)?,
+        media_type: row.get(3)?,
+    })
+}
+
+/// The compressed archive of a layer with this digest.
+pub(super) fn blob(sql: Sql<'_>, digest: &Digest) -> Result<Option<BlobRow>> {
+    let text = "SELECT digest, diff_id, size, media_type FROM layer_blobs WHERE digest = ?1";
+    sql.row("read a layer's blob", text, (digest.as_str(),), blob_row)
+}
+
+/// Every compressed archive that is kept.
+pub(super) fn blobs(sql: Sql<'_>) -> Result<Vec<BlobRow>> {
+    let text = "SELECT digest, diff_id, size, media_type FROM layer_blobs";
+    sql.rows("read the blobs of layers", text, (), blob_row)
+}
+
+pub(super) fn add_blob(sql: Sql<'_>, blob: &BlobRow) -> Result<()> {
+    let text =
+        "INSERT OR IGNORE INTO layer_blobs (digest, diff_id, size, media_type) VALUES (?1, ?2, ?3, ?4)";
+    let params = (blob.digest.as_str(), blob.diff.0.as_str(), signed(blob.size), blob.media_type.as_str());
+    sql.execute("note a layer's blob", text, params).map(drop)
+}
+
+pub(super) fn remove_blob(sql: Sql<'_>, digest: &Digest) -> Result<()> {
+    let text = "DELETE FROM layer_blobs WHERE digest = ?1";
+    sql.execute("forget a layer's blob", text, (digest.as_str(),)).map(drop)
+}
+
+/// Forgets the blobs of layers that are not here, and returns them.
+pub(super) fn drop_blobs(sql: Sql<'_>) -> Result<Vec<Digest>> {
+    let text = "DELETE FROM layer_blobs WHERE diff_id NOT IN (SELECT diff_id FROM layers) RETURNING digest";
+    sql.rows("forget the blobs of layers", text, (), |row| parsed(row, 0))
+}
+
+/// The contents of all layers.
+pub(super) fn all_diffs(sql: Sql<'_>) -> Result<HashSet<DiffId>> {
+    let text = "SELECT DISTINCT diff_id FROM layers";
+    let diffs = sql.rows("read layers", text, (), |row| Ok(DiffId(parsed(row, 0)?)))?;
+    Ok(diffs.into_iter().collect())
+}
+
 pub(super) fn image(sql: Sql<'_>, id: &Digest) -> Result<Option<ImageRow>> {
     let text = "SELECT id, manifest, size FROM images WHERE id = ?1";
     sql.row("read an image", text, (id.as_str(),), image_row)
@@ -192,7 +249,7 @@ pub(super) fn layers_of(sql: Sql<'_>, id: &Digest) -> Result<Vec<LayerRow>> {
 
 /// Lets go of the layers of an image that is gone and unused; returns those that nothing else
 /// holds, uppermost first, their rows removed.
-pub(super) fn drop_layers(sql: Sql<'_>, id: &Digest) -> Result<Vec<ChainId>> {
+pub(super) fn drop_layers(sql: Sql<'_>, id: &Digest) -> Result<Vec<LayerRow>> {
     let layers = layers_of(sql, id)?;
     sql.execute(
         "remove the layers of an image",
@@ -204,7 +261,7 @@ pub(super) fn drop_layers(sql: Sql<'_>, id: &Digest) -> Result<Vec<ChainId>> {
         let text = "SELECT 1 FROM image_layers WHERE chain_id = ?1 LIMIT 1";
         if sql.row("read the uses of a layer", text, (layer.chain.0.as_str(),), |_| Ok(()))?.is_none() {
             remove_layer(sql, &layer.chain)?;
-            dropped.push(layer.chain);
+            dropped.push(layer);
         }
     }
     Ok(dropped)

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! the archive's member ─┬─> hash ──────────────────────────────> digest of the blob
+//!                       ├─> [a file, if it is compressed]
 //!                       └─> [decompress ─┬─> hash] ─────────────> diff id
-//!                                        └─> unpack ────────────> folder
+//!                                        └─> unpack ─┬──────────> folder
+//!                                                    └──────────> recipe
 //! ```
 
 use std::io::{self, BufRead};
@@ -12,10 +14,13 @@ use std::thread;
 
 use bytes::Bytes;
 use insula_base::{DiffId, Digest};
+use insula_spec::image::media;
 
-use crate::layers::{Limits, Pending, Unpacked, Whiteouts, unpack};
+use crate::content::Incoming;
+use crate::layers::{Limits, Pending, Unpacked, unpack_recorded};
+use crate::recipe::Recorder;
 use crate::stream::{Chunks, Compression, Hashing, Sender, channel, pump};
-use crate::{Layers, Result};
+use crate::{Content, Layers, Result};
 
 /// A layer that was unpacked beside its place.
 #[derive(Debug)]
@@ -26,31 +31,70 @@ pub(super) struct Staged {
     /// Digest of the archive without compression.
     pub(super) diff: DiffId,
     pub(super) unpacked: Unpacked,
+    /// What makes the archive without compression again; taken by who puts it in its place.
+    pub(super) recipe: Option<Pending>,
+    /// The archive as it came, if that is not its plain form.
+    pub(super) compressed: Option<Compressed>,
+}
+
+/// A layer's archive in a form that cannot be made again.
+#[derive(Debug)]
+pub(super) struct Compressed {
+    pub(super) blob: Incoming,
+    pub(super) size: u64,
+    pub(super) media_type: &'static str,
 }
 
 /// Unpacks what `next` returns until there is no more.
 pub(super) fn stage(
     layers: &Layers,
+    content: &Content,
     compression: Compression,
     next: &mut dyn FnMut() -> Result<Option<Bytes>>,
 ) -> Result<Staged> {
-    let pending = layers.begin()?;
+    let (pending, recipe) = (layers.begin()?, layers.begin_recipe()?);
     let root: OwnedFd = pending.open()?.into();
+    let recorder = Recorder::begin(recipe.path(), root.as_fd())?;
+    let media_type = match compression {
+        Compression::None => None,
+        Compression::Gzip => Some(media::LAYER_GZIP),
+        Compression::Zstd => Some(media::LAYER_ZSTD),
+    };
+    let mut compressed = match media_type {
+        Some(media_type) => Some(Compressed { blob: content.begin()?, size: 0, media_type }),
+        None => None,
+    };
+    let mut next = || {
+        let chunk = next()?;
+        if let (Some(chunk), Some(compressed)) = (&chunk, &mut compressed) {
+            compressed.blob.write(chunk)?;
+            compressed.size += chunk.len() as u64;
+        }
+        Ok(chunk)
+    };
     thread::scope(|scope| {
         let hashing = Hashing::start(scope);
         let (sender, chunks) = channel();
         let worker = scope.spawn(move || match compression {
-            Compression::None => unpack_plain(chunks, &root).map(|unpacked| (unpacked, None)),
-            _ => unpack_compressed(chunks, &root).map(|(unpacked, diff)| (unpacked, Some(diff))),
+            Compression::None => unpack_plain(chunks, &root, recorder).map(|unpacked| (unpacked, None)),
+            _ => unpack_compressed(chunks, &root, recorder).map(|(unpacked, diff)| (unpacked, Some(diff))),
         });
-        let fed = feed(&hashing, sender, next);
+        let fed = feed(&hashing, sender, &mut next);
         let outcome = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         // If the stream failed, that is the reason for whatever the worker says.
         fed?;
         let (unpacked, diff) = outcome?;
         let blob = hashing.finish();
         let diff = DiffId(diff.unwrap_or_else(|| blob.clone()));
-        Ok(Staged { pending, blob, diff, unpacked })
+        Ok((blob, diff, unpacked))
+    })
+    .map(|(blob, diff, unpacked)| Staged {
+        pending,
+        blob,
+        diff,
+        unpacked,
+        recipe: Some(recipe),
+        compressed,
     })
 }
 
@@ -77,11 +121,11 @@ fn feed(
     }
 }
 
-fn unpack_plain(source: impl BufRead, root: &OwnedFd) -> Result<Unpacked> {
-    unpack(source, root.as_fd(), &Limits::default(), Whiteouts::Overlay)
+fn unpack_plain(source: impl BufRead, root: &OwnedFd, recorder: Recorder) -> Result<Unpacked> {
+    unpack_recorded(source, root.as_fd(), &Limits::default(), recorder).map(|(unpacked, _)| unpacked)
 }
 
-fn unpack_compressed(chunks: Chunks, root: &OwnedFd) -> Result<(Unpacked, Digest)> {
+fn unpack_compressed(chunks: Chunks, root: &OwnedFd, recorder: Recorder) -> Result<(Unpacked, Digest)> {
     thread::scope(|scope| {
         let hashing = Hashing::start(scope);
         let (sender, plain) = channel();
@@ -90,7 +134,7 @@ fn unpack_compressed(chunks: Chunks, root: &OwnedFd) -> Result<(Unpacked, Digest
             drop(sender);
             hashing.finish()
         });
-        let unpacked = unpack_plain(plain, root);
+        let unpacked = unpack_plain(plain, root, recorder);
         let digest = decoding.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok((unpacked?, digest))
     })

@@ -115,11 +115,12 @@ fn load(store: &Store, archive: &[u8]) -> Result<Vec<Loaded>> {
 
 /// Nothing of a failed load is left: no row, no folder, no blob.
 fn assert_empty(store: &Store) {
+    assert!(store.layers().recipes().all().unwrap().is_empty(), "recipes are left");
     let root = store.root();
     for folder in ["layers/tmp", "content/ingest", "content/blobs/sha256"] {
         assert_eq!(std::fs::read_dir(root.join(folder)).unwrap().count(), 0, "{folder}");
     }
-    assert_eq!(std::fs::read_dir(root.join("layers")).unwrap().count(), 1);
+    assert_eq!(std::fs::read_dir(root.join("layers")).unwrap().count(), 2);
     assert!(store.images().list().unwrap().iter().all(|image| image.kind != ImageKind::Stored));
 }
 
@@ -462,4 +463,69 @@ fn implied_folders_look_like_those_below() {
     assert_eq!((tmp.mode() & 0o7777, tmp.uid(), tmp.gid(), tmp.mtime()), (0o1777, 5, 6, 1234));
     let new = std::fs::metadata(image.layers[1].path.join("new")).unwrap();
     assert_eq!((new.mode() & 0o7777, new.uid()), (0o755, 0));
+}
+
+fn blob_bytes(store: &Store, digest: &Digest) -> Vec<u8> {
+    let mut reader = store.images().open_blob(digest).unwrap();
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut reader, &mut bytes).unwrap();
+    assert_eq!(reader.size(), bytes.len() as u64);
+    bytes
+}
+
+#[test]
+fn layers_are_had_again_with_the_digest_that_they_came_with() {
+    need_root!();
+    let (folder, store) = store();
+    let plain = tar(&[("etc/one", b"1"), ("etc/two", &[7; 300_000])]);
+    let other = tar(&[("etc/three", b"3")]);
+    load(&store, &docker_archive("plain", &[&plain, &other])).unwrap();
+    load(&store, &oci_archive("packed", &[&plain], gzip)).unwrap();
+    let image = store.images().resolve("plain").unwrap();
+    let blobs = store.images().layer_blobs(&image).unwrap();
+    for (layer, bytes) in blobs.iter().zip([&plain, &other]) {
+        assert_eq!((layer.blob.media_type.as_str(), layer.blob.size), (media::LAYER, bytes.len() as u64));
+        assert!(blob_bytes(&store, &layer.blob.digest) == *bytes);
+    }
+    let packed = store.images().resolve("packed").unwrap();
+    let manifest = store.images().manifest(&packed).unwrap();
+    assert_eq!(content::digest(&manifest), *packed.manifest.as_ref().unwrap());
+    let blobs = store.images().layer_blobs(&packed).unwrap();
+    assert_eq!(blobs[0].diff, DiffId(content::digest(&plain)));
+    assert!(blob_bytes(&store, &blobs[0].blob.digest) == gzip(&plain));
+    let mut skipped = store.images().open_blob(&blobs[0].diff.0).unwrap();
+    skipped.skip(1000).unwrap();
+    let mut rest = Vec::new();
+    std::io::Read::read_to_end(&mut skipped, &mut rest).unwrap();
+    assert!(rest == plain[1000..]);
+    // Nothing is left when the images are gone.
+    drop(store);
+    let store = Store::open(folder.path()).unwrap();
+    assert!(blob_bytes(&store, &blobs[0].blob.digest) == gzip(&plain), "a restart keeps blobs");
+    for name in ["plain", "packed"] {
+        store.images().remove(name, Force::No, &|_| false).unwrap();
+    }
+    assert_empty(&store);
+}
+
+#[test]
+fn a_layer_of_an_older_store_gets_its_recipe_when_it_comes_again() {
+    need_root!();
+    let (folder, store) = store();
+    let layer = tar(&[("a", b"a")]);
+    load(&store, &docker_archive("app", &[&layer])).unwrap();
+    let diff = DiffId(content::digest(&layer));
+    drop(store);
+    // As version 1 of the layout was written first.
+    std::fs::remove_dir_all(folder.path().join("layers/recipes")).unwrap();
+    let connection = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
+    connection.execute_batch("DROP TABLE layer_blobs; PRAGMA user_version = 2").unwrap();
+    drop(connection);
+    let store = Store::open(folder.path()).unwrap();
+    let image = store.images().resolve("app").unwrap();
+    assert!(!store.images().has_layer(&diff).unwrap());
+    let error = store.images().layer_blobs(&image).unwrap_err();
+    assert!(error.to_string().contains("load or pull its image again"), "{error}");
+    load(&store, &docker_archive("app", &[&layer])).unwrap();
+    assert!(blob_bytes(&store, &diff.0) == layer);
 }

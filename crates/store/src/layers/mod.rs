@@ -12,8 +12,10 @@ use std::path::{Path, PathBuf};
 
 use insula_base::{ChainId, DiffId};
 
+pub(crate) use unpack::unpack_recorded;
 pub use unpack::{IsFolder, Limits, Onto, Unpacked, Whiteouts, unpack, unpack_onto};
 
+use crate::recipe::{Recipes, Replay};
 use crate::root::{discard, empty, make_folder, make_private, remove_any};
 use crate::{Error, Result, tree};
 
@@ -35,12 +37,13 @@ pub struct Layer {
 #[derive(Debug)]
 pub struct Layers {
     folder: PathBuf,
+    recipes: Recipes,
 }
 
 impl Layers {
     pub(crate) fn open(folder: &Path) -> Result<Self> {
-        let layers = Self { folder: folder.to_owned() };
         make_private(folder)?;
+        let layers = Self { folder: folder.to_owned(), recipes: Recipes::open(folder)? };
         make_folder(&layers.temporary(), 0o700)?;
         empty(&layers.temporary())?;
         Ok(layers)
@@ -95,6 +98,31 @@ impl Layers {
         discard(&self.path(chain), &self.temporary())
     }
 
+    /// A new empty folder for the recipe of a layer.
+    pub(crate) fn begin_recipe(&self) -> Result<Pending> {
+        let path = self.temporary().join(insula_base::random_hex(8));
+        make_folder(&path, 0o700)?;
+        Ok(Pending { path })
+    }
+
+    /// Makes a recipe appear under its name.
+    pub(crate) fn complete_recipe(&self, pending: Pending, diff: &DiffId) -> Result<()> {
+        self.recipes.complete(&pending.path, diff)
+    }
+
+    pub(crate) fn recipes(&self) -> &Recipes {
+        &self.recipes
+    }
+
+    pub(crate) fn remove_recipe(&self, diff: &DiffId) -> Result<()> {
+        discard(&self.recipes.path(diff), &self.temporary())
+    }
+
+    /// The archive of a layer without compression, made again from its files.
+    pub(crate) fn replay(&self, diff: &DiffId, chain: &ChainId) -> Result<Replay> {
+        self.recipes.replay(diff, &self.path(chain))
+    }
+
     fn temporary(&self) -> PathBuf {
         self.folder.join("tmp")
     }
@@ -118,6 +146,10 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn open(&self) -> Result<File> {
         File::open(&self.path).map_err(|e| Error::io("open", &self.path, e))
     }

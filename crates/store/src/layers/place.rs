@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::unpack::failed;
 use crate::archive::{Archive, Entry, EntryKind};
+use crate::recipe::Recording;
 use crate::{Error, Result, tree};
 
 /// Where an entry goes.
@@ -43,17 +44,17 @@ pub(super) fn fill_file<R: BufRead>(
     spot: Spot<'_>,
     file: &File,
     entry: &Entry,
-    archive: &mut Archive<R>,
+    archive: &mut Archive<Recording<R>>,
 ) -> Result<()> {
-    match &entry.sparse {
-        None => write_all(spot, file, archive)?,
-        Some(segments) => {
-            file.set_len(entry.size).map_err(|e| io_failed(spot, "ftruncate", e))?;
-            for (offset, length) in segments {
-                write_segment(spot, file, *offset, *length, archive)?;
-            }
-        }
-    }
+    let whole = [(0, archive.left())];
+    let parts = entry.sparse.as_deref().unwrap_or(&whole);
+    archive.source_mut().begin_file(spot.parent, spot.name, parts)?;
+    let filled = match &entry.sparse {
+        None => write_all(spot, file, archive),
+        Some(segments) => write_segments(spot, file, entry.size, segments, archive),
+    };
+    archive.source_mut().end_file();
+    filled?;
     set_open_attributes(file.as_fd(), spot.path, entry)
 }
 
@@ -67,6 +68,17 @@ fn write_all<R: BufRead>(spot: Spot<'_>, mut file: &File, archive: &mut Archive<
         let count = bytes.len();
         archive.consume(count);
     }
+}
+
+fn write_segments<R: BufRead>(
+    spot: Spot<'_>,
+    file: &File,
+    size: u64,
+    segments: &[(u64, u64)],
+    archive: &mut Archive<R>,
+) -> Result<()> {
+    file.set_len(size).map_err(|e| io_failed(spot, "ftruncate", e))?;
+    segments.iter().try_for_each(|(offset, length)| write_segment(spot, file, *offset, *length, archive))
 }
 
 fn write_segment<R: BufRead>(

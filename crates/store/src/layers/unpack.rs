@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use super::folders::Folders;
 use super::place::{self, Spot};
 use crate::archive::{Archive, Entry, EntryKind};
+use crate::recipe::{Head, Recorder, Recording};
 use crate::{Error, Result};
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -104,6 +105,29 @@ pub fn unpack_onto(
     whiteouts: Whiteouts,
     onto: Onto<'_>,
 ) -> Result<Unpacked> {
+    unpack_from(Recording::new(source, None), root, limits, whiteouts, onto).map(|(unpacked, _)| unpacked)
+}
+
+/// As [`unpack`], and writes the recipe that makes the archive again.
+pub(crate) fn unpack_recorded(
+    source: impl BufRead,
+    root: BorrowedFd<'_>,
+    limits: &Limits,
+    recorder: Recorder,
+) -> Result<(Unpacked, Head)> {
+    let recording = Recording::new(source, Some(recorder));
+    let (unpacked, recording) = unpack_from(recording, root, limits, Whiteouts::Overlay, Onto::default())?;
+    let recorder = recording.into_recorder().ok_or(Error::Defect("the recipe of a layer went away"))?;
+    Ok((unpacked, recorder.finish()?))
+}
+
+fn unpack_from<R: BufRead>(
+    source: Recording<R>,
+    root: BorrowedFd<'_>,
+    limits: &Limits,
+    whiteouts: Whiteouts,
+    onto: Onto<'_>,
+) -> Result<(Unpacked, Recording<R>)> {
     let mut archive = Archive::new(source);
     let mut unpacking = Unpacking {
         folders: Folders::new(root),
@@ -129,8 +153,8 @@ pub fn unpack_onto(
         }
         unpacking.place(entry, &mut archive)?;
     }
-    archive.drain()?;
-    unpacking.finish()
+    let source = archive.drain()?;
+    Ok((unpacking.finish()?, source))
 }
 
 fn shifted(entry: &Entry, id: u32, first: u32) -> Result<u32> {
@@ -157,7 +181,7 @@ struct Unpacking<'a> {
 }
 
 impl Unpacking<'_> {
-    fn place<R: BufRead>(&mut self, entry: Entry, archive: &mut Archive<R>) -> Result<()> {
+    fn place<R: BufRead>(&mut self, entry: Entry, archive: &mut Archive<Recording<R>>) -> Result<()> {
         let path = clean(&entry.path)?;
         if path.is_empty() {
             return self.place_root(entry);
@@ -180,19 +204,19 @@ impl Unpacking<'_> {
             keeps_kind(is_folder(Path::new(OsStr::from_bytes(&path))), &entry)?;
         }
         match entry.kind {
-            EntryKind::Folder => self.place_folder(spot, entry),
-            EntryKind::HardLink => self.place_link(spot, &entry.link),
+            EntryKind::Folder => self.place_folder(spot, entry, archive.source_mut()),
+            EntryKind::HardLink => self.place_link(spot, &entry.link, archive.source_mut()),
             EntryKind::File => {
                 self.done.size = self.done.size.saturating_add(entry.size);
-                self.replacing(spot, || place::make_file(spot))
+                self.replacing(spot, archive.source_mut(), || place::make_file(spot))
                     .and_then(|file| place::fill_file(spot, &file, &entry, archive))
             }
             EntryKind::SymbolicLink => {
-                self.replacing(spot, || place::make_symbolic_link(spot, &entry.link))?;
+                self.replacing(spot, archive.source_mut(), || place::make_symbolic_link(spot, &entry.link))?;
                 place::set_attributes(spot, &entry)
             }
             _ => {
-                self.replacing(spot, || place::make_node(spot, &entry))?;
+                self.replacing(spot, archive.source_mut(), || place::make_node(spot, &entry))?;
                 place::set_attributes(spot, &entry)
             }
         }
@@ -206,10 +230,15 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    fn place_folder(&mut self, spot: Spot<'_>, entry: Entry) -> Result<()> {
+    fn place_folder<R: BufRead>(
+        &mut self,
+        spot: Spot<'_>,
+        entry: Entry,
+        recording: &mut Recording<R>,
+    ) -> Result<()> {
         if !place::make_folder(spot)? {
             let was_whiteout = place::is_whiteout(spot)?;
-            self.clear(spot)?;
+            self.clear(spot, recording)?;
             place::make_folder(spot)?;
             if was_whiteout {
                 // The lower folder was removed before this one was made: nothing of it shows through.
@@ -221,7 +250,12 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    fn place_link(&mut self, spot: Spot<'_>, target: &[u8]) -> Result<()> {
+    fn place_link<R: BufRead>(
+        &mut self,
+        spot: Spot<'_>,
+        target: &[u8],
+        recording: &mut Recording<R>,
+    ) -> Result<()> {
         let target = clean(target)?;
         if target == spot.path {
             return Ok(());
@@ -231,22 +265,29 @@ impl Unpacking<'_> {
             .folders
             .find(folder)
             .map_err(|e| failed(spot.path, "resolve the folder of its target", Some(e)))?;
-        self.replacing(spot, || place::make_hard_link(spot, from.as_fd(), name))
+        self.replacing(spot, recording, || place::make_hard_link(spot, from.as_fd(), name))
     }
 
     /// Makes an entry; what is at its path already is removed first.
-    fn replacing<T>(&mut self, spot: Spot<'_>, make: impl Fn() -> Result<T>) -> Result<T> {
+    fn replacing<T, R: BufRead>(
+        &mut self,
+        spot: Spot<'_>,
+        recording: &mut Recording<R>,
+        make: impl Fn() -> Result<T>,
+    ) -> Result<T> {
         match make() {
             Err(Error::Entry { source: Some(source), .. })
                 if source.kind() == std::io::ErrorKind::AlreadyExists => {}
             made => return made,
         }
-        self.clear(spot)?;
+        self.clear(spot, recording)?;
         make()
     }
 
-    fn clear(&mut self, spot: Spot<'_>) -> Result<()> {
-        place::remove(spot)?;
+    fn clear<R: BufRead>(&mut self, spot: Spot<'_>, recording: &mut Recording<R>) -> Result<()> {
+        if !recording.keep_replaced(spot.parent, spot.name)? {
+            place::remove(spot)?;
+        }
         self.folders.forget();
         self.folders.implied.retain(|path| !is_below(path, spot.path));
         Ok(())

@@ -73,6 +73,15 @@ const MIGRATIONS: &[&str] = &[
         PRIMARY KEY (diff_id, registry, repository, digest)
     ) STRICT, WITHOUT ROWID;
 ",
+    "
+    CREATE TABLE layer_blobs (
+        digest     TEXT NOT NULL PRIMARY KEY,
+        diff_id    TEXT NOT NULL,
+        size       INTEGER NOT NULL,
+        media_type TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX layer_blobs_diff ON layer_blobs (diff_id);
+",
 ];
 
 /// Brings the schema to the latest version, one transaction a step.
