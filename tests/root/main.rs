@@ -14,6 +14,7 @@ mod limits;
 mod logs;
 mod network;
 mod process;
+mod pull;
 mod restart;
 mod run;
 mod streams;

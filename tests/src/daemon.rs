@@ -81,6 +81,13 @@ impl Daemon {
         self.start_as(Command::new(program("insulad")));
     }
 
+    /// As [`Self::restart`], with more arguments.
+    pub fn restart_with(&mut self, arguments: &[&str]) {
+        let mut command = Command::new(program("insulad"));
+        command.args(arguments);
+        self.start_as(command);
+    }
+
     /// As [`Self::restart`], where `script`, for a shell, has changed the mounts before.
     pub fn restart_with_mounts(&mut self, script: &str) {
         let mut command = Command::new("unshare");
@@ -137,6 +144,8 @@ impl Daemon {
     fn environment(&self, command: &mut Command) {
         command.env("INSULA_ROOT", self.instance.root()).env("INSULA_RUN", self.instance.run());
         command.env_remove("INSULA_HOST").env_remove("DOCKER_HOST");
+        // Nobody's credentials but the test's.
+        command.env("DOCKER_CONFIG", self.folder.path().join("docker"));
     }
 
     /// Runs `insula` to its end.

@@ -12,10 +12,22 @@ use serde_json::Value;
 #[derive(Debug, Clone)]
 pub struct Response {
     pub status: u16,
+    head: String,
     pub body: Vec<u8>,
 }
 
 impl Response {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        parse(bytes)
+    }
+
+    /// A header by its lowercase name.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.head.lines().filter_map(|line| line.split_once(':'));
+        lines.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).next()
+    }
+
     /// The body as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
@@ -61,7 +73,11 @@ fn parse(bytes: &[u8]) -> Option<Response> {
     let status = head.split(' ').nth(1)?.parse().ok()?;
     let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
     let body = &bytes[end + 4..];
-    Some(Response { status, body: if chunked { unchunk(body) } else { body.to_vec() } })
+    Some(Response {
+        status,
+        head: head.to_owned(),
+        body: if chunked { unchunk(body) } else { body.to_vec() },
+    })
 }
 
 fn unchunk(mut rest: &[u8]) -> Vec<u8> {

@@ -83,7 +83,9 @@ pub enum Compression {
 }
 
 impl Compression {
-    fn suffix(self) -> &'static str {
+    /// Of a media type.
+    #[must_use]
+    pub fn suffix(self) -> &'static str {
         match self {
             Self::Plain => "",
             Self::Gzip => "+gzip",

@@ -14,6 +14,8 @@ mod http;
 pub mod images;
 mod outcome;
 mod product;
+pub mod proxy;
+pub mod registry;
 mod require;
 mod terminal;
 mod wait;

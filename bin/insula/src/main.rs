@@ -11,6 +11,7 @@ mod filters;
 mod format;
 mod options;
 mod printer;
+mod registry;
 mod run;
 mod streams;
 mod terminal;

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 
 use anyhow::{Context as _, bail};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 /// Whether standard input is a terminal.
 pub(crate) fn input_is_terminal() -> bool {
@@ -35,6 +35,29 @@ impl RawMode {
         tcsetattr(stdin.as_fd(), OptionalActions::Now, &raw).context("set the terminal to raw mode")?;
         restore_on_panic(before.clone());
         Ok(Some(Self(before)))
+    }
+}
+
+/// What is typed is not shown, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Hidden(Termios);
+
+impl Hidden {
+    pub(crate) fn enter() -> anyhow::Result<Self> {
+        let stdin = io::stdin();
+        let before = tcgetattr(stdin.as_fd()).context("read the terminal's mode")?;
+        let mut hidden = before.clone();
+        hidden.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(stdin.as_fd(), OptionalActions::Now, &hidden).context("hide what is typed")?;
+        restore_on_panic(before.clone());
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        // The terminal is gone if this fails.
+        let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Now, &self.0);
     }
 }
 

@@ -117,7 +117,7 @@ fn failures_to_start_have_dockers_codes() {
 }
 
 #[test]
-fn a_missing_image_says_the_way_out() {
+fn a_missing_image_is_looked_for() {
     let fake = Fake::start(|_| json(404, r#"{"message":"No such image: nope:latest"}"#));
     let output = run(&fake, &["run", "nope"]);
     assert_eq!(output.status.code(), Some(125));

@@ -32,6 +32,22 @@ pub(crate) struct Args {
     /// What to log: a level (error, warn, info, debug, trace), or filters such as insula_engine=debug
     #[arg(long, env = env::LOG, value_name = "FILTER", default_value = "info")]
     pub(crate) log: String,
+    /// Mirror of a registry, tried before it (may be repeated): REGISTRY=URL, or URL for Docker Hub
+    #[arg(long, value_name = "MIRROR")]
+    registry_mirror: Vec<String>,
+    /// Registry that may be spoken to without verified TLS (may be repeated): HOST[:PORT] or ADDRESS/BITS
+    #[arg(long, value_name = "REGISTRY")]
+    insecure_registry: Vec<insula_registry::Insecure>,
+    /// Folder with certificates of registries, a folder each (may be repeated)
+    /// [default: /etc/insula/certs.d, /etc/docker/certs.d]
+    #[arg(long, value_name = "FOLDER")]
+    registry_certs: Vec<PathBuf>,
+    /// Layers that are downloaded at a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    max_concurrent_downloads: Option<u8>,
+    /// Layers that are uploaded at a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    max_concurrent_uploads: Option<u8>,
     /// Program that watches over a container [default: insula-monitor beside this one]
     #[arg(long, value_name = "PROGRAM")]
     monitor: Option<PathBuf>,
@@ -44,6 +60,21 @@ impl Args {
     /// The folders, absolute.
     pub(crate) fn instance(&self) -> std::io::Result<Instance> {
         Ok(Instance::new(std::path::absolute(&self.root)?, std::path::absolute(&self.run)?))
+    }
+
+    /// How registries are reached.
+    pub(crate) fn registries(&self) -> Result<insula_registry::Options, insula_registry::OptionError> {
+        let mut options = insula_registry::Options::default();
+        for mirror in &self.registry_mirror {
+            options.add_mirror(mirror)?;
+        }
+        options.insecure.extend(self.insecure_registry.iter().cloned());
+        if !self.registry_certs.is_empty() {
+            options.certificates.clone_from(&self.registry_certs);
+        }
+        options.downloads = self.max_concurrent_downloads.map_or(options.downloads, usize::from);
+        options.uploads = self.max_concurrent_uploads.map_or(options.uploads, usize::from);
+        Ok(options)
     }
 
     /// The monitor, absolute.

@@ -87,6 +87,7 @@ async fn serve(args: &Args, ready: Option<std::fs::File>) -> anyhow::Result<()> 
         instance: instance.clone(),
         monitor: args.monitor().context("find insula-monitor")?,
         agent: args.agent().context("find insula-agent")?,
+        registries: args.registries().context("--registry-mirror")?,
     };
     // Before the socket is touched: the lock of the root says that no other daemon serves it.
     let engine = Engine::open(config).await?;

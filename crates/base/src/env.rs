@@ -10,6 +10,11 @@ pub const HOST: &str = "INSULA_HOST";
 pub const LOG: &str = "INSULA_LOG";
 /// Folder in which the CLI and the daemon look for their sister programs before their own folder.
 pub const LIBEXEC: &str = "INSULA_LIBEXEC";
+/// Folder of Docker's configuration, where credentials for registries are; `.docker` in [`HOME`] without
+/// it.
+pub const DOCKER_CONFIG: &str = "DOCKER_CONFIG";
+/// The user's own folder.
+pub const HOME: &str = "HOME";
 
 /// The default of [`ROOT`].
 pub const DEFAULT_ROOT: &str = "/var/lib/insula";

@@ -3,13 +3,15 @@
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use insula_models::ErrorResponse;
+use insula_models::{AuthConfig, ErrorResponse};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -187,13 +189,22 @@ pub(crate) struct Call<'a> {
     method: Method,
     path: String,
     content_type: Option<&'a str>,
+    /// Of `X-Registry-Auth`.
+    credentials: Option<HeaderValue>,
     upgrade: bool,
     accepts_not_modified: bool,
 }
 
 impl<'a> Call<'a> {
     pub(crate) fn new(method: Method, path: String) -> Self {
-        Self { method, path, content_type: None, upgrade: false, accepts_not_modified: false }
+        Self {
+            method,
+            path,
+            content_type: None,
+            credentials: None,
+            upgrade: false,
+            accepts_not_modified: false,
+        }
     }
 
     pub(crate) fn get(path: String) -> Self {
@@ -218,6 +229,18 @@ impl<'a> Call<'a> {
         self
     }
 
+    /// With credentials for a registry.
+    pub(crate) fn with_credentials(mut self, auth: &AuthConfig) -> Self {
+        let text = serde_json::to_vec(auth).map(|bytes| URL_SAFE.encode(bytes));
+        // Base64 is always fit for a header, and an AuthConfig for JSON.
+        let value = text.ok().and_then(|text| HeaderValue::from_str(&text).ok());
+        self.credentials = value.map(|mut value| {
+            value.set_sensitive(true);
+            value
+        });
+        self
+    }
+
     /// 304 is success: the container is in that state already.
     pub(crate) fn or_unchanged(mut self) -> Self {
         self.accepts_not_modified = true;
@@ -238,6 +261,9 @@ impl<'a> Call<'a> {
             Request::builder().method(self.method.clone()).uri(uri).header(header::HOST, "insula");
         if let Some(content_type) = self.content_type {
             request = request.header(header::CONTENT_TYPE, content_type);
+        }
+        if let Some(credentials) = &self.credentials {
+            request = request.header("x-registry-auth", credentials);
         }
         if self.upgrade {
             request = request.header(header::CONNECTION, "Upgrade").header(header::UPGRADE, "tcp");

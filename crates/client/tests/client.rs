@@ -43,7 +43,7 @@ async fn names_and_queries_are_encoded() {
     });
     let client = client(&fake);
     let request = ContainerCreateRequest { image: "x".to_owned(), ..ContainerCreateRequest::default() };
-    assert_eq!(client.create_container("a b", &request).await.unwrap().id, "abc");
+    assert_eq!(client.create_container("a b", "", &request).await.unwrap().id, "abc");
     client.remove_container("a/b", true, false).await.unwrap();
     assert_eq!(
         fake.calls(),

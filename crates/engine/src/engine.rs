@@ -35,6 +35,7 @@ pub struct Config {
     pub monitor: PathBuf,
     /// The program `insula-agent`; one that is not there is missed by the first container that needs it.
     pub agent: PathBuf,
+    pub registries: insula_registry::Options,
 }
 
 /// All use cases. Clones are the same engine.
@@ -171,7 +172,11 @@ impl Inner {
             machines: Machines::new(store.root(), config.agent.clone(), Backend::Qemu),
             ending: AtomicBool::new(false),
             removals: Arc::default(),
-            images: Images::new(store.clone(), events.clone()),
+            images: Images::new(
+                store.clone(),
+                events.clone(),
+                insula_registry::Registries::new(config.registries.clone()),
+            ),
             volumes: Volumes::open(store.clone(), events.clone())?,
             networks: Arc::new(networks),
             names: crate::names::Names::default(),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use insula_base::{Kind, Kinded};
 
@@ -34,6 +35,11 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] insula_store::Error),
     #[error(transparent)]
+    Registry(#[from] insula_registry::Error),
+    /// The failure of something that several requests waited for.
+    #[error(transparent)]
+    Shared(Arc<Error>),
+    #[error(transparent)]
     Network(#[from] insula_network::Error),
     #[error(transparent)]
     Confine(#[from] insula_host::confine::Error),
@@ -61,6 +67,12 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// Whether a registry did not accept credentials.
+    #[must_use]
+    pub fn is_unauthorized(&self) -> bool {
+        matches!(self, Self::Registry(insula_registry::Error::Unauthorized { .. }))
+    }
+
     pub(crate) fn io(call: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
         Self::Io { call, path: path.to_owned(), source: source.into() }
     }
@@ -80,6 +92,8 @@ impl Kinded for Error {
                 _ => Kind::Internal,
             },
             Self::Store(error) => error.kind(),
+            Self::Registry(error) => error.kind(),
+            Self::Shared(error) => error.kind(),
             Self::Network(error) => error.kind(),
             Self::Confine(error) => error.kind(),
             Self::Cgroup(error) => error.kind(),

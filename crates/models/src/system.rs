@@ -153,17 +153,3 @@ document! {
         build_cache: Vec<String>,
     }
 }
-
-document! {
-    /// Body of `POST /auth`, and the `X-Registry-Auth` header.
-    AuthConfig {
-        #[serde(rename = "username")]
-        username: String,
-        #[serde(rename = "password")]
-        password: String,
-        #[serde(rename = "serveraddress")]
-        server_address: String,
-        #[serde(rename = "identitytoken", skip_serializing_if = "is_zero")]
-        identity_token: String,
-    }
-}

@@ -63,6 +63,10 @@ where
     loop {
         match attempt().await {
             Ok(value) => return Ok(value),
+            // Nobody is there: who asks for the first thing is told at once.
+            Err(Error::Connection { doing, source }) if source.is_connect() => {
+                return Err(Error::Connection { doing, source });
+            }
             Err(error) => attempts.after(error).await?,
         }
     }

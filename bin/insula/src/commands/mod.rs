@@ -10,13 +10,16 @@ mod inspect;
 mod kernel;
 mod lifecycle;
 mod load;
+mod login;
 mod logs;
 mod network;
 mod prune;
 mod ps;
+mod search;
 mod stats;
 mod system;
 mod top;
+pub(crate) mod transfer;
 mod volume;
 
 use crate::arguments::{Group, Verb};
@@ -50,6 +53,11 @@ pub(crate) const VERBS: &[Verb] = &[
     Verb::new::<top::PortArgs>("port"),
     Verb::new::<load::LoadArgs>("load"),
     Verb::new::<load::ImportArgs>("import"),
+    Verb::new::<transfer::PullArgs>("pull"),
+    Verb::new::<transfer::PushArgs>("push"),
+    Verb::new::<login::LoginArgs>("login"),
+    Verb::new::<login::LogoutArgs>("logout"),
+    Verb::new::<search::SearchArgs>("search"),
     Verb::new::<images::ImagesArgs>("images"),
     Verb::new::<images::RmiArgs>("rmi"),
     Verb::new::<images::TagArgs>("tag"),
@@ -97,6 +105,8 @@ pub(crate) const GROUPS: &[Group] = &[
         about: "Commands on images",
         verbs: &[
             Verb::new::<images::ImagesArgs>("ls"),
+            Verb::new::<transfer::PullArgs>("pull"),
+            Verb::new::<transfer::PushArgs>("push"),
             Verb::new::<load::LoadArgs>("load"),
             Verb::new::<load::ImportArgs>("import"),
             Verb::new::<inspect::InspectImageArgs>("inspect"),
@@ -104,6 +114,11 @@ pub(crate) const GROUPS: &[Group] = &[
             Verb::new::<images::TagArgs>("tag"),
             Verb::new::<prune::PruneImagesArgs>("prune"),
         ],
+    },
+    Group {
+        name: "manifest",
+        about: "Commands on manifests in registries",
+        verbs: &[Verb::new::<search::InspectManifestArgs>("inspect")],
     },
     Group {
         name: "volume",

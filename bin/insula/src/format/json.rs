@@ -2,6 +2,15 @@
 
 /// `text`, which is valid JSON, with line ends and four spaces a level. `level` is where it starts.
 pub(crate) fn indent(text: &str, level: usize) -> String {
+    indented(text, level, "    ")
+}
+
+/// The same from the first column on, with another step.
+pub(crate) fn indent_with(text: &str, step: &str) -> String {
+    indented(text, 0, step)
+}
+
+fn indented(text: &str, level: usize, step: &str) -> String {
     let mut out = String::with_capacity(text.len() * 2);
     let mut level = level;
     let mut characters = text.chars().filter(outside_space()).peekable();
@@ -15,17 +24,17 @@ pub(crate) fn indent(text: &str, level: usize) -> String {
                     out.push(close);
                 } else {
                     level += 1;
-                    new_line(&mut out, level);
+                    new_line(&mut out, level, step);
                 }
             }
             '}' | ']' => {
                 level = level.saturating_sub(1);
-                new_line(&mut out, level);
+                new_line(&mut out, level, step);
                 out.push(character);
             }
             ',' => {
                 out.push(',');
-                new_line(&mut out, level);
+                new_line(&mut out, level, step);
             }
             ':' => out.push_str(": "),
             '"' => {
@@ -38,10 +47,10 @@ pub(crate) fn indent(text: &str, level: usize) -> String {
     out
 }
 
-fn new_line(out: &mut String, level: usize) {
+fn new_line(out: &mut String, level: usize, step: &str) {
     out.push('\n');
     for _ in 0..level {
-        out.push_str("    ");
+        out.push_str(step);
     }
 }
 

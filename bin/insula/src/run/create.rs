@@ -7,13 +7,15 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use insula_client::{Client, Error};
 use insula_models::ContainerCreateRequest;
+use insula_spec::reference::Reference;
 
 use super::flags::CreateFlags;
 use super::resolve;
 use crate::arguments::Run;
+use crate::commands::transfer;
 use crate::context::Context;
 use crate::failure::{Outcome, with_code};
-use crate::printer;
+use crate::printer::{self, Sink};
 
 /// Make a container without starting it
 #[derive(Debug, Args)]
@@ -47,15 +49,22 @@ pub(crate) async fn create(
     flags: &CreateFlags,
     request: &ContainerCreateRequest,
 ) -> anyhow::Result<String> {
-    if flags.pull == "always" {
-        bail!(
-            "--pull always: this version has no registry client; 'insula load -i FILE' and 'insula import FILE NAME' bring images"
-        );
-    }
     let mut id_file = flags.cidfile.as_deref().map(IdFile::make).transpose()?;
     let name = flags.name.as_deref().unwrap_or_default();
-    let made =
-        client.create_container(name, request).await.map_err(|error| explain(error, flags, request))?;
+    if flags.pull == "always" {
+        pull(client, flags, request).await?;
+    }
+    let mut made = client.create_container(name, &flags.platform, request).await;
+    if let Err(error) = &made
+        && flags.pull == "missing"
+        && is_missing(error)
+    {
+        let reference = Reference::parse(&request.image)?;
+        printer::error(&format!("Unable to find image '{}' locally", reference.familiar()));
+        pull(client, flags, request).await?;
+        made = client.create_container(name, &flags.platform, request).await;
+    }
+    let made = made?;
     for warning in &made.warnings {
         printer::warning(warning);
     }
@@ -65,22 +74,21 @@ pub(crate) async fn create(
     Ok(made.id)
 }
 
-fn explain(error: Error, flags: &CreateFlags, request: &ContainerCreateRequest) -> anyhow::Error {
-    let missing = match &error {
-        Error::Daemon { status: 404, message } => message.to_ascii_lowercase().contains("no such image"),
+/// Pulls the image; what is shown of it is no output of the container.
+async fn pull(client: &Client, flags: &CreateFlags, request: &ContainerCreateRequest) -> anyhow::Result<()> {
+    let reference = Reference::parse(&request.image)?;
+    let shown = if flags.quiet { None } else { Some(Sink::Stderr) };
+    transfer::pull(client, &reference, false, &flags.platform, shown, 125).await
+}
+
+fn is_missing(error: &Error) -> bool {
+    match error {
+        Error::Daemon { status: 404, message } => {
+            let message = message.to_ascii_lowercase();
+            message.contains("no such image") || message.contains("does not match the specified platform")
+        }
         _ => false,
-    };
-    if !missing || flags.pull == "never" {
-        return error.into();
     }
-    let image = &request.image;
-    let named = image.rsplit('/').next().is_some_and(|last| last.contains(':')) || image.contains('@');
-    let shown = if named { image.clone() } else { format!("{image}:latest") };
-    anyhow::anyhow!(
-        "Unable to find image '{shown}' locally\n\
-         This version has no registry client. Bring the image with 'insula load -i FILE' (from docker save) or \
-         'insula import FILE {image}' (a root file system), or use the built-in image 'host'."
-    )
 }
 
 /// The file of `--cidfile`, removed again unless the container was made.

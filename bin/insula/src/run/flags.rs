@@ -61,9 +61,15 @@ pub(crate) struct CreateFlags {
     /// Name of the container
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
-    /// When to look for the image elsewhere: missing, never, always
+    /// Of a multi-platform image this one: os/architecture[/variant]
+    #[arg(long, value_name = "PLATFORM", default_value = "", hide_default_value = true)]
+    pub(crate) platform: String,
+    /// When to pull the image: missing, never, always
     #[arg(long, value_name = "POLICY", default_value = "missing", value_parser = ["always", "missing", "never"])]
     pub(crate) pull: String,
+    /// Do not show what is pulled
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
     /// Mount the root file system read-only
     #[arg(long)]
     pub(crate) read_only: bool,

@@ -23,15 +23,13 @@ const SWARM: [&str; 12] = [
 ];
 
 /// What is planned and not there.
-const MISSING: [(&str, &str); 10] = [
+const MISSING: [(&str, &str); 8] = [
     ("/build", "building images is not available in this version"),
     ("/build/prune", "building images is not available in this version"),
     ("/build/cancel", "building images is not available in this version"),
     ("/session", "building images is not available in this version"),
     ("/grpc", "building images is not available in this version"),
     ("/commit", "committing a container to an image is not available in this version"),
-    ("/auth", "registries are not available in this version"),
-    ("/distribution/{*rest}", "registries are not available in this version"),
     ("/plugins/{*rest}", "plugins are not supported: drivers are built in"),
     ("/debug/{*rest}", "profiling over the API is not supported"),
 ];

@@ -6,22 +6,22 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use futures_util::TryStreamExt;
-use http::Method;
-use insula_base::chain;
-use insula_engine::images::{ImportRequest, ProgressSender};
+use http::{HeaderMap, Method};
+use insula_engine::images::{ImportRequest, ProgressSender, PullRequest};
 use insula_models::{ApiVersion, ErrorDetail, ProgressMessage};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::error::ApiError;
 use crate::request::Params;
+use crate::routes::registries::credentials;
 use crate::routes::{Answer, Api, Version, json, shaped};
 use crate::stream;
 
 /// Lines of progress that wait for a slow client.
 const BACKLOG: usize = 64;
-const NO_REGISTRY: &str =
-    "registries are not available in this version: load an archive, or import a root file system";
+const NO_PUSH: &str = "pushing images is not available in this version";
 const NO_SAVE: &str = "saving images is not available in this version";
 
 pub(super) fn routes() -> Router<Api> {
@@ -30,7 +30,6 @@ pub(super) fn routes() -> Router<Api> {
         .route("/images/load", post(load))
         .route("/images/create", post(create))
         .route("/images/prune", post(prune))
-        .route("/images/search", get(async || ApiError::unsupported(NO_REGISTRY)))
         .route("/images/get", get(async || ApiError::unsupported(NO_SAVE)))
         .route("/images/{*rest}", any(named))
 }
@@ -59,7 +58,11 @@ async fn load(State(api): State<Api>, params: Params, body: Body) -> Answer {
     Ok(streamed(quiet, move |progress| async move { images.load(reader(body), progress).await }))
 }
 
-async fn create(State(api): State<Api>, params: Params, body: Body) -> Answer {
+/// `fromImage` pulls, `fromSrc` imports.
+async fn create(State(api): State<Api>, headers: HeaderMap, params: Params, body: Body) -> Answer {
+    if let Some(name) = params.text("fromImage") {
+        return pull(&api, &headers, &params, name).await;
+    }
     match params.text("fromSrc") {
         Some("-") => {}
         Some(url) => {
@@ -67,7 +70,7 @@ async fn create(State(api): State<Api>, params: Params, body: Body) -> Answer {
                 "importing from {url} is not available in this version: fetch it and import it from standard input"
             )));
         }
-        None => return Err(ApiError::unsupported(NO_REGISTRY)),
+        None => return Err(ApiError::invalid("fromImage or fromSrc is expected")),
     }
     let reference = params.text("repo").map(|repository| match params.text("tag") {
         Some(tag) => format!("{repository}:{tag}"),
@@ -81,6 +84,17 @@ async fn create(State(api): State<Api>, params: Params, body: Body) -> Answer {
     };
     let images = api.engine.images().clone();
     Ok(streamed(false, move |progress| async move { images.import(reader(body), request, progress).await }))
+}
+
+async fn pull(api: &Api, headers: &HeaderMap, params: &Params, name: &str) -> Answer {
+    let request = PullRequest {
+        name: name.to_owned(),
+        tag: params.text("tag").unwrap_or_default().to_owned(),
+        platform: params.text("platform").unwrap_or_default().to_owned(),
+        credentials: credentials(headers)?,
+    };
+    let images = api.engine.images().clone();
+    transferred(move |progress| async move { images.pull(request, progress).await }).await
 }
 
 async fn prune(State(api): State<Api>, params: Params) -> Answer {
@@ -101,7 +115,7 @@ async fn named(
         (&Method::GET | &Method::HEAD, "json") => shaped(version, &images.inspect(name)?),
         (&Method::GET | &Method::HEAD, "history") => json(&images.history(name)?),
         (&Method::GET | &Method::HEAD, "get") => Err(ApiError::unsupported(NO_SAVE)),
-        (&Method::POST, "push") => Err(ApiError::unsupported(NO_REGISTRY)),
+        (&Method::POST, "push") => Err(ApiError::unsupported(NO_PUSH)),
         (&Method::POST, "tag") => {
             let repository = params.get("repo").unwrap_or_default();
             images.tag(name, repository, params.get("tag").unwrap_or_default())?;
@@ -128,26 +142,73 @@ where
     F: Future<Output = Result<(), insula_engine::Error>> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel(BACKLOG);
+    let work = tokio::spawn(work(sender));
+    progress(quiet, None, receiver, work)
+}
+
+/// As [`streamed`], for work with a registry: what fails before the first line has a status of its own,
+/// and the work ends when the client goes away.
+async fn transferred<F>(work: impl FnOnce(ProgressSender) -> F) -> Answer
+where
+    F: Future<Output = Result<(), insula_engine::Error>> + Send + 'static,
+{
+    let (sender, mut receiver) = mpsc::channel(BACKLOG);
     let work = work(sender.clone());
-    tokio::spawn(async move {
-        if let Err(error) = work.await {
-            let message = chain(&error);
-            let line = ProgressMessage {
-                error_detail: Some(ErrorDetail { message: message.clone(), code: 0 }),
-                error: message,
-                ..ProgressMessage::default()
-            };
-            // The client may have gone.
-            let _ = sender.send(line).await;
+    let work = tokio::spawn(async move {
+        tokio::select! {
+            done = work => done,
+            // Nobody is there to be told.
+            () = sender.closed() => Ok(()),
         }
     });
-    let body = stream::chunks(receiver, move |mut receiver| async move {
-        loop {
-            let line: ProgressMessage = receiver.recv().await?;
-            if !quiet || line.progress_detail.is_none() {
-                return Some((stream::line(&line), receiver));
+    match receiver.recv().await {
+        Some(first) => Ok(progress(false, Some(first), receiver, work)),
+        None => ended(work).await.map(|()| progress(false, None, receiver, tokio::spawn(async { Ok(()) }))),
+    }
+}
+
+type Work = JoinHandle<Result<(), insula_engine::Error>>;
+
+async fn ended(work: Work) -> Result<(), ApiError> {
+    match work.await {
+        Ok(done) => Ok(done?),
+        Err(error) => Err(ApiError::internal(format!("the work was not done: {error}"))),
+    }
+}
+
+/// The lines, and at last what the work failed with.
+fn progress(
+    quiet: bool,
+    first: Option<ProgressMessage>,
+    receiver: mpsc::Receiver<ProgressMessage>,
+    work: Work,
+) -> Response {
+    let body = stream::chunks(
+        (first, receiver, Some(work)),
+        move |(mut first, mut receiver, mut work)| async move {
+            loop {
+                let line = match first.take() {
+                    Some(first) => Some(first),
+                    None => receiver.recv().await,
+                };
+                match line {
+                    Some(line) if quiet && line.progress_detail.is_some() => {}
+                    Some(line) => return Some((stream::line(&line), (first, receiver, work))),
+                    None => {
+                        let error = ended(work.take()?).await.err()?;
+                        return Some((stream::line(&failure(&error.to_string())), (None, receiver, None)));
+                    }
+                }
             }
-        }
-    });
+        },
+    );
     stream::json(body)
+}
+
+fn failure(message: &str) -> ProgressMessage {
+    ProgressMessage {
+        error_detail: Some(ErrorDetail { message: message.to_owned(), code: 0 }),
+        error: message.to_owned(),
+        ..ProgressMessage::default()
+    }
 }

@@ -9,6 +9,7 @@ mod images;
 mod machines;
 mod networks;
 mod ping;
+mod registries;
 mod streams;
 mod system;
 mod volumes;
@@ -46,6 +47,7 @@ pub(crate) fn all(engine: Engine) -> Router {
         .merge(streams::routes())
         .merge(archive::routes())
         .merge(images::routes())
+        .merge(registries::routes())
         .merge(volumes::routes())
         .merge(networks::routes())
         .merge(machines::routes())

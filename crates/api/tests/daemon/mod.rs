@@ -55,6 +55,7 @@ impl Daemon {
                     instance,
                     monitor: PathBuf::from("/bin/false"),
                     agent: PathBuf::from("/nonexistent"),
+                    registries: Default::default(),
                 };
                 let engine = Engine::open(config).await.unwrap();
                 let listener = insula_api::bind(&socket).unwrap();

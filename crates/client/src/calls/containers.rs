@@ -58,9 +58,10 @@ impl Client {
     pub async fn create_container(
         &self,
         name: &str,
+        platform: &str,
         request: &ContainerCreateRequest,
     ) -> Result<ContainerCreateResponse> {
-        let query = Query::new().with_text("name", name);
+        let query = Query::new().with_text("name", name).with_text("platform", platform);
         let call = Call::post(format!("/containers/create{}", query.as_str())).json();
         self.document(call, json(request)?).await
     }

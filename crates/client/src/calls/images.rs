@@ -1,6 +1,8 @@
 //! `/images`.
 
-use insula_models::{HistoryItem, ImageDeleteItem, ImageSummary, ImagesPruneResponse, ProgressMessage};
+use insula_models::{
+    AuthConfig, HistoryItem, ImageDeleteItem, ImageSummary, ImagesPruneResponse, ProgressMessage,
+};
 
 use crate::body::{RequestBody, Upload};
 use crate::connection::{Call, Client};
@@ -60,6 +62,32 @@ impl Client {
         }
         let call = Call::post(format!("/images/create{}", query.as_str())).tar();
         Ok(JsonStream::new(self.stream(call, RequestBody::Upload(archive)).await?.0))
+    }
+
+    /// `POST /images/create?fromImage=…`. Without a tag, all of them.
+    pub async fn pull_image(
+        &self,
+        name: &str,
+        tag: &str,
+        platform: &str,
+        auth: &AuthConfig,
+    ) -> Result<JsonStream<ProgressMessage>> {
+        let query =
+            Query::new().with("fromImage", name).with_text("tag", tag).with_text("platform", platform);
+        let call = Call::post(format!("/images/create{}", query.as_str())).with_credentials(auth);
+        Ok(JsonStream::new(self.stream(call, RequestBody::Empty).await?.0))
+    }
+
+    /// `POST /images/{name}/push`. Without a tag, all of them.
+    pub async fn push_image(
+        &self,
+        name: &str,
+        tag: &str,
+        auth: &AuthConfig,
+    ) -> Result<JsonStream<ProgressMessage>> {
+        let query = Query::new().with_text("tag", tag);
+        let call = Call::post(format!("/images/{}/push{}", encode(name), query.as_str()));
+        Ok(JsonStream::new(self.stream(call.with_credentials(auth), RequestBody::Empty).await?.0))
     }
 
     /// `POST /images/{name}/tag`.

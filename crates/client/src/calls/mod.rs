@@ -6,5 +6,6 @@ pub(crate) mod exec;
 pub(crate) mod images;
 pub(crate) mod machines;
 pub(crate) mod networks;
+mod registries;
 pub(crate) mod system;
 pub(crate) mod volumes;

@@ -125,8 +125,14 @@ fn repo_tags(image: &Image) -> Vec<String> {
     image.references.iter().filter(|reference| reference.tag().is_some()).map(Reference::familiar).collect()
 }
 
-/// None for an image that came without a manifest, as an old archive or an import.
+/// Those that it was pulled or pushed by; of an image from an archive that of its manifest, if it has one.
 fn repo_digests(image: &Image) -> Vec<String> {
+    let by_digest = image.references.iter().filter(|name| name.digest().is_some());
+    let pulled: Vec<String> =
+        by_digest.filter_map(|name| Some(format!("{}@{}", name.familiar_name(), name.digest()?))).collect();
+    if !pulled.is_empty() {
+        return pulled;
+    }
     let Some(manifest) = &image.manifest else { return Vec::new() };
     let mut digests: Vec<String> = image
         .references

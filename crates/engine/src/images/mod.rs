@@ -4,6 +4,7 @@ mod change;
 pub(crate) mod describe;
 mod filter;
 mod progress;
+mod registry;
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -11,21 +12,27 @@ use std::sync::Arc;
 
 use insula_base::{Digest, chain};
 use insula_models::{HistoryItem, ImageDeleteItem, ImageInspect, ImageSummary, ImagesPruneResponse, Labels};
+use insula_registry::Registries;
 use insula_spec::image::RunConfig;
 use insula_spec::reference::Reference;
 use insula_store::{Force, Image, ImportOptions, Removal, Store};
 
 pub use self::progress::ProgressSender;
 use self::progress::Reporter;
+use self::registry::LayerJobs;
+pub use self::registry::PullRequest;
 use crate::events::{EventType, Events};
 use crate::filters::Filters;
 use crate::{Engine, Error, Result, blocking};
+pub use insula_registry::Credentials;
 
 /// The images of one engine.
 #[derive(Debug, Clone)]
 pub struct Images {
     store: Arc<Store>,
     events: Arc<Events>,
+    registries: Registries,
+    layers: Arc<LayerJobs>,
 }
 
 /// What an imported root file system is to be.
@@ -41,10 +48,17 @@ pub struct ImportRequest {
 }
 
 impl Images {
-    /// Those of `store`.
+    /// Those of `store`, and the way to others.
     #[must_use]
-    pub fn new(store: Arc<Store>, events: Arc<Events>) -> Self {
-        Self { store, events }
+    pub fn new(store: Arc<Store>, events: Arc<Events>, registries: Registries) -> Self {
+        let layers = Arc::new(LayerJobs::new(registries.options().downloads));
+        Self { store, events, registries, layers }
+    }
+
+    /// The way to registries.
+    #[must_use]
+    pub fn registries(&self) -> &Registries {
+        &self.registries
     }
 
     /// Loads every image of an archive, telling how far it is and what came in Docker's words.

@@ -31,7 +31,12 @@ fn serve() {
 
 fn config(root: &Path) -> Config {
     let instance = Instance::new(root.join("root"), root.join("run"));
-    Config { instance, monitor: std::env::current_exe().unwrap(), agent: "/nonexistent".into() }
+    Config {
+        instance,
+        monitor: std::env::current_exe().unwrap(),
+        agent: "/nonexistent".into(),
+        registries: Default::default(),
+    }
 }
 
 async fn engine(root: &Path) -> Engine {

@@ -9,7 +9,7 @@ use std::thread;
 use insula_base::{DiffId, Digest};
 use insula_spec::image::DOCUMENT_MAX;
 
-use super::stage::{Staged, layer_compression, stage};
+use super::stage::{Rest, Staged, layer_compression, stage};
 use super::{Images, Progress};
 use crate::archive::{Archive, Entry, EntryKind};
 use crate::stream::{Chunks, channel, pump};
@@ -147,7 +147,7 @@ impl Gathering<'_> {
                 }
                 Ok(chunk)
             };
-            let staged = stage(&self.images.layers, &self.images.content, compression, &mut next);
+            let staged = stage(&self.images.layers, &self.images.content, compression, Rest::Read, &mut next);
             if let Err(error @ (Error::Io { .. } | Error::Input(_))) = staged {
                 return Err(error);
             }

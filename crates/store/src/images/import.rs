@@ -7,7 +7,7 @@ use insula_spec::image::{History, ImageConfig, RootFs};
 
 use super::contents::Found;
 use super::gather::{Gathered, Source};
-use super::stage::stage;
+use super::stage::{Rest, stage};
 use super::{Images, ImportOptions, Progress, builtin};
 use crate::stream::{Compression, channel, pump};
 use crate::{Error, Result, content};
@@ -42,7 +42,7 @@ pub(super) fn import(
             Ok(chunk)
         };
         // The pump has taken compression off already.
-        stage(&images.layers, &images.content, Compression::None, &mut next)
+        stage(&images.layers, &images.content, Compression::None, Rest::Read, &mut next)
     })?;
     let now = jiff::Timestamp::now().to_string();
     let config = ImageConfig {

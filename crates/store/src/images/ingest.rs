@@ -17,7 +17,7 @@ use insula_spec::reference::Reference;
 use super::contents::Found;
 use super::gather::{Gathered, Source};
 use super::rows::{self, Place};
-use super::stage::{Staged, layer_compression, stage};
+use super::stage::{Rest, Staged, layer_compression, stage};
 use super::{Images, Loaded};
 use crate::stream::Compression;
 use crate::{Error, Result, content};
@@ -56,10 +56,12 @@ impl Images {
         diff: &DiffId,
         next: &mut dyn FnMut() -> Result<Option<Bytes>>,
     ) -> Result<IngestedLayer> {
-        let mut head = Vec::new();
-        while head.len() < HEAD {
-            let Some(bytes) = next()? else { break };
-            head.extend_from_slice(&bytes);
+        let (mut head, mut ended) = (Vec::new(), false);
+        while head.len() < HEAD && !ended {
+            match next()? {
+                Some(bytes) => head.extend_from_slice(&bytes),
+                None => ended = true,
+            }
         }
         let compression = layer_compression(&head).or_else(|| head.is_empty().then_some(Compression::None));
         let compression = compression.ok_or_else(|| {
@@ -69,6 +71,7 @@ impl Images {
         let mut counted = || {
             let bytes = match head.take() {
                 Some(head) => Some(head),
+                None if ended => None,
                 None => next()?,
             };
             size += bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
@@ -77,8 +80,7 @@ impl Images {
             }
             Ok(bytes)
         };
-        let staged = stage(&self.layers, &self.content, compression, &mut counted);
-        let staged = staged?;
+        let staged = stage(&self.layers, &self.content, compression, Rest::Left, &mut counted)?;
         check(&format!("layer {}", blob.digest), &blob.digest, &staged.blob)?;
         check(&format!("layer {} without compression", blob.digest), &diff.0, &staged.diff.0)?;
         Ok(IngestedLayer { staged: Mutex::new(Some(staged)) })

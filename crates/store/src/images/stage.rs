@@ -45,11 +45,20 @@ pub(super) struct Compressed {
     pub(super) media_type: &'static str,
 }
 
+/// What becomes of a stream whose layer could not be unpacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// It is read to the end: more than the layer is in it.
+    Read,
+    Left,
+}
+
 /// Unpacks what `next` returns until there is no more.
 pub(super) fn stage(
     layers: &Layers,
     content: &Content,
     compression: Compression,
+    rest: Rest,
     next: &mut dyn FnMut() -> Result<Option<Bytes>>,
 ) -> Result<Staged> {
     let (pending, recipe) = (layers.begin()?, layers.begin_recipe()?);
@@ -79,7 +88,7 @@ pub(super) fn stage(
             Compression::None => unpack_plain(chunks, &root, recorder).map(|unpacked| (unpacked, None)),
             _ => unpack_compressed(chunks, &root, recorder).map(|(unpacked, diff)| (unpacked, Some(diff))),
         });
-        let fed = feed(&hashing, sender, &mut next);
+        let fed = feed(&hashing, sender, rest, &mut next);
         let outcome = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         // If the stream failed, that is the reason for whatever the worker says.
         fed?;
@@ -98,10 +107,11 @@ pub(super) fn stage(
     })
 }
 
-/// Hands the stream on, to its end even if the worker gave up: what follows it is wanted.
+/// Hands the stream on, to its end even if the worker gave up, when what follows is wanted.
 fn feed(
     hashing: &Hashing<'_>,
     sender: Sender,
+    rest: Rest,
     next: &mut dyn FnMut() -> Result<Option<Bytes>>,
 ) -> Result<()> {
     let mut listening = true;
@@ -110,6 +120,9 @@ fn feed(
             Ok(Some(chunk)) => {
                 hashing.update(&chunk);
                 listening = listening && sender.send(Ok(chunk)).is_ok();
+                if !listening && rest == Rest::Left {
+                    return Ok(());
+                }
             }
             Ok(None) => return Ok(()),
             Err(error) => {

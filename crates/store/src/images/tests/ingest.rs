@@ -17,7 +17,14 @@ fn diff(layer: &[u8]) -> DiffId {
 /// Takes in a blob in pieces.
 fn take(store: &Store, blob: &[u8], expected: &Descriptor, diff: &DiffId) -> Result<Arc<IngestedLayer>> {
     let mut pieces = blob.chunks(100).map(bytes::Bytes::copy_from_slice);
-    store.images().ingest_layer(expected, diff, &mut || Ok(pieces.next())).map(Arc::new)
+    let mut ended = false;
+    let mut next = || {
+        assert!(!ended, "read beyond its end");
+        let piece = pieces.next();
+        ended = piece.is_none();
+        Ok(piece)
+    };
+    store.images().ingest_layer(expected, diff, &mut next).map(Arc::new)
 }
 
 fn documents(layers: &[&[u8]], note: &str) -> Ingested {

@@ -1,0 +1,124 @@
+//! `pull push`.
+
+use anyhow::bail;
+use clap::Args;
+use insula_client::Client;
+use insula_spec::reference::Reference;
+
+use crate::arguments::Run;
+use crate::context::Context;
+use crate::failure::Outcome;
+use crate::printer::{self, Sink};
+use crate::registry::{self, progress};
+
+/// Pull an image, or all tags of a repository, from a registry
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  insula pull nginx
+  insula pull registry.example:5000/team/app:1.2
+  insula pull --platform linux/arm64 debian:bookworm
+  insula pull -a registry.example:5000/team/app")]
+pub(crate) struct PullArgs {
+    /// All tags of the repository
+    #[arg(short, long)]
+    all_tags: bool,
+    /// Of a multi-platform image this one: os/architecture[/variant]
+    #[arg(long, value_name = "PLATFORM", default_value = "", hide_default_value = true)]
+    platform: String,
+    /// Print nothing but the image's name
+    #[arg(short, long)]
+    quiet: bool,
+    /// NAME[:TAG] or NAME@DIGEST
+    image: String,
+}
+
+impl Run for PullArgs {
+    async fn run(self, context: Context) -> Outcome {
+        let reference = Reference::parse(&self.image)?;
+        let bare = !is_tagged(&self.image);
+        if self.all_tags && !bare {
+            bail!("tag can't be used with --all-tags/-a");
+        }
+        if bare && !self.all_tags && !self.quiet {
+            printer::line("Using default tag: latest")?;
+        }
+        let client = context.client().await?;
+        let shown = if self.quiet { None } else { Some(Sink::Stdout) };
+        pull(&client, &reference, self.all_tags, &self.platform, shown, 1).await?;
+        printer::line(&if self.all_tags { reference.name() } else { reference.to_string() })?;
+        Ok(0)
+    }
+}
+
+/// Whether a name says which tag or digest.
+pub(crate) fn is_tagged(name: &str) -> bool {
+    name.rsplit('/').next().is_some_and(|last| last.contains([':', '@']))
+}
+
+/// Pulls; a failure ends the command with `code`.
+pub(crate) async fn pull(
+    client: &Client,
+    reference: &Reference,
+    all: bool,
+    platform: &str,
+    shown: Option<Sink>,
+    code: u8,
+) -> anyhow::Result<()> {
+    let name = reference.familiar_name();
+    let tag = match (all, reference.digest()) {
+        (true, _) => "",
+        (false, Some(digest)) => digest.as_str(),
+        (false, None) => reference.tag().unwrap_or_default(),
+    };
+    let auth = registry::credentials(&name)?;
+    let mut stream = client.pull_image(&name, tag, platform, &auth).await?;
+    match shown {
+        Some(sink) => progress::show(&mut stream, sink, code).await,
+        None => progress::wait(&mut stream, code).await,
+    }
+}
+
+/// Push an image, or all tags of a repository, to a registry
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  insula tag app registry.example:5000/team/app:1.2
+  insula push registry.example:5000/team/app:1.2")]
+pub(crate) struct PushArgs {
+    /// All tags of the repository
+    #[arg(short, long)]
+    all_tags: bool,
+    /// Print nothing but the image's name
+    #[arg(short, long)]
+    quiet: bool,
+    /// NAME[:TAG]
+    image: String,
+}
+
+impl Run for PushArgs {
+    async fn run(self, context: Context) -> Outcome {
+        let reference = Reference::parse(&self.image)?;
+        let bare = !is_tagged(&self.image);
+        if self.all_tags && !bare {
+            bail!("tag can't be used with --all-tags/-a");
+        }
+        if bare && !self.all_tags && !self.quiet {
+            printer::line("Using default tag: latest")?;
+        }
+        let name = reference.familiar_name();
+        let tag = match (self.all_tags, reference.tag()) {
+            (true, _) => "",
+            (false, Some(tag)) => tag,
+            (false, None) => bail!("cannot push a digest reference"),
+        };
+        let auth = registry::credentials(&name)?;
+        let client = context.client().await?;
+        let mut stream = client.push_image(&name, tag, &auth).await?;
+        if self.quiet {
+            progress::wait(&mut stream, 1).await?;
+            printer::line(&if self.all_tags { reference.name() } else { reference.to_string() })?;
+        } else {
+            progress::show(&mut stream, Sink::Stdout, 1).await?;
+        }
+        Ok(0)
+    }
+}
