@@ -1,0 +1,116 @@
+//! The document that describes a machine.
+
+use std::collections::BTreeMap;
+use std::os::fd::{OwnedFd, RawFd};
+
+use anyhow::{Context, bail};
+use insula_vmm_core::virtio::block::Access;
+use serde::Deserialize;
+
+/// What a machine is made of. Numbers of descriptors are those of this process.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Document {
+    pub(crate) cpus: u8,
+    /// In bytes.
+    pub(crate) memory: u64,
+    pub(crate) kernel: RawFd,
+    pub(crate) initramfs: Option<RawFd>,
+    pub(crate) command_line: String,
+    /// Where the first serial line goes.
+    pub(crate) console: RawFd,
+    #[serde(default)]
+    pub(crate) disks: Vec<DiskPart>,
+    /// Sockets, by the names of their ports in the guest.
+    #[serde(default)]
+    pub(crate) ports: Vec<PortPart>,
+    /// Sockets of vhost-user servers.
+    #[serde(default)]
+    pub(crate) folders: Vec<FolderPart>,
+    #[serde(default)]
+    pub(crate) cards: Vec<CardPart>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DiskPart {
+    pub(crate) descriptor: RawFd,
+    pub(crate) id: String,
+    pub(crate) writable: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PortPart {
+    pub(crate) descriptor: RawFd,
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FolderPart {
+    pub(crate) descriptor: RawFd,
+    pub(crate) tag: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CardPart {
+    /// A tap.
+    pub(crate) descriptor: RawFd,
+    /// Six pairs of digits.
+    pub(crate) mac: String,
+    pub(crate) mtu: u16,
+}
+
+impl DiskPart {
+    pub(crate) fn access(&self) -> Access {
+        if self.writable { Access::ReadWrite } else { Access::ReadOnly }
+    }
+}
+
+impl CardPart {
+    pub(crate) fn address(&self) -> anyhow::Result<[u8; 6]> {
+        let bytes: Vec<u8> = self
+            .mac
+            .split(':')
+            .map(|pair| u8::from_str_radix(pair, 16))
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("the hardware address {}", self.mac))?;
+        bytes
+            .try_into()
+            .ok()
+            .with_context(|| format!("the hardware address {} is not of six bytes", self.mac))
+    }
+}
+
+/// The descriptors that a document names, each of which is taken once.
+#[derive(Debug)]
+pub(crate) struct Descriptors(BTreeMap<RawFd, OwnedFd>);
+
+impl Descriptors {
+    /// Owns them all; one that is not open, or named twice, is an error.
+    pub(crate) fn of(document: &Document) -> anyhow::Result<Self> {
+        let parts = [document.kernel, document.console].into_iter();
+        let numbers = parts
+            .chain(document.initramfs)
+            .chain(document.disks.iter().map(|part| part.descriptor))
+            .chain(document.ports.iter().map(|part| part.descriptor))
+            .chain(document.folders.iter().map(|part| part.descriptor))
+            .chain(document.cards.iter().map(|part| part.descriptor));
+        let mut owned = BTreeMap::new();
+        for number in numbers {
+            if owned.contains_key(&number) {
+                bail!("descriptor {number} is named twice");
+            }
+            let descriptor =
+                insula_sys::inherit::take(number).with_context(|| format!("descriptor {number}"))?;
+            owned.insert(number, descriptor);
+        }
+        Ok(Self(owned))
+    }
+
+    pub(crate) fn take(&mut self, number: RawFd) -> anyhow::Result<OwnedFd> {
+        self.0.remove(&number).with_context(|| format!("descriptor {number} is taken"))
+    }
+}

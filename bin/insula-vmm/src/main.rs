@@ -1,0 +1,113 @@
+//! One machine in one process. What it is made of comes as one JSON document, its only argument;
+//! everything that it uses is an open descriptor whose number the document names. It opens nothing
+//! itself but `/dev/kvm`, so that it runs in a jail without files.
+//!
+//! Exit codes: 0 when the guest switched the machine off, 1 when the machine could not be made or
+//! failed, 2 when the document makes no sense, 3 when the guest asked for a reset.
+
+mod document;
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use insula_vmm_core::virtio::{block::Disk, console::Console, entropy::Entropy, fs::SharedFolder, net::Card};
+use insula_vmm_core::{Kernel, Machine, Shape, Stop};
+
+use document::{Descriptors, Document};
+
+const RESET: u8 = 3;
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().init();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [document] = arguments.as_slice() else {
+        return fail(USAGE, "usage: insula-vmm JSON\n\nIt is started by insula; see docs/design/vmm.md.");
+    };
+    let document = match serde_json::from_str(document) {
+        Ok(document) => document,
+        Err(error) => return fail(USAGE, &format!("the document: {error}")),
+    };
+    match run(document) {
+        Ok(Stop::PowerOff) => ExitCode::SUCCESS,
+        Ok(Stop::Reset) => ExitCode::from(RESET),
+        Ok(Stop::Halt) => fail(1, "all processors halted"),
+        Ok(Stop::Crash(why)) => fail(1, &why),
+        Err(error) => fail(1, &format!("{error:#}")),
+    }
+}
+
+fn fail(code: u8, message: &str) -> ExitCode {
+    // Nobody may listen any more.
+    let _ = writeln!(std::io::stderr(), "insula-vmm: {message}");
+    ExitCode::from(code)
+}
+
+fn run(document: Document) -> anyhow::Result<Stop> {
+    let mut descriptors = Descriptors::of(&document)?;
+    let console = Dropping(descriptors.take(document.console)?);
+    rustix::io::ioctl_fionbio(&console.0, true).context("make the console's descriptor not wait")?;
+    let mut machine = Machine::new(Shape { cpus: document.cpus, memory: document.memory }, Box::new(console))
+        .context("the machine")?;
+    attach(&mut machine, &document, &mut descriptors)?;
+    let kernel = Kernel {
+        image: File::from(descriptors.take(document.kernel)?),
+        name: "the kernel".to_owned(),
+        initrd: document.initramfs.map(|number| descriptors.take(number)).transpose()?.map(File::from),
+        command_line: document.command_line,
+    };
+    let mut running = machine.boot(&kernel)?;
+    drop(kernel);
+    running.resume()?;
+    Ok(running.run()?)
+}
+
+/// In the order that the guest sees: disks, ports, folders, cards, entropy.
+fn attach(machine: &mut Machine, document: &Document, descriptors: &mut Descriptors) -> anyhow::Result<()> {
+    for disk in &document.disks {
+        let file = File::from(descriptors.take(disk.descriptor)?);
+        machine.attach(Box::new(Disk::new(file, disk.access(), &disk.id)?))?;
+    }
+    let ports = document
+        .ports
+        .iter()
+        .map(|port| Ok((port.name.clone(), UnixStream::from(descriptors.take(port.descriptor)?))));
+    let ports: Vec<_> = ports.collect::<anyhow::Result<_>>()?;
+    if !ports.is_empty() {
+        machine.attach(Box::new(Console::new(ports)?))?;
+    }
+    for folder in &document.folders {
+        let socket = UnixStream::from(descriptors.take(folder.descriptor)?);
+        machine.attach(Box::new(SharedFolder::new(&folder.tag, socket)?))?;
+    }
+    for card in &document.cards {
+        let tap = File::from(descriptors.take(card.descriptor)?);
+        rustix::io::ioctl_fionbio(&tap, true).context("make a tap's descriptor not wait")?;
+        machine.attach(Box::new(Card::new(tap, card.address()?, card.mtu)))?;
+    }
+    Ok(machine.attach(Box::new(Entropy))?)
+}
+
+/// A console whose reader may be slow: what it does not take at once is lost.
+struct Dropping(OwnedFd);
+
+impl Write for Dropping {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _ = rustix::io::write(&self.0, bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Dropping {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Dropping({})", self.0.as_raw_fd())
+    }
+}

@@ -1,0 +1,270 @@
+//! Guests of a few bytes: they need nothing of KVM that a nested or emulating host lacks.
+
+use std::io::Write;
+use std::os::fd::BorrowedFd;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::Value;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::vcpu::Entry;
+use crate::virtio::{Kind, Progress, Queues};
+
+const CODE: u64 = 0x8000;
+const SHAPE: Shape = Shape { cpus: 1, memory: 1 << 20 };
+
+/// Switches the machine off: `mov dx, 0x600; mov al, 0x34; out dx, al`, as 32-bit code.
+const OFF: [u8; 7] = [0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee];
+
+/// A console that can be read while the machine has it.
+#[derive(Clone, Default)]
+struct Screen(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Screen {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Screen {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+/// Whether there is a KVM to test with; what must be there and is not fails.
+fn kvm() -> bool {
+    if Kvm::new().is_ok() {
+        return true;
+    }
+    let required = std::env::var("INSULA_TEST_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|what| what == "kvm"), "/dev/kvm cannot be opened");
+    eprintln!("skipped: needs /dev/kvm");
+    false
+}
+
+fn machine(code: &[u8], screen: &Screen) -> Machine {
+    let machine = Machine::new(SHAPE, Box::new(screen.clone())).unwrap();
+    machine.memory().ram().write_slice(code, GuestAddress(CODE)).unwrap();
+    machine
+}
+
+fn run(machine: Machine, entry: Entry) -> Stop {
+    let mut running = machine.begin(entry).unwrap();
+    running.resume().unwrap();
+    running.run().unwrap()
+}
+
+#[test]
+fn a_guest_of_each_mode_prints_and_switches_off() {
+    if !kvm() {
+        return;
+    }
+    // mov dx, 0x3f8; mov al, '6'; out dx, al; mov dx, 0x600; mov al, 0x34; out dx, al
+    let real = [0xba, 0xf8, 0x03, 0xb0, b'r', 0xee, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee];
+    // The same with an operand size prefix before each 16-bit number.
+    let mut wide = vec![0x66, 0xba, 0xf8, 0x03, 0xb0, b'w', 0xee];
+    wide.extend(OFF);
+    for (code, entry, letter) in [
+        (&real[..], Entry::Real(CODE as u16), "r"),
+        (&wide, Entry::Pvh(CODE as u32), "w"),
+        (&wide, Entry::Long(CODE), "w"),
+    ] {
+        let screen = Screen::default();
+        assert_eq!(run(machine(code, &screen), entry), Stop::PowerOff, "{entry:?}");
+        assert_eq!(screen.text(), letter, "{entry:?}");
+    }
+}
+
+#[test]
+fn a_guest_that_falls_over_is_reset() {
+    if !kvm() {
+        return;
+    }
+    // ud2, with no handler for the exception.
+    assert_eq!(run(machine(&[0x0f, 0x0b], &Screen::default()), Entry::Long(CODE)), Stop::Reset);
+    // mov al, 0xfe; out 0x64, al
+    let keyboard = [0xb0, 0xfe, 0xe6, 0x64];
+    assert_eq!(run(machine(&keyboard, &Screen::default()), Entry::Long(CODE)), Stop::Reset);
+}
+
+#[test]
+fn what_nobody_answers_reads_as_ones() {
+    if !kvm() {
+        return;
+    }
+    // in al, 0x99; mov dx, 0x3f8; inc al; add al, 'a'; out dx, al
+    let mut code = vec![0xe4, 0x99, 0x66, 0xba, 0xf8, 0x03, 0xfe, 0xc0, 0x04, b'a', 0xee];
+    code.extend(OFF);
+    let screen = Screen::default();
+    assert_eq!(run(machine(&code, &screen), Entry::Pvh(CODE as u32)), Stop::PowerOff);
+    assert_eq!(screen.text(), "a");
+}
+
+/// `inc qword [0x9f000]; jmp` back to it: counts for ever.
+const COUNT: [u8; 10] = [0x48, 0xff, 0x04, 0x25, 0x00, 0xf0, 0x09, 0x00, 0xeb, 0xf6];
+const COUNTER: GuestAddress = GuestAddress(0x9_f000);
+
+fn counter(running: &Running) -> u64 {
+    running.machine.memory().ram().read_obj(COUNTER).unwrap()
+}
+
+/// Waits until the guest has counted further than `value`.
+fn counted_beyond(running: &Running, value: u64) {
+    while counter(running) <= value {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_guest_that_never_leaves_is_paused_saved_and_goes_on_elsewhere() {
+    if !kvm() {
+        return;
+    }
+    let running = machine(&COUNT, &Screen::default()).begin(Entry::Long(CODE)).unwrap();
+    assert_eq!(counter(&running), 0, "it is paused at first");
+    running.resume().unwrap();
+    counted_beyond(&running, 1000);
+    running.pause().unwrap();
+    let stopped_at = counter(&running);
+    let [mut state, memory] = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
+    running.save(&mut state, &memory).unwrap();
+    assert_eq!(counter(&running), stopped_at, "it stands still while it is saved");
+
+    let restore = || {
+        use std::io::Seek;
+        let mut state = state.try_clone().unwrap();
+        state.rewind().unwrap();
+        let (machine, snapshot) =
+            Machine::of_snapshot(&mut state, memory.try_clone().unwrap(), Box::new(std::io::sink())).unwrap();
+        assert_eq!(snapshot.shape(), SHAPE);
+        machine.restore(&snapshot).unwrap()
+    };
+    let (first, second) = (restore(), restore());
+    first.resume().unwrap();
+    counted_beyond(&first, stopped_at + 1000);
+    assert_eq!(counter(&second), stopped_at, "what one writes the other does not see");
+    assert_eq!(counter(&running), stopped_at);
+    second.resume().unwrap();
+    counted_beyond(&second, stopped_at);
+    running.resume().unwrap();
+    counted_beyond(&running, stopped_at);
+}
+
+#[test]
+fn a_snapshot_that_was_touched_is_refused() {
+    if !kvm() {
+        return;
+    }
+    use std::os::unix::fs::FileExt;
+    let running = machine(&COUNT, &Screen::default()).begin(Entry::Long(CODE)).unwrap();
+    let [mut state, memory] = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
+    running.save(&mut state, &memory).unwrap();
+    let mut whole = vec![0; state.metadata().unwrap().len() as usize];
+    state.read_exact_at(&mut whole, 0).unwrap();
+    let refused = |bytes: &[u8], memory: &std::fs::File| {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        let error = Machine::of_snapshot(&mut file, memory.try_clone().unwrap(), Box::new(std::io::sink()));
+        error.expect_err("it must be refused").to_string()
+    };
+    for cut in [0, 5, 15, whole.len() / 2, whole.len() - 1] {
+        assert!(refused(&whole[..cut], &memory).starts_with("snapshot state: "), "cut at {cut}");
+    }
+    let mut altered = whole.clone();
+    altered[40] ^= 1;
+    assert!(refused(&altered, &memory).contains("checksum"));
+    let mut newer = whole.clone();
+    newer[10] = 9;
+    assert!(refused(&newer, &memory).contains("format 9"));
+    memory.set_len(2 << 20).unwrap();
+    assert!(refused(&whole, &memory).contains("2097152"));
+}
+
+/// Tells what it is notified of.
+#[derive(Debug)]
+struct Probe(Sender<usize>);
+
+impl Device for Probe {
+    fn kind(&self) -> Kind {
+        Kind::Entropy
+    }
+    fn features(&self) -> u64 {
+        0
+    }
+    fn queues(&self) -> usize {
+        2
+    }
+    fn configuration(&self) -> Vec<u8> {
+        vec![b'c']
+    }
+    fn configure(&mut self, _offset: u64, _data: &[u8]) {}
+    fn activate(&mut self, _features: u64, _queues: &Queues<'_>) -> Result<()> {
+        self.0.send(100).unwrap();
+        Ok(())
+    }
+    fn reset(&mut self) {}
+    fn notified(&mut self, queue: usize, _queues: &mut Queues<'_>) -> Result<()> {
+        self.0.send(queue).unwrap();
+        Ok(())
+    }
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+    fn ready(&mut self, _source: usize, _queues: &mut Queues<'_>) -> Result<Progress> {
+        Ok(Progress::Waits)
+    }
+    fn save(&self) -> Result<Value> {
+        Ok(Value::Null)
+    }
+    fn restore(&mut self, _state: &Value) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn registers_and_notifications_reach_the_device() {
+    if !kvm() {
+        return;
+    }
+    let (sender, notified) = channel();
+    // mov dword [0xd0000000 + register], value
+    let store = |register: u8, value: u8| [0xc7, 0x05, register, 0, 0, 0xd0, value, 0, 0, 0];
+    let mut code = Vec::new();
+    for (register, value) in [(0x70, 0xf), (0x50, 1), (0x50, 0)] {
+        code.extend(store(register, value));
+    }
+    // mov al, [0xd0000100]; mov dx, 0x3f8; out dx, al; mov al, [0xd0000000]; out dx, al
+    code.extend([0xa0, 0x00, 0x01, 0x00, 0xd0, 0x66, 0xba, 0xf8, 0x03, 0xee]);
+    code.extend([0xa1, 0x00, 0x00, 0x00, 0xd0, 0xee]);
+    // Waits for ever: the notifications are served by another thread than this processor's.
+    code.extend([0xeb, 0xfe]);
+    let screen = Screen::default();
+    let mut machine = machine(&code, &screen);
+    machine.attach(Box::new(Probe(sender))).unwrap();
+    let mut running = machine.begin(Entry::Pvh(CODE as u32)).unwrap();
+    running.resume().unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 3 || screen.text().len() < 2 {
+        assert_eq!(running.turn().unwrap(), None);
+        seen.extend(notified.try_iter());
+    }
+    assert_eq!(screen.text(), "cv");
+    seen[1..].sort_unstable();
+    assert_eq!(seen, [100, 0, 1]);
+}
+
+#[test]
+fn shapes_that_make_no_machine_are_refused() {
+    if !kvm() {
+        return;
+    }
+    for (cpus, memory) in [(0, 1 << 20), (255, 1 << 20), (1, 5000)] {
+        assert!(Machine::new(Shape { cpus, memory }, Box::new(std::io::sink())).is_err());
+    }
+}

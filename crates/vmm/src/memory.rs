@@ -1,0 +1,170 @@
+//! The guest's memory: a memfd mapped shared, or a snapshot's file mapped privately, so that pages
+//! come as they are touched and are copied as they are written.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder,
+};
+
+use crate::error::{Error, Result};
+use crate::layout::{GAP_END, GAP_START};
+
+/// What devices see of it.
+pub type GuestRam = GuestMemoryMmap<()>;
+
+const PAGE: u64 = 4096;
+/// Below this no kernel boots; above it the page tables of the entry would not do.
+const SMALLEST: u64 = 1 << 20;
+const LARGEST: u64 = 1 << 40;
+
+/// How the file's pages reach the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mapping {
+    Shared,
+    Private,
+}
+
+/// A guest's memory and the file behind it.
+#[derive(Debug)]
+pub struct Memory {
+    ram: GuestRam,
+    file: Arc<File>,
+    size: u64,
+}
+
+impl Memory {
+    /// New memory of `size` bytes, all zero; takes no page before it is touched.
+    pub fn new(size: u64) -> Result<Self> {
+        let memfd = memfd_create("insula-guest", MemfdFlags::CLOEXEC)
+            .map_err(|error| Error::call("memfd_create", "guest memory", error))?;
+        let file = File::from(memfd);
+        check(size)?;
+        file.set_len(size).map_err(|error| Error::call("ftruncate", "guest memory", error))?;
+        Self::map(file, size, Mapping::Shared)
+    }
+
+    /// The memory of a snapshot; the file is never written.
+    pub fn of_snapshot(file: File) -> Result<Self> {
+        let size = file.metadata().map_err(|error| Error::call("fstat", "a snapshot's memory", error))?.len();
+        check(size)?;
+        Self::map(file, size, Mapping::Private)
+    }
+
+    fn map(file: File, size: u64, mapping: Mapping) -> Result<Self> {
+        let file = Arc::new(file);
+        let flags = libc::MAP_NORESERVE
+            | match mapping {
+                Mapping::Shared => libc::MAP_SHARED,
+                Mapping::Private => libc::MAP_PRIVATE,
+            };
+        let mut regions = Vec::new();
+        for (address, offset, length) in pieces(size) {
+            let region: MmapRegion =
+                MmapRegionBuilder::new(usize::try_from(length).map_err(|_| too_large(size))?)
+                    .with_file_offset(FileOffset::from_arc(Arc::clone(&file), offset))
+                    .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                    .with_mmap_flags(flags)
+                    .build()
+                    .map_err(|error| Error::call("mmap", "guest memory", std::io::Error::other(error)))?;
+            regions.push(GuestRegionMmap::new(region, GuestAddress(address)).ok_or_else(|| too_large(size))?);
+        }
+        let ram = GuestRam::from_regions(regions).map_err(|error| Error::Shape(error.to_string()))?;
+        Ok(Self { ram, file, size })
+    }
+
+    /// What devices read and write.
+    #[must_use]
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// The file behind it: for `vhost-user` servers, which map it too.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// In bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// What memory there is below the gap, in bytes.
+    #[must_use]
+    pub(crate) fn low(&self) -> u64 {
+        self.size.min(GAP_START)
+    }
+
+    /// What memory there is above 4 GiB, in bytes.
+    #[must_use]
+    pub(crate) fn high(&self) -> u64 {
+        self.size.saturating_sub(GAP_START)
+    }
+}
+
+/// Address, offset in the file and length of each piece of a memory of `size` bytes.
+fn pieces(size: u64) -> Vec<(u64, u64, u64)> {
+    let mut pieces = vec![(0, 0, size.min(GAP_START))];
+    if size > GAP_START {
+        pieces.push((GAP_END, GAP_START, size - GAP_START));
+    }
+    pieces
+}
+
+fn check(size: u64) -> Result<()> {
+    if !size.is_multiple_of(PAGE) {
+        return Err(Error::Shape(format!("guest memory of {size} bytes is not a multiple of {PAGE}")));
+    }
+    if size < SMALLEST {
+        return Err(Error::Shape(format!("guest memory of {size} bytes is less than {SMALLEST}")));
+    }
+    if size > LARGEST {
+        return Err(too_large(size));
+    }
+    Ok(())
+}
+
+fn too_large(size: u64) -> Error {
+    Error::Shape(format!("guest memory of {size} bytes is more than this machine can address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn memory_beyond_3_gib_lies_above_4() {
+        assert_eq!(pieces(1 << 20), [(0, 0, 1 << 20)]);
+        assert_eq!(pieces(5 << 30), [(0, 0, 3 << 30), (4 << 30, 3 << 30, 2 << 30)]);
+        let memory = Memory::new(5 << 30).unwrap();
+        assert_eq!((memory.low(), memory.high()), (3 << 30, 2 << 30));
+        memory.ram().write_obj(7u64, GuestAddress((6 << 30) - 8)).unwrap();
+        assert!(memory.ram().write_obj(7u64, GuestAddress((6 << 30) - 7)).is_err());
+    }
+
+    #[test]
+    fn sizes_that_make_no_machine_are_refused() {
+        for size in [0, 4095, 4096, (1 << 20) + 1, 1 << 50] {
+            assert!(Memory::new(size).is_err(), "{size}");
+        }
+    }
+
+    #[test]
+    fn what_a_restored_guest_writes_stays_its_own() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[3; 1 << 20]).unwrap();
+        let memory = Memory::of_snapshot(file.try_clone().unwrap()).unwrap();
+        memory.ram().write_obj(9u8, GuestAddress(100)).unwrap();
+        let other = Memory::of_snapshot(file).unwrap();
+        assert_eq!(memory.ram().read_obj::<u8>(GuestAddress(100)).unwrap(), 9);
+        assert_eq!(other.ram().read_obj::<u8>(GuestAddress(100)).unwrap(), 3);
+    }
+}

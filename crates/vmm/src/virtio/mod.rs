@@ -1,0 +1,87 @@
+//! Virtio devices behind registers in memory (Virtual I/O Device specification 1.2, 4.2).
+//!
+//! MMIO and not PCI: no bus to enumerate, no configuration space to emulate, and one page of
+//! registers a device; QEMU's microvm offers the same, so that one guest serves both. What PCI has
+//! beyond it, an interrupt a queue, does not pay for the few queues that a container's machine has.
+//!
+//! Each device has a folder: `device.rs` is what the guest sees (features, configuration, queues),
+//! `request.rs` what it makes of one descriptor chain, `backend.rs` what stands behind it. Which of
+//! them it needs, it has.
+
+pub mod block;
+pub mod console;
+pub mod entropy;
+pub mod fs;
+pub mod net;
+mod queues;
+mod transport;
+
+use std::fmt::Debug;
+use std::os::fd::BorrowedFd;
+
+pub use queues::{Chain, Queues};
+pub(crate) use transport::{Interrupt, Transport, TransportState};
+
+use crate::error::Result;
+
+/// The largest queue that a device offers.
+pub(crate) const QUEUE_SIZE: u16 = 256;
+
+/// Device types of section 5 of the specification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[repr(u32)]
+pub enum Kind {
+    Net = 1,
+    Block = 2,
+    Console = 3,
+    Entropy = 4,
+    SharedFolder = 26,
+}
+
+/// How a device left a descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing more is there, or nothing more can be done before something else happens.
+    Waits,
+    /// There is more, after the other devices had their turn.
+    More,
+}
+
+/// A device without its registers. It is called by one thread at a time.
+pub trait Device: Debug + Send {
+    fn kind(&self) -> Kind;
+
+    /// The bits of its type that it offers; those of the transport are added.
+    fn features(&self) -> u64;
+
+    /// How many queues it has.
+    fn queues(&self) -> usize;
+
+    /// Its configuration space; what lies beyond reads as zero.
+    fn configuration(&self) -> Vec<u8>;
+
+    /// The guest wrote into its configuration space.
+    fn configure(&mut self, offset: u64, data: &[u8]);
+
+    /// The driver is ready, with these features.
+    fn activate(&mut self, features: u64, queues: &Queues<'_>) -> Result<()>;
+
+    /// Forget the driver.
+    fn reset(&mut self);
+
+    /// The driver put something into a queue.
+    fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<()>;
+
+    /// Descriptors to watch beside the queues; constant for its life.
+    fn sources(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// One of [`Device::sources`], by its place there, became readable or writable, or its other end
+    /// is gone. It is told once: the device reads until there is nothing, or says that there is more.
+    fn ready(&mut self, source: usize, queues: &mut Queues<'_>) -> Result<Progress>;
+
+    /// What a snapshot keeps of it beside its queues.
+    fn save(&self) -> Result<serde_json::Value>;
+
+    /// Gives a new device what was saved.
+    fn restore(&mut self, state: &serde_json::Value) -> Result<()>;
+}

@@ -1,0 +1,203 @@
+//! What the guest sees of a card, and how frames go to and from its tap.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use serde_json::Value;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU,
+};
+
+use crate::error::{Error, Result};
+use crate::virtio::{Device, Kind, Progress, Queues};
+
+const RECEIVE: usize = 0;
+const SEND: usize = 1;
+/// The header before each frame, as the tap has it too.
+const HEADER: usize = 12;
+/// A frame of 64 KiB that is yet to be cut in pieces, and its header.
+const LARGEST: usize = 65_550 + HEADER;
+/// After so many frames the other devices have their turn.
+const ROUND: usize = 256;
+
+/// A card on a tap that was opened without packet information and with the 12 byte virtio header
+/// (`IFF_NO_PI`, `IFF_VNET_HDR`, `TUNSETVNETHDRSZ`), and does not wait.
+#[derive(Debug)]
+pub struct Card {
+    tap: File,
+    address: [u8; 6],
+    mtu: u16,
+    /// A frame that came when the guest had no buffer for it.
+    held: Option<usize>,
+    incoming: Box<[u8]>,
+    outgoing: Box<[u8]>,
+}
+
+impl Card {
+    #[must_use]
+    pub fn new(tap: File, address: [u8; 6], mtu: u16) -> Self {
+        let buffer = || vec![0; LARGEST].into_boxed_slice();
+        Self { tap, address, mtu, held: None, incoming: buffer(), outgoing: buffer() }
+    }
+
+    /// Frames from the tap into the guest's buffers, until one of them has no more.
+    fn receive(&mut self, queues: &mut Queues<'_>) -> Result<Progress> {
+        let memory = queues.memory();
+        let mut delivered = 0;
+        while delivered < ROUND {
+            let Some(length) = self.next_frame()? else { break };
+            let Some(chain) = queues.pop(RECEIVE)? else {
+                self.held = Some(length);
+                break;
+            };
+            let head = chain.head_index();
+            let mut writer = chain.writer(memory).map_err(|error| misuse(&error.to_string()))?;
+            // A frame that does not fit is lost, as the specification has it.
+            let written = if writer.available_bytes() >= length {
+                writer.write(&self.incoming[..length]).map_err(|error| misuse(&error.to_string()))?
+            } else {
+                0
+            };
+            queues.done(RECEIVE, head, written as u32)?;
+            delivered += 1;
+        }
+        if delivered > 0 {
+            queues.signal(RECEIVE)?;
+        }
+        Ok(if delivered == ROUND { Progress::More } else { Progress::Waits })
+    }
+
+    /// The length of the frame in `incoming`: the one held back, or the tap's next.
+    fn next_frame(&mut self) -> Result<Option<usize>> {
+        if let Some(length) = self.held.take() {
+            return Ok(Some(length));
+        }
+        match self.tap.read(&mut self.incoming) {
+            Ok(0) => Ok(None),
+            Ok(length) => {
+                // The number of buffers that the frame takes; the tap leaves it out.
+                if let Some(count) = self.incoming.get_mut(10..HEADER) {
+                    count.copy_from_slice(&1u16.to_le_bytes());
+                }
+                Ok(Some(length))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            // The interface is down, which ends when somebody takes it up again.
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(None),
+            Err(error) => Err(Error::call("read", "a tap", error)),
+        }
+    }
+
+    fn send(&mut self, queues: &mut Queues<'_>) -> Result<()> {
+        let memory = queues.memory();
+        queues.drain(SEND, |chain| {
+            let mut reader = chain.reader(memory).map_err(|error| misuse(&error.to_string()))?;
+            let length = reader.available_bytes();
+            if !(HEADER..=LARGEST).contains(&length) {
+                return Ok(0);
+            }
+            reader.read_exact(&mut self.outgoing[..length]).map_err(|error| misuse(&error.to_string()))?;
+            // A tap that is full, down, or does not like the frame drops it, as any wire may.
+            let _ = self.tap.write(&self.outgoing[..length]);
+            Ok(0)
+        })
+    }
+}
+
+impl Device for Card {
+    fn kind(&self) -> Kind {
+        Kind::Net
+    }
+
+    fn features(&self) -> u64 {
+        [
+            VIRTIO_NET_F_MAC,
+            VIRTIO_NET_F_MTU,
+            VIRTIO_NET_F_CSUM,
+            VIRTIO_NET_F_GUEST_CSUM,
+            VIRTIO_NET_F_HOST_TSO4,
+            VIRTIO_NET_F_HOST_TSO6,
+            VIRTIO_NET_F_GUEST_TSO4,
+            VIRTIO_NET_F_GUEST_TSO6,
+        ]
+        .iter()
+        .fold(0, |features, bit| features | 1 << bit)
+    }
+
+    fn queues(&self) -> usize {
+        2
+    }
+
+    /// `struct virtio_net_config` (specification 1.2, 5.1.4).
+    fn configuration(&self) -> Vec<u8> {
+        let mut space = vec![0; 12];
+        space[..6].copy_from_slice(&self.address);
+        space[10..12].copy_from_slice(&self.mtu.to_le_bytes());
+        space
+    }
+
+    fn configure(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// The tap may make frames as large as the guest said that it takes.
+    fn activate(&mut self, features: u64, _queues: &Queues<'_>) -> Result<()> {
+        let offers = |bit: u32| features & (1 << bit) != 0;
+        let mut offload = 0;
+        if offers(VIRTIO_NET_F_GUEST_CSUM) {
+            offload |= libc::TUN_F_CSUM;
+            if offers(VIRTIO_NET_F_GUEST_TSO4) {
+                offload |= libc::TUN_F_TSO4;
+            }
+            if offers(VIRTIO_NET_F_GUEST_TSO6) {
+                offload |= libc::TUN_F_TSO6;
+            }
+        }
+        set_offload(&self.tap, offload);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.held = None;
+        set_offload(&self.tap, 0);
+    }
+
+    fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<()> {
+        match queue {
+            // Only so many frames as there are new buffers: no other device waits for long.
+            RECEIVE => while self.receive(queues)? == Progress::More {},
+            _ => self.send(queues)?,
+        }
+        Ok(())
+    }
+
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.tap.as_fd()]
+    }
+
+    fn ready(&mut self, _source: usize, queues: &mut Queues<'_>) -> Result<Progress> {
+        self.receive(queues)
+    }
+
+    fn save(&self) -> Result<Value> {
+        Ok(Value::Null)
+    }
+
+    fn restore(&mut self, _state: &Value) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn set_offload(tap: &File, offload: libc::c_uint) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the argument is a number, not a pointer.
+    let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offload)) };
+    if result < 0 {
+        // Frames then come in ordinary sizes with their checksums, which every guest takes.
+        tracing::warn!(error = %io::Error::last_os_error(), "TUNSETOFFLOAD");
+    }
+}
+
+fn misuse(why: &str) -> Error {
+    Error::Guest { device: "network card", why: why.to_owned() }
+}

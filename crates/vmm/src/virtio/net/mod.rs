@@ -1,0 +1,5 @@
+//! Network cards (specification 1.2, 5.1) on a tap.
+
+mod device;
+
+pub use device::Card;

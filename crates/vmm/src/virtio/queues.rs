@@ -1,0 +1,105 @@
+//! The queues of an active device, as its code uses them.
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+
+use super::transport::Interrupt;
+use crate::error::{Error, Result};
+use crate::memory::GuestRam;
+
+/// A request of the guest: buffers to read, then buffers to fill. A chain that loops or leaves the
+/// memory ends there.
+pub type Chain<'a> = DescriptorChain<&'a GuestRam>;
+
+/// A device's queues and the memory they lie in.
+#[derive(Debug)]
+pub struct Queues<'a> {
+    memory: &'a GuestRam,
+    queues: &'a mut [Queue],
+    interrupt: &'a Interrupt,
+    device: &'static str,
+}
+
+impl<'a> Queues<'a> {
+    pub(crate) fn new(
+        memory: &'a GuestRam,
+        queues: &'a mut [Queue],
+        interrupt: &'a Interrupt,
+        device: &'static str,
+    ) -> Self {
+        Self { memory, queues, interrupt, device }
+    }
+
+    /// The rings themselves, for a server that works them off.
+    pub(crate) fn rings(&self) -> &[Queue] {
+        self.queues
+    }
+
+    /// Interrupts the guest for a server that has returned requests.
+    pub(crate) fn interrupt(&self) {
+        self.interrupt.queue();
+    }
+
+    /// The guest's memory.
+    #[must_use]
+    pub fn memory(&self) -> &'a GuestRam {
+        self.memory
+    }
+
+    /// The next request of a queue. When there is none the guest is asked to tell of the next one.
+    pub fn pop(&mut self, queue: usize) -> Result<Option<Chain<'a>>> {
+        let Some(ring) = self.queues.get_mut(queue).filter(|ring| ring.ready()) else { return Ok(None) };
+        loop {
+            // An index that claims more requests than the ring holds is an error of the iterator.
+            let next = ring.iter(self.memory).map_err(|error| misuse(self.device, &error))?.next();
+            if next.is_some() {
+                return Ok(next);
+            }
+            if !ring.enable_notification(self.memory).map_err(|error| misuse(self.device, &error))? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Works off all requests of a queue; `work` says how many bytes it filled of one.
+    pub fn drain(&mut self, queue: usize, mut work: impl FnMut(Chain<'a>) -> Result<u32>) -> Result<()> {
+        let mut returned = false;
+        while let Some(chain) = self.pop(queue)? {
+            let head = chain.head_index();
+            let written = work(chain)?;
+            self.done(queue, head, written)?;
+            returned = true;
+        }
+        if returned { self.signal(queue) } else { Ok(()) }
+    }
+
+    /// Puts back the request that [`Queues::pop`] gave last.
+    pub fn unpop(&mut self, queue: usize) {
+        if let Some(ring) = self.queues.get_mut(queue) {
+            ring.go_to_previous_position();
+        }
+    }
+
+    /// Returns a request, `written` bytes of whose buffers were filled.
+    pub fn done(&mut self, queue: usize, head: u16, written: u32) -> Result<()> {
+        let Some(ring) = self.queues.get_mut(queue) else { return Ok(()) };
+        ring.add_used(self.memory, head, written).map_err(|error| misuse(self.device, &error))
+    }
+
+    /// Interrupts the guest if it wants to know of what was returned.
+    pub fn signal(&mut self, queue: usize) -> Result<()> {
+        let Some(ring) = self.queues.get_mut(queue) else { return Ok(()) };
+        if ring.needs_notification(self.memory).map_err(|error| misuse(self.device, &error))? {
+            self.interrupt.queue();
+        }
+        Ok(())
+    }
+
+    /// Tells the guest that the configuration space says something else now.
+    pub fn configuration_changed(&self) {
+        self.interrupt.configuration();
+    }
+}
+
+fn misuse(device: &'static str, error: &virtio_queue::Error) -> Error {
+    Error::Guest { device, why: error.to_string() }
+}
