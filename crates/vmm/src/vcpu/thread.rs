@@ -4,7 +4,7 @@
 
 use std::cell::Cell;
 use std::ptr;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
@@ -13,6 +13,9 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::{Turn, Vcpu, VcpuState};
 use crate::error::{Error, Result};
 use crate::machine::{Stop, Stopper};
+
+/// A signal that came too early is sent again after this.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 thread_local! {
     /// The `immediate_exit` byte of this thread's processor.
@@ -33,7 +36,7 @@ enum Request {
     Pause(Sender<()>),
     Resume,
     Save(Vec<u32>, Sender<Result<VcpuState>>),
-    End,
+    End(Sender<()>),
 }
 
 /// A processor in its thread, paused at first.
@@ -64,17 +67,22 @@ impl VcpuThread {
 
     /// Returns when the processor stands still.
     pub(crate) fn pause(&self) -> Result<()> {
+        self.interrupt(Request::Pause)
+    }
+
+    /// Asks a thread that may be in the middle of its guest, and waits for the answer. The signal may
+    /// come when the thread is not waiting for one: it is sent again until the request was seen.
+    fn interrupt(&self, request: impl FnOnce(Sender<()>) -> Request) -> Result<()> {
         let (done, answer) = channel();
-        self.send(Request::Pause(done))?;
-        self.kick();
-        // The signal may come before the thread waits for it: it is sent again until it was seen.
-        while let Err(error) = answer.recv_timeout(Duration::from_millis(1)) {
-            if error == std::sync::mpsc::RecvTimeoutError::Disconnected {
-                return Err(self.gone());
-            }
+        self.send(request(done))?;
+        loop {
             self.kick();
+            match answer.recv_timeout(PATIENCE) {
+                Ok(()) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(self.gone()),
+            }
         }
-        Ok(())
     }
 
     /// The state of a paused processor.
@@ -102,13 +110,11 @@ impl VcpuThread {
 
 impl Drop for VcpuThread {
     fn drop(&mut self) {
-        let _ = self.requests.send(Request::End);
-        let Some(thread) = self.thread.take() else { return };
-        while !thread.is_finished() {
-            let _ = thread.kill(SIGRTMIN());
-            std::thread::yield_now();
+        // A thread that has ended by itself needs not be told.
+        let _ = self.interrupt(Request::End);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
-        let _ = thread.join();
     }
 }
 
@@ -145,7 +151,10 @@ impl Runner {
                     Request::Save(msrs, done) => {
                         let _ = done.send(self.vcpu.save(&msrs));
                     }
-                    Request::End => return None,
+                    Request::End(done) => {
+                        let _ = done.send(());
+                        return None;
+                    }
                 }
             }
             loop {
@@ -159,15 +168,8 @@ impl Runner {
         }
     }
 
-    /// The next one; waits for it while paused. Whoever asks has gone: end.
+    /// The next one; waits for it while paused. The other end lives until it has asked to end.
     fn next_request(&self) -> Option<Request> {
-        if self.paused {
-            return Some(self.inbox.recv().unwrap_or(Request::End));
-        }
-        match self.inbox.try_recv() {
-            Ok(request) => Some(request),
-            Err(std::sync::mpsc::TryRecvError::Empty) => None,
-            Err(std::sync::mpsc::TryRecvError::Disconnected) => Some(Request::End),
-        }
+        if self.paused { self.inbox.recv().ok() } else { self.inbox.try_recv().ok() }
     }
 }
