@@ -13,6 +13,11 @@ use crate::{Outcome, program};
 
 /// Emulated, so that it runs where there is no `/dev/kvm`.
 const QEMU: &str = "qemu-system-x86_64";
+/// What a machine in the machine needs: hardware virtualization, which the emulator has for AMD's.
+const KVM_MODULES: &[&str] = &["arch/x86/kvm", "virt"];
+/// What a guest of the product's own machine needs.
+const VIRTIO_MODULES: &[&str] =
+    &["drivers/virtio", "drivers/block/virtio_blk.ko", "drivers/char", "drivers/net/virtio_net.ko"];
 /// Modules of the kernel that containers need, which the kernel loads by itself, and a disk in memory.
 const MODULES: &[&str] =
     &["fs/overlayfs", "net", "lib", "drivers/net/veth.ko", "drivers/block/brd.ko", "crypto"];
@@ -33,24 +38,40 @@ pub fn missing() -> Option<&'static str> {
 /// at their paths, and returns what appeared on the console.
 pub fn run(script: &str, files: &[(&str, &[u8])]) -> Outcome {
     let kernel = kernel();
-    let mut archive = content(&kernel, script, files);
+    let mut archive = content(&kernel, MODULES, script, files);
     add_product(&mut archive);
-    boot(&kernel, archive)
+    boot(&kernel, archive, "max")
 }
 
 /// As [`run`], without the product.
 pub fn run_bare(script: &str, files: &[(&str, &[u8])]) -> Outcome {
     let kernel = kernel();
-    let archive = content(&kernel, script, files);
-    boot(&kernel, archive)
+    let archive = content(&kernel, MODULES, script, files);
+    boot(&kernel, archive, "max")
 }
 
-fn boot(kernel: &Kernel, archive: Archive) -> Outcome {
+/// As [`run_bare`], in a machine whose `/dev/kvm` runs stock kernels. `/guest/kernel` and `/guest/initrd`
+/// are there to be booted in it: the initial file system loads virtio's drivers and runs `inner`.
+pub fn run_with_kvm(script: &str, inner: &str, files: &[(&str, &[u8])]) -> Outcome {
+    let kernel = kernel();
+    let mut initrd = Archive::default();
+    initrd.file("init", 0o755, format!("{INNER_INIT}{inner}").as_bytes());
+    add_busybox(&mut initrd);
+    add_modules(&mut initrd, &kernel, VIRTIO_MODULES);
+    let modules = [MODULES, KVM_MODULES].concat();
+    let script = format!("modprobe kvm-amd\n{script}");
+    let mut archive = content(&kernel, &modules, &script, files);
+    archive.file("guest/kernel", 0o644, &fs::read(&kernel.image).unwrap());
+    archive.file("guest/initrd", 0o644, &initrd.finish());
+    boot(&kernel, archive, "max,+svm")
+}
+
+fn boot(kernel: &Kernel, archive: Archive, cpu: &str) -> Outcome {
     let folder = tempfile::Builder::new().prefix("insula-g-").tempdir().unwrap();
     let initrd = folder.path().join("initrd");
     fs::write(&initrd, archive.finish()).unwrap();
     let mut command = Command::new("timeout");
-    command.args([LONGEST, QEMU, "-M", "microvm", "-accel", "tcg", "-cpu", "max", "-smp", "1"]);
+    command.args([LONGEST, QEMU, "-M", "microvm", "-accel", "tcg", "-cpu", cpu, "-smp", "1"]);
     command.args([
         "-m",
         "1024",
@@ -143,29 +164,48 @@ echo GUEST-ENDS
 reboot -f
 ";
 
-fn content(kernel: &Kernel, script: &str, files: &[(&str, &[u8])]) -> Archive {
+/// Of the machine in the machine.
+const INNER_INIT: &str = "#!/bin/sh
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin
+mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev
+for module in virtio_mmio virtio_blk virtio_console virtio_rng virtio_net; do modprobe $module; done
+";
+
+fn content(kernel: &Kernel, modules: &[&str], script: &str, files: &[(&str, &[u8])]) -> Archive {
     let mut archive = Archive::default();
     archive.file("init", 0o755, INIT.as_bytes());
     archive.file("test", 0o755, script.as_bytes());
+    add_busybox(&mut archive);
+    add_modules(&mut archive, kernel, modules);
+    for (path, bytes) in files {
+        archive.file(path.trim_start_matches('/'), 0o755, bytes);
+    }
+    archive
+}
+
+fn add_busybox(archive: &mut Archive) {
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find_map(|path| fs::read(path).ok()).unwrap();
     archive.file("bin/busybox", 0o755, &busybox);
     let applets = Outcome::of(Command::new("busybox").arg("--list-full"), b"");
     for applet in applets.ok().lines().filter(|applet| !applet.ends_with("/busybox")) {
         archive.link(applet, "/bin/busybox");
     }
+    for folder in ["proc", "sys", "dev", "tmp"] {
+        archive.folder(folder);
+    }
+}
+
+/// Drivers, each with what it depends on.
+fn add_modules(archive: &mut Archive, kernel: &Kernel, parts: &[&str]) {
     let release = kernel.modules.file_name().and_then(OsStr::to_str).unwrap();
     for name in ["modules.dep", "modules.alias", "modules.softdep", "modules.builtin"] {
         let text = fs::read(kernel.modules.join(name)).unwrap_or_default();
         archive.file(&format!("lib/modules/{release}/{name}"), 0o644, &text);
     }
-    for part in MODULES {
+    for part in parts {
         archive
             .tree(&kernel.modules.join("kernel").join(part), &format!("lib/modules/{release}/kernel/{part}"));
     }
-    for (path, bytes) in files {
-        archive.file(path.trim_start_matches('/'), 0o755, bytes);
-    }
-    archive
 }
 
 /// Its programs with the libraries that they need, and `nft`.
@@ -230,9 +270,13 @@ impl Archive {
 
     fn parents(&mut self, name: &str) {
         for (at, _) in name.match_indices('/') {
-            if self.folders.insert(name[..at].to_owned()) {
-                self.entry(&name[..at], 0o040_755, b"");
-            }
+            self.folder(&name[..at]);
+        }
+    }
+
+    fn folder(&mut self, name: &str) {
+        if self.folders.insert(name.to_owned()) {
+            self.entry(name, 0o040_755, b"");
         }
     }
 

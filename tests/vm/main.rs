@@ -113,3 +113,32 @@ fn the_crates_own_tests_pass_there() {
     assert!(!console.contains("left behind: "), "{outcome}");
     assert!(console.contains("GUEST-ENDS"), "the guest did not end well: {outcome}");
 }
+
+/// Answers each line that it reads from the port with what it prints, executed by the shell.
+const INNER: &str = "
+port=/dev/$(basename $(dirname $(grep -lx test /sys/class/virtio-ports/*/name)))
+exec 3<>$port
+echo up >&3; echo END >&3
+while read -r line <&3; do eval \"$line\" >&3 2>&1; echo END >&3; done
+poweroff -f
+";
+
+#[test]
+fn the_own_machine_runs_a_kernel_of_debian() {
+    if let Some(why) = guest::missing() {
+        return insula_tests::skip("tcg", why);
+    }
+    let programs = programs::build();
+    let script = "export INSULA_TEST_GUEST_KERNEL=/guest/kernel INSULA_TEST_GUEST_INITRD=/guest/initrd
+export INSULA_TEST_REQUIRE=kvm INSULA_TEST_GUEST_ARGUMENTS=\"quiet mitigations=off $(grep -o 'tsc_early_khz=[0-9]*' /proc/cmdline)\"
+/tests/own --nocapture </dev/null 2>&1; echo \"own ended with $?\"
+/tests/linux --nocapture </dev/null 2>&1; echo \"linux ended with $?\"
+";
+    let own = std::fs::read(programs.test("insula_vmm_core")).unwrap();
+    let linux = std::fs::read(programs.test("linux")).unwrap();
+    let outcome = guest::run_with_kvm(script, INNER, &[("/tests/own", &own), ("/tests/linux", &linux)]);
+    let console = &outcome.stdout;
+    assert!(console.contains("own ended with 0"), "{outcome}");
+    assert!(console.contains("linux ended with 0") && console.contains("linux ran"), "{outcome}");
+    assert!(console.contains("GUEST-ENDS"), "the guest did not end well: {outcome}");
+}

@@ -26,8 +26,17 @@ pub(crate) fn build() -> Programs {
     let output = Command::new(cargo)
         .current_dir(workspace)
         .args(["test", "--no-run", "--locked", "--target", "x86_64-unknown-linux-gnu"])
-        .args(["--package", "insula-host", "--package", "insula-container", "--package", "insula-monitor"])
-        .args(["--lib", "--test", "serve", "--message-format", "json-render-diagnostics"])
+        .args([
+            "--package",
+            "insula-host",
+            "--package",
+            "insula-container",
+            "--package",
+            "insula-monitor",
+            "--package",
+            "insula-vmm-core",
+        ])
+        .args(["--lib", "--test", "serve", "--test", "linux", "--message-format", "json-render-diagnostics"])
         .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=debuginfo")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .stderr(Stdio::inherit())

@@ -19,7 +19,7 @@ const ORDER: &[&str] = &[
     "insula-sandbox",
     "insula-monitor-core",
     "insula-agent-core",
-    "insula-vmm",
+    "insula-vmm-core",
     "insula-build",
     "insula-models",
     "insula-engine",
@@ -34,7 +34,7 @@ const TOP: &[&str] = &[
     "insulad",
     "insula-monitor",
     "insula-runtime",
-    "insula-vmm-bin",
+    "insula-vmm",
     "insula-agent",
     "containerd-shim-insula-v2",
     "insula-tests",
@@ -45,7 +45,7 @@ const TOP: &[&str] = &[
 
 /// Code that forks, clones or runs virtual machines must not get into the asynchronous daemon.
 const WALLS: &[&str] =
-    &["insula-container", "insula-sandbox", "insula-monitor-core", "insula-agent-core", "insula-vmm"];
+    &["insula-container", "insula-sandbox", "insula-monitor-core", "insula-agent-core", "insula-vmm-core"];
 const WITHOUT_WALLS: &[&str] = &["insulad", "insula"];
 
 /// The registry's client among them: downloads and uploads of many layers wait on the network side by
