@@ -14,52 +14,123 @@ const AGENT: &str = "insula-agent";
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Example:\n  insulad --root /srv/insula --run /run/insula2 --host unix:///run/insula2/insula.sock"
+    after_help = "Examples:\n  insulad --root /srv/insula --run /run/insula2\n  \
+                  insulad -H unix:///run/insula/insula.sock -H tcp://0.0.0.0:2376 \\\n          \
+                  --tlscacert ca.pem --tlscert cert.pem --tlskey key.pem\n  \
+                  insulad --forbid privileged,host-root,host-namespaces --check"
 )]
 pub(crate) struct Args {
-    /// Folder of images, containers, volumes and the database
-    #[arg(long, env = env::ROOT, value_name = "FOLDER", default_value = env::DEFAULT_ROOT)]
-    root: PathBuf,
-    /// Folder of what lives no longer than the machine is up; on a tmpfs
-    #[arg(long, env = env::RUN, value_name = "FOLDER", default_value = env::DEFAULT_RUN)]
-    run: PathBuf,
-    /// Where to serve the API: unix://PATH [default: insula.sock in the run folder]
-    #[arg(short = 'H', long, env = env::HOST, value_name = "ADDRESS", value_parser = unix_socket)]
-    host: Option<PathBuf>,
+    /// Configuration file; flags win over it [default: /etc/insula/insulad.toml, if there]
+    #[arg(long, env = env::CONFIG, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Only check the configuration
+    #[arg(long)]
+    pub(crate) check: bool,
     /// Descriptor that gets one byte once the API is served
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..))]
     pub(crate) ready_fd: Option<i32>,
+    #[command(flatten)]
+    pub(crate) options: Options,
+}
+
+/// What flags and the configuration file can say, by the same names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args, serde::Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Options {
+    /// Folder of images, containers, volumes and the database [default: /var/lib/insula]
+    #[arg(long, env = env::ROOT, value_name = "FOLDER")]
+    pub(crate) root: Option<PathBuf>,
+    /// Folder of what lives no longer than the machine is up; on a tmpfs [default: /run/insula]
+    #[arg(long, env = env::RUN, value_name = "FOLDER")]
+    pub(crate) run: Option<PathBuf>,
+    /// Where to serve the API: unix://PATH, or tcp://ADDRESS:PORT with the three --tls options; may be
+    /// given more than once [default: insula.sock in the run folder]
+    #[arg(short = 'H', long = "host", env = env::HOST, value_name = "ADDRESS", value_delimiter = ',')]
+    pub(crate) hosts: Vec<String>,
+    /// Group that may use the unix socket [default: docker or insula, where there is one]
+    #[arg(short = 'G', long, value_name = "GROUP")]
+    pub(crate) group: Option<String>,
     /// What to log: a level (error, warn, info, debug, trace), or filters such as insula_engine=debug
-    #[arg(long, env = env::LOG, value_name = "FILTER", default_value = "info")]
-    pub(crate) log: String,
+    /// [default: info]
+    #[arg(long, env = env::LOG, value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+    /// Program that watches over a container [default: insula-monitor beside this one]
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) monitor: Option<PathBuf>,
+    /// First program of a container's own kernel [default: insula-agent beside this one]
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) agent: Option<PathBuf>,
+    /// Authorities of whose certificates clients over TCP must have one
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tlscacert: Option<PathBuf>,
+    /// Certificate of this daemon, for clients over TCP
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tlscert: Option<PathBuf>,
+    /// Key of that certificate
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tlskey: Option<PathBuf>,
+    /// Plugin that is asked about each request: a name in /run/docker/plugins, or the path of its socket;
+    /// may be given more than once
+    #[arg(long, alias = "authorization-plugin", value_name = "PLUGIN", value_delimiter = ',')]
+    pub(crate) authorization: Vec<String>,
+    /// What containers may not ask for: privileged, host-root, bind-mounts, host-namespaces, devices,
+    /// capabilities, unconfined
+    #[arg(long, value_name = "THING", value_delimiter = ',')]
+    pub(crate) forbid: Vec<String>,
+    /// Allow bind mounts below this folder only; may be given more than once
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) bind_below: Vec<PathBuf>,
     /// Mirror of a registry, tried before it (may be repeated): REGISTRY=URL, or URL for Docker Hub
     #[arg(long, value_name = "MIRROR")]
-    registry_mirror: Vec<String>,
+    pub(crate) registry_mirror: Vec<String>,
     /// Registry that may be spoken to without verified TLS (may be repeated): HOST[:PORT] or ADDRESS/BITS
     #[arg(long, value_name = "REGISTRY")]
-    insecure_registry: Vec<insula_registry::Insecure>,
+    pub(crate) insecure_registry: Vec<String>,
     /// Folder with certificates of registries, a folder each (may be repeated)
     /// [default: /etc/insula/certs.d, /etc/docker/certs.d]
     #[arg(long, value_name = "FOLDER")]
-    registry_certs: Vec<PathBuf>,
+    pub(crate) registry_certs: Vec<PathBuf>,
     /// Layers that are downloaded at a time
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
-    max_concurrent_downloads: Option<u8>,
+    pub(crate) max_concurrent_downloads: Option<u8>,
     /// Layers that are uploaded at a time
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
-    max_concurrent_uploads: Option<u8>,
-    /// Program that watches over a container [default: insula-monitor beside this one]
-    #[arg(long, value_name = "PROGRAM")]
-    monitor: Option<PathBuf>,
-    /// First program of a container's own kernel [default: insula-agent beside this one]
-    #[arg(long, value_name = "PROGRAM")]
-    agent: Option<PathBuf>,
+    pub(crate) max_concurrent_uploads: Option<u8>,
 }
 
-impl Args {
+impl Options {
+    /// These, and from `other` what they leave open.
+    pub(crate) fn or(self, other: Self) -> Self {
+        let list = |own: Vec<String>, other| if own.is_empty() { other } else { own };
+        let paths = |own: Vec<PathBuf>, other| if own.is_empty() { other } else { own };
+        Self {
+            root: self.root.or(other.root),
+            run: self.run.or(other.run),
+            hosts: list(self.hosts, other.hosts),
+            group: self.group.or(other.group),
+            log: self.log.or(other.log),
+            monitor: self.monitor.or(other.monitor),
+            agent: self.agent.or(other.agent),
+            tlscacert: self.tlscacert.or(other.tlscacert),
+            tlscert: self.tlscert.or(other.tlscert),
+            tlskey: self.tlskey.or(other.tlskey),
+            authorization: list(self.authorization, other.authorization),
+            forbid: list(self.forbid, other.forbid),
+            bind_below: paths(self.bind_below, other.bind_below),
+            registry_mirror: list(self.registry_mirror, other.registry_mirror),
+            insecure_registry: list(self.insecure_registry, other.insecure_registry),
+            registry_certs: paths(self.registry_certs, other.registry_certs),
+            max_concurrent_downloads: self.max_concurrent_downloads.or(other.max_concurrent_downloads),
+            max_concurrent_uploads: self.max_concurrent_uploads.or(other.max_concurrent_uploads),
+        }
+    }
+
     /// The folders, absolute.
     pub(crate) fn instance(&self) -> std::io::Result<Instance> {
-        Ok(Instance::new(std::path::absolute(&self.root)?, std::path::absolute(&self.run)?))
+        let folder = |given: &Option<PathBuf>, usual: &str| {
+            std::path::absolute(given.clone().unwrap_or_else(|| usual.into()))
+        };
+        Ok(Instance::new(folder(&self.root, env::DEFAULT_ROOT)?, folder(&self.run, env::DEFAULT_RUN)?))
     }
 
     /// How registries are reached.
@@ -68,12 +139,14 @@ impl Args {
         for mirror in &self.registry_mirror {
             options.add_mirror(mirror)?;
         }
-        options.insecure.extend(self.insecure_registry.iter().cloned());
+        for registry in &self.insecure_registry {
+            options.insecure.push(registry.parse()?);
+        }
         if !self.registry_certs.is_empty() {
             options.certificates.clone_from(&self.registry_certs);
         }
-        options.downloads = self.max_concurrent_downloads.map_or(options.downloads, usize::from);
-        options.uploads = self.max_concurrent_uploads.map_or(options.uploads, usize::from);
+        options.downloads = self.max_concurrent_downloads.map_or(options.downloads, usize::from).max(1);
+        options.uploads = self.max_concurrent_uploads.map_or(options.uploads, usize::from).max(1);
         Ok(options)
     }
 
@@ -104,29 +177,12 @@ impl Args {
         let own = std::env::current_exe()?;
         Ok(beside(&own, AGENT).find(|path| path.is_file()).unwrap_or_else(|| own.with_file_name(AGENT)))
     }
-
-    /// Where the API is served.
-    pub(crate) fn socket(&self, instance: &Instance) -> std::io::Result<PathBuf> {
-        self.host.as_ref().map_or_else(|| Ok(instance.socket()), std::path::absolute)
-    }
 }
 
 /// Where a sister program may be.
 fn beside(own: &Path, name: &str) -> impl Iterator<Item = PathBuf> {
     let folders = [std::env::var_os(env::LIBEXEC).map(PathBuf::from), own.parent().map(PathBuf::from)];
     folders.into_iter().flatten().map(move |folder| folder.join(name))
-}
-
-fn unix_socket(text: &str) -> Result<PathBuf, String> {
-    let path = text
-        .strip_prefix("unix://")
-        .ok_or("only unix://PATH is served: TCP without TLS gives the host away")?;
-    // sockaddr_un(7) has room for 108 bytes with the closing zero, seven of which a temporary name takes.
-    match path.len() {
-        0 => Err("the path of the socket is missing".to_owned()),
-        1..=100 => Ok(path.into()),
-        length => Err(format!("the path of the socket has {length} bytes, at most 100 fit")),
-    }
 }
 
 #[cfg(test)]
@@ -137,22 +193,5 @@ mod tests {
     fn the_command_line_is_sound() {
         use clap::CommandFactory;
         Args::command().debug_assert();
-    }
-
-    #[test]
-    fn the_socket_follows_the_run_folder() {
-        let args = Args::try_parse_from(["insulad", "--root", "/a", "--run", "/b"]).unwrap();
-        assert_eq!(args.socket(&args.instance().unwrap()).unwrap(), Path::new("/b/insula.sock"));
-        let args = Args::try_parse_from(["insulad", "--run", "/b", "-H", "unix:///c/d.sock"]).unwrap();
-        assert_eq!(args.socket(&args.instance().unwrap()).unwrap(), Path::new("/c/d.sock"));
-    }
-
-    #[test]
-    fn other_addresses_are_refused() {
-        for address in
-            ["tcp://0.0.0.0:2375", "/run/x.sock", "unix://", &format!("unix:///{}", "a".repeat(101))]
-        {
-            assert!(Args::try_parse_from(["insulad", "-H", address]).is_err(), "{address}");
-        }
     }
 }

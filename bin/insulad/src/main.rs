@@ -1,18 +1,23 @@
 //! The daemon: reads its command line, opens the engine, serves the API until it is told to end.
 
 mod args;
+mod settings;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use insula_api::Server;
 use insula_engine::{Config, Engine};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::args::Args;
+use crate::settings::Settings;
 
 /// Stack of a worker thread: the deepest calls are those of the database.
 const STACK: usize = 512 << 10;
@@ -35,6 +40,11 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    if args.check {
+        Settings::of(args)?;
+        writeln!(std::io::stdout(), "the configuration is valid")?;
+        return Ok(());
+    }
     // First, while this process has opened nothing of its own.
     let ready = args
         .ready_fd
@@ -42,7 +52,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
         .transpose()?;
     // Whoever starts the daemon: modes of roots of containers are as they are written, and no more.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    start_log(&args.log)?;
+    let settings = Settings::of(args)?;
+    start_log(&settings.log)?;
     insula_sys::memory::limit_arenas(ARENAS)?;
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -53,7 +64,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let served = runtime.block_on(serve(args, ready.map(std::fs::File::from)));
+    let served = runtime.block_on(serve(settings, ready.map(std::fs::File::from)));
     // Threads that still unpack or walk are not awaited: what they do is taken up or undone at the next start.
     runtime.shutdown_background();
     served
@@ -77,26 +88,39 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn serve(args: &Args, ready: Option<std::fs::File>) -> anyhow::Result<()> {
+async fn serve(settings: Settings, ready: Option<std::fs::File>) -> anyhow::Result<()> {
     let (tell, stop) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate()).context("listen to SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen to SIGINT")?;
-    let instance = args.instance().context("the working directory")?;
-    let socket = args.socket(&instance).context("the working directory")?;
     let config = Config {
-        instance: instance.clone(),
-        monitor: args.monitor().context("find insula-monitor")?,
-        agent: args.agent().context("find insula-agent")?,
-        registries: args.registries().context("--registry-mirror")?,
+        instance: settings.instance,
+        monitor: settings.monitor,
+        agent: settings.agent,
+        policy: settings.policy,
+        registries: settings.registries,
     };
+    let root = config.instance.root().to_owned();
     // Before the socket is touched: the lock of the root says that no other daemon serves it.
     let engine = Engine::open(config).await?;
-    let listener = insula_api::bind(&socket)?;
-    tracing::info!(root = %instance.root().display(), socket = %socket.display(), "serving");
+    let server = Server::guarded(engine.clone(), settings.authorization);
+    let mut serving = JoinSet::new();
+    for socket in &settings.sockets {
+        let listener = insula_api::bind(socket, settings.group.clone())?;
+        serving.spawn(server.clone().serve(listener, stop.clone()));
+        tracing::info!(root = %root.display(), socket = %socket.display(), "serving");
+    }
+    if let Some(files) = &settings.tls {
+        let tls = insula_api::tls_acceptor(files)?;
+        for address in &settings.addresses {
+            let listener =
+                TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
+            serving.spawn(server.clone().serve_tls(listener, tls.clone(), stop.clone()));
+            tracing::info!(root = %root.display(), %address, "serving with TLS");
+        }
+    }
     if let Some(mut ready) = ready {
         ready.write_all(b"1").context("say that the API is served")?;
     }
-    let server = tokio::spawn(insula_api::serve(listener, engine.clone(), stop));
     let name = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
@@ -104,7 +128,9 @@ async fn serve(args: &Args, ready: Option<std::fs::File>) -> anyhow::Result<()> 
     tracing::info!(signal = name, "ending; containers run on");
     engine.end();
     tell.send_replace(true);
-    server.await.context("serve the API")?;
+    while let Some(served) = serving.join_next().await {
+        served.context("serve the API")?;
+    }
     engine.settle().await;
     Ok(())
 }

@@ -15,17 +15,26 @@ use tower::ServiceExt;
 
 use insula_models::ApiVersion;
 
+use crate::authorization::{Authorization, Peer};
 use crate::error::ApiError;
 use crate::version;
 
+/// What answers.
+#[derive(Debug, Clone)]
+pub(crate) struct Site {
+    pub(crate) router: Router,
+    pub(crate) authorization: Authorization,
+}
+
 /// Answers one request; failures are answers too.
-pub(crate) async fn answer(router: Router, mut request: Request) -> Result<Response, Infallible> {
+pub(crate) async fn answer(site: Site, peer: Peer, request: Request) -> Result<Response, Infallible> {
     let started = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let mut response = match prepare(&mut request) {
-        Ok(()) => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
+    let routed = async |mut request| match prepare(&mut request) {
+        Ok(()) => site.router.oneshot(request).await.unwrap_or_else(|never| match never {}),
         Err(error) => error.into_response(),
     };
+    let mut response = site.authorization.guard(&peer, request, routed).await;
     decorate(&mut response);
     let status = response.status().as_u16();
     tracing::debug!(%method, path, status, micros = started.elapsed().as_micros(), "request");

@@ -136,12 +136,27 @@ where
 }
 
 fn take(upgraded: Upgraded) -> Result<Taken, String> {
-    let Parts { io, read_buf, .. } = upgraded
-        .downcast::<TokioIo<UnixStream>>()
-        .map_err(|_| "the connection is not a unix socket".to_owned())?;
+    let Parts { io, read_buf, .. } = match upgraded.downcast::<TokioIo<UnixStream>>() {
+        Ok(parts) => parts,
+        Err(other) => return copied(other),
+    };
     let stream =
         io.into_inner().into_std().map_err(|error| format!("take the socket from the reactor: {error}"))?;
     Ok(Taken { descriptor: stream.into(), already_read: read_buf.to_vec() })
+}
+
+/// A connection that is no plain socket (TLS): one end of a pair, copied to and from it.
+fn copied(upgraded: Upgraded) -> Result<Taken, String> {
+    let fail = |error: std::io::Error| format!("make a pair of sockets for the streams: {error}");
+    let (mut ours, theirs) = UnixStream::pair().map_err(fail)?;
+    let descriptor = theirs.into_std().map_err(fail)?.into();
+    tokio::spawn(async move {
+        let mut client = TokioIo::new(upgraded);
+        if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut ours).await {
+            tracing::debug!(%error, "a connection that was taken over ended");
+        }
+    });
+    Ok(Taken { descriptor, already_read: Vec::new() })
 }
 
 /// Copies between an ordinary answer and a pair of sockets, one end of which is served.
@@ -215,6 +230,8 @@ mod tests {
     use tokio::sync::{Notify, watch};
 
     use super::*;
+    use crate::app::Site;
+    use crate::authorization::Authorization;
     use crate::{listen, server};
 
     /// Serves routes on a socket of its own until it is dropped.
@@ -228,7 +245,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("s");
         let (stop, stopped) = watch::channel(false);
-        tokio::spawn(server::accept(listen::bind(&socket).unwrap(), router, stopped));
+        let listener = listen::bind(&socket, listen::Group::Usual).unwrap();
+        tokio::spawn(server::accept(
+            listener,
+            Site { router, authorization: Authorization::default() },
+            stopped,
+        ));
         Fake { socket, _folder: folder, _stop: stop }
     }
 

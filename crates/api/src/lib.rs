@@ -4,6 +4,7 @@
 //! said. Workloads' streams do not pass through either: a hijacked connection is handed on.
 
 mod app;
+mod authorization;
 mod earlier;
 mod error;
 mod hijack;
@@ -13,11 +14,14 @@ mod request;
 mod routes;
 mod server;
 mod stream;
+mod tls;
 mod version;
 mod web_socket;
 
+pub use authorization::{Authorization, PluginError};
 pub use error::ApiError;
 pub use insula_models::ApiVersion;
-pub use listen::{ListenError, bind};
+pub use listen::{Group, ListenError, NoSuchGroup, bind};
 pub use plain::parse as parse_plain_takeover;
-pub use server::serve;
+pub use server::Server;
+pub use tls::{Files as TlsFiles, TlsError, acceptor as tls_acceptor};

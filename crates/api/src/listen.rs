@@ -9,6 +9,8 @@ use tokio::net::UnixListener;
 /// Groups whose members may use the engine, the first that exists is taken.
 const GROUPS: [&str; 2] = ["docker", "insula"];
 
+const GROUP_FILE: &str = "/etc/group";
+
 /// The socket could not be made.
 #[derive(Debug, thiserror::Error)]
 #[error("{action} {path}")]
@@ -19,10 +21,36 @@ pub struct ListenError {
     source: io::Error,
 }
 
-/// Binds `path`, mode 0660, for root and the group `docker` or `insula` where there is one. The
+/// Whose members may use the engine through the unix socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Group {
+    /// `docker` or `insula`, where there is one.
+    Usual,
+    /// A group of the host by its number.
+    Id(u32),
+}
+
+impl Group {
+    /// The group of this name or number.
+    ///
+    /// # Errors
+    /// When the host has no such group.
+    pub fn named(text: &str) -> Result<Self, NoSuchGroup> {
+        let groups = std::fs::read_to_string(GROUP_FILE).unwrap_or_default();
+        let found = group_id(&groups, text).or_else(|| text.parse().ok());
+        found.map(Self::Id).ok_or_else(|| NoSuchGroup(text.to_owned()))
+    }
+}
+
+/// There is no such group.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("group {0} is not in {GROUP_FILE}")]
+pub struct NoSuchGroup(String);
+
+/// Binds `path`, mode 0660, for root and a group. The
 /// socket appears complete or not at all: it is bound under another name and renamed over what a
 /// daemon that died left there. The caller holds the lock of the root, so nobody else serves it.
-pub fn bind(path: &Path) -> Result<UnixListener, ListenError> {
+pub fn bind(path: &Path, group: Group) -> Result<UnixListener, ListenError> {
     let fail = |action, path: &Path| {
         let path = path.to_owned();
         move |source| ListenError { action, path, source }
@@ -34,7 +62,7 @@ pub fn bind(path: &Path) -> Result<UnixListener, ListenError> {
     name.push(format!(".{}", insula_base::random_hex(3)));
     let temporary = PathBuf::from(name);
     let listener = UnixListener::bind(&temporary).map_err(fail("bind the socket", &temporary))?;
-    let placed = open_to_group(&temporary)
+    let placed = open_to_group(&temporary, group)
         .map_err(fail("set owner and mode of", &temporary))
         .and_then(|()| std::fs::rename(&temporary, path).map_err(fail("rename the new socket to", path)));
     if let Err(error) = placed {
@@ -45,9 +73,12 @@ pub fn bind(path: &Path) -> Result<UnixListener, ListenError> {
     Ok(listener)
 }
 
-fn open_to_group(path: &Path) -> io::Result<()> {
+fn open_to_group(path: &Path, group: Group) -> io::Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    if let Group::Id(gid) = group {
+        return chown(path, None, Some(gid));
+    }
+    let groups = std::fs::read_to_string(GROUP_FILE).unwrap_or_default();
     match GROUPS.iter().find_map(|name| group_id(&groups, name)) {
         // Only root may give a file to a group that it is not a member of.
         Some(gid) if rustix::process::geteuid().is_root() => chown(path, None, Some(gid)),
@@ -80,8 +111,8 @@ mod tests {
     async fn a_stale_socket_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/insula.sock");
-        drop(bind(&path).unwrap());
-        let _listener = bind(&path).unwrap();
+        drop(bind(&path, Group::Usual).unwrap());
+        let _listener = bind(&path, Group::Usual).unwrap();
         let meta = std::fs::metadata(&path).unwrap();
         assert!(meta.file_type().is_socket());
         assert_eq!(meta.permissions().mode() & 0o777, 0o660);

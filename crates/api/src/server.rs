@@ -4,7 +4,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use futures_util::future::{Either, select};
 use hyper::body::Incoming;
@@ -14,16 +13,21 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use insula_engine::Engine;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::Interest;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
-use crate::{app, plain, routes};
+use crate::app::{self, Site};
+use crate::authorization::{Authorization, Peer};
+use crate::{plain, routes};
 
 /// What a request line and its headers may take.
 const MAX_HEAD: usize = 64 << 10;
 /// How long a client may take to send them, and how long a kept-alive connection may idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long the handshake of TLS may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long requests under way may take once the daemon was asked to end.
 const GRACE: Duration = Duration::from_secs(2);
 /// A request that is not answered by then is watched for its client hanging up.
@@ -32,21 +36,99 @@ const PROMPT: Duration = Duration::from_millis(500);
 /// How often a client that shut down its sending side is looked after.
 const HALF_CLOSED_CHECK: Duration = Duration::from_secs(1);
 
-/// Serves the API of `engine` on `listener` until `stop` becomes true.
-pub async fn serve(listener: UnixListener, engine: Engine, stop: watch::Receiver<bool>) {
-    accept(listener, routes::all(engine), stop).await;
+/// The API of one engine, on any number of listeners.
+#[derive(Debug, Clone)]
+pub struct Server(Site);
+
+impl Server {
+    /// Without authorization plugins.
+    #[must_use]
+    pub fn new(engine: Engine) -> Self {
+        Self::guarded(engine, Authorization::default())
+    }
+
+    /// With plugins that are asked about each request.
+    #[must_use]
+    pub fn guarded(engine: Engine, authorization: Authorization) -> Self {
+        Self(Site { router: routes::all(engine), authorization })
+    }
+
+    /// Serves who connects to a unix socket until `stop` becomes true.
+    pub async fn serve(self, listener: UnixListener, stop: watch::Receiver<bool>) {
+        accept(listener, self.0, stop).await;
+    }
+
+    /// Serves who connects over TCP and shows a certificate.
+    pub async fn serve_tls(self, listener: TcpListener, tls: TlsAcceptor, stop: watch::Receiver<bool>) {
+        accept(Tls { listener, tls }, self.0, stop).await;
+    }
 }
 
-/// Serves `router` to everyone who connects until `stop` changes; then lets requests under way end
-/// for a moment and cuts what still streams. Workloads do not notice.
-pub(crate) async fn accept(listener: UnixListener, router: Router, stop: watch::Receiver<bool>) {
+/// Where connections come from.
+pub(crate) trait Listen {
+    type Stream: Send + 'static;
+
+    /// The next one.
+    async fn next(&self) -> std::io::Result<Self::Stream>;
+
+    /// Serves it to its end.
+    fn talk(
+        &self,
+        stream: Self::Stream,
+        site: Site,
+        stop: watch::Receiver<bool>,
+    ) -> impl Future<Output = ()> + Send + 'static;
+}
+
+impl Listen for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> std::io::Result<UnixStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+
+    fn talk(
+        &self,
+        stream: UnixStream,
+        site: Site,
+        stop: watch::Receiver<bool>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        connection(stream, site, stop)
+    }
+}
+
+struct Tls {
+    listener: TcpListener,
+    tls: TlsAcceptor,
+}
+
+impl Listen for Tls {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> std::io::Result<TcpStream> {
+        self.listener.accept().await.map(|(stream, _)| stream)
+    }
+
+    fn talk(
+        &self,
+        stream: TcpStream,
+        site: Site,
+        stop: watch::Receiver<bool>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        tls_connection(stream, self.tls.clone(), site, stop)
+    }
+}
+
+/// Serves everyone who connects until `stop` changes; then lets requests under way end for a moment
+/// and cuts what still streams. Workloads do not notice.
+pub(crate) async fn accept(listener: impl Listen, site: Site, stop: watch::Receiver<bool>) {
     let mut ending = stop.clone();
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, router.clone(), stop.clone()));
+            accepted = listener.next() => match accepted {
+                Ok(stream) => {
+                    connections.spawn(listener.talk(stream, site.clone(), stop.clone()));
                 }
                 Err(error) => {
                     // Out of descriptors, for one: those who are connected have to leave first.
@@ -70,7 +152,46 @@ async fn ended(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn connection(stream: UnixStream, router: Router, mut stop: watch::Receiver<bool>) {
+/// A client from elsewhere. TLS is a layer in between: streams of containers are copied here.
+async fn tls_connection(stream: TcpStream, tls: TlsAcceptor, site: Site, mut stop: watch::Receiver<bool>) {
+    // Interactive: what is typed is to be sent.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "send at once");
+    }
+    let stream = match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%error, "a client was refused"),
+        Err(_) => return tracing::debug!("a client did not finish its handshake"),
+    };
+    let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let peer = Peer { certificates: shown.iter().map(|certificate| certificate.to_vec()).collect() };
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        app::answer(site.clone(), peer.clone(), request.map(Body::new))
+    });
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
+    );
+    tokio::select! {
+        result = connection.as_mut() => {
+            if let Err(error) = result {
+                tracing::debug!(%error, "connection ended");
+            }
+            return;
+        }
+        () = ended(&mut stop) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+async fn connection(stream: UnixStream, site: Site, mut stop: watch::Receiver<bool>) {
     let looked = tokio::select! {
         looked = tokio::time::timeout(HEAD_TIMEOUT, plain::look(&stream)) => looked,
         () = ended(&mut stop) => return,
@@ -78,8 +199,9 @@ async fn connection(stream: UnixStream, router: Router, mut stop: watch::Receive
     match looked {
         Ok(Ok(None)) => {}
         Ok(Ok(Some(head))) => {
-            let answer =
-                async |request| app::answer(router, request).await.unwrap_or_else(|never| match never {});
+            let answer = async |request| {
+                app::answer(site, Peer::default(), request).await.unwrap_or_else(|never| match never {})
+            };
             if let Err(error) = plain::serve(stream, head, answer).await {
                 tracing::debug!(%error, "connection ended");
             }
@@ -96,7 +218,7 @@ async fn connection(stream: UnixStream, router: Router, mut stop: watch::Receive
         }
     };
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        app::answer(router.clone(), request.map(Body::new))
+        app::answer(site.clone(), Peer::default(), request.map(Body::new))
     });
     let mut connection = pin!(
         http1::Builder::new()

@@ -16,6 +16,11 @@ pub const DOCKER_CONFIG: &str = "DOCKER_CONFIG";
 /// The user's own folder.
 pub const HOME: &str = "HOME";
 
+/// The daemon's configuration file. The flag `--config` wins.
+pub const CONFIG: &str = "INSULA_CONFIG";
+
+/// The default of [`CONFIG`]; it need not be there.
+pub const DEFAULT_CONFIG: &str = "/etc/insula/insulad.toml";
 /// The default of [`ROOT`].
 pub const DEFAULT_ROOT: &str = "/var/lib/insula";
 /// The default of [`RUN`].

@@ -19,6 +19,7 @@ use crate::idmaps::IdMaps;
 use crate::images::Images;
 use crate::machines::Machines;
 use crate::monitor::Spares;
+use crate::policy::Policy;
 use crate::volumes::Volumes;
 use crate::{Error, Result, blocking};
 
@@ -36,6 +37,8 @@ pub struct Config {
     /// The program `insula-agent`; one that is not there is missed by the first container that needs it.
     pub agent: PathBuf,
     pub registries: insula_registry::Options,
+    /// What containers may not ask for.
+    pub policy: Policy,
 }
 
 /// All use cases. Clones are the same engine.

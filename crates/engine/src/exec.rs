@@ -86,6 +86,7 @@ impl Engine {
         if request.cmd.is_empty() {
             return Err(Error::InvalidArgument("No exec command specified".to_owned()));
         }
+        self.0.config.policy.check_exec(&request)?;
         detach_keys(Some(&request.detach_keys), request.tty)?;
         state.execs.retain(|_, exec| !exec.forgettable());
         if state.execs.len() >= MOST {

@@ -5,8 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use insula_api::{Group, Server};
 use insula_base::Instance;
-use insula_engine::{Config, Engine};
+use insula_engine::{Config, Engine, Policy};
 use tokio::sync::watch;
 
 /// Serves until it is dropped.
@@ -56,11 +57,12 @@ impl Daemon {
                     monitor: PathBuf::from("/bin/false"),
                     agent: PathBuf::from("/nonexistent"),
                     registries: Default::default(),
+                    policy: Policy::default(),
                 };
                 let engine = Engine::open(config).await.unwrap();
-                let listener = insula_api::bind(&socket).unwrap();
+                let listener = insula_api::bind(&socket, Group::Usual).unwrap();
                 ready.send(()).unwrap();
-                insula_api::serve(listener, engine, stopped).await;
+                Server::new(engine).serve(listener, stopped).await;
             });
             runtime.shutdown_background();
         });

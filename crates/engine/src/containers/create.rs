@@ -7,7 +7,7 @@ use insula_models::{
     ContainerConfig, ContainerCreateRequest, ContainerCreateResponse, HostConfig, VolumeCreateRequest,
 };
 use insula_network::Mode;
-use insula_store::{Collection, Image};
+use insula_store::{Collection, Image, ImageKind};
 use jiff::Timestamp;
 
 use super::container::Container;
@@ -51,6 +51,8 @@ impl Engine {
         }
         let image = self.images().resolve(&reference).map_err(|error| no_image(error, &reference))?;
         check_platform(platform.as_deref(), &image)?;
+        let policy = &self.0.config.policy;
+        policy.check(&host, matches!(image.kind, ImageKind::Host { .. }))?;
         let warnings = check::check(&config, &host)?;
         let mut config = merge::merge(config, &image.config.config)?;
         check::check_health_action(&config, &host)?;
@@ -58,7 +60,8 @@ impl Engine {
         plan::complete(&mut host);
         self.check_joined(&host)?;
         let endpoints = self.endpoints(networking.endpoints_config, &host)?;
-        let mounts = mounts::collect(&config, &host, &|name| Ok(self.find(name)?.row().mounts.clone()))?;
+        let mut mounts = mounts::collect(&config, &host, &|name| Ok(self.find(name)?.row().mounts.clone()))?;
+        policy.check_mounts(&mut mounts)?;
         let id = ContainerId::random();
         self.fill_hostname(&id, &mut config, &host)?;
         let row = Row {

@@ -67,6 +67,7 @@ impl Engine {
     }
 
     async fn launch(&self, container: &Arc<Container>, row: &Row) -> Result<()> {
+        self.0.config.policy.check_again(&row.mounts)?;
         let spare = self.0.spares.take()?;
         let joined = self.joined(row)?;
         let endpoint = self.networks().prepare(&self.endpoint_request(row)?)?;

@@ -36,6 +36,7 @@ fn config(root: &Path) -> Config {
         monitor: std::env::current_exe().unwrap(),
         agent: "/nonexistent".into(),
         registries: Default::default(),
+        policy: Default::default(),
     }
 }
 
