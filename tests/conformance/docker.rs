@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use insula_tests::images::busybox;
-use insula_tests::{Daemon, Outcome, Terminal, daemon, docker, text};
+use insula_tests::{Daemon, Outcome, Terminal, text};
 
 struct Docker {
     daemon: Daemon,
@@ -24,15 +24,40 @@ impl Docker {
     }
 }
 
-/// A daemon and a client, or the end of the test.
-macro_rules! docker {
-    () => {{
-        let daemon = daemon!();
-        let Some(program) = docker() else {
-            return insula_tests::skip("root", "docker's command line (Debian package docker.io) is missing");
-        };
-        Docker { daemon, program }
-    }};
+/// One test of each function for the distribution's client and for another one, where there is one.
+macro_rules! with_both {
+    ($($name:ident)*) => {
+        with_both!(distribution 0 $($name)*);
+        with_both!(other 1 $($name)*);
+    };
+    ($module:ident $number:literal $($name:ident)*) => {
+        mod $module {
+            $(
+                #[test]
+                fn $name() {
+                    let Some(program) = insula_tests::dockers().into_iter().nth($number) else {
+                        return insula_tests::skip(
+                            if $number == 0 { "root" } else { "docker" },
+                            "docker's command line (Debian package docker.io, or another) is missing",
+                        );
+                    };
+                    let daemon = insula_tests::daemon!();
+                    super::$name(&super::Docker { daemon, program });
+                }
+            )*
+        }
+    };
+}
+
+with_both! {
+    run_passes_output_and_exit_codes
+    run_at_a_terminal
+    who_detaches_comes_back
+    ps_exec_logs_stop_and_rm
+    images_come_and_go
+    the_rest_of_the_everyday_commands
+    no_byte_is_lost
+    contexts_and_what_is_not_there
 }
 
 const ALONE: &[&str] = &["run", "--rm", "--network", "none"];
@@ -41,9 +66,7 @@ fn run(rest: &[&'static str]) -> Vec<&'static str> {
     [ALONE, rest].concat()
 }
 
-#[test]
-fn run_passes_output_and_exit_codes() {
-    let docker = docker!();
+fn run_passes_output_and_exit_codes(docker: &Docker) {
     let outcome = docker.docker(&run(&["busybox", "sh", "-c", "echo out; echo err >&2; exit 7"]));
     assert_eq!((outcome.code, outcome.stdout.as_str(), outcome.stderr.as_str()), (7, "out\n", "err\n"));
     docker.docker(&run(&["busybox", "/no/such"])).exits(127);
@@ -54,9 +77,7 @@ fn run_passes_output_and_exit_codes() {
     docker.docker(&["run", "--rm", "busybox", "ip", "addr", "show", "eth0"]).shows(&["inet "]);
 }
 
-#[test]
-fn run_at_a_terminal() {
-    let docker = docker!();
+fn run_at_a_terminal(docker: &Docker) {
     let mut terminal = Terminal::start(&docker.command(&run(&["-it", "busybox", "sh"])));
     terminal.expect("/ # ");
     terminal.send("echo $((6 * 7)); stty size\n");
@@ -65,9 +86,7 @@ fn run_at_a_terminal() {
     assert_eq!(terminal.wait(), 5);
 }
 
-#[test]
-fn ps_exec_logs_stop_and_rm() {
-    let docker = docker!();
+fn ps_exec_logs_stop_and_rm(docker: &Docker) {
     let id = docker.docker(&[
         "run",
         "-d",
@@ -95,9 +114,7 @@ fn ps_exec_logs_stop_and_rm() {
     assert_eq!(docker.docker(&["ps", "-aq"]).ok(), "");
 }
 
-#[test]
-fn images_come_and_go() {
-    let docker = docker!();
+fn images_come_and_go(docker: &Docker) {
     let mut image = busybox();
     image.name = "loaded:1".into();
     let path = docker.daemon.folder().join("image.tar");
@@ -109,9 +126,7 @@ fn images_come_and_go() {
     docker.docker(&["rmi", "loaded:1", "loaded:2"]).shows(&["Untagged"]);
 }
 
-#[test]
-fn the_rest_of_the_everyday_commands() {
-    let docker = docker!();
+fn the_rest_of_the_everyday_commands(docker: &Docker) {
     docker.docker(&["version"]).shows(&["Server"]);
     docker.docker(&["info"]).shows(&["Containers: 0"]);
     docker.docker(&["volume", "create", "vol"]).ok();
@@ -141,4 +156,87 @@ fn the_rest_of_the_everyday_commands() {
     docker.docker(&["volume", "rm", "vol"]).ok();
     // Its times have whole seconds, so the end is in the next one.
     docker.docker(&["events", "--since", "1h", "--until=-1s"]).shows(&["container kill"]);
+}
+
+fn who_detaches_comes_back(docker: &Docker) {
+    let mut terminal = Terminal::start(&docker.command(&[
+        "run",
+        "-it",
+        "--name",
+        "box",
+        "--network",
+        "none",
+        "busybox",
+        "sh",
+    ]));
+    terminal.expect("/ # ");
+    // Job control: a job is stopped and comes back, and Ctrl-C ends it and not the shell.
+    terminal.send("sh -c 'echo sl''eeps; exec sleep 1000'\n");
+    terminal.expect("sleeps");
+    terminal.send("\x1a");
+    terminal.expect("Stopped");
+    terminal.send("fg\n");
+    insula_tests::holds("the job runs again", || {
+        docker.docker(&["exec", "box", "sh", "-c", "cat /proc/[0-9]*/stat"]).stdout.contains("(sleep) S")
+    });
+    terminal.send("\x03");
+    terminal.expect("^C");
+    terminal.send("echo code $?; a=kept\n");
+    terminal.expect("code 130");
+    terminal.resize(101, 33);
+    insula_tests::holds("the size arrives", || {
+        terminal.send("stty size\n");
+        terminal.screen().contains("33 101")
+    });
+    terminal.send("\x10\x11");
+    assert_eq!(terminal.wait(), 0);
+    assert_eq!(docker.docker(&["inspect", "-f", "{{.State.Running}}", "box"]).ok(), "true");
+    let mut again = Terminal::start(&docker.command(&["attach", "box"]));
+    again.send("echo it was $a\n");
+    again.expect("it was kept");
+    again.send("exit 9\n");
+    assert_eq!(again.wait(), 9);
+    docker.docker(&["rm", "box"]).ok();
+}
+
+fn no_byte_is_lost(docker: &Docker) {
+    let folder = docker.daemon.folder();
+    let program = text(&docker.program).to_owned();
+    let shell = |script: String| {
+        let mut command = Command::new("bash");
+        for (name, value) in docker.command(&[]).get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        Outcome::of(command.current_dir(&folder).args(["-ec", &script]), b"")
+    };
+    // 100 MB there and back.
+    let through = shell(format!(
+        "head -c 100000000 /dev/urandom >in; sha256sum <in; \
+         {program} run -i --rm --network none busybox cat <in | sha256sum"
+    ));
+    let sums: Vec<&str> = through.ok().lines().collect();
+    assert!(sums.len() == 2 && sums[0] == sums[1], "{sums:?}");
+    // A process that writes and ends at once, several at a time.
+    let counted = shell(format!(
+        "export program={program}; seq 24 | xargs -P 8 -I N sh -c '$program run --rm --network none busybox \
+         sh -c \"head -c 70001 /dev/zero; echo N >&2; exit 3\" 2>/dev/null | wc -c'"
+    ));
+    assert_eq!(counted.ok().lines().filter(|line| *line == "70001").count(), 24, "{counted}");
+}
+
+fn contexts_and_what_is_not_there(docker: &Docker) {
+    let host = format!("host=unix://{}", docker.daemon.instance().socket().display());
+    docker.docker(&["context", "create", "insula", "--docker", &host]).ok();
+    let mut command = docker.command(&["--context", "insula", "version", "-f", "{{.Server.Platform.Name}}"]);
+    assert_eq!(Outcome::of(command.env_remove("DOCKER_HOST"), b"").ok(), "insula");
+    std::fs::write(docker.daemon.folder().join("Dockerfile"), "FROM scratch\n").unwrap();
+    let built = docker.docker(&["build", text(&docker.daemon.folder())]);
+    assert_ne!(built.code, 0);
+    assert!(built.stderr.contains("building images"), "{built}");
+    docker.docker(&["service", "ls"]).fails(1, &["This node is not a swarm manager"]);
+    docker.docker(&["swarm", "init"]).fails(1, &["This node is not a swarm manager"]);
+    docker.docker(&["plugin", "ls"]).ok();
 }

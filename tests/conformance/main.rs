@@ -3,5 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod clients;
+mod compose;
 mod docker;
+mod guarded;
 mod services;

@@ -88,6 +88,15 @@ impl Daemon {
         self.start_as(command);
     }
 
+    /// As [`Self::restart`], with a configuration file of this text.
+    pub fn restart_with_config(&mut self, text: &str) {
+        let path = self.folder().join("insulad.toml");
+        std::fs::write(&path, text).unwrap();
+        let mut command = Command::new(program("insulad"));
+        command.arg("--config").arg(path);
+        self.start_as(command);
+    }
+
     /// As [`Self::restart`], where `script`, for a shell, has changed the mounts before.
     pub fn restart_with_mounts(&mut self, script: &str) {
         let mut command = Command::new("unshare");

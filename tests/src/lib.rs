@@ -7,6 +7,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a harness that cannot go on panics, which fails the test")]
 
+pub mod clients;
 mod daemon;
 pub mod guest;
 mod host;
@@ -24,7 +25,7 @@ pub use daemon::{Daemon, OnDrop, text};
 pub use host::{Leaks, Neighbour, host_address};
 pub use http::{Response, get, request};
 pub use outcome::Outcome;
-pub use product::{docker, program};
+pub use product::{docker, dockers, program};
 pub use require::{is_root, skip};
 pub use terminal::Terminal;
 pub use wait::{eventually, holds};

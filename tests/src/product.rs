@@ -10,6 +10,11 @@ fn folder() -> PathBuf {
     target.unwrap_or_else(|| workspace().join("target")).join("debug")
 }
 
+/// The sources.
+pub(crate) fn sources() -> PathBuf {
+    workspace()
+}
+
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
@@ -31,6 +36,22 @@ pub(crate) fn fixtures() -> PathBuf {
     let folder = target.unwrap_or_else(|| workspace().join("target")).join("fixtures");
     std::fs::create_dir_all(&folder).unwrap();
     folder
+}
+
+/// Every version of Docker's own command line that is here, the distribution's first.
+#[must_use]
+pub fn dockers() -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::iter::once(PathBuf::from("/usr/bin")).chain(std::env::split_paths(&path));
+    let mut seen: Vec<PathBuf> = Vec::new();
+    for program in folders.map(|folder| folder.join("docker")).filter(|docker| docker.is_file()) {
+        // `/bin` is `/usr/bin`.
+        let real = program.canonicalize().unwrap_or(program);
+        if !seen.contains(&real) {
+            seen.push(real);
+        }
+    }
+    seen
 }
 
 /// Docker's own command line, the distribution's rather than another.

@@ -17,7 +17,7 @@ use insula_models::ApiVersion;
 
 use crate::authorization::{Authorization, Peer};
 use crate::error::ApiError;
-use crate::version;
+use crate::{leftover, version};
 
 /// What answers.
 #[derive(Debug, Clone)]
@@ -34,7 +34,13 @@ pub(crate) async fn answer(site: Site, peer: Peer, request: Request) -> Result<R
         Ok(()) => site.router.oneshot(request).await.unwrap_or_else(|never| match never {}),
         Err(error) => error.into_response(),
     };
+    let (parts, body) = request.into_parts();
+    let (body, rest) = leftover::lend(body);
+    let request = Request::from_parts(parts, body);
     let mut response = site.authorization.guard(&peer, request, routed).await;
+    if response.status().is_client_error() || response.status().is_server_error() {
+        rest.discard().await;
+    }
     decorate(&mut response);
     let status = response.status().as_u16();
     tracing::debug!(%method, path, status, micros = started.elapsed().as_micros(), "request");

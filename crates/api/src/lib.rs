@@ -8,6 +8,7 @@ mod authorization;
 mod earlier;
 mod error;
 mod hijack;
+mod leftover;
 mod listen;
 mod plain;
 mod request;

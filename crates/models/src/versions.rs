@@ -31,6 +31,9 @@ enum Change {
 #[derive(Debug, Clone, Copy)]
 pub struct Rule(&'static str, Change);
 
+/// Above every version.
+const EVERY: u16 = u16::MAX;
+
 use Change::{Before, Is, Since, Until};
 
 /// A document of which earlier versions differ.
@@ -237,9 +240,10 @@ impl Versioned for ImageInspect {
         Rule("Metadata", Since(31)),
         Rule("VirtualSize", Before(44, virtual_size)),
         Rule("Container", Before(45, |_| json!(""))),
+        // Gone with 1.45, and still read by docker-compose 1.29, which speaks whatever is newest.
         Rule(
             "ContainerConfig",
-            Before(45, |image| {
+            Before(EVERY, |image| {
                 // The build that made the image; what it was is not part of an image.
                 let mut config = json!({ "Config": image.get("Config").cloned().unwrap_or_default() });
                 visit(&mut config, "Config.*", &mut |value| {
