@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod daemon;
+mod reference;
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
