@@ -174,6 +174,12 @@ pub struct Attachment {
     pub links: Vec<(String, String)>,
     #[serde(default)]
     pub priority: i64,
+    /// Packets from other addresses are dropped. Rows of the first version say nothing of it.
+    #[serde(default)]
+    pub guard: bool,
+    /// It does not see its neighbours, but the bridge of this hardware address alone.
+    #[serde(default)]
+    pub apart: Option<[u8; 6]>,
 }
 
 impl Attachment {

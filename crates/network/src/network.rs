@@ -79,6 +79,12 @@ pub struct BridgeNetwork {
     /// Whether what leaves the network gets the host's address.
     #[serde(default = "yes")]
     pub masquerade: bool,
+    /// Whether containers in it see each other.
+    #[serde(default = "yes")]
+    pub icc: bool,
+    /// Whether packets from addresses that a container was not given are dropped.
+    #[serde(default = "yes")]
+    pub guard: bool,
     /// Where ports are published that name no address of the host.
     #[serde(default)]
     pub host_binding: Option<Ipv4Addr>,
@@ -117,6 +123,8 @@ impl BridgeNetwork {
             auxiliary: BTreeMap::new(),
             v6: None,
             masquerade: true,
+            icc: true,
+            guard: true,
             host_binding: None,
             interface_prefix: eth(),
         }

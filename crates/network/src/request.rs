@@ -49,6 +49,8 @@ pub(crate) struct BridgeOptions {
     pub(crate) link: Option<String>,
     pub(crate) mtu: Option<u32>,
     pub(crate) masquerade: bool,
+    pub(crate) icc: bool,
+    pub(crate) guard: bool,
     pub(crate) host_binding: Option<Ipv4Addr>,
     pub(crate) interface_prefix: String,
 }
@@ -182,6 +184,8 @@ impl Wanted {
             auxiliary: self.auxiliary,
             v6: self.v6,
             masquerade: self.options.masquerade,
+            icc: self.options.icc,
+            guard: self.options.guard,
             host_binding: self.options.host_binding,
             interface_prefix: self.options.interface_prefix,
         }
@@ -207,6 +211,8 @@ impl BridgeOptions {
             link: None,
             mtu: None,
             masquerade: true,
+            icc: true,
+            guard: true,
             host_binding: None,
             interface_prefix: "eth".to_owned(),
         };
@@ -225,12 +231,10 @@ impl BridgeOptions {
                     parsed.masquerade = boolean(value).ok_or_else(wrong)?;
                 }
                 "com.docker.network.bridge.enable_icc" => {
-                    if !boolean(value).ok_or_else(wrong)? {
-                        return Err(Error::Unsupported {
-                            what: format!("the network option {name}={value}"),
-                        });
-                    }
+                    parsed.icc = boolean(value).ok_or_else(wrong)?;
                 }
+                // insula's own: a router or a virtual address inside sends from other addresses.
+                "insula.guard" => parsed.guard = boolean(value).ok_or_else(wrong)?,
                 "com.docker.network.bridge.host_binding_ipv4" => {
                     parsed.host_binding = Some(value.parse().map_err(|_| wrong())?);
                 }

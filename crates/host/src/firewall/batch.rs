@@ -1,8 +1,10 @@
 //! Elements of the table's maps by nf_tables netlink messages.
 
-use insula_sys::netlink::{Family, Socket};
+use std::net::IpAddr;
 
-use super::{Error, Forward};
+use insula_sys::netlink::{Family as SocketFamily, Socket};
+
+use super::{Error, Forward, Guest};
 use crate::netlink;
 use crate::netlink::message::{Batch, CREATE};
 
@@ -30,8 +32,24 @@ const DATA_VALUE: u16 = 1;
 const FRAME: [u8; 4] = [0, 0, 0, SUBSYSTEM as u8];
 const INET: [u8; 4] = [1, 0, 0, 0];
 
+/// Which packets a table sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    Inet,
+    Bridge,
+}
+
+impl Family {
+    fn header(self) -> &'static [u8; 4] {
+        match self {
+            Self::Inet => &INET,
+            Self::Bridge => &[7, 0, 0, 0],
+        }
+    }
+}
+
 pub(super) fn open() -> Result<Socket, Error> {
-    Ok(Socket::open(Family::Netfilter)
+    Ok(Socket::open(SocketFamily::Netfilter)
         .map_err(|source| netlink::Error::Socket { call: "open a netfilter socket", source })?)
 }
 
@@ -44,21 +62,30 @@ fn transact<'a>(socket: &Socket, table: &'a str, fill: impl FnOnce(&mut Batch<'a
     Ok(batch.run(socket)?)
 }
 
-pub(super) fn add(socket: &Socket, table: &str, forwards: &[Forward]) -> Result<(), Error> {
+pub(super) fn add(socket: &Socket, table: &str, forwards: &[Forward], guests: &[Guest]) -> Result<(), Error> {
+    const ACTION: &str = "publish ports in the nftables table";
     transact(socket, table, |batch| {
-        elements(batch, NEWSETELEM, CREATE, "publish ports in the nftables table", table, forwards);
+        elements(batch, NEWSETELEM, CREATE, ACTION, table, forwards);
+        admitted(batch, NEWSETELEM, CREATE, "admit to the nftables table", table, guests);
     })
 }
 
-pub(super) fn remove(socket: &Socket, table: &str, forwards: &[Forward]) -> Result<(), Error> {
+pub(super) fn remove(
+    socket: &Socket,
+    table: &str,
+    forwards: &[Forward],
+    guests: &[Guest],
+) -> Result<(), Error> {
+    const ACTION: &str = "withdraw ports from the nftables table";
     transact(socket, table, |batch| {
-        elements(batch, DELSETELEM, 0, "withdraw ports from the nftables table", table, forwards);
+        elements(batch, DELSETELEM, 0, ACTION, table, forwards);
+        admitted(batch, DELSETELEM, 0, "expel from the nftables table", table, guests);
     })
 }
 
-pub(super) fn delete_table(socket: &Socket, table: &str) -> Result<(), Error> {
+pub(super) fn delete_table(socket: &Socket, table: &str, family: Family) -> Result<(), Error> {
     transact(socket, table, |batch| {
-        batch.begin(DELTABLE, 0, &INET, "delete the nftables table", table);
+        batch.begin(DELTABLE, 0, family.header(), "delete the nftables table", table);
         batch.text(TABLE_NAME, table);
     })
 }
@@ -80,7 +107,13 @@ fn elements<'a>(
     table: &'a str,
     forwards: &[Forward],
 ) {
-    for (map, addressed) in [("ports", false), ("addressed_ports", true)] {
+    let lists = [
+        ("ports", false, true),
+        ("addressed_ports", true, true),
+        ("published", false, false),
+        ("addressed", true, false),
+    ];
+    for (map, addressed, mapped) in lists {
         let mut members = forwards.iter().filter(|forward| forward.address.is_some() == addressed).peekable();
         if members.peek().is_none() {
             continue;
@@ -93,11 +126,85 @@ fn elements<'a>(
             let element = batch.nest(LIST_ELEM);
             let (key, length) = key(forward);
             value(batch, ELEM_KEY, &key[..length]);
-            value(batch, ELEM_DATA, &target(forward));
+            if mapped {
+                value(batch, ELEM_DATA, &target(forward));
+            }
             batch.close(&element);
         }
         batch.close(&list);
     }
+}
+
+/// Who may send from which port of a bridge, one message a family.
+fn admitted<'a>(
+    batch: &mut Batch<'a>,
+    kind: u16,
+    flags: u16,
+    action: &'static str,
+    table: &'a str,
+    guests: &[Guest],
+) {
+    for (set, v4) in [("guests", true), ("guests6", false)] {
+        let mut members =
+            guests.iter().filter(|guest| guest.guarded && guest.address.is_ipv4() == v4).peekable();
+        if members.peek().is_none() {
+            continue;
+        }
+        batch.begin(kind, flags, Family::Bridge.header(), action, table);
+        batch.text(LIST_TABLE, table);
+        batch.text(LIST_SET, set);
+        let list = batch.nest(LIST_ELEMENTS);
+        for guest in members {
+            let element = batch.nest(LIST_ELEM);
+            value(batch, ELEM_KEY, &guest_key(guest));
+            batch.close(&element);
+        }
+        batch.close(&list);
+    }
+    let lists: [(&str, fn(&Guest) -> bool); 2] = [("guarded", Guest::is_guarded), ("apart", Guest::is_apart)];
+    let masters = guests.iter().filter_map(|guest| Some((guest, guest.apart?))).filter(|(g, _)| g.is_apart());
+    for (guest, master) in masters {
+        batch.begin(kind, flags, Family::Bridge.header(), action, table);
+        batch.text(LIST_TABLE, table);
+        batch.text(LIST_SET, "masters");
+        let list = batch.nest(LIST_ELEMENTS);
+        let element = batch.nest(LIST_ELEM);
+        let mut key = guest_key(guest);
+        key[16..22].copy_from_slice(&master);
+        value(batch, ELEM_KEY, &key[..24]);
+        batch.close(&element);
+        batch.close(&list);
+    }
+    for (set, wanted) in lists {
+        let mut members = guests.iter().filter(|guest| wanted(guest)).peekable();
+        if members.peek().is_none() {
+            continue;
+        }
+        batch.begin(kind, flags, Family::Bridge.header(), action, table);
+        batch.text(LIST_TABLE, table);
+        batch.text(LIST_SET, set);
+        let list = batch.nest(LIST_ELEMENTS);
+        for guest in members {
+            let element = batch.nest(LIST_ELEM);
+            value(batch, ELEM_KEY, &guest_key(guest)[..16]);
+            batch.close(&element);
+        }
+        batch.close(&list);
+    }
+}
+
+/// Name of the port in 16 bytes, hardware address in 8, address.
+fn guest_key(guest: &Guest) -> Vec<u8> {
+    let mut key = vec![0; 24];
+    let name = guest.port.as_bytes();
+    let length = name.len().min(15);
+    key[..length].copy_from_slice(&name[..length]);
+    key[16..22].copy_from_slice(&guest.mac);
+    match guest.address {
+        IpAddr::V4(address) => key.extend(address.octets()),
+        IpAddr::V6(address) => key.extend(address.octets()),
+    }
+    key
 }
 
 fn value(batch: &mut Batch<'_>, kind: u16, bytes: &[u8]) {

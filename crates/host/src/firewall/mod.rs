@@ -8,9 +8,15 @@
 //! set internal           those of them that nothing enters or leaves
 //! set subnets, subnets6  subnets that are masqueraded
 //! map ports              protocol . port of the host            → address . port of a container
+//! set published, addressed
+//!                        the ports and addresses of the two maps, for the judges
+//! set guests, guests6    (table bridge) port of a bridge . hardware address . address of a container
 //! map addressed_ports    address . protocol . port of the host  → address . port of a container
 //!
-//! guard     prerouting   a container cannot speak to the host's loopback (route_localnet is on)
+//! judgeN    prerouting   what the administrator's input chains say about published ports (see `mirror`)
+//! spoofed   prerouting   (table bridge) a container sends from its own addresses alone
+//! apart     forward      (table bridge) neighbours on a bridge without inter-container communication
+//! guard     prerouting   a container cannot speak to the host's addresses on other bridges, nor to the host's loopback (route_localnet is on)
 //! inbound   prerouting   published ports, for what comes from elsewhere and from containers
 //! local     output       published ports, for the host's own programs, 127.0.0.1 included
 //! outbound  postrouting  masquerading of what leaves the subnets, of the host's loopback towards
@@ -22,17 +28,20 @@
 //! are elements of the maps, added and removed by a netlink message of our own: no program is started.
 
 mod batch;
+mod mirror;
 mod policy;
 mod text;
 
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use insula_base::{Kind, Kinded};
 use insula_sys::netlink::Socket;
 
+use self::mirror::Mirror;
 use crate::netlink;
 
 pub use policy::forward_warnings;
@@ -48,6 +57,8 @@ pub struct Zone {
     pub masquerade: bool,
     /// Nothing goes in or out.
     pub internal: bool,
+    /// The host's address on it.
+    pub gateway: Ipv4Addr,
     pub v6: Option<Zone6>,
 }
 
@@ -56,7 +67,32 @@ pub struct Zone {
 pub struct Zone6 {
     pub subnet: Ipv6Addr,
     pub prefix: u8,
+    pub gateway: Ipv6Addr,
     pub masquerade: bool,
+}
+
+/// A container's interface, and an address that it may send from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Guest {
+    /// Name of the bridge's port.
+    pub port: String,
+    pub mac: [u8; 6],
+    pub address: IpAddr,
+    /// Packets from other addresses are dropped.
+    pub guarded: bool,
+    /// It does not see its neighbours, but the bridge alone, whose hardware address this is.
+    pub apart: Option<[u8; 6]>,
+}
+
+impl Guest {
+    /// Whether its port is to be in the set of those that are guarded; the first address counts for all.
+    fn is_guarded(&self) -> bool {
+        self.guarded && self.address.is_ipv4()
+    }
+
+    fn is_apart(&self) -> bool {
+        self.apart.is_some() && self.address.is_ipv4()
+    }
 }
 
 /// A port of the host that leads to a container.
@@ -116,12 +152,20 @@ impl Error {
 pub struct Firewall {
     table: String,
     socket: Mutex<Socket>,
+    mirror: Mutex<Mirror>,
+    /// Whether there is a table for bridges, in kernels that can.
+    bridged: AtomicBool,
 }
 
 impl Firewall {
     /// The table of this name: letters, digits, `-`.
     pub fn open(table: String) -> Result<Self, Error> {
-        Ok(Self { table, socket: Mutex::new(batch::open()?) })
+        Ok(Self {
+            table,
+            socket: Mutex::new(batch::open()?),
+            mirror: Mutex::default(),
+            bridged: AtomicBool::new(true),
+        })
     }
 
     /// A request and its answers belong together. An answer that a panic left unread is of no
@@ -138,10 +182,40 @@ impl Firewall {
 
     /// Puts the table in place with these contents, in one transaction that replaces what was there.
     /// Starts one program.
-    pub fn install(&self, zones: &[Zone], forwards: &[Forward]) -> Result<(), Error> {
-        let text = text::table(&self.table, zones, forwards);
-        let output = nft(&text)?;
+    ///
+    /// Input chains of others that cannot be copied are left out, and [`Firewall::warnings`] says so.
+    pub fn install(&self, zones: &[Zone], forwards: &[Forward], guests: &[Guest]) -> Result<(), Error> {
+        let mut mirror = mirror::read(&self.table)?;
+        // What is refused is not tried again before it changes.
+        mirror.seen = mirror.seen();
+        let bridged = self.bridged.load(Ordering::Relaxed);
+        let ours = text::Parts { zones, forwards, guests, mirror: "", bridged };
+        let both = text::Parts { mirror: &mirror.text, ..ours };
+        let mut output = nft(&text::tables(&self.table, &both))?;
+        if !output.status.success() && !mirror.text.is_empty() {
+            // Theirs may be what is refused.
+            mirror.warnings.push(format!(
+                "input rules of other nftables tables do not guard published ports: {}",
+                String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default()
+            ));
+            mirror.text.clear();
+            output = nft(&text::tables(&self.table, &ours))?;
+        }
+        if !output.status.success() && bridged {
+            let unbridged = text::Parts { bridged: false, ..ours };
+            let second = nft(&text::tables(&self.table, &unbridged))?;
+            if second.status.success() {
+                self.bridged.store(false, Ordering::Relaxed);
+                mirror.warnings.push(
+                    "this kernel does not filter bridges (NF_TABLES_BRIDGE): containers with NET_RAW may send \
+                     from others' addresses, and com.docker.network.bridge.enable_icc=false has no effect"
+                        .to_owned(),
+                );
+                output = second;
+            }
+        }
         if output.status.success() {
+            *self.mirror() = mirror;
             return Ok(());
         }
         let message: String =
@@ -149,12 +223,31 @@ impl Firewall {
         Err(Error::Refused { table: self.table.clone(), message })
     }
 
-    /// Removes the table and everything in it; that it is gone already is fine.
+    /// Whether the input chains of others are other ones than those that were copied.
+    pub fn outdated(&self) -> Result<bool, Error> {
+        Ok(mirror::read(&self.table)?.seen() != self.mirror().seen)
+    }
+
+    /// What of the host's filter does not guard published ports, for the user.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        self.mirror().warnings.clone()
+    }
+
+    fn mirror(&self) -> MutexGuard<'_, Mirror> {
+        self.mirror.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes the tables and everything in them; that they are gone already is fine.
     pub fn uninstall(&self) -> Result<(), Error> {
-        match batch::delete_table(&self.socket(), &self.table) {
-            Err(error) if error.is_missing() => Ok(()),
-            result => result,
+        for family in [batch::Family::Inet, batch::Family::Bridge] {
+            match batch::delete_table(&self.socket(), &self.table, family) {
+                Err(error) if error.is_missing() => {}
+                result => result?,
+            }
         }
+        *self.mirror() = Mirror::default();
+        Ok(())
     }
 
     /// Whether the table is there. Somebody may have flushed all rules.
@@ -166,22 +259,45 @@ impl Firewall {
         }
     }
 
-    /// Adds ports, all or none of up to a thousand. One that is there already with the same target is
-    /// fine; [`Error::is_missing`] tells that the table is gone.
-    pub fn add(&self, forwards: &[Forward]) -> Result<(), Error> {
-        let socket = self.socket();
-        forwards.chunks(batch::MOST).try_for_each(|part| batch::add(&socket, &self.table, part))
+    /// Those that can be told apart.
+    fn bridged<'a>(&self, guests: &'a [Guest]) -> &'a [Guest] {
+        if self.bridged.load(Ordering::Relaxed) { guests } else { &[] }
     }
 
-    /// Removes ports; those that are gone already are fine.
-    pub fn remove(&self, forwards: &[Forward]) -> Result<(), Error> {
+    /// Adds ports and guests, all or none of up to a thousand ports. One that is there already with the
+    /// same target is fine; [`Error::is_missing`] tells that the table is gone.
+    pub fn add(&self, forwards: &[Forward], guests: &[Guest]) -> Result<(), Error> {
         let socket = self.socket();
+        let guests = self.bridged(guests);
+        let (first, rest) = forwards.split_at(forwards.len().min(batch::MOST));
+        if !first.is_empty() || !guests.is_empty() {
+            batch::add(&socket, &self.table, first, guests)?;
+        }
+        rest.chunks(batch::MOST).try_for_each(|part| batch::add(&socket, &self.table, part, &[]))
+    }
+
+    /// Removes ports and guests; those that are gone already are fine.
+    pub fn remove(&self, forwards: &[Forward], guests: &[Guest]) -> Result<(), Error> {
+        let socket = self.socket();
+        let guests = self.bridged(guests);
+        if forwards.len() <= batch::MOST && !(forwards.is_empty() && guests.is_empty()) {
+            match batch::remove(&socket, &self.table, forwards, guests) {
+                Err(error) if error.is_missing() => {}
+                result => return result,
+            }
+        }
+        // One that is gone fails the batch as a whole: the others go one by one.
+        for guest in guests {
+            match batch::remove(&socket, &self.table, &[], std::slice::from_ref(guest)) {
+                Err(error) if error.is_missing() => {}
+                result => result?,
+            }
+        }
         for part in forwards.chunks(batch::MOST) {
-            match batch::remove(&socket, &self.table, part) {
-                // One that is gone fails the batch as a whole: the others go one by one.
+            match batch::remove(&socket, &self.table, part, &[]) {
                 Err(error) if error.is_missing() => {
                     part.iter().try_for_each(|forward| {
-                        match batch::remove(&socket, &self.table, std::slice::from_ref(forward)) {
+                        match batch::remove(&socket, &self.table, std::slice::from_ref(forward), &[]) {
                             Err(error) if error.is_missing() => Ok(()),
                             result => result,
                         }

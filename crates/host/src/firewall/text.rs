@@ -2,41 +2,129 @@
 
 use std::fmt::Write as _;
 
-use super::{Forward, Zone};
+use super::{Forward, Guest, Zone};
 
-/// A table of this name in place of the one there may be, in one transaction.
-pub(super) fn table(name: &str, zones: &[Zone], forwards: &[Forward]) -> String {
-    let bridges = elements(zones.iter().map(|zone| format!("\"{}\"", zone.bridge)));
-    let within = elements(zones.iter().map(|zone| format!("\"{0}\" . \"{0}\"", zone.bridge)));
-    let internal =
-        elements(zones.iter().filter(|zone| zone.internal).map(|zone| format!("\"{}\"", zone.bridge)));
-    let hidden = zones.iter().filter(|zone| zone.masquerade);
-    let subnets = elements(hidden.map(|zone| format!("{}/{}", zone.subnet, zone.prefix)));
-    let hidden6 = zones.iter().filter_map(|zone| zone.v6.as_ref()).filter(|v6| v6.masquerade);
-    let subnets6 = elements(hidden6.map(|v6| format!("{}/{}", v6.subnet, v6.prefix)));
-    let ports = elements(forwards.iter().filter(|forward| forward.address.is_none()).map(|forward| {
-        format!("{} . {} : {} . {}", forward.proto, forward.port, forward.to, forward.to_port)
-    }));
-    let addressed = elements(forwards.iter().filter_map(|forward| {
-        let address = forward.address?;
-        let Forward { proto, port, to, to_port, .. } = forward;
-        Some(format!("{address} . {proto} . {port} : {to} . {to_port}"))
-    }));
+/// What the tables hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Parts<'a> {
+    pub(super) zones: &'a [Zone],
+    pub(super) forwards: &'a [Forward],
+    pub(super) guests: &'a [Guest],
+    /// Chains and sets of others.
+    pub(super) mirror: &'a str,
+    /// Whether the kernel filters what passes between the ports of a bridge.
+    pub(super) bridged: bool,
+}
+
+/// Tables of this name in place of those there may be, in one transaction.
+pub(super) fn tables(name: &str, parts: &Parts<'_>) -> String {
+    let Parts { zones, mirror, .. } = *parts;
     // `add` before `delete`, since deleting what is not there would fail.
-    format!(
+    let mut text = format!(
         "add table inet {name}
 delete table inet {name}
 table inet {name} {{
-	set bridges {{ type ifname; {bridges} }}
+{}{}{CHAINS}{mirror}}}
+",
+        zone_sets(zones),
+        port_sets(parts.forwards),
+    );
+    if parts.bridged {
+        let _ = write!(
+            text,
+            "add table bridge {name}
+delete table bridge {name}
+table bridge {name} {{
+{}{BRIDGE_CHAINS}}}
+",
+            guest_sets(parts.guests),
+        );
+    }
+    text
+}
+
+fn zone_sets(zones: &[Zone]) -> String {
+    let names = |wanted: fn(&Zone) -> bool| {
+        elements(zones.iter().filter(|zone| wanted(zone)).map(|zone| format!("\"{}\"", zone.bridge)))
+    };
+    let v6 = || zones.iter().filter_map(|zone| Some((zone, zone.v6.as_ref()?)));
+    let within = elements(zones.iter().map(|zone| format!("\"{0}\" . \"{0}\"", zone.bridge)));
+    let hidden = zones.iter().filter(|zone| zone.masquerade);
+    let subnets = elements(hidden.map(|zone| format!("{}/{}", zone.subnet, zone.prefix)));
+    let hidden6 = v6().filter(|(_, v6)| v6.masquerade);
+    let subnets6 = elements(hidden6.map(|(_, v6)| format!("{}/{}", v6.subnet, v6.prefix)));
+    let gateways = elements(zones.iter().map(|zone| zone.gateway.to_string()));
+    let gateways6 = elements(v6().map(|(_, v6)| v6.gateway.to_string()));
+    let own = elements(zones.iter().map(|zone| format!("\"{}\" . {}", zone.bridge, zone.gateway)));
+    let own6 = elements(v6().map(|(zone, v6)| format!("\"{}\" . {}", zone.bridge, v6.gateway)));
+    format!(
+        "	set bridges {{ type ifname; {} }}
+	set internal {{ type ifname; {} }}
 	set within {{ type ifname . ifname; {within} }}
-	set internal {{ type ifname; {internal} }}
 	set subnets {{ type ipv4_addr; flags interval; {subnets} }}
 	set subnets6 {{ type ipv6_addr; flags interval; {subnets6} }}
-	map ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; {ports} }}
-	map addressed_ports {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; {addressed} }}
-{CHAINS}}}
+	set gateways {{ type ipv4_addr; {gateways} }}
+	set gateways6 {{ type ipv6_addr; {gateways6} }}
+	set own_gateways {{ type ifname . ipv4_addr; {own} }}
+	set own_gateways6 {{ type ifname . ipv6_addr; {own6} }}
+",
+        names(|_| true),
+        names(|zone| zone.internal),
+    )
+}
+
+fn port_sets(forwards: &[Forward]) -> String {
+    let all = || forwards.iter().filter(|forward| forward.address.is_none());
+    let some = || forwards.iter().filter_map(|forward| Some((forward, forward.address?)));
+    let ports = elements(all().map(|forward| {
+        format!("{} . {} : {} . {}", forward.proto, forward.port, forward.to, forward.to_port)
+    }));
+    let published = elements(all().map(|forward| format!("{} . {}", forward.proto, forward.port)));
+    let addressed_ports = elements(some().map(|(forward, address)| {
+        let Forward { proto, port, to, to_port, .. } = forward;
+        format!("{address} . {proto} . {port} : {to} . {to_port}")
+    }));
+    let addressed = elements(
+        some().map(|(forward, address)| format!("{address} . {} . {}", forward.proto, forward.port)),
+    );
+    format!(
+        "	map ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; {ports} }}
+	map addressed_ports {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; {addressed_ports} }}
+	set published {{ type inet_proto . inet_service; {published} }}
+	set addressed {{ type ipv4_addr . inet_proto . inet_service; {addressed} }}
 "
     )
+}
+
+fn guest_sets(guests: &[Guest]) -> String {
+    let names = |wanted: fn(&Guest) -> bool| {
+        elements(guests.iter().filter(|guest| wanted(guest)).map(|guest| format!("\"{}\"", guest.port)))
+    };
+    let of = |v4: bool| {
+        let guarded = guests.iter().filter(|guest| guest.guarded && guest.address.is_ipv4() == v4);
+        elements(
+            guarded.map(|guest| format!("\"{}\" . {} . {}", guest.port, hardware(guest.mac), guest.address)),
+        )
+    };
+    let apart = guests.iter().filter(|guest| guest.is_apart());
+    let masters =
+        elements(apart.filter_map(|guest| Some(format!("\"{}\" . {}", guest.port, hardware(guest.apart?)))));
+    format!(
+        "	set guarded {{ type ifname; {} }}
+	set apart {{ type ifname; {} }}
+	set masters {{ type ifname . ether_addr; {masters} }}
+	set guests {{ type ifname . ether_addr . ipv4_addr; {} }}
+	set guests6 {{ type ifname . ether_addr . ipv6_addr; {} }}
+",
+        names(Guest::is_guarded),
+        names(Guest::is_apart),
+        of(true),
+        of(false),
+    )
+}
+
+fn hardware(address: [u8; 6]) -> String {
+    address.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// Those that never change.
@@ -44,6 +132,8 @@ const CHAINS: &str = "
 	chain guard {
 		type filter hook prerouting priority raw; policy accept;
 		iifname @bridges ip daddr 127.0.0.0/8 drop
+		iifname @bridges ip daddr @gateways iifname . ip daddr != @own_gateways drop
+		iifname @bridges ip6 daddr @gateways6 iifname . ip6 daddr != @own_gateways6 drop
 	}
 	chain published {
 		dnat ip to ip daddr . meta l4proto . th dport map @addressed_ports
@@ -77,6 +167,33 @@ const CHAINS: &str = "
 	}
 ";
 
+/// Of the table that sees what passes between the ports of a bridge. Router advertisements come from the
+/// host alone; link-local and unspecified addresses are needed to find neighbours.
+const BRIDGE_CHAINS: &str = "
+	chain spoofed {
+		type filter hook prerouting priority -300; policy accept;
+		iifname != @guarded return
+		ether type arp iifname . arp saddr ether . arp saddr ip != @guests drop
+		ether type ip iifname . ether saddr . ip saddr != @guests drop
+		ether type { arp, ip } return
+		ether type != ip6 drop
+		icmpv6 type nd-router-advert drop
+		ip6 saddr fe80::/10 return
+		ip6 saddr :: return
+		iifname . ether saddr . ip6 saddr != @guests6 drop
+	}
+	chain apart_from {
+		type filter hook prerouting priority -299; policy accept;
+		iifname != @apart return
+		ether daddr & 01:00:00:00:00:00 != 00:00:00:00:00:00 return
+		iifname . ether daddr != @masters drop
+	}
+	chain unheard_by {
+		type filter hook forward priority 0; policy accept;
+		iifname @apart ether daddr & 01:00:00:00:00:00 != 00:00:00:00:00:00 drop
+	}
+";
+
 /// nft refuses an empty list.
 fn elements(items: impl Iterator<Item = String>) -> String {
     let mut text = String::new();
@@ -96,7 +213,8 @@ mod tests {
 
     #[test]
     fn elements_are_listed_only_when_there_are_some() {
-        let text = table("insula-test", &[], &[]);
+        let none = Parts { zones: &[], forwards: &[], guests: &[], mirror: "", bridged: true };
+        let text = tables("insula-test", &none);
         assert!(text.contains("set bridges { type ifname;  }"), "{text}");
         let zone = Zone {
             bridge: "b0".to_owned(),
@@ -104,19 +222,38 @@ mod tests {
             prefix: 16,
             masquerade: true,
             internal: false,
-            v6: Some(Zone6 { subnet: "fd00::".parse().unwrap(), prefix: 64, masquerade: true }),
+            gateway: [172, 30, 0, 1].into(),
+            v6: Some(Zone6 {
+                subnet: "fd00::".parse().unwrap(),
+                prefix: 64,
+                gateway: "fd00::1".parse().unwrap(),
+                masquerade: true,
+            }),
         };
         let to = [172, 30, 0, 2].into();
         let forwards = [
             Forward { proto: 6, address: None, port: 80, to, to_port: 8080 },
             Forward { proto: 17, address: Some([127, 0, 0, 1].into()), port: 53, to, to_port: 53 },
         ];
-        let text = table("insula-test", &[zone], &forwards);
+        let guest = Guest {
+            port: "v1".to_owned(),
+            mac: [2, 0, 0, 0, 0, 10],
+            address: to.into(),
+            guarded: true,
+            apart: Some([2, 0, 0, 0, 0, 1]),
+        };
+        let parts =
+            Parts { zones: &[zone], forwards: &forwards, guests: &[guest], mirror: "", bridged: true };
+        let text = tables("insula-test", &parts);
         for part in [
             "elements = { \"b0\" . \"b0\" }",
             "set internal { type ifname;  }",
             "elements = { 172.30.0.0/16 }",
             "elements = { fd00::/64 }",
+            "set own_gateways { type ifname . ipv4_addr; elements = { \"b0\" . 172.30.0.1 } }",
+            "set apart { type ifname; elements = { \"v1\" } }",
+            "elements = { \"v1\" . 02:00:00:00:00:0a . 172.30.0.2 }",
+            "set published { type inet_proto . inet_service; elements = { 6 . 80 } }",
             "elements = { 6 . 80 : 172.30.0.2 . 8080 }",
             "elements = { 127.0.0.1 . 17 . 53 : 172.30.0.2 . 53 }",
         ] {

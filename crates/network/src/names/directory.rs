@@ -193,6 +193,8 @@ pub(super) mod tests {
             aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
             links: Vec::new(),
             priority: 0,
+            guard: false,
+            apart: None,
         };
         let mut web = attachment(&blue, "blue", 2, &["WWW"]);
         web.links = vec![(ids[1].to_string(), "store".to_owned())];

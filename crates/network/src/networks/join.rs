@@ -153,10 +153,10 @@ impl Networks {
     /// Ports follow the default route.
     fn republish(&self, inner: &mut Inner, before: &Endpoint, after: &Endpoint) -> Result<(), Error> {
         let (old, new) = (plumbing::forwards(before), plumbing::forwards(after));
-        if old == new {
-            return Ok(());
-        }
-        self.firewall.remove(&old)?;
+        let (there, stay) = (plumbing::guests(before), plumbing::guests(after));
+        let gone: Vec<_> = there.into_iter().filter(|guest| !stay.contains(guest)).collect();
+        let moved = if old == new { &[][..] } else { &old[..] };
+        self.firewall.remove(moved, &gone)?;
         self.publish(inner, after)
     }
 }
@@ -224,6 +224,8 @@ fn attach(
         aliases: wish.aliases.clone(),
         links: wish.links.clone(),
         priority: wish.priority,
+        guard: bridge.guard,
+        apart: (!bridge.icc).then(|| mac_of(bridge.gateway())),
     });
     Ok(())
 }

@@ -133,6 +133,7 @@ impl Networks {
         let (kept, dead): (Vec<_>, Vec<_>) =
             self.endpoints()?.into_iter().partition(|endpoint| live.contains(&endpoint.container));
         for endpoint in &dead {
+            self.firewall.remove(&plumbing::forwards(endpoint), &plumbing::guests(endpoint))?;
             rows::forget(self.store.state(), endpoint, &inner.networks)?;
             self.names.remove(&endpoint.container);
         }
@@ -148,6 +149,16 @@ impl Networks {
             self.bring_up(&mut inner)?;
         }
         Ok(warnings)
+    }
+
+    /// Follows what others have changed of the host's rules: their input chains guard published ports.
+    pub fn follow_rules(&self) -> Result<(), Error> {
+        let inner = self.lock();
+        if self.firewall.installed()? && self.firewall.outdated()? {
+            tracing::info!("the host's filter has changed: it guards published ports anew");
+            self.install_rules(&inner)?;
+        }
+        Ok(())
     }
 
     /// Makes bridge and rules ahead of the first container that needs them.
@@ -171,7 +182,7 @@ impl Networks {
     /// For `info`: what of the host's configuration is in containers' way, and how to change it.
     pub fn warnings(&self) -> Result<Vec<String>, Error> {
         let inner = self.lock();
-        let mut warnings = Vec::new();
+        let mut warnings = self.firewall.warnings();
         for bridge in inner.networks.iter().filter_map(Network::bridge) {
             if inner.routes.link(&bridge.link)?.is_some() {
                 warnings.extend(firewall::forward_warnings(self.firewall.table(), &bridge.link)?);
@@ -205,6 +216,8 @@ impl Networks {
             aliases: Vec::new(),
             links: Vec::new(),
             priority: 0,
+            guard: false,
+            apart: None,
         });
         let endpoint = Endpoint {
             container: request.container.clone(),
@@ -218,7 +231,7 @@ impl Networks {
     }
 
     fn publish(&self, inner: &mut Inner, endpoint: &Endpoint) -> Result<(), Error> {
-        match self.firewall.add(&plumbing::forwards(endpoint)) {
+        match self.firewall.add(&plumbing::forwards(endpoint), &plumbing::guests(endpoint)) {
             // Flushed since it was looked for: the whole table with this endpoint in it.
             Err(error) if error.is_missing() => self.bring_up(inner),
             result => Ok(result?),
@@ -227,10 +240,7 @@ impl Networks {
 
     fn withdraw(&self, inner: &mut Inner, container: &ContainerId) -> Result<(), Error> {
         let Some(endpoint) = self.endpoint(container)? else { return Ok(()) };
-        let forwards = plumbing::forwards(&endpoint);
-        if !forwards.is_empty() {
-            self.firewall.remove(&forwards)?;
-        }
+        self.firewall.remove(&plumbing::forwards(&endpoint), &plumbing::guests(&endpoint))?;
         inner.reserved.remove(container);
         self.names.remove(container);
         rows::forget(self.store.state(), &endpoint, &inner.networks)

@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 
 use insula_base::NetworkId;
-use insula_host::firewall::{Forward, Zone, Zone6};
+use insula_host::firewall::{Forward, Guest, Zone, Zone6};
 use insula_host::netlink::{self, Bridge};
 
 use super::{Inner, Networks, mac_of, rows};
 use crate::network::BridgeNetwork;
-use crate::{Driver, Endpoint, Error, Network, Pool};
+use crate::{Attachment, Driver, Endpoint, Error, Network, Pool};
 
 /// Kinds of links that other programs forward between.
 const FORWARDED: [&str; 11] = [
@@ -41,6 +41,24 @@ pub(super) fn forwards(endpoint: &Endpoint) -> Vec<Forward> {
     endpoint.ports.iter().map(forward).collect()
 }
 
+/// Who sends from where, as the firewall sees it.
+pub(super) fn guests(endpoint: &Endpoint) -> Vec<Guest> {
+    let of = |attachment: &Attachment| {
+        let port = attachment.interface.as_ref().map(|plan| plan.host_name.clone()).unwrap_or_default();
+        let mac = mac_bytes(&attachment.mac).filter(|_| !port.is_empty());
+        let (guarded, apart) = (attachment.guard, attachment.apart);
+        let guest = move |(mac, address)| Guest { port: port.clone(), mac, address, guarded, apart };
+        let addresses: Vec<IpAddr> = attachment.addresses().collect();
+        mac.into_iter().flat_map(move |mac| addresses.clone().into_iter().map(move |ip| (mac, ip))).map(guest)
+    };
+    endpoint.attachments.iter().flat_map(of).collect()
+}
+
+fn mac_bytes(text: &str) -> Option<[u8; 6]> {
+    let bytes: Vec<u8> = text.split(':').map_while(|part| u8::from_str_radix(part, 16).ok()).collect();
+    bytes.try_into().ok()
+}
+
 impl Networks {
     /// A look-up of a few microseconds for each network when all is there.
     pub(super) fn bring_up_if_needed(&self, inner: &mut Inner, needed: &[NetworkId]) -> Result<(), Error> {
@@ -68,8 +86,7 @@ impl Networks {
             })?;
             netlink::route_loopback(&bridge.link)?;
         }
-        let forwards: Vec<_> = self.endpoints()?.iter().flat_map(forwards).collect();
-        self.firewall.install(&zones(&inner.networks), &forwards)?;
+        self.install_rules(inner)?;
         // Last, so that nothing is forwarded before the rules stand.
         if !netlink::forwarding()? {
             rows::note_forwarding(self.store.state(), rows::FORWARDING)?;
@@ -80,6 +97,18 @@ impl Networks {
         if inner.networks.iter().any(routed6) && !netlink::forwarding6()? {
             rows::note_forwarding(self.store.state(), rows::FORWARDING6)?;
             netlink::enable_forwarding6()?;
+        }
+        Ok(())
+    }
+
+    /// The table with all that is published and all who are in a network.
+    pub(super) fn install_rules(&self, inner: &Inner) -> Result<(), Error> {
+        let endpoints = self.endpoints()?;
+        let forwards: Vec<_> = endpoints.iter().flat_map(forwards).collect();
+        let guests: Vec<_> = endpoints.iter().flat_map(guests).collect();
+        self.firewall.install(&zones(&inner.networks), &forwards, &guests)?;
+        for warning in self.firewall.warnings() {
+            tracing::warn!(warning, "firewall");
         }
         Ok(())
     }
@@ -156,9 +185,11 @@ fn zones(networks: &[Network]) -> Vec<Zone> {
             prefix: bridge.subnet.prefix(),
             masquerade: bridge.masquerade,
             internal: network.internal,
+            gateway: bridge.gateway(),
             v6: bridge.v6.as_ref().map(|v6| Zone6 {
                 subnet: v6.subnet.address(),
                 prefix: v6.subnet.prefix(),
+                gateway: v6.gateway,
                 masquerade: v6.masquerade,
             }),
         })
