@@ -1,9 +1,12 @@
 //! The command line.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use clap::Parser;
 use insula_base::{Instance, env};
+use insula_engine::NetworkOptions;
 
 const MONITOR: &str = "insula-monitor";
 const AGENT: &str = "insula-agent";
@@ -96,6 +99,20 @@ pub(crate) struct Options {
     /// Layers that are uploaded at a time
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) max_concurrent_uploads: Option<u8>,
+    /// Where networks get their subnets from (may be repeated): base=10.0.0.0/16,size=24
+    /// [default: private ranges]
+    #[arg(long, value_name = "POOL")]
+    pub(crate) default_address_pool: Vec<String>,
+    /// MTU of networks that name none [default: 1500]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(68..65536))]
+    pub(crate) mtu: Option<u32>,
+    /// Address of the host on which ports are published that name none [default: all]
+    #[arg(long, value_name = "IP")]
+    pub(crate) ip: Option<Ipv4Addr>,
+    /// Interface by which ports are reached that are published on all addresses (may be repeated)
+    /// [default: all]
+    #[arg(long, value_name = "INTERFACE")]
+    pub(crate) publish_interface: Vec<String>,
 }
 
 impl Options {
@@ -122,6 +139,10 @@ impl Options {
             registry_certs: paths(self.registry_certs, other.registry_certs),
             max_concurrent_downloads: self.max_concurrent_downloads.or(other.max_concurrent_downloads),
             max_concurrent_uploads: self.max_concurrent_uploads.or(other.max_concurrent_uploads),
+            default_address_pool: list(self.default_address_pool, other.default_address_pool),
+            mtu: self.mtu.or(other.mtu),
+            ip: self.ip.or(other.ip),
+            publish_interface: list(self.publish_interface, other.publish_interface),
         }
     }
 
@@ -147,6 +168,24 @@ impl Options {
         }
         options.downloads = self.max_concurrent_downloads.map_or(options.downloads, usize::from).max(1);
         options.uploads = self.max_concurrent_uploads.map_or(options.uploads, usize::from).max(1);
+        Ok(options)
+    }
+
+    /// What networks are made of.
+    pub(crate) fn network(&self) -> anyhow::Result<NetworkOptions> {
+        let mut options = NetworkOptions {
+            publish: self.ip.filter(|address| !address.is_unspecified()),
+            exposed: self.publish_interface.clone(),
+            ..NetworkOptions::default()
+        };
+        if let Some(name) = options.exposed.iter().find(|name| !is_interface(name)) {
+            anyhow::bail!("publish-interface {name:?} is not the name of an interface");
+        }
+        options.mtu = self.mtu.unwrap_or(options.mtu);
+        if !self.default_address_pool.is_empty() {
+            let pools = self.default_address_pool.iter().map(|text| text.parse());
+            options.pools = pools.collect::<Result<_, _>>().context("default-address-pool")?;
+        }
         Ok(options)
     }
 
@@ -179,6 +218,12 @@ impl Options {
     }
 }
 
+/// What the kernel takes, and nothing that a rule could be made of.
+fn is_interface(name: &str) -> bool {
+    let sign = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-' | b'@');
+    (1..=15).contains(&name.len()) && name.bytes().all(sign)
+}
+
 /// Where a sister program may be.
 fn beside(own: &Path, name: &str) -> impl Iterator<Item = PathBuf> {
     let folders = [std::env::var_os(env::LIBEXEC).map(PathBuf::from), own.parent().map(PathBuf::from)];
@@ -188,6 +233,24 @@ fn beside(own: &Path, name: &str) -> impl Iterator<Item = PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn networks_are_configured() {
+        let line = ["insulad", "--default-address-pool", "base=10.7.0.0/16,size=24", "--mtu", "1400", "--ip"];
+        let parse = |more: &[&str]| {
+            Args::try_parse_from([&line[..], more].concat()).map(|args| args.options.network())
+        };
+        let options = parse(&["127.0.0.1", "--publish-interface", "eth0"]).unwrap().unwrap();
+        assert_eq!(
+            (options.mtu, options.publish, options.pools.len()),
+            (1400, Some([127, 0, 0, 1].into()), 1)
+        );
+        assert_eq!(options.exposed, ["eth0"]);
+        assert_eq!(parse(&["0.0.0.0"]).unwrap().unwrap().publish, None);
+        assert!(parse(&["127.0.0.1", "--publish-interface", "a b"]).unwrap().is_err());
+        assert!(parse(&["127.0.0.1", "--default-address-pool", "nonsense"]).unwrap().is_err());
+        assert!(parse(&["x"]).is_err());
+    }
 
     #[test]
     fn the_command_line_is_sound() {

@@ -98,6 +98,7 @@ async fn serve(settings: Settings, ready: Option<std::fs::File>) -> anyhow::Resu
         agent: settings.agent,
         policy: settings.policy,
         registries: settings.registries,
+        network: settings.network,
     };
     let root = config.instance.root().to_owned();
     // Before the socket is touched: the lock of the root says that no other daemon serves it.

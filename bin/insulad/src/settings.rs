@@ -29,6 +29,7 @@ pub(crate) struct Settings {
     pub(crate) authorization: Authorization,
     pub(crate) policy: Policy,
     pub(crate) registries: insula_registry::Options,
+    pub(crate) network: insula_engine::NetworkOptions,
 }
 
 impl Settings {
@@ -58,6 +59,7 @@ impl Settings {
             log: options.log.clone().unwrap_or_else(|| "info".to_owned()),
             policy: policy(&options)?,
             registries: options.registries().context("registries")?,
+            network: options.network()?,
             authorization: Authorization::new(&options.authorization),
             sockets,
             group,

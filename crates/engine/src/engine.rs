@@ -1,16 +1,20 @@
 //! The engine: everything that the use cases share.
 
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use insula_base::Instance;
 use insula_host::cgroup::Layout;
+use insula_host::firewall::Changes;
 use insula_network::Networks;
 use insula_spec::machine::Backend;
 use insula_store::Store;
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
 
 use crate::containers::container::Registry;
 use crate::events::Events;
@@ -28,6 +32,9 @@ const SETTLING: Duration = Duration::from_secs(10);
 /// How often the state's log is moved into its database.
 const CHECKPOINT: Duration = Duration::from_secs(60);
 
+/// How long rules of the host are given to become complete.
+const RULES_SETTLE: Duration = Duration::from_millis(100);
+
 /// What an engine needs to know.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -39,6 +46,8 @@ pub struct Config {
     pub registries: insula_registry::Options,
     /// What containers may not ask for.
     pub policy: Policy,
+    /// Pools of addresses, and where ports are published.
+    pub network: insula_network::Options,
 }
 
 /// All use cases. Clones are the same engine.
@@ -76,7 +85,39 @@ impl Engine {
         engine.reconcile().await?;
         engine.0.refill();
         engine.tidy_up_regularly();
+        engine.follow_rules()?;
         Ok(engine)
+    }
+
+    /// Has the firewall follow what others change of the host's rules.
+    fn follow_rules(&self) -> Result<()> {
+        let fail = |call| move |error| Error::io(call, Path::new("a netfilter socket"), error);
+        let changes = Changes::listen().map_err(insula_network::Error::from)?;
+        // Whatever the socket's family: what is wanted of it is when it is readable.
+        let watched = changes.as_fd().try_clone_to_owned().map_err(fail("dup"))?;
+        rustix::io::ioctl_fionbio(&watched, true).map_err(|error| fail("ioctl FIONBIO")(error.into()))?;
+        let watched = UnixDatagram::from_std(watched.into()).map_err(fail("register"))?;
+        let inner = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            while watched.readable().await.is_ok() {
+                // Rules come many at a time.
+                tokio::time::sleep(RULES_SETTLE).await;
+                let mut foreign = false;
+                let emptied = watched.try_io(Interest::READABLE, || {
+                    foreign = changes.take();
+                    Err::<(), _>(std::io::ErrorKind::WouldBlock.into())
+                });
+                debug_assert!(emptied.is_err(), "it is read until it would block");
+                if !foreign {
+                    continue;
+                }
+                let Some(networks) = inner.upgrade().map(|inner| inner.networks.clone()) else { return };
+                if let Err(error) = blocking(move || Ok(networks.follow_rules()?)).await {
+                    tracing::warn!(error = %insula_base::chain(&error), "the host's filter was not followed");
+                }
+            }
+        });
+        Ok(())
     }
 
     /// Moves the state's log into its database away from everyone's way, as long as there is an engine.
@@ -158,7 +199,7 @@ impl Inner {
     fn open(config: Config) -> Result<Self> {
         let store = Arc::new(Store::open(config.instance.root())?);
         let events = Arc::new(Events::default());
-        let networks = Networks::open(&config.instance, store.clone(), insula_network::Options::default())?;
+        let networks = Networks::open(&config.instance, store.clone(), config.network.clone())?;
         let run = config.instance.run().join("sandboxes");
         std::fs::create_dir_all(&run)
             .and_then(|()| std::fs::set_permissions(&run, std::fs::Permissions::from_mode(0o700)))

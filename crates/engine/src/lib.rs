@@ -29,5 +29,6 @@ pub mod volumes;
 pub use containers::{AttachOptions, AttachTarget, AttachedStream};
 pub use engine::{Config, Engine};
 pub use error::{Error, Result};
+pub use insula_network::Options as NetworkOptions;
 pub use policy::Policy;
 use task::blocking;

@@ -120,8 +120,19 @@ pub enum Error {
     )]
     AddressesExhausted { network: String, subnet: String },
     /// Somebody has the port.
-    #[error("Bind for {address}:{port} failed: port is already allocated")]
-    PortTaken { address: Ipv4Addr, port: u16, proto: Proto },
+    #[error("Bind for {address}:{port} failed: port is already allocated{}", by(.holder))]
+    PortTaken {
+        address: Ipv4Addr,
+        port: u16,
+        proto: Proto,
+        /// Who has it, if that can be told.
+        holder: String,
+    },
+    /// More ports than one container may publish.
+    #[error(
+        "{count} published ports are more than the {most} of one container: name fewer, or use --network host"
+    )]
+    TooManyPorts { count: usize, most: usize },
     /// No port of a range is free.
     #[error("Bind for {address}:{first}-{last} failed: all ports are allocated")]
     PortsExhausted { address: Ipv4Addr, first: u16, last: u16 },
@@ -148,12 +159,17 @@ pub enum Error {
     Firewall(#[from] insula_host::firewall::Error),
 }
 
+fn by(holder: &str) -> String {
+    if holder.is_empty() { String::new() } else { format!(" by {holder}") }
+}
+
 impl Kinded for Error {
     fn kind(&self) -> Kind {
         match self {
             Self::InvalidProto { .. }
             | Self::InvalidPort { .. }
             | Self::PublishShared
+            | Self::TooManyPorts { .. }
             | Self::InvalidAddress { .. }
             | Self::AddressWithoutNetwork
             | Self::InvalidMac { .. }

@@ -48,7 +48,8 @@ pub(crate) fn reserve(
         }
     }
     if first == last {
-        Err(Error::PortTaken { address, port: first, proto: request.proto })
+        let holder = holder(request.proto, first).unwrap_or_default();
+        Err(Error::PortTaken { address, port: first, proto: request.proto, holder })
     } else {
         Err(Error::PortsExhausted { address, first, last })
     }
@@ -139,6 +140,40 @@ fn open(proto: Proto) -> Result<OwnedFd, Errno> {
     socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, Some(protocol))
 }
 
+/// The process that has a port of this host, as far as it can be seen: its name and id.
+fn holder(proto: Proto, port: u16) -> Option<String> {
+    let tables: &[&str] = match proto {
+        Proto::Tcp => &["tcp", "tcp6"],
+        Proto::Udp => &["udp", "udp6"],
+        Proto::Sctp => return None,
+    };
+    let inodes: Vec<String> = tables
+        .iter()
+        .filter_map(|table| std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).ok())
+        .flat_map(|text| text.lines().skip(1).filter_map(|line| inode(line, proto, port)).collect::<Vec<_>>())
+        .collect();
+    let links: Vec<String> = inodes.iter().map(|inode| format!("socket:[{inode}]")).collect();
+    let entries = std::fs::read_dir("/proc").ok()?.flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let holds = |pid: &u32| {
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let mut targets = descriptors.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        targets.any(|target| links.iter().any(|link| target.as_os_str() == link.as_str()))
+    };
+    let pid = pids.filter(|_| !links.is_empty()).find(holds)?;
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some(format!("{} (pid {pid})", name.trim()))
+}
+
+/// The socket of a line of `/proc/net/tcp` or `udp`, if it has the port: listening, or bound for UDP.
+fn inode(line: &str, proto: Proto, port: u16) -> Option<String> {
+    const LISTENING: &str = "0A";
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let found = u16::from_str_radix(fields.get(1)?.rsplit(':').next()?, 16).ok()?;
+    let right = found == port && (proto == Proto::Udp || *fields.get(3)? == LISTENING);
+    right.then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
@@ -161,11 +196,9 @@ mod tests {
             let first = take(proto, 0..=0).unwrap();
             let port = first.published.host_port;
             assert_ne!(port, 0);
-            let error = take(proto, port..=port).unwrap_err();
-            assert_eq!(
-                error.to_string(),
-                format!("Bind for 127.0.0.1:{port} failed: port is already allocated")
-            );
+            let error = take(proto, port..=port).unwrap_err().to_string();
+            let expected = format!("Bind for 127.0.0.1:{port} failed: port is already allocated");
+            assert!(error.starts_with(&expected), "{error}");
             match proto {
                 Proto::Udp => assert!(UdpSocket::bind(("127.0.0.1", port)).is_err()),
                 _ => assert!(TcpListener::bind(("127.0.0.1", port)).is_err()),
@@ -181,7 +214,8 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let error = take(Proto::Tcp, port..=port).unwrap_err();
-        assert!(matches!(error, Error::PortTaken { .. }), "{error}");
+        let own = format!("(pid {})", std::process::id());
+        assert!(error.to_string().ends_with(&own), "{error}");
         let found = take(Proto::Tcp, port..=port.saturating_add(50)).unwrap();
         assert!(found.published.host_port > port);
     }

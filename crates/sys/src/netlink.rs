@@ -39,6 +39,13 @@ impl Socket {
         Ok(socket)
     }
 
+    /// Receives what the kernel tells everyone who is in a group (1 to 32), too. The kernel sends nothing to
+    /// sockets without a name, hence bind(2).
+    pub fn join(&self, group: u32) -> Result<()> {
+        let mask = group.checked_sub(1).and_then(|shift| 1u32.checked_shl(shift)).unwrap_or(0);
+        Ok(rustix::net::bind(&self.0, &netlink::SocketAddrNetlink::new(0, mask))?)
+    }
+
     fn enable(&self, option: libc::c_int) -> Result<()> {
         let on: libc::c_int = 1;
         let size = size_of_val(&on) as libc::socklen_t;

@@ -53,6 +53,7 @@ impl Daemon {
                 let socket = instance.socket();
                 // Nothing is started here, so that any program serves as the monitor.
                 let config = Config {
+                    network: insula_engine::NetworkOptions::default(),
                     instance,
                     monitor: PathBuf::from("/bin/false"),
                     agent: PathBuf::from("/nonexistent"),

@@ -37,6 +37,7 @@ fn config(root: &Path) -> Config {
         agent: "/nonexistent".into(),
         registries: Default::default(),
         policy: Default::default(),
+        network: Default::default(),
     }
 }
 

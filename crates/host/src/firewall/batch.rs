@@ -144,6 +144,7 @@ fn admitted<'a>(
     table: &'a str,
     guests: &[Guest],
 ) {
+    type Wanted = fn(&Guest) -> bool;
     for (set, v4) in [("guests", true), ("guests6", false)] {
         let mut members =
             guests.iter().filter(|guest| guest.guarded && guest.address.is_ipv4() == v4).peekable();
@@ -161,7 +162,7 @@ fn admitted<'a>(
         }
         batch.close(&list);
     }
-    let lists: [(&str, fn(&Guest) -> bool); 2] = [("guarded", Guest::is_guarded), ("apart", Guest::is_apart)];
+    let lists: [(&str, Wanted); 2] = [("guarded", Guest::is_guarded), ("apart", Guest::is_apart)];
     let masters = guests.iter().filter_map(|guest| Some((guest, guest.apart?))).filter(|(g, _)| g.is_apart());
     for (guest, master) in masters {
         batch.begin(kind, flags, Family::Bridge.header(), action, table);

@@ -34,6 +34,8 @@ mod text;
 
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -43,6 +45,7 @@ use insula_sys::netlink::Socket;
 
 use self::mirror::Mirror;
 use crate::netlink;
+use crate::netlink::message::{attributes, messages};
 
 pub use policy::forward_warnings;
 
@@ -143,6 +146,63 @@ impl Error {
     }
 }
 
+/// Tells when anybody changes rules of nftables.
+#[derive(Debug)]
+pub struct Changes(Socket);
+
+impl Changes {
+    /// Listens from now on.
+    pub fn listen() -> Result<Self, Error> {
+        /// NFNLGRP_NFTABLES.
+        const GROUP: u32 = 7;
+        let socket = batch::open()?;
+        socket
+            .join(GROUP)
+            .map_err(|source| netlink::Error::Socket { call: "listen to changes of nftables", source })?;
+        Ok(Self(socket))
+    }
+
+    /// Takes what has been told so far, and returns whether another process has changed something. What was
+    /// lost counts as another's.
+    pub fn take(&self) -> bool {
+        let mut buffer = vec![0; 64 << 10];
+        let mut foreign = false;
+        loop {
+            match self.0.receive(&mut buffer) {
+                Ok(count) => foreign |= foreign_change(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return foreign,
+                Err(_) => foreign = true,
+            }
+        }
+    }
+}
+
+/// Whether a datagram ends a change that another process made.
+fn foreign_change(datagram: &[u8]) -> bool {
+    const NEWGEN: u16 = 10 << 8 | 15;
+    const PROC_PID: u16 = 2;
+    let mut messages = messages(datagram).filter(|message| message.kind == NEWGEN);
+    messages.any(|message| {
+        let maker = attributes(message.payload.get(4..).unwrap_or_default())
+            .find(|(kind, _)| *kind == PROC_PID)
+            .and_then(|(_, value)| value.first_chunk().map(|raw| u32::from_be_bytes(*raw)));
+        // The kernel names the thread.
+        !maker.is_some_and(|thread| Path::new(&format!("/proc/self/task/{thread}")).exists())
+    })
+}
+
+impl AsRawFd for Changes {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+impl AsFd for Changes {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// The table of one instance, in the network namespace of the thread that opened it, which is the
 /// one to call [`Firewall::install`] too.
 ///
@@ -151,6 +211,8 @@ impl Error {
 #[derive(Debug)]
 pub struct Firewall {
     table: String,
+    /// Interfaces by which ports are reached that are published on every address; none is all.
+    exposed: Vec<String>,
     socket: Mutex<Socket>,
     mirror: Mutex<Mirror>,
     /// Whether there is a table for bridges, in kernels that can.
@@ -158,10 +220,12 @@ pub struct Firewall {
 }
 
 impl Firewall {
-    /// The table of this name: letters, digits, `-`.
-    pub fn open(table: String) -> Result<Self, Error> {
+    /// The table of this name: letters, digits, `-`. Ports that are published on every address are reached
+    /// by the interfaces `exposed`, by all if there are none.
+    pub fn open(table: String, exposed: Vec<String>) -> Result<Self, Error> {
         Ok(Self {
             table,
+            exposed,
             socket: Mutex::new(batch::open()?),
             mirror: Mutex::default(),
             bridged: AtomicBool::new(true),
@@ -189,7 +253,7 @@ impl Firewall {
         // What is refused is not tried again before it changes.
         mirror.seen = mirror.seen();
         let bridged = self.bridged.load(Ordering::Relaxed);
-        let ours = text::Parts { zones, forwards, guests, mirror: "", bridged };
+        let ours = text::Parts { zones, forwards, guests, mirror: "", bridged, exposed: &self.exposed };
         let both = text::Parts { mirror: &mirror.text, ..ours };
         let mut output = nft(&text::tables(&self.table, &both))?;
         if !output.status.success() && !mirror.text.is_empty() {

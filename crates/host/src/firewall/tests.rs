@@ -59,7 +59,7 @@ fn lan() -> Lan {
     routes.ensure_bridge(&cable).unwrap();
     enable_forwarding().unwrap();
     route_loopback("insula-test-b").unwrap();
-    let firewall = Firewall::open("insula-test".to_owned()).unwrap();
+    let firewall = Firewall::open("insula-test".to_owned(), Vec::new()).unwrap();
     let zone = zone("insula-test-b", [172, 30, 0, 0].into());
     firewall.install(&[zone], &[], &guests()).unwrap();
     let (first, second, elsewhere) = (another(), another(), another());
@@ -271,7 +271,7 @@ fn a_dropping_policy_of_iptables_is_seen_and_the_advice_helps() {
 #[test]
 fn the_table_is_replaced_as_a_whole_and_goes() {
     isolated(|| {
-        let firewall = Firewall::open("insula-test".to_owned()).unwrap();
+        let firewall = Firewall::open("insula-test".to_owned(), Vec::new()).unwrap();
         assert!(!firewall.installed().unwrap());
         assert!(firewall.add(&[forward(80, None)], &[]).unwrap_err().is_missing());
         let many: Vec<_> = (1..=2500).map(|port| forward(port, None)).collect();
@@ -432,5 +432,50 @@ fn neighbours_are_apart_where_that_is_asked_for() {
         assert!(inside(&lan.second, || fetch_in_vain("172.30.0.2:80")).is_none());
         assert!(fetch("172.30.0.2:80").is_some(), "the host sees both");
         assert!(inside(&lan.second, || fetch("198.51.100.1:8080")).is_some(), "what is published is");
+    });
+}
+
+#[test]
+fn ports_may_be_reached_by_chosen_interfaces_alone() {
+    isolated(|| {
+        let lan = lan();
+        serve(&lan.first, 80);
+        let reached = |fetch: fn(&str) -> Option<String>, address: &'static str| {
+            inside(&lan.elsewhere, move || fetch(address)).is_some()
+        };
+        for (interface, open) in [("insula-test-up", true), ("insula-test-x", false)] {
+            let firewall = Firewall::open("insula-test".to_owned(), vec![interface.to_owned()]).unwrap();
+            let zone = zone("insula-test-b", [172, 30, 0, 0].into());
+            let ports = [forward(8080, None), forward(8081, Some(OUTSIDE))];
+            firewall.install(&[zone], &ports, &guests()).unwrap();
+            match open {
+                true => assert!(reached(fetch, "198.51.100.1:8080")),
+                false => assert!(!reached(fetch_in_vain, "198.51.100.1:8080")),
+            }
+            assert!(reached(fetch, "198.51.100.1:8081"), "an address that is named is meant");
+            assert!(inside(&lan.second, || fetch("198.51.100.1:8080")).is_some(), "containers");
+            assert!(fetch("127.0.0.1:8080").is_some(), "the host");
+        }
+    });
+}
+
+#[test]
+fn changes_of_rules_are_told() {
+    isolated(|| {
+        let changes = Changes::listen().unwrap();
+        let readable = |patience| {
+            let mut descriptors = [rustix::event::PollFd::new(&changes, rustix::event::PollFlags::IN)];
+            let limit = rustix::event::Timespec { tv_sec: patience, tv_nsec: 0 };
+            rustix::event::poll(&mut descriptors, Some(&limit)).unwrap() > 0
+        };
+        assert!(!readable(0) && !changes.take());
+        nft_script("add table inet x");
+        assert!(readable(10) && changes.take());
+        assert!(!readable(0));
+        let firewall = Firewall::open("insula-test".to_owned(), Vec::new()).unwrap();
+        firewall.install(&[], &[], &[]).unwrap();
+        changes.take();
+        firewall.add(&[forward(80, None)], &[]).unwrap();
+        assert!(readable(10) && !changes.take(), "what this process does is no news");
     });
 }

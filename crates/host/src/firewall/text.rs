@@ -14,6 +14,8 @@ pub(super) struct Parts<'a> {
     pub(super) mirror: &'a str,
     /// Whether the kernel filters what passes between the ports of a bridge.
     pub(super) bridged: bool,
+    /// Interfaces by which ports on every address are reached; none is all.
+    pub(super) exposed: &'a [String],
 }
 
 /// Tables of this name in place of those there may be, in one transaction.
@@ -24,10 +26,13 @@ pub(super) fn tables(name: &str, parts: &Parts<'_>) -> String {
         "add table inet {name}
 delete table inet {name}
 table inet {name} {{
-{}{}{CHAINS}{mirror}}}
+{}{}	set exposed {{ type ifname; {} }}
+{CHAINS}{}{mirror}}}
 ",
         zone_sets(zones),
         port_sets(parts.forwards),
+        elements(parts.exposed.iter().map(|name| format!("\"{name}\""))),
+        inbound(parts.exposed),
     );
     if parts.bridged {
         let _ = write!(
@@ -123,6 +128,26 @@ fn guest_sets(guests: &[Guest]) -> String {
     )
 }
 
+/// Where packets from elsewhere are translated.
+fn inbound(exposed: &[String]) -> String {
+    let hidden = match exposed {
+        [] => "",
+        _ => {
+            "		fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @addressed_ports
+		iifname != @exposed iifname != @bridges return
+"
+        }
+    };
+    format!(
+        "	chain inbound {{
+		type nat hook prerouting priority dstnat; policy accept;
+		ip daddr 127.0.0.0/8 return
+{hidden}		fib daddr type local jump published
+	}}
+"
+    )
+}
+
 fn hardware(address: [u8; 6]) -> String {
     address.map(|byte| format!("{byte:02x}")).join(":")
 }
@@ -138,11 +163,6 @@ const CHAINS: &str = "
 	chain published {
 		dnat ip to ip daddr . meta l4proto . th dport map @addressed_ports
 		dnat ip to meta l4proto . th dport map @ports
-	}
-	chain inbound {
-		type nat hook prerouting priority dstnat; policy accept;
-		ip daddr 127.0.0.0/8 return
-		fib daddr type local jump published
 	}
 	chain local {
 		type nat hook output priority -100; policy accept;
@@ -213,7 +233,7 @@ mod tests {
 
     #[test]
     fn elements_are_listed_only_when_there_are_some() {
-        let none = Parts { zones: &[], forwards: &[], guests: &[], mirror: "", bridged: true };
+        let none = Parts { zones: &[], forwards: &[], guests: &[], mirror: "", bridged: true, exposed: &[] };
         let text = tables("insula-test", &none);
         assert!(text.contains("set bridges { type ifname;  }"), "{text}");
         let zone = Zone {
@@ -242,8 +262,14 @@ mod tests {
             guarded: true,
             apart: Some([2, 0, 0, 0, 0, 1]),
         };
-        let parts =
-            Parts { zones: &[zone], forwards: &forwards, guests: &[guest], mirror: "", bridged: true };
+        let parts = Parts {
+            zones: &[zone],
+            forwards: &forwards,
+            guests: &[guest],
+            mirror: "",
+            bridged: true,
+            exposed: &["eth0".to_owned()],
+        };
         let text = tables("insula-test", &parts);
         for part in [
             "elements = { \"b0\" . \"b0\" }",
@@ -253,6 +279,8 @@ mod tests {
             "set own_gateways { type ifname . ipv4_addr; elements = { \"b0\" . 172.30.0.1 } }",
             "set apart { type ifname; elements = { \"v1\" } }",
             "elements = { \"v1\" . 02:00:00:00:00:0a . 172.30.0.2 }",
+            "set exposed { type ifname; elements = { \"eth0\" } }",
+            "iifname != @exposed iifname != @bridges return",
             "set published { type inet_proto . inet_service; elements = { 6 . 80 } }",
             "elements = { 6 . 80 : 172.30.0.2 . 8080 }",
             "elements = { 127.0.0.1 . 17 . 53 : 172.30.0.2 . 53 }",

@@ -208,11 +208,11 @@ fn explanation(message: &Message<'_>) -> String {
 
 /// A received message.
 #[derive(Debug)]
-struct Message<'a> {
-    kind: u16,
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
     flags: u16,
     sequence: u32,
-    payload: &'a [u8],
+    pub(crate) payload: &'a [u8],
 }
 
 fn half(bytes: &[u8], at: usize) -> Option<u16> {
@@ -230,7 +230,8 @@ pub(crate) fn text_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+/// The messages of a datagram; stops at the first that is malformed.
+pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let length = usize::try_from(word(bytes, 0)?).ok()?;
         let payload = bytes.get(HEADER..length)?;

@@ -13,7 +13,8 @@ impl Networks {
     /// All networks of a container that is about to start.
     pub(super) fn join(&self, inner: &mut Inner, request: &EndpointRequest) -> Result<Endpoint, Error> {
         let ids = self.wanted(inner, &request.connections)?;
-        let reserved = inner.reserve(request)?;
+        let mut bindings = ids.iter().filter_map(|id| inner.by_id(id).ok()?.bridge()?.host_binding);
+        let reserved = inner.reserve(request, bindings.next().or(self.options.publish))?;
         // It may choose another subnet, which is why the networks are looked at after it.
         self.bring_up_if_needed(inner, &ids)?;
         let mut endpoint = Endpoint {

@@ -11,7 +11,7 @@ mod plumbing;
 mod rows;
 
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use insula_base::{ContainerId, Instance, NetworkId, random_hex};
@@ -22,7 +22,12 @@ use insula_store::Store;
 use crate::names::Directory;
 use crate::network::BridgeNetwork;
 use crate::reserve::{Reservation, reserve, reserve_again};
-use crate::{Attachment, Endpoint, EndpointRequest, Error, Mode, Network, Pool, PublishedPort, Subnet};
+use crate::{
+    Attachment, Endpoint, EndpointRequest, Error, Mode, Network, Pool, PortRequest, PublishedPort, Subnet,
+};
+
+/// Ports that one container may publish: each is a socket that the daemon holds.
+const MOST_PORTS: usize = 4096;
 
 /// What an administrator may configure.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,11 +36,15 @@ pub struct Options {
     pub pools: Vec<Pool>,
     /// Of bridges and interfaces.
     pub mtu: u32,
+    /// Where ports are published that name no address of the host; `None` is on all of them.
+    pub publish: Option<Ipv4Addr>,
+    /// Interfaces by which ports are reached that are published on all addresses; none is all.
+    pub exposed: Vec<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { pools: Pool::defaults(), mtu: 1500 }
+        Self { pools: Pool::defaults(), mtu: 1500, publish: None, exposed: Vec::new() }
     }
 }
 
@@ -76,7 +85,14 @@ impl Networks {
         for endpoint in rows::endpoints(store.state())? {
             names.put(&endpoint);
         }
-        Ok(Self { store, firewall: Firewall::open(instance.table())?, options, links, inner, names })
+        Ok(Self {
+            store,
+            firewall: Firewall::open(instance.table(), options.exposed.clone())?,
+            options,
+            links,
+            inner,
+            names,
+        })
     }
 
     /// Who is called what.
@@ -274,17 +290,39 @@ impl Inner {
     }
 
     /// All the ports of a request, or none.
-    fn reserve(&self, request: &EndpointRequest) -> Result<Vec<Reservation>, Error> {
+    fn reserve(
+        &self,
+        request: &EndpointRequest,
+        binding: Option<Ipv4Addr>,
+    ) -> Result<Vec<Reservation>, Error> {
+        if request.ports.len() > MOST_PORTS {
+            return Err(Error::TooManyPorts { count: request.ports.len(), most: MOST_PORTS });
+        }
         let mut reserved: Vec<Reservation> = Vec::new();
         for port in &request.ports {
             let held = |wanted: &PublishedPort| {
                 let all = self.reserved.values().flatten().chain(&reserved);
                 all.map(|reservation| &reservation.published).any(|have| clashes(have, wanted))
             };
-            let found = reserve(port, &held)?;
+            let host_ip = port.host_ip.or(binding.map(IpAddr::V4));
+            let found = reserve(&PortRequest { host_ip, ..port.clone() }, &held);
+            let found = found.map_err(|error| self.name_holder(error, port))?;
             reserved.push(found);
         }
         Ok(reserved)
+    }
+
+    /// A port that a container of ours has: which one.
+    fn name_holder(&self, error: Error, wanted: &PortRequest) -> Error {
+        let Error::PortTaken { address, port, proto, holder } = error else { return error };
+        let has = |reservation: &Reservation| {
+            let have = &reservation.published;
+            have.proto == wanted.proto && have.host_port == port
+        };
+        let mut all = self.reserved.iter();
+        let ours = all.find(|(_, reserved)| reserved.iter().any(has)).map(|(id, _)| id);
+        let holder = ours.map_or(holder, |id| format!("container {}", id.short()));
+        Error::PortTaken { address, port, proto, holder }
     }
 
     fn hold_again(&mut self, endpoint: &Endpoint, warnings: &mut Vec<String>) {

@@ -157,7 +157,7 @@ fn a_container_is_connected_and_everything_is_taken_back() {
         assert!(!forwarding());
         let routes = Routes::open().unwrap();
         assert_eq!(routes.link(&root.instance().bridge()).unwrap(), None);
-        assert!(!Firewall::open(root.instance().table()).unwrap().installed().unwrap());
+        assert!(!Firewall::open(root.instance().table(), Vec::new()).unwrap().installed().unwrap());
         drop(namespace);
     });
 }
@@ -204,7 +204,7 @@ fn what_others_flush_comes_back() {
         let networks = root.open(Options::default());
         let first = networks.prepare(&request(vec![port(8080)])).unwrap();
         let _first = start(&first);
-        Firewall::open(root.instance().table()).unwrap().uninstall().unwrap();
+        Firewall::open(root.instance().table(), Vec::new()).unwrap().uninstall().unwrap();
         assert!(!greeted("127.0.0.1:8080"));
         let second = networks.prepare(&request(vec![port(8081)])).unwrap();
         let _second = start(&second);
@@ -224,8 +224,12 @@ fn taken_ports_and_addresses_are_refused_and_nothing_stays() {
         let first = request(vec![port(8080)]);
         let given = networks.prepare(&first).unwrap();
         let error = networks.prepare(&request(vec![port(8079), port(8080)])).unwrap_err();
-        assert_eq!(error.to_string(), "Bind for 0.0.0.0:8080 failed: port is already allocated");
+        let holder = format!("port is already allocated by container {}", first.container.short());
+        assert_eq!(error.to_string(), format!("Bind for 0.0.0.0:8080 failed: {holder}"));
         assert_eq!(error.kind(), Kind::Conflict);
+        let many: Vec<_> = (1..=5000).map(port).collect();
+        let error = networks.prepare(&request(many)).unwrap_err();
+        assert!(error.to_string().starts_with("5000 published ports are more than"), "{error}");
         TcpListener::bind("0.0.0.0:8079").unwrap();
         let wanted = EndpointRequest {
             connections: vec![ConnectRequest { address: given.address(), ..wish("bridge") }],
@@ -291,7 +295,7 @@ fn a_subnet_that_the_host_takes_is_given_up_while_unused() {
         networks.release(&endpoint.container).unwrap();
         networks.retire().unwrap();
         assert!(forwarding(), "somebody else's bridge is there");
-        let small = Options { pools: vec!["172.30.7.0/29".parse().unwrap()], mtu: 1500 };
+        let small = Options { pools: vec!["172.30.7.0/29".parse().unwrap()], ..Options::default() };
         let root = Root::new();
         let store = Arc::new(Store::open(root.instance().root()).unwrap());
         let error = Networks::open(&root.instance(), store, small).unwrap_err();
@@ -303,7 +307,7 @@ fn a_subnet_that_the_host_takes_is_given_up_while_unused() {
 fn addresses_run_out_clearly_and_return() {
     isolated(|| {
         let root = Root::new();
-        let small = Options { pools: vec!["10.77.0.0/29".parse().unwrap()], mtu: 1500 };
+        let small = Options { pools: vec!["10.77.0.0/29".parse().unwrap()], ..Options::default() };
         let networks = root.open(small);
         let given: Vec<_> = (0..5).map(|_| networks.prepare(&request(vec![])).unwrap()).collect();
         let error = networks.prepare(&request(vec![port(8080)])).unwrap_err();
@@ -344,7 +348,7 @@ fn networks_are_made_and_everything_goes_with_the_last() {
         assert!(links(&blue).is_none() && links(&red).is_some() && forwarding());
         networks.remove(red.id.as_str()).unwrap();
         assert!(links(&red).is_none() && !forwarding());
-        assert!(!Firewall::open(root.instance().table()).unwrap().installed().unwrap());
+        assert!(!Firewall::open(root.instance().table(), Vec::new()).unwrap().installed().unwrap());
         assert_eq!(networks.remove("red").unwrap_err().kind(), Kind::NotFound);
         let error = networks.remove("bridge").unwrap_err();
         assert_eq!(error.to_string(), "bridge is a pre-defined network and cannot be removed");
