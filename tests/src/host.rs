@@ -22,6 +22,9 @@ pub struct Leaks {
     pub ports: Vec<String>,
     /// Network namespaces and other pins of `ip netns`.
     pub sandboxes: Vec<PathBuf>,
+    /// What the instance has for all its containers, while its daemon runs or containers do: bridge, table of
+    /// rules, cgroups above theirs.
+    pub shared: Vec<String>,
 }
 
 impl Leaks {
@@ -33,6 +36,7 @@ impl Leaks {
             cgroups: roots(instance).iter().flat_map(|root| folders_in(root)).collect(),
             ports: names_in(&PathBuf::from("/sys/class/net").join(instance.bridge()).join("brif")),
             sandboxes: folders_in(&sandboxes),
+            shared: shared(instance),
         }
     }
 
@@ -42,6 +46,7 @@ impl Leaks {
             && self.cgroups.is_empty()
             && self.ports.is_empty()
             && self.sandboxes.is_empty()
+            && self.shared.is_empty()
     }
 
     /// Removes all of it, and what an instance keeps for good: its bridge, table and cgroups.
@@ -69,6 +74,19 @@ impl Leaks {
             remove_cgroups(&root);
         }
     }
+}
+
+fn shared(instance: &Instance) -> Vec<String> {
+    let bridge = PathBuf::from("/sys/class/net").join(instance.bridge());
+    let paths = roots(instance).into_iter().chain([bridge]).filter(|path| path.exists());
+    let tables = Outcome::of(Command::new("nft").args(["list", "tables"]), b"");
+    let tables = tables
+        .stdout
+        .lines()
+        .filter(|line| line.ends_with(&format!(" {}", instance.table())))
+        .map(str::to_owned)
+        .collect::<Vec<_>>();
+    paths.map(|path| path.display().to_string()).chain(tables).collect()
 }
 
 /// That the thing is not there is as good.

@@ -151,6 +151,22 @@ impl Engine {
         }
     }
 
+    /// Takes back what the host has for all containers together, bridges, rules and the group above theirs, if
+    /// none runs. For the very end: the next start makes it anew.
+    pub async fn retire(&self) {
+        if self.0.containers.all().iter().any(|container| container.row().phase.live()) {
+            return;
+        }
+        let this = self.clone();
+        let retired = blocking(move || {
+            this.networks().retire()?;
+            crate::containers::leftovers::remove_parent(&this.instance().cgroup())
+        });
+        if let Err(error) = retired.await {
+            tracing::warn!(error = %insula_base::chain(&error), "something of the engine's is left on the host");
+        }
+    }
+
     /// Does in the background what removes files.
     pub(crate) async fn remove_behind(&self, removal: impl Future<Output = Result<()>> + Send + 'static) {
         let turn = self.0.removals.clone().read_owned().await;

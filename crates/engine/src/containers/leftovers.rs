@@ -1,5 +1,6 @@
 //! What a sandbox leaves when its monitor was killed: processes and cgroups.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use insula_host::cgroup::{Group, Layout};
@@ -35,7 +36,7 @@ pub(crate) fn below(parent: &str) -> Result<Vec<String>> {
         let folder = hierarchy.root.join(parent);
         let entries = match std::fs::read_dir(&folder) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(Error::io("readdir", &folder, error)),
         };
         for entry in entries.flatten().filter(|entry| is_folder(&entry.path())) {
@@ -43,6 +44,20 @@ pub(crate) fn below(parent: &str) -> Result<Vec<String>> {
         }
     }
     Ok(names.into_iter().collect())
+}
+
+/// Removes the group above those of containers; one that is in use stays.
+pub(crate) fn remove_parent(parent: &str) -> Result<()> {
+    for hierarchy in &Layout::probe()?.hierarchies {
+        let folder = hierarchy.root.join(parent);
+        match std::fs::remove_dir(&folder) {
+            Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ResourceBusy) => {
+                return Err(Error::io("rmdir", &folder, error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn is_folder(path: &Path) -> bool {

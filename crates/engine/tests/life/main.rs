@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use insula_base::{Instance, Kind, Kinded};
 use insula_engine::containers::{Change, ListRequest, RemoveRequest, StopRequest, WaitCondition};
+use insula_engine::events::EventFilter;
 use insula_engine::{AttachOptions, AttachedStream, Config, Engine, Error};
 use insula_models::{
     ContainerCreateRequest, ExecCreateRequest, ExecStartRequest, HostConfig, RestartPolicy, WaitResponse,
@@ -73,6 +74,17 @@ async fn run(engine: &Engine, name: &str, command: &[&str]) -> WaitResponse {
     let wait = engine.wait_container(name, WaitCondition::NextExit).await.unwrap();
     engine.start_container(name).await.unwrap();
     finish(wait).await
+}
+
+/// Waits for so many events of a container, counted from the engine's beginning on.
+async fn told(engine: &Engine, name: &str, action: &str, times: usize) {
+    let filters = [("container", name), ("event", action)];
+    let filters = filters.map(|(key, value)| (key.to_owned(), vec![value.to_owned()])).into();
+    let filter = EventFilter::new(filters).unwrap();
+    let mut events = engine.events().subscribe(filter, Some(jiff::Timestamp::UNIX_EPOCH), None);
+    for _ in 0..times {
+        tokio::time::timeout(Duration::from_secs(20), events.next()).await.unwrap().unwrap();
+    }
 }
 
 async fn finish(wait: insula_engine::containers::ContainerWait) -> WaitResponse {
@@ -293,16 +305,9 @@ async fn policies_start_again_until_a_user_stops() {
     always.host_config.restart_policy = RestartPolicy { name: "on-failure".into(), maximum_retry_count: 2 };
     create(&engine, "twice", always).await;
     engine.start_container("twice").await.unwrap();
-    let ended = async {
-        loop {
-            let found = engine.inspect_container("twice", false).await.unwrap();
-            if found.restart_count == 2 && found.state.status == "exited" {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
+    told(&engine, "twice", "die", 3).await;
+    let found = engine.inspect_container("twice", false).await.unwrap();
+    assert_eq!((found.restart_count, found.state.status.as_str()), (2, "exited"));
     let mut forever = request(&["sleep"]);
     forever.host_config.restart_policy.name = "always".into();
     create(&engine, "forever", forever).await;
@@ -338,12 +343,8 @@ async fn what_another_boot_left_is_not_taken_over() {
     let never = engine.inspect_container("never", false).await.unwrap().state;
     assert_eq!((never.status.as_str(), never.exit_code), ("exited", 255));
     assert!(never.error.contains("started anew"), "{}", never.error);
-    let runs = async {
-        while status(&engine, "always").await != "running" {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), runs).await.unwrap();
+    told(&engine, "always", "start", 1).await;
+    assert_eq!(status(&engine, "always").await, "running");
     engine.remove_container("always", RemoveRequest { force: true, ..Default::default() }).await.unwrap();
 }
 
