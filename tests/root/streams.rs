@@ -76,3 +76,22 @@ fn starting_twice_is_not_modified_and_waiting_has_a_condition() {
     let waited = daemon.api("POST", &format!("/containers/{id}/wait?condition=not-running"), "").json();
     assert_eq!(waited["StatusCode"], 143);
 }
+
+#[test]
+fn clients_that_stall_in_the_middle_of_an_archive_hold_nobody_else_up() {
+    let daemon = daemon!();
+    let socket = daemon.instance().socket();
+    let stalled: Vec<UnixStream> = (0..80)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&socket).unwrap();
+            write!(stream, "POST /images/load HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nbegun")
+                .unwrap();
+            stream
+        })
+        .collect();
+    assert_eq!(daemon.sh(&["--network", "none"], "echo on").ok(), "on");
+    daemon.insula(&["ps", "-as"]).ok();
+    // Who hangs up makes room for others.
+    drop(stalled);
+    daemon.load(&insula_tests::images::busybox().docker_archive()).ok();
+}

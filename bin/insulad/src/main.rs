@@ -21,8 +21,8 @@ use crate::settings::Settings;
 
 /// Stack of a worker thread: the deepest calls are those of the database.
 const STACK: usize = 512 << 10;
-/// Threads for work that blocks: unpacking images, reading logs, walking trees. They are started as they are
-/// needed. Each upload of a client that sends slowly holds one, and the rest of the daemon wants some too.
+/// Threads for work that blocks: reading logs, walking trees, removing. They are started as they are needed.
+/// Archives that come from clients or go to them have others (`insula_engine`'s `task`).
 const BLOCKING_THREADS: usize = 64;
 /// Heaps of the allocator.
 const ARENAS: i32 = 2;
@@ -133,5 +133,6 @@ async fn serve(settings: Settings, ready: Option<std::fs::File>) -> anyhow::Resu
         served.context("serve the API")?;
     }
     engine.settle().await;
+    engine.retire().await;
     Ok(())
 }

@@ -31,4 +31,4 @@ pub use engine::{Config, Engine};
 pub use error::{Error, Result};
 pub use insula_network::Options as NetworkOptions;
 pub use policy::Policy;
-use task::blocking;
+use task::{blocking, transfer};

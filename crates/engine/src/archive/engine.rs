@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::{Files, Root, WriteOptions};
 use crate::changes::{ChangesRequest, changes};
 use crate::containers::ContainerFiles;
-use crate::{Engine, Error, Result, blocking};
+use crate::{Engine, Error, Result, blocking, transfer};
 
 /// Bytes of one chunk of an archive, and how many may wait for a slow client.
 const CHUNK: usize = 64 << 10;
@@ -48,7 +48,7 @@ impl Engine {
     ) -> Result<()> {
         let id = self.container_files(reference)?.id;
         let (files, path) = (self.files(reference)?, path.to_owned());
-        blocking(move || files.write(&path, archive, options)).await?;
+        transfer(move || files.write(&path, archive, options)).await?;
         self.publish_container(&id, "extract-to-dir");
         Ok(())
     }
@@ -103,7 +103,7 @@ fn stopped(files: &ContainerFiles) -> Root {
 /// Runs `work` on a thread that may block; what it writes is received, and an error at the end.
 fn produce(work: impl FnOnce(&mut ChunkWriter) -> Result<()> + Send + 'static) -> ArchiveChunks {
     let (sender, receiver) = mpsc::channel(WAITING);
-    tokio::task::spawn_blocking(move || {
+    let work = move || {
         let mut out = ChunkWriter { sender, buffer: Vec::with_capacity(CHUNK) };
         let worked = work(&mut out)
             .and_then(|()| out.flush().map_err(|error| Error::Internal(format!("send an archive: {error}"))));
@@ -112,6 +112,12 @@ fn produce(work: impl FnOnce(&mut ChunkWriter) -> Result<()> + Send + 'static) -
             tracing::info!(error = message, "an archive was not completed");
             // The client may have gone, which is then the reason.
             let _ = out.sender.blocking_send(Err(io::Error::other(message)));
+        }
+        Ok(())
+    };
+    tokio::spawn(async move {
+        if let Err(error) = transfer(work).await {
+            tracing::warn!(error = insula_base::chain(&error), "send an archive");
         }
     });
     receiver

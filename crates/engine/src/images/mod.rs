@@ -23,7 +23,7 @@ use self::registry::LayerJobs;
 pub use self::registry::PullRequest;
 use crate::events::{EventType, Events};
 use crate::filters::Filters;
-use crate::{Engine, Error, Result, blocking};
+use crate::{Engine, Error, Result, blocking, transfer};
 pub use insula_registry::Credentials;
 
 /// The images of one engine.
@@ -64,7 +64,7 @@ impl Images {
     /// Loads every image of an archive, telling how far it is and what came in Docker's words.
     pub async fn load(&self, input: impl Read + Send + 'static, progress: ProgressSender) -> Result<()> {
         let this = self.clone();
-        blocking(move || {
+        transfer(move || {
             let mut reporter = Reporter::new(progress);
             let loaded = this.store.images().load(input, &mut |step| reporter.step(&step))?;
             for image in loaded {
@@ -91,7 +91,7 @@ impl Images {
     ) -> Result<()> {
         let options = import_options(request)?;
         let this = self.clone();
-        blocking(move || {
+        transfer(move || {
             let mut reporter = Reporter::new(progress);
             let name = options.reference.as_ref().map(Reference::familiar);
             let id = this.store.images().import(input, options, &mut |step| reporter.step(&step))?;
