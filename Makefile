@@ -36,7 +36,7 @@ uninstall:
 	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions/insula $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_insula
 
 demo: release
-	@scripts/require-packages mmdebstrap:mmdebstrap curl:curl nft:nftables ip:iproute2
+	@scripts/require-packages mmdebstrap:mmdebstrap curl:curl nft:nftables ip:iproute2 depmod:kmod qemu-system-x86_64:qemu-system-x86
 	INSULA_BIN_DIR=$(CURDIR)/$(OUT) demo/run
 
 test:

@@ -109,11 +109,35 @@ fn a_service_in_its_own_kernel_is_reached_watched_and_stopped() {
     let stats = daemon.insula(&["stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "web"]);
     assert!(stats.ok().trim().ends_with(" 2"), "{stats}");
 
+    assert!(daemon.insula(&["top", "web"]).ok().contains("httpd -f -p 80"));
+    assert_eq!(daemon.insula(&["ps", "--format", "{{.Names}} {{.Isolation}}"]).ok().trim(), "web vm");
+    let machine = daemon.insula(&["inspect", "-f", "{{.Machine.Cpus}} {{.Machine.Kernel}}", "web"]);
+    assert_eq!(
+        machine.ok().trim(),
+        format!("1 {}", daemon.insula(&["info", "-f", "{{.Machines.Kernel}}"]).ok().trim())
+    );
+
     daemon.insula(&["pause", "web"]).exits(0);
     daemon.insula(&["unpause", "web"]).exits(0);
     daemon.insula(&["stop", "web"]).exits(0);
     assert_eq!(daemon.insula(&["inspect", "-f", "{{.State.ExitCode}}", "web"]).ok().trim(), "3");
     daemon.insula(&["rm", "web"]).exits(0);
+}
+
+#[test]
+fn containers_behind_both_walls_know_each_other_by_name() {
+    let Some(daemon) = daemon() else { return };
+    daemon.insula(&["network", "create", "blue"]).exits(0);
+    daemon.insula(&["run", "-d", "--name", "near", "--network", "blue", "busybox", "sleep", "1000"]).exits(0);
+    let far =
+        ["run", "-d", "--name", "far", "--isolation", "vm", "--network", "blue", "busybox", "sleep", "1000"];
+    daemon.insula(&far).exits(0);
+    for (from, to) in [("far", "near"), ("near", "far")] {
+        let outcome = daemon.insula(&["exec", from, "ping", "-c", "1", "-W", "30", to]);
+        assert!(outcome.ok().contains("1 packets received"), "{outcome}");
+    }
+    daemon.insula(&["rm", "-f", "near", "far"]).exits(0);
+    daemon.insula(&["network", "rm", "blue"]).exits(0);
 }
 
 #[test]

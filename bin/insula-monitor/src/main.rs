@@ -1,7 +1,7 @@
 //! `insula-monitor serve` serves one sandbox to the daemon at the other end of its standard input;
 //! `insula-monitor probe FOLDER` says whether containers with mapped ids are possible there, and sends a user
 //! namespace to try other file systems with to a socket at its standard input. It ends with 3 where no
-//! containers are possible at all.
+//! containers are possible at all. `insula-monitor hardware` prints what `/dev/kvm` can do.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -15,7 +15,11 @@ fn main() -> ExitCode {
     let result = match (arguments.next().as_deref().and_then(|a| a.to_str()), arguments.next()) {
         (Some("serve"), None) => serve().map_err(|why| (ExitCode::FAILURE, why)),
         (Some("probe"), Some(folder)) => probe(Path::new(&folder)),
-        _ => Err((ExitCode::FAILURE, "usage: insula-monitor serve | insula-monitor probe FOLDER".to_owned())),
+        (Some("hardware"), None) => hardware().map_err(|why| (ExitCode::FAILURE, why)),
+        _ => Err((
+            ExitCode::FAILURE,
+            "usage: insula-monitor serve | insula-monitor probe FOLDER | insula-monitor hardware".to_owned(),
+        )),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -24,6 +28,12 @@ fn main() -> ExitCode {
             code
         }
     }
+}
+
+/// Prints what the host's hardware does for machines.
+fn hardware() -> Result<(), String> {
+    let found = serde_json::to_vec(&insula_host::hardware::probe()).map_err(|error| error.to_string())?;
+    std::io::Write::write_all(&mut std::io::stdout(), &found).map_err(|error| format!("write: {error}"))
 }
 
 fn probe(folder: &Path) -> Result<(), (ExitCode, String)> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Parser;
 use insula_base::{Instance, env};
-use insula_engine::NetworkOptions;
+use insula_engine::{Backend, NetworkOptions};
 
 const MONITOR: &str = "insula-monitor";
 const AGENT: &str = "insula-agent";
@@ -63,6 +63,9 @@ pub(crate) struct Options {
     /// First program of a container's own kernel [default: insula-agent beside this one]
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) agent: Option<PathBuf>,
+    /// What runs containers with a kernel of their own [default: kvm where the hardware does it, else qemu]
+    #[arg(long, value_name = "BACKEND")]
+    pub(crate) vm_backend: Option<VmBackend>,
     /// Authorities of whose certificates clients over TCP must have one
     #[arg(long, value_name = "FILE")]
     pub(crate) tlscacert: Option<PathBuf>,
@@ -115,6 +118,25 @@ pub(crate) struct Options {
     pub(crate) publish_interface: Vec<String>,
 }
 
+/// For `--vm-backend`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum VmBackend {
+    /// Hardware virtualization
+    Kvm,
+    /// Emulation
+    Qemu,
+}
+
+impl VmBackend {
+    pub(crate) fn backend(self) -> Backend {
+        match self {
+            Self::Kvm => Backend::Kvm,
+            Self::Qemu => Backend::Qemu,
+        }
+    }
+}
+
 impl Options {
     /// These, and from `other` what they leave open.
     pub(crate) fn or(self, other: Self) -> Self {
@@ -128,6 +150,7 @@ impl Options {
             log: self.log.or(other.log),
             monitor: self.monitor.or(other.monitor),
             agent: self.agent.or(other.agent),
+            vm_backend: self.vm_backend.or(other.vm_backend),
             tlscacert: self.tlscacert.or(other.tlscacert),
             tlscert: self.tlscert.or(other.tlscert),
             tlskey: self.tlskey.or(other.tlskey),

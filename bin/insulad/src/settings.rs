@@ -20,6 +20,7 @@ pub(crate) struct Settings {
     pub(crate) instance: Instance,
     pub(crate) monitor: PathBuf,
     pub(crate) agent: PathBuf,
+    pub(crate) vm_backend: Option<insula_engine::Backend>,
     pub(crate) log: String,
     pub(crate) sockets: Vec<PathBuf>,
     pub(crate) group: Group,
@@ -56,6 +57,7 @@ impl Settings {
         Ok(Self {
             monitor: options.monitor().context("find insula-monitor")?,
             agent: options.agent().context("find insula-agent")?,
+            vm_backend: options.vm_backend.map(crate::args::VmBackend::backend),
             log: options.log.clone().unwrap_or_else(|| "info".to_owned()),
             policy: policy(&options)?,
             registries: options.registries().context("registries")?,

@@ -14,7 +14,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType};
 
 use crate::error::{Context, Result};
-use crate::{furnish, machine};
+use crate::names::Names;
+use crate::{furnish, machine, processes};
 
 const SIGCHLD: i32 = 17;
 /// Bytes that wait for the channel at most, beside answers: who reads streams stops then.
@@ -32,6 +33,7 @@ pub(crate) struct Bridge {
     /// What the channel did not take yet.
     out: Vec<u8>,
     streams: Vec<Stream>,
+    names: Option<Names>,
 }
 
 /// The standard streams of one process: a client of the monitor, and a number in the channel.
@@ -63,6 +65,7 @@ impl Bridge {
             replies: FrameReader::default(),
             out,
             streams: Vec::new(),
+            names: None,
         })
     }
 
@@ -74,6 +77,9 @@ impl Bridge {
             self.reap()?;
             self.hear_host()?;
             self.hear_monitor()?;
+            if let Some(names) = self.names.as_mut().filter(|_| self.out.len() < MOST_WAITING) {
+                names.ask(&mut self.out);
+            }
             for at in 0..self.streams.len() {
                 let out = &mut self.out;
                 self.streams[at].pump(out);
@@ -91,6 +97,9 @@ impl Bridge {
         ];
         polled.extend(self.monitor.iter().map(|monitor| PollFd::new(monitor, PollFlags::IN)));
         let room = self.out.len() < MOST_WAITING;
+        if let Some(names) = self.names.as_ref().filter(|_| room) {
+            polled.push(PollFd::from_borrowed_fd(names.questions(), PollFlags::IN));
+        }
         polled.extend(self.streams.iter().map(|stream| {
             let input = some(!stream.inbound.is_empty(), PollFlags::OUT);
             let output = some(room && stream.window.sendable() > 0, PollFlags::IN);
@@ -137,6 +146,12 @@ impl Bridge {
         if frame.kind == Kind::Request {
             return self.request(insula_proto::decode(&frame.payload)?);
         }
+        if frame.kind == Kind::Query {
+            if let Some(names) = &mut self.names {
+                names.answer(frame.stream, &frame.payload);
+            }
+            return Ok(());
+        }
         // One that has ended meanwhile.
         let Some(stream) = self.streams.iter_mut().find(|stream| stream.number == frame.stream) else {
             return Ok(());
@@ -148,7 +163,7 @@ impl Bridge {
             }
             Kind::Credit => stream.window.credited(frame.stream, frame.credit()?)?,
             Kind::End => stream.input_ends = true,
-            Kind::Hello | Kind::Request | Kind::Reply => {}
+            Kind::Hello | Kind::Request | Kind::Reply | Kind::Query => {}
         }
         Ok(())
     }
@@ -159,7 +174,10 @@ impl Bridge {
         match &mut request.call {
             Some(Call::Furnish(call)) => {
                 let outcome = match furnish::furnish(&call.plan) {
-                    Ok(()) => Outcome::Done(Done::default()),
+                    Ok(names) => {
+                        self.names = names;
+                        Outcome::Done(Done::default())
+                    }
                     Err(error) => Outcome::Failed(Failed {
                         kind: error.kind().code(),
                         message: insula_base::chain(&error),
@@ -224,7 +242,10 @@ impl Bridge {
             return Ok(());
         }
         self.replies.push(&piece[..count], descriptors)?;
-        while let Some(reply) = self.replies.pop::<Reply>()? {
+        while let Some(mut reply) = self.replies.pop::<Reply>()? {
+            if let Some(Outcome::Processes(processes)) = &mut reply.outcome {
+                processes::describe(processes);
+            }
             if matches!(reply.outcome, Some(Outcome::Exited(_))) {
                 // What the container wrote is on the host before the host hears of its end.
                 rustix::fs::sync();

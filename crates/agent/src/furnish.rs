@@ -8,16 +8,18 @@ use insula_spec::plan::InterfacePlan;
 use rustix::time::{ClockId, Timespec};
 
 use crate::error::{Context, Error, Result};
+use crate::names::Names;
 
-/// Carries the plan out.
-pub(crate) fn furnish(plan: &[u8]) -> Result<()> {
+/// Carries the plan out; returns the name server's address if the machine has one.
+pub(crate) fn furnish(plan: &[u8]) -> Result<Option<Names>> {
     let plan: GuestPlan = serde_json::from_slice(plan)?;
     const SECOND: i64 = 1_000_000_000;
     let time = Timespec { tv_sec: plan.time.div_euclid(SECOND), tv_nsec: plan.time.rem_euclid(SECOND) };
     rustix::time::clock_settime(ClockId::Realtime, time).context("clock_settime", "to the host's time")?;
     fs::write("/dev/urandom", plan.entropy.as_bytes()).context("write", "/dev/urandom")?;
     rustix::system::sethostname(plan.hostname.as_bytes()).context("sethostname", &plan.hostname)?;
-    connect(&plan.interfaces)
+    connect(&plan.interfaces)?;
+    plan.resolver.then(Names::new).transpose()
 }
 
 fn connect(plans: &[InterfacePlan]) -> Result<()> {

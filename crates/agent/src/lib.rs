@@ -9,6 +9,8 @@ mod bridge;
 mod error;
 mod furnish;
 mod machine;
+mod names;
+mod processes;
 
 use insula_monitor_core::Monitor;
 use insula_sandbox::ns::Namespaces;

@@ -43,6 +43,8 @@ pub struct Config {
     pub monitor: PathBuf,
     /// The program `insula-agent`; one that is not there is missed by the first container that needs it.
     pub agent: PathBuf,
+    /// What runs containers with a kernel of their own; found out without it.
+    pub vm_backend: Option<Backend>,
     pub registries: insula_registry::Options,
     /// What containers may not ask for.
     pub policy: Policy,
@@ -229,7 +231,7 @@ impl Inner {
             spares: Arc::new(Spares::new(config.monitor.clone())),
             idmaps,
             boot: boot_id()?,
-            machines: Machines::new(store.root(), config.agent.clone(), Backend::Qemu),
+            machines: Machines::new(store.root(), &config),
             ending: AtomicBool::new(false),
             removals: Arc::default(),
             images: Images::new(

@@ -30,5 +30,6 @@ pub use containers::{AttachOptions, AttachTarget, AttachedStream};
 pub use engine::{Config, Engine};
 pub use error::{Error, Result};
 pub use insula_network::Options as NetworkOptions;
+pub use insula_spec::machine::Backend;
 pub use policy::Policy;
 use task::{blocking, transfer};

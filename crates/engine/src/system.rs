@@ -115,6 +115,7 @@ impl Engine {
             swarm: SwarmInfo { local_node_state: "inactive".to_owned(), ..SwarmInfo::default() },
             live_restore_enabled: true,
             isolation: "process".to_owned(),
+            machines: Some(self.machines_info()),
             init_binary: RUNTIME.to_owned(),
             security_options: self.security_options(),
             warnings: self.0.idmaps.warning().into_iter().chain(self.networks().warnings()?).collect(),

@@ -4,5 +4,6 @@ pub mod cgroup;
 pub mod confine;
 pub mod firewall;
 pub mod guest;
+pub mod hardware;
 pub mod netlink;
 pub mod resolver;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::lenient::{document, is_zero, null_if_empty};
 use crate::network::{EndpointSettings, NetworkSettings, NetworkingConfig};
-use crate::{HostConfig, Labels, Set};
+use crate::{HostConfig, Labels, Machine, Set};
 
 /// A document with the fields of the API's `ContainerConfig`, which Go embeds.
 macro_rules! config_document {
@@ -170,6 +170,9 @@ document! {
         log_path: String,
         /// With a slash in front.
         name: String,
+        /// insula's addition: the machine of a container that has a kernel of its own, while it runs.
+        #[serde(skip_serializing_if = "is_zero")]
+        machine: Option<Machine>,
         restart_count: i64,
         driver: String,
         platform: String,
@@ -293,6 +296,9 @@ document! {
         network_mode: String,
         #[serde(skip_serializing_if = "is_zero")]
         annotations: Labels,
+        /// insula's addition: the wall, where it is not the process wall.
+        #[serde(skip_serializing_if = "is_zero")]
+        isolation: String,
     }
 }
 

@@ -16,6 +16,18 @@ document! {
 }
 
 document! {
+    /// What containers with a kernel of their own run on, in `GET /info`.
+    MachinesInfo {
+        /// `kvm` or `qemu`.
+        backend: String,
+        /// Why it is that one, if somebody has to be told.
+        why: String,
+        /// Release of the kernel that they boot; empty where there is none.
+        kernel: String,
+    }
+}
+
+document! {
     /// Body of `POST /insula/kernels/use`.
     KernelUseRequest {
         /// A bootable file, or a folder with one as a package unpacks it; absolute, on the daemon's host.

@@ -106,6 +106,9 @@ document! {
         live_restore_enabled: bool,
         /// The wall a container gets when it asks for none.
         isolation: String,
+        /// insula's addition.
+        #[serde(skip_serializing_if = "is_zero")]
+        machines: Option<crate::MachinesInfo>,
         init_binary: String,
         security_options: Vec<String>,
         #[serde(serialize_with = "null_if_empty")]

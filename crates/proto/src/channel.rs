@@ -8,6 +8,7 @@
 //! host  ── Request (protobuf) ─────────────> guest     as in the task protocol; stream 0
 //! guest ── Reply (protobuf) ───────────────> host      answers and events; stream 0
 //! both  ── Data, Credit, End ──────────────> both      the standard streams of one process
+//! both  ── Query ──────────────────────────> both      a question to the name server, and its answer
 //! ```
 //!
 //! A request that starts a process opens the stream that has the request's number. Input goes to the guest
@@ -30,6 +31,9 @@ pub const LARGEST_PIECE: usize = 16 << 10;
 /// Largest payload of any frame: a plan with everything in it is far below.
 pub const LARGEST_PAYLOAD: usize = 4 << 20;
 
+/// Largest message of DNS.
+pub const LARGEST_QUERY: usize = 4096;
+
 const HEAD: usize = 9;
 
 /// What a frame is.
@@ -45,11 +49,13 @@ pub enum Kind {
     Credit = 5,
     /// No more data in this direction.
     End = 6,
+    /// A message of DNS; the stream is the question's number, which its answer repeats.
+    Query = 7,
 }
 
 impl Kind {
     fn parse(byte: u8) -> Option<Self> {
-        [Self::Hello, Self::Request, Self::Reply, Self::Data, Self::Credit, Self::End]
+        [Self::Hello, Self::Request, Self::Reply, Self::Data, Self::Credit, Self::End, Self::Query]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }
@@ -61,6 +67,7 @@ impl Kind {
             Self::Data => LARGEST_PIECE,
             Self::Credit => 4,
             Self::End => 0,
+            Self::Query => LARGEST_QUERY,
         }
     }
 }

@@ -279,6 +279,35 @@ pub struct Started {
 pub struct Processes {
     #[prost(int32, repeated, tag = "1")]
     pub pids: Vec<i32>,
+    /// What the other kernel says of them, where they are not processes of the host.
+    #[prost(message, optional, tag = "2")]
+    pub elsewhere: Option<Elsewhere>,
+}
+
+/// Processes of another kernel, as its `/proc` has them.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Elsewhere {
+    #[prost(message, repeated, tag = "1")]
+    pub processes: Vec<ProcessText>,
+    /// KiB of the machine.
+    #[prost(uint64, tag = "2")]
+    pub memory: u64,
+    /// Seconds since its boot.
+    #[prost(uint64, tag = "3")]
+    pub uptime: u64,
+}
+
+/// The files `stat`, `status` and `cmdline` of a process, proc(5).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ProcessText {
+    #[prost(int32, tag = "1")]
+    pub pid: i32,
+    #[prost(string, tag = "2")]
+    pub stat: String,
+    #[prost(string, tag = "3")]
+    pub status: String,
+    #[prost(bytes = "vec", tag = "4")]
+    pub command: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -17,6 +17,7 @@ use insula_host::resolver::Sockets;
 use insula_spec::plan::{ContainerPlan, NetworkChange, ProcessPlan, Resources, StdioPlan};
 
 pub use error::{Error, Result};
+pub use insula_proto::Processes;
 pub use wall::Wall;
 
 /// A wall with at most one container behind it. Used by one thread.
@@ -61,8 +62,8 @@ pub trait Sandbox {
     /// What the container uses.
     fn stats(&mut self) -> Result<Stats>;
 
-    /// Its processes, as the host sees them where it can.
-    fn processes(&mut self) -> Result<Vec<i32>>;
+    /// Its processes: as the host sees them, or what another kernel says of them.
+    fn processes(&mut self) -> Result<Processes>;
 
     /// Kills what runs and frees everything. Legal always, and again after a failure.
     fn destroy(&mut self) -> Result<()>;

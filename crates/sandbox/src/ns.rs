@@ -11,7 +11,8 @@ use insula_sys::process;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use crate::{
-    Capabilities, Created, Error, Event, ExecPlan, Frozen, Result, Sandbox, SignalTarget, When, duplicate,
+    Capabilities, Created, Error, Event, ExecPlan, Frozen, Processes, Result, Sandbox, SignalTarget, When,
+    duplicate,
 };
 use running::Running;
 
@@ -213,8 +214,8 @@ impl Sandbox for Namespaces {
         Ok(self.running()?.group().stats()?)
     }
 
-    fn processes(&mut self) -> Result<Vec<i32>> {
-        Ok(self.running()?.group().processes()?)
+    fn processes(&mut self) -> Result<Processes> {
+        Ok(Processes { pids: self.running()?.group().processes()?, elsewhere: None })
     }
 
     fn destroy(&mut self) -> Result<()> {

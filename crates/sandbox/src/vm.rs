@@ -15,6 +15,7 @@ mod console;
 mod files;
 mod guest;
 mod link;
+mod names;
 mod qemu;
 mod running;
 mod streams;
@@ -27,7 +28,9 @@ use insula_host::resolver::Sockets;
 use insula_spec::plan::{ContainerPlan, NetworkChange, Resources};
 use rustix::event::epoll::{self, CreateFlags};
 
-use crate::{Capabilities, Created, Error, Event, ExecPlan, Frozen, Result, Sandbox, SignalTarget, When};
+use crate::{
+    Capabilities, Created, Error, Event, ExecPlan, Frozen, Processes, Result, Sandbox, SignalTarget, When,
+};
 use running::Running;
 
 /// A machine with one container.
@@ -110,7 +113,7 @@ impl Sandbox for Vm {
     }
 
     fn resolver(&mut self) -> Result<Sockets> {
-        Err(Error::Unsupported("a machine has no sockets of this host for a name server"))
+        self.parts()?.0.resolver()
     }
 
     fn update(&mut self, resources: &Resources) -> Result<Vec<String>> {
@@ -128,7 +131,7 @@ impl Sandbox for Vm {
         running.stats(events)
     }
 
-    fn processes(&mut self) -> Result<Vec<i32>> {
+    fn processes(&mut self) -> Result<Processes> {
         let (running, events) = self.parts()?;
         running.processes(events)
     }

@@ -9,7 +9,9 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use crate::ns::Namespaces;
 use crate::vm::Vm;
-use crate::{Capabilities, Created, Error, Event, ExecPlan, Frozen, Result, Sandbox, SignalTarget, When};
+use crate::{
+    Capabilities, Created, Error, Event, ExecPlan, Frozen, Processes, Result, Sandbox, SignalTarget, When,
+};
 
 /// The process wall, until a plan asks for a machine. There is one in a process.
 #[derive(Debug)]
@@ -117,7 +119,7 @@ impl Sandbox for Wall {
         self.any().stats()
     }
 
-    fn processes(&mut self) -> Result<Vec<i32>> {
+    fn processes(&mut self) -> Result<Processes> {
         self.any().processes()
     }
 

@@ -62,6 +62,9 @@ pub struct GuestPlan {
     pub hostname: String,
     /// Interfaces of the machine, found by their hardware address.
     pub interfaces: Vec<InterfacePlan>,
+    /// Questions to the name server's address are for the host.
+    #[serde(default)]
+    pub resolver: bool,
 }
 
 /// What a sandbox leaves in its folder about its machine, `machine.json`.
@@ -80,6 +83,9 @@ pub struct MachineRecord {
     pub memory: u64,
     /// Release of the kernel that answered.
     pub kernel: String,
+    /// Names of its interfaces, inside and on the host, where they are taps.
+    #[serde(default)]
+    pub taps: Vec<(String, String)>,
     /// Milliseconds from the start of the machine to the agent's first word.
     pub boot: u64,
 }

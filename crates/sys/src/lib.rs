@@ -9,6 +9,7 @@
 pub mod bpf;
 pub mod fsid;
 pub mod inherit;
+pub mod kvm;
 pub mod memory;
 pub mod mount;
 pub mod netlink;

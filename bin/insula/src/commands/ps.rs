@@ -57,6 +57,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("Ports", "PORTS"),
     ("Names", "NAMES"),
     ("Size", "SIZE"),
+    ("Isolation", "WALL"),
     ("CreatedAt", "CREATED AT"),
     ("State", "STATE"),
     ("Labels", "LABELS"),
@@ -83,13 +84,18 @@ impl Run for PsArgs {
         }
         let now = ago::now();
         let rows: Vec<Row> = containers.iter().map(|container| row(container, now, !self.no_trunc)).collect();
-        table::print(&columns(self.size), &rows, &self.format)?;
+        let walls = containers.iter().any(|container| !container.host_config.isolation.is_empty());
+        table::print(&columns(self.size, walls), &rows, &self.format)?;
         Ok(0)
     }
 }
 
-fn columns(size: bool) -> Columns {
+/// As Docker's; walls where there is one that Docker has not.
+fn columns(size: bool, walls: bool) -> Columns {
     let mut shown = vec!["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"];
+    if walls {
+        shown.push("Isolation");
+    }
     if size {
         shown.push("Size");
     }
@@ -116,6 +122,7 @@ fn row(container: &ContainerSummary, now: i64, cut: bool) -> Row {
             ("Status", container.status.clone()),
             ("Ports", ports::display(&container.ports)),
             ("Names", names.join(",")),
+            ("Isolation", wall(container).to_owned()),
             ("Size", size(container)),
             ("CreatedAt", ago::local(container.created)),
             ("State", container.state.clone()),
@@ -125,6 +132,13 @@ fn row(container: &ContainerSummary, now: i64, cut: bool) -> Row {
             ("Networks", networks.into_iter().collect::<Vec<_>>().join(",")),
         ],
         labels: container.labels.clone(),
+    }
+}
+
+fn wall(container: &ContainerSummary) -> &str {
+    match container.host_config.isolation.as_str() {
+        "" => "process",
+        wall => wall,
     }
 }
 
@@ -163,8 +177,9 @@ mod tests {
     fn the_table_is_dockers() {
         let list: Vec<ContainerSummary> = insula_models::from_json(LIST.as_bytes()).unwrap();
         let rows: Vec<Row> = list.iter().map(|container| row(container, 1_700_000_150, true)).collect();
-        insta::assert_snapshot!(table::render(&columns(true), &rows, "").unwrap());
-        let names = table::render(&columns(false), &rows, "{{.Names}}: {{.Image}} {{.Networks}}").unwrap();
+        insta::assert_snapshot!(table::render(&columns(true, false), &rows, "").unwrap());
+        let names =
+            table::render(&columns(false, false), &rows, "{{.Names}}: {{.Image}} {{.Networks}}").unwrap();
         assert_eq!(names, "web: nginx bridge\njob: fedcba987654 \n");
     }
 }

@@ -148,6 +148,11 @@ fn info_text(info: &SystemInfo) -> String {
     line("Cgroup Driver", &info.cgroup_driver);
     line("Cgroup Version", &info.cgroup_version);
     line("Default Isolation", &info.isolation);
+    if let Some(machines) = &info.machines {
+        let why = Some(&machines.why).filter(|why| !why.is_empty()).map(|why| format!(" ({why})"));
+        line("VM Backend", &format!("{}{}", machines.backend, why.unwrap_or_default()));
+        line("VM Kernel", if machines.kernel.is_empty() { "none found" } else { &machines.kernel });
+    }
     if !info.security_options.is_empty() {
         line("Security Options", &info.security_options.join(" "));
     }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use insula_models::{
-    ContainerInspect, ContainerState, EndpointSettings, GraphDriver, Labels, MountPoint, NetworkSettings,
-    PortBinding,
+    ContainerInspect, ContainerState, EndpointSettings, GraphDriver, Labels, Machine, MountPoint,
+    NetworkSettings, PortBinding,
 };
 use insula_network::{Endpoint, Mode};
+use insula_spec::machine::MachineRecord;
 use insula_spec::plan::LogPlan;
 use jiff::Timestamp;
 
@@ -51,6 +52,7 @@ impl Engine {
             hosts_path: file("hosts"),
             log_path,
             name: format!("/{}", row.name),
+            machine: row.pid().and_then(|_| self.sandbox(&row).machine()).map(machine),
             restart_count: i64::try_from(row.restarts).unwrap_or(i64::MAX),
             driver: "overlay2".to_owned(),
             platform: "linux".to_owned(),
@@ -129,6 +131,18 @@ fn ports(row: &Row, endpoint: &Endpoint) -> insula_models::PortMap {
         ports.entry(key).or_default().get_or_insert_default().push(binding);
     }
     ports
+}
+
+fn machine(record: MachineRecord) -> Machine {
+    Machine {
+        backend: record.backend.name().to_owned(),
+        program: record.program,
+        pid: record.pid.into(),
+        cpus: record.cpus,
+        memory: record.memory,
+        kernel: record.kernel,
+        boot_milliseconds: record.boot,
+    }
 }
 
 fn state(container: &Container, row: &Row) -> ContainerState {

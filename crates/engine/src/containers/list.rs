@@ -96,6 +96,10 @@ impl Engine {
             host_config: HostConfigSummary {
                 network_mode: row.host.network_mode.clone(),
                 annotations: row.host.annotations.clone(),
+                isolation: Some(&row.host.isolation)
+                    .filter(|wall| *wall != "process")
+                    .cloned()
+                    .unwrap_or_default(),
             },
             network_settings: NetworkSettingsSummary { networks: self.network_settings(&row)?.networks },
             mounts: inspect::mount_points(&row, &self.store().volumes_dir()),

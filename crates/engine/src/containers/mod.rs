@@ -180,7 +180,7 @@ impl Engine {
         let answer = container.task()?.call(Call::Processes(Empty {}), &[]).await;
         match answer.map_err(|error| start::not_running(error, &container.id))? {
             Outcome::Processes(processes) => {
-                let top = top::listing(&processes.pids, arguments.filter(|text| !text.is_empty()))?;
+                let top = top::listing(&processes, arguments.filter(|text| !text.is_empty()))?;
                 self.publish(&container.row(), "top", &[]);
                 Ok(top)
             }

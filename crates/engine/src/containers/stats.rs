@@ -11,19 +11,23 @@ use insula_proto::{Call, Empty, Outcome};
 use jiff::Timestamp;
 
 use super::container::Container;
+use crate::monitor::SandboxFolder;
 use crate::{Engine, Error, Result};
 
 /// Samples of one container's statistics.
 #[derive(Debug)]
 pub struct StatsSampler {
     container: Arc<Container>,
+    sandbox: SandboxFolder,
     last: Option<(String, CpuStats)>,
 }
 
 impl Engine {
     /// Samples of a container; one that does not run gives zeros.
     pub async fn container_stats(&self, reference: &str) -> Result<StatsSampler> {
-        Ok(StatsSampler { container: self.find(reference)?, last: None })
+        let container = self.find(reference)?;
+        let sandbox = self.sandbox(&container.row());
+        Ok(StatsSampler { container, sandbox, last: None })
     }
 }
 
@@ -68,7 +72,10 @@ impl StatsSampler {
         if row.host.network_mode != "host"
             && let Some(pid) = row.pid()
         {
-            sample.networks = interfaces(pid);
+            sample.networks = match self.sandbox.machine() {
+                Some(machine) => machine.taps.iter().map(|(name, tap)| (name.clone(), of_tap(tap))).collect(),
+                None => interfaces(pid),
+            };
         }
         if let Some((preread, precpu)) = self.last.replace((sample.read.clone(), sample.cpu_stats.clone())) {
             (sample.preread, sample.precpu_stats) = (preread, precpu);
@@ -133,6 +140,24 @@ fn blkio(entries: &[BlkioEntry]) -> Vec<insula_models::BlkioEntry> {
 fn interfaces(pid: i32) -> BTreeMap<String, InterfaceStats> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
     parse_interfaces(&text)
+}
+
+/// What the host's end of a machine's interface has carried, seen from the other end.
+fn of_tap(tap: &str) -> InterfaceStats {
+    let count = |name: &str| {
+        let text = std::fs::read_to_string(format!("/sys/class/net/{tap}/statistics/{name}"));
+        text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    };
+    InterfaceStats {
+        rx_bytes: count("tx_bytes"),
+        rx_packets: count("tx_packets"),
+        rx_errors: count("tx_errors"),
+        rx_dropped: count("tx_dropped"),
+        tx_bytes: count("rx_bytes"),
+        tx_packets: count("rx_packets"),
+        tx_errors: count("rx_errors"),
+        tx_dropped: count("rx_dropped"),
+    }
 }
 
 fn parse_interfaces(text: &str) -> BTreeMap<String, InterfaceStats> {

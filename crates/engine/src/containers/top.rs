@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 
 use insula_models::TopResponse;
+use insula_proto::{ProcessText, Processes};
 
 use crate::{Error, Result};
 
@@ -65,13 +66,21 @@ const COLUMNS: [(&str, &str, Column); 27] = [
     ("cmd", "CMD", Column::Command),
 ];
 
-/// Lists processes. One that ends meanwhile is left out.
-pub(crate) fn listing(pids: &[i32], arguments: Option<&str>) -> Result<TopResponse> {
+/// Lists processes. One that ends meanwhile is left out, and so is what another kernel says that is none.
+pub(crate) fn listing(found: &Processes, arguments: Option<&str>) -> Result<TopResponse> {
     let columns = columns(arguments.unwrap_or("-ef"))?;
-    let host = Host::read();
-    let processes = pids
-        .iter()
-        .filter_map(|pid| Process::read(*pid))
+    let mut host = Host::read();
+    let read: Vec<Process> = match &found.elsewhere {
+        None => found.pids.iter().filter_map(|pid| Process::read(*pid)).collect(),
+        Some(elsewhere) => {
+            (host.memory, host.uptime) = (elsewhere.memory, elsewhere.uptime);
+            let parse =
+                |text: &ProcessText| Process::parse(text.pid, &text.stat, &text.status, &text.command);
+            elsewhere.processes.iter().filter_map(parse).collect()
+        }
+    };
+    let processes = read
+        .into_iter()
         .map(|process| columns.iter().map(|(_, column)| process.show(*column, &host)).collect())
         .collect();
     Ok(TopResponse { titles: columns.iter().map(|(title, _)| (*title).to_owned()).collect(), processes })
@@ -294,7 +303,8 @@ mod tests {
     #[test]
     fn a_process_of_this_host_is_listed() {
         let pid = std::process::id().cast_signed();
-        let listing = listing(&[pid, i32::MAX], Some("-o pid,comm,args")).unwrap();
+        let found = Processes { pids: vec![pid, i32::MAX], elsewhere: None };
+        let listing = listing(&found, Some("-o pid,comm,args")).unwrap();
         assert_eq!(listing.titles, ["PID", "COMMAND", "COMMAND"]);
         assert_eq!(listing.processes.len(), 1);
         assert_eq!(listing.processes[0][0], pid.to_string());
@@ -324,5 +334,24 @@ mod tests {
             assert!(columns(arguments).is_err(), "{arguments}");
         }
         assert_eq!(columns("aux").unwrap().len(), 11);
+    }
+
+    #[test]
+    fn what_another_kernel_says_is_taken_for_what_it_is() {
+        let text = |pid, stat: &str| ProcessText {
+            pid,
+            stat: stat.to_owned(),
+            status: "Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\n".to_owned(),
+            command: b"httpd\0-f\0".to_vec(),
+        };
+        let stat = format!("7 (httpd) S 1 7 7 0{}", " 0".repeat(45));
+        let elsewhere = insula_proto::Elsewhere {
+            processes: vec![text(7, &stat), text(8, "no stat at all")],
+            memory: 1 << 20,
+            uptime: 5,
+        };
+        let found = Processes { pids: vec![7, 8], elsewhere: Some(elsewhere) };
+        let listing = listing(&found, Some("-o pid,comm,args")).unwrap();
+        assert_eq!(listing.processes, [["7", "httpd", "httpd -f"]]);
     }
 }

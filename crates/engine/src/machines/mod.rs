@@ -1,18 +1,20 @@
 //! Machines for containers that have a kernel of their own: which kernel, how large, run by what.
 
 mod check;
+mod hardware;
 mod kernels;
 mod size;
 mod use_cases;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use insula_host::guest::{self, Features};
 use insula_spec::machine::{Backend, MachinePlan};
 
 pub(crate) use self::check::check;
 use crate::containers::row::Row;
-use crate::{Error, Result};
+use crate::{Config, Error, Result};
 
 /// Value of `HostConfig.Isolation` for a machine of its own.
 pub(crate) const ISOLATION: &str = "vm";
@@ -28,13 +30,21 @@ pub(crate) struct Machines {
     /// Chosen kernel, initial RAM disks.
     folder: PathBuf,
     agent: PathBuf,
-    backend: Backend,
+    monitor: PathBuf,
+    wanted: Option<Backend>,
+    choice: OnceLock<hardware::Choice>,
 }
 
 impl Machines {
-    /// `agent` is the program `insula-agent`; that it is missing is said when it is needed.
-    pub(crate) fn new(root: &Path, agent: PathBuf, backend: Backend) -> Self {
-        Self { folder: root.join("machines"), agent, backend }
+    /// That the agent is missing is said when it is needed.
+    pub(crate) fn new(root: &Path, config: &Config) -> Self {
+        Self {
+            folder: root.join("machines"),
+            agent: config.agent.clone(),
+            monitor: config.monitor.clone(),
+            wanted: config.vm_backend,
+            choice: OnceLock::new(),
+        }
     }
 
     /// The machine of a container whose sandbox has `folder`. Reads and perhaps writes files.
@@ -49,7 +59,7 @@ impl Machines {
         let features = if row.host.privileged { Features::Engine } else { Features::Containers };
         let initramfs = guest::initramfs(&kernel, &self.agent, features, &self.folder)?;
         Ok(MachinePlan {
-            backend: self.backend,
+            backend: self.choice().backend,
             kernel,
             initramfs,
             cpus: size::cpus(&row.host),

@@ -3,11 +3,20 @@
 use std::path::Path;
 
 use insula_host::guest;
-use insula_models::{Kernel, KernelUseRequest};
+use insula_models::{Kernel, KernelUseRequest, MachinesInfo};
 
 use crate::{Engine, Error, Result, blocking};
 
 impl Engine {
+    /// What machines run on, for `info`. The first time takes some milliseconds.
+    pub(crate) fn machines_info(&self) -> MachinesInfo {
+        let machines = &self.0.machines;
+        let choice = machines.choice();
+        // That there is none is no error of `info`.
+        let kernel = machines.kernel().map(|kernel| kernel.release).unwrap_or_default();
+        MachinesInfo { backend: choice.backend.name().to_owned(), why: choice.why.clone(), kernel }
+    }
+
     /// Kernels that machines can boot, the one in use first.
     pub async fn kernels(&self) -> Result<Vec<Kernel>> {
         let engine = self.clone();

@@ -67,9 +67,7 @@ impl<S: Sandbox> Monitor<S> {
                 Ok(Outcome::Stats(stats.map_err(|source| Error::Malformed { what: "statistics", source })?))
             }
             Some(Call::Attach(call)) => self.attach(call, descriptors).map(|()| done),
-            Some(Call::Processes(_)) => {
-                Ok(Outcome::Processes(insula_proto::Processes { pids: self.sandbox.processes()? }))
-            }
+            Some(Call::Processes(_)) => Ok(Outcome::Processes(self.sandbox.processes()?)),
             Some(Call::Status(_)) => Ok(Outcome::Status(self.status())),
             Some(Call::Rewire(call)) => self.rewire(&call).map(|()| done),
             Some(Call::Resolver(_)) => self.resolver(descriptors).map(|()| done),

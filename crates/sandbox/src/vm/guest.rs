@@ -21,6 +21,7 @@ pub(super) fn machine(plan: &ContainerPlan) -> GuestPlan {
         entropy: insula_base::random_hex(32),
         hostname: plan.hostname.clone(),
         interfaces: plan.interfaces.clone(),
+        resolver: plan.resolver,
     }
 }
 

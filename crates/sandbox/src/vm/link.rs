@@ -19,6 +19,9 @@ const PIECE: usize = 64 << 10;
 /// Answers and events that nobody asked for are bounded by what one may have: this many processes.
 const MOST_PROCESSES: usize = 4096;
 
+/// Bytes that wait for the channel at which answers of the name server are dropped.
+const MOST_WAITING: usize = 256 << 10;
+
 /// Our side of the channel.
 #[derive(Debug, Default)]
 pub(super) struct Link {
@@ -33,6 +36,8 @@ pub(super) struct Link {
     /// The guest's kernel, once the agent has said its first word.
     hello: Option<String>,
     events: VecDeque<Event>,
+    /// To the name server, with their numbers.
+    questions: Vec<(u32, Vec<u8>)>,
 }
 
 #[derive(Debug)]
@@ -114,7 +119,7 @@ impl Link {
     }
 
     /// Passes on what can be, both ways.
-    fn move_on(&mut self, channel: BorrowedFd<'_>) -> Result<()> {
+    pub(super) fn move_on(&mut self, channel: BorrowedFd<'_>) -> Result<()> {
         for process in &mut self.processes {
             process.streams.pump(&mut self.out)?;
         }
@@ -146,6 +151,7 @@ impl Link {
             }
             Kind::Reply => self.reply(&frame.payload)?,
             Kind::Request => return Err(ChannelError::Malformed("a request of the guest").into()),
+            Kind::Query => self.questions.push((stream, frame.payload)),
             Kind::Data | Kind::Credit | Kind::End => {
                 let found = self.processes.iter_mut().find(|process| process.streams.number() == stream);
                 // One that was given up meanwhile.
@@ -221,6 +227,18 @@ impl Link {
         }
         if first {
             self.events.push_back(Event::Exited { code, error: error.to_owned() });
+        }
+    }
+
+    /// What the guest asked the name server since the last call.
+    pub(super) fn questions(&mut self) -> Vec<(u32, Vec<u8>)> {
+        std::mem::take(&mut self.questions)
+    }
+
+    /// Passes an answer of the name server on, unless the guest takes nothing: it asks again.
+    pub(super) fn answer_question(&mut self, number: u32, answer: &[u8]) {
+        if self.out.len() < MOST_WAITING {
+            put_frame(&mut self.out, Kind::Query, number, answer);
         }
     }
 

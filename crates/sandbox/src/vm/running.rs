@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use insula_container::{Jailed, share};
 use insula_host::cgroup::{Group, Layout, Purpose, Stats};
+use insula_host::resolver::Sockets;
 use insula_proto::{Call, Create, Empty, Exec, Furnish, Outcome, Resize, Signal, Start, Update};
 use insula_spec::machine::{MachinePlan, MachineRecord};
 use insula_spec::plan::{ContainerPlan, InterfacePlan, Resources};
@@ -15,8 +16,9 @@ use rustix::io::Errno;
 use super::backend::{self, Interface, Machine, Parts};
 use super::console::Console;
 use super::link::Link;
+use super::names::Names;
 use super::{files, guest};
-use crate::{Created, Error, Event, ExecPlan, Frozen, Result, SignalTarget, When};
+use crate::{Created, Error, Event, ExecPlan, Frozen, Processes, Result, SignalTarget, When};
 
 /// How long a guest may take to boot: an emulated one on a busy host needs many times what it needs on an
 /// idle one.
@@ -35,6 +37,8 @@ pub(super) struct Running {
     machine: Box<dyn Machine>,
     link: Link,
     console: Console,
+    /// Of a container that has a name server.
+    names: Option<Names>,
     /// The channel is also waited for until it takes more.
     writing: bool,
     /// Why it is of no more use.
@@ -52,20 +56,27 @@ impl Running {
         let group = Group::create(&Layout::probe()?, &plan.cgroup.path, Purpose::Limit)?;
         match Self::start_in(plan, machine, &group) {
             Ok((files, running, warnings)) => {
-                let this = Self {
+                let mut this = Self {
                     plan: machine.clone(),
                     group,
                     files,
                     machine: running,
                     link: Link::default(),
                     console: Console::default(),
+                    names: None,
                     writing: false,
                     broken: None,
                     warnings,
                     began: Instant::now(),
                 };
-                this.watch_machine(events)?;
-                Ok(this)
+                match this.prepare(plan, events) {
+                    Ok(()) => Ok(this),
+                    Err(error) => {
+                        // As above.
+                        let _ = this.destroy();
+                        Err(error)
+                    }
+                }
             }
             Err(error) => {
                 // The first error is the one to report; what is left is found by its name later.
@@ -107,9 +118,13 @@ impl Running {
         }
     }
 
-    fn watch_machine(&self, events: &OwnedFd) -> Result<()> {
-        let descriptors =
+    fn prepare(&mut self, plan: &ContainerPlan, events: &OwnedFd) -> Result<()> {
+        if plan.resolver {
+            self.names = Some(Names::new()?);
+        }
+        let machine =
             [self.machine.channel(), self.machine.console(), self.machine.pidfd(), self.files.pidfd.as_fd()];
+        let descriptors = machine.into_iter().chain(self.names.as_ref().map(Names::answers));
         for descriptor in descriptors {
             epoll::add(events, descriptor, EventData::new_u64(0), EventFlags::IN)
                 .map_err(|source| Error::call("epoll_ctl", "for a machine", source))?;
@@ -135,7 +150,7 @@ impl Running {
             Outcome::Started(started) => started,
             other => return Err(unexpected(&other)),
         };
-        self.record(&release, boot)?;
+        self.record(&plan, &release, boot)?;
         let mut warnings = std::mem::take(&mut self.warnings);
         warnings.extend(started.warnings);
         Ok(Created { pid: self.machine.pid(), streams, warnings })
@@ -156,7 +171,7 @@ impl Running {
         }
     }
 
-    fn record(&self, release: &str, boot: Duration) -> Result<()> {
+    fn record(&self, plan: &ContainerPlan, release: &str, boot: Duration) -> Result<()> {
         let record = MachineRecord {
             backend: self.plan.backend,
             program: self.machine.program().to_owned(),
@@ -165,6 +180,7 @@ impl Running {
             cpus: self.plan.cpus,
             memory: self.plan.memory,
             kernel: release.to_owned(),
+            taps: plan.interfaces.iter().map(|tap| (tap.name.clone(), tap.host_name.clone())).collect(),
             boot: u64::try_from(boot.as_millis()).unwrap_or(u64::MAX),
         };
         let path = self.plan.folder.join(MachineRecord::FILE);
@@ -252,15 +268,20 @@ impl Running {
 
     pub(super) fn stats(&mut self, events: &OwnedFd) -> Result<Stats> {
         match self.call(Call::Stats(Empty {}), events)? {
-            Outcome::Stats(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|_| insula_proto::channel::ChannelError::Malformed("statistics").into()),
+            Outcome::Stats(bytes) => {
+                let mut stats: Stats = serde_json::from_slice(&bytes)
+                    .map_err(|_| insula_proto::channel::ChannelError::Malformed("statistics"))?;
+                // More than the machine has it cannot take.
+                stats.memory_limit = Some(stats.memory_limit.unwrap_or(u64::MAX).min(self.plan.memory));
+                Ok(stats)
+            }
             other => Err(unexpected(&other)),
         }
     }
 
-    pub(super) fn processes(&mut self, events: &OwnedFd) -> Result<Vec<i32>> {
+    pub(super) fn processes(&mut self, events: &OwnedFd) -> Result<Processes> {
         match self.call(Call::Processes(Empty {}), events)? {
-            Outcome::Processes(processes) => Ok(processes.pids),
+            Outcome::Processes(processes) => Ok(processes),
             other => Err(unexpected(&other)),
         }
     }
@@ -318,7 +339,11 @@ impl Running {
             return;
         }
         self.console.read(self.machine.console());
-        let broken = match self.link.serve(self.machine.channel()) {
+        let served = self.link.serve(self.machine.channel()).and_then(|open| {
+            self.serve_names()?;
+            Ok(open)
+        });
+        let broken = match served {
             Ok(true) => self.ended(),
             Ok(false) => Some("the machine ended".to_owned()),
             Err(error) => Some(insula_base::chain(&error)),
@@ -329,6 +354,25 @@ impl Running {
             self.link.cut(BROKEN, &broken);
             self.broken = Some(broken);
         }
+    }
+
+    fn serve_names(&mut self) -> Result<()> {
+        let questions = self.link.questions();
+        let Some(names) = &mut self.names else { return Ok(()) };
+        for (number, question) in questions {
+            names.ask(number, question);
+        }
+        let mut any = false;
+        while let Some((number, answer)) = names.answer() {
+            self.link.answer_question(number, &answer);
+            any = true;
+        }
+        if any { self.link.move_on(self.machine.channel()) } else { Ok(()) }
+    }
+
+    pub(super) fn resolver(&mut self) -> Result<Sockets> {
+        let names = self.names.as_ref();
+        names.ok_or(Error::Unsupported("a machine gets a name server with its start or not at all"))?.server()
     }
 
     /// Whether one of the processes that it is made of has ended.
