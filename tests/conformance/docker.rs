@@ -58,6 +58,7 @@ with_both! {
     the_rest_of_the_everyday_commands
     no_byte_is_lost
     contexts_and_what_is_not_there
+    images_from_and_to_a_registry
 }
 
 const ALONE: &[&str] = &["run", "--rm", "--network", "none"];
@@ -239,4 +240,22 @@ fn contexts_and_what_is_not_there(docker: &Docker) {
     docker.docker(&["service", "ls"]).fails(1, &["This node is not a swarm manager"]);
     docker.docker(&["swarm", "init"]).fails(1, &["This node is not a swarm manager"]);
     docker.docker(&["plugin", "ls"]).ok();
+}
+
+fn images_from_and_to_a_registry(docker: &Docker) {
+    let registry =
+        insula_tests::registry!(&insula_tests::registry::Wants { password: true, ..Default::default() });
+    let address = registry.address().to_string();
+    let name = registry.name("app:1");
+    docker.docker(&["pull", &name]).exits(1);
+    docker.docker(&["login", "-u", "ann", "-p", "wrong", &address]).exits(1);
+    docker.docker(&["login", "-u", "ann", "-p", "secret", &address]).shows(&["Login Succeeded"]);
+    docker.docker(&["tag", "busybox", &name]).ok();
+    docker.docker(&["push", &name]).shows(&["Pushed", "1: digest: sha256:"]);
+    docker.docker(&["rmi", &name, "busybox"]).ok();
+    docker.docker(&["pull", &name]).shows(&["Pull complete", "Status: Downloaded newer image"]);
+    docker.docker(&["rmi", &name]).ok();
+    docker.docker(&["run", "--rm", "--network", "none", &name, "echo", "pulled"]).shows(&["pulled"]);
+    docker.docker(&["pull", &registry.name("app:none")]).fails(1, &["manifest unknown"]);
+    docker.docker(&["logout", &address]).ok();
 }

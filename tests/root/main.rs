@@ -15,6 +15,7 @@ mod logs;
 mod network;
 mod process;
 mod pull;
+mod push;
 mod restart;
 mod run;
 mod streams;

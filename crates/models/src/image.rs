@@ -112,6 +112,9 @@ document! {
         error_detail: Option<ErrorDetail>,
         #[serde(rename = "error", skip_serializing_if = "is_zero")]
         error: String,
+        /// A result for programs: of a push, tag, digest and size.
+        #[serde(rename = "aux", skip_serializing_if = "is_zero")]
+        aux: Option<serde_json::Value>,
     }
 }
 

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::auth::same_origin;
-use crate::error::printable;
+use crate::error::{is_certificate, printable};
 use crate::options::{Limits, Options, is_loopback};
 use crate::{Error, Result, tls};
 
@@ -102,11 +102,17 @@ impl Http {
             if let Some(body) = body.take() {
                 request = request.body(body);
             }
-            let response = request.send().await.map_err(|source| Error::Connection {
-                doing: ask.doing.clone(),
-                // Addresses that storage services sign are secrets.
-                source: source.without_url(),
-            })?;
+            let response = match request.send().await {
+                Ok(response) => response,
+                Err(source) => {
+                    // Certificates may be put into place until the next time.
+                    if is_certificate(&source) {
+                        self.forget(&ask.url);
+                    }
+                    // Addresses that storage services sign are secrets.
+                    return Err(Error::Connection { doing: ask.doing, source: source.without_url() });
+                }
+            };
             let Some(next) = redirect(&ask, &response)? else { return Ok(response) };
             followed += 1;
             if followed > self.options.limits.redirects {

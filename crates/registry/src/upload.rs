@@ -80,6 +80,23 @@ impl Repository {
         Ok(Pushed::Uploaded)
     }
 
+    /// Whether the repository has a blob, or got it from another one of the registry by a mount.
+    pub async fn mount_blob(&self, descriptor: &Descriptor, others: &[String]) -> Result<Option<Pushed>> {
+        if self.has_blob(&descriptor.digest).await? {
+            return Ok(Some(Pushed::Exists));
+        }
+        for other in others.iter().filter(|other| *other != self.path()) {
+            let query = format!("?mount={}&from={other}", descriptor.digest);
+            match self.begin(&query).await {
+                Ok(None) => return Ok(Some(Pushed::Mounted(other.clone()))),
+                // What was begun in its place is forgotten by the registry in time.
+                Ok(Some(_)) | Err(Error::Denied { .. } | Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
     /// Begins an upload and returns where it goes; `None` if a mount made it unnecessary.
     async fn begin(&self, query: &str) -> Result<Option<Url>> {
         let what = format!("push to {}", self.name());

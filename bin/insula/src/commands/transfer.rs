@@ -104,12 +104,11 @@ impl Run for PushArgs {
         if bare && !self.all_tags && !self.quiet {
             printer::line("Using default tag: latest")?;
         }
+        if reference.digest().is_some() {
+            bail!("cannot push a digest reference");
+        }
         let name = reference.familiar_name();
-        let tag = match (self.all_tags, reference.tag()) {
-            (true, _) => "",
-            (false, Some(tag)) => tag,
-            (false, None) => bail!("cannot push a digest reference"),
-        };
+        let tag = if self.all_tags { "" } else { reference.tag().unwrap_or_default() };
         let auth = registry::credentials(&name)?;
         let client = context.client().await?;
         let mut stream = client.push_image(&name, tag, &auth).await?;

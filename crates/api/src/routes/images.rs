@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use futures_util::TryStreamExt;
 use http::{HeaderMap, Method};
-use insula_engine::images::{ImportRequest, ProgressSender, PullRequest};
+use insula_engine::images::{ImportRequest, ProgressSender, PullRequest, PushRequest};
 use insula_models::{ApiVersion, ErrorDetail, ProgressMessage};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -21,7 +21,6 @@ use crate::stream;
 
 /// Lines of progress that wait for a slow client.
 const BACKLOG: usize = 64;
-const NO_PUSH: &str = "pushing images is not available in this version";
 const NO_SAVE: &str = "saving images is not available in this version";
 
 pub(super) fn routes() -> Router<Api> {
@@ -97,6 +96,16 @@ async fn pull(api: &Api, headers: &HeaderMap, params: &Params, name: &str) -> An
     transferred(move |progress| async move { images.pull(request, progress).await }).await
 }
 
+async fn push(api: &Api, headers: &HeaderMap, params: &Params, name: &str) -> Answer {
+    let request = PushRequest {
+        name: name.to_owned(),
+        tag: params.text("tag").unwrap_or_default().to_owned(),
+        credentials: credentials(headers)?,
+    };
+    let images = api.engine.images().clone();
+    transferred(move |progress| async move { images.push(request, progress).await }).await
+}
+
 async fn prune(State(api): State<Api>, params: Params) -> Answer {
     json(&api.engine.images().prune(params.filters()?).await?)
 }
@@ -105,6 +114,7 @@ async fn prune(State(api): State<Api>, params: Params) -> Answer {
 async fn named(
     State(api): State<Api>,
     method: Method,
+    headers: HeaderMap,
     Path(rest): Path<String>,
     Version(version): Version,
     params: Params,
@@ -115,7 +125,7 @@ async fn named(
         (&Method::GET | &Method::HEAD, "json") => shaped(version, &images.inspect(name)?),
         (&Method::GET | &Method::HEAD, "history") => json(&images.history(name)?),
         (&Method::GET | &Method::HEAD, "get") => Err(ApiError::unsupported(NO_SAVE)),
-        (&Method::POST, "push") => Err(ApiError::unsupported(NO_PUSH)),
+        (&Method::POST, "push") => push(&api, &headers, &params, name).await,
         (&Method::POST, "tag") => {
             let repository = params.get("repo").unwrap_or_default();
             images.tag(name, repository, params.get("tag").unwrap_or_default())?;

@@ -20,7 +20,7 @@ use insula_store::{Force, Image, ImportOptions, Removal, Store};
 pub use self::progress::ProgressSender;
 use self::progress::Reporter;
 use self::registry::LayerJobs;
-pub use self::registry::PullRequest;
+pub use self::registry::{PullRequest, PushRequest};
 use crate::events::{EventType, Events};
 use crate::filters::Filters;
 use crate::{Engine, Error, Result, blocking, transfer};

@@ -1,6 +1,10 @@
 //! Progress in Docker's words.
 
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use insula_models::{ProgressDetail, ProgressMessage};
+use serde_json::Value;
 
 use crate::images::ProgressSender;
 
@@ -46,9 +50,33 @@ impl Lines {
         let _ = self.0.try_send(message);
     }
 
+    /// A result for programs.
+    pub(super) async fn aux(&self, result: Value) {
+        self.send(ProgressMessage { aux: Some(result), ..ProgressMessage::default() }).await;
+    }
+
     async fn send(&self, message: ProgressMessage) {
         // Whether anybody is there is watched where the request is.
         let _ = self.0.send(message).await;
+    }
+}
+
+/// Between two lines about the same layer.
+const PACE: Duration = Duration::from_millis(100);
+
+/// When the last line was.
+#[derive(Debug, Default)]
+pub(super) struct Pace(Mutex<Option<Instant>>);
+
+impl Pace {
+    /// Whether it is time for a line, or for the last one.
+    pub(super) fn is_due(&self, last: bool) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last || told.is_none_or(|told| told.elapsed() >= PACE);
+        if due {
+            *told = Some(Instant::now());
+        }
+        due
     }
 }
 

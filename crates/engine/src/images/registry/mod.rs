@@ -1,9 +1,12 @@
 //! Images from and to registries.
 
 mod account;
+mod content;
 mod jobs;
 mod lines;
 mod pull;
+mod push;
 
 pub(crate) use self::jobs::LayerJobs;
 pub use self::pull::PullRequest;
+pub use self::push::PushRequest;

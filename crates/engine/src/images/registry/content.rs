@@ -1,0 +1,171 @@
+//! The bytes of layers, for pushing.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flate2::write::GzEncoder;
+use insula_base::{DiffId, Digest};
+use insula_registry::Content;
+use insula_spec::image::{Descriptor, media};
+use insula_store::Store;
+use rustix::fs::{Mode, OFlags};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+
+use crate::{Error, Result};
+
+/// Bytes that are read at a time.
+const PIECE: usize = 256 << 10;
+/// Pieces on their way to the network.
+const WAITING: usize = 2;
+
+/// A blob of the store.
+#[derive(Debug)]
+pub(super) struct StoredBlob {
+    store: Arc<Store>,
+    digest: Digest,
+}
+
+impl StoredBlob {
+    pub(super) fn new(store: &Arc<Store>, digest: &Digest) -> Self {
+        Self { store: store.clone(), digest: digest.clone() }
+    }
+}
+
+impl Content for StoredBlob {
+    fn open(&self, offset: u64) -> mpsc::Receiver<io::Result<Bytes>> {
+        let (store, digest) = (self.store.clone(), self.digest.clone());
+        sent(move || {
+            let mut reader = store.images().open_blob(&digest).map_err(io::Error::other)?;
+            reader.skip(offset)?;
+            Ok(reader)
+        })
+    }
+}
+
+/// A compressed layer in a file without a name, which is gone with its last user, however that ends.
+#[derive(Debug)]
+pub(super) struct Compressed(Arc<File>);
+
+impl Content for Compressed {
+    fn open(&self, offset: u64) -> mpsc::Receiver<io::Result<Bytes>> {
+        let file = self.0.clone();
+        sent(move || Ok(At { file, offset }))
+    }
+}
+
+/// A file from an offset on.
+struct At {
+    file: Arc<File>,
+    offset: u64,
+}
+
+impl Read for At {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(into, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+}
+
+/// What a reader has, by a thread that may block.
+fn sent<R: Read>(open: impl FnOnce() -> io::Result<R> + Send + 'static) -> mpsc::Receiver<io::Result<Bytes>> {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    tokio::task::spawn_blocking(move || {
+        let read = open().and_then(|mut reader| {
+            loop {
+                let mut piece = vec![0; PIECE];
+                let count = fill(&mut reader, &mut piece)?;
+                piece.truncate(count);
+                if count == 0 || sender.blocking_send(Ok(Bytes::from(piece))).is_err() {
+                    return Ok(());
+                }
+            }
+        });
+        if let Err(error) = read {
+            // Who gave up does not care.
+            let _ = sender.blocking_send(Err(error));
+        }
+    });
+    receiver
+}
+
+fn fill(reader: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < into.len() {
+        match reader.read(&mut into[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// Compresses the archive of a layer, always to the same bytes, and verifies that it is what it was.
+pub(super) fn compress(store: &Store, diff: &DiffId) -> Result<(Descriptor, Compressed)> {
+    let file = unnamed(store)?;
+    let path = store.root();
+    let mut reader = store.images().open_layer(diff)?;
+    let mut plain = Sha256::new();
+    // No name and no time in the header: the same content is the same blob.
+    let mut encoder = GzEncoder::new(Hashed::new(&file), flate2::Compression::default());
+    let mut piece = vec![0; PIECE];
+    loop {
+        let count = fill(&mut reader, &mut piece).map_err(|e| Error::io("read a layer of", path, e))?;
+        if count == 0 {
+            break;
+        }
+        plain.update(&piece[..count]);
+        encoder.write_all(&piece[..count]).map_err(|e| Error::io("write below", path, e))?;
+    }
+    let hashed = encoder.finish().map_err(|e| Error::io("write below", path, e))?;
+    let found = Digest::from_sha256(&plain.finalize().into());
+    if found != diff.0 {
+        let what = format!("layer {diff} as it is on the disk");
+        return Err(insula_store::Error::Mismatch { what, expected: diff.0.clone(), found }.into());
+    }
+    let blob = Descriptor {
+        media_type: media::LAYER_GZIP.to_owned(),
+        digest: Digest::from_sha256(&hashed.hash.finalize().into()),
+        size: hashed.size,
+        annotations: Default::default(),
+        platform: None,
+    };
+    Ok((blob, Compressed(Arc::new(file))))
+}
+
+fn unnamed(store: &Store) -> Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::open(store.root(), flags, Mode::RUSR | Mode::WUSR);
+    Ok(file.map_err(|error| Error::io("open a file without a name below", store.root(), error))?.into())
+}
+
+struct Hashed<'a> {
+    file: &'a File,
+    hash: Sha256,
+    size: u64,
+}
+
+impl<'a> Hashed<'a> {
+    fn new(file: &'a File) -> Self {
+        Self { file, hash: Sha256::new(), size: 0 }
+    }
+}
+
+impl Write for Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.hash.update(&bytes[..count]);
+        self.size += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
