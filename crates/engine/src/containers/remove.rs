@@ -104,12 +104,11 @@ impl Engine {
 
     /// Row, ids and the hold on the image.
     pub(super) fn forget(&self, owner: &str) -> Result<()> {
-        self.store().state().transaction(|tx| {
+        Ok(self.store().images().release_image(owner, |tx| {
             tx.records(Collection::Containers).remove(owner)?;
             tx.allocations().release_owner(Some(ID_POOL), owner)?;
-            Ok::<_, Error>(())
-        })?;
-        Ok(self.store().images().release_image(owner)?)
+            Ok(())
+        })?)
     }
 
     /// Removes an anonymous volume that nobody else uses.

@@ -68,11 +68,16 @@ impl Images {
         Ok(freed.removals)
     }
 
-    /// Ends the use, and removes the layers that only it still held. To be called after the
-    /// owner's record is gone; that there is no use is no error.
-    pub fn release_image(&self, owner: &str) -> Result<()> {
+    /// Ends the use in one commit with what `forget` takes away of the owner, and removes the layers that only
+    /// it still held; that there is no use is no error.
+    pub fn release_image(
+        &self,
+        owner: &str,
+        forget: impl FnOnce(&Transaction<'_>) -> Result<()>,
+    ) -> Result<()> {
         let _changes = self.changes();
         let freed = self.state.transaction(|tx| {
+            forget(tx)?;
             let mut freed = Freed::default();
             let Some(id) = rows::remove_use(tx.sql(), owner)? else { return Ok(freed) };
             let held = rows::image(tx.sql(), &id)?.is_some() || !rows::users(tx.sql(), &id)?.is_empty();

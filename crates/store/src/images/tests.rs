@@ -367,8 +367,8 @@ fn used_images_keep_their_layers() {
     // The same image again, while the old use still stands.
     load(&store, &docker_archive("app", &[&tar(&[("a", b"a")])])).unwrap();
     store.images().remove("app", Force::Yes, &|_| false).unwrap();
-    store.images().release_image(owner.as_str()).unwrap();
-    store.images().release_image(owner.as_str()).unwrap();
+    store.images().release_image(owner.as_str(), |_| Ok(())).unwrap();
+    store.images().release_image(owner.as_str(), |_| Ok(())).unwrap();
     store.images().wait_synced();
     assert_empty(&store);
 }
