@@ -83,7 +83,7 @@ impl Engine {
             names: &names,
             cgroup,
             interfaces: endpoint.interfaces(),
-            resolver: endpoint.named(),
+            resolver: endpoint.named() && row.has_host_sockets(),
             joined,
             volumes: &self.store().volumes_dir(),
             machine,
@@ -233,7 +233,7 @@ impl Engine {
             endpoint.attachments.iter().flat_map(insula_network::Attachment::addresses).collect();
         let config = &row.config;
         let host_conf = files::host_resolv_conf();
-        let resolv_conf = match endpoint.named() {
+        let resolv_conf = match endpoint.named() && row.has_host_sockets() {
             true => files::resolv_conf_named(&host_conf, &dns),
             false => files::resolv_conf(&host_conf, &dns, shares_host),
         };
