@@ -104,12 +104,9 @@ impl Daemon {
         self.start_as(command);
     }
 
-    fn start_as(&mut self, mut command: Command) {
+    fn start_as(&mut self, command: Command) {
         assert!(self.child.is_none(), "the daemon runs already");
-        let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
-        self.environment(&mut command);
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        let mut child = command.spawn().unwrap();
+        let mut child = self.spawn(command);
         let socket = self.instance.socket();
         eventually("the daemon answers", || {
             let ended = child.try_wait().unwrap();
@@ -117,6 +114,13 @@ impl Daemon {
             UnixStream::connect(&socket).ok()
         });
         self.child = Some(child);
+    }
+
+    fn spawn(&self, mut command: Command) -> Child {
+        let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
+        self.environment(&mut command);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        command.spawn().unwrap()
     }
 
     /// Kills it, so that it can do nothing about it.
@@ -150,7 +154,37 @@ impl Daemon {
         command
     }
 
+    /// The file that names the failpoint at which its next process to come by is killed.
+    #[must_use]
+    pub fn failpoint_file(&self) -> PathBuf {
+        self.folder.path().join("failpoint")
+    }
+
+    /// Starts it although it may be killed before it serves; whether it serves.
+    pub fn try_restart(&mut self) -> bool {
+        assert!(self.child.is_none(), "the daemon runs already");
+        let mut child = self.spawn(Command::new(program("insulad")));
+        let socket = self.instance.socket();
+        let serves = eventually("the daemon answers or ends", || {
+            if child.try_wait().unwrap().is_some() {
+                return Some(false);
+            }
+            UnixStream::connect(&socket).is_ok().then_some(true)
+        });
+        if serves {
+            self.child = Some(child);
+        }
+        serves
+    }
+
+    /// Waits until it has been killed.
+    pub fn await_kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        eventually("the daemon is killed", || child.try_wait().unwrap());
+    }
+
     fn environment(&self, command: &mut Command) {
+        command.env(insula_base::env::FAILPOINT, self.failpoint_file());
         command.env("INSULA_ROOT", self.instance.root()).env("INSULA_RUN", self.instance.run());
         command.env_remove("INSULA_HOST").env_remove("DOCKER_HOST");
         // Nobody's credentials but the test's.

@@ -21,6 +21,11 @@ pub const CONFIG: &str = "INSULA_CONFIG";
 
 /// The default of [`CONFIG`]; it need not be there.
 pub const DEFAULT_CONFIG: &str = "/etc/insula/insulad.toml";
+
+/// File that names the failpoint at which the daemon or a monitor is to be killed. Read by builds for
+/// development only.
+pub const FAILPOINT: &str = "INSULA_FAILPOINT";
+
 /// The default of [`ROOT`].
 pub const DEFAULT_ROOT: &str = "/var/lib/insula";
 /// The default of [`RUN`].

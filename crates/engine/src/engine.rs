@@ -1,5 +1,6 @@
 //! The engine: everything that the use cases share.
 
+use insula_sys::failpoint::failpoint;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -82,6 +83,7 @@ impl Engine {
     /// runs, applies what ended, frees what was lost, and is then ready to serve.
     pub async fn open(config: Config) -> Result<Self> {
         let inner = blocking(move || Inner::open(config)).await?;
+        failpoint("daemon.opened");
         let engine = Self(Arc::new(inner));
         engine.0.spares.reap()?;
         engine.reconcile().await?;

@@ -3,6 +3,7 @@
 
 pub(crate) mod probe;
 
+use insula_sys::failpoint::failpoint;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -101,6 +102,7 @@ impl Engine {
         drop(state);
         self.0.execs.insert(id.clone(), container.id.clone());
         self.0.execs.retain(|exec, of| *of != container.id || kept.contains(exec));
+        failpoint("exec.created");
         self.publish(&container.row(), &action, &[("execID", id.as_str())]);
         Ok(IdResponse { id: id.to_string() })
     }
@@ -131,6 +133,7 @@ impl Engine {
         self.publish(&container.row(), &action, &[("execID", id.as_str())]);
         match task.call(Call::Exec(call), &descriptors).await {
             Ok(Outcome::Started(started)) => with(&container, &id, |exec| {
+                failpoint("exec.answered");
                 // A short one may have ended before this.
                 if exec.state == ExecState::Starting {
                     exec.state = ExecState::Running;

@@ -1,6 +1,7 @@
 //! The daemon's start: what the rows say meets what there is. What lives is taken over, what
 //! ended is applied, what was lost is said, what belongs to nobody is freed.
 
+use insula_sys::failpoint::failpoint;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,21 +32,37 @@ impl Engine {
                 }
             }
         }
+        self.discard_unfinished();
         let containers = self.0.containers.all();
         for container in &containers {
             if container.row().phase.live() && !self.take_up(container).await {
                 ended.push(container.clone());
             }
         }
+        failpoint("daemon.adopted");
         let over = |container: &Container| ended.iter().any(|ended| ended.id == container.id);
         let live =
             containers.iter().filter(|c| c.row().running() && !over(c)).map(|c| c.id.clone()).collect();
         for warning in self.networks().reconcile(&live)? {
             tracing::warn!(warning, "network");
         }
+        failpoint("daemon.networks");
         self.free_unknown().await?;
+        failpoint("daemon.freed");
         self.follow_up(&containers, &ended).await;
+        failpoint("daemon.followed");
         Ok(())
+    }
+
+    /// Containers whose create was cut off: nobody was told of them.
+    fn discard_unfinished(&self) {
+        for container in self.0.containers.all() {
+            let row = container.row();
+            if row.phase == Phase::Created && !self.is_complete(&row) {
+                tracing::info!(container = row.id.short(), "its create was cut off: it is taken back");
+                self.discard(&container);
+            }
+        }
     }
 
     /// Whether the container lives on.
@@ -134,7 +151,12 @@ impl Engine {
             .map(|record| record.id)
             .collect();
         let parent = self.instance().cgroup();
-        for id in self.sandboxes().into_iter().filter(|id| !known.contains(id.as_str())) {
+        // An exit whose record was applied, and no more: the row has it.
+        let applied = |id: &ContainerId| {
+            let row = self.0.containers.get(id).map(|container| container.row());
+            row.is_some_and(|row| matches!(row.phase, Phase::Created | Phase::Exited { .. }))
+        };
+        for id in self.sandboxes().into_iter().filter(|id| !known.contains(id.as_str()) || applied(id)) {
             let sandbox = SandboxFolder::new(self.instance().sandbox(&id));
             if let Some((mut connection, _)) = connect(&sandbox).await {
                 let _ = connection.call(Call::Destroy(Empty {}), &[]).await;

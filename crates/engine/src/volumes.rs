@@ -7,6 +7,7 @@
 //! The row is written before the folder is made, and the folder is made again wherever it is
 //! missing, so that a crash in between leaves nothing half made.
 
+use insula_sys::failpoint::failpoint;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -46,11 +47,27 @@ impl Volumes {
         make_folder(&folder)?;
         for entry in fs::read_dir(&folder).map_err(|e| Error::io("readdir", &folder, e))? {
             let entry = entry.map_err(|e| Error::io("readdir", &folder, e))?;
-            if entry.file_name().as_encoded_bytes().starts_with(REMOVED.as_bytes()) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Some(name) = name.strip_prefix(REMOVED) {
+                let records = store.state().records(Collection::Volumes);
+                if !folder.join(name).exists() && records.get(name)?.is_some() {
+                    records.remove(name)?;
+                }
                 remove_tree(&entry.path())?;
             }
         }
-        Ok(Self { store, events })
+        let volumes = Self { store, events };
+        // One whose create was cut off is empty; one whose removal was is as it would be then.
+        for volume in volumes.all()? {
+            make_data(&volumes.data(&volume.name)?)?;
+        }
+        Ok(volumes)
+    }
+
+    /// Makes a volume that nobody named, with the name that was chosen for it.
+    pub(crate) fn create_anonymous(&self, name: &str) -> Result<Volume> {
+        let labels = Labels::from([(ANONYMOUS.to_owned(), String::new())]);
+        self.create(VolumeCreateRequest { name: name.to_owned(), labels, ..VolumeCreateRequest::default() })
     }
 
     /// Makes a volume, or returns the one of this name. Without a name it gets 64 random digits.
@@ -83,6 +100,7 @@ impl Volumes {
             Err(insula_store::Error::IdTaken { .. } | insula_store::Error::NameTaken { .. }) => {}
             result => result?,
         }
+        failpoint("volume.row");
         make_data(&data)?;
         self.publish("create", &name);
         Ok(volume)
@@ -199,13 +217,19 @@ impl Volumes {
     /// The folder vanishes by a rename, then the row, then the bytes.
     fn discard(&self, name: &str) -> Result<()> {
         let folder = self.store.volumes_dir().join(name);
-        let removed = self.store.volumes_dir().join(format!("{REMOVED}{}", insula_base::random_hex(8)));
+        let removed = self.store.volumes_dir().join(format!("{REMOVED}{name}"));
+        if removed.exists() {
+            remove_tree(&removed)?;
+        }
+        // From here on it is gone: whoever finds the renamed folder goes on.
         match fs::rename(&folder, &removed) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("rename", &folder, error)),
         }
+        failpoint("volume.renamed");
         self.store.state().records(Collection::Volumes).remove(name)?;
+        failpoint("volume.forgotten");
         self.publish("destroy", name);
         remove_tree(&removed)
     }

@@ -2,6 +2,7 @@
 
 mod requests;
 
+use insula_sys::failpoint::failpoint;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -173,16 +174,19 @@ impl<S: Sandbox> Monitor<S> {
             process.running = false;
             process.streams.finish(&mut self.poll)?;
         }
+        failpoint("monitor.exit.drained");
         if let Err(error) = self.sandbox.destroy() {
             // The daemon sweeps what is found without an owner.
             crate::report("freeing the container", &error);
         }
+        failpoint("monitor.exit.freed");
         let exited = Exited { code, oom: self.oom, at, error };
         if let Some(folder) = &self.folder
             && let Err(error) = record::write(folder, &ExitRecord::from(&exited))
         {
             crate::report("leaving the exit record", &error);
         }
+        failpoint("monitor.exit.recorded");
         self.phase = Phase::Ended;
         self.exit = Some(exited.clone());
         self.tell(&Outcome::Exited(exited));

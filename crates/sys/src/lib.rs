@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 pub mod bpf;
+pub mod failpoint;
 pub mod fsid;
 pub mod inherit;
 pub mod kvm;

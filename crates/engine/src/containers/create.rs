@@ -1,5 +1,6 @@
 //! Create: a request becomes a row, folders and volumes.
 
+use insula_sys::failpoint::failpoint;
 use std::sync::Arc;
 
 use insula_base::ContainerId;
@@ -62,6 +63,14 @@ impl Engine {
         let endpoints = self.endpoints(networking.endpoints_config, &host)?;
         let mut mounts = mounts::collect(&config, &host, &|name| Ok(self.find(name)?.row().mounts.clone()))?;
         policy.check_mounts(&mut mounts)?;
+        // Names are in the row before anything has them.
+        for mount in &mut mounts {
+            if let SourceRow::Volume { name, .. } = &mut mount.source
+                && name.is_empty()
+            {
+                *name = insula_base::random_hex(32);
+            }
+        }
         let id = ContainerId::random();
         self.fill_hostname(&id, &mut config, &host)?;
         let row = Row {
@@ -80,6 +89,7 @@ impl Engine {
             failure: None,
             boot: String::new(),
             again: false,
+            with_volumes: false,
             health: None,
             config,
             host,
@@ -110,6 +120,7 @@ impl Engine {
         let id = row.id.clone();
         let container = Arc::new(Container::new(row));
         self.0.containers.insert(container.clone());
+        failpoint("create.row");
         if let Err(error) = self.make_parts(&container, image) {
             self.discard(&container);
             return Err(error);
@@ -159,49 +170,50 @@ impl Engine {
             .collect()
     }
 
-    /// Folders, volumes and what the image puts into them.
+    /// Volumes with what the image puts into them, then the folders: one that has its folders is complete.
     fn make_parts(&self, container: &Container, image: &Image) -> Result<()> {
+        for mount in &container.row().mounts {
+            self.make_mount(mount, image)?;
+        }
+        failpoint("create.volumes");
         self.store().create_container_dir(&container.id)?;
-        let row = container.row();
-        let mut mounts = row.mounts.clone();
-        let mut named = false;
-        for mount in &mut mounts {
-            named |= self.make_mount(mount, image)?;
-        }
-        if named {
-            container.change(self.store(), |row| row.mounts = mounts)?;
-        }
+        failpoint("create.folders");
         Ok(())
     }
 
-    /// Makes the source of one mount; whether the row changes by it.
-    fn make_mount(&self, mount: &mut MountRow, image: &Image) -> Result<bool> {
-        match &mut mount.source {
+    /// Whether all of it was made, or its create was cut off.
+    pub(crate) fn is_complete(&self, row: &Row) -> bool {
+        // The last one that is made.
+        self.store().container_dir(&row.id).logs().is_dir()
+    }
+
+    /// Makes the source of one mount.
+    fn make_mount(&self, mount: &MountRow, image: &Image) -> Result<()> {
+        match &mount.source {
             SourceRow::Bind { path, propagation, .. } => {
                 mounts::make_source(path)?;
-                mounts::check_propagation(path, propagation).map(|()| false)
+                mounts::check_propagation(path, propagation)
             }
-            SourceRow::Tmpfs { .. } => Ok(false),
-            SourceRow::Volume { name, copy, .. } => {
-                let request = VolumeCreateRequest { name: name.clone(), ..VolumeCreateRequest::default() };
-                let volume = self.volumes().create(request)?;
+            SourceRow::Tmpfs { .. } => Ok(()),
+            SourceRow::Volume { name, copy, anonymous } => {
+                let volume = if *anonymous && self.volumes().inspect(name).is_err() {
+                    self.volumes().create_anonymous(name)?
+                } else {
+                    let request =
+                        VolumeCreateRequest { name: name.clone(), ..VolumeCreateRequest::default() };
+                    self.volumes().create(request)?
+                };
                 if *copy {
-                    copyup::fill(
-                        &image.layer_paths(),
-                        image.hidden(),
-                        &mount.target,
-                        volume.mountpoint.as_ref(),
-                    )?;
+                    let layers = image.layer_paths();
+                    copyup::fill(&layers, image.hidden(), &mount.target, volume.mountpoint.as_ref())?;
                 }
-                let named = name.is_empty();
-                *name = volume.name;
-                Ok(named)
+                Ok(())
             }
         }
     }
 
     /// Undoes a create that failed; the first error is the one to report.
-    fn discard(&self, container: &Arc<Container>) {
+    pub(crate) fn discard(&self, container: &Arc<Container>) {
         self.0.containers.remove(container);
         let owner = container.id.to_string();
         let undone =

@@ -1,5 +1,6 @@
 //! The networks that a container is to be in: what was asked for, and changes while it runs.
 
+use insula_sys::failpoint::failpoint;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -137,6 +138,7 @@ impl Engine {
         if row.running() {
             let wish = self.wish(&row, &network.name, &settings, false)?;
             let (_, change) = self.networks().connect(&container.id, &wish)?;
+            failpoint("connect.given");
             let lines = self.host_lines(&row, &change);
             if let Err(error) = self.rewire(&container, &change).await {
                 self.networks().disconnect(&container.id, &network.id)?;
@@ -144,6 +146,7 @@ impl Engine {
             }
             self.sandbox(&row).change_lines("hosts", &lines, &[])?;
             self.lead_to_names(&container, &row)?;
+            failpoint("connect.wired");
         }
         let row = container.change(self.store(), |row| {
             row.complete_endpoints();

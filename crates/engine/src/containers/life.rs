@@ -1,5 +1,6 @@
 //! What happens to a container by itself: its end, and what follows from it.
 
+use insula_sys::failpoint::failpoint;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -95,6 +96,7 @@ impl Engine {
 
     async fn apply(&self, container: &Arc<Container>, phase: Phase) -> Result<()> {
         let Phase::Exited { code, oom, at, .. } = phase else { return Ok(()) };
+        failpoint("exit.heard");
         let row = {
             let mut state = container.state();
             state.task = None;
@@ -114,8 +116,11 @@ impl Engine {
         if again || !row.host.auto_remove {
             self.publish_connections(&row, "disconnect")?;
             self.networks().release(&container.id)?;
+            failpoint("exit.released");
             container.change(self.store(), |_| {})?;
+            failpoint("exit.row");
             self.sandbox(&row).remove()?;
+            failpoint("exit.folder");
         }
         let seconds = ran.unwrap_or_default().as_secs().to_string();
         self.publish(&row, "die", &[("exitCode", &code.to_string()), ("execDuration", &seconds)]);

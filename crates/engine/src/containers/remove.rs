@@ -1,5 +1,6 @@
 //! Remove: first the tombstone, then the parts, then the row, then the bytes.
 
+use insula_sys::failpoint::failpoint;
 use std::sync::Arc;
 
 use insula_base::{Kind, Kinded};
@@ -66,18 +67,26 @@ impl Engine {
         let row = container.row();
         // One that has just ended and is to go needs no tombstone: its end says as much.
         if !row.host.auto_remove {
-            container.change(self.store(), |row| row.phase = Phase::Removing)?;
+            container.change(self.store(), |row| {
+                row.phase = Phase::Removing;
+                row.with_volumes = volumes;
+            })?;
         }
+        failpoint("remove.tombstone");
         self.publish_connections(&row, "disconnect")?;
         self.networks().release(&container.id)?;
+        failpoint("remove.released");
+        if volumes {
+            // Before the row: a crash in between leaves who goes on.
+            for (name, _) in row.volumes().filter(|(_, anonymous)| *anonymous) {
+                self.drop_volume_of(&container.id, name).await;
+            }
+        }
+        failpoint("remove.volumes");
         self.forget(container.id.as_str())?;
+        failpoint("remove.row");
         self.0.containers.remove(container);
         self.0.execs.retain(|_, of| *of != container.id);
-        if volumes {
-            let anonymous: Vec<&str> =
-                row.volumes().filter(|(_, anonymous)| *anonymous).map(|(name, _)| name).collect();
-            anonymous.into_iter().for_each(|name| self.drop_volume(name));
-        }
         container.state().attachments.clear();
         self.publish(&row, "destroy", &[]);
         container.tell(|progress| progress.removed = true);
@@ -85,7 +94,9 @@ impl Engine {
         let auto_remove = row.host.auto_remove;
         let bytes = blocking(move || {
             engine.sandbox(&row).remove()?;
-            Ok(engine.store().remove_container_dir(&row.id)?)
+            engine.store().remove_container_dir(&row.id)?;
+            failpoint("remove.folders");
+            Ok(())
         });
         if auto_remove {
             // Nobody waits for it; what a crash leaves is swept at the next start.
@@ -98,8 +109,8 @@ impl Engine {
     /// Goes on with a removal that a former daemon began.
     pub(crate) async fn finish_removal(&self, container: &Arc<Container>) -> Result<()> {
         let _turn = container.turn.lock().await;
-        let auto = container.row().host.auto_remove;
-        self.remove_now(container, auto).await
+        let row = container.row();
+        self.remove_now(container, row.host.auto_remove || row.with_volumes).await
     }
 
     /// Row, ids and the hold on the image.
@@ -109,6 +120,24 @@ impl Engine {
             tx.allocations().release_owner(Some(ID_POOL), owner)?;
             Ok(())
         })?)
+    }
+
+    /// Removes an anonymous volume of a container that goes, unless another one uses it.
+    async fn drop_volume_of(&self, id: &insula_base::ContainerId, name: &str) {
+        let removed = match self.volume_users() {
+            Ok(mut users) => {
+                if let Some(users) = users.get_mut(name) {
+                    users.retain(|user| user != id.as_str());
+                }
+                users.retain(|_, users| !users.is_empty());
+                self.volumes().remove(name, true, &users).await
+            }
+            Err(error) => Err(error),
+        };
+        match removed {
+            Ok(()) | Err(Error::Conflict(_)) => {}
+            Err(error) => tracing::warn!(volume = name, error = insula_base::chain(&error), "not removed"),
+        }
     }
 
     /// Removes an anonymous volume that nobody else uses.

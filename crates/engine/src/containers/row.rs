@@ -55,6 +55,9 @@ pub(crate) struct Row {
     /// It is brought down to be started again, whatever its policy says.
     #[serde(default)]
     pub(crate) again: bool,
+    /// Its removal takes volumes that nobody named too.
+    #[serde(default)]
+    pub(crate) with_volumes: bool,
     /// What was last known of its health, when it ended.
     #[serde(default)]
     pub(crate) health: Option<Health>,
@@ -289,6 +292,7 @@ pub(crate) mod tests {
             failure: None,
             boot: String::new(),
             again: false,
+            with_volumes: false,
             health: None,
         }
     }

@@ -1,5 +1,6 @@
 //! Start: intent, the endpoint, the monitor, confirmation.
 
+use insula_sys::failpoint::failpoint;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -54,6 +55,7 @@ impl Engine {
             row.health = None;
             row.boot.clone_from(&self.0.boot);
         })?;
+        failpoint("start.intent");
         match self.launch(container, &row).await {
             Ok(()) => Ok(Change::Done),
             Err(error) => {
@@ -71,10 +73,13 @@ impl Engine {
         let spare = self.0.spares.take()?;
         let joined = self.joined(row)?;
         let endpoint = self.networks().prepare(&self.endpoint_request(row)?)?;
+        failpoint("start.endpoint");
         let cgroup = format!("{}/{}", self.instance().cgroup(), row.id);
         let sandbox = self.sandbox(row);
         sandbox.prepare(&LaunchRecord { monitor: spare.process, cgroup: cgroup.clone() })?;
+        failpoint("start.launch");
         let names = self.write_names(row, &endpoint, &sandbox)?;
+        failpoint("start.names");
         let folder = self.store().container_dir(&row.id);
         let machine = self.machine(row, &sandbox).await?;
         let plan = plan::build(Inputs {
@@ -113,6 +118,7 @@ impl Engine {
     }
 
     fn confirm(&self, container: &Arc<Container>, connection: Connection, started: Started) -> Result<()> {
+        failpoint("start.answered");
         for warning in &started.warnings {
             tracing::warn!(container = container.id.short(), warning, "start");
         }
@@ -120,6 +126,7 @@ impl Engine {
             row.phase = Phase::Running { pid: started.pid };
             row.started = Some(moment(started.at));
         })?;
+        failpoint("start.confirmed");
         self.publish_connections(&row, "connect")?;
         self.adopt(container, connection, false);
         self.begin_health(container);
@@ -150,6 +157,11 @@ impl Engine {
             _ => 128,
         };
         container.state().attachments.clear();
+        if matches!(error, Error::Wall { kind: Kind::Unavailable, .. }) {
+            // The monitor died midway: nobody else takes away what it had built.
+            let cgroup = format!("{}/{}", self.instance().cgroup(), before.id);
+            super::leftovers::kill(&self.sandbox(before), &cgroup);
+        }
         self.networks().release(&container.id)?;
         self.sandbox(before).remove()?;
         container.change(self.store(), |row| {

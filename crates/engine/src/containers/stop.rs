@@ -1,5 +1,6 @@
 //! Stop, kill, restart, pause: what a user does to a container that runs.
 
+use insula_sys::failpoint::failpoint;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +35,9 @@ impl Engine {
         if row.host.restart_policy.name != "no" || row.again {
             container.change(self.store(), by_a_user)?;
         }
+        failpoint("stop.marked");
         self.bring_down(&container, &request).await?;
+        failpoint("stop.ended");
         self.publish(&container.row(), "stop", &[]);
         Ok(Change::Done)
     }
@@ -76,8 +79,10 @@ impl Engine {
         if ends && (row.host.restart_policy.name != "no" || row.again) {
             container.change(self.store(), by_a_user)?;
         }
+        failpoint("kill.marked");
         let mut progress = container.subscribe();
         self.signal(&container, signal).await?;
+        failpoint("kill.signalled");
         self.publish(&row, "kill", &[("signal", &signal.to_string())]);
         if signal == KILL {
             // As Docker: a container that was killed is gone when the answer comes.
@@ -127,6 +132,7 @@ impl Engine {
             Err(Error::Conflict(_)) => {}
             result => result?,
         }
+        failpoint("stop.signalled");
         self.publish(&row, "kill", &[("signal", &signal.to_string())]);
         let ended = match patience {
             Some(seconds) => gone(&mut progress, Duration::from_secs(seconds)).await,

@@ -1,5 +1,6 @@
 //! Requests and their answers.
 
+use insula_sys::failpoint::failpoint;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -81,8 +82,10 @@ impl<S: Sandbox> Monitor<S> {
         if self.folder.is_none() {
             self.listen(PathBuf::from(&call.folder))?;
         }
+        failpoint("monitor.create.listens");
         let when = if call.start { When::Now } else { When::Later };
         let created = self.sandbox.create(plan, when)?;
+        failpoint("monitor.create.built");
         self.pid = created.pid;
         self.phase = Phase::Created;
         let warnings = self.adopt(None, created, Some(log), &stdio, call.attachments.clone(), descriptors)?;
@@ -104,6 +107,7 @@ impl<S: Sandbox> Monitor<S> {
             privileged: call.privileged,
         };
         let created = self.sandbox.exec(&plan)?;
+        failpoint("monitor.exec.built");
         let pid = created.pid;
         let exec = Some(call.exec.clone());
         let warnings = self.adopt(exec, created, None, &stdio, call.attachments.clone(), descriptors)?;

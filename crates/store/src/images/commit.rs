@@ -2,6 +2,7 @@
 //! one transaction makes the images appear. Before it nothing is visible; if anything fails, what
 //! was placed is taken away again.
 
+use insula_sys::failpoint::failpoint;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -49,11 +50,13 @@ impl Images {
     pub(super) fn commit(&self, images: &[Found], mut gathered: Gathered) -> Result<Vec<Loaded>> {
         let _changes = self.changes();
         let mut placed = Placed::default();
-        let committed = self
-            .place_all(images, &mut gathered, &mut placed)
-            .and_then(|()| self.write_rows(images, &placed));
+        let committed = self.place_all(images, &mut gathered, &mut placed).and_then(|()| {
+            failpoint("load.placed");
+            self.write_rows(images, &placed)
+        });
         match committed {
             Ok(replaced) => {
+                failpoint("load.rows");
                 self.drop_documents(&replaced);
                 self.sync_later(images.iter().map(|image| image.id.clone()).collect());
                 Ok(images
@@ -90,6 +93,7 @@ impl Images {
                 let lower: Vec<PathBuf> =
                     chains[..position].iter().map(|chain| self.layers.path(chain)).collect();
                 self.layers.complete(pending, chain, &unpacked.implied, &lower)?;
+                failpoint("load.layer");
                 let row =
                     LayerRow { chain: chain.clone(), diff: diffs[position].clone(), size: unpacked.size };
                 placed.layers.insert(chain.clone(), row);

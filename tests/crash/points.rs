@@ -1,0 +1,190 @@
+//! Every failpoint once.
+
+use std::fs;
+use std::io::Write;
+
+use insula_sys::failpoint::ALL;
+use insula_tests::{Daemon, OnDrop, daemon, images};
+
+use crate::state::{check, clear};
+
+const PORT: &str = "127.0.0.1::80";
+
+/// A container that has something of everything.
+fn create(daemon: &Daemon, name: &str) {
+    let made = ["create", "--init", "--name", name, "-v", "/anonymous", "-v", "named:/named", "-p", PORT];
+    daemon.insula(&[&made[..], &["busybox", "sleep", "1000"]].concat());
+}
+
+fn arm(daemon: &Daemon, point: &str) {
+    fs::write(daemon.failpoint_file(), point).unwrap();
+}
+
+fn armed(daemon: &Daemon) -> bool {
+    daemon.failpoint_file().exists()
+}
+
+/// What has to be there for an operation, and the operation; its answer is of no interest.
+fn come_by(daemon: &mut Daemon, point: &str) {
+    let operation = point.trim_start_matches("monitor.").split('.').next().unwrap();
+    if !matches!(point, "monitor.create.listens" | "monitor.create.built") && operation != "create" {
+        create(daemon, "box");
+        if operation != "start" {
+            daemon.insula(&["start", "box"]).ok();
+        }
+    } else if point.starts_with("monitor.") {
+        create(daemon, "box");
+    }
+    match operation {
+        "create" if point.starts_with("monitor.") => {
+            arm(daemon, point);
+            daemon.insula(&["start", "box"]);
+        }
+        "create" => {
+            arm(daemon, point);
+            create(daemon, "box");
+        }
+        "start" => {
+            arm(daemon, point);
+            daemon.insula(&["start", "box"]);
+        }
+        "exit" | "kill" => {
+            arm(daemon, point);
+            daemon.insula(&["kill", "box"]);
+        }
+        "stop" => {
+            arm(daemon, point);
+            daemon.insula(&["stop", "-t", "5", "box"]);
+        }
+        "remove" => {
+            daemon.insula(&["kill", "box"]).ok();
+            arm(daemon, point);
+            daemon.insula(&["rm", "-v", "box"]);
+        }
+        "exec" => {
+            arm(daemon, point);
+            daemon.insula(&["exec", "box", "true"]);
+        }
+        "connect" => {
+            daemon.api("POST", "/networks/create", r#"{"Name":"second"}"#);
+            arm(daemon, point);
+            let connect = br#"{"Container":"box"}"#;
+            let path = "/networks/second/connect";
+            // The daemon dies over it: there is no answer to read.
+            let mut socket = std::os::unix::net::UnixStream::connect(daemon.instance().socket()).unwrap();
+            let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n");
+            let length = format!("Content-Length: {}\r\n\r\n", connect.len());
+            socket.write_all(&[head.as_bytes(), length.as_bytes(), connect].concat()).unwrap();
+        }
+        "load" => {
+            let mut image = images::busybox();
+            image.name = format!("{}:latest", point.replace('.', "-"));
+            let layer = images::Layer::default().file("point", 0o644, point.as_bytes());
+            image.layers.push(layer.bytes());
+            arm(daemon, point);
+            daemon.load(&image.docker_archive());
+        }
+        "volume" => {
+            daemon.insula(&["volume", "create", "other"]);
+            if point == "volume.row" {
+                arm(daemon, point);
+                daemon.insula(&["volume", "create", "third"]);
+            } else {
+                arm(daemon, point);
+                daemon.insula(&["volume", "rm", "other"]);
+            }
+        }
+        "daemon" => {
+            create(daemon, "other");
+            daemon.kill();
+            arm(daemon, point);
+            assert!(!daemon.try_restart(), "{point} was not passed");
+        }
+        other => panic!("nothing comes by the failpoints of {other}"),
+    }
+}
+
+/// Whether the programs under test have failpoints.
+fn can_fail(daemon: &mut Daemon) -> bool {
+    daemon.kill();
+    arm(daemon, "daemon.opened");
+    if daemon.try_restart() {
+        // A skip that cannot be taken for a pass where the build is known.
+        assert!(std::env::var_os("INSULA_BIN_DIR").is_some(), "a debug build has failpoints");
+        eprintln!("skipped: these programs have no failpoints (a release build)");
+        let _ = fs::remove_file(daemon.failpoint_file());
+        return false;
+    }
+    daemon.restart();
+    true
+}
+
+fn programme(mine: impl Fn(&str) -> bool) {
+    let mut daemon = daemon!();
+    if !can_fail(&mut daemon) {
+        return;
+    }
+    let file = daemon.failpoint_file();
+    // Whatever happens, the daemon's own end must not come by an armed failpoint.
+    let _disarm = OnDrop(move || drop(fs::remove_file(&file)));
+    for (point, _) in ALL.iter().filter(|(point, _)| mine(point)) {
+        come_by(&mut daemon, point);
+        if point.starts_with("monitor.") {
+            insula_tests::eventually(&format!("{point} is passed"), || (!armed(&daemon)).then_some(()));
+            if !point.starts_with("monitor.create.") {
+                daemon.reaches("box", "exited");
+            }
+            check(&daemon, &format!("after {point}"));
+        } else {
+            if !point.starts_with("daemon.") {
+                daemon.await_kill();
+            }
+            assert!(!armed(&daemon), "{point} was not passed");
+            daemon.restart();
+            check(&daemon, &format!("after {point}"));
+        }
+        clear(&daemon, &format!("after {point}"));
+        daemon.api("DELETE", "/networks/second", "");
+    }
+}
+
+#[test]
+fn killed_at_every_step_of_a_beginning() {
+    programme(|point| {
+        ["create.", "start.", "exec.", "connect.", "load."].iter().any(|begin| point.starts_with(begin))
+    });
+}
+
+#[test]
+fn killed_at_every_step_of_an_end() {
+    programme(|point| {
+        ["exit.", "stop.", "kill.", "remove.", "volume."].iter().any(|begin| point.starts_with(begin))
+    });
+}
+
+#[test]
+fn killed_at_every_step_of_the_daemons_start() {
+    programme(|point| point.starts_with("daemon."));
+}
+
+#[test]
+fn the_monitor_killed_at_every_step() {
+    programme(|point| point.starts_with("monitor."));
+}
+
+#[test]
+fn every_failpoint_is_in_the_document() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reliability.md");
+    let document = fs::read_to_string(path).unwrap();
+    let mut missing: Vec<String> = Vec::new();
+    for (point, done) in ALL {
+        let begin = format!("| `{point}` | {done} |");
+        if !document.contains(&begin) {
+            missing.push(begin);
+        }
+    }
+    let rows = document.lines().filter(|line| line.starts_with("| `") && line.matches(" | ").count() == 2);
+    let known = rows.filter(|line| ALL.iter().any(|(point, _)| line.starts_with(&format!("| `{point}` |"))));
+    assert!(missing.is_empty(), "not in {path}:\n{}", missing.join("\n"));
+    assert_eq!(known.count(), ALL.len(), "no row of a failpoint that is gone");
+}

@@ -1,0 +1,129 @@
+//! Random commands, and a daemon that is killed in the middle of one. What was answered holds.
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use insula_tests::{Daemon, daemon};
+
+use crate::state::{check, clear, containers};
+
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+const LONGEST: Duration = Duration::from_secs(25);
+
+/// splitmix64: the same numbers for the same seed everywhere.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % sides
+    }
+}
+
+/// What is known of a container by what was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Absent,
+    Stopped,
+    Running,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Verb {
+    Create,
+    Start,
+    Stop,
+    Kill,
+    Remove,
+    Exec,
+    Rename,
+}
+
+const VERBS: [Verb; 7] =
+    [Verb::Create, Verb::Start, Verb::Stop, Verb::Kill, Verb::Remove, Verb::Exec, Verb::Rename];
+
+impl Verb {
+    fn words(self, name: &str) -> Vec<String> {
+        let words: &[&str] = match self {
+            Self::Create => &["create", "--init", "-v", "/v", "--name", name, "busybox", "sleep", "1000"],
+            Self::Start => &["start", name],
+            Self::Stop => &["stop", "-t", "3", name],
+            Self::Kill => &["kill", name],
+            Self::Remove => &["rm", "-f", "-v", name],
+            Self::Exec => &["exec", name, "true"],
+            // There and back again: names are unique at every moment.
+            Self::Rename => &["rename", name, name],
+        };
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    /// What a successful answer says.
+    fn done(self, before: Known) -> Known {
+        match self {
+            Self::Create | Self::Stop | Self::Kill => Known::Stopped,
+            Self::Start => Known::Running,
+            Self::Remove => Known::Absent,
+            Self::Exec | Self::Rename => before,
+        }
+    }
+}
+
+fn found(daemon: &Daemon, name: &str) -> Known {
+    let wanted = format!("/{name}");
+    match containers(daemon).iter().find(|(_, name, _)| *name == wanted).map(|(.., status)| status.as_str()) {
+        None => Known::Absent,
+        Some("running") => Known::Running,
+        Some(_) => Known::Stopped,
+    }
+}
+
+#[test]
+fn what_was_answered_holds_whenever_the_daemon_is_killed() {
+    let mut daemon = daemon!();
+    let seed = std::env::var("INSULA_TEST_SEED").ok().and_then(|text| text.parse().ok());
+    let seed: u64 = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    eprintln!("INSULA_TEST_SEED={seed}");
+    let mut dice = Dice(seed);
+    let mut model: BTreeMap<&str, Known> = NAMES.iter().map(|name| (*name, Known::Absent)).collect();
+    let began = Instant::now();
+    for round in 0.. {
+        if began.elapsed() > LONGEST {
+            break;
+        }
+        for _ in 0..dice.roll(6) {
+            let (name, verb) = (NAMES[dice.roll(4) as usize], VERBS[dice.roll(7) as usize]);
+            let words = verb.words(name);
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            if daemon.insula(&words).code == 0 {
+                let before = model[name];
+                model.insert(name, verb.done(before));
+            }
+            assert_eq!(found(&daemon, name), model[name], "round {round}: {words:?}");
+        }
+        // The last one is cut off, at no particular moment.
+        let (name, verb) = (NAMES[dice.roll(4) as usize], VERBS[dice.roll(7) as usize]);
+        let words = verb.words(name);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut child = daemon.command(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::park_timeout(Duration::from_micros(dice.roll(60_000)));
+        daemon.kill();
+        child.wait().unwrap();
+        daemon.restart();
+        let when = format!("round {round} of seed {seed}: {words:?}");
+        for other in NAMES.iter().filter(|other| **other != name) {
+            assert_eq!(found(&daemon, other), model[other], "{other} after {when}");
+        }
+        let now = found(&daemon, name);
+        let possible = [model[name], verb.done(model[name])];
+        assert!(possible.contains(&now), "{name} is {now:?}, not one of {possible:?} after {when}");
+        check(&daemon, &when);
+        for name in NAMES {
+            model.insert(name, found(&daemon, name));
+        }
+    }
+    clear(&daemon, "the storm");
+}
