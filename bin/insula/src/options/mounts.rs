@@ -3,6 +3,8 @@
 use anyhow::{Context as _, bail};
 use insula_models::{BindOptions, Mount, TmpfsOptions, VolumeDriver, VolumeOptions};
 
+use crate::usage::bad_flag;
+
 /// What one `-v` asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Volume {
@@ -96,9 +98,9 @@ pub(crate) fn mount(text: &str) -> anyhow::Result<Mount> {
     for field in csv(text)? {
         let (name, value) = field.split_once('=').map_or((field.as_str(), None), |(n, v)| (n, Some(v)));
         apply(&mut mount, &name.to_ascii_lowercase(), value)
-            .with_context(|| format!("invalid argument {text:?} for --mount"))?;
+            .map_err(|error| bad_flag("--mount", text, error))?;
     }
-    check(&mount).with_context(|| format!("invalid argument {text:?} for --mount"))?;
+    check(&mount).map_err(|error| bad_flag("--mount", text, error))?;
     if mount.r#type == "bind" {
         mount.source = absolute(&mount.source)?;
     }
