@@ -18,6 +18,7 @@ mod pull;
 mod push;
 mod restart;
 mod run;
+mod saves;
 mod streams;
 mod terminal;
 mod volumes;

@@ -17,7 +17,7 @@ pub use address::Address;
 pub use body::{RequestBody, Upload};
 pub use calls::archive::Archive;
 pub use calls::containers::{AttachOptions, ListOptions, LogsOptions};
-pub use calls::images::ImportOptions;
+pub use calls::images::{CommitOptions, ImportOptions};
 pub use calls::system::EventsOptions;
 pub use connection::Client;
 pub use error::{Error, Result};

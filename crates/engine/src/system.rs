@@ -8,9 +8,9 @@ use std::sync::OnceLock;
 use insula_host::cgroup::Layout;
 use insula_models::{
     ComponentVersion, ContainerSummary, DiskUsage, ImageSummary, Labels, PlatformName, PluginsInfo,
-    RuntimeInfo, SwarmInfo, SystemInfo, Version,
+    RuntimeInfo, StorageUse, SwarmInfo, SystemInfo, Version,
 };
-use insula_store::{Collection, Record};
+use insula_store::{Collection, ContainerUsage, Record, Usage};
 use jiff::Timestamp;
 
 use crate::containers::ListRequest;
@@ -128,15 +128,18 @@ impl Engine {
         ["name=seccomp,profile=builtin"].into_iter().chain(ids).map(str::to_owned).collect()
     }
 
-    /// `GET /system/df`: images, containers and volumes with what they take.
+    /// `GET /system/df`: images, containers and volumes with what they take, and all that is on the disk.
     pub async fn disk_use(&self) -> Result<DiskUsage> {
         let request = ListRequest { all: true, size: true, ..ListRequest::default() };
         let containers = self.list_containers(request).await?;
-        let mut images = self.images().list(&Filters::new())?;
+        let mut images = self.images().list_shared(&Filters::new())?;
         count_users(&mut images, &containers);
-        let layers_size = self.images().layers_size()?;
         let volumes = self.volumes().usage(self.volume_users()?).await?;
-        Ok(DiskUsage { layers_size, images, containers, volumes, build_cache: Vec::new() })
+        let store = self.store().clone();
+        let usage = blocking(move || Ok(store.usage()?)).await?;
+        let storage = Some(storage_use(self.store().root(), &usage));
+        let layers_size = signed(usage.images());
+        Ok(DiskUsage { layers_size, images, containers, volumes, build_cache: Vec::new(), storage })
     }
 
     /// Fills in how many containers each image has.
@@ -171,6 +174,28 @@ fn count_users(images: &mut [ImageSummary], containers: &[ContainerSummary]) {
         let users = containers.iter().filter(|container| container.image_id == image.id).count();
         image.containers = i64::try_from(users).unwrap_or(i64::MAX);
     }
+}
+
+fn storage_use(root: &Path, usage: &Usage) -> StorageUse {
+    let of = |part: fn(&ContainerUsage) -> u64| signed(usage.containers.values().map(part).sum());
+    StorageUse {
+        root: root.to_string_lossy().into_owned(),
+        layers: signed(usage.layers),
+        recipes: signed(usage.recipes),
+        compressed: signed(usage.compressed),
+        documents: signed(usage.documents),
+        writable_layers: of(|container| container.upper + container.other),
+        logs: of(|container| container.logs),
+        volumes: signed(usage.volumes.values().sum()),
+        database: signed(usage.database),
+        pending: signed(usage.pending),
+        other: signed(usage.other),
+        total: signed(usage.total()),
+    }
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// What the host's cgroups can limit.

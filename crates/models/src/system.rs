@@ -154,5 +154,29 @@ document! {
         volumes: Vec<Volume>,
         #[serde(serialize_with = "null_if_empty")]
         build_cache: Vec<String>,
+        /// insula's own: all that is below the engine's root.
+        #[serde(skip_serializing_if = "is_zero")]
+        storage: Option<StorageUse>,
+    }
+}
+
+document! {
+    /// Bytes on the disk by kind, as du(1) counts them. They add up to `total`.
+    StorageUse {
+        root: String,
+        layers: i64,
+        /// What makes the archives of layers again.
+        recipes: i64,
+        /// Layers that are kept compressed, as they came.
+        compressed: i64,
+        documents: i64,
+        writable_layers: i64,
+        logs: i64,
+        volumes: i64,
+        database: i64,
+        /// What is on its way in or out.
+        pending: i64,
+        other: i64,
+        total: i64,
     }
 }

@@ -105,6 +105,11 @@ impl Content {
         }
     }
 
+    /// Takes a blob away; the file that is left to be removed, if it was there.
+    pub(crate) fn set_aside(&self, digest: &Digest) -> Result<Option<PathBuf>> {
+        crate::root::set_aside(&self.path(digest), &self.ingest)
+    }
+
     /// Every stored blob.
     pub(crate) fn all(&self) -> Result<Vec<Digest>> {
         let mut digests = Vec::new();

@@ -26,6 +26,9 @@ pub enum Error {
     /// The stream that an image is read from failed.
     #[error("read the image archive")]
     Input(#[source] io::Error),
+    /// Who an image archive is written for took no more.
+    #[error("write the image archive")]
+    Output(#[source] io::Error),
     /// A statement of the state database failed.
     #[error("{doing} in the state database {path:?}")]
     Database {
@@ -153,6 +156,7 @@ impl Kinded for Error {
                 kind => kind,
             },
             Self::Input(_)
+            | Self::Output(_)
             | Self::NumberOutside { .. }
             | Self::Archive(_)
             | Self::Entry { source: None, .. }

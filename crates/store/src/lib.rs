@@ -30,13 +30,15 @@ mod root;
 pub mod state;
 mod stream;
 mod tree;
+mod usage;
 
 pub use content::Content;
 pub use error::{Error, Result};
 pub use images::{
-    BlobReader, Force, Image, ImageKind, Images, ImportOptions, Ingested, IngestedLayer, LayerBlob,
-    LayerPlace, Loaded, Progress, Removal,
+    BlobReader, CommitOptions, Force, Image, ImageKind, Images, ImportOptions, Ingested, IngestedLayer,
+    LayerBlob, LayerLease, LayerPlace, Loaded, Progress, Removal,
 };
 pub use layers::{Layer, Layers};
 pub use root::{ContainerDir, Store};
 pub use state::{Allocation, Allocations, Collection, Record, Records, State, Transaction};
+pub use usage::{ContainerUsage, Usage};

@@ -229,12 +229,20 @@ pub(crate) fn empty(folder: &Path) -> Result<()> {
 
 /// Renames `path` to a dying name in `folder`, on the same file system, and then removes it.
 pub(crate) fn discard(path: &Path, folder: &Path) -> Result<()> {
+    match set_aside(path, folder)? {
+        Some(dying) => remove_any(&dying),
+        None => Ok(()),
+    }
+}
+
+/// Renames `path` to a dying name in `folder`, on the same file system, and returns it; nothing if it was
+/// not there.
+pub(crate) fn set_aside(path: &Path, folder: &Path) -> Result<Option<PathBuf>> {
     let dying = folder.join(format!("{DYING}{}", insula_base::random_hex(8)));
     match fs::rename(path, &dying) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(|e| Error::io("rename", path, e))?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(|()| Some(dying)).map_err(|e| Error::io("rename", path, e)),
     }
-    remove_any(&dying)
 }
 
 const DYING: &str = ".removed-";

@@ -150,6 +150,22 @@ pub(crate) fn pump(input: impl BufRead, sender: &Sender, hashing: Option<&Hashin
     }
 }
 
+/// Reads and sends until the end, an error, or until nobody listens.
+pub(crate) fn pump_plain(input: &mut impl Read, sender: &Sender) {
+    loop {
+        let mut chunk = vec![0; CHUNK];
+        let filled = fill(input, &mut chunk).map(|count| {
+            chunk.truncate(count);
+            Bytes::from(chunk)
+        });
+        let end = filled.as_ref().map_or(true, |chunk| chunk.is_empty());
+        let ended = filled.as_ref().is_ok_and(|chunk| chunk.is_empty());
+        if ended || sender.send(filled).is_err() || end {
+            return;
+        }
+    }
+}
+
 fn fill(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {

@@ -2,6 +2,7 @@
 
 mod attach;
 mod cp;
+mod df;
 mod events;
 mod exec;
 mod generate;
@@ -15,6 +16,7 @@ mod logs;
 mod network;
 mod prune;
 mod ps;
+mod save;
 mod search;
 mod stats;
 mod system;
@@ -51,7 +53,10 @@ pub(crate) const VERBS: &[Verb] = &[
     Verb::new::<top::DiffArgs>("diff"),
     Verb::new::<top::UpdateArgs>("update"),
     Verb::new::<top::PortArgs>("port"),
+    Verb::new::<save::CommitArgs>("commit"),
+    Verb::new::<save::ExportArgs>("export"),
     Verb::new::<load::LoadArgs>("load"),
+    Verb::new::<save::SaveArgs>("save"),
     Verb::new::<load::ImportArgs>("import"),
     Verb::new::<transfer::PullArgs>("pull"),
     Verb::new::<transfer::PushArgs>("push"),
@@ -59,6 +64,7 @@ pub(crate) const VERBS: &[Verb] = &[
     Verb::new::<login::LogoutArgs>("logout"),
     Verb::new::<search::SearchArgs>("search"),
     Verb::new::<images::ImagesArgs>("images"),
+    Verb::new::<save::HistoryArgs>("history"),
     Verb::new::<images::RmiArgs>("rmi"),
     Verb::new::<images::TagArgs>("tag"),
     Verb::new::<system::InfoArgs>("info"),
@@ -97,6 +103,8 @@ pub(crate) const GROUPS: &[Group] = &[
             Verb::new::<top::DiffArgs>("diff"),
             Verb::new::<top::UpdateArgs>("update"),
             Verb::new::<top::PortArgs>("port"),
+            Verb::new::<save::CommitArgs>("commit"),
+            Verb::new::<save::ExportArgs>("export"),
             Verb::new::<prune::PruneContainersArgs>("prune"),
         ],
     },
@@ -108,6 +116,8 @@ pub(crate) const GROUPS: &[Group] = &[
             Verb::new::<transfer::PullArgs>("pull"),
             Verb::new::<transfer::PushArgs>("push"),
             Verb::new::<load::LoadArgs>("load"),
+            Verb::new::<save::SaveArgs>("save"),
+            Verb::new::<save::HistoryArgs>("history"),
             Verb::new::<load::ImportArgs>("import"),
             Verb::new::<inspect::InspectImageArgs>("inspect"),
             Verb::new::<images::RmiArgs>("rm"),
@@ -152,7 +162,12 @@ pub(crate) const GROUPS: &[Group] = &[
     Group {
         name: "system",
         about: "Commands on the engine itself",
-        verbs: &[Verb::new::<system::InfoArgs>("info"), Verb::new::<events::EventsArgs>("events")],
+        verbs: &[
+            Verb::new::<df::DiskArgs>("df"),
+            Verb::new::<system::InfoArgs>("info"),
+            Verb::new::<events::EventsArgs>("events"),
+            Verb::new::<df::PruneArgs>("prune"),
+        ],
     },
 ];
 

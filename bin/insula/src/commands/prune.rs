@@ -3,6 +3,7 @@
 use std::io::BufRead;
 
 use clap::Args;
+use insula_models::ImagesPruneResponse;
 
 use crate::arguments::Run;
 use crate::context::Context;
@@ -31,6 +32,17 @@ pub(crate) fn report(title: &str, deleted: &[String], reclaimed: u64) -> Result<
     }
     text.push_str(&format!("Total reclaimed space: {}\n", insula_base::format_decimal(reclaimed)));
     printer::text(&text)
+}
+
+/// The names and images that are gone.
+pub(crate) fn image_lines(pruned: &ImagesPruneResponse) -> Vec<String> {
+    pruned
+        .images_deleted
+        .iter()
+        .flat_map(|item| [("untagged", &item.untagged), ("deleted", &item.deleted)])
+        .filter(|(_, name)| !name.is_empty())
+        .map(|(what, name)| format!("{what}: {name}"))
+        .collect()
 }
 
 /// Remove all containers that do not run
@@ -87,14 +99,7 @@ impl Run for PruneImagesArgs {
         let mut filters = filters::parse(&self.filter)?;
         filters.add("dangling", if self.all { "false" } else { "true" });
         let pruned = context.client().await?.prune_images(&filters).await?;
-        let deleted: Vec<String> = pruned
-            .images_deleted
-            .iter()
-            .flat_map(|item| [("untagged", &item.untagged), ("deleted", &item.deleted)])
-            .filter(|(_, name)| !name.is_empty())
-            .map(|(what, name)| format!("{what}: {name}"))
-            .collect();
-        report("Deleted Images:", &deleted, pruned.space_reclaimed)?;
+        report("Deleted Images:", &image_lines(&pruned), pruned.space_reclaimed)?;
         Ok(0)
     }
 }

@@ -43,7 +43,7 @@ async fn export(State(api): State<Api>, Path(id): Path<String>) -> Answer {
 }
 
 /// An error in the middle cuts the connection, so that nobody takes a part for the whole.
-fn tar(archive: ArchiveChunks) -> Response {
+pub(super) fn tar(archive: ArchiveChunks) -> Response {
     let chunks = futures_util::stream::unfold(archive, |mut archive| async move {
         let chunk = archive.recv().await?;
         Some((chunk, archive))

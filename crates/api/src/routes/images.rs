@@ -7,21 +7,21 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use futures_util::TryStreamExt;
 use http::{HeaderMap, Method};
-use insula_engine::images::{ImportRequest, ProgressSender, PullRequest, PushRequest};
-use insula_models::{ApiVersion, ErrorDetail, ProgressMessage};
+use insula_engine::images::{CommitRequest, ImportRequest, ProgressSender, PullRequest, PushRequest};
+use insula_models::{ApiVersion, ErrorDetail, IdResponse, ProgressMessage};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::error::ApiError;
 use crate::request::Params;
+use crate::routes::archive::tar;
 use crate::routes::registries::credentials;
-use crate::routes::{Answer, Api, Version, json, shaped};
+use crate::routes::{Answer, Api, Version, json, json_with, shaped};
 use crate::stream;
 
 /// Lines of progress that wait for a slow client.
 const BACKLOG: usize = 64;
-const NO_SAVE: &str = "saving images is not available in this version";
 
 pub(super) fn routes() -> Router<Api> {
     Router::new()
@@ -29,7 +29,8 @@ pub(super) fn routes() -> Router<Api> {
         .route("/images/load", post(load))
         .route("/images/create", post(create))
         .route("/images/prune", post(prune))
-        .route("/images/get", get(async || ApiError::unsupported(NO_SAVE)))
+        .route("/images/get", get(save))
+        .route("/commit", post(commit))
         .route("/images/{*rest}", any(named))
 }
 
@@ -39,12 +40,11 @@ async fn list(State(api): State<Api>, Version(version): Version, params: Params)
     if let Some(name) = params.text("filter").filter(|_| version < ApiVersion::v1(41)) {
         filters.entry("reference".to_owned()).or_default().push(name.to_owned());
     }
-    let mut images = api.engine.images().list(&filters)?;
-    if params.flag("shared-size") {
-        for image in &mut images {
-            image.shared_size = 0;
-        }
-    }
+    let mut images = if params.flag("shared-size") {
+        api.engine.images().list_shared(&filters)?
+    } else {
+        api.engine.images().list(&filters)?
+    };
     if version >= ApiVersion::v1(51) {
         api.engine.count_image_users(&mut images).await?;
     }
@@ -110,6 +110,36 @@ async fn prune(State(api): State<Api>, params: Params) -> Answer {
     json(&api.engine.images().prune(params.filters()?).await?)
 }
 
+async fn save(State(api): State<Api>, params: Params) -> Answer {
+    let names = params.all("names").iter().flat_map(|names| names.split(',')).map(str::to_owned).collect();
+    Ok(tar(api.engine.images().save(names)?))
+}
+
+async fn commit(State(api): State<Api>, params: Params, body: axum::body::Bytes) -> Answer {
+    let container = params.text("container").ok_or_else(|| ApiError::invalid("a container is needed"))?;
+    let reference = params.text("repo").map(|repository| match params.text("tag") {
+        Some(tag) => format!("{repository}:{tag}"),
+        None => repository.to_owned(),
+    });
+    let config = match body.trim_ascii() {
+        b"" | b"null" => None,
+        body => Some(
+            insula_models::from_json(body)
+                .map_err(|error| ApiError::invalid(format!("the body: {error}")))?,
+        ),
+    };
+    let request = CommitRequest {
+        reference,
+        author: params.text("author").unwrap_or_default().to_owned(),
+        message: params.text("comment").unwrap_or_default().to_owned(),
+        changes: params.all("changes").iter().flat_map(|text| text.lines()).map(str::to_owned).collect(),
+        pause: params.flag_or("pause", true),
+        config,
+    };
+    let id = api.engine.commit_container(container, request).await?;
+    json_with(http::StatusCode::CREATED, &IdResponse { id })
+}
+
 /// `/images/NAME`, `/images/NAME/json` and so on.
 async fn named(
     State(api): State<Api>,
@@ -124,7 +154,7 @@ async fn named(
     match (&method, verb) {
         (&Method::GET | &Method::HEAD, "json") => shaped(version, &images.inspect(name)?),
         (&Method::GET | &Method::HEAD, "history") => json(&images.history(name)?),
-        (&Method::GET | &Method::HEAD, "get") => Err(ApiError::unsupported(NO_SAVE)),
+        (&Method::GET, "get") => Ok(tar(images.save(vec![name.to_owned()])?)),
         (&Method::POST, "push") => push(&api, &headers, &params, name).await,
         (&Method::POST, "tag") => {
             let repository = params.get("repo").unwrap_or_default();

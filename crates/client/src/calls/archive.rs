@@ -33,6 +33,12 @@ impl Client {
         Ok(Archive { stat: stat_of(&headers, &target)?, bytes })
     }
 
+    /// `GET /containers/{id}/export`: the whole root file system.
+    pub async fn export_container(&self, id: &str) -> Result<ByteStream> {
+        let call = Call::get(format!("/containers/{}/export", encode(id)));
+        Ok(self.stream(call, RequestBody::Empty).await?.0)
+    }
+
     /// `PUT /containers/{id}/archive`: unpacks below the folder `path`. `keep_owner` leaves user and
     /// group as the archive has them.
     pub async fn put_archive(&self, id: &str, path: &str, tar: Upload, keep_owner: bool) -> Result<()> {

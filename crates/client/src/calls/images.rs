@@ -1,14 +1,14 @@
 //! `/images`.
 
 use insula_models::{
-    AuthConfig, HistoryItem, ImageDeleteItem, ImageSummary, ImagesPruneResponse, ProgressMessage,
+    AuthConfig, HistoryItem, IdResponse, ImageDeleteItem, ImageSummary, ImagesPruneResponse, ProgressMessage,
 };
 
 use crate::body::{RequestBody, Upload};
 use crate::connection::{Call, Client};
 use crate::error::Result;
 use crate::query::{Filters, Query, encode};
-use crate::stream::JsonStream;
+use crate::stream::{ByteStream, JsonStream};
 
 /// What an imported root file system becomes.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +20,20 @@ pub struct ImportOptions {
     pub changes: Vec<String>,
     /// `os/architecture`; empty is the host's.
     pub platform: String,
+}
+
+/// What an image of a container becomes.
+#[derive(Debug, Clone, Default)]
+pub struct CommitOptions {
+    /// Empty leaves the image unnamed.
+    pub repository: String,
+    pub tag: String,
+    pub author: String,
+    pub message: String,
+    /// Dockerfile instructions that are applied to the configuration.
+    pub changes: Vec<String>,
+    /// Hold the container still meanwhile.
+    pub pause: bool,
 }
 
 impl Client {
@@ -88,6 +102,33 @@ impl Client {
         let query = Query::new().with_text("tag", tag);
         let call = Call::post(format!("/images/{}/push{}", encode(name), query.as_str()));
         Ok(JsonStream::new(self.stream(call.with_credentials(auth), RequestBody::Empty).await?.0))
+    }
+
+    /// `GET /images/get`: an archive of images by names or ids.
+    pub async fn save_images(&self, names: &[String]) -> Result<ByteStream> {
+        let mut query = Query::new();
+        for name in names {
+            query = query.with("names", name);
+        }
+        let call = Call::get(format!("/images/get{}", query.as_str()));
+        Ok(self.stream(call, RequestBody::Empty).await?.0)
+    }
+
+    /// `POST /commit`: makes an image of a container; returns its id.
+    pub async fn commit(&self, container: &str, options: &CommitOptions) -> Result<String> {
+        let mut query = Query::new()
+            .with("container", container)
+            .with_text("repo", &options.repository)
+            .with_text("tag", &options.tag)
+            .with_text("author", &options.author)
+            .with_text("comment", &options.message)
+            .with("pause", if options.pause { "1" } else { "0" });
+        for change in &options.changes {
+            query = query.with("changes", change);
+        }
+        let call = Call::post(format!("/commit{}", query.as_str()));
+        let made: IdResponse = self.document(call, RequestBody::Empty).await?;
+        Ok(made.id)
     }
 
     /// `POST /images/{name}/tag`.

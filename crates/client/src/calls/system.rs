@@ -1,6 +1,6 @@
 //! The engine itself.
 
-use insula_models::{EventMessage, SystemInfo, Version};
+use insula_models::{DiskUsage, EventMessage, SystemInfo, Version};
 
 use crate::body::RequestBody;
 use crate::connection::{Call, Client};
@@ -27,6 +27,11 @@ impl Client {
     /// `GET /info`.
     pub async fn info(&self) -> Result<SystemInfo> {
         self.document(Call::get("/info".to_owned()), RequestBody::Empty).await
+    }
+
+    /// `GET /system/df`.
+    pub async fn disk_usage(&self) -> Result<DiskUsage> {
+        self.document(Call::get("/system/df".to_owned()), RequestBody::Empty).await
     }
 
     /// `GET /_ping`.

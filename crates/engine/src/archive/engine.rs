@@ -13,10 +13,11 @@ use crate::containers::ContainerFiles;
 use crate::{Engine, Error, Result, blocking, transfer};
 
 /// Bytes of one chunk of an archive, and how many may wait for a slow client.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 256 << 10;
 const WAITING: usize = 4;
 /// What every container has mounted.
-const MOUNTED: [&str; 6] = ["/dev", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/proc", "/sys"];
+pub(crate) const MOUNTED: [&str; 6] =
+    ["/dev", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/proc", "/sys"];
 
 /// An archive as it is made; an error ends it early.
 pub type ArchiveChunks = mpsc::Receiver<io::Result<Vec<u8>>>;
@@ -71,9 +72,7 @@ impl Engine {
     /// What the container changed of its image.
     pub async fn container_changes(&self, reference: &str) -> Result<Vec<ChangeItem>> {
         let files = self.container_files(reference)?;
-        let targets = files.mounts.iter().map(|mount| mount.target.as_str()).chain(MOUNTED);
-        let ignored: BTreeSet<PathBuf> =
-            targets.chain(files.hidden.iter().map(String::as_str)).map(PathBuf::from).collect();
+        let ignored = made_by_engine(&files);
         let request = ChangesRequest { upper: files.upper, lower: files.layers, ignored };
         blocking(move || changes(&request)).await
     }
@@ -96,12 +95,18 @@ impl Engine {
     }
 }
 
+/// Where the engine mounts something, or hides it.
+pub(crate) fn made_by_engine(files: &ContainerFiles) -> BTreeSet<PathBuf> {
+    let targets = files.mounts.iter().map(|mount| mount.target.as_str()).chain(MOUNTED);
+    targets.chain(files.hidden.iter().map(String::as_str)).map(PathBuf::from).collect()
+}
+
 fn stopped(files: &ContainerFiles) -> Root {
     Root::Stopped { upper: files.upper.clone(), lower: files.layers.clone(), hidden: files.hidden.clone() }
 }
 
 /// Runs `work` on a thread that may block; what it writes is received, and an error at the end.
-fn produce(work: impl FnOnce(&mut ChunkWriter) -> Result<()> + Send + 'static) -> ArchiveChunks {
+pub(crate) fn produce(work: impl FnOnce(&mut ChunkWriter) -> Result<()> + Send + 'static) -> ArchiveChunks {
     let (sender, receiver) = mpsc::channel(WAITING);
     let work = move || {
         let mut out = ChunkWriter { sender, buffer: Vec::with_capacity(CHUNK) };
@@ -123,7 +128,7 @@ fn produce(work: impl FnOnce(&mut ChunkWriter) -> Result<()> + Send + 'static) -
     receiver
 }
 
-struct ChunkWriter {
+pub(crate) struct ChunkWriter {
     sender: mpsc::Sender<io::Result<Vec<u8>>>,
     buffer: Vec<u8>,
 }

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use insula_models::PathStat;
 
 pub use self::engine::ArchiveChunks;
+pub(crate) use self::engine::{made_by_engine, produce};
 use crate::tree::{Last, Place, Tree, clean};
 use crate::{Error, Result};
 

@@ -1,6 +1,6 @@
 //! `--change`: instructions of a Dockerfile that set the configuration of an image.
 
-use insula_spec::image::RunConfig;
+use insula_spec::image::{Healthcheck, RunConfig};
 
 use crate::{Error, Result};
 
@@ -40,9 +40,12 @@ pub(super) fn apply(config: &mut RunConfig, instruction: &str) -> Result<()> {
         "WORKDIR" => return Err(bad("an absolute path is expected")),
         "STOPSIGNAL" => config.stop_signal = rest.to_owned(),
         "ONBUILD" => config.on_build.push(rest.to_owned()),
+        "HEALTHCHECK" => config.healthcheck = Some(health(config, rest).ok_or_else(|| {
+            bad("[--interval= --timeout= --start-period= --start-interval= --retries=] CMD … or NONE is expected")
+        })?),
         _ => {
             return Err(bad(
-                "CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, SHELL, STOPSIGNAL, USER, VOLUME or WORKDIR is expected",
+                "CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, SHELL, STOPSIGNAL, USER, VOLUME or WORKDIR is expected",
             ));
         }
     }
@@ -58,6 +61,51 @@ fn command(config: &RunConfig, text: &str) -> Vec<String> {
             if config.shell.is_empty() { SHELL.map(str::to_owned).to_vec() } else { config.shell.clone() };
         shell.into_iter().chain([text.to_owned()]).collect()
     })
+}
+
+fn health(config: &RunConfig, text: &str) -> Option<Healthcheck> {
+    let mut health = Healthcheck::default();
+    let mut rest = text;
+    while let Some(flag) = rest.strip_prefix("--") {
+        let (flag, after) = flag.split_once(char::is_whitespace)?;
+        let (name, value) = flag.split_once('=')?;
+        match name {
+            "interval" => health.interval = nanoseconds(value)?,
+            "timeout" => health.timeout = nanoseconds(value)?,
+            "start-period" => health.start_period = nanoseconds(value)?,
+            "start-interval" => health.start_interval = nanoseconds(value)?,
+            "retries" => health.retries = value.parse().ok().filter(|count| *count >= 0)?,
+            _ => return None,
+        }
+        rest = after.trim_start();
+    }
+    let (kind, rest) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+    let rest = rest.trim();
+    health.test = match kind.to_ascii_uppercase().as_str() {
+        "NONE" if rest.is_empty() => vec!["NONE".to_owned()],
+        "CMD" if !rest.is_empty() => match list(rest) {
+            Some(words) => std::iter::once("CMD".to_owned()).chain(words).collect(),
+            None if config.shell.is_empty() => vec!["CMD-SHELL".to_owned(), rest.to_owned()],
+            None => ["CMD".to_owned()].into_iter().chain(command(config, rest)).collect(),
+        },
+        _ => return None,
+    };
+    Some(health)
+}
+
+/// A duration as Go writes it: `1m30s`.
+fn nanoseconds(text: &str) -> Option<i64> {
+    const UNITS: [(&str, f64); 6] =
+        [("ms", 1e6), ("us", 1e3), ("ns", 1.0), ("h", 3600e9), ("m", 60e9), ("s", 1e9)];
+    let (mut total, mut rest) = (0f64, text);
+    while !rest.is_empty() {
+        let end = rest.find(|sign: char| !sign.is_ascii_digit() && sign != '.')?;
+        let number: f64 = rest[..end].parse().ok()?;
+        let (unit, scale) = UNITS.iter().find(|(unit, _)| rest[end..].starts_with(unit))?;
+        total += number * scale;
+        rest = &rest[end + unit.len()..];
+    }
+    (!text.is_empty() && total < i64::MAX as f64).then_some(total as i64)
 }
 
 fn list(text: &str) -> Option<Vec<String>> {
@@ -135,7 +183,11 @@ mod tests {
             "USER 1:2",
             "WORKDIR /srv",
             "STOPSIGNAL SIGQUIT",
+            "HEALTHCHECK --interval=1m30s --retries=2 CMD curl -f http://localhost/",
         ]);
+        let health = config.healthcheck.as_ref().unwrap();
+        assert_eq!(health.test, ["CMD-SHELL", "curl -f http://localhost/"]);
+        assert_eq!((health.interval, health.retries), (90_000_000_000, 2));
         assert_eq!(config.cmd, ["nginx", "-g"]);
         assert_eq!(config.entrypoint, ["/bin/sh", "-c", "echo $A"]);
         assert_eq!(config.env, ["B=two words", "C=a b", "A=three four"]);
@@ -147,7 +199,18 @@ mod tests {
 
     #[test]
     fn others_are_refused() {
-        for bad in ["", "RUN ls", "ENV", "ENV =x", "ENV A=\"", "EXPOSE http", "WORKDIR srv", "SHELL sh"] {
+        for bad in [
+            "",
+            "RUN ls",
+            "ENV",
+            "ENV =x",
+            "ENV A=\"",
+            "EXPOSE http",
+            "WORKDIR srv",
+            "SHELL sh",
+            "HEALTHCHECK CMD",
+            "HEALTHCHECK --retries=x NONE",
+        ] {
             assert!(apply(&mut RunConfig::default(), bad).is_err(), "{bad}");
         }
     }

@@ -1,6 +1,7 @@
 //! Images: load and import with their progress, list, inspect, history, names, removal.
 
 mod change;
+mod commit;
 pub(crate) mod describe;
 mod filter;
 mod progress;
@@ -17,10 +18,12 @@ use insula_spec::image::RunConfig;
 use insula_spec::reference::Reference;
 use insula_store::{Force, Image, ImportOptions, Removal, Store};
 
+pub use self::commit::CommitRequest;
 pub use self::progress::ProgressSender;
 use self::progress::Reporter;
 use self::registry::LayerJobs;
 pub use self::registry::{PullRequest, PushRequest};
+use crate::archive::{ArchiveChunks, produce};
 use crate::events::{EventType, Events};
 use crate::filters::Filters;
 use crate::{Engine, Error, Result, blocking, transfer};
@@ -124,6 +127,22 @@ impl Images {
         Ok(describe::history(&self.resolve(name)?))
     }
 
+    /// Images by names or ids as one archive.
+    pub fn save(&self, names: Vec<String>) -> Result<ArchiveChunks> {
+        if names.is_empty() {
+            return Err(Error::InvalidArgument("no images are given to be saved".to_owned()));
+        }
+        // An error that can be told before the first byte is an answer of its own.
+        self.store.images().check_save(&names)?;
+        for name in &names {
+            if let Ok(image) = self.resolve(name) {
+                self.publish("save", &image.id, name);
+            }
+        }
+        let store = self.store.clone();
+        Ok(produce(move |out| Ok(store.images().save(&names, out)?)))
+    }
+
     /// Gives the image another name: `repository` and `tag` as `POST /images/{name}/tag` has them.
     pub fn tag(&self, name: &str, repository: &str, tag: &str) -> Result<()> {
         let mut target = Reference::parse(repository).map_err(insula_store::Error::from)?;
@@ -186,13 +205,28 @@ impl Images {
         .await
     }
 
-    /// Bytes of all layers, shared ones counted once.
-    pub fn layers_size(&self) -> Result<i64> {
-        let mut layers = BTreeMap::new();
-        for image in self.store.images().list()? {
-            layers.extend(image.layers.into_iter().map(|layer| (layer.chain_id, layer.size)));
+    /// As [`Images::list`], with the bytes of those layers that other images have too.
+    pub fn list_shared(&self, filters: &Filters) -> Result<Vec<ImageSummary>> {
+        let all = self.store.images().list()?;
+        let mut images_of: BTreeMap<_, u32> = BTreeMap::new();
+        for layer in all.iter().flat_map(|image| &image.layers) {
+            *images_of.entry(layer.chain_id.clone()).or_default() += 1;
         }
-        Ok(layers.into_values().sum::<u64>().try_into().unwrap_or(i64::MAX))
+        let shared = |image: &Image| -> u64 {
+            image.layers.iter().filter(|layer| images_of[&layer.chain_id] > 1).map(|layer| layer.size).sum()
+        };
+        let sizes: BTreeMap<String, u64> =
+            all.iter().map(|image| (image.id.to_string(), shared(image))).collect();
+        let chosen = filter::choose(self.store.images(), all, filters)?;
+        Ok(chosen
+            .iter()
+            .map(|image| {
+                let mut summary = describe::summary(image);
+                let bytes = sizes.get(&summary.id).copied().unwrap_or_default();
+                summary.shared_size = i64::try_from(bytes).unwrap_or(i64::MAX);
+                summary
+            })
+            .collect())
     }
 
     fn removed(&self, image: &Digest, step: Removal) -> ImageDeleteItem {
@@ -209,6 +243,15 @@ impl Images {
                 ImageDeleteItem { untagged: String::new(), deleted: digest.to_string() }
             }
         }
+    }
+
+    /// A container became an image.
+    fn publish_commit(&self, of: EventType, container: &str, image: &Digest, name: &str) {
+        let attributes = Labels::from([
+            ("imageID".to_owned(), image.to_string()),
+            ("imageRef".to_owned(), name.to_owned()),
+        ]);
+        self.events.publish(of, "commit", container, attributes);
     }
 
     fn publish(&self, action: &str, id: &Digest, name: &str) {

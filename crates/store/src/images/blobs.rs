@@ -87,6 +87,12 @@ impl Images {
         Ok(diffs.zip(manifest.layers).map(|(diff, blob)| LayerBlob { diff, blob }).collect())
     }
 
+    /// Layers that are kept in the compressed form that they came in.
+    pub fn compressed_blobs(&self) -> Result<Vec<Digest>> {
+        let rows = self.state.transaction(|tx| rows::blobs(tx.sql()))?;
+        Ok(rows.into_iter().map(|row| row.digest).collect())
+    }
+
     /// Whether a blob can be opened.
     pub fn has_blob(&self, digest: &Digest) -> Result<bool> {
         Ok(self.content.contains(digest) || self.layer_here(&DiffId(digest.clone()))?.is_some())

@@ -10,7 +10,7 @@ use insula_base::{DiffId, Digest};
 use insula_spec::image::DOCUMENT_MAX;
 
 use super::stage::{Rest, Staged, layer_compression, stage};
-use super::{Images, Progress};
+use super::{Images, LayerLease, Progress};
 use crate::archive::{Archive, Entry, EntryKind};
 use crate::stream::{Chunks, channel, pump};
 use crate::{Error, Result, content};
@@ -33,6 +33,8 @@ pub(super) struct Gathered {
     /// What unpacked, or why not: only a layer that an image needs may fail a load.
     pub(super) layers: HashMap<String, Result<Source>>,
     aliases: HashMap<String, String>,
+    /// Hold the layers that are known, until the images are committed.
+    leases: Vec<LayerLease>,
 }
 
 /// Where a layer can be had from.
@@ -132,7 +134,10 @@ impl Gathering<'_> {
         let size = archive.left();
         let head = archive.peek(HEAD)?;
         if let Some(compression) = layer_compression(head) {
-            if let Some(diff) = self.known(&name)? {
+            if let Some(lease) = self.known(&name)?
+                && let Some(diff) = lease.layers().first().cloned()
+            {
+                self.found.leases.push(lease);
                 (self.progress)(Progress::LayerExists { id: short(&name) });
                 self.found.layers.insert(name, Ok(Source::Known(diff)));
                 return Ok(());
@@ -175,10 +180,11 @@ impl Gathering<'_> {
 
     /// A layer in an OCI layout is named by its digest; what the store has under it was verified when
     /// it came, so the member need not be looked at.
-    fn known(&self, name: &str) -> Result<Option<DiffId>> {
+    fn known(&self, name: &str) -> Result<Option<LayerLease>> {
         let Some(hex) = name.strip_prefix("blobs/sha256/") else { return Ok(None) };
         let Ok(digest) = format!("sha256:{hex}").parse() else { return Ok(None) };
-        self.images.known_layer(&digest)
+        let Some(diff) = self.images.known_layer(&digest)? else { return Ok(None) };
+        self.images.lease_layers(&[diff]).map(Some)
     }
 }
 

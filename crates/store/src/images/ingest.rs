@@ -18,7 +18,7 @@ use super::contents::Found;
 use super::gather::{Gathered, Source};
 use super::rows::{self, Place};
 use super::stage::{Rest, Staged, layer_compression, stage};
-use super::{Images, Loaded};
+use super::{Images, LayerLease, Loaded};
 use crate::stream::Compression;
 use crate::{Error, Result, content};
 
@@ -46,6 +46,17 @@ impl Images {
     /// Whether a layer with this content is here and can be made again, so that it need not be fetched.
     pub fn has_layer(&self, diff: &DiffId) -> Result<bool> {
         Ok(self.layer_here(diff)?.is_some())
+    }
+
+    /// Those of the layers that are here and can be made again. They stay while the lease is held, so an
+    /// image that is committed meanwhile may count on them.
+    pub fn lease_layers(&self, diffs: &[DiffId]) -> Result<LayerLease> {
+        let _changes = self.changes();
+        let mut here = Vec::new();
+        for diff in diffs {
+            here.extend(self.layer_here(diff)?);
+        }
+        Ok(self.leases.take(here))
     }
 
     /// Takes in the archive of one layer, which is what `next` returns until there is no more. Digests

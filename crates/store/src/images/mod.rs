@@ -3,13 +3,16 @@
 mod blobs;
 mod builtin;
 mod commit;
+mod commit_upper;
 mod contents;
 mod gather;
 mod import;
 mod ingest;
+mod lease;
 mod recover;
 mod remove;
 mod rows;
+mod save;
 mod stage;
 
 use std::io::Read;
@@ -22,7 +25,9 @@ use insula_spec::image::{DOCUMENT_MAX, ImageConfig, RunConfig};
 use insula_spec::reference::Reference;
 
 pub use self::blobs::{BlobReader, LayerBlob};
+pub use self::commit_upper::{CommitOptions, StagedDiff};
 pub use self::ingest::{Ingested, IngestedLayer, LayerPlace};
+pub use self::lease::LayerLease;
 use crate::{Content, Error, Layer, Layers, Result, State, Transaction};
 
 /// One image.
@@ -124,7 +129,8 @@ pub struct Images {
     /// Held while layers or blobs come and go, so that none is removed between its last check and
     /// the row that holds it.
     changes: Mutex<()>,
-    /// Threads that flush what was loaded.
+    leases: Arc<lease::Leases>,
+    /// Threads that flush what was loaded, or remove what was let go of.
     syncing: Mutex<Vec<JoinHandle<()>>>,
     /// What tells this run of the machine from the one before a power loss.
     boot: String,
@@ -143,6 +149,7 @@ impl Images {
             content: content.clone(),
             layers: layers.clone(),
             changes: Mutex::new(()),
+            leases: Arc::default(),
             syncing: Mutex::new(Vec::new()),
             boot: recover::boot_id()?,
         };
@@ -155,7 +162,9 @@ impl Images {
     pub fn load(&self, input: impl Read + Send, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Loaded>> {
         let gathered = gather::gather(input, self, progress)?;
         let found = contents::images(&gathered)?;
-        self.commit(&found, gathered)
+        let loaded = self.commit(&found, gathered)?;
+        self.sweep()?;
+        Ok(loaded)
     }
 
     /// Makes an image of one layer from a root file system's tar, plain or compressed.
@@ -227,7 +236,7 @@ impl Images {
         self.state.transaction(|tx| rows::users(tx.sql(), id))
     }
 
-    /// Waits until everything loaded so far was flushed to the disk.
+    /// Waits until everything loaded so far was flushed to the disk, and everything removed is gone from it.
     pub fn wait_synced(&self) {
         let threads = std::mem::take(&mut *self.syncing());
         for thread in threads {

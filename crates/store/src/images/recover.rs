@@ -59,7 +59,7 @@ impl Images {
             self.state.transaction(|tx| {
                 rows::remove_image(tx.sql(), &image.id)?;
                 // Whoever still uses it would run on broken files: its layers go too.
-                rows::drop_layers(tx.sql(), &image.id).map(drop)
+                rows::drop_layers(tx.sql(), &image.id, &|_| false).map(drop)
             })?;
         }
         Ok(())
@@ -69,8 +69,9 @@ impl Images {
     fn drop_unheld(&self) -> Result<()> {
         self.state.transaction(|tx| {
             for id in rows::unheld(tx.sql())? {
-                rows::drop_layers(tx.sql(), &id)?;
+                rows::drop_layers(tx.sql(), &id, &|_| false)?;
             }
+            rows::drop_orphans(tx.sql(), &|_| false)?;
             rows::drop_blobs(tx.sql())?;
             rows::drop_places(tx.sql())
         })

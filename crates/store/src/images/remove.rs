@@ -6,10 +6,12 @@
 //! - while a container uses it: only with force, and not while that runs. The container keeps the
 //!   layers until it is removed.
 
+use std::path::PathBuf;
+
 use insula_base::{ChainId, DiffId, Digest};
 use insula_spec::reference::Reference;
 
-use super::{Force, FoundBy, Images, Removal, builtin, find, rows};
+use super::{Force, FoundBy, Images, LayerLease, Removal, builtin, find, rows};
 use crate::{Error, Result, Transaction};
 
 /// What a removal leaves to be removed from the disk.
@@ -23,9 +25,10 @@ struct Freed {
 }
 
 impl Freed {
-    /// Lets go of the layers of an image that is gone and unused, and of what is kept for them.
-    fn add_layers(&mut self, tx: &Transaction<'_>, id: &Digest) -> Result<()> {
-        let layers = rows::drop_layers(tx.sql(), id)?;
+    fn add(&mut self, tx: &Transaction<'_>, layers: Vec<rows::LayerRow>) -> Result<()> {
+        if layers.is_empty() {
+            return Ok(());
+        }
         let left = rows::all_diffs(tx.sql())?;
         self.blobs.extend(rows::drop_blobs(tx.sql())?);
         self.diffs.extend(layers.iter().map(|row| row.diff.clone()).filter(|diff| !left.contains(diff)));
@@ -56,16 +59,56 @@ impl Images {
                         // As in Docker: the name goes, the image stays without one.
                         return untag(tx, &names);
                     }
-                    delete(tx, &image, &names)
+                    self.delete(tx, &image, &names)
                 }
                 FoundBy::Id => {
                     check_id(&image.id, &names, &users, force, running)?;
-                    delete(tx, &image, &names)
+                    self.delete(tx, &image, &names)
                 }
             }
         })?;
-        self.clean_up(&freed);
-        Ok(freed.removals)
+        let removals = self.clean_up(freed);
+        Ok(removals)
+    }
+
+    /// Removes layers that nothing needs any more: what a lease held alone until a moment ago.
+    pub(super) fn sweep(&self) -> Result<()> {
+        let _changes = self.changes();
+        let freed = self.state.transaction(|tx| {
+            let mut freed = Freed::default();
+            let orphans = rows::drop_orphans(tx.sql(), &|diff| self.leases.holds(diff))?;
+            freed.add(tx, orphans)?;
+            Ok::<_, Error>(freed)
+        })?;
+        self.clean_up(freed);
+        Ok(())
+    }
+
+    /// Holds layers that are known to be here.
+    pub(super) fn lease_all(&self, diffs: Vec<DiffId>) -> LayerLease {
+        let _changes = self.changes();
+        self.leases.take(diffs)
+    }
+
+    fn delete(&self, tx: &Transaction<'_>, image: &rows::ImageRow, names: &[Reference]) -> Result<Freed> {
+        let mut freed = untag(tx, names)?;
+        rows::remove_image(tx.sql(), &image.id)?;
+        let leased = |diff: &DiffId| self.leases.holds(diff);
+        let mut layers = Vec::new();
+        if rows::users(tx.sql(), &image.id)?.is_empty() {
+            layers = rows::drop_layers(tx.sql(), &image.id, &leased)?;
+        }
+        freed.removals.push(Removal::Deleted(image.id.clone()));
+        freed.removals.extend(layers.iter().map(|layer| Removal::Deleted(layer.chain.0.clone())));
+        layers.extend(rows::drop_orphans(tx.sql(), &leased)?);
+        freed.add(tx, layers)?;
+        freed.blobs.push(image.id.clone());
+        if let Some(manifest) = &image.manifest
+            && !rows::images(tx.sql())?.iter().any(|other| other.manifest.as_ref() == Some(manifest))
+        {
+            freed.blobs.push(manifest.clone());
+        }
+        Ok(freed)
     }
 
     /// Ends the use in one commit with what `forget` takes away of the owner, and removes the layers that only
@@ -82,22 +125,62 @@ impl Images {
             let Some(id) = rows::remove_use(tx.sql(), owner)? else { return Ok(freed) };
             let held = rows::image(tx.sql(), &id)?.is_some() || !rows::users(tx.sql(), &id)?.is_empty();
             if !held {
-                freed.add_layers(tx, &id)?;
+                let layers = rows::drop_layers(tx.sql(), &id, &|diff| self.leases.holds(diff))?;
+                freed.add(tx, layers)?;
             }
             Ok::<_, Error>(freed)
         })?;
-        self.clean_up(&freed);
+        self.clean_up(freed);
         Ok(())
     }
 
-    /// The rows are gone, so what cannot be removed now is swept at the next open.
-    fn clean_up(&self, freed: &Freed) {
-        let blobs = freed.blobs.iter().map(|digest| self.content.remove(digest));
-        let layers = freed.chains.iter().map(|chain| self.layers.remove(chain));
-        let recipes = freed.diffs.iter().map(|diff| self.layers.remove_recipe(diff));
+    /// The rows are gone. Files vanish at once by renames, before anyone else may bring the same ones;
+    /// their blocks are freed by a thread. What a crash leaves of them is swept at the next open.
+    fn clean_up(&self, freed: Freed) -> Vec<Removal> {
+        let Freed { removals, blobs, chains, diffs } = freed;
+        let blobs = blobs.iter().map(|digest| self.content.set_aside(digest));
+        let layers = chains.iter().map(|chain| self.layers.set_aside(chain));
+        let recipes = diffs.iter().map(|diff| self.layers.set_recipe_aside(diff));
+        let mut dying = Vec::new();
         for result in blobs.chain(layers).chain(recipes) {
-            if let Err(error) = result {
-                tracing::warn!(error = &error as &dyn std::error::Error, "part of a removed image not swept");
+            match result {
+                Ok(path) => dying.extend(path),
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "part of a removed image not swept"
+                    );
+                }
+            }
+        }
+        if !dying.is_empty() {
+            self.remove_later(dying);
+        }
+        removals
+    }
+
+    fn remove_later(&self, dying: Vec<PathBuf>) {
+        let work = move || {
+            for path in dying {
+                if let Err(error) = crate::root::remove_any(&path) {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "part of a removed image not swept"
+                    );
+                }
+            }
+        };
+        match std::thread::Builder::new().name("sweep".to_owned()).spawn(work) {
+            Ok(thread) => {
+                let mut threads = self.syncing();
+                threads.retain(|thread| !thread.is_finished());
+                threads.push(thread);
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "removed images are swept at the next start"
+                );
             }
         }
     }
@@ -118,23 +201,6 @@ fn untag(tx: &Transaction<'_>, names: &[Reference]) -> Result<Freed> {
     }
     let removals = names.iter().cloned().map(Removal::Untagged).collect();
     Ok(Freed { removals, ..Freed::default() })
-}
-
-fn delete(tx: &Transaction<'_>, image: &rows::ImageRow, names: &[Reference]) -> Result<Freed> {
-    let mut freed = untag(tx, names)?;
-    rows::remove_image(tx.sql(), &image.id)?;
-    if rows::users(tx.sql(), &image.id)?.is_empty() {
-        freed.add_layers(tx, &image.id)?;
-    }
-    freed.removals.push(Removal::Deleted(image.id.clone()));
-    freed.removals.extend(freed.chains.iter().map(|chain| Removal::Deleted(chain.0.clone())));
-    freed.blobs.push(image.id.clone());
-    if let Some(manifest) = &image.manifest
-        && !rows::images(tx.sql())?.iter().any(|other| other.manifest.as_ref() == Some(manifest))
-    {
-        freed.blobs.push(manifest.clone());
-    }
-    Ok(freed)
 }
 
 fn check_name(name: &Reference, id: &Digest, users: &[String], force: Force) -> Result<()> {

@@ -248,8 +248,12 @@ pub(super) fn layers_of(sql: Sql<'_>, id: &Digest) -> Result<Vec<LayerRow>> {
 }
 
 /// Lets go of the layers of an image that is gone and unused; returns those that nothing else
-/// holds, uppermost first, their rows removed.
-pub(super) fn drop_layers(sql: Sql<'_>, id: &Digest) -> Result<Vec<LayerRow>> {
+/// holds, uppermost first, their rows removed. Leased ones are left to [`drop_orphans`].
+pub(super) fn drop_layers(
+    sql: Sql<'_>,
+    id: &Digest,
+    leased: &dyn Fn(&DiffId) -> bool,
+) -> Result<Vec<LayerRow>> {
     let layers = layers_of(sql, id)?;
     sql.execute(
         "remove the layers of an image",
@@ -259,11 +263,22 @@ pub(super) fn drop_layers(sql: Sql<'_>, id: &Digest) -> Result<Vec<LayerRow>> {
     let mut dropped = Vec::new();
     for layer in layers.into_iter().rev() {
         let text = "SELECT 1 FROM image_layers WHERE chain_id = ?1 LIMIT 1";
-        if sql.row("read the uses of a layer", text, (layer.chain.0.as_str(),), |_| Ok(()))?.is_none() {
+        let used = sql.row("read the uses of a layer", text, (layer.chain.0.as_str(),), |_| Ok(()))?;
+        if used.is_none() && !leased(&layer.diff) {
             remove_layer(sql, &layer.chain)?;
             dropped.push(layer);
         }
     }
+    Ok(dropped)
+}
+
+/// Removes the rows of layers that no image has and no lease holds, and returns them.
+pub(super) fn drop_orphans(sql: Sql<'_>, leased: &dyn Fn(&DiffId) -> bool) -> Result<Vec<LayerRow>> {
+    let text = "SELECT chain_id, diff_id, size FROM layers
+                WHERE chain_id NOT IN (SELECT chain_id FROM image_layers)";
+    let mut dropped = sql.rows("find layers without an image", text, (), layer_row)?;
+    dropped.retain(|layer| !leased(&layer.diff));
+    dropped.iter().try_for_each(|layer| remove_layer(sql, &layer.chain))?;
     Ok(dropped)
 }
 

@@ -24,6 +24,7 @@ macro_rules! need_root {
     };
 }
 
+mod gc;
 mod ingest;
 
 fn store() -> (tempfile::TempDir, Store) {
@@ -115,6 +116,7 @@ fn load(store: &Store, archive: &[u8]) -> Result<Vec<Loaded>> {
 
 /// Nothing of a failed load is left: no row, no folder, no blob.
 fn assert_empty(store: &Store) {
+    store.images().wait_synced();
     assert!(store.layers().recipes().all().unwrap().is_empty(), "recipes are left");
     let root = store.root();
     for folder in ["layers/tmp", "content/ingest", "content/blobs/sha256"] {
@@ -528,4 +530,87 @@ fn a_layer_of_an_older_store_gets_its_recipe_when_it_comes_again() {
     assert!(error.to_string().contains("load or pull its image again"), "{error}");
     load(&store, &docker_archive("app", &[&layer])).unwrap();
     assert!(blob_bytes(&store, &diff.0) == layer);
+}
+
+fn saved(store: &Store, names: &[&str]) -> Vec<u8> {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut bytes = Vec::new();
+    store.images().save(&names, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn what_is_saved_is_loaded_as_it_was() {
+    need_root!();
+    let (_folder, one) = store();
+    let (first, second) = (tar(&[("etc/one", b"1")]), tar(&[("etc/two", &[7; 300_000])]));
+    load(&one, &docker_archive("plain:1", &[&first, &second])).unwrap();
+    load(&one, &oci_archive("packed:1", &[&first], gzip)).unwrap();
+    one.images().tag("packed:1", &"packed:2".parse().unwrap()).unwrap();
+    let archive = saved(&one, &["plain:1", "packed"]);
+    assert!(archive == saved(&one, &["plain:1", "packed"]), "the same images are the same bytes");
+    let (_folder, two) = store();
+    load(&two, &archive).unwrap();
+    for name in ["plain:1", "packed:1", "packed:2"] {
+        let (before, after) = (one.images().resolve(name).unwrap(), two.images().resolve(name).unwrap());
+        assert_eq!((&before.id, &before.references), (&after.id, &after.references));
+        assert_eq!(one.images().manifest(&before).unwrap(), two.images().manifest(&after).unwrap());
+    }
+    // By its id an image has no name.
+    let id = one.images().resolve("plain:1").unwrap().id;
+    let (_folder, three) = store();
+    load(&three, &saved(&one, &[id.short()])).unwrap();
+    assert!(three.images().resolve(id.as_str()).unwrap().references.is_empty());
+    for (name, kind) in [("nothing", Kind::NotFound), ("host", Kind::Conflict)] {
+        let error = one.images().save(&[name.to_owned()], &mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), kind, "{name}");
+    }
+    let layer = &one.images().resolve("plain:1").unwrap().layers[1];
+    std::fs::write(layer.path.join("etc/two"), vec![8; 300_000]).unwrap();
+    let error = one.images().save(&["plain:1".to_owned()], &mut Vec::new()).unwrap_err();
+    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+}
+
+#[test]
+fn a_commit_stores_the_difference_alone() {
+    need_root!();
+    let (folder, store) = store();
+    load(&store, &docker_archive("app", &[&tar(&[("etc/one", b"1"), ("etc/two", b"2")])])).unwrap();
+    let parent = store.images().resolve("app").unwrap();
+    let upper = folder.path().join("upper");
+    std::fs::create_dir_all(upper.join("etc")).unwrap();
+    let of =
+        crate::layers::DiffOf { upper: upper.clone(), lower: parent.layer_paths(), ..Default::default() };
+    let commit = |reference: &str| {
+        let diff = store.images().stage_diff(&parent.id, &of).unwrap();
+        let reference = Some(reference.parse().unwrap());
+        let options = CommitOptions { reference, message: "said".to_owned(), ..CommitOptions::default() };
+        store.images().commit_diff(diff, options).unwrap()
+    };
+    std::fs::write(upper.join("etc/three"), "3").unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        upper.join("etc/two"),
+        rustix::fs::FileType::CharacterDevice,
+        rustix::fs::Mode::empty(),
+        0,
+    )
+    .unwrap();
+    commit("new:1");
+    let image = store.images().resolve("new:1").unwrap();
+    assert_eq!(image.layers.len(), 2);
+    assert_eq!(image.layers[0], parent.layers[0]);
+    assert_eq!(std::fs::read(image.layers[1].path.join("etc/three")).unwrap(), b"3");
+    assert_eq!(std::fs::symlink_metadata(image.layers[1].path.join("etc/two")).unwrap().rdev(), 0);
+    assert_eq!(image.config.history.last().unwrap().comment, "said");
+    commit("new:2");
+    assert_eq!(store.images().resolve("new:2").unwrap().layers, image.layers, "the same difference");
+    for path in ["etc/three", "etc/two"] {
+        std::fs::remove_file(upper.join(path)).unwrap();
+    }
+    std::fs::remove_dir(upper.join("etc")).unwrap();
+    commit("same:1");
+    let same = store.images().resolve("same:1").unwrap();
+    assert_eq!(same.layers, parent.layers, "nothing is no layer");
+    assert!(same.config.history.last().unwrap().empty_layer);
 }

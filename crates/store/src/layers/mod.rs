@@ -1,6 +1,7 @@
 //! Unpacked layers, one folder each, named by chain id: a layer and everything below it. Two
 //! images with the same lower layers share them.
 
+mod diff;
 mod folders;
 mod implied;
 mod place;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use insula_base::{ChainId, DiffId};
 
+pub use diff::{DiffOf, write_diff};
 pub(crate) use unpack::unpack_recorded;
 pub use unpack::{IsFolder, Limits, Onto, Unpacked, Whiteouts, unpack, unpack_onto};
 
@@ -112,6 +114,16 @@ impl Layers {
 
     pub(crate) fn recipes(&self) -> &Recipes {
         &self.recipes
+    }
+
+    /// Takes a layer away; the folder that is left to be removed, if it was there.
+    pub(crate) fn set_aside(&self, chain: &ChainId) -> Result<Option<PathBuf>> {
+        crate::root::set_aside(&self.path(chain), &self.temporary())
+    }
+
+    /// The same for a recipe.
+    pub(crate) fn set_recipe_aside(&self, diff: &DiffId) -> Result<Option<PathBuf>> {
+        crate::root::set_aside(&self.recipes.path(diff), &self.temporary())
     }
 
     pub(crate) fn remove_recipe(&self, diff: &DiffId) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{
@@ -191,14 +191,18 @@ pub(super) fn set_attributes(spot: Spot<'_>, entry: &Entry) -> Result<()> {
 /// chmod(2) of what is at this place, and never of what a symbolic link at its place leads to: in a
 /// running container it may have been replaced by now.
 fn change_mode(spot: Spot<'_>, mode: Mode) -> Result<()> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = openat(spot.parent, spot.name, flags, Mode::empty()).map_err(|e| spot.failed("open", e))?;
+    let file = open_path(spot.parent, spot.name).map_err(|e| spot.failed("open", e))?;
     let stat = rustix::fs::fstat(&file).map_err(|e| spot.failed("fstat", e))?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
         return Err(spot.failed("chmod", Errno::LOOP));
     }
     rustix::fs::chmod(format!("/proc/self/fd/{}", file.as_raw_fd()), mode)
         .map_err(|e| spot.failed("chmod", e))
+}
+
+/// What is in a folder, a symbolic link itself, without reading it.
+pub(super) fn open_path(folder: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+    openat(folder, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// The attributes of a folder, when everything in it was made.
@@ -241,7 +245,8 @@ fn kept(entry: &Entry) -> impl Iterator<Item = (&[u8], &[u8])> {
         .filter(move |(name, _)| is_kept(name) && (has_content || !name.starts_with(b"user.")))
 }
 
-fn is_kept(name: &[u8]) -> bool {
+/// Whether a layer may have this attribute.
+pub(super) fn is_kept(name: &[u8]) -> bool {
     let own = |prefix: &[u8], overlay: &[u8]| name.starts_with(prefix) && !name.starts_with(overlay);
     if name.contains(&0) || name.len() > 255 {
         return false;

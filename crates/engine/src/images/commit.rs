@@ -1,0 +1,126 @@
+//! `commit`: an image of what a container changed of its own.
+
+use insula_models::ContainerConfig;
+use insula_spec::image::{Healthcheck, RunConfig};
+use insula_spec::reference::Reference;
+use insula_store::CommitOptions;
+use insula_store::layers::DiffOf;
+
+use super::change;
+use crate::archive::made_by_engine;
+use crate::events::EventType;
+use crate::{Engine, Result, blocking};
+
+/// `POST /commit`.
+#[derive(Debug, Clone, Default)]
+pub struct CommitRequest {
+    /// `NAME` or `NAME:TAG`; without it the image has no name.
+    pub reference: Option<String>,
+    pub author: String,
+    pub message: String,
+    /// Instructions of a Dockerfile that set the configuration, one each.
+    pub changes: Vec<String>,
+    /// Hold the container still while its files are read.
+    pub pause: bool,
+    /// Instead of the container's own configuration.
+    pub config: Option<ContainerConfig>,
+}
+
+impl Engine {
+    /// Makes an image of the container's image and what it changed; returns its id.
+    pub async fn commit_container(&self, reference: &str, request: CommitRequest) -> Result<String> {
+        let container = self.find(reference)?;
+        let row = container.row();
+        let target = request.reference.as_deref().map(Reference::parse).transpose();
+        let target = target.map_err(insula_store::Error::from)?;
+        let mut config = run_config(request.config.as_ref().unwrap_or(&row.config));
+        for instruction in &request.changes {
+            change::apply(&mut config, instruction)?;
+        }
+        let files = self.container_files(reference)?;
+        let ignored = made_by_engine(&files);
+        let of = DiffOf { upper: files.upper, lower: files.layers, ignored };
+        let (store, parent) = (self.store().clone(), row.image.id.clone());
+        let id = row.id.to_string();
+        let pausing = request.pause && row.running() && !container.state().paused;
+        if pausing {
+            self.pause_container(&id).await?;
+        }
+        let staged = blocking(move || Ok(store.images().stage_diff(&parent, &of)?)).await;
+        if pausing {
+            // It may have been killed meanwhile, and what was read is whole all the same.
+            if let Err(error) = self.unpause_container(&id).await {
+                tracing::info!(
+                    container = id,
+                    error = insula_base::chain(&error),
+                    "not unpaused after a commit"
+                );
+            }
+        }
+        let staged = staged?;
+        let options = CommitOptions {
+            config,
+            author: request.author,
+            message: request.message,
+            created_by: row.config.cmd.clone().unwrap_or_default().join(" "),
+            reference: target.clone(),
+        };
+        let store = self.store().clone();
+        let image = blocking(move || Ok(store.images().commit_diff(staged, options)?)).await?;
+        let name = target.map(|name| name.familiar()).unwrap_or_default();
+        self.images().publish_commit(EventType::Container, &id, &image, &name);
+        Ok(image.to_string())
+    }
+}
+
+/// What an image says of how its containers run.
+fn run_config(config: &ContainerConfig) -> RunConfig {
+    RunConfig {
+        user: config.user.clone(),
+        exposed_ports: config.exposed_ports.keys().cloned().collect(),
+        env: config.env.clone(),
+        entrypoint: config.entrypoint.clone().unwrap_or_default(),
+        cmd: config.cmd.clone().unwrap_or_default(),
+        volumes: config.volumes.keys().cloned().collect(),
+        working_dir: config.working_dir.clone(),
+        labels: config.labels.clone(),
+        stop_signal: config.stop_signal.clone(),
+        stop_timeout: config.stop_timeout,
+        healthcheck: config.healthcheck.as_ref().map(|health| Healthcheck {
+            test: health.test.clone(),
+            interval: health.interval,
+            timeout: health.timeout,
+            start_period: health.start_period,
+            start_interval: health.start_interval,
+            retries: health.retries,
+        }),
+        shell: config.shell.clone().unwrap_or_default(),
+        on_build: config.on_build.clone(),
+        args_escaped: config.args_escaped,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_goes_to_the_container_and_back() {
+        let config = RunConfig {
+            user: "1:2".to_owned(),
+            exposed_ports: ["80/tcp".to_owned()].into(),
+            env: vec!["A=1".to_owned()],
+            cmd: vec!["sh".to_owned()],
+            volumes: ["/data".to_owned()].into(),
+            healthcheck: Some(Healthcheck {
+                test: vec!["CMD".to_owned(), "x".to_owned()],
+                retries: 3,
+                ..Default::default()
+            }),
+            on_build: vec!["RUN x".to_owned()],
+            stop_timeout: Some(3),
+            ..RunConfig::default()
+        };
+        assert_eq!(run_config(&super::super::describe::container_config(&config)), config);
+    }
+}

@@ -1,0 +1,255 @@
+//! `save`: an archive that is both an OCI layout and what `docker load` of every version reads.
+//!
+//! ```text
+//! oci-layout  index.json  manifest.json
+//! blobs/sha256/…    manifests, configurations, layers with the digests that they came with
+//! ```
+//!
+//! Documents come first, so that who reads a stream knows what is to come. The same images are the same
+//! bytes: nothing in the archive tells when or where it was made.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::thread;
+
+use bytes::Bytes;
+use insula_base::Digest;
+use insula_spec::image::{
+    ANNOTATION_IMAGE_NAME, ANNOTATION_REF_NAME, ArchiveEntry, Descriptor, Index, Manifest, Platform, media,
+};
+use insula_spec::reference::Reference;
+use tar::{Builder, EntryType, Header};
+
+use super::{Image, ImageKind, Images, builtin};
+use crate::stream::{Hashing, channel, pump_plain};
+use crate::{Error, Result, content};
+
+/// An image to be saved, under these names.
+struct Saved {
+    image: Image,
+    references: BTreeSet<Reference>,
+    manifest: Vec<u8>,
+}
+
+/// A blob of the archive.
+enum Blob {
+    Document(Vec<u8>),
+    Layer(u64),
+}
+
+impl Images {
+    /// Writes images by names or ids. A repository without a tag means all of its tags, as in Docker; an
+    /// image by its id has no name in the archive.
+    pub fn save(&self, names: &[String], out: impl Write) -> Result<()> {
+        let saved = self.chosen(names)?;
+        let mut blobs: BTreeMap<Digest, Blob> = BTreeMap::new();
+        for image in &saved {
+            let manifest = Manifest::parse(&image.manifest)?;
+            let config = self.content.read(&image.image.id, insula_spec::image::DOCUMENT_MAX as u64)?;
+            blobs.insert(image.image.id.clone(), Blob::Document(config));
+            blobs.insert(content::digest(&image.manifest), Blob::Document(image.manifest.clone()));
+            for layer in manifest.layers {
+                blobs.insert(layer.digest, Blob::Layer(layer.size));
+            }
+        }
+        let mut tar = Builder::new(out);
+        put(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        put(&mut tar, "index.json", &json(&index(&saved)?)?)?;
+        put(&mut tar, "manifest.json", &json(&entries(&saved)?)?)?;
+        for folder in ["blobs/", "blobs/sha256/"] {
+            append(&mut tar, header(EntryType::Directory, 0o755, 0), folder, std::io::empty())?;
+        }
+        for (digest, blob) in &blobs {
+            if let Blob::Document(bytes) = blob {
+                put(&mut tar, &format!("blobs/sha256/{}", digest.hex()), bytes)?;
+            }
+        }
+        for (digest, blob) in &blobs {
+            if let Blob::Layer(size) = blob {
+                self.put_layer(&mut tar, digest, *size)?;
+            }
+        }
+        tar.finish().map_err(sending)
+    }
+
+    /// Whether all of these can be saved.
+    pub fn check_save(&self, names: &[String]) -> Result<()> {
+        self.chosen(names).map(drop)
+    }
+
+    fn chosen(&self, names: &[String]) -> Result<Vec<Saved>> {
+        if names.is_empty() {
+            return Err(Error::Archive("no images are given to be saved".to_owned()));
+        }
+        let mut saved: Vec<Saved> = Vec::new();
+        for name in names {
+            for (image, references) in self.meant(name)? {
+                if image.kind != ImageKind::Stored {
+                    return Err(Error::Builtin(name.clone()));
+                }
+                match saved.iter_mut().find(|other| other.image.id == image.id) {
+                    Some(other) => other.references.extend(references),
+                    None => {
+                        let manifest = self.manifest(&image)?;
+                        saved.push(Saved { image, references: references.into_iter().collect(), manifest });
+                    }
+                }
+            }
+        }
+        Ok(saved)
+    }
+
+    /// The images that a word means, each with the names that it means.
+    fn meant(&self, name: &str) -> Result<Vec<(Image, Vec<Reference>)>> {
+        let parsed = Reference::parse(name).ok().filter(|reference| !builtin::is_builtin(reference));
+        let bare = |reference: &&Reference| {
+            // Parsing gives the tag `latest` to what has none.
+            let last = name.rsplit('/').next().unwrap_or(name);
+            reference.digest().is_none() && !last.contains(':')
+        };
+        if let Some(reference) = parsed.as_ref().filter(bare) {
+            let of_it = |other: &Reference| other.name() == reference.name() && other.tag().is_some();
+            let found: Vec<_> = self
+                .list()?
+                .into_iter()
+                .filter(|image| image.kind == ImageKind::Stored)
+                .filter_map(|image| {
+                    let names: Vec<_> =
+                        image.references.iter().filter(|other| of_it(other)).cloned().collect();
+                    (!names.is_empty()).then_some((image, names))
+                })
+                .collect();
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        let image = self.resolve(name)?;
+        let named =
+            parsed.filter(|reference| image.references.contains(reference) && reference.tag().is_some());
+        Ok(vec![(image, named.into_iter().collect())])
+    }
+
+    /// What is read is hashed on the way: a damaged file must not leave as if it were whole.
+    fn put_layer(&self, tar: &mut Builder<impl Write>, digest: &Digest, size: u64) -> Result<()> {
+        let mut blob = self.open_blob(digest)?;
+        if blob.size() != size {
+            return Err(Error::Archive(format!(
+                "the layer {digest} has {} bytes, {size} were declared",
+                blob.size()
+            )));
+        }
+        let found = thread::scope(|scope| {
+            let (sender, mut chunks) = channel();
+            let hashing = Hashing::start(scope);
+            scope.spawn(move || pump_plain(&mut blob, &sender));
+            let mut reader = Hashed { chunks: &mut chunks, hashing: &hashing, current: Bytes::new() };
+            let name = format!("blobs/sha256/{}", digest.hex());
+            append(tar, header(EntryType::Regular, 0o644, size), &name, (&mut reader).take(size))?;
+            Ok::<_, Error>(hashing.finish())
+        })?;
+        if found == *digest {
+            return Ok(());
+        }
+        Err(Error::Mismatch { what: "the layer on the disk".to_owned(), expected: digest.clone(), found })
+    }
+}
+
+/// Chunks as a stream, hashed as they are taken.
+struct Hashed<'a, 'scope> {
+    chunks: &'a mut crate::stream::Chunks,
+    hashing: &'a Hashing<'scope>,
+    current: Bytes,
+}
+
+impl Read for Hashed<'_, '_> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        if self.current.is_empty() {
+            let Some(chunk) = self.chunks.chunk(usize::MAX)? else { return Ok(0) };
+            self.hashing.update(&chunk);
+            self.current = chunk;
+        }
+        let count = into.len().min(self.current.len());
+        into[..count].copy_from_slice(&self.current.split_to(count));
+        Ok(count)
+    }
+}
+
+fn index(saved: &[Saved]) -> Result<Index> {
+    let mut manifests = Vec::new();
+    for image in saved {
+        let media_type = Manifest::parse(&image.manifest)?.media_type;
+        let descriptor = Descriptor {
+            media_type: media_type.unwrap_or_else(|| media::MANIFEST.to_owned()),
+            digest: content::digest(&image.manifest),
+            size: image.manifest.len() as u64,
+            annotations: BTreeMap::new(),
+            platform: platform(&image.image),
+        };
+        if image.references.is_empty() {
+            manifests.push(descriptor.clone());
+        }
+        for reference in &image.references {
+            let tag = reference.tag().unwrap_or_default().to_owned();
+            let annotations = BTreeMap::from([
+                (ANNOTATION_IMAGE_NAME.to_owned(), reference.to_string()),
+                (ANNOTATION_REF_NAME.to_owned(), tag),
+            ]);
+            manifests.push(Descriptor { annotations, ..descriptor.clone() });
+        }
+    }
+    Ok(Index { schema_version: 2, media_type: Some(media::INDEX.to_owned()), manifests })
+}
+
+fn platform(image: &Image) -> Option<Platform> {
+    let (architecture, os) = (image.config.architecture.clone(), image.config.os.clone());
+    let known = !architecture.is_empty() && !os.is_empty();
+    known.then(|| Platform { architecture, os, variant: image.config.variant.clone() })
+}
+
+fn entries(saved: &[Saved]) -> Result<Vec<ArchiveEntry>> {
+    let member = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
+    saved
+        .iter()
+        .map(|image| {
+            Ok(ArchiveEntry {
+                config: member(&image.image.id),
+                repo_tags: image.references.iter().map(Reference::familiar).collect(),
+                layers: Manifest::parse(&image.manifest)?
+                    .layers
+                    .iter()
+                    .map(|layer| member(&layer.digest))
+                    .collect(),
+            })
+        })
+        .collect()
+}
+
+fn json(document: &impl serde::Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(document).map_err(|_| Error::Defect("a document of an archive is always JSON"))
+}
+
+fn put(tar: &mut Builder<impl Write>, name: &str, bytes: &[u8]) -> Result<()> {
+    append(tar, header(EntryType::Regular, 0o644, bytes.len() as u64), name, bytes)
+}
+
+fn header(kind: EntryType, mode: u32, size: u64) -> Header {
+    let mut header = Header::new_ustar();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(size);
+    header
+}
+
+/// All names are shorter than a header's field.
+fn append(tar: &mut Builder<impl Write>, mut header: Header, name: &str, content: impl Read) -> Result<()> {
+    header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+    header.set_cksum();
+    tar.append(&header, content).map_err(sending)
+}
+
+fn sending(error: std::io::Error) -> Error {
+    Error::Output(error)
+}

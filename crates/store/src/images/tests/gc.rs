@@ -1,0 +1,161 @@
+//! Whatever comes, goes and is killed in between: no image lacks a layer, and nothing is left that no image has.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::*;
+
+/// Tells the child of this test its root and its seed.
+const CHILD: &str = "INSULA_TEST_STORE_CHILD";
+
+/// Numbers that look random and are the same for the same seed (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+/// Six images on five layers, some compressed, one with the same layer at another place.
+fn archive(number: u64) -> Vec<u8> {
+    let layers: Vec<Vec<u8>> = (0..5u8)
+        .map(|at| {
+            tar(&[(&format!("etc/{at}"), &[at; 20_000]), ("etc/same", &[at; 10]), ("etc/same", b"replaced")])
+        })
+        .collect();
+    let name = format!("app:{number}");
+    let of = |numbers: &[usize]| numbers.iter().map(|at| &layers[*at][..]).collect::<Vec<_>>();
+    match number {
+        0 => docker_archive(&name, &of(&[0, 1])),
+        1 => docker_archive(&name, &of(&[0, 1, 2])),
+        2 => oci_archive(&name, &of(&[0, 3]), gzip),
+        3 => docker_archive(&name, &of(&[3, 0])),
+        4 => oci_archive(&name, &of(&[4]), gzip),
+        _ => docker_archive(&name, &of(&[4, 2])),
+    }
+}
+
+fn step(store: &Store, random: &mut Random) {
+    let images = store.images();
+    let name = format!("app:{}", random.below(6));
+    let owner = format!("{:064x}", random.below(4));
+    match random.below(8) {
+        0..=2 => drop(load(store, &archive(random.below(6))).unwrap()),
+        3 | 4 => drop(images.remove(&name, Force::Yes, &|_| false)),
+        5 => {
+            if let Ok(image) = images.resolve(&name) {
+                store.state().transaction(|tx| images.use_image(tx, &image.id, &owner)).unwrap();
+            }
+        }
+        6 => images.release_image(&owner, |_| Ok(())).unwrap(),
+        _ => {
+            let Ok(image) = images.resolve(&name) else { return };
+            let diffs: Vec<_> = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
+            let lease = images.lease_layers(&diffs).unwrap();
+            images.remove(&name, Force::Yes, &|_| false).unwrap();
+            assert!(image.layers.iter().all(|layer| layer.path.is_dir()), "a leased layer is gone");
+            drop(lease);
+            images.sweep().unwrap();
+        }
+    }
+}
+
+/// Every image is whole, and so is the disk.
+fn check(store: &Store) {
+    let (mut chains, mut diffs) = (Vec::new(), Vec::new());
+    for image in store.images().list().unwrap() {
+        if image.kind != ImageKind::Stored {
+            continue;
+        }
+        store.images().manifest(&image).unwrap();
+        for layer in &image.layers {
+            assert_eq!(content::digest(&blob_bytes(store, &layer.diff_id.0)), layer.diff_id.0);
+            chains.push(layer.chain_id.clone());
+            diffs.push(layer.diff_id.clone());
+        }
+    }
+    let held = store.state().transaction(|tx| rows::all_layers(tx.sql())).unwrap();
+    for chain in &chains {
+        assert!(held.contains(chain) && store.layers().contains(chain));
+    }
+    // Layers of removed images stay while a container uses them; all others are gone.
+    let used = store.state().transaction(|tx| rows::unheld(tx.sql())).unwrap();
+    assert!(used.is_empty(), "rows of nobody: {used:?}");
+    let mut on_disk = store.layers().all().unwrap();
+    let mut in_rows = held;
+    on_disk.sort();
+    in_rows.sort();
+    assert_eq!(on_disk, in_rows, "folders and rows");
+    let known = store.state().transaction(|tx| rows::all_diffs(tx.sql())).unwrap();
+    assert!(store.layers().recipes().all().unwrap().iter().all(|diff| known.contains(diff)));
+    assert_eq!(std::fs::read_dir(store.root().join("layers/tmp")).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(store.root().join("content/ingest")).unwrap().count(), 0);
+}
+
+#[test]
+fn any_order_of_changes_leaves_whole_images_and_nothing_else() {
+    need_root!();
+    for seed in 1..=4 {
+        let (_folder, store) = store();
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                let store = &store;
+                scope.spawn(move || {
+                    let mut random = Random(seed << 8 | (thread + 1));
+                    (0..15).for_each(|_| step(store, &mut random));
+                });
+            }
+        });
+        store.images().sweep().unwrap();
+        store.images().wait_synced();
+        check(&store);
+    }
+}
+
+/// Not a test of its own: works until it is killed.
+#[test]
+fn child_that_is_killed() {
+    let Ok(given) = std::env::var(CHILD) else { return };
+    let (seed, root) = given.split_once(' ').unwrap();
+    let store = Store::open(Path::new(root)).unwrap();
+    let mut random = Random(seed.parse().unwrap());
+    loop {
+        step(&store, &mut random);
+        eprintln!("done");
+    }
+}
+
+#[test]
+fn a_kill_at_any_moment_leaves_whole_images_and_nothing_else() {
+    need_root!();
+    let folder = tempfile::tempdir().unwrap();
+    let mut random = Random(42);
+    for seed in 100..112 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "images::tests::gc::child_that_is_killed", "--nocapture"])
+            .env(CHILD, format!("{seed} {}", folder.path().display()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let steps = 2 + random.below(8);
+        let done =
+            lines.by_ref().map_while(Result::ok).filter(|line| line.ends_with("done")).take(steps as usize);
+        let done = done.count() as u64;
+        // Somewhere within the next step, which takes about a millisecond.
+        for _ in 0..random.below(20) {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(done, steps, "the child failed by itself");
+        let store = Store::open(folder.path()).unwrap();
+        check(&store);
+    }
+}
