@@ -3,7 +3,7 @@ TARGET  ?= $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX  ?= /usr/local
 DESTDIR ?=
 OUT      = target/$(TARGET)/release
-PROGRAMS = insula insulad insula-monitor insula-agent
+PROGRAMS = insula insulad insula-monitor insula-agent insula-vmm
 
 .PHONY: help demo test bench release install uninstall fixtures
 

@@ -16,8 +16,13 @@ const QEMU: &str = "qemu-system-x86_64";
 /// What a machine in the machine needs: hardware virtualization, which the emulator has for AMD's.
 const KVM_MODULES: &[&str] = &["arch/x86/kvm", "virt"];
 /// What a guest of the product's own machine needs.
-const VIRTIO_MODULES: &[&str] =
-    &["drivers/virtio", "drivers/block/virtio_blk.ko", "drivers/char", "drivers/net/virtio_net.ko"];
+const VIRTIO_MODULES: &[&str] = &[
+    "drivers/virtio",
+    "drivers/block/virtio_blk.ko",
+    "drivers/char",
+    "drivers/net/virtio_net.ko",
+    "drivers/net/net_failover.ko",
+];
 /// Modules of the kernel that containers need, which the kernel loads by itself, and a disk in memory.
 const MODULES: &[&str] =
     &["fs/overlayfs", "net", "lib", "drivers/net/veth.ko", "drivers/block/brd.ko", "crypto"];
@@ -65,6 +70,27 @@ pub fn run_with_kvm(script: &str, inner: &str, files: &[(&str, &[u8])]) -> Outco
     archive.file("guest/initrd", 0o644, &initrd.finish());
     boot(&kernel, archive, "max,+svm")
 }
+
+/// As [`run`], in a machine whose `/dev/kvm` runs stock kernels, with all that containers with kernels of
+/// their own need there: the kernel, the machine, the agent, what serves files.
+pub fn run_walls_with_kvm(script: &str, files: &[(&str, &[u8])]) -> Outcome {
+    let kernel = kernel();
+    let modules = [MODULES, KVM_MODULES, VIRTIO_MODULES, &["fs/fuse", "drivers/net/tun.ko"]].concat();
+    let mut archive = content(&kernel, &modules, &format!("modprobe kvm-amd\nmodprobe tun\n{script}"), files);
+    let release = kernel.modules.file_name().and_then(OsStr::to_str).unwrap();
+    archive.file(&format!("boot/vmlinuz-{release}"), 0o644, &fs::read(&kernel.image).unwrap());
+    add_product(&mut archive);
+    let server =
+        SERVERS.iter().map(PathBuf::from).find(|path| path.is_file()).expect("virtiofsd is installed");
+    add_programs(&mut archive, &[(server.clone(), server)]);
+    let sisters =
+        ["insula-vmm", "insula-agent"].map(|name| (program(name), Path::new("/usr/bin").join(name)));
+    add_programs(&mut archive, &sisters);
+    boot(&kernel, archive, "max,+svm")
+}
+
+/// Where Debian has what serves files to guests.
+const SERVERS: [&str; 2] = ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd"];
 
 fn boot(kernel: &Kernel, archive: Archive, cpu: &str) -> Outcome {
     let folder = tempfile::Builder::new().prefix("insula-g-").tempdir().unwrap();
@@ -210,12 +236,22 @@ fn add_modules(archive: &mut Archive, kernel: &Kernel, parts: &[&str]) {
 
 /// Its programs with the libraries that they need, and `nft`.
 fn add_product(archive: &mut Archive) {
-    let mut libraries = BTreeSet::new();
     let nft = ["/usr/sbin/nft", "/sbin/nft"].iter().map(PathBuf::from).find(|path| path.is_file());
-    for path in ["insula", "insulad", "insula-monitor"].map(program).into_iter().chain(nft) {
-        let name = path.file_name().and_then(OsStr::to_str).unwrap();
-        archive.file(&format!("usr/bin/{name}"), 0o755, &stripped(&path));
-        libraries.extend(libraries_of(&path));
+    let programs: Vec<_> = ["insula", "insulad", "insula-monitor"]
+        .map(program)
+        .into_iter()
+        .chain(nft)
+        .map(|path| (path.clone(), Path::new("/usr/bin").join(path.file_name().unwrap())))
+        .collect();
+    add_programs(archive, &programs);
+}
+
+/// Programs of this host at their places in the guest, with the libraries that they need.
+fn add_programs(archive: &mut Archive, programs: &[(PathBuf, PathBuf)]) {
+    let mut libraries = BTreeSet::new();
+    for (path, place) in programs {
+        archive.file(place.to_str().unwrap().trim_start_matches('/'), 0o755, &stripped(path));
+        libraries.extend(libraries_of(path));
     }
     for library in libraries {
         archive.file(library.trim_start_matches('/'), 0o755, &fs::read(&library).unwrap());
@@ -243,11 +279,16 @@ fn libraries_of(path: &Path) -> Vec<String> {
 struct Archive {
     bytes: Vec<u8>,
     folders: BTreeSet<String>,
+    files: BTreeSet<String>,
     entries: u32,
 }
 
 impl Archive {
+    /// The first file at a place stays.
     fn file(&mut self, name: &str, mode: u32, content: &[u8]) {
+        if !self.files.insert(name.to_owned()) {
+            return;
+        }
         self.parents(name);
         self.entry(name, 0o100_000 | mode, content);
     }

@@ -14,6 +14,8 @@ pub(crate) struct Document {
     pub(crate) cpus: u8,
     /// In bytes.
     pub(crate) memory: u64,
+    /// `/dev/kvm`.
+    pub(crate) kvm: RawFd,
     pub(crate) kernel: RawFd,
     pub(crate) initramfs: Option<RawFd>,
     pub(crate) command_line: String,
@@ -91,7 +93,7 @@ pub(crate) struct Descriptors(BTreeMap<RawFd, OwnedFd>);
 impl Descriptors {
     /// Owns them all; one that is not open, or named twice, is an error.
     pub(crate) fn of(document: &Document) -> anyhow::Result<Self> {
-        let parts = [document.kernel, document.console].into_iter();
+        let parts = [document.kvm, document.kernel, document.console].into_iter();
         let numbers = parts
             .chain(document.initramfs)
             .chain(document.disks.iter().map(|part| part.descriptor))

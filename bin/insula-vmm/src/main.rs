@@ -1,6 +1,6 @@
 //! One machine in one process. What it is made of comes as one JSON document, its only argument;
-//! everything that it uses is an open descriptor whose number the document names. It opens nothing
-//! itself but `/dev/kvm`, so that it runs in a jail without files.
+//! everything that it uses, `/dev/kvm` too, is an open descriptor whose number the document names, so that
+//! it runs in a jail without files and as nobody.
 //!
 //! Exit codes: 0 when the guest switched the machine off, 1 when the machine could not be made or
 //! failed, 2 when the document makes no sense, 3 when the guest asked for a reset.
@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use insula_vmm_core::virtio::{block::Disk, console::Console, entropy::Entropy, fs::SharedFolder, net::Card};
-use insula_vmm_core::{Kernel, Machine, Shape, Stop};
+use insula_vmm_core::{Host, Kernel, Machine, Shape, Stop};
 
 use document::{Descriptors, Document};
 
@@ -51,8 +51,9 @@ fn run(document: Document) -> anyhow::Result<Stop> {
     let mut descriptors = Descriptors::of(&document)?;
     let console = Dropping(descriptors.take(document.console)?);
     rustix::io::ioctl_fionbio(&console.0, true).context("make the console's descriptor not wait")?;
-    let mut machine = Machine::new(Shape { cpus: document.cpus, memory: document.memory }, Box::new(console))
-        .context("the machine")?;
+    let host = Host::of(descriptors.take(document.kvm)?);
+    let shape = Shape { cpus: document.cpus, memory: document.memory };
+    let mut machine = Machine::new(host, shape, Box::new(console)).context("the machine")?;
     attach(&mut machine, &document, &mut descriptors)?;
     let kernel = Kernel {
         image: File::from(descriptors.take(document.kernel)?),

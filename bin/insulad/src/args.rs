@@ -10,6 +10,7 @@ use insula_engine::{Backend, NetworkOptions};
 
 const MONITOR: &str = "insula-monitor";
 const AGENT: &str = "insula-agent";
+const VMM: &str = "insula-vmm";
 
 /// The insula daemon: serves the Docker Engine API on a unix socket.
 ///
@@ -63,6 +64,9 @@ pub(crate) struct Options {
     /// First program of a container's own kernel [default: insula-agent beside this one]
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) agent: Option<PathBuf>,
+    /// Our own machine, which runs such kernels on /dev/kvm [default: insula-vmm beside this one]
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) vmm: Option<PathBuf>,
     /// What runs containers with a kernel of their own [default: kvm where the hardware does it, else qemu]
     #[arg(long, value_name = "BACKEND")]
     pub(crate) vm_backend: Option<VmBackend>,
@@ -150,6 +154,7 @@ impl Options {
             log: self.log.or(other.log),
             monitor: self.monitor.or(other.monitor),
             agent: self.agent.or(other.agent),
+            vmm: self.vmm.or(other.vmm),
             vm_backend: self.vm_backend.or(other.vm_backend),
             tlscacert: self.tlscacert.or(other.tlscacert),
             tlscert: self.tlscert.or(other.tlscert),
@@ -233,11 +238,12 @@ impl Options {
 
     /// The agent, absolute, whether it is there or not: few containers need it.
     pub(crate) fn agent(&self) -> std::io::Result<PathBuf> {
-        if let Some(agent) = &self.agent {
-            return std::path::absolute(agent);
-        }
-        let own = std::env::current_exe()?;
-        Ok(beside(&own, AGENT).find(|path| path.is_file()).unwrap_or_else(|| own.with_file_name(AGENT)))
+        sister(self.agent.as_deref(), AGENT)
+    }
+
+    /// Our own machine, absolute, whether it is there or not.
+    pub(crate) fn vmm(&self) -> std::io::Result<PathBuf> {
+        sister(self.vmm.as_deref(), VMM)
     }
 }
 
@@ -245,6 +251,15 @@ impl Options {
 fn is_interface(name: &str) -> bool {
     let sign = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-' | b'@');
     (1..=15).contains(&name.len()) && name.bytes().all(sign)
+}
+
+/// The program that was named, or the sister with this name, whether it is there or not.
+fn sister(named: Option<&Path>, name: &str) -> std::io::Result<PathBuf> {
+    if let Some(named) = named {
+        return std::path::absolute(named);
+    }
+    let own = std::env::current_exe()?;
+    Ok(beside(&own, name).find(|path| path.is_file()).unwrap_or_else(|| own.with_file_name(name)))
 }
 
 /// Where a sister program may be.

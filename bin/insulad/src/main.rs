@@ -96,6 +96,7 @@ async fn serve(settings: Settings, ready: Option<std::fs::File>) -> anyhow::Resu
         instance: settings.instance,
         monitor: settings.monitor,
         agent: settings.agent,
+        vmm: settings.vmm,
         vm_backend: settings.vm_backend,
         policy: settings.policy,
         registries: settings.registries,

@@ -20,6 +20,7 @@ pub(crate) struct Settings {
     pub(crate) instance: Instance,
     pub(crate) monitor: PathBuf,
     pub(crate) agent: PathBuf,
+    pub(crate) vmm: PathBuf,
     pub(crate) vm_backend: Option<insula_engine::Backend>,
     pub(crate) log: String,
     pub(crate) sockets: Vec<PathBuf>,
@@ -57,6 +58,7 @@ impl Settings {
         Ok(Self {
             monitor: options.monitor().context("find insula-monitor")?,
             agent: options.agent().context("find insula-agent")?,
+            vmm: options.vmm().context("find insula-vmm")?,
             vm_backend: options.vm_backend.map(crate::args::VmBackend::backend),
             log: options.log.clone().unwrap_or_else(|| "info".to_owned()),
             policy: policy(&options)?,

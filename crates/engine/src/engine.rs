@@ -44,6 +44,8 @@ pub struct Config {
     pub monitor: PathBuf,
     /// The program `insula-agent`; one that is not there is missed by the first container that needs it.
     pub agent: PathBuf,
+    /// The program `insula-vmm`; one that is not there is missed where hardware virtualization is used.
+    pub vmm: PathBuf,
     /// What runs containers with a kernel of their own; found out without it.
     pub vm_backend: Option<Backend>,
     pub registries: insula_registry::Options,

@@ -16,6 +16,7 @@ mod files;
 mod guest;
 mod link;
 mod names;
+mod own;
 mod qemu;
 mod running;
 mod streams;

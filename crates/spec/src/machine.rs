@@ -11,6 +11,8 @@ use crate::plan::InterfacePlan;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachinePlan {
     pub backend: Backend,
+    /// The program `insula-vmm`, for [`Backend::Kvm`].
+    pub vmm: PathBuf,
     pub kernel: KernelPlan,
     /// The initial RAM disk with the agent.
     pub initramfs: PathBuf,
@@ -26,7 +28,7 @@ pub struct MachinePlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
-    /// Hardware virtualization.
+    /// Hardware virtualization, by our own machine.
     Kvm,
     /// QEMU, emulating every instruction.
     Qemu,

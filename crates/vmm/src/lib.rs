@@ -32,5 +32,5 @@ pub mod virtio;
 pub use boot::{Kernel, KernelFormat};
 pub use error::{Error, Result};
 pub use legacy::Console;
-pub use machine::{Machine, Running, Shape, Snapshot, Stop};
+pub use machine::{Host, Machine, Running, Shape, Snapshot, Stop};
 pub use memory::{GuestRam, Memory};

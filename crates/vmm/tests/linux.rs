@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use insula_vmm_core::virtio::block::{Access, Disk};
 use insula_vmm_core::virtio::console::Console;
 use insula_vmm_core::virtio::entropy::Entropy;
-use insula_vmm_core::{Kernel, Machine, Running, Shape, Stop};
+use insula_vmm_core::{Host, Kernel, Machine, Running, Shape, Stop};
 use rustix::event::{PollFd, PollFlags, poll};
 
 const KERNEL: &str = "INSULA_TEST_GUEST_KERNEL";
@@ -102,7 +102,9 @@ fn a_kernel_of_a_distribution_boots_is_saved_and_goes_on_twice() {
     let mut disk = tempfile::tempfile().unwrap();
     disk.set_len(1 << 20).unwrap();
     let screen = Screen::default();
-    let mut machine = Machine::new(Shape { cpus: 2, memory: 128 << 20 }, Box::new(screen.clone())).unwrap();
+    let mut machine =
+        Machine::new(Host::open().unwrap(), Shape { cpus: 2, memory: 128 << 20 }, Box::new(screen.clone()))
+            .unwrap();
     let port = attach(&mut machine, &disk);
     let kernel = Kernel {
         image: File::open(&kernel).unwrap(),
@@ -129,8 +131,13 @@ fn a_kernel_of_a_distribution_boots_is_saved_and_goes_on_twice() {
     for _ in 0..2 {
         let screen = Screen::default();
         state.rewind().unwrap();
-        let (mut machine, snapshot) =
-            Machine::of_snapshot(&mut state, memory.try_clone().unwrap(), Box::new(screen.clone())).unwrap();
+        let (mut machine, snapshot) = Machine::of_snapshot(
+            Host::open().unwrap(),
+            &mut state,
+            memory.try_clone().unwrap(),
+            Box::new(screen.clone()),
+        )
+        .unwrap();
         let port = attach(&mut machine, &disk);
         let mut restored = Guest::new(machine.restore(&snapshot).unwrap(), port, screen);
         assert_eq!(restored.ask("echo $kept"), "47");

@@ -57,6 +57,7 @@ impl Daemon {
                     instance,
                     monitor: PathBuf::from("/bin/false"),
                     agent: PathBuf::from("/nonexistent"),
+                    vmm: PathBuf::from("/nonexistent"),
                     vm_backend: None,
                     registries: Default::default(),
                     policy: Policy::default(),

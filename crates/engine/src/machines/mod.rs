@@ -30,6 +30,7 @@ pub(crate) struct Machines {
     /// Chosen kernel, initial RAM disks.
     folder: PathBuf,
     agent: PathBuf,
+    vmm: PathBuf,
     monitor: PathBuf,
     wanted: Option<Backend>,
     choice: OnceLock<hardware::Choice>,
@@ -41,6 +42,7 @@ impl Machines {
         Self {
             folder: root.join("machines"),
             agent: config.agent.clone(),
+            vmm: config.vmm.clone(),
             monitor: config.monitor.clone(),
             wanted: config.vm_backend,
             choice: OnceLock::new(),
@@ -60,6 +62,7 @@ impl Machines {
         let initramfs = guest::initramfs(&kernel, &self.agent, features, &self.folder)?;
         Ok(MachinePlan {
             backend: self.choice().backend,
+            vmm: self.vmm.clone(),
             kernel,
             initramfs,
             cpus: size::cpus(&row.host),

@@ -36,6 +36,7 @@ fn config(root: &Path) -> Config {
         instance,
         monitor: std::env::current_exe().unwrap(),
         agent: "/nonexistent".into(),
+        vmm: "/nonexistent".into(),
         vm_backend: None,
         registries: Default::default(),
         policy: Default::default(),

@@ -2,14 +2,22 @@
 //! [`start`]; nothing outside this folder knows which there are.
 
 use std::fmt::Debug;
+use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use insula_host::cgroup::Entry;
 use insula_spec::machine::{Backend, MachinePlan};
 use insula_spec::plan::InterfacePlan;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use super::qemu;
-use crate::Result;
+use super::{own, qemu};
+use crate::{Error, Result};
+
+/// The port by which the agent is reached.
+pub(super) const CHANNEL: &str = "insula";
+/// The tag of the shared files.
+pub(super) const TAG: &str = "insula";
 
 /// What a machine is made of.
 #[derive(Debug)]
@@ -56,6 +64,32 @@ pub(super) trait Machine: Debug {
 /// Starts a machine. It boots on its own; the agent's first word says that it has.
 pub(super) fn start(parts: Parts<'_>) -> Result<Box<dyn Machine>> {
     match parts.plan.backend {
-        Backend::Kvm | Backend::Qemu => Ok(Box::new(qemu::start(parts)?)),
+        Backend::Kvm => Ok(Box::new(own::start(parts)?)),
+        Backend::Qemu => Ok(Box::new(qemu::start(parts)?)),
     }
+}
+
+/// The two ends of a stream into a machine.
+pub(super) fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|source| Error::call("socketpair", "for a machine", source))
+}
+
+/// What a machine boots from.
+pub(super) fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|source| Error::File { call: "open", path: path.to_owned(), source })
+}
+
+/// Without measuring the clock: a kernel gets that wrong on a busy host. The emulator passes the host's
+/// counter on as it is.
+pub(super) fn kernel_arguments() -> String {
+    let mut line = String::from(
+        "console=ttyS0 quiet panic=-1 reboot=t mitigations=off random.trust_cpu=on no_timer_check",
+    );
+    let host = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let clock = host.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split_once(':'));
+    if let Some(mhz) = clock.and_then(|(_, mhz)| mhz.trim().parse::<f64>().ok()) {
+        line.push_str(&format!(" tsc_early_khz={:.0}", mhz * 1000.0));
+    }
+    line
 }

@@ -1,5 +1,5 @@
-//! QEMU as the machine: `-M microvm`, virtio over MMIO, nothing that a PC has besides. With hardware
-//! virtualization where that works, emulating every instruction elsewhere.
+//! QEMU as the machine, emulating every instruction: `-M microvm`, virtio over MMIO, nothing that a PC has
+//! besides.
 //!
 //! It opens nothing itself but its own firmware: kernel, initial RAM disk, taps and sockets are handed in as
 //! descriptors. QEMU's filter keeps it from starting programs and gaining privileges, and it runs in a jail
@@ -7,15 +7,13 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use insula_container::{JailPlan, Jailed, jail};
-use insula_spec::machine::{Backend, MachinePlan};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use insula_spec::machine::MachinePlan;
 
-use super::backend::{Machine, Parts};
-use crate::{Error, Result};
+use super::backend::{self, CHANNEL, Machine, Parts, TAG};
+use crate::Result;
 
 /// Where distributions have it.
 const PROGRAMS: [&str; 3] =
@@ -38,8 +36,9 @@ pub(super) struct Qemu {
 pub(super) fn start(parts: Parts<'_>) -> Result<Qemu> {
     let program = super::program(&PROGRAMS, "qemu-system-x86_64", "qemu-system-x86")?;
     let [(channel, channel_inside), (console, console_inside), (control, control_inside)] =
-        [pair()?, pair()?, pair()?];
-    let (kernel, initramfs) = (open(&parts.plan.kernel.image)?, open(&parts.plan.initramfs)?);
+        [backend::pair()?, backend::pair()?, backend::pair()?];
+    let (kernel, initramfs) =
+        (backend::open(&parts.plan.kernel.image)?, backend::open(&parts.plan.initramfs)?);
     let mut arguments = Arguments::new(parts.plan);
     arguments.boot(&kernel, &initramfs);
     arguments.socket("control", &control_inside);
@@ -48,9 +47,9 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Qemu> {
     arguments.add(["-serial", "chardev:console"]);
     arguments.socket("channel", &channel_inside);
     arguments.add(["-device", "virtio-serial-device", "-device"]);
-    arguments.add(["virtserialport,chardev=channel,name=insula"]);
+    arguments.add([format!("virtserialport,chardev=channel,name={CHANNEL}")]);
     arguments.socket("files", &parts.files);
-    arguments.add(["-device", "vhost-user-fs-device,chardev=files,tag=insula"]);
+    arguments.add(["-device".to_owned(), format!("vhost-user-fs-device,chardev=files,tag={TAG}")]);
     for (number, interface) in parts.interfaces.iter().enumerate() {
         let (fd, mac, mtu) = (interface.tap.as_raw_fd(), &interface.plan.mac, interface.plan.mtu);
         arguments.add(["-netdev".into(), format!("tap,id=net{number},fd={fd},vhost=off")]);
@@ -69,27 +68,10 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Qemu> {
         kept: &kept,
         uid: parts.uid,
         gid: parts.gid,
-        groups: &groups(parts.plan.backend),
+        groups: &[],
         entry: parts.entry,
     })?;
     Ok(Qemu { program, process, channel, console, _control: control })
-}
-
-/// The group that may open `/dev/kvm`, where that is to be used.
-fn groups(backend: Backend) -> Vec<u32> {
-    match backend {
-        Backend::Kvm => std::fs::metadata("/dev/kvm").map(|kvm| kvm.gid()).into_iter().collect(),
-        Backend::Qemu => Vec::new(),
-    }
-}
-
-fn pair() -> Result<(OwnedFd, OwnedFd)> {
-    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-        .map_err(|source| Error::call("socketpair", "for a machine", source))
-}
-
-fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(|source| Error::File { call: "open", path: path.to_owned(), source })
 }
 
 /// The command line, piece by piece.
@@ -99,18 +81,13 @@ impl Arguments {
     fn new(plan: &MachinePlan) -> Self {
         let mut this = Self(Vec::new());
         let memory = plan.memory;
-        let accelerator = match plan.backend {
-            Backend::Kvm => "kvm".to_owned(),
-            Backend::Qemu => format!("tcg,tb-size={TRANSLATION_CACHE}"),
-        };
-        let cpu = if plan.backend == Backend::Kvm { "host" } else { "max" };
         this.add(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"]);
         this.add(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
         this.add(["-M", "microvm,memory-backend=memory,pit=on,pic=on,rtc=on,x-option-roms=off"]);
         // What serves files does not know the devices of before the standard.
         this.add(["-global", "virtio-mmio.force-legacy=false"]);
-        this.add(["-accel".into(), accelerator]);
-        this.add(["-cpu".into(), cpu.to_owned()]);
+        this.add(["-accel".into(), format!("tcg,tb-size={TRANSLATION_CACHE}")]);
+        this.add(["-cpu", "max"]);
         this.add(["-smp".into(), plan.cpus.to_string()]);
         this.add(["-m".into(), format!("{}k", memory >> 10)]);
         // Who serves files reads and writes the guest's memory.
@@ -121,7 +98,7 @@ impl Arguments {
     fn boot(&mut self, kernel: &File, initramfs: &File) {
         let path = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
         self.add(["-kernel".to_owned(), path(kernel), "-initrd".to_owned(), path(initramfs)]);
-        self.add(["-append".to_owned(), kernel_arguments()]);
+        self.add(["-append".to_owned(), backend::kernel_arguments()]);
     }
 
     fn socket(&mut self, id: &str, end: &OwnedFd) {
@@ -131,20 +108,6 @@ impl Arguments {
     fn add<T: Into<String>>(&mut self, more: impl IntoIterator<Item = T>) {
         self.0.extend(more.into_iter().map(Into::into));
     }
-}
-
-/// Without measuring the clock: a kernel gets that wrong on a busy host. The emulator passes the host's
-/// counter on as it is.
-fn kernel_arguments() -> String {
-    let mut line = String::from(
-        "console=ttyS0 quiet panic=-1 reboot=t mitigations=off random.trust_cpu=on no_timer_check",
-    );
-    let host = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let clock = host.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split_once(':'));
-    if let Some(mhz) = clock.and_then(|(_, mhz)| mhz.trim().parse::<f64>().ok()) {
-        line.push_str(&format!(" tsc_early_khz={:.0}", mhz * 1000.0));
-    }
-    line
 }
 
 impl Machine for Qemu {

@@ -9,6 +9,7 @@ mod running;
 mod snapshot;
 mod stop;
 
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
@@ -50,6 +51,24 @@ const NEEDED: [(Cap, &str); 9] = [
     (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
 ];
 
+/// The host's KVM.
+#[derive(Debug)]
+pub struct Host(Kvm);
+
+impl Host {
+    /// Opens `/dev/kvm`.
+    pub fn open() -> Result<Self> {
+        Kvm::new().map(Self).map_err(|error| Error::kvm("open", "/dev/kvm", error))
+    }
+
+    /// `/dev/kvm`, opened by somebody who may.
+    #[must_use]
+    pub fn of(descriptor: OwnedFd) -> Self {
+        // SAFETY: the descriptor is owned, and is given away here.
+        Self(unsafe { Kvm::from_raw_fd(descriptor.into_raw_fd()) })
+    }
+}
+
 /// What a machine is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
@@ -74,17 +93,17 @@ pub struct Machine {
 impl Machine {
     /// An empty machine. What its kernel prints on the first serial line goes to `console`, which
     /// must not wait.
-    pub fn new(shape: Shape, console: Console) -> Result<Self> {
-        Self::with_memory(shape.cpus, Memory::new(shape.memory)?, console)
+    pub fn new(host: Host, shape: Shape, console: Console) -> Result<Self> {
+        Self::with_memory(host, shape.cpus, Memory::new(shape.memory)?, console)
     }
 
-    pub(crate) fn with_memory(cpus: u8, memory: Memory, console: Console) -> Result<Self> {
+    pub(crate) fn with_memory(host: Host, cpus: u8, memory: Memory, console: Console) -> Result<Self> {
         if cpus == 0 || cpus > MOST_CPUS {
             return Err(Error::Shape(format!(
                 "a machine of {cpus} processors; 1 to {MOST_CPUS} are possible"
             )));
         }
-        let kvm = Kvm::new().map_err(|error| Error::kvm("open", "/dev/kvm", error))?;
+        let Host(kvm) = host;
         if let Some((_, what)) = NEEDED.iter().find(|(capability, _)| !kvm.check_extension(*capability)) {
             return Err(Error::Lacks(what));
         }

@@ -55,6 +55,12 @@ impl Running {
         self.vcpus.iter().try_for_each(VcpuThread::pause)
     }
 
+    /// The guest's memory.
+    #[must_use]
+    pub fn ram(&self) -> &crate::memory::GuestRam {
+        self.machine.memory.ram()
+    }
+
     pub(super) fn vcpus(&self) -> &[VcpuThread] {
         &self.vcpus
     }

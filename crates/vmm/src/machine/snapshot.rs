@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::devices::lock;
-use super::{Machine, Running, Shape};
+use super::{Host, Machine, Running, Shape};
 use crate::error::{Error, Result};
 use crate::legacy::Console;
 use crate::memory::Memory;
@@ -85,7 +85,12 @@ impl Running {
 impl Machine {
     /// A machine for a snapshot; the same devices are to be attached in the same order, then
     /// [`Machine::restore`] gives them what they knew.
-    pub fn of_snapshot(state: &mut File, memory: File, console: Console) -> Result<(Self, Snapshot)> {
+    pub fn of_snapshot(
+        host: Host,
+        state: &mut File,
+        memory: File,
+        console: Console,
+    ) -> Result<(Self, Snapshot)> {
         let state = read_state(state)?;
         let memory = Memory::of_snapshot(memory)?;
         if memory.size() != state.memory {
@@ -93,7 +98,7 @@ impl Machine {
         }
         let cpus =
             u8::try_from(state.vcpus.len()).map_err(|_| damaged("it has too many processors".to_owned()))?;
-        let machine = Self::with_memory(cpus, memory, console)?;
+        let machine = Self::with_memory(host, cpus, memory, console)?;
         if processor(&machine) != state.processor {
             return Err(damaged("it was taken on another processor".to_owned()));
         }

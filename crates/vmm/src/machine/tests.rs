@@ -39,7 +39,7 @@ impl Screen {
 
 /// Whether there is a KVM to test with; what must be there and is not fails.
 fn kvm() -> bool {
-    if Kvm::new().is_ok() {
+    if Host::open().is_ok() {
         return true;
     }
     let required = std::env::var("INSULA_TEST_REQUIRE").unwrap_or_default();
@@ -49,7 +49,7 @@ fn kvm() -> bool {
 }
 
 fn machine(code: &[u8], screen: &Screen) -> Machine {
-    let machine = Machine::new(SHAPE, Box::new(screen.clone())).unwrap();
+    let machine = Machine::new(Host::open().unwrap(), SHAPE, Box::new(screen.clone())).unwrap();
     machine.memory().ram().write_slice(code, GuestAddress(CODE)).unwrap();
     machine
 }
@@ -140,8 +140,13 @@ fn a_guest_that_never_leaves_is_paused_saved_and_goes_on_elsewhere() {
         use std::io::Seek;
         let mut state = state.try_clone().unwrap();
         state.rewind().unwrap();
-        let (machine, snapshot) =
-            Machine::of_snapshot(&mut state, memory.try_clone().unwrap(), Box::new(std::io::sink())).unwrap();
+        let (machine, snapshot) = Machine::of_snapshot(
+            Host::open().unwrap(),
+            &mut state,
+            memory.try_clone().unwrap(),
+            Box::new(std::io::sink()),
+        )
+        .unwrap();
         assert_eq!(snapshot.shape(), SHAPE);
         machine.restore(&snapshot).unwrap()
     };
@@ -170,7 +175,12 @@ fn a_snapshot_that_was_touched_is_refused() {
     let refused = |bytes: &[u8], memory: &std::fs::File| {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all_at(bytes, 0).unwrap();
-        let error = Machine::of_snapshot(&mut file, memory.try_clone().unwrap(), Box::new(std::io::sink()));
+        let error = Machine::of_snapshot(
+            Host::open().unwrap(),
+            &mut file,
+            memory.try_clone().unwrap(),
+            Box::new(std::io::sink()),
+        );
         error.expect_err("it must be refused").to_string()
     };
     for cut in [0, 5, 15, whole.len() / 2, whole.len() - 1] {
@@ -265,6 +275,8 @@ fn shapes_that_make_no_machine_are_refused() {
         return;
     }
     for (cpus, memory) in [(0, 1 << 20), (255, 1 << 20), (1, 5000)] {
-        assert!(Machine::new(Shape { cpus, memory }, Box::new(std::io::sink())).is_err());
+        assert!(
+            Machine::new(Host::open().unwrap(), Shape { cpus, memory }, Box::new(std::io::sink())).is_err()
+        );
     }
 }

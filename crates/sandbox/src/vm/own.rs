@@ -1,0 +1,103 @@
+//! Our own machine, `insula-vmm`: hardware virtualization and no more devices than a container needs.
+//!
+//! Like QEMU it runs in a jail, and everything that it uses is handed in as an open descriptor; one JSON
+//! document says which is which.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use insula_container::{JailPlan, Jailed, jail};
+use serde_json::{Value, json};
+
+use super::backend::{self, CHANNEL, Machine, Parts, TAG};
+use crate::{Error, Result};
+
+const PROGRAM: &str = "insula-vmm";
+const KVM: &str = "/dev/kvm";
+
+/// A running `insula-vmm`.
+#[derive(Debug)]
+pub(super) struct Own {
+    process: Jailed,
+    channel: OwnedFd,
+    console: OwnedFd,
+}
+
+pub(super) fn start(parts: Parts<'_>) -> Result<Own> {
+    let program = &parts.plan.vmm;
+    if !program.is_file() {
+        return Err(Error::Missing { program: PROGRAM, package: "insula" });
+    }
+    let [(channel, channel_inside), (console, console_inside)] = [backend::pair()?, backend::pair()?];
+    let kvm = File::options().read(true).write(true).open(KVM).map_err(|source| Error::File {
+        call: "open",
+        path: KVM.into(),
+        source,
+    })?;
+    let kernel = backend::open(&parts.plan.kernel.image)?;
+    let initramfs = backend::open(&parts.plan.initramfs)?;
+    let cards: Vec<Value> = parts.interfaces.iter().map(card).collect();
+    let document = json!({
+        "cpus": parts.plan.cpus,
+        "memory": parts.plan.memory,
+        "kvm": kvm.as_raw_fd(),
+        "kernel": kernel.as_raw_fd(),
+        "initramfs": initramfs.as_raw_fd(),
+        "command_line": backend::kernel_arguments(),
+        "console": console_inside.as_raw_fd(),
+        "ports": [{ "descriptor": channel_inside.as_raw_fd(), "name": CHANNEL }],
+        "folders": [{ "descriptor": parts.files.as_raw_fd(), "tag": TAG }],
+        "cards": cards,
+    });
+    let mut kept: Vec<BorrowedFd<'_>> = vec![
+        channel_inside.as_fd(),
+        console_inside.as_fd(),
+        parts.files.as_fd(),
+        kvm.as_fd(),
+        kernel.as_fd(),
+        initramfs.as_fd(),
+    ];
+    kept.extend(parts.interfaces.iter().map(|interface| interface.tap.as_fd()));
+    let process = jail(&JailPlan {
+        program,
+        args: &[document.to_string()],
+        kept: &kept,
+        uid: parts.uid,
+        gid: parts.gid,
+        groups: &[],
+        entry: parts.entry,
+    })?;
+    Ok(Own { process, channel, console })
+}
+
+fn card(interface: &backend::Interface<'_>) -> Value {
+    // The largest packet of Ethernet where nothing else was asked for.
+    let mtu = if interface.plan.mtu == 0 { 1500 } else { interface.plan.mtu };
+    json!({ "descriptor": interface.tap.as_raw_fd(), "mac": interface.plan.mac, "mtu": mtu })
+}
+
+impl Machine for Own {
+    fn program(&self) -> &str {
+        PROGRAM
+    }
+
+    fn pid(&self) -> i32 {
+        self.process.pid
+    }
+
+    fn pidfd(&self) -> BorrowedFd<'_> {
+        self.process.pidfd.as_fd()
+    }
+
+    fn channel(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    fn console(&self) -> BorrowedFd<'_> {
+        self.console.as_fd()
+    }
+
+    fn end(self: Box<Self>) {
+        self.process.end();
+    }
+}
