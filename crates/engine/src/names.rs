@@ -79,7 +79,7 @@ impl Engine {
     pub(crate) fn serve_names(&self, container: &Arc<Container>) {
         let mut state = container.state();
         let (Some(task), None) = (state.task.clone(), &state.names) else { return };
-        if !(state.row().has_host_sockets() && self.networks().names().has_names(&container.id)) {
+        if !self.networks().names().has_names(&container.id) {
             return;
         }
         // Checked when the container was made.

@@ -161,7 +161,7 @@ impl Engine {
     /// A container that comes into its first network with names asks the daemon from now on.
     fn lead_to_names(&self, container: &Arc<Container>, row: &Row) -> Result<()> {
         let first = container.state().names.is_none();
-        if first && row.has_host_sockets() && self.networks().names().has_names(&row.id) {
+        if first && self.networks().names().has_names(&row.id) {
             let (host, dns) = (files::host_resolv_conf(), dns(row)?);
             let before = files::resolv_conf(&host, &dns, false);
             let after = files::resolv_conf_named(&host, &dns);

@@ -241,12 +241,6 @@ impl Row {
         self.endpoints_complete = true;
     }
 
-    /// Whether its sockets are sockets of this host, so that a name server of ours can answer on them: behind
-    /// other walls the resolvers of the host are asked.
-    pub(crate) fn has_host_sockets(&self) -> bool {
-        !crate::machines::wanted(&self.host.isolation)
-    }
-
     /// Names of volumes that it mounts.
     pub(crate) fn volumes(&self) -> impl Iterator<Item = (&str, bool)> {
         self.mounts.iter().filter_map(|mount| match &mount.source {

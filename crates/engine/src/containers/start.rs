@@ -88,7 +88,7 @@ impl Engine {
             names: &names,
             cgroup,
             interfaces: endpoint.interfaces(),
-            resolver: endpoint.named() && row.has_host_sockets(),
+            resolver: endpoint.named(),
             joined,
             volumes: &self.store().volumes_dir(),
             machine,
@@ -245,7 +245,7 @@ impl Engine {
             endpoint.attachments.iter().flat_map(insula_network::Attachment::addresses).collect();
         let config = &row.config;
         let host_conf = files::host_resolv_conf();
-        let resolv_conf = match endpoint.named() && row.has_host_sockets() {
+        let resolv_conf = match endpoint.named() {
             true => files::resolv_conf_named(&host_conf, &dns),
             false => files::resolv_conf(&host_conf, &dns, shares_host),
         };
