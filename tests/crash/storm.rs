@@ -108,7 +108,10 @@ fn what_was_answered_holds_whenever_the_daemon_is_killed() {
         let (name, verb) = (NAMES[dice.roll(4) as usize], VERBS[dice.roll(7) as usize]);
         let words = verb.words(name);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let mut child = daemon.command(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut command = daemon.command(&words);
+        // One that comes after the kill must not start a daemon of its own.
+        command.env("INSULA_HOST", format!("unix://{}", daemon.instance().socket().display()));
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::thread::park_timeout(Duration::from_micros(dice.roll(60_000)));
         daemon.kill();
         child.wait().unwrap();

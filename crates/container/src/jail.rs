@@ -28,8 +28,6 @@ pub struct JailPlan<'a> {
     pub kept: &'a [BorrowedFd<'a>],
     pub uid: u32,
     pub gid: u32,
-    /// Groups beside `gid`, for a device that only they may open.
-    pub groups: &'a [u32],
     pub entry: &'a Entry,
 }
 
@@ -83,9 +81,8 @@ fn enter(plan: &JailPlan<'_>, channel: &Channel) -> Result<std::convert::Infalli
     keep(plan.kept, channel)?;
     let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", alone).context("mount", "the namespace as private")?;
-    let groups: Vec<Gid> = plan.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
     let (uid, gid) = (Uid::from_raw(plan.uid), Gid::from_raw(plan.gid));
-    rustix::thread::set_thread_groups(&groups).context("setgroups", plan.program.display())?;
+    rustix::thread::set_thread_groups(&[]).context("setgroups", plan.program.display())?;
     rustix::thread::set_thread_res_gid(gid, gid, gid).context("setresgid", plan.gid)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).context("setresuid", plan.uid)?;
     process::no_new_privileges().context("prctl", "PR_SET_NO_NEW_PRIVS")?;

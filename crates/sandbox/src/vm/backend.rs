@@ -1,11 +1,11 @@
 //! What a wall with a kernel of its own needs of whoever runs the machine. A backend is chosen in
 //! [`start`]; nothing outside this folder knows which there are.
 
-use std::fmt::Debug;
 use std::fs::File;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use insula_container::Jailed;
 use insula_host::cgroup::Entry;
 use insula_spec::machine::{Backend, MachinePlan};
 use insula_spec::plan::InterfacePlan;
@@ -41,31 +41,25 @@ pub(super) struct Interface<'a> {
     pub(super) tap: OwnedFd,
 }
 
-/// A machine that runs: a process that is a child of this one.
-pub(super) trait Machine: Debug {
+/// A machine that runs: a process that is a child of this one. Every backend makes one of these.
+#[derive(Debug)]
+pub(super) struct Machine {
     /// What runs it, for people.
-    fn program(&self) -> &str;
-
-    fn pid(&self) -> i32;
-
-    /// Readable when it has ended.
-    fn pidfd(&self) -> BorrowedFd<'_>;
-
+    pub(super) program: &'static str,
+    pub(super) process: Jailed,
     /// A stream to the agent.
-    fn channel(&self) -> BorrowedFd<'_>;
-
+    pub(super) channel: OwnedFd,
     /// What the guest prints.
-    fn console(&self) -> BorrowedFd<'_>;
-
-    /// Ends it at once and frees what it holds. That it has ended already is no error.
-    fn end(self: Box<Self>);
+    pub(super) console: OwnedFd,
+    /// Kept open as long as the machine, where a backend wants that.
+    pub(super) _control: Option<OwnedFd>,
 }
 
 /// Starts a machine. It boots on its own; the agent's first word says that it has.
-pub(super) fn start(parts: Parts<'_>) -> Result<Box<dyn Machine>> {
+pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
     match parts.plan.backend {
-        Backend::Kvm => Ok(Box::new(own::start(parts)?)),
-        Backend::Qemu => Ok(Box::new(qemu::start(parts)?)),
+        Backend::Kvm => own::start(parts),
+        Backend::Qemu => qemu::start(parts),
     }
 }
 

@@ -4,9 +4,9 @@
 //! document says which is which.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use insula_container::{JailPlan, Jailed, jail};
+use insula_container::{JailPlan, jail};
 use serde_json::{Value, json};
 
 use super::backend::{self, CHANNEL, Machine, Parts, TAG};
@@ -15,15 +15,7 @@ use crate::{Error, Result};
 const PROGRAM: &str = "insula-vmm";
 const KVM: &str = "/dev/kvm";
 
-/// A running `insula-vmm`.
-#[derive(Debug)]
-pub(super) struct Own {
-    process: Jailed,
-    channel: OwnedFd,
-    console: OwnedFd,
-}
-
-pub(super) fn start(parts: Parts<'_>) -> Result<Own> {
+pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
     let program = &parts.plan.vmm;
     if !program.is_file() {
         return Err(Error::Missing { program: PROGRAM, package: "insula" });
@@ -64,40 +56,13 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Own> {
         kept: &kept,
         uid: parts.uid,
         gid: parts.gid,
-        groups: &[],
         entry: parts.entry,
     })?;
-    Ok(Own { process, channel, console })
+    Ok(Machine { program: PROGRAM, process, channel, console, _control: None })
 }
 
 fn card(interface: &backend::Interface<'_>) -> Value {
     // The largest packet of Ethernet where nothing else was asked for.
     let mtu = if interface.plan.mtu == 0 { 1500 } else { interface.plan.mtu };
     json!({ "descriptor": interface.tap.as_raw_fd(), "mac": interface.plan.mac, "mtu": mtu })
-}
-
-impl Machine for Own {
-    fn program(&self) -> &str {
-        PROGRAM
-    }
-
-    fn pid(&self) -> i32 {
-        self.process.pid
-    }
-
-    fn pidfd(&self) -> BorrowedFd<'_> {
-        self.process.pidfd.as_fd()
-    }
-
-    fn channel(&self) -> BorrowedFd<'_> {
-        self.channel.as_fd()
-    }
-
-    fn console(&self) -> BorrowedFd<'_> {
-        self.console.as_fd()
-    }
-
-    fn end(self: Box<Self>) {
-        self.process.end();
-    }
 }

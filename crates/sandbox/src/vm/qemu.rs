@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use insula_container::{JailPlan, Jailed, jail};
+use insula_container::{JailPlan, jail};
 use insula_spec::machine::MachinePlan;
 
 use super::backend::{self, CHANNEL, Machine, Parts, TAG};
@@ -22,18 +22,7 @@ const PROGRAMS: [&str; 3] =
 /// MiB for translated code; without a word it is a gigabyte.
 const TRANSLATION_CACHE: u32 = 128;
 
-/// A running QEMU.
-#[derive(Debug)]
-pub(super) struct Qemu {
-    program: &'static str,
-    process: Jailed,
-    channel: OwnedFd,
-    console: OwnedFd,
-    /// Open as long as the machine: QEMU ends nothing when it goes, but says less.
-    _control: OwnedFd,
-}
-
-pub(super) fn start(parts: Parts<'_>) -> Result<Qemu> {
+pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
     let program = super::program(&PROGRAMS, "qemu-system-x86_64", "qemu-system-x86")?;
     let [(channel, channel_inside), (console, console_inside), (control, control_inside)] =
         [backend::pair()?, backend::pair()?, backend::pair()?];
@@ -68,10 +57,11 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Qemu> {
         kept: &kept,
         uid: parts.uid,
         gid: parts.gid,
-        groups: &[],
         entry: parts.entry,
     })?;
-    Ok(Qemu { program, process, channel, console, _control: control })
+    let program = program.rsplit('/').next().unwrap_or(program);
+    // QEMU ends nothing when its control goes, but says less.
+    Ok(Machine { program, process, channel, console, _control: Some(control) })
 }
 
 /// The command line, piece by piece.
@@ -107,31 +97,5 @@ impl Arguments {
 
     fn add<T: Into<String>>(&mut self, more: impl IntoIterator<Item = T>) {
         self.0.extend(more.into_iter().map(Into::into));
-    }
-}
-
-impl Machine for Qemu {
-    fn program(&self) -> &str {
-        self.program.rsplit('/').next().unwrap_or(self.program)
-    }
-
-    fn pid(&self) -> i32 {
-        self.process.pid
-    }
-
-    fn pidfd(&self) -> BorrowedFd<'_> {
-        self.process.pidfd.as_fd()
-    }
-
-    fn channel(&self) -> BorrowedFd<'_> {
-        self.channel.as_fd()
-    }
-
-    fn console(&self) -> BorrowedFd<'_> {
-        self.console.as_fd()
-    }
-
-    fn end(self: Box<Self>) {
-        self.process.end();
     }
 }

@@ -34,7 +34,7 @@ pub(super) struct Running {
     plan: MachinePlan,
     group: Group,
     files: Jailed,
-    machine: Box<dyn Machine>,
+    machine: Machine,
     link: Link,
     console: Console,
     /// Of a container that has a name server.
@@ -91,7 +91,7 @@ impl Running {
         plan: &ContainerPlan,
         machine: &MachinePlan,
         group: &Group,
-    ) -> Result<(Jailed, Box<dyn Machine>, Vec<String>)> {
+    ) -> Result<(Jailed, Machine, Vec<String>)> {
         let mut warnings = group.limit(&guest::outside(&plan.cgroup.resources, machine.memory))?;
         let entry = group.entry()?;
         let (process, connection, more) = files::serve(plan, &machine.folder, &entry)?;
@@ -122,8 +122,12 @@ impl Running {
         if plan.resolver {
             self.names = Some(Names::new()?);
         }
-        let machine =
-            [self.machine.channel(), self.machine.console(), self.machine.pidfd(), self.files.pidfd.as_fd()];
+        let machine = [
+            self.machine.channel.as_fd(),
+            self.machine.console.as_fd(),
+            self.machine.process.pidfd.as_fd(),
+            self.files.pidfd.as_fd(),
+        ];
         let descriptors = machine.into_iter().chain(self.names.as_ref().map(Names::answers));
         for descriptor in descriptors {
             epoll::add(events, descriptor, EventData::new_u64(0), EventFlags::IN)
@@ -153,7 +157,7 @@ impl Running {
         self.record(&plan, &release, boot)?;
         let mut warnings = std::mem::take(&mut self.warnings);
         warnings.extend(started.warnings);
-        Ok(Created { pid: self.machine.pid(), streams, warnings })
+        Ok(Created { pid: self.machine.process.pid, streams, warnings })
     }
 
     fn boot(&mut self, events: &OwnedFd) -> Result<String> {
@@ -174,8 +178,8 @@ impl Running {
     fn record(&self, plan: &ContainerPlan, release: &str, boot: Duration) -> Result<()> {
         let record = MachineRecord {
             backend: self.plan.backend,
-            program: self.machine.program().to_owned(),
-            pid: self.machine.pid(),
+            program: self.machine.program.to_owned(),
+            pid: self.machine.process.pid,
             root: share::root_in(&self.files),
             cpus: self.plan.cpus,
             memory: self.plan.memory,
@@ -206,7 +210,7 @@ impl Running {
         let (number, streams) = self.link.ask_process(Some(exec.id.clone()), &exec.stdio, call)?;
         match self.await_answer(number, events) {
             Ok(Outcome::Started(started)) => {
-                Ok(Created { pid: self.machine.pid(), streams, warnings: started.warnings })
+                Ok(Created { pid: self.machine.process.pid, streams, warnings: started.warnings })
             }
             Ok(other) => Err(unexpected(&other)),
             Err(error) => {
@@ -338,8 +342,8 @@ impl Running {
         if self.broken.is_some() {
             return;
         }
-        self.console.read(self.machine.console());
-        let served = self.link.serve(self.machine.channel()).and_then(|open| {
+        self.console.read(self.machine.console.as_fd());
+        let served = self.link.serve(self.machine.channel.as_fd()).and_then(|open| {
             self.serve_names()?;
             Ok(open)
         });
@@ -349,7 +353,7 @@ impl Running {
             Err(error) => Some(insula_base::chain(&error)),
         };
         if let Some(broken) = broken {
-            while ready(self.machine.console()) && self.console.read(self.machine.console()) {}
+            while ready(self.machine.console.as_fd()) && self.console.read(self.machine.console.as_fd()) {}
             let broken = self.said(&broken);
             self.link.cut(BROKEN, &broken);
             self.broken = Some(broken);
@@ -367,7 +371,7 @@ impl Running {
             self.link.answer_question(number, &answer);
             any = true;
         }
-        if any { self.link.move_on(self.machine.channel()) } else { Ok(()) }
+        if any { self.link.move_on(self.machine.channel.as_fd()) } else { Ok(()) }
     }
 
     pub(super) fn resolver(&mut self) -> Result<Sockets> {
@@ -377,8 +381,8 @@ impl Running {
 
     /// Whether one of the processes that it is made of has ended.
     fn ended(&self) -> Option<String> {
-        if ready(self.machine.pidfd()) {
-            return Some(format!("{} ended", self.machine.program()));
+        if ready(self.machine.process.pidfd.as_fd()) {
+            return Some(format!("{} ended", self.machine.program));
         }
         ready(self.files.pidfd.as_fd())
             .then(|| "the process that serves the machine's files ended".to_owned())
@@ -397,7 +401,7 @@ impl Running {
         let writing = self.link.has_more();
         if writing != self.writing {
             let flags = if writing { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
-            epoll::modify(events, self.machine.channel(), EventData::new_u64(0), flags)
+            epoll::modify(events, self.machine.channel.as_fd(), EventData::new_u64(0), flags)
                 .map_err(|source| Error::call("epoll_ctl", "for a machine", source))?;
             self.writing = writing;
         }
@@ -417,7 +421,7 @@ impl Running {
     pub(super) fn destroy(self) -> Result<()> {
         // All at once: one that is left behind complains.
         let killed = self.group.kill();
-        self.machine.end();
+        self.machine.process.end();
         self.files.end();
         killed?;
         Ok(self.group.remove()?)
