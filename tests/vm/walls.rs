@@ -125,6 +125,35 @@ fn a_service_in_its_own_kernel_is_reached_watched_and_stopped() {
 }
 
 #[test]
+fn a_root_that_is_read_only_has_places_for_mounts_and_what_fails_is_started_again() {
+    let Some(daemon) = daemon() else { return };
+    let script = "id -u; touch /x 2>/dev/null || echo kept; touch /scratch/y && echo free";
+    let words =
+        ["--read-only", "--user", "1000", "--tmpfs", "/scratch", "--network", "none", "busybox", "sh", "-c"];
+    let outcome = run(&daemon, &[&words[..], &[script]].concat());
+    assert_eq!(outcome.ok().lines().collect::<Vec<_>>(), ["1000", "kept", "free"], "{outcome}");
+
+    let words = [
+        "run",
+        "-d",
+        "--name",
+        "fails",
+        "--isolation",
+        "vm",
+        "--network",
+        "none",
+        "--restart",
+        "on-failure:1",
+    ];
+    daemon.insula(&[&words[..], &["busybox", "sh", "-c", "exit 3"]].concat()).exits(0);
+    eventually("it has failed twice", || {
+        let format = "{{.State.Status}} {{.RestartCount}} {{.State.ExitCode}}";
+        (daemon.insula(&["inspect", "-f", format, "fails"]).ok().trim() == "exited 1 3").then_some(())
+    });
+    daemon.insula(&["rm", "fails"]).exits(0);
+}
+
+#[test]
 fn containers_behind_both_walls_know_each_other_by_name() {
     let Some(daemon) = daemon() else { return };
     daemon.insula(&["network", "create", "blue"]).exits(0);

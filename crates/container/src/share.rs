@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use insula_host::cgroup::Entry;
-use insula_spec::plan::{MountPlan, RootfsPlan, UserNamespace};
+use insula_spec::plan::{MountPlan, MountSource, RootfsPlan, UserNamespace};
 use insula_sys::mount::{MountAttributes, set_attributes};
 use insula_sys::process::{self, Clone, CloneFlags};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -130,6 +130,7 @@ fn serve(plan: &SharePlan<'_>, channel: &Channel) -> Result<std::convert::Infall
         inside::attach_below(&root, &mount.target, &copy)?;
     }
     if plan.rootfs.readonly {
+        make_places(plan, &root)?;
         let readonly = MountAttributes { readonly: true, ..MountAttributes::default() };
         set_attributes(root.as_fd(), readonly, false).context("mount_setattr", "the root read-only")?;
     }
@@ -137,6 +138,13 @@ fn serve(plan: &SharePlan<'_>, channel: &Channel) -> Result<std::convert::Infall
     process::no_new_privileges().context("prctl", "PR_SET_NO_NEW_PRIVS")?;
     process::parent_death_signal(SIGKILL).context("prctl", "PR_SET_PDEATHSIG")?;
     jail::execute(plan.program, plan.args)
+}
+
+/// What the guest mounts by itself it cannot make a folder for in a root that is read-only.
+fn make_places(plan: &SharePlan<'_>, root: &OwnedFd) -> Result<()> {
+    let own = plan.mounts.iter().filter(|mount| !matches!(mount.source, MountSource::Bind { .. }));
+    let targets = ["/proc", "/sys", "/dev"].into_iter().chain(own.map(|mount| mount.target.as_str()));
+    targets.into_iter().try_for_each(|target| inside::make_folder(root, target).map(drop))
 }
 
 /// A small tmpfs over [`PLACE`]; its root.

@@ -24,7 +24,7 @@ use crate::streams::Ends;
 
 pub(crate) use confinement::Confinement;
 pub use confinement::warm_up;
-pub(crate) use mounts::attach_below;
+pub(crate) use mounts::{attach_below, make_folder};
 pub(crate) use program::Program;
 pub(crate) use terminal::open as open_terminal;
 
