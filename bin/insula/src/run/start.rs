@@ -109,16 +109,23 @@ impl RunArgs {
         let raw_mode = if stdin && request.tty { RawMode::enter()? } else { None };
         let wiring = Wiring { tty: request.tty, stdin, detach: raw_mode.is_some().then_some(keys) };
         let mut streams = streams::connect(hijacked, wiring)?;
-        if let Err(failed) = start(client, id).await {
-            drop(raw_mode);
-            return Err(failed.hinted().into());
-        }
+        let started = match start_attached(client, id).await {
+            Ok(started) => started,
+            Err(failed) => {
+                drop(raw_mode);
+                return Err(failed.hinted().into());
+            }
+        };
         if request.tty {
             session.resize().await;
         }
         let left = follow(&mut session, &mut streams).await;
         drop(raw_mode);
-        finish(left?, &mut session, &mut exit).await
+        let left = left?;
+        if started == Started::Unanswered && matches!(left, Left::Ended) {
+            check_started(context, id).await?;
+        }
+        finish(left, &mut session, &mut exit).await
     }
 }
 
@@ -144,10 +151,38 @@ async fn finish(left: Left, session: &mut Attached<'_>, exit: &mut Exit) -> Outc
 
 /// Starts the container; a failure to execute its command has a code of its own.
 pub(crate) async fn start(client: &Client, id: &str) -> Result<(), Failure> {
-    client.start_container(id).await.map_err(|error| {
-        let code = start_failure(&error.to_string());
-        Failure { code, message: failure::describe_client(&error) }
-    })
+    client.start_container(id).await.map_err(|error| refused(&error))
+}
+
+fn refused(error: &insula_client::Error) -> Failure {
+    Failure { code: start_failure(&error.to_string()), message: failure::describe_client(error) }
+}
+
+/// How the start of a container went that one is attached to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Started {
+    Yes,
+    /// The daemon ended before it answered. If the container runs, so do its streams.
+    Unanswered,
+}
+
+async fn start_attached(client: &Client, id: &str) -> Result<Started, Failure> {
+    match client.start_container(id).await {
+        Ok(()) => Ok(Started::Yes),
+        Err(insula_client::Error::Connection { .. }) => Ok(Started::Unanswered),
+        Err(error) => Err(refused(&error)),
+    }
+}
+
+/// Fails when the next daemon knows that the container never ran.
+async fn check_started(context: &Context, id: &str) -> anyhow::Result<()> {
+    let found = context.client().await?.inspect_container(id).await;
+    if found.is_ok_and(|found| found.state.status == "created") {
+        let message = format!("the daemon ended before it had started container {id}");
+        return Err(Failure { code: 125, message }.hinted().into());
+    }
+    // Anything else the question for its exit code says.
+    Ok(())
 }
 
 impl Failure {
