@@ -46,6 +46,19 @@ impl Socket {
         Ok(rustix::net::bind(&self.0, &netlink::SocketAddrNetlink::new(0, mask))?)
     }
 
+    /// Gives it a name, unless it has one, and returns it: the number by which the kernel tells whose request
+    /// something was. Unique in the network namespace.
+    pub fn name(&self) -> Result<u32> {
+        let nobody = |name: &netlink::SocketAddrNetlink| name.pid() == 0;
+        let own = || -> Result<netlink::SocketAddrNetlink> {
+            Ok(netlink::SocketAddrNetlink::try_from(rustix::net::getsockname(&self.0)?)?)
+        };
+        if nobody(&own()?) {
+            rustix::net::bind(&self.0, &netlink::SocketAddrNetlink::new(0, 0))?;
+        }
+        Ok(own()?.pid())
+    }
+
     fn enable(&self, option: libc::c_int) -> Result<()> {
         let on: libc::c_int = 1;
         let size = size_of_val(&on) as libc::socklen_t;

@@ -32,10 +32,10 @@ mod mirror;
 mod policy;
 mod text;
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -45,7 +45,7 @@ use insula_sys::netlink::Socket;
 
 use self::mirror::Mirror;
 use crate::netlink;
-use crate::netlink::message::{attributes, messages};
+use crate::netlink::message::messages;
 
 pub use policy::forward_warnings;
 
@@ -177,18 +177,19 @@ impl Changes {
     }
 }
 
+/// Names of the sockets by which this process changes rules. The kernel also says which process made a
+/// change, but by its number in the first namespace of all, which tells nothing in another.
+static OWN: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+fn own_sockets() -> MutexGuard<'static, BTreeSet<u32>> {
+    OWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Whether a datagram ends a change that another process made.
 fn foreign_change(datagram: &[u8]) -> bool {
     const NEWGEN: u16 = 10 << 8 | 15;
-    const PROC_PID: u16 = 2;
-    let mut messages = messages(datagram).filter(|message| message.kind == NEWGEN);
-    messages.any(|message| {
-        let maker = attributes(message.payload.get(4..).unwrap_or_default())
-            .find(|(kind, _)| *kind == PROC_PID)
-            .and_then(|(_, value)| value.first_chunk().map(|raw| u32::from_be_bytes(*raw)));
-        // The kernel names the thread.
-        !maker.is_some_and(|thread| Path::new(&format!("/proc/self/task/{thread}")).exists())
-    })
+    let own = own_sockets();
+    messages(datagram).any(|message| message.kind == NEWGEN && !own.contains(&message.socket))
 }
 
 impl AsRawFd for Changes {
@@ -211,6 +212,8 @@ impl AsFd for Changes {
 #[derive(Debug)]
 pub struct Firewall {
     table: String,
+    /// Of its socket.
+    name: u32,
     /// Interfaces by which ports are reached that are published on every address; none is all.
     exposed: Vec<String>,
     socket: Mutex<Socket>,
@@ -219,14 +222,26 @@ pub struct Firewall {
     bridged: AtomicBool,
 }
 
+impl Drop for Firewall {
+    fn drop(&mut self) {
+        own_sockets().remove(&self.name);
+    }
+}
+
 impl Firewall {
     /// The table of this name: letters, digits, `-`. Ports that are published on every address are reached
     /// by the interfaces `exposed`, by all if there are none.
     pub fn open(table: String, exposed: Vec<String>) -> Result<Self, Error> {
+        let socket = batch::open()?;
+        let name = socket
+            .name()
+            .map_err(|source| netlink::Error::Socket { call: "name a netfilter socket", source })?;
+        own_sockets().insert(name);
         Ok(Self {
             table,
             exposed,
-            socket: Mutex::new(batch::open()?),
+            name,
+            socket: Mutex::new(socket),
             mirror: Mutex::default(),
             bridged: AtomicBool::new(true),
         })

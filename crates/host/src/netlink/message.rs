@@ -212,6 +212,8 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
     flags: u16,
     sequence: u32,
+    /// Name of the socket whose request it answers or tells of.
+    pub(crate) socket: u32,
     pub(crate) payload: &'a [u8],
 }
 
@@ -235,8 +237,13 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let length = usize::try_from(word(bytes, 0)?).ok()?;
         let payload = bytes.get(HEADER..length)?;
-        let message =
-            Message { kind: half(bytes, 4)?, flags: half(bytes, 6)?, sequence: word(bytes, 8)?, payload };
+        let message = Message {
+            kind: half(bytes, 4)?,
+            flags: half(bytes, 6)?,
+            sequence: word(bytes, 8)?,
+            socket: word(bytes, 12)?,
+            payload,
+        };
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(message)
     })
@@ -302,7 +309,8 @@ mod tests {
         payload.extend(9u16.to_ne_bytes());
         payload.extend(ATTR_MSG.to_ne_bytes());
         payload.extend(b"busy\0");
-        let message = Message { kind: NLMSG_ERROR, flags: ACK_TLVS, sequence: 0, payload: &payload };
+        let message =
+            Message { kind: NLMSG_ERROR, flags: ACK_TLVS, sequence: 0, socket: 0, payload: &payload };
         let error = batch.answer(&message, 0).unwrap_err();
         assert_eq!(batch.position(batch.base), Some(0));
         assert_eq!(batch.position(batch.base.wrapping_sub(1)), None);
