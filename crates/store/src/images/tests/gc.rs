@@ -49,7 +49,9 @@ fn step(store: &Store, random: &mut Random) {
         3 | 4 => drop(images.remove(&name, Force::Yes, &|_| false)),
         5 => {
             if let Ok(image) = images.resolve(&name) {
-                store.state().transaction(|tx| images.use_image(tx, &image.id, &owner)).unwrap();
+                // Another thread may have removed it meanwhile.
+                let used = store.state().transaction(|tx| images.use_image(tx, &image.id, &owner));
+                assert!(matches!(used, Ok(_) | Err(Error::NoImage(_))), "{used:?}");
             }
         }
         6 => images.release_image(&owner, |_| Ok(())).unwrap(),
