@@ -4,9 +4,9 @@
 //! registers a device; QEMU's microvm offers the same, so that one guest serves both. What PCI has
 //! beyond it, an interrupt a queue, does not pay for the few queues that a container's machine has.
 //!
-//! Each device has a folder: `device.rs` is what the guest sees (features, configuration, queues),
-//! `request.rs` what it makes of one descriptor chain, `backend.rs` what stands behind it. Which of
-//! them it needs, it has.
+//! A device of more than one file has a folder: `device.rs` is what the guest sees (features,
+//! configuration, queues), `request.rs` what it makes of one descriptor chain, `backend.rs` what stands
+//! behind it. Which of them it needs, it has.
 
 pub mod block;
 pub mod console;
