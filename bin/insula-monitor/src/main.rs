@@ -56,7 +56,7 @@ fn serve() -> Result<(), String> {
     let control = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| chain(&error))?;
     // It was executed by a descriptor, whose number is its name so far.
     insula_sys::process::set_name(c"insula-monitor").map_err(|error| format!("prctl: {error}"))?;
-    insula_sys::process::detach().map_err(|error| format!("setsid: {error}"))?;
+    insula_sys::process::detach().map_err(|error| format!("detach: {error}"))?;
     let sandbox = Wall::new().map_err(|error| chain(&error))?;
     Monitor::new(sandbox, control).and_then(Monitor::run).map_err(|error| chain(&error))
 }

@@ -303,8 +303,8 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     })
 }
 
-/// Leaves the session and the streams of who started this process: standard input and output
-/// become `/dev/null`; standard error stays for last words. SIGPIPE is ignored by Rust's start already.
+/// Leaves the session, the folder and the streams of who started this process: it works in `/`,
+/// standard input and output become `/dev/null`; standard error stays for last words. SIGPIPE is ignored by Rust's start already.
 pub fn detach() -> Result<()> {
     use rustix::fs::{Mode, OFlags};
     match rustix::process::setsid() {
@@ -312,6 +312,7 @@ pub fn detach() -> Result<()> {
         Ok(_) | Err(Errno::PERM) => {}
         Err(error) => return Err(error),
     }
+    rustix::process::chdir("/")?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)

@@ -96,13 +96,14 @@ impl Spares {
     fn spawn(&self) -> Result<Spare> {
         let fail = |call, error| Error::io(call, self.program.path(), error);
         let (ours, theirs) = UnixStream::pair().map_err(|e| fail("socketpair", e))?;
+        // Nothing that std would need fork(2) for, which copies the daemon's page tables: the
+        // monitor leaves the daemon's session and folder by itself.
         let child = self
             .program
             .command()
             .arg("serve")
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
-            .current_dir("/")
             .spawn()
             .map_err(|e| fail("execute", e))?;
         // The kernel's pids fit.
