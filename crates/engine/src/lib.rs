@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod changes;
+pub mod check;
 pub mod containers;
 mod engine;
 mod error;

@@ -6,6 +6,7 @@
 //! are absent or `null`. What insula adds to a published object says so in its doc comment and is
 //! left out of the output when unset.
 
+mod check;
 mod container;
 mod event;
 mod exec;
@@ -21,6 +22,7 @@ mod version;
 mod versions;
 mod volume;
 
+pub use check::*;
 pub use container::*;
 pub use event::*;
 pub use exec::*;

@@ -36,7 +36,7 @@ pub use content::Content;
 pub use error::{Error, Result};
 pub use images::{
     BlobReader, CommitOptions, Force, Image, ImageKind, Images, ImportOptions, Ingested, IngestedLayer,
-    LayerBlob, LayerLease, LayerPlace, Loaded, Progress, Removal,
+    LayerBlob, LayerLease, LayerPlace, Loaded, Part, Progress, Removal,
 };
 pub use layers::{Layer, Layers};
 pub use root::{ContainerDir, Store};

@@ -1,6 +1,7 @@
 //! The commands, a module each or a few that belong together, and the table of them all.
 
 mod attach;
+mod check;
 mod cp;
 mod df;
 mod events;
@@ -164,6 +165,7 @@ pub(crate) const GROUPS: &[Group] = &[
         about: "Commands on the engine itself",
         verbs: &[
             Verb::new::<df::DiskArgs>("df"),
+            Verb::new::<check::CheckArgs>("check"),
             Verb::new::<system::InfoArgs>("info"),
             Verb::new::<events::EventsArgs>("events"),
             Verb::new::<df::PruneArgs>("prune"),

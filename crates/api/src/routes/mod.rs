@@ -4,6 +4,7 @@
 mod absent;
 mod archive;
 mod attaching;
+mod check;
 mod containers;
 mod images;
 mod machines;
@@ -51,6 +52,7 @@ pub(crate) fn all(engine: Engine) -> Router {
         .merge(volumes::routes())
         .merge(networks::routes())
         .merge(machines::routes())
+        .merge(check::routes())
         .merge(absent::routes())
         .fallback(async || ApiError::no_page())
         .method_not_allowed_fallback(async || ApiError::no_page())

@@ -1,6 +1,7 @@
 //! One method a route.
 
 pub(crate) mod archive;
+mod check;
 pub(crate) mod containers;
 pub(crate) mod exec;
 pub(crate) mod images;

@@ -58,6 +58,11 @@ impl Images {
         Self { store, events, registries, layers }
     }
 
+    /// What is on disk.
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
     /// The way to registries.
     #[must_use]
     pub fn registries(&self) -> &Registries {

@@ -32,6 +32,13 @@ pub struct IngestedLayer {
     staged: Mutex<Option<Staged>>,
 }
 
+impl IngestedLayer {
+    /// What was taken in, for the first who asks.
+    pub(super) fn take(&self) -> Option<Staged> {
+        self.staged.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// The documents of an image and what it is to be called.
 #[derive(Debug, Clone)]
 pub struct Ingested {
@@ -120,8 +127,7 @@ impl Images {
         super::contents::check(&found)?;
         let mut gathered = Gathered::default();
         for layer in layers {
-            let staged = layer.staged.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(staged) = staged {
+            if let Some(staged) = layer.take() {
                 gathered.layers.insert(staged.blob.to_string(), Ok(Source::Staged(staged)));
             }
         }

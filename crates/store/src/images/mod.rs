@@ -11,9 +11,11 @@ mod ingest;
 mod lease;
 mod recover;
 mod remove;
+mod restore;
 mod rows;
 mod save;
 mod stage;
+mod verify;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -28,6 +30,7 @@ pub use self::blobs::{BlobReader, LayerBlob};
 pub use self::commit_upper::{CommitOptions, StagedDiff};
 pub use self::ingest::{Ingested, IngestedLayer, LayerPlace};
 pub use self::lease::LayerLease;
+pub use self::verify::Part;
 use crate::{Content, Error, Layer, Layers, Result, State, Transaction};
 
 /// One image.
@@ -190,10 +193,21 @@ impl Images {
         self.image(&row)
     }
 
-    /// Every image, the built-in ones last, others newest first.
+    /// Every image, the built-in ones last, others newest first. One whose configuration is damaged is left
+    /// out: it must not take the others with it.
     pub fn list(&self) -> Result<Vec<Image>> {
         let rows = self.state.transaction(|tx| rows::images(tx.sql()))?;
-        let mut images = rows.iter().map(|row| self.image(row)).collect::<Result<Vec<_>>>()?;
+        let mut images = Vec::with_capacity(rows.len());
+        for row in &rows {
+            match self.image(row) {
+                Ok(image) => images.push(image),
+                Err(error @ (Error::NoContent(_) | Error::Document(_) | Error::Limit { .. })) => {
+                    let error = insula_base::chain(&error);
+                    tracing::warn!(image = %row.id, error, "an image is left out: see `insula system check`");
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let created = |image: &Image| {
             image.config.created.as_deref().and_then(|text| text.parse::<jiff::Timestamp>().ok())
         };

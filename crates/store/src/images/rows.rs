@@ -105,6 +105,14 @@ pub(super) fn all_layers(sql: Sql<'_>) -> Result<Vec<ChainId>> {
     sql.rows("read layers", "SELECT chain_id FROM layers", (), |row| Ok(ChainId(parsed(row, 0)?)))
 }
 
+/// The layers below one, lowest first: those of any image that has it.
+pub(super) fn stack_below(sql: Sql<'_>, chain: &ChainId) -> Result<Vec<ChainId>> {
+    let text = "SELECT lower.chain_id FROM image_layers lower JOIN
+                (SELECT image, position FROM image_layers WHERE chain_id = ?1 LIMIT 1) upper USING (image)
+                WHERE lower.position < upper.position ORDER BY lower.position";
+    sql.rows("read the layers below one", text, (chain.0.as_str(),), |row| Ok(ChainId(parsed(row, 0)?)))
+}
+
 pub(super) fn add_layer(sql: Sql<'_>, layer: &LayerRow) -> Result<()> {
     let text = "INSERT OR IGNORE INTO layers (chain_id, diff_id, size) VALUES (?1, ?2, ?3)";
     let params = (layer.chain.0.as_str(), layer.diff.0.as_str(), signed(layer.size));

@@ -80,11 +80,14 @@ impl Layers {
         implied: &[PathBuf],
         lower: &[PathBuf],
     ) -> Result<()> {
-        if !implied.is_empty() {
-            implied::adopt(&pending.path, implied, lower)?;
-        }
+        self.adopt(&pending, implied, lower)?;
         let path = self.path(chain);
         fs::rename(&pending.path, &path).map_err(|e| Error::io("rename", &path, e))
+    }
+
+    /// Has folders that the layer only implied take owner, mode and time from the layers below.
+    pub(crate) fn adopt(&self, pending: &Pending, implied: &[PathBuf], lower: &[PathBuf]) -> Result<()> {
+        if implied.is_empty() { Ok(()) } else { implied::adopt(&pending.path, implied, lower) }
     }
 
     /// A copy of a complete layer, for another place in a stack: its files are shared.

@@ -6,6 +6,7 @@ mod jobs;
 mod lines;
 mod pull;
 mod push;
+mod refetch;
 
 pub(crate) use self::jobs::LayerJobs;
 pub use self::pull::PullRequest;

@@ -1,0 +1,160 @@
+//! Whether what is on the disk is still what its digests say: every document, every archive that is kept
+//! compressed, and every layer, whose archive is made again by its recipe and hashed.
+//!
+//! A layer's owners, modes, times and attributes are in its recipe, not in its archive's contents: they are
+//! not compared with those on the disk.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io::Read;
+
+use insula_base::{ChainId, DiffId, Digest, chain};
+use insula_spec::image::DOCUMENT_MAX;
+use insula_spec::reference::Reference;
+use sha2::{Digest as _, Sha256};
+
+use super::{Images, rows};
+use crate::{Error, Result, content};
+
+/// Bytes that are read at a time.
+const PIECE: usize = 256 << 10;
+
+/// What may be damaged.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// The configuration or the manifest of an image.
+    Document(Digest),
+    /// The archive of a layer in the compressed form that it came in.
+    Blob { digest: Digest, diff: DiffId, size: u64, media_type: String },
+    /// The files of a layer at its place in a stack, or what makes its archive again.
+    Layer { chain: ChainId, diff: DiffId },
+}
+
+impl Part {
+    /// `document`, `blob` or `layer`.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Document(_) => "document",
+            Self::Blob { .. } => "blob",
+            Self::Layer { .. } => "layer",
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Document(digest) | Self::Blob { digest, .. } => digest.fmt(f),
+            Self::Layer { chain, .. } => chain.fmt(f),
+        }
+    }
+}
+
+impl Images {
+    /// Everything that can be verified.
+    pub fn parts(&self) -> Result<Vec<Part>> {
+        self.state.transaction(|tx| {
+            let sql = tx.sql();
+            let documents = rows::images(sql)?.into_iter().flat_map(|row| [Some(row.id), row.manifest]);
+            let mut parts: BTreeSet<Part> = documents.flatten().map(Part::Document).collect();
+            parts.extend(rows::blobs(sql)?.into_iter().map(|row| Part::Blob {
+                digest: row.digest,
+                diff: row.diff,
+                size: row.size,
+                media_type: row.media_type,
+            }));
+            for chain in rows::all_layers(sql)? {
+                let row = rows::layer(sql, &chain)?;
+                parts.extend(row.map(|row| Part::Layer { chain: row.chain, diff: row.diff }));
+            }
+            Ok(parts.into_iter().collect())
+        })
+    }
+
+    /// What is wrong with a part, if anything is. One that was removed since it was listed is not wrong.
+    pub fn verify(&self, part: &Part) -> Result<Option<String>> {
+        let _lease = match part {
+            Part::Document(_) => None,
+            Part::Blob { diff, .. } | Part::Layer { diff, .. } => Some(self.lease_all(vec![diff.clone()])),
+        };
+        let wrong = match part {
+            Part::Document(digest) => match self.content.read(digest, DOCUMENT_MAX as u64) {
+                Ok(bytes) => differs(digest, &content::digest(&bytes)),
+                Err(error) => Some(said(&error)),
+            },
+            Part::Blob { digest, .. } => match self.content.open_blob(digest).and_then(hash) {
+                Ok(found) => differs(digest, &found),
+                Err(error) => Some(said(&error)),
+            },
+            Part::Layer { chain, diff } => match self.layers.replay(diff, chain).and_then(hash) {
+                Ok(found) => differs(&diff.0, &found),
+                Err(error) => Some(said(&error)),
+            },
+        };
+        Ok(if wrong.is_some() && self.is_wanted(part)? { wrong } else { None })
+    }
+
+    /// Images that have the part, each with its names. Their documents are not read: they may be what is
+    /// damaged.
+    pub fn having(&self, part: &Part) -> Result<Vec<(Digest, Vec<Reference>)>> {
+        self.state.transaction(|tx| {
+            let sql = tx.sql();
+            let mut having = Vec::new();
+            for row in rows::images(sql)? {
+                let layers = rows::layers_of(sql, &row.id)?;
+                let has = match part {
+                    Part::Document(digest) => row.id == *digest || row.manifest.as_ref() == Some(digest),
+                    Part::Blob { diff, .. } => layers.iter().any(|layer| layer.diff == *diff),
+                    Part::Layer { chain, .. } => layers.iter().any(|layer| layer.chain == *chain),
+                };
+                if has {
+                    let names = rows::names_of(sql, &row.id)?;
+                    having.push((row.id, names));
+                }
+            }
+            Ok(having)
+        })
+    }
+
+    fn is_wanted(&self, part: &Part) -> Result<bool> {
+        self.state.transaction(|tx| {
+            let sql = tx.sql();
+            Ok(match part {
+                Part::Document(digest) => {
+                    let has =
+                        |row: &rows::ImageRow| row.id == *digest || row.manifest.as_ref() == Some(digest);
+                    rows::images(sql)?.iter().any(has)
+                }
+                Part::Blob { digest, .. } => rows::blob(sql, digest)?.is_some(),
+                Part::Layer { chain, .. } => rows::layer(sql, chain)?.is_some(),
+            })
+        })
+    }
+}
+
+fn differs(expected: &Digest, found: &Digest) -> Option<String> {
+    (expected != found).then(|| format!("its content has the digest {found}"))
+}
+
+fn said(error: &Error) -> String {
+    match error {
+        Error::NoContent(_) => "it is missing".to_owned(),
+        Error::NoRecipe(_) => "what makes its archive again is missing".to_owned(),
+        Error::Input(source) => chain(source),
+        error => chain(error),
+    }
+}
+
+/// The digest of all that there is to read.
+pub(super) fn hash(mut input: impl Read) -> Result<Digest> {
+    let (mut hash, mut piece) = (Sha256::new(), vec![0; PIECE]);
+    loop {
+        match input.read(&mut piece) {
+            Ok(0) => return Ok(Digest::from_sha256(&hash.finalize().into())),
+            Ok(count) => hash.update(&piece[..count]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::Input(error)),
+        }
+    }
+}
