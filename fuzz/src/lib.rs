@@ -40,6 +40,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "recipe", run: archive::recipe, seeds: seeds::recipes },
     Target { name: "registry", run: registry, seeds: seeds::registries },
     Target { name: "image-archive", run: archive::image, seeds: seeds::images },
+    Target { name: "dockerfile", run: dockerfile, seeds: seeds::dockerfiles },
     Target { name: "dns-query", run: dns_query, seeds: seeds::dns_queries },
 ];
 
@@ -67,6 +68,27 @@ pub fn manifest(data: &[u8]) {
     let _ = Index::parse(data);
     let _ = ImageConfig::parse(data);
     let _ = parse_archive_manifest(data);
+}
+
+/// Dockerfiles, the values of their variables, and patterns of `.dockerignore`.
+pub fn dockerfile(data: &[u8]) {
+    use insula_build::dockerfile::{Dockerfile, Quotes, Variables, expand, expand_words, lint};
+    if let Ok(file) = Dockerfile::parse(data) {
+        assert!(!file.stages.is_empty());
+        for warning in lint(&file) {
+            assert!(warning.line > 0);
+        }
+    }
+    let text = String::from_utf8_lossy(data);
+    let variables =
+        Variables::from([("A".to_owned(), "one two".to_owned()), ("E".to_owned(), String::new())]);
+    for quotes in [Quotes::Remove, Quotes::Keep] {
+        let _ = expand(&text, &variables, '\\', quotes);
+    }
+    let _ = expand_words(&text, &variables, '\\');
+    if let Ok(ignore) = insula_build::Ignore::parse(data) {
+        let _ = (ignore.ignores("a/b.c"), ignore.ignores(&text), ignore.may_keep_below("a"));
+    }
 }
 
 /// What registries send: challenges, and documents as any media type; and what clients send for them.

@@ -170,3 +170,12 @@ pub(crate) fn channel_frames() -> Vec<Vec<u8>> {
     put_frame(&mut frames, Kind::End, 7, b"");
     vec![frames]
 }
+
+pub(crate) fn dockerfiles() -> Vec<Vec<u8>> {
+    let files: [&[u8]; 3] = [
+        b"# escape=`\nARG A=1\nFROM a:$A AS b\nRUN --mount=type=cache,target=/x <<EOF\necho\nEOF\nCOPY --from=b --chown=1 a* /\n",
+        b"FROM a\nENV A=${B:-x} C=\"d ${E%%.*}\"\nHEALTHCHECK --interval=1s CMD x\nONBUILD ADD a b\nCMD [\"a\"]\n",
+        b"**/*.o\n!a/[b-d]?.o\n# x\n",
+    ];
+    files.map(<[u8]>::to_vec).into()
+}

@@ -1,0 +1,13 @@
+//! Building images from Dockerfiles: the language, and what it takes to make an image of it.
+//!
+//! Nothing here waits for the network or starts a program, and everything is synchronous: who builds
+//! says how images are found and how commands run.
+
+pub mod dockerfile;
+mod error;
+pub mod ignore;
+mod nearest;
+
+pub use error::{Error, Result};
+pub use ignore::Ignore;
+pub use nearest::nearest;
