@@ -137,6 +137,13 @@ impl Endpoint {
         self.attachments.iter().find(|attachment| attachment.is_on(&gateway.interface))
     }
 
+    /// The same for ports of IPv6 addresses.
+    #[must_use]
+    pub fn published6(&self) -> Option<&Attachment> {
+        let gateway = self.gateway6()?;
+        self.attachments.iter().find(|attachment| attachment.is_on(&gateway.interface))
+    }
+
     /// The highest priority counts, then the network's name, as Docker has it.
     fn outward(&self, gateway: impl Fn(&Attachment) -> Option<IpAddr>) -> Option<GatewayPlan> {
         let able = self.attachments.iter().filter_map(|attachment| {

@@ -1,6 +1,6 @@
 //! What can go wrong with networks.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use insula_base::{Kind, Kinded};
 
@@ -16,9 +16,15 @@ pub enum Error {
     /// A port or a range that cannot be.
     #[error("invalid port {text}: a number from 1 to 65535 or an ascending range is expected")]
     InvalidPort { text: String },
-    /// Publishing on IPv6 addresses is not there yet.
-    #[error("publishing on the IPv6 address [{address}] is not supported yet: give an IPv4 address or none")]
-    PublishV6 { address: Ipv6Addr },
+    /// A port of an IPv6 address leads to an IPv6 address.
+    #[error(
+        "cannot publish on [{address}]: the container is in no network with IPv6 and a way out \
+         (make one with: insula network create --ipv6 NAME)"
+    )]
+    PublishWithoutV6 { address: Ipv6Addr },
+    /// An address that no port can be published on.
+    #[error("cannot publish on {address}: an address of this host that others can reach is expected")]
+    PublishNowhere { address: IpAddr },
     /// A subnet that is none, or that nobody could use.
     #[error("invalid subnet {text}: a private or global subnet from /8 to /30 (IPv6: to /126) is expected")]
     InvalidSubnet { text: String },
@@ -120,9 +126,9 @@ pub enum Error {
     )]
     AddressesExhausted { network: String, subnet: String },
     /// Somebody has the port.
-    #[error("Bind for {address}:{port} failed: port is already allocated{}", by(.holder))]
+    #[error("Bind for {} failed: port is already allocated{}", SocketAddr::new(*.address, *.port), by(.holder))]
     PortTaken {
-        address: Ipv4Addr,
+        address: IpAddr,
         port: u16,
         proto: Proto,
         /// Who has it, if that can be told.
@@ -134,14 +140,14 @@ pub enum Error {
     )]
     TooManyPorts { count: usize, most: usize },
     /// No port of a range is free.
-    #[error("Bind for {address}:{first}-{last} failed: all ports are allocated")]
-    PortsExhausted { address: Ipv4Addr, first: u16, last: u16 },
+    #[error("Bind for {}-{last} failed: all ports are allocated", SocketAddr::new(*.address, *.first))]
+    PortsExhausted { address: IpAddr, first: u16, last: u16 },
     /// The host has no such address.
-    #[error("Bind for {address}:{port} failed: cannot assign requested address")]
-    NotOurAddress { address: Ipv4Addr, port: u16 },
+    #[error("Bind for {} failed: cannot assign requested address", SocketAddr::new(*.address, *.port))]
+    NotOurAddress { address: IpAddr, port: u16 },
     /// Reserving failed for another reason.
-    #[error("reserve {address}:{port}/{proto}")]
-    Reserve { address: Ipv4Addr, port: u16, proto: Proto, source: std::io::Error },
+    #[error("reserve {}/{proto}", SocketAddr::new(*.address, *.port))]
+    Reserve { address: IpAddr, port: u16, proto: Proto, source: std::io::Error },
     /// The configuration's pools are unusable.
     #[error("invalid address pool {text:?}: an IPv4 subnet from /8 to /29 is expected")]
     InvalidPool { text: String },
@@ -184,9 +190,11 @@ impl Kinded for Error {
             | Self::UnknownOption { .. }
             | Self::InvalidName { .. }
             | Self::NoV6 { .. }
+            | Self::PublishWithoutV6 { .. }
+            | Self::PublishNowhere { .. }
             | Self::InvalidAddress6 { .. }
             | Self::InvalidPool { .. } => Kind::InvalidArgument,
-            Self::PublishV6 { .. } | Self::ManySubnets { .. } | Self::Unsupported { .. } => Kind::Unsupported,
+            Self::ManySubnets { .. } | Self::Unsupported { .. } => Kind::Unsupported,
             Self::NetworkNotFound { .. } | Self::UnknownDriver { .. } | Self::NotConnected { .. } => {
                 Kind::NotFound
             }

@@ -173,6 +173,11 @@ impl Network {
         }
     }
 
+    /// Whether IPv6 packets go in and out of it.
+    pub(crate) fn routes6(&self) -> bool {
+        !self.internal && self.bridge().is_some_and(|bridge| bridge.v6.is_some())
+    }
+
     /// The pool of the state from which addresses are given.
     pub(crate) fn pool(&self) -> String {
         format!("network:{}", self.id)

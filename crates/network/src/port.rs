@@ -1,7 +1,7 @@
 //! What may be published and what is.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
@@ -84,16 +84,28 @@ impl PortRequest {
             _ => {}
         }
         match self.host_ip {
-            Some(IpAddr::V6(address)) => Err(Error::PublishV6 { address }),
+            // Link-local packets are not forwarded (RFC 4291, 2.5.6).
+            Some(IpAddr::V6(address))
+                if address.is_multicast()
+                    || address.is_unicast_link_local()
+                    || address.to_ipv4_mapped().is_some() =>
+            {
+                Err(Error::PublishNowhere { address: address.into() })
+            }
+            Some(IpAddr::V4(address)) if address.is_multicast() || address.is_broadcast() => {
+                Err(Error::PublishNowhere { address: address.into() })
+            }
             _ => Ok(()),
         }
     }
 
-    /// The host's address, unspecified for all.
-    pub(crate) fn address(&self) -> Ipv4Addr {
+    /// The host's addresses, unspecified for all of a family; no word means both, as far as the container
+    /// has both.
+    pub(crate) fn addresses(&self, v6: bool) -> Vec<IpAddr> {
+        let all = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
         match self.host_ip {
-            Some(IpAddr::V4(address)) => address,
-            _ => Ipv4Addr::UNSPECIFIED,
+            Some(address) => vec![address],
+            None => all[..if v6 { 2 } else { 1 }].to_vec(),
         }
     }
 }
@@ -134,7 +146,26 @@ mod tests {
         assert!(PortRequest { host_ports: backwards, ..request() }.validate().is_err());
         assert!(PortRequest { host_ports: Some(0..=80), ..request() }.validate().is_err());
         PortRequest { host_ports: Some(0..=0), ..request() }.validate().unwrap();
-        let v6 = Some("::1".parse().unwrap());
-        assert!(PortRequest { host_ip: v6, ..request() }.validate().is_err());
+        let on =
+            |address: &str| PortRequest { host_ip: Some(address.parse().unwrap()), ..request() }.validate();
+        for address in ["::1", "::", "2001:db8::1", "0.0.0.0", "127.0.0.1"] {
+            on(address).unwrap();
+        }
+        for address in ["fe80::1", "ff02::1", "::ffff:127.0.0.1", "224.0.0.1", "255.255.255.255"] {
+            assert!(matches!(on(address), Err(Error::PublishNowhere { .. })), "{address}");
+        }
+    }
+
+    #[test]
+    fn no_address_is_every_address_of_both_families() {
+        let on = |host_ip: Option<&str>, v6| {
+            let host_ip = host_ip.map(|text| text.parse().unwrap());
+            let addresses = PortRequest { host_ip, ..request() }.addresses(v6);
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(on(None, true), "0.0.0.0 ::");
+        assert_eq!(on(None, false), "0.0.0.0");
+        assert_eq!(on(Some("0.0.0.0"), true), "0.0.0.0");
+        assert_eq!(on(Some("::"), true), "::");
     }
 }

@@ -2,7 +2,7 @@
 //! that wants one gets `EADDRINUSE`, and so do we. Nothing is ever received on them, since the
 //! firewall leads packets on before they get there.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -28,49 +28,75 @@ pub(crate) struct Reservation {
     _socket: Option<OwnedFd>,
 }
 
-/// Reserves one port of what is asked for; `held` says which are ours already.
+/// Ports of the kernel's choice that are tried when another address has not the same one free.
+const CHOICES: usize = 20;
+
+/// Reserves one port of what is asked for, on each address: one of either family if none is named and `v6`
+/// says so. `held` says which are ours already.
 pub(crate) fn reserve(
     request: &PortRequest,
+    v6: bool,
     held: &dyn Fn(&PublishedPort) -> bool,
-) -> Result<Reservation, Error> {
+) -> Result<Vec<Reservation>, Error> {
     request.validate()?;
-    let address = request.address();
+    let addresses = request.addresses(v6);
     let range = request.host_ports.clone().unwrap_or(0..=0);
     let (first, last) = (*range.start(), *range.end());
-    for port in range {
-        match attempt_patiently(request, address, port, held, if first == last { INSTANTS } else { 0 }) {
+    let mut taken = addresses[0];
+    let choices = if (first, last) == (0, 0) { CHOICES } else { 1 };
+    for port in std::iter::repeat_n(range, choices).flatten() {
+        let instants = if first == last { INSTANTS } else { 0 };
+        match attempt_all(request, &addresses, port, held, instants) {
             Ok(found) => return Ok(found),
-            Err(Errno::ADDRINUSE) => {}
-            Err(Errno::ADDRNOTAVAIL) => return Err(Error::NotOurAddress { address, port }),
-            Err(errno) => {
+            Err((address, Errno::ADDRINUSE)) => taken = address,
+            Err((address, Errno::ADDRNOTAVAIL)) => return Err(Error::NotOurAddress { address, port }),
+            Err((address, errno)) => {
                 return Err(Error::Reserve { address, port, proto: request.proto, source: errno.into() });
             }
         }
     }
     if first == last {
         let holder = holder(request.proto, first).unwrap_or_default();
-        Err(Error::PortTaken { address, port: first, proto: request.proto, holder })
+        Err(Error::PortTaken { address: taken, port: first, proto: request.proto, holder })
     } else {
-        Err(Error::PortsExhausted { address, first, last })
+        Err(Error::PortsExhausted { address: addresses[0], first, last })
     }
 }
 
 /// Reserves a port again after a restart.
-pub(crate) fn reserve_again(published: &PublishedPort) -> Result<Reservation, Error> {
+pub(crate) fn reserve_again(published: &PublishedPort) -> Result<Vec<Reservation>, Error> {
     let request = PortRequest {
         container_port: published.container_port,
         proto: published.proto,
         host_ip: Some(published.host_ip),
         host_ports: Some(published.host_port..=published.host_port),
     };
-    reserve(&request, &|_| false)
+    reserve(&request, false, &|_| false)
+}
+
+/// The same port on all addresses, or the address that has it not.
+fn attempt_all(
+    request: &PortRequest,
+    addresses: &[IpAddr],
+    port: u16,
+    held: &dyn Fn(&PublishedPort) -> bool,
+    instants: u32,
+) -> Result<Vec<Reservation>, (IpAddr, Errno)> {
+    let mut reserved: Vec<Reservation> = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        // What the kernel chose for the first.
+        let port = reserved.first().map_or(port, |first| first.published.host_port);
+        let found = attempt_patiently(request, *address, port, held, instants);
+        reserved.push(found.map_err(|errno| (*address, errno))?);
+    }
+    Ok(reserved)
 }
 
 /// A program that this process starts has a copy of every descriptor until it is executed, so a port that was
 /// given up a moment ago may still be taken for an instant.
 fn attempt_patiently(
     request: &PortRequest,
-    address: Ipv4Addr,
+    address: IpAddr,
     port: u16,
     held: &dyn Fn(&PublishedPort) -> bool,
     instants: u32,
@@ -86,20 +112,20 @@ fn attempt_patiently(
 
 fn attempt(
     request: &PortRequest,
-    address: Ipv4Addr,
+    address: IpAddr,
     port: u16,
     held: &dyn Fn(&PublishedPort) -> bool,
 ) -> Result<Reservation, Errno> {
     let published = |host_port| PublishedPort {
         container_port: request.container_port,
         proto: request.proto,
-        host_ip: IpAddr::V4(address),
+        host_ip: address,
         host_port,
     };
     if port != 0 && held(&published(port)) {
         return Err(Errno::ADDRINUSE);
     }
-    match hold(request.proto, SocketAddrV4::new(address, port)) {
+    match hold(request.proto, SocketAddr::new(address, port)) {
         Ok((socket, port)) => Ok(Reservation { published: published(port), _socket: Some(socket) }),
         Err(Errno::PROTONOSUPPORT) => {
             let mut candidates = if port == 0 { UNBOUND } else { port..=port };
@@ -111,13 +137,13 @@ fn attempt(
 }
 
 /// Binds a socket and returns it with its port.
-fn hold(proto: Proto, wanted: SocketAddrV4) -> Result<(OwnedFd, u16), Errno> {
-    let socket = open(proto)?;
+fn hold(proto: Proto, wanted: SocketAddr) -> Result<(OwnedFd, u16), Errno> {
+    let socket = open(proto, wanted.ip())?;
     match bind(&socket, &wanted) {
         // It may be that nobody but connections that ended a moment ago have the port. To tell,
         // one must be as tolerant as servers are, and listen as they do.
         Err(Errno::ADDRINUSE) if proto == Proto::Tcp => {
-            let socket = open(proto)?;
+            let socket = open(proto, wanted.ip())?;
             sockopt::set_socket_reuseaddr(&socket, true)?;
             bind(&socket, &wanted)?;
             listen(&socket, 0)?;
@@ -131,13 +157,19 @@ fn hold(proto: Proto, wanted: SocketAddrV4) -> Result<(OwnedFd, u16), Errno> {
     }
 }
 
-fn open(proto: Proto) -> Result<OwnedFd, Errno> {
+fn open(proto: Proto, address: IpAddr) -> Result<OwnedFd, Errno> {
     let (kind, protocol) = match proto {
         Proto::Tcp => (SocketType::STREAM, ipproto::TCP),
         Proto::Udp => (SocketType::DGRAM, ipproto::UDP),
         Proto::Sctp => (SocketType::STREAM, ipproto::SCTP),
     };
-    socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, Some(protocol))
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, Some(protocol))?;
+    if address.is_ipv6() {
+        // IPv4 has a socket of its own.
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    Ok(socket)
 }
 
 /// The process that has a port of this host, as far as it can be seen: its name and id.
@@ -182,12 +214,29 @@ mod tests {
     use super::*;
 
     fn request(proto: Proto, ports: std::ops::RangeInclusive<u16>) -> PortRequest {
-        let host_ip = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let host_ip = Some(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
         PortRequest { container_port: 80, proto, host_ip, host_ports: Some(ports) }
     }
 
     fn take(proto: Proto, ports: std::ops::RangeInclusive<u16>) -> Result<Reservation, Error> {
-        reserve(&request(proto, ports), &|_| false)
+        Ok(reserve(&request(proto, ports), false, &|_| false)?.remove(0))
+    }
+
+    #[test]
+    fn both_families_have_the_same_port() {
+        let everywhere = PortRequest { host_ip: None, ..request(Proto::Tcp, 0..=0) };
+        let both = reserve(&everywhere, true, &|_| false).unwrap();
+        let port = both[0].published.host_port;
+        let all: Vec<_> = both.iter().map(|one| one.published.host_ip.to_string()).collect();
+        assert_eq!((all, both[1].published.host_port), (vec!["0.0.0.0".to_owned(), "::".to_owned()], port));
+        assert!(TcpListener::bind(("::1", port)).is_err());
+        drop(both);
+        let theirs = TcpListener::bind(("::1", port)).unwrap();
+        let again = PortRequest { host_ports: Some(port..=port), ..everywhere };
+        let error = reserve(&again, true, &|_| false).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("Bind for [::]:{port} failed: port is already")), "{error}");
+        assert_eq!(reserve(&again, false, &|_| false).unwrap().len(), 1);
+        drop(theirs);
     }
 
     #[test]
@@ -205,7 +254,7 @@ mod tests {
             }
             drop(first);
             let published = take(proto, port..=port).unwrap().published;
-            assert_eq!(reserve_again(&published).unwrap().published, published);
+            assert_eq!(reserve_again(&published).unwrap()[0].published, published);
         }
     }
 
@@ -238,7 +287,7 @@ mod tests {
     fn addresses_of_others_are_refused() {
         let host_ip = Some("192.0.2.77".parse().unwrap());
         let error =
-            reserve(&PortRequest { host_ip, ..request(Proto::Tcp, 80..=80) }, &|_| false).unwrap_err();
+            reserve(&PortRequest { host_ip, ..request(Proto::Tcp, 80..=80) }, false, &|_| false).unwrap_err();
         assert!(matches!(error, Error::NotOurAddress { port: 80, .. }), "{error}");
     }
 
@@ -246,7 +295,7 @@ mod tests {
     fn sctp_is_reserved_in_our_own_books_at_least() {
         let first = take(Proto::Sctp, 0..=0).unwrap().published;
         let same = request(Proto::Sctp, first.host_port..=first.host_port);
-        let error = reserve(&same, &|port| port.host_port == first.host_port).unwrap_err();
+        let error = reserve(&same, false, &|port| port.host_port == first.host_port).unwrap_err();
         assert!(matches!(error, Error::PortTaken { .. }), "{error}");
     }
 }

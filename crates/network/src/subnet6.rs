@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
+use insula_host::netlink::Route6;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -61,6 +62,12 @@ impl Subnet6 {
     pub(crate) fn touches(self, other: Self) -> bool {
         let common = self.prefix.min(other.prefix);
         mask(self.address, common) == mask(other.address, common)
+    }
+
+    /// Whether a route of the host has nothing to do with it; neither default routes nor halves of them have.
+    pub(crate) fn is_free(self, route: &Route6) -> bool {
+        let common = self.prefix.min(route.prefix);
+        route.prefix < 8 || mask(self.address, common) != mask(route.destination, common)
     }
 
     /// Where an address is in the state's books: what the pool's name ends with, and a number in it.

@@ -108,13 +108,19 @@ fn elements<'a>(
     forwards: &[Forward],
 ) {
     let lists = [
-        ("ports", false, true),
-        ("addressed_ports", true, true),
-        ("published", false, false),
-        ("addressed", true, false),
+        ("ports", true, false, true),
+        ("addressed_ports", true, true, true),
+        ("published", true, false, false),
+        ("addressed", true, true, false),
+        ("ports6", false, false, true),
+        ("addressed_ports6", false, true, true),
+        ("published6", false, false, false),
+        ("addressed6", false, true, false),
     ];
-    for (map, addressed, mapped) in lists {
-        let mut members = forwards.iter().filter(|forward| forward.address.is_some() == addressed).peekable();
+    for (map, v4, addressed, mapped) in lists {
+        let member =
+            |forward: &&Forward| forward.to.is_ipv4() == v4 && forward.address.is_some() == addressed;
+        let mut members = forwards.iter().filter(member).peekable();
         if members.peek().is_none() {
             continue;
         }
@@ -124,8 +130,7 @@ fn elements<'a>(
         let list = batch.nest(LIST_ELEMENTS);
         for forward in members {
             let element = batch.nest(LIST_ELEM);
-            let (key, length) = key(forward);
-            value(batch, ELEM_KEY, &key[..length]);
+            value(batch, ELEM_KEY, &key(forward));
             if mapped {
                 value(batch, ELEM_DATA, &target(forward));
             }
@@ -201,11 +206,15 @@ fn guest_key(guest: &Guest) -> Vec<u8> {
     let length = name.len().min(15);
     key[..length].copy_from_slice(&name[..length]);
     key[16..22].copy_from_slice(&guest.mac);
-    match guest.address {
+    push_address(&mut key, guest.address);
+    key
+}
+
+fn push_address(key: &mut Vec<u8>, address: IpAddr) {
+    match address {
         IpAddr::V4(address) => key.extend(address.octets()),
         IpAddr::V6(address) => key.extend(address.octets()),
     }
-    key
 }
 
 fn value(batch: &mut Batch<'_>, kind: u16, bytes: &[u8]) {
@@ -215,23 +224,24 @@ fn value(batch: &mut Batch<'_>, kind: u16, bytes: &[u8]) {
 }
 
 /// Each part of a concatenation begins at a multiple of four bytes.
-fn key(forward: &Forward) -> ([u8; 12], usize) {
-    let mut key = [0; 12];
-    let start = match forward.address {
-        Some(address) => {
-            key[..4].copy_from_slice(&address.octets());
-            4
-        }
-        None => 0,
-    };
-    key[start] = forward.proto;
-    key[start + 4..start + 6].copy_from_slice(&forward.port.to_be_bytes());
-    (key, start + 8)
+fn key(forward: &Forward) -> Vec<u8> {
+    let mut key = Vec::with_capacity(24);
+    if let Some(address) = forward.address {
+        push_address(&mut key, address);
+    }
+    key.extend([forward.proto, 0, 0, 0]);
+    push_port(&mut key, forward.port);
+    key
 }
 
-fn target(forward: &Forward) -> [u8; 8] {
-    let mut target = [0; 8];
-    target[..4].copy_from_slice(&forward.to.octets());
-    target[4..6].copy_from_slice(&forward.to_port.to_be_bytes());
+fn target(forward: &Forward) -> Vec<u8> {
+    let mut target = Vec::with_capacity(20);
+    push_address(&mut target, forward.to);
+    push_port(&mut target, forward.to_port);
     target
+}
+
+fn push_port(key: &mut Vec<u8>, port: u16) {
+    key.extend(port.to_be_bytes());
+    key.extend([0, 0]);
 }

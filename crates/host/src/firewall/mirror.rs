@@ -23,9 +23,10 @@ const HOOK_NUMBER: u16 = 1;
 const HOOK_PRIORITY: u16 = 2;
 const LOCAL_IN: u32 = 1;
 const DROP: u32 = 0;
-/// NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 and what their packets are, beside all.
-const FAMILIES: [(u8, &str, &str); 3] =
-    [(1, "inet", ""), (2, "ip", "meta nfproto ipv4 "), (10, "ip6", "meta nfproto ipv6 ")];
+/// NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 and what nft calls them.
+const FAMILIES: [(u8, &str); 3] = [(1, "inet"), (IPV4, "ip"), (IPV6, "ip6")];
+const IPV4: u8 = 2;
+const IPV6: u8 = 10;
 /// Text of one table that is copied; lists of a hundred thousand addresses are below it.
 const LARGEST: usize = 8 << 20;
 /// Tables that are copied.
@@ -67,7 +68,7 @@ pub(super) fn read(own: &str) -> Result<Mirror, Error> {
     tables.truncate(MOST);
     let mut mirror = Mirror::default();
     for (number, (family, table)) in tables.iter().enumerate() {
-        let Some((_, name, condition)) = FAMILIES.iter().find(|known| known.0 == *family) else { continue };
+        let Some((_, name)) = FAMILIES.iter().find(|known| known.0 == *family) else { continue };
         let prefix = format!("theirs{number}_");
         let within =
             bases.iter().enumerate().filter(|(_, base)| base.family == *family && base.table == *table);
@@ -76,7 +77,7 @@ pub(super) fn read(own: &str) -> Result<Mirror, Error> {
             Ok(text) => {
                 mirror.text.push_str(&text);
                 for (rank, base) in within {
-                    mirror.text.push_str(&judge(rank, &prefix, condition, base));
+                    mirror.text.push_str(&judge(rank, &prefix, base));
                 }
             }
             Err(why) => mirror.warnings.push(format!(
@@ -136,15 +137,25 @@ fn list(family: &str, table: &str) -> Result<String, String> {
 }
 
 /// A chain that has a copied one judge, and what follows from its policy.
-fn judge(rank: usize, prefix: &str, condition: &str, base: &Base) -> String {
+fn judge(rank: usize, prefix: &str, base: &Base) -> String {
     let end = if base.drops { "\n\t\tdrop" } else { "" };
     let priority = -149 + i32::try_from(rank).unwrap_or(40).min(40);
+    let mut doors = String::new();
+    for (family, name, word, suffix) in [(IPV4, "ipv4", "ip", ""), (IPV6, "ipv6", "ip6", "6")] {
+        // A table of the other family has no word about these packets.
+        if base.family == family || ![IPV4, IPV6].contains(&base.family) {
+            let _ = write!(
+                doors,
+                "\t\tmeta nfproto {name} meta l4proto . th dport @published{suffix} goto verdict{rank}\n\
+                 \t\t{word} daddr . meta l4proto . th dport @addressed{suffix} goto verdict{rank}\n"
+            );
+        }
+    }
     format!(
         "\tchain verdict{rank} {{\n\t\tjump {prefix}{}{end}\n\t}}\n\
          \tchain judge{rank} {{\n\t\ttype filter hook prerouting priority {priority}; policy accept;\n\
          \t\tiifname @bridges return\n\t\tct state != new return\n\t\tfib daddr type != local return\n\
-         \t\t{condition}meta l4proto . th dport @published goto verdict{rank}\n\
-         \t\t{condition}ip daddr . meta l4proto . th dport @addressed goto verdict{rank}\n\t}}\n",
+         {doors}\t}}\n",
         base.chain
     )
 }

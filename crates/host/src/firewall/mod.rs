@@ -7,11 +7,13 @@
 //! set within             each bridge paired with itself: traffic that stays within one
 //! set internal           those of them that nothing enters or leaves
 //! set subnets, subnets6  subnets that are masqueraded
-//! map ports              protocol . port of the host            → address . port of a container
-//! set published, addressed
-//!                        the ports and addresses of the two maps, for the judges
+//! map ports, ports6      protocol . port of the host            → address . port of a container
+//! set published, addressed, published6, addressed6
+//!                        the ports and addresses of the maps, for the judges
+//! set members, members6  subnets of all our bridges
 //! set guests, guests6    (table bridge) port of a bridge . hardware address . address of a container
-//! map addressed_ports    address . protocol . port of the host  → address . port of a container
+//! map addressed_ports, addressed_ports6
+//!                        address . protocol . port of the host  → address . port of a container
 //!
 //! judgeN    prerouting   what the administrator's input chains say about published ports (see `mirror`)
 //! spoofed   prerouting   (table bridge) a container sends from its own addresses alone
@@ -103,10 +105,10 @@ impl Guest {
 pub struct Forward {
     /// Protocol number of the IP header.
     pub proto: u8,
-    /// `None` is every address of the host.
-    pub address: Option<Ipv4Addr>,
+    /// `None` is every address of the host of `to`'s family; another is of that family.
+    pub address: Option<IpAddr>,
     pub port: u16,
-    pub to: Ipv4Addr,
+    pub to: IpAddr,
     pub to_port: u16,
 }
 
@@ -413,3 +415,5 @@ fn nft(text: &str) -> Result<std::process::Output, Error> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests6;

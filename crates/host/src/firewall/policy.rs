@@ -14,8 +14,11 @@ const CHAIN_POLICY: u16 = 5;
 const HOOK_NUMBER: u16 = 1;
 const HOOK_FORWARD: u32 = 2;
 const POLICY_DROP: u32 = 0;
-/// NFPROTO_INET, NFPROTO_IPV4.
-const FAMILIES: [(u8, &str); 2] = [(1, "inet"), (2, "ip")];
+/// NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6.
+const FAMILIES: [(u8, &str); 3] = [(1, "inet"), (2, "ip"), (10, "ip6")];
+/// Programs of the iptables family: where the kernel lists their tables, and what nftables calls them.
+const PROGRAMS: [(&str, &str, &str); 2] =
+    [("iptables", "ip_tables_names", "ip"), ("ip6tables", "ip6_tables_names", "ip6")];
 
 /// A chain at the forward hook that drops what nobody accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,31 +29,37 @@ struct Dropping {
 }
 
 /// Texts for the user: which foreign rules drop forwarded packets by default, as dockerd's do, and
-/// how to let a bridge's pass. Empty when nothing is in the way. Starts programs when there is.
-pub fn forward_warnings(own_table: &str, bridge: &str) -> Result<Vec<String>, Error> {
+/// how to let a bridge's pass; rules for IPv6 alone count when the bridge has it. Empty when nothing is in
+/// the way. Starts programs when there is.
+pub fn forward_warnings(own_table: &str, bridge: &str, v6: bool) -> Result<Vec<String>, Error> {
     let mut warnings = Vec::new();
-    for found in dropping_chains()? {
+    for found in dropping_chains()?.into_iter().filter(|found| v6 || found.family != "ip6") {
         if found.table == own_table || mentions(&["nft", "list", "table", found.family, &found.table], bridge)
         {
             continue;
         }
         warnings.push(warning(&found, bridge));
     }
-    if legacy_drops() && !mentions(&["iptables-legacy", "-S"], bridge) {
-        warnings.push(format!(
-            "iptables-legacy drops forwarded packets by default (chain FORWARD): containers on {bridge} \
-             cannot reach other hosts; allow them with: \
-             iptables-legacy -I FORWARD -i {bridge} -j ACCEPT; iptables-legacy -I FORWARD -o {bridge} -j ACCEPT"
-        ));
+    for (program, names, family) in PROGRAMS {
+        let legacy = format!("{program}-legacy");
+        let counts = v6 || family == "ip";
+        if counts && legacy_drops(&legacy, names) && !mentions(&[&legacy, "-S"], bridge) {
+            warnings.push(format!(
+                "{legacy} drops forwarded packets by default (chain FORWARD): containers on {bridge} \
+                 cannot reach other hosts; allow them with: \
+                 {legacy} -I FORWARD -i {bridge} -j ACCEPT; {legacy} -I FORWARD -o {bridge} -j ACCEPT"
+            ));
+        }
     }
     Ok(warnings)
 }
 
 fn warning(found: &Dropping, bridge: &str) -> String {
     let Dropping { family, table, chain } = found;
-    let remedy = if *family == "ip" && table == "filter" && chain == "FORWARD" {
+    let program = PROGRAMS.iter().find(|known| known.2 == *family).map(|known| known.0);
+    let remedy = if let (Some(program), "filter", "FORWARD") = (program, table.as_str(), chain.as_str()) {
         let target = if has_chain("DOCKER-USER") { "DOCKER-USER" } else { "FORWARD" };
-        format!("iptables -I {target} -i {bridge} -j ACCEPT; iptables -I {target} -o {bridge} -j ACCEPT")
+        format!("{program} -I {target} -i {bridge} -j ACCEPT; {program} -I {target} -o {bridge} -j ACCEPT")
     } else {
         format!(
             "nft insert rule {family} {table} {chain} iifname {bridge} accept; \
@@ -108,10 +117,10 @@ fn mentions(listing: &[&str], bridge: &str) -> bool {
 }
 
 /// The kernel lists the tables of iptables-legacy that are in use; only then is it asked.
-fn legacy_drops() -> bool {
-    let names = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
+fn legacy_drops(program: &str, names: &str) -> bool {
+    let names = std::fs::read_to_string(format!("/proc/thread-self/net/{names}")).unwrap_or_default();
     names.lines().any(|name| name == "filter")
-        && output(&["iptables-legacy", "-S", "FORWARD"])
+        && output(&[program, "-S", "FORWARD"])
             .is_some_and(|text| text.lines().any(|line| line.trim() == "-P FORWARD DROP"))
 }
 

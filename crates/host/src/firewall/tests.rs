@@ -13,14 +13,14 @@ use crate::netlink::{
 };
 
 /// A host with two containers on its bridge and another host on a second one, which plays the cable.
-struct Lan {
-    firewall: Firewall,
-    first: File,
-    second: File,
-    elsewhere: File,
+pub(super) struct Lan {
+    pub(super) firewall: Firewall,
+    pub(super) first: File,
+    pub(super) second: File,
+    pub(super) elsewhere: File,
 }
 
-fn zone(bridge: &str, subnet: Ipv4Addr) -> Zone {
+pub(super) fn zone(bridge: &str, subnet: Ipv4Addr) -> Zone {
     Zone {
         bridge: bridge.to_owned(),
         subnet,
@@ -33,7 +33,7 @@ fn zone(bridge: &str, subnet: Ipv4Addr) -> Zone {
 }
 
 /// The two containers of a [`Lan`].
-fn guests() -> Vec<Guest> {
+pub(super) fn guests() -> Vec<Guest> {
     let guest = |number: u8, address: &str| Guest {
         port: format!("insula-test-{number}"),
         mac: [0x02, 0x42, 0xac, 0x1e, 0, number],
@@ -46,7 +46,7 @@ fn guests() -> Vec<Guest> {
 
 const OUTSIDE: &str = "198.51.100.1";
 
-fn lan() -> Lan {
+pub(super) fn lan() -> Lan {
     configure_loopback().unwrap();
     let routes = Routes::open().unwrap();
     routes.ensure_bridge(&bridge()).unwrap();
@@ -54,7 +54,7 @@ fn lan() -> Lan {
         name: "insula-test-up".to_owned(),
         mac: [2, 0x42, 198, 51, 100, 1],
         mtu: 0,
-        addresses: vec![(OUTSIDE.parse().unwrap(), 24)],
+        addresses: vec![(OUTSIDE.parse().unwrap(), 24), ("2001:db8:5::1".parse().unwrap(), 64)],
     };
     routes.ensure_bridge(&cable).unwrap();
     enable_forwarding().unwrap();
@@ -65,7 +65,7 @@ fn lan() -> Lan {
     let (first, second, elsewhere) = (another(), another(), another());
     let remote = InterfacePlan {
         bridge: cable.name,
-        addresses: vec!["198.51.100.2/24".to_owned()],
+        addresses: vec!["198.51.100.2/24".to_owned(), "2001:db8:5::2/64".to_owned()],
         gateway: None,
         gateway6: None,
         ..plan(9)
@@ -79,7 +79,12 @@ fn lan() -> Lan {
 
 /// Serves one page for ever in `namespace`, with the client's address in it.
 fn serve(namespace: &File, port: u16) {
-    let listener = inside(namespace, move || TcpListener::bind(("0.0.0.0", port)).unwrap());
+    serve_on(namespace, &format!("0.0.0.0:{port}"));
+}
+
+pub(super) fn serve_on(namespace: &File, address: &str) {
+    let address: SocketAddr = address.parse().unwrap();
+    let listener = inside(namespace, move || TcpListener::bind(address).unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
@@ -93,12 +98,12 @@ fn serve(namespace: &File, port: u16) {
 
 /// The page, or nothing when it cannot be had.
 /// What the server answers, however long a busy machine takes; who is said to come from where.
-fn fetch(address: &str) -> Option<String> {
+pub(super) fn fetch(address: &str) -> Option<String> {
     attempt(address, Duration::from_secs(10))
 }
 
 /// The same where no answer is expected: a dropped packet is never answered, so the wait is short.
-fn fetch_in_vain(address: &str) -> Option<String> {
+pub(super) fn fetch_in_vain(address: &str) -> Option<String> {
     attempt(address, Duration::from_millis(300))
 }
 
@@ -226,14 +231,14 @@ fn the_administrators_drop_stands() {
             "table inet theirs { chain forward { type filter hook forward priority 10; policy drop; }\n}\n";
         assert!(nft(text).unwrap().status.success());
         assert_eq!(inside(&lan.elsewhere, || fetch_in_vain("198.51.100.1:8080")), None);
-        let warnings = forward_warnings("insula-test", "insula-test-b").unwrap();
+        let warnings = forward_warnings("insula-test", "insula-test-b", true).unwrap();
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("inet theirs forward"), "{warnings:?}");
         let allow = "insert rule inet theirs forward iifname insula-test-b accept
                      insert rule inet theirs forward oifname insula-test-b accept";
         assert!(nft(allow).unwrap().status.success());
         assert!(inside(&lan.elsewhere, || fetch("198.51.100.1:8080")).is_some());
-        assert_eq!(forward_warnings("insula-test", "insula-test-b").unwrap(), [""; 0]);
+        assert_eq!(forward_warnings("insula-test", "insula-test-b", false).unwrap(), [""; 0]);
     });
 }
 
@@ -254,7 +259,7 @@ fn a_dropping_policy_of_iptables_is_seen_and_the_advice_helps() {
             serve(&lan.first, 80);
             lan.firewall.add(&[forward(8080, None)], &[]).unwrap();
             assert_eq!(inside(&lan.elsewhere, || fetch_in_vain("198.51.100.1:8080")), None);
-            let warnings = forward_warnings("insula-test", "insula-test-b").unwrap();
+            let warnings = forward_warnings("insula-test", "insula-test-b", false).unwrap();
             assert_eq!(warnings.len(), 1, "{warnings:?}");
             let (_, advice) = warnings[0].split_once("allow them with: ").unwrap();
             for line in advice.split("; ") {
@@ -263,7 +268,7 @@ fn a_dropping_policy_of_iptables_is_seen_and_the_advice_helps() {
                 assert!(run(&format!("{program} {arguments}")).unwrap().success());
             }
             assert!(inside(&lan.elsewhere, || fetch("198.51.100.1:8080")).is_some());
-            assert_eq!(forward_warnings("insula-test", "insula-test-b").unwrap(), [""; 0]);
+            assert_eq!(forward_warnings("insula-test", "insula-test-b", false).unwrap(), [""; 0]);
         });
     }
 }
@@ -289,7 +294,7 @@ fn the_table_is_replaced_as_a_whole_and_goes() {
     });
 }
 
-fn nft_script(script: &str) {
+pub(super) fn nft_script(script: &str) {
     let output = nft(script).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

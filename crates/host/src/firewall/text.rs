@@ -56,6 +56,8 @@ fn zone_sets(zones: &[Zone]) -> String {
     let within = elements(zones.iter().map(|zone| format!("\"{0}\" . \"{0}\"", zone.bridge)));
     let hidden = zones.iter().filter(|zone| zone.masquerade);
     let subnets = elements(hidden.map(|zone| format!("{}/{}", zone.subnet, zone.prefix)));
+    let members = elements(zones.iter().map(|zone| format!("{}/{}", zone.subnet, zone.prefix)));
+    let members6 = elements(v6().map(|(_, v6)| format!("{}/{}", v6.subnet, v6.prefix)));
     let hidden6 = v6().filter(|(_, v6)| v6.masquerade);
     let subnets6 = elements(hidden6.map(|(_, v6)| format!("{}/{}", v6.subnet, v6.prefix)));
     let gateways = elements(zones.iter().map(|zone| zone.gateway.to_string()));
@@ -68,6 +70,8 @@ fn zone_sets(zones: &[Zone]) -> String {
 	set within {{ type ifname . ifname; {within} }}
 	set subnets {{ type ipv4_addr; flags interval; {subnets} }}
 	set subnets6 {{ type ipv6_addr; flags interval; {subnets6} }}
+	set members {{ type ipv4_addr; flags interval; {members} }}
+	set members6 {{ type ipv6_addr; flags interval; {members6} }}
 	set gateways {{ type ipv4_addr; {gateways} }}
 	set gateways6 {{ type ipv6_addr; {gateways6} }}
 	set own_gateways {{ type ifname . ipv4_addr; {own} }}
@@ -79,26 +83,32 @@ fn zone_sets(zones: &[Zone]) -> String {
 }
 
 fn port_sets(forwards: &[Forward]) -> String {
-    let all = || forwards.iter().filter(|forward| forward.address.is_none());
-    let some = || forwards.iter().filter_map(|forward| Some((forward, forward.address?)));
-    let ports = elements(all().map(|forward| {
-        format!("{} . {} : {} . {}", forward.proto, forward.port, forward.to, forward.to_port)
-    }));
-    let published = elements(all().map(|forward| format!("{} . {}", forward.proto, forward.port)));
-    let addressed_ports = elements(some().map(|(forward, address)| {
-        let Forward { proto, port, to, to_port, .. } = forward;
-        format!("{address} . {proto} . {port} : {to} . {to_port}")
-    }));
-    let addressed = elements(
-        some().map(|(forward, address)| format!("{address} . {} . {}", forward.proto, forward.port)),
-    );
-    format!(
-        "	map ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; {ports} }}
-	map addressed_ports {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; {addressed_ports} }}
-	set published {{ type inet_proto . inet_service; {published} }}
-	set addressed {{ type ipv4_addr . inet_proto . inet_service; {addressed} }}
+    let mut text = String::new();
+    for (v4, suffix, kind) in [(true, "", "ipv4_addr"), (false, "6", "ipv6_addr")] {
+        let of = || forwards.iter().filter(move |forward| forward.to.is_ipv4() == v4);
+        let all = || of().filter(|forward| forward.address.is_none());
+        let some = || of().filter_map(|forward| Some((forward, forward.address?)));
+        let ports = elements(all().map(|forward| {
+            format!("{} . {} : {} . {}", forward.proto, forward.port, forward.to, forward.to_port)
+        }));
+        let published = elements(all().map(|forward| format!("{} . {}", forward.proto, forward.port)));
+        let addressed_ports = elements(some().map(|(forward, address)| {
+            let Forward { proto, port, to, to_port, .. } = forward;
+            format!("{address} . {proto} . {port} : {to} . {to_port}")
+        }));
+        let addressed = elements(
+            some().map(|(forward, address)| format!("{address} . {} . {}", forward.proto, forward.port)),
+        );
+        let _ = write!(
+            text,
+            "	map ports{suffix} {{ type inet_proto . inet_service : {kind} . inet_service; {ports} }}
+	map addressed_ports{suffix} {{ type {kind} . inet_proto . inet_service : {kind} . inet_service; {addressed_ports} }}
+	set published{suffix} {{ type inet_proto . inet_service; {published} }}
+	set addressed{suffix} {{ type {kind} . inet_proto . inet_service; {addressed} }}
 "
-    )
+        );
+    }
+    text
 }
 
 fn guest_sets(guests: &[Guest]) -> String {
@@ -134,6 +144,7 @@ fn inbound(exposed: &[String]) -> String {
         [] => "",
         _ => {
             "		fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @addressed_ports
+		fib daddr type local dnat ip6 to ip6 daddr . meta l4proto . th dport map @addressed_ports6
 		iifname != @exposed iifname != @bridges return
 "
         }
@@ -162,7 +173,9 @@ const CHAINS: &str = "
 	}
 	chain published {
 		dnat ip to ip daddr . meta l4proto . th dport map @addressed_ports
-		dnat ip to meta l4proto . th dport map @ports
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @addressed_ports6
+		meta nfproto ipv4 dnat ip to meta l4proto . th dport map @ports
+		meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @ports6
 	}
 	chain local {
 		type nat hook output priority -100; policy accept;
@@ -170,8 +183,10 @@ const CHAINS: &str = "
 	}
 	chain outbound {
 		type nat hook postrouting priority srcnat; policy accept;
-		oifname @bridges ct status dnat ip saddr @subnets masquerade
+		oifname @bridges ct status dnat ip saddr @members masquerade
+		oifname @bridges ct status dnat ip6 saddr @members6 masquerade
 		oifname @bridges ip saddr 127.0.0.0/8 masquerade
+		oifname @bridges ip6 saddr ::1 masquerade
 		ip saddr @subnets oifname != @bridges masquerade
 		ip6 saddr @subnets6 oifname != @bridges masquerade
 	}
@@ -251,14 +266,18 @@ mod tests {
             }),
         };
         let to = [172, 30, 0, 2].into();
+        let to6 = "fd00::2".parse().unwrap();
+        let loopback6 = Some("::1".parse().unwrap());
         let forwards = [
             Forward { proto: 6, address: None, port: 80, to, to_port: 8080 },
             Forward { proto: 17, address: Some([127, 0, 0, 1].into()), port: 53, to, to_port: 53 },
+            Forward { proto: 6, address: None, port: 81, to: to6, to_port: 8080 },
+            Forward { proto: 17, address: loopback6, port: 53, to: to6, to_port: 53 },
         ];
         let guest = Guest {
             port: "v1".to_owned(),
             mac: [2, 0, 0, 0, 0, 10],
-            address: to.into(),
+            address: to,
             guarded: true,
             apart: Some([2, 0, 0, 0, 0, 1]),
         };
@@ -284,6 +303,10 @@ mod tests {
             "set published { type inet_proto . inet_service; elements = { 6 . 80 } }",
             "elements = { 6 . 80 : 172.30.0.2 . 8080 }",
             "elements = { 127.0.0.1 . 17 . 53 : 172.30.0.2 . 53 }",
+            "elements = { 6 . 81 : fd00::2 . 8080 }",
+            "elements = { ::1 . 17 . 53 : fd00::2 . 53 }",
+            "set published6 { type inet_proto . inet_service; elements = { 6 . 81 } }",
+            "set members6 { type ipv6_addr; flags interval; elements = { fd00::/64 } }",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }

@@ -29,30 +29,49 @@ pub fn forwarding6() -> Result<bool, Error> {
     Ok(read(FORWARD6)?.trim() != "0")
 }
 
+/// Interfaces that take router advertisements as long as the host forwards nothing, `default` among them.
+pub fn advertised() -> Result<Vec<String>, Error> {
+    let entries = std::fs::read_dir(INTERFACES6).map_err(|source| refused("read", INTERFACES6, source))?;
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    // An interface may be gone again.
+    let takes = |name: &String| read(&accept_ra(name)).is_ok_and(|value| value.trim() == "1");
+    Ok(names.filter(|name| name != "all").filter(takes).collect())
+}
+
 /// Switches IPv6 forwarding on. A host that forwards ignores router advertisements unless told
-/// otherwise; interfaces that take them go on doing so.
-pub fn enable_forwarding6() -> Result<(), Error> {
-    each_accept_ra("1", "2")?;
+/// otherwise; these interfaces, of [`advertised`], go on taking them.
+pub fn enable_forwarding6(advertised: &[String]) -> Result<(), Error> {
+    each_accept_ra(advertised, "1", "2")?;
     write(FORWARD6, "1")
 }
 
-/// Switches IPv6 forwarding off again.
-pub fn disable_forwarding6() -> Result<(), Error> {
+/// Switches IPv6 forwarding off again, and what these interfaces take back to what it was.
+pub fn disable_forwarding6(advertised: &[String]) -> Result<(), Error> {
     write(FORWARD6, "0")?;
-    each_accept_ra("2", "1")
+    each_accept_ra(advertised, "2", "1")
 }
 
-fn each_accept_ra(from: &str, to: &str) -> Result<(), Error> {
-    const FOLDER: &str = "/proc/sys/net/ipv6/conf";
-    let entries = std::fs::read_dir(FOLDER).map_err(|source| refused("read", FOLDER, source))?;
-    for entry in entries.flatten() {
-        let path = format!("{FOLDER}/{}/accept_ra", entry.file_name().to_string_lossy());
-        // An interface may be gone again.
-        if read(&path).is_ok_and(|value| value.trim() == from) && path != format!("{FOLDER}/all/accept_ra") {
+/// Lets an interface take no router advertisements, whatever the host's others do. A kernel without IPv6
+/// has nothing to be told.
+pub fn ignore_advertisements(name: &str) -> Result<(), Error> {
+    let path = accept_ra(name);
+    if std::path::Path::new(&path).exists() { write(&path, "0") } else { Ok(()) }
+}
+
+fn each_accept_ra(names: &[String], from: &str, to: &str) -> Result<(), Error> {
+    for path in names.iter().map(|name| accept_ra(name)) {
+        // An interface may be gone, or an administrator may have changed it.
+        if read(&path).is_ok_and(|value| value.trim() == from) {
             write(&path, to)?;
         }
     }
     Ok(())
+}
+
+const INTERFACES6: &str = "/proc/sys/net/ipv6/conf";
+
+fn accept_ra(name: &str) -> String {
+    format!("{INTERFACES6}/{name}/accept_ra")
 }
 
 /// Lets packets from 127.0.0.0/8 leave by a bridge, so that ports published on the host's loopback

@@ -1,6 +1,6 @@
 //! The requests: links, addresses, routes.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use insula_spec::plan::{GatewayPlan, InterfacePlan};
@@ -47,7 +47,11 @@ const IFA_F_NODAD: u32 = 2;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
 const TABLE_MAIN: u8 = 254;
+const TABLE_LOCAL: u8 = 255;
+const TYPE_LOCAL: u8 = 2;
+const SCOPE_HOST: u8 = 254;
 const PROTOCOL_STATIC: u8 = 4;
 const TYPE_UNICAST: u8 = 1;
 
@@ -74,6 +78,14 @@ pub struct Route {
     /// 0 is a default route.
     pub prefix: u8,
     pub link: Option<u32>,
+}
+
+/// Where IPv6 packets to a destination go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route6 {
+    pub destination: Ipv6Addr,
+    /// 0 is a default route.
+    pub prefix: u8,
 }
 
 /// An rtnetlink socket, in the network namespace of the thread that opened it.
@@ -150,6 +162,39 @@ impl Routes {
             }
         })?;
         Ok(routes)
+    }
+
+    /// IPv6 routes of all tables to networks and hosts (not the host's own, link-local and multicast
+    /// addresses).
+    pub fn routes6(&self) -> Result<Vec<Route6>, Error> {
+        let mut header = [0; 12];
+        header[0] = AF_INET6;
+        let mut batch = Batch::new();
+        batch.begin(RTM_GETROUTE, DUMP, &header, "list", "IPv6 routes");
+        let mut routes = Vec::new();
+        batch.exchange(&self.socket, |kind, payload| {
+            if kind == RTM_NEWROUTE {
+                routes.extend(parse_route6(payload));
+            }
+        })?;
+        Ok(routes)
+    }
+
+    /// Lets answers to `::1` come in by a bridge, so that ports published on the host's loopback reach
+    /// containers; `::1` is looked for by interface (RFC 4291 keeps it within one). What claims to
+    /// be for `::1` on the wire is dropped by the kernel before any route. Goes with the bridge.
+    pub fn route_loopback6(&self, bridge: &str) -> Result<(), Error> {
+        /// After the loopback's own.
+        const METRIC: u32 = 2048;
+        let index = self.index(bridge)?;
+        let header = [AF_INET6, 128, 0, 0, TABLE_LOCAL, PROTOCOL_STATIC, SCOPE_HOST, TYPE_LOCAL, 0, 0, 0, 0];
+        let mut batch = Batch::new();
+        batch.begin(RTM_NEWROUTE, CREATE | REPLACE, &header, "add the route to ::1 of", bridge);
+        batch.attribute(RTA_DST, &Ipv6Addr::LOCALHOST.octets());
+        batch.attribute(RTA_OIF, &index.to_ne_bytes());
+        batch.attribute(RTA_PRIORITY, &METRIC.to_ne_bytes());
+        batch.acknowledge();
+        batch.run(&self.socket)
     }
 
     /// Deletes an interface; one that is gone already is fine. For bridges: see the module's word on veth.
@@ -391,4 +436,19 @@ fn parse_route(payload: &[u8]) -> Option<Route> {
         }
     }
     Some(route)
+}
+
+fn parse_route6(payload: &[u8]) -> Option<Route6> {
+    let header: &[u8; 12] = payload.first_chunk()?;
+    let (family, prefix, kind) = (header[0], header[1], header[7]);
+    if family != AF_INET6 || kind != TYPE_UNICAST || prefix > 128 {
+        return None;
+    }
+    let destination = attributes(&payload[12..]).find(|(kind, _)| *kind == RTA_DST);
+    let destination = match destination {
+        Some((_, value)) => Ipv6Addr::from(*value.first_chunk::<16>()?),
+        None => Ipv6Addr::UNSPECIFIED,
+    };
+    let shared = destination.is_unicast_link_local() || destination.is_multicast();
+    (!shared).then_some(Route6 { destination, prefix })
 }

@@ -18,10 +18,10 @@ use insula_spec::plan::{InterfacePlan, NetworkChange};
 pub use bridge::Bridge;
 pub use error::Error;
 pub use forwarding::{
-    disable_forwarding, disable_forwarding6, enable_forwarding, enable_forwarding6, forwarding, forwarding6,
-    route_loopback,
+    advertised, disable_forwarding, disable_forwarding6, enable_forwarding, enable_forwarding6, forwarding,
+    forwarding6, ignore_advertisements, route_loopback,
 };
-pub use link::{Link, Route, Routes};
+pub use link::{Link, Route, Route6, Routes};
 
 /// Makes an interface's veth pair from the host's namespace: the host's end up and a port of its
 /// bridge, the other in `namespace` with its name and hardware address.

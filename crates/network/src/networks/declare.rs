@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use insula_base::NetworkId;
+use insula_host::netlink::Route6;
 
 use super::{Inner, Networks, rows};
 use crate::{Driver, Error, Network, NetworkRequest, Pool, Subnet};
@@ -32,6 +33,11 @@ impl Networks {
                 {
                     return Err(overlap(v6.subnet.to_string(), theirs.subnet.to_string(), other));
                 }
+            }
+            let (subnet, routes) = (v6.subnet, inner.routes.routes6()?);
+            if let Some(Route6 { destination, prefix }) = routes.iter().find(|route| !subnet.is_free(route)) {
+                let route = format!("{destination}/{prefix}");
+                return Err(Error::OverlapRoute { subnet: subnet.to_string(), route });
             }
         }
         let network = Network {

@@ -13,8 +13,11 @@ impl Networks {
     /// All networks of a container that is about to start.
     pub(super) fn join(&self, inner: &mut Inner, request: &EndpointRequest) -> Result<Endpoint, Error> {
         let ids = self.wanted(inner, &request.connections)?;
-        let mut bindings = ids.iter().filter_map(|id| inner.by_id(id).ok()?.bridge()?.host_binding);
-        let reserved = inner.reserve(request, bindings.next().or(self.options.publish))?;
+        let bindings = ids.iter().filter_map(|id| inner.by_id(id).ok()?.bridge()?.host_binding);
+        let mut bindings = bindings.chain(self.options.publish);
+        let binding = bindings.next().filter(|address| !address.is_unspecified());
+        let v6 = ids.iter().filter_map(|id| inner.by_id(id).ok()).any(Network::routes6);
+        let reserved = inner.reserve(request, binding, v6)?;
         // It may choose another subnet, which is why the networks are looked at after it.
         self.bring_up_if_needed(inner, &ids)?;
         let mut endpoint = Endpoint {
@@ -28,10 +31,9 @@ impl Networks {
             for (id, wish) in ids.iter().zip(&request.connections) {
                 attach(transaction, inner.by_id(id)?, wish, &mut endpoint)?;
             }
-            if endpoint.published().is_none() {
-                // Nothing of an internal network is published.
-                endpoint.ports.clear();
-            }
+            // Nothing of an internal network is published.
+            let (v4, v6) = (endpoint.published().is_some(), endpoint.published6().is_some());
+            endpoint.ports.retain(|port| if port.host_ip.is_ipv4() { v4 } else { v6 });
             rows::write(transaction, &endpoint)
         })?;
         if !endpoint.ports.is_empty() {

@@ -11,7 +11,7 @@ mod plumbing;
 mod rows;
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use insula_base::{ContainerId, Instance, NetworkId, random_hex};
@@ -201,7 +201,11 @@ impl Networks {
         let mut warnings = self.firewall.warnings();
         for bridge in inner.networks.iter().filter_map(Network::bridge) {
             if inner.routes.link(&bridge.link)?.is_some() {
-                warnings.extend(firewall::forward_warnings(self.firewall.table(), &bridge.link)?);
+                warnings.extend(firewall::forward_warnings(
+                    self.firewall.table(),
+                    &bridge.link,
+                    bridge.v6.is_some(),
+                )?);
             }
         }
         Ok(warnings)
@@ -289,11 +293,12 @@ impl Inner {
         self.networks.iter().filter_map(Network::bridge).map(|bridge| bridge.subnet).collect()
     }
 
-    /// All the ports of a request, or none.
+    /// All the ports of a request, or none. `v6` is whether they can lead to an IPv6 address, too.
     fn reserve(
         &self,
         request: &EndpointRequest,
         binding: Option<Ipv4Addr>,
+        v6: bool,
     ) -> Result<Vec<Reservation>, Error> {
         if request.ports.len() > MOST_PORTS {
             return Err(Error::TooManyPorts { count: request.ports.len(), most: MOST_PORTS });
@@ -305,9 +310,12 @@ impl Inner {
                 all.map(|reservation| &reservation.published).any(|have| clashes(have, wanted))
             };
             let host_ip = port.host_ip.or(binding.map(IpAddr::V4));
-            let found = reserve(&PortRequest { host_ip, ..port.clone() }, &held);
+            if let (Some(IpAddr::V6(address)), false) = (host_ip, v6) {
+                return Err(Error::PublishWithoutV6 { address });
+            }
+            let found = reserve(&PortRequest { host_ip, ..port.clone() }, v6, &held);
             let found = found.map_err(|error| self.name_holder(error, port))?;
-            reserved.push(found);
+            reserved.extend(found);
         }
         Ok(reserved)
     }
@@ -332,12 +340,13 @@ impl Inner {
         let mut reserved = Vec::new();
         for published in &endpoint.ports {
             match reserve_again(published) {
-                Ok(reservation) => reserved.push(reservation),
+                Ok(found) => reserved.extend(found),
                 Err(error) => {
                     let PublishedPort { host_ip, host_port, proto, .. } = published;
-                    let container = endpoint.container.short();
+                    let (container, port) =
+                        (endpoint.container.short(), SocketAddr::new(*host_ip, *host_port));
                     warnings.push(format!(
-                        "port {host_ip}:{host_port}/{proto} of container {container} is published but not \
+                        "port {port}/{proto} of container {container} is published but not \
                          reserved: {}",
                         insula_base::chain(&error)
                     ));
@@ -353,6 +362,7 @@ fn clashes(have: &PublishedPort, wanted: &PublishedPort) -> bool {
     let anywhere = have.host_ip.is_unspecified() || wanted.host_ip.is_unspecified();
     have.proto == wanted.proto
         && have.host_port == wanted.host_port
+        && have.host_ip.is_ipv4() == wanted.host_ip.is_ipv4()
         && (anywhere || have.host_ip == wanted.host_ip)
 }
 

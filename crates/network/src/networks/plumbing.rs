@@ -25,20 +25,20 @@ const FORWARDED: [&str; 11] = [
     "openvswitch",
 ];
 
-/// The firewall's view of an endpoint's ports.
+/// The firewall's view of an endpoint's ports. Each leads to the container's address of its own family.
 pub(super) fn forwards(endpoint: &Endpoint) -> Vec<Forward> {
-    let Some(to) = endpoint.published().and_then(|attachment| attachment.address) else { return Vec::new() };
-    let forward = |port: &crate::PublishedPort| Forward {
-        proto: port.proto.number(),
-        address: match port.host_ip {
-            IpAddr::V4(address) if !address.is_unspecified() => Some(address),
-            _ => None,
-        },
-        port: port.host_port,
-        to,
-        to_port: port.container_port,
+    let v4 = endpoint.published().and_then(|attachment| attachment.address).map(IpAddr::V4);
+    let v6 = endpoint.published6().and_then(|attachment| attachment.address6).map(IpAddr::V6);
+    let forward = |port: &crate::PublishedPort| {
+        Some(Forward {
+            proto: port.proto.number(),
+            address: Some(port.host_ip).filter(|address| !address.is_unspecified()),
+            port: port.host_port,
+            to: if port.host_ip.is_ipv4() { v4 } else { v6 }?,
+            to_port: port.container_port,
+        })
     };
-    endpoint.ports.iter().map(forward).collect()
+    endpoint.ports.iter().filter_map(forward).collect()
 }
 
 /// Who sends from where, as the firewall sees it.
@@ -85,6 +85,10 @@ impl Networks {
                 addresses,
             })?;
             netlink::route_loopback(&bridge.link)?;
+            netlink::ignore_advertisements(&bridge.link)?;
+            if bridge.v6.is_some() {
+                inner.routes.route_loopback6(&bridge.link)?;
+            }
         }
         self.install_rules(inner)?;
         // Last, so that nothing is forwarded before the rules stand.
@@ -92,11 +96,11 @@ impl Networks {
             rows::note_forwarding(self.store.state(), rows::FORWARDING)?;
             netlink::enable_forwarding()?;
         }
-        let routed6 =
-            |network: &Network| !network.internal && network.bridge().is_some_and(|b| b.v6.is_some());
-        if inner.networks.iter().any(routed6) && !netlink::forwarding6()? {
+        if inner.networks.iter().any(Network::routes6) && !netlink::forwarding6()? {
+            let advertised = netlink::advertised()?;
+            rows::note_advertised(self.store.state(), &advertised)?;
             rows::note_forwarding(self.store.state(), rows::FORWARDING6)?;
-            netlink::enable_forwarding6()?;
+            netlink::enable_forwarding6(&advertised)?;
         }
         Ok(())
     }
@@ -155,7 +159,8 @@ impl Networks {
                 netlink::disable_forwarding()?;
             }
             if v6 {
-                netlink::disable_forwarding6()?;
+                netlink::disable_forwarding6(&rows::advertised(self.store.state())?)?;
+                rows::forget_advertised(self.store.state())?;
             }
         }
         self.firewall.uninstall()?;
@@ -171,9 +176,16 @@ fn others_forward(inner: &Inner, ours: &[&str]) -> Result<bool, Error> {
         links.iter().filter(|link| ours.contains(&link.name.as_str())).map(|link| link.index).collect();
     Ok(links.iter().any(|link| {
         FORWARDED.contains(&link.kind.as_str())
+            && !(link.master.is_none() && is_end(&link.name))
             && !masters.contains(&link.index)
             && !link.master.is_some_and(|master| masters.contains(&master))
     }))
+}
+
+/// Whether it is the host's end of a container's interface, by its name. Its bridge may be gone before it.
+fn is_end(name: &str) -> bool {
+    let digits = name.strip_prefix("veth").unwrap_or_default();
+    digits.len() == 10 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn zones(networks: &[Network]) -> Vec<Zone> {

@@ -237,6 +237,34 @@ pub(super) fn free_orphans(state: &State, networks: &[Network], kept: &[Endpoint
     Ok(())
 }
 
+/// Record of [`Collection::Meta`]: interfaces that take router advertisements although the host forwards,
+/// and did so without being told before.
+const ADVERTISED: &str = "advertised";
+
+/// Notes what [`insula_host::netlink::enable_forwarding6`] is about to change, beside what a former attempt
+/// of this boot has.
+pub(super) fn note_advertised(state: &State, names: &[String]) -> Result<(), Error> {
+    let mut all = advertised(state)?;
+    all.extend(names.iter().filter(|name| !all.contains(name)).cloned().collect::<Vec<_>>());
+    let doc = document("meta record", ADVERTISED, &(boot(), all))?;
+    let meta = state.records(Collection::Meta);
+    meta.remove(ADVERTISED)?;
+    Ok(meta.insert(&Record { id: ADVERTISED.to_owned(), name: None, doc })?)
+}
+
+/// What was noted in this boot.
+pub(super) fn advertised(state: &State) -> Result<Vec<String>, Error> {
+    let Some(record) = state.records(Collection::Meta).get(ADVERTISED)? else { return Ok(Vec::new()) };
+    let (then, names): (String, Vec<String>) = read("meta record", &record)?;
+    Ok(if then == boot() { names } else { Vec::new() })
+}
+
+/// Once it is as it was.
+pub(super) fn forget_advertised(state: &State) -> Result<(), Error> {
+    state.records(Collection::Meta).remove(ADVERTISED)?;
+    Ok(())
+}
+
 /// Notes that forwarding is about to be switched on in this boot.
 pub(super) fn note_forwarding(state: &State, what: &str) -> Result<(), Error> {
     let doc = document("meta record", what, &boot())?;

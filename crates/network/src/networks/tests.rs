@@ -99,6 +99,11 @@ fn port(host: u16) -> PortRequest {
     PortRequest { container_port: 80, proto: Proto::Tcp, host_ip: None, host_ports: Some(host..=host) }
 }
 
+/// The same on an address.
+fn port_on(host: u16, address: &str) -> PortRequest {
+    PortRequest { host_ip: Some(address.parse().unwrap()), ..port(host) }
+}
+
 /// A container in the way of the monitor and its first process, that greets whoever connects to port 80.
 fn start(endpoint: &Endpoint) -> File {
     let namespace = another();
@@ -106,7 +111,7 @@ fn start(endpoint: &Endpoint) -> File {
     netlink::plug(&plan, namespace.as_fd()).unwrap();
     let listener = inside(&namespace, move || {
         netlink::configure(&plan).unwrap();
-        TcpListener::bind("0.0.0.0:80").unwrap()
+        TcpListener::bind("[::]:80").unwrap()
     });
     std::thread::spawn(move || {
         for stream in listener.incoming() {
@@ -490,6 +495,75 @@ fn nothing_enters_or_leaves_an_internal_network() {
             TcpStream::connect_timeout(&"10.8.0.2:80".parse().unwrap(), NO_ANSWER).is_ok()
         });
         assert!(!out);
+    });
+}
+
+#[test]
+fn ports_are_published_by_either_family() {
+    isolated(|| {
+        // Where the bridge calls the rules of IPv6 the kernel drops answers to ::1.
+        let _ = std::fs::write("/proc/sys/net/bridge/bridge-nf-call-ip6tables", "0");
+        let all = "/proc/sys/net/ipv6/conf/all/forwarding";
+        std::fs::write(all, "0").unwrap();
+        let accept_ra = "/proc/sys/net/ipv6/conf/lo/accept_ra";
+        std::fs::write(accept_ra, "1").unwrap();
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        let v6 = SubnetRequest { subnet: "fd00:9::/64".to_owned(), ..SubnetRequest::default() };
+        networks.create(&NetworkRequest { subnets: vec![v6], ..named("dual", "") }).unwrap();
+        let ports = vec![port(8080), port_on(8081, "::1"), port_on(8082, "127.0.0.1")];
+        let request = EndpointRequest { ports, ..within(&["dual"]) };
+        let endpoint = networks.prepare(&request).unwrap();
+        let listed: Vec<_> =
+            endpoint.ports.iter().map(|port| format!("{} {}", port.host_ip, port.host_port)).collect();
+        assert_eq!(listed, ["0.0.0.0 8080", ":: 8080", "::1 8081", "127.0.0.1 8082"]);
+        let _namespace = start(&endpoint);
+        assert!(greeted("127.0.0.1:8080") && greeted("[::1]:8080") && greeted("[::1]:8081"));
+        assert!(greeted("127.0.0.1:8082") && !greeted("[::1]:8082") && !greeted("127.0.0.1:8081"));
+        assert!(TcpListener::bind("[::1]:8080").is_err(), "held");
+        let error = networks.prepare(&EndpointRequest { ports: vec![port(8080)], ..within(&["dual"]) });
+        assert!(error.unwrap_err().to_string().starts_with("Bind for 0.0.0.0:8080 failed"));
+        let plain = EndpointRequest { ports: vec![port_on(8083, "::")], ..within(&["bridge"]) };
+        let error = networks.prepare(&plain).unwrap_err();
+        assert!(error.to_string().starts_with("cannot publish on [::]: the container is in no"), "{error}");
+        drop(networks);
+
+        let networks = root.open(Options::default());
+        let kept = HashSet::from([request.container.clone()]);
+        assert_eq!(networks.reconcile(&kept).unwrap(), [""; 0]);
+        assert!(greeted("127.0.0.1:8080") && greeted("[::1]:8080"));
+        assert!(TcpListener::bind("[::1]:8080").is_err(), "held again");
+        let read = |path: &str| std::fs::read_to_string(path).unwrap().trim().to_owned();
+        assert_eq!((read(all), read(accept_ra)), ("1".to_owned(), "2".to_owned()));
+        networks.release(&request.container).unwrap();
+        networks.remove("dual").unwrap();
+        assert_eq!((read(all), read(accept_ra)), ("0".to_owned(), "1".to_owned()));
+    });
+}
+
+#[test]
+fn ipv6_subnets_keep_clear_of_the_hosts_routes() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        let theirs = netlink::Bridge {
+            name: "insula-test-z".to_owned(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 0,
+            addresses: vec![("fd00:77:1::1".parse().unwrap(), 64)],
+        };
+        Routes::open().unwrap().ensure_bridge(&theirs).unwrap();
+        let wanted = |subnet: &str| {
+            let v6 = SubnetRequest { subnet: subnet.to_owned(), ..SubnetRequest::default() };
+            NetworkRequest { subnets: vec![v6], ..named("dual", "") }
+        };
+        for subnet in ["fd00:77::/32", "fd00:77:1::/64", "fd00:77:1::8000/120"] {
+            let error = networks.create(&wanted(subnet)).unwrap_err().to_string();
+            assert!(error.contains("with a route of this host to fd00:77:1::/64"), "{error}");
+        }
+        networks.create(&wanted("fd00:77:2::/64")).unwrap();
+        let error = networks.create(&NetworkRequest { name: "b".to_owned(), ..wanted("fd00:77:2::/80") });
+        assert!(error.unwrap_err().to_string().contains("of network dual"));
     });
 }
 
