@@ -71,6 +71,22 @@ fn an_address_limits_who_reaches_a_port() {
 }
 
 #[test]
+fn a_port_is_published_by_both_families_where_the_container_has_both() {
+    let daemon = daemon!();
+    daemon.insula(&["network", "create", "--ipv6", "dual"]).ok();
+    let id = server(&daemon, &["--network", "dual", "-p", "80"], "hello");
+    let port = published(&daemon, &id);
+    let gateway = daemon.inspect(&id, "/NetworkSettings/Networks/dual/IPv6Gateway");
+    serves(&format!("127.0.0.1:{port}"), "hello");
+    serves(&format!("[{}]:{port}", gateway.as_str().unwrap()), "hello");
+    let both = [format!("80/tcp -> 0.0.0.0:{port}"), format!("80/tcp -> [::]:{port}")];
+    daemon.insula(&["port", &id]).shows(&[&both[0], &both[1]]);
+    daemon.insula(&["ps"]).shows(&[&format!("0.0.0.0:{port}->80/tcp"), &format!("[::]:{port}->80/tcp")]);
+    daemon.sh(&["-p", "[::1]::80"], "true").fails(125, &["cannot publish on [::1]", "--ipv6"]);
+    daemon.sh(&["-p", "[fe80::1]:8080:80"], "true").fails(125, &["cannot publish on fe80::1"]);
+}
+
+#[test]
 fn a_port_is_published_once() {
     let daemon = daemon!();
     let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use insula_base::NetworkId;
 use insula_host::firewall::{Forward, Guest, Zone, Zone6};
-use insula_host::netlink::{self, Bridge};
+use insula_host::netlink::{self, Bridge, Link};
 
 use super::{Inner, Networks, mac_of, rows};
 use crate::network::BridgeNetwork;
@@ -174,12 +174,12 @@ fn others_forward(inner: &Inner, ours: &[&str]) -> Result<bool, Error> {
     let links = inner.routes.links()?;
     let masters: Vec<u32> =
         links.iter().filter(|link| ours.contains(&link.name.as_str())).map(|link| link.index).collect();
-    Ok(links.iter().any(|link| {
-        FORWARDED.contains(&link.kind.as_str())
-            && !(link.master.is_none() && is_end(&link.name))
-            && !masters.contains(&link.index)
-            && !link.master.is_some_and(|master| masters.contains(&master))
-    }))
+    let ours = |link: &Link| match link.master {
+        _ if masters.contains(&link.index) => true,
+        Some(master) => masters.contains(&master),
+        None => is_end(&link.name),
+    };
+    Ok(links.iter().any(|link| FORWARDED.contains(&link.kind.as_str()) && !ours(link)))
 }
 
 /// Whether it is the host's end of a container's interface, by its name. Its bridge may be gone before it.
