@@ -205,6 +205,29 @@ fn networks_of_users_come_and_go() {
 }
 
 #[test]
+fn macvlans_have_addresses_of_their_own() {
+    let daemon = daemon!();
+    daemon
+        .insula(&["network", "create", "-d", "macvlan", "-o", "parent=nosuch0", "lost"])
+        .fails(1, &["invalid parent interface nosuch0", "no interface of that name"]);
+    daemon.insula(&["network", "create", "-d", "ipvlan", "lost"]).fails(1, &["ipvlan", "not available"]);
+    daemon.insula(&["network", "create", "-d", "macvlan", "--subnet", "10.123.5.0/24", "alone"]).ok();
+    daemon.insula(&["network", "inspect", "alone"]).shows(&["\"Driver\": \"macvlan\"", "10.123.5.0/24"]);
+    let web = server(&daemon, &["--network", "alone", "--ip", "10.123.5.77"], "hello");
+    let client = daemon.sleeper(&[]);
+    daemon.insula(&["network", "connect", "alone", &client]).ok();
+    daemon.exec(&client, &fetch("10.123.5.77", "80")).shows(&["hello"]);
+    // With the hardware address of its former self.
+    daemon.insula(&["restart", "-t", "0", &web]).ok();
+    let again = "until wget -qO- http://10.123.5.77/ 2>/dev/null; do sleep 0.1; done";
+    daemon.exec(&client, again).shows(&["hello"]);
+    daemon.insula(&["network", "disconnect", "alone", &client]).ok();
+    assert!(!daemon.exec(&client, "ip -o -4 addr").ok().contains("10.123.5."));
+    daemon.insula(&["rm", "-f", &web, &client]).ok();
+    daemon.insula(&["network", "rm", "alone"]).ok();
+}
+
+#[test]
 fn names_lead_to_containers() {
     let mut daemon = daemon!();
     daemon.insula(&["network", "create", "blue"]).ok();

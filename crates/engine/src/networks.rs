@@ -225,18 +225,18 @@ fn describe(network: &insula_network::Network) -> Network {
         labels: network.labels.clone(),
         ..Network::default()
     };
-    let Driver::Bridge(bridge) = &network.driver else { return answer };
+    let Some(addressing) = network.addressing() else { return answer };
     let auxiliary = |v4: bool| -> Labels {
-        let of = bridge.auxiliary.iter().filter(|(_, address)| address.is_ipv4() == v4);
+        let of = addressing.auxiliary.iter().filter(|(_, address)| address.is_ipv4() == v4);
         of.map(|(name, address)| (name.clone(), address.to_string())).collect()
     };
     answer.ipam.config.push(IpamConfig {
-        subnet: bridge.subnet.to_string(),
-        ip_range: bridge.range.map(|range| range.to_string()).unwrap_or_default(),
-        gateway: bridge.gateway().to_string(),
+        subnet: addressing.subnet.to_string(),
+        ip_range: addressing.range.map(|range| range.to_string()).unwrap_or_default(),
+        gateway: addressing.gateway().to_string(),
         auxiliary_addresses: auxiliary(true),
     });
-    if let Some(v6) = &bridge.v6 {
+    if let Some(v6) = &addressing.v6 {
         answer.enable_ipv6 = true;
         answer.ipam.config.push(IpamConfig {
             subnet: v6.subnet.to_string(),
@@ -245,14 +245,14 @@ fn describe(network: &insula_network::Network) -> Network {
             auxiliary_addresses: auxiliary(false),
         });
     }
-    if network.predefined() {
+    if let (Driver::Bridge(bridge), true) = (&network.driver, network.predefined()) {
         let option = |name: &str, value: String| (format!("com.docker.network.{name}"), value);
         answer.options.extend([
             option("bridge.name", bridge.link.clone()),
             option("bridge.default_bridge", "true".to_owned()),
             option("bridge.enable_ip_masquerade", "true".to_owned()),
             option("bridge.enable_icc", "true".to_owned()),
-            option("driver.mtu", bridge.mtu.to_string()),
+            option("driver.mtu", addressing.mtu.to_string()),
         ]);
     }
     answer

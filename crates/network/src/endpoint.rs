@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use insula_base::{ContainerId, NetworkId};
-use insula_spec::plan::{GatewayPlan, InterfacePlan};
+use insula_spec::plan::{GatewayPlan, InterfaceKind, InterfacePlan};
 use serde::{Deserialize, Serialize};
 
 use crate::network::PREDEFINED;
@@ -130,18 +130,24 @@ impl Endpoint {
         self.outward(|attachment| attachment.gateway6.map(IpAddr::V6))
     }
 
-    /// The attachment that published ports lead to: the one with the default route.
+    /// The attachment that published ports lead to: the one with the default route, if that is on a bridge.
     #[must_use]
     pub fn published(&self) -> Option<&Attachment> {
-        let gateway = self.gateway()?;
-        self.attachments.iter().find(|attachment| attachment.is_on(&gateway.interface))
+        self.bridged(&self.gateway()?)
     }
 
     /// The same for ports of IPv6 addresses.
     #[must_use]
     pub fn published6(&self) -> Option<&Attachment> {
-        let gateway = self.gateway6()?;
-        self.attachments.iter().find(|attachment| attachment.is_on(&gateway.interface))
+        self.bridged(&self.gateway6()?)
+    }
+
+    /// What the host translates passes by a bridge of the host's; others are on the wire themselves.
+    fn bridged(&self, gateway: &GatewayPlan) -> Option<&Attachment> {
+        let found = self.attachments.iter().find(|attachment| attachment.is_on(&gateway.interface));
+        found.filter(|attachment| {
+            attachment.interface.as_ref().is_some_and(|plan| plan.kind == InterfaceKind::Veth)
+        })
     }
 
     /// The highest priority counts, then the network's name, as Docker has it.

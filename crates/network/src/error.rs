@@ -47,14 +47,20 @@ pub enum Error {
     #[error("{what}")]
     InvalidRequest { what: String },
     /// A driver that is not there.
-    #[error("plugin \"{name}\" not found: bridge is a network driver here")]
+    #[error("plugin \"{name}\" not found: bridge and macvlan are network drivers here")]
     UnknownDriver { name: String },
     /// An option of the driver with an impossible value.
     #[error("invalid value {value:?} of the network option {name}")]
     InvalidOption { name: String, value: String },
     /// An option that the driver has not.
-    #[error("the bridge driver has no option {name}")]
-    UnknownOption { name: String },
+    #[error("the {driver} driver has no option {name}")]
+    UnknownOption { driver: &'static str, name: String },
+    /// An interface that macvlans cannot hang on.
+    #[error("invalid parent interface {parent}: {why}")]
+    InvalidParent { parent: String, why: &'static str },
+    /// One network for an interface.
+    #[error("network {network} is already using parent interface {parent}")]
+    ParentTaken { parent: String, network: String },
     /// Docker has it and this version not.
     #[error("{what} is not available in this version")]
     Unsupported { what: String },
@@ -190,6 +196,7 @@ impl Kinded for Error {
             | Self::UnknownOption { .. }
             | Self::InvalidName { .. }
             | Self::NoV6 { .. }
+            | Self::InvalidParent { .. }
             | Self::PublishWithoutV6 { .. }
             | Self::PublishNowhere { .. }
             | Self::InvalidAddress6 { .. }
@@ -207,6 +214,7 @@ impl Kinded for Error {
             | Self::AlreadyConnected { .. } => Kind::Denied,
             Self::Ambiguous { .. }
             | Self::NameTaken { .. }
+            | Self::ParentTaken { .. }
             | Self::LinkTaken { .. }
             | Self::AddressInUse6 { .. }
             | Self::AddressInUse { .. }

@@ -18,7 +18,7 @@ mod subnet6;
 
 pub use endpoint::{Attachment, ConnectRequest, Endpoint, EndpointRequest, Mode};
 pub use error::Error;
-pub use network::{BridgeNetwork, BridgeV6, Driver, Network};
+pub use network::{Addressing, BridgeNetwork, BridgeV6, Driver, MacvlanNetwork, Network, ParentOrigin};
 pub use networks::{Networks, Options};
 pub use pool::{Pool, Subnet};
 pub use port::{PortRequest, Proto, PublishedPort};

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::network::{BridgeV6, PREDEFINED};
-use crate::{BridgeNetwork, Error, Subnet, Subnet6};
+use insula_spec::plan::MacvlanMode;
+
+use crate::network::{Addressing, BridgeV6, PREDEFINED};
+use crate::{Error, Subnet, Subnet6};
 
 /// Subnets that one request may name; more is no use that anybody has.
 const MOST_SUBNETS: usize = 16;
@@ -13,7 +15,7 @@ const MOST_SUBNETS: usize = 16;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkRequest {
     pub name: String,
-    /// `bridge`; empty is that.
+    /// `bridge` or `macvlan`; empty is the first.
     pub driver: String,
     pub subnets: Vec<SubnetRequest>,
     pub ipv6: bool,
@@ -35,7 +37,7 @@ pub struct SubnetRequest {
 /// A request that makes sense in itself; subnets that are left open are still to be chosen.
 #[derive(Debug)]
 pub(crate) struct Wanted {
-    pub(crate) options: BridgeOptions,
+    pub(crate) options: DriverOptions,
     pub(crate) v4: Option<Subnet>,
     pub(crate) gateway: Option<Ipv4Addr>,
     pub(crate) range: Option<Subnet>,
@@ -43,28 +45,46 @@ pub(crate) struct Wanted {
     pub(crate) v6: Option<BridgeV6>,
 }
 
-/// Options of the bridge driver, by Docker's names.
+/// Options of the drivers, by Docker's names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DriverOptions {
+    pub(crate) mtu: Option<u32>,
+    pub(crate) interface_prefix: String,
+    pub(crate) driver: OptionsOf,
+}
+
+/// What each driver has for itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum OptionsOf {
+    Bridge(BridgeOptions),
+    Macvlan { parent: Option<String>, mode: MacvlanMode },
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BridgeOptions {
     pub(crate) link: Option<String>,
-    pub(crate) mtu: Option<u32>,
     pub(crate) masquerade: bool,
     pub(crate) icc: bool,
     pub(crate) guard: bool,
     pub(crate) host_binding: Option<Ipv4Addr>,
-    pub(crate) interface_prefix: String,
 }
 
 impl NetworkRequest {
     pub(crate) fn check(&self) -> Result<Wanted, Error> {
         check_name(&self.name)?;
-        if !matches!(self.driver.as_str(), "" | "default" | "bridge") {
-            return Err(Error::UnknownDriver { name: self.driver.clone() });
-        }
+        let driver = match self.driver.as_str() {
+            "" | "default" | "bridge" => OptionsOf::bridge(),
+            "macvlan" => OptionsOf::Macvlan { parent: None, mode: MacvlanMode::Bridge },
+            "ipvlan" => {
+                let what = format!("the network driver {} (there are bridge and macvlan)", self.driver);
+                return Err(Error::Unsupported { what });
+            }
+            _ => return Err(Error::UnknownDriver { name: self.driver.clone() }),
+        };
         if self.subnets.len() > MOST_SUBNETS {
             return Err(Error::InvalidRequest { what: format!("more than {MOST_SUBNETS} subnets") });
         }
-        let options = BridgeOptions::parse(&self.options)?;
+        let options = DriverOptions::parse(driver, &self.options)?;
         let mut wanted =
             Wanted { options, v4: None, gateway: None, range: None, auxiliary: BTreeMap::new(), v6: None };
         let mut has_v6 = false;
@@ -84,7 +104,7 @@ impl NetworkRequest {
             wanted.v6 = Some(BridgeV6 { subnet, gateway: subnet.gateway(), range: None, masquerade: true });
         }
         if let Some(v6) = &mut wanted.v6 {
-            v6.masquerade = wanted.options.masquerade;
+            v6.masquerade = matches!(&wanted.options.driver, OptionsOf::Bridge(bridge) if bridge.masquerade);
         }
         Ok(wanted)
     }
@@ -173,20 +193,15 @@ impl Wanted {
         Ok(())
     }
 
-    /// The network, with a link and a subnet that were chosen meanwhile.
-    pub(crate) fn finish(self, link: String, subnet: Subnet, mtu: u32) -> BridgeNetwork {
-        BridgeNetwork {
-            link,
+    /// The addresses, with a subnet that was chosen meanwhile.
+    pub(crate) fn finish(self, subnet: Subnet, mtu: u32) -> Addressing {
+        Addressing {
             mtu: self.options.mtu.unwrap_or(mtu),
             gateway: Some(self.gateway.unwrap_or_else(|| self.free_gateway(subnet))),
             subnet,
             range: self.range,
             auxiliary: self.auxiliary,
             v6: self.v6,
-            masquerade: self.options.masquerade,
-            icc: self.options.icc,
-            guard: self.options.guard,
-            host_binding: self.options.host_binding,
             interface_prefix: self.options.interface_prefix,
         }
     }
@@ -205,48 +220,108 @@ impl Wanted {
     }
 }
 
-impl BridgeOptions {
-    fn parse(options: &BTreeMap<String, String>) -> Result<Self, Error> {
-        let mut parsed = Self {
+impl OptionsOf {
+    fn bridge() -> Self {
+        Self::Bridge(BridgeOptions {
             link: None,
-            mtu: None,
             masquerade: true,
             icc: true,
             guard: true,
             host_binding: None,
-            interface_prefix: "eth".to_owned(),
-        };
-        for (name, value) in options {
-            let wrong = || Error::InvalidOption { name: name.clone(), value: value.clone() };
-            match name.as_str() {
-                "com.docker.network.bridge.name" => {
-                    parsed.link = Some(check_link(value).ok_or_else(wrong)?.to_owned());
+        })
+    }
+
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Bridge(_) => "bridge",
+            Self::Macvlan { .. } => "macvlan",
+        }
+    }
+
+    /// Takes one option, or returns that the driver has not got it.
+    fn take(&mut self, name: &str, value: &str) -> Result<Taken, Error> {
+        match self {
+            Self::Bridge(options) => options.take(name, value),
+            Self::Macvlan { parent, mode } => {
+                let wrong = || wrong(name, value);
+                match name {
+                    "parent" => *parent = Some(check_link(value).ok_or_else(wrong)?.to_owned()),
+                    "macvlan_mode" => *mode = macvlan_mode(value).ok_or_else(wrong)?,
+                    _ => return Ok(Taken::No),
                 }
+                Ok(Taken::Yes)
+            }
+        }
+    }
+}
+
+/// Whether an option is one of the driver's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    Yes,
+    No,
+}
+
+impl BridgeOptions {
+    fn take(&mut self, name: &str, value: &str) -> Result<Taken, Error> {
+        let wrong = || wrong(name, value);
+        match name {
+            "com.docker.network.bridge.name" => {
+                self.link = Some(check_link(value).ok_or_else(wrong)?.to_owned());
+            }
+            "com.docker.network.bridge.enable_ip_masquerade" => {
+                self.masquerade = boolean(value).ok_or_else(wrong)?;
+            }
+            "com.docker.network.bridge.enable_icc" => self.icc = boolean(value).ok_or_else(wrong)?,
+            // insula's own: a router or a virtual address inside sends from other addresses.
+            "insula.guard" => self.guard = boolean(value).ok_or_else(wrong)?,
+            "com.docker.network.bridge.host_binding_ipv4" => {
+                self.host_binding = Some(value.parse().map_err(|_| wrong())?);
+            }
+            "com.docker.network.bridge.default_bridge" if boolean(value) == Some(false) => {}
+            _ => return Ok(Taken::No),
+        }
+        Ok(Taken::Yes)
+    }
+}
+
+impl DriverOptions {
+    fn parse(driver: OptionsOf, options: &BTreeMap<String, String>) -> Result<Self, Error> {
+        let mut parsed = Self { mtu: None, interface_prefix: "eth".to_owned(), driver };
+        for (name, value) in options {
+            let wrong = || wrong(name, value);
+            match name.as_str() {
                 "com.docker.network.driver.mtu" | "mtu" => {
                     let mtu =
                         value.parse().ok().filter(|mtu| matches!(mtu, 0 | 68..=65535)).ok_or_else(wrong)?;
                     parsed.mtu = Some(mtu).filter(|mtu| *mtu != 0);
                 }
-                "com.docker.network.bridge.enable_ip_masquerade" => {
-                    parsed.masquerade = boolean(value).ok_or_else(wrong)?;
-                }
-                "com.docker.network.bridge.enable_icc" => {
-                    parsed.icc = boolean(value).ok_or_else(wrong)?;
-                }
-                // insula's own: a router or a virtual address inside sends from other addresses.
-                "insula.guard" => parsed.guard = boolean(value).ok_or_else(wrong)?,
-                "com.docker.network.bridge.host_binding_ipv4" => {
-                    parsed.host_binding = Some(value.parse().map_err(|_| wrong())?);
-                }
                 "com.docker.network.container_iface_prefix" => {
                     let usable = (1..=10).contains(&value.len()) && check_link(value).is_some();
                     parsed.interface_prefix = if usable { value.clone() } else { return Err(wrong()) };
                 }
-                "com.docker.network.bridge.default_bridge" if boolean(value) == Some(false) => {}
-                _ => return Err(Error::UnknownOption { name: name.clone() }),
+                _ if parsed.driver.take(name, value)? == Taken::Yes => {}
+                _ => {
+                    let driver = parsed.driver.name();
+                    return Err(Error::UnknownOption { driver, name: name.clone() });
+                }
             }
         }
         Ok(parsed)
+    }
+}
+
+fn wrong(name: &str, value: &str) -> Error {
+    Error::InvalidOption { name: name.to_owned(), value: value.to_owned() }
+}
+
+fn macvlan_mode(text: &str) -> Option<MacvlanMode> {
+    match text {
+        "" | "bridge" => Some(MacvlanMode::Bridge),
+        "private" => Some(MacvlanMode::Private),
+        "vepa" => Some(MacvlanMode::Vepa),
+        "passthru" => Some(MacvlanMode::Passthru),
+        _ => None,
     }
 }
 
@@ -318,10 +393,10 @@ mod tests {
         }
     }
 
-    fn made(request: &NetworkRequest) -> BridgeNetwork {
+    fn made(request: &NetworkRequest) -> Addressing {
         let wanted = request.check().unwrap();
         let subnet = wanted.v4.unwrap_or_else(|| "10.0.0.0/24".parse().unwrap());
-        wanted.finish("b0".to_owned(), subnet, 1500)
+        wanted.finish(subnet, 1500)
     }
 
     #[test]
@@ -377,9 +452,13 @@ mod tests {
             let options = BTreeMap::from([(name.to_owned(), value.to_owned())]);
             NetworkRequest { options, ..request(&[]) }.check().map(|wanted| wanted.options)
         };
-        assert_eq!(with("com.docker.network.bridge.name", "br-x").unwrap().link.unwrap(), "br-x");
+        let bridge = |name: &str, value: &str| match with(name, value).unwrap().driver {
+            OptionsOf::Bridge(options) => options,
+            OptionsOf::Macvlan { .. } => unreachable!("bridge was asked for"),
+        };
+        assert_eq!(bridge("com.docker.network.bridge.name", "br-x").link.unwrap(), "br-x");
         assert_eq!(with("com.docker.network.driver.mtu", "9000").unwrap().mtu, Some(9000));
-        assert!(!with("com.docker.network.bridge.enable_ip_masquerade", "false").unwrap().masquerade);
+        assert!(!bridge("com.docker.network.bridge.enable_ip_masquerade", "false").masquerade);
         for (name, value) in [
             ("com.docker.network.bridge.name", "much-too-long-name"),
             ("com.docker.network.bridge.name", "a/b"),

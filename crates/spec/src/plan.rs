@@ -238,9 +238,12 @@ impl UserNamespace {
 pub struct InterfacePlan {
     /// Inside (`eth0`).
     pub name: String,
-    /// Bridge of the host that the host's end is plugged into.
+    #[serde(default)]
+    pub kind: InterfaceKind,
+    /// Interface of the host that it hangs on: the bridge that a veth's other end is plugged into, the parent of
+    /// a macvlan.
     pub bridge: String,
-    /// Name of the host's end; at most 15 bytes.
+    /// Name of the host's end; at most 15 bytes. A macvlan has none.
     pub host_name: String,
     /// `02:42:ac:11:00:02`.
     pub mac: String,
@@ -255,6 +258,32 @@ pub struct InterfacePlan {
     /// by a port that it publishes.
     #[serde(default)]
     pub hairpin: bool,
+}
+
+/// What an interface is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "type")]
+pub enum InterfaceKind {
+    /// One end of a pair; the other is a port of a bridge of the host.
+    #[default]
+    Veth,
+    /// An address of its own on an interface of the host.
+    Macvlan { mode: MacvlanMode },
+}
+
+/// Whom a macvlan sees, by the kernel's names and numbers (`enum macvlan_mode`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MacvlanMode {
+    /// Not its neighbours on the same parent.
+    Private = 1,
+    /// Neighbours by way of a switch that sends back.
+    Vepa = 2,
+    /// Neighbours directly.
+    #[default]
+    Bridge = 4,
+    /// It takes the parent for itself.
+    Passthru = 8,
 }
 
 /// Another set of interfaces for a container that runs.

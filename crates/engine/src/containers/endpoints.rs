@@ -277,7 +277,7 @@ fn check_connectable(row: &Row, network: &Network) -> Result<()> {
         Mode::None => denied(
             "container cannot be connected to multiple networks with one of the networks in private (none) mode",
         ),
-        Mode::Network(_) if network.bridge().is_none() => {
+        Mode::Network(_) if network.addressing().is_none() => {
             denied(&format!("container cannot be connected to network {} beside others", network.name))
         }
         Mode::Network(_) => Ok(()),

@@ -1,6 +1,6 @@
 //! Bridges.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::link::{
     IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MTU, RTM_NEWLINK, UP,
@@ -55,7 +55,19 @@ impl Routes {
         for (address, prefix) in &bridge.addresses {
             add_address(&mut batch, index, *address, *prefix, &bridge.name);
         }
+        if bridge.addresses.iter().any(|(address, _)| address.is_ipv6()) {
+            // What asks for neighbours on behalf of others. The kernel's own, which is the same, would first be
+            // looked for on the link, for two seconds in which nobody from elsewhere reaches a container.
+            add_address(&mut batch, index, link_local(bridge.mac).into(), 64, &bridge.name);
+        }
         batch.acknowledge();
         batch.run(&self.socket)
     }
+}
+
+/// RFC 4291, appendix A.
+fn link_local(mac: [u8; 6]) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    let tail = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    Ipv6Addr::from(0xfe80_u128 << 112 | u128::from(tail))
 }

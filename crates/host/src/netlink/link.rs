@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use insula_spec::plan::{GatewayPlan, InterfacePlan};
+use insula_spec::plan::{GatewayPlan, InterfaceKind, InterfacePlan};
 use insula_sys::netlink::{Family, Socket};
 
 use super::message::{Batch, CREATE, DUMP, EXCLUSIVE, REPLACE, attributes, text_of, word};
@@ -25,7 +25,7 @@ pub(super) const IFLA_IFNAME: u16 = 3;
 pub(super) const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 pub(super) const IFLA_LINKINFO: u16 = 18;
-const IFLA_NET_NS_FD: u16 = 28;
+pub(super) const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_NUM_TX_QUEUES: u16 = 31;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_EXT_MASK: u16 = 29;
@@ -34,7 +34,7 @@ pub(super) const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_MODE: u16 = 4;
-const VETH_INFO_PEER: u16 = 1;
+pub(super) const VETH_INFO_PEER: u16 = 1;
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 
 const IFA_ADDRESS: u16 = 1;
@@ -144,7 +144,7 @@ impl Routes {
         }
     }
 
-    fn index(&self, name: &str) -> Result<u32, Error> {
+    pub(super) fn index(&self, name: &str) -> Result<u32, Error> {
         let link = self.link(name)?.ok_or_else(|| Error::NoLink { name: name.to_owned() })?;
         Ok(link.index)
     }
@@ -232,6 +232,13 @@ impl Routes {
 
     /// See [`super::plug`].
     pub fn plug(&self, plan: &InterfacePlan, namespace: BorrowedFd<'_>) -> Result<(), Error> {
+        match plan.kind {
+            InterfaceKind::Veth => self.plug_veth(plan, namespace),
+            InterfaceKind::Macvlan { mode } => self.plug_macvlan(plan, mode, namespace),
+        }
+    }
+
+    fn plug_veth(&self, plan: &InterfacePlan, namespace: BorrowedFd<'_>) -> Result<(), Error> {
         let mac = parse_mac(plan)?;
         let bridge = self.index(&plan.bridge)?;
         let mut batch = Batch::new();
@@ -289,6 +296,9 @@ impl Routes {
 
     /// See [`super::configure_all`].
     pub fn configure(&self, plans: &[InterfacePlan]) -> Result<(), Error> {
+        for plan in plans.iter().filter(|plan| plan.kind != InterfaceKind::Veth) {
+            self.set_up_patiently(&plan.name)?;
+        }
         let mut batch = Batch::new();
         batch.begin(RTM_NEWLINK, 0, &link_header(LOOPBACK, UP, UP), "bring up", "lo");
         for plan in plans {
@@ -343,7 +353,7 @@ const ENOENT: i32 = 2;
 const ESRCH: i32 = 3;
 const MOST_DEFAULT_ROUTES: usize = 16;
 
-fn mtu(batch: &mut Batch<'_>, mtu: u32) {
+pub(super) fn mtu(batch: &mut Batch<'_>, mtu: u32) {
     if mtu != 0 {
         batch.attribute(IFLA_MTU, &mtu.to_ne_bytes());
     }

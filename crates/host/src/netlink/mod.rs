@@ -8,6 +8,7 @@ mod bridge;
 mod error;
 mod forwarding;
 mod link;
+mod macvlan;
 pub(crate) mod message;
 
 use std::net::IpAddr;
@@ -22,9 +23,10 @@ pub use forwarding::{
     forwarding6, ignore_advertisements, route_loopback,
 };
 pub use link::{Link, Route, Route6, Routes};
+pub use macvlan::peer_of;
 
-/// Makes an interface's veth pair from the host's namespace: the host's end up and a port of its
-/// bridge, the other in `namespace` with its name and hardware address.
+/// Makes an interface from the host's namespace: a veth pair, the host's end up and a port of its bridge, the
+/// other in `namespace` with its name and hardware address; or there a macvlan of an interface of the host.
 pub fn plug(plan: &InterfacePlan, namespace: BorrowedFd<'_>) -> Result<(), Error> {
     Routes::open()?.plug(plan, namespace)
 }

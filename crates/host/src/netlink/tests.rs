@@ -3,6 +3,9 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 
+use insula_base::Kinded;
+use insula_spec::plan::{InterfaceKind, MacvlanMode};
+
 use super::*;
 
 /// Runs in a network namespace of its own, on a thread of its own; says so where it cannot.
@@ -58,6 +61,7 @@ pub(crate) fn bridge() -> Bridge {
 pub(crate) fn plan(number: u8) -> InterfacePlan {
     InterfacePlan {
         name: "eth0".to_owned(),
+        kind: InterfaceKind::Veth,
         bridge: "insula-test-b".to_owned(),
         host_name: format!("insula-test-{number}"),
         mac: format!("02:42:ac:1e:00:{number:02x}"),
@@ -107,6 +111,65 @@ fn a_container_reaches_its_gateway_and_its_neighbour() {
             listener.accept().unwrap().0.read_to_string(&mut text).unwrap();
             assert_eq!(text, "hello", "{address}");
         }
+    });
+}
+
+#[test]
+fn macvlans_have_a_place_of_their_own_on_their_parent() {
+    isolated(|| {
+        let routes = Routes::open().unwrap();
+        routes.ensure_alone("insula-test-d").unwrap();
+        routes.set_up("insula-test-d", false).unwrap();
+        routes.ensure_alone("insula-test-d").unwrap();
+        for (mode, seen) in [(MacvlanMode::Bridge, true), (MacvlanMode::Private, false)] {
+            let (first, second) = (another(), another());
+            for (number, namespace) in [(2, &first), (3, &second)] {
+                let plan = InterfacePlan {
+                    kind: InterfaceKind::Macvlan { mode },
+                    bridge: "insula-test-d".to_owned(),
+                    host_name: String::new(),
+                    mtu: 0,
+                    ..plan(number)
+                };
+                plug(&plan, namespace.as_fd()).unwrap();
+                inside(namespace, move || configure(&plan).unwrap());
+            }
+            let _listener = inside(&second, || TcpListener::bind("172.30.0.3:7").unwrap());
+            let reached = inside(&first, move || {
+                let patience = std::time::Duration::from_millis(if seen { 10_000 } else { 300 });
+                TcpStream::connect_timeout(&"172.30.0.3:7".parse().unwrap(), patience).is_ok()
+            });
+            assert_eq!(reached, seen, "{mode:?}");
+        }
+        let lost = InterfacePlan {
+            kind: InterfaceKind::Macvlan { mode: MacvlanMode::Bridge },
+            bridge: "insula-test-x".to_owned(),
+            ..plan(2)
+        };
+        let error = plug(&lost, another().as_fd()).unwrap_err();
+        assert_eq!(error.to_string(), "no network interface is named insula-test-x");
+    });
+}
+
+#[test]
+fn a_vlan_is_a_part_of_an_interface() {
+    isolated(|| {
+        let routes = Routes::open().unwrap();
+        let parent = Bridge { name: "insula-test-d".to_owned(), addresses: Vec::new(), ..bridge() };
+        routes.ensure_bridge(&parent).unwrap();
+        match routes.ensure_vlan("insula-test-d.7", "insula-test-d", 7) {
+            Err(error) if error.kind() == insula_base::Kind::Unsupported => {
+                eprintln!("skipped: this kernel has no VLAN interfaces");
+                return;
+            }
+            result => result.unwrap(),
+        }
+        routes.set_up("insula-test-d.7", false).unwrap();
+        routes.ensure_vlan("insula-test-d.7", "insula-test-d", 7).unwrap();
+        let link = routes.link("insula-test-d.7").unwrap().unwrap();
+        assert_eq!((link.kind.as_str(), link.up), ("vlan", true));
+        let error = routes.ensure_vlan("insula-test-x.7", "insula-test-x", 7).unwrap_err();
+        assert_eq!(error.to_string(), "no network interface is named insula-test-x");
     });
 }
 

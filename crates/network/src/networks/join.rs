@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use insula_base::{ContainerId, NetworkId, random_hex};
-use insula_spec::plan::{InterfacePlan, NetworkChange};
+use insula_spec::plan::{InterfaceKind, InterfacePlan, NetworkChange};
 use insula_store::Transaction;
 
 use super::{Inner, Networks, mac_of, plumbing, rows};
-use crate::{Attachment, ConnectRequest, Endpoint, EndpointRequest, Error, Network};
+use crate::{Attachment, ConnectRequest, Driver, Endpoint, EndpointRequest, Error, Network};
 
 impl Networks {
     /// All networks of a container that is about to start.
@@ -136,11 +136,11 @@ impl Networks {
         let mut ids: Vec<NetworkId> = Vec::with_capacity(wishes.len());
         for wish in wishes {
             let network = inner.find(&wish.network)?;
-            let Some(bridge) = network.bridge() else { return Err(Error::AddressWithoutNetwork) };
+            let Some(addressing) = network.addressing() else { return Err(Error::AddressWithoutNetwork) };
             if let Some(mac) = &wish.mac {
                 check_mac(mac)?;
             }
-            if let (Some(address), None) = (wish.address6, &bridge.v6) {
+            if let (Some(address), None) = (wish.address6, &addressing.v6) {
                 return Err(Error::NoV6 { address, network: network.name.clone() });
             }
             if ids.contains(&network.id) {
@@ -185,31 +185,42 @@ fn attach(
     wish: &ConnectRequest,
     endpoint: &mut Endpoint,
 ) -> Result<(), Error> {
-    let Some(bridge) = network.bridge() else { return Err(Error::AddressWithoutNetwork) };
+    let Some(addressing) = network.addressing() else { return Err(Error::AddressWithoutNetwork) };
     let owner = endpoint.container.as_str();
-    let address = rows::allocate(transaction, network, bridge, wish.address, owner)?;
-    let v6 = bridge.v6.as_ref();
+    let address = rows::allocate(transaction, network, addressing, wish.address, owner)?;
+    let v6 = addressing.v6.as_ref();
     let address6 =
         v6.map(|v6| rows::allocate6(transaction, network, v6, wish.address6, owner)).transpose()?;
     let mac = wish.mac.clone().unwrap_or_else(|| {
         mac_of(address).iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
     });
     let id = random_hex(32);
-    let mut addresses = vec![format!("{address}/{}", bridge.subnet.prefix())];
+    let mut addresses = vec![format!("{address}/{}", addressing.subnet.prefix())];
     if let (Some(address6), Some(v6)) = (address6, v6) {
         addresses.push(format!("{address6}/{}", v6.subnet.prefix()));
     }
+    let (kind, link, host_name) = match &network.driver {
+        Driver::Macvlan(macvlan) => {
+            let kind = InterfaceKind::Macvlan { mode: macvlan.mode };
+            (kind, macvlan.parent.clone(), String::new())
+        }
+        _ => {
+            let link = network.bridge().map(|bridge| bridge.link.clone()).unwrap_or_default();
+            // New each time: the pair of a former start may still be on its way out.
+            (InterfaceKind::Veth, link, format!("veth{}", &id[..10]))
+        }
+    };
     let interface = InterfacePlan {
-        name: free_name(endpoint, &bridge.interface_prefix),
-        bridge: bridge.link.clone(),
-        // New each time: the pair of a former start may still be on its way out.
-        host_name: format!("veth{}", &id[..10]),
+        name: free_name(endpoint, &addressing.interface_prefix),
+        kind,
+        bridge: link,
+        host_name,
         mac: mac.clone(),
-        mtu: bridge.mtu,
+        mtu: addressing.mtu,
         addresses,
         gateway: None,
         gateway6: None,
-        hairpin: !endpoint.ports.is_empty(),
+        hairpin: kind == InterfaceKind::Veth && !endpoint.ports.is_empty(),
     };
     let outside = !network.internal;
     endpoint.attachments.push(Attachment {
@@ -218,8 +229,8 @@ fn attach(
         endpoint: id,
         interface: Some(interface),
         address: Some(address),
-        prefix: bridge.subnet.prefix(),
-        gateway: outside.then(|| IpAddr::V4(bridge.gateway())),
+        prefix: addressing.subnet.prefix(),
+        gateway: outside.then(|| IpAddr::V4(addressing.gateway())),
         mac,
         address6,
         prefix6: v6.map_or(0, |v6| v6.subnet.prefix()),
@@ -227,8 +238,8 @@ fn attach(
         aliases: wish.aliases.clone(),
         links: wish.links.clone(),
         priority: wish.priority,
-        guard: bridge.guard,
-        apart: (!bridge.icc).then(|| mac_of(bridge.gateway())),
+        guard: network.bridge().is_some_and(|bridge| bridge.guard),
+        apart: network.bridge().filter(|bridge| !bridge.icc).map(|_| mac_of(addressing.gateway())),
     });
     Ok(())
 }

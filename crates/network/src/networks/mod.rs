@@ -7,6 +7,7 @@
 
 mod declare;
 mod join;
+mod parent;
 mod plumbing;
 mod rows;
 
@@ -19,6 +20,7 @@ use insula_host::firewall::{self, Firewall};
 use insula_host::netlink::Routes;
 use insula_store::Store;
 
+use self::parent::ensure_parent;
 use crate::names::Directory;
 use crate::network::BridgeNetwork;
 use crate::reserve::{Reservation, reserve, reserve_again};
@@ -155,6 +157,11 @@ impl Networks {
         }
         rows::free_orphans(self.store.state(), &inner.networks, &kept)?;
         let mut warnings = Vec::new();
+        for macvlan in inner.networks.iter().filter_map(Network::macvlan) {
+            if let Err(error) = ensure_parent(&inner, macvlan) {
+                warnings.push(insula_base::chain(&error).to_string());
+            }
+        }
         for endpoint in &kept {
             inner.hold_again(endpoint, &mut warnings);
         }
@@ -204,7 +211,7 @@ impl Networks {
                 warnings.extend(firewall::forward_warnings(
                     self.firewall.table(),
                     &bridge.link,
-                    bridge.v6.is_some(),
+                    bridge.addressing.v6.is_some(),
                 )?);
             }
         }
@@ -290,7 +297,7 @@ impl Inner {
 
     /// Subnets of all networks.
     fn subnets(&self) -> Vec<Subnet> {
-        self.networks.iter().filter_map(Network::bridge).map(|bridge| bridge.subnet).collect()
+        self.networks.iter().filter_map(Network::addressing).map(|addressing| addressing.subnet).collect()
     }
 
     /// All the ports of a request, or none. `v6` is whether they can lead to an IPv6 address, too.

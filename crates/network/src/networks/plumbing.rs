@@ -6,8 +6,9 @@ use insula_base::NetworkId;
 use insula_host::firewall::{Forward, Guest, Zone, Zone6};
 use insula_host::netlink::{self, Bridge, Link};
 
+use super::parent::{drop_parent, ensure_parent};
 use super::{Inner, Networks, mac_of, rows};
-use crate::network::BridgeNetwork;
+use crate::network::{Addressing, BridgeNetwork};
 use crate::{Attachment, Driver, Endpoint, Error, Network, Pool};
 
 /// Kinds of links that other programs forward between.
@@ -63,6 +64,12 @@ impl Networks {
     /// A look-up of a few microseconds for each network when all is there.
     pub(super) fn bring_up_if_needed(&self, inner: &mut Inner, needed: &[NetworkId]) -> Result<(), Error> {
         let needed = |network: &&Network| needed.contains(&network.id);
+        for macvlan in inner.networks.iter().filter(needed).filter_map(Network::macvlan) {
+            ensure_parent(inner, macvlan)?;
+        }
+        if !inner.networks.iter().filter(needed).any(|network| network.bridge().is_some()) {
+            return Ok(());
+        }
         for bridge in inner.networks.iter().filter(needed).filter_map(Network::bridge) {
             if !inner.routes.link(&bridge.link)?.is_some_and(|link| link.up) {
                 return self.bring_up(inner);
@@ -75,18 +82,19 @@ impl Networks {
     pub(super) fn bring_up(&self, inner: &mut Inner) -> Result<(), Error> {
         self.settle_subnets(inner)?;
         for bridge in inner.networks.iter().filter_map(Network::bridge) {
-            let gateway = bridge.gateway();
-            let mut addresses = vec![(IpAddr::V4(gateway), bridge.subnet.prefix())];
-            addresses.extend(bridge.v6.iter().map(|v6| (IpAddr::V6(v6.gateway), v6.subnet.prefix())));
+            let addressing = &bridge.addressing;
+            let gateway = addressing.gateway();
+            let mut addresses = vec![(IpAddr::V4(gateway), addressing.subnet.prefix())];
+            addresses.extend(addressing.v6.iter().map(|v6| (IpAddr::V6(v6.gateway), v6.subnet.prefix())));
             inner.routes.ensure_bridge(&Bridge {
                 name: bridge.link.clone(),
                 mac: mac_of(gateway),
-                mtu: bridge.mtu,
+                mtu: addressing.mtu,
                 addresses,
             })?;
             netlink::route_loopback(&bridge.link)?;
             netlink::ignore_advertisements(&bridge.link)?;
-            if bridge.v6.is_some() {
+            if addressing.v6.is_some() {
                 inner.routes.route_loopback6(&bridge.link)?;
             }
         }
@@ -128,16 +136,19 @@ impl Networks {
             }
             let own = inner.routes.link(&bridge.link)?.map(|link| link.index);
             let routes = inner.routes.routes()?;
-            if bridge.subnet.is_free(&routes, own) || rows::in_use(self.store.state(), network)? {
+            if bridge.addressing.subnet.is_free(&routes, own) || rows::in_use(self.store.state(), network)? {
                 continue;
             }
             let subnet = Pool::choose(&self.options.pools, &routes, own, &inner.subnets())?;
-            tracing::warn!(network = network.name, old = %bridge.subnet, new = %subnet, "the host uses the subnet");
+            tracing::warn!(network = network.name, old = %bridge.addressing.subnet, new = %subnet, "the host uses the subnet");
             if own.is_some() {
                 inner.routes.delete(&bridge.link)?;
             }
             let changed = Network {
-                driver: Driver::Bridge(BridgeNetwork { subnet, ..bridge.clone() }),
+                driver: Driver::Bridge(BridgeNetwork {
+                    addressing: Addressing { subnet, ..bridge.addressing.clone() },
+                    ..bridge.clone()
+                }),
                 ..network.clone()
             };
             rows::replace_network(self.store.state(), &changed)?;
@@ -165,7 +176,7 @@ impl Networks {
         }
         self.firewall.uninstall()?;
         ours.into_iter().try_for_each(|link| inner.routes.delete(link))?;
-        Ok(())
+        inner.networks.iter().try_for_each(|network| drop_parent(inner, network))
     }
 }
 
@@ -174,8 +185,11 @@ fn others_forward(inner: &Inner, ours: &[&str]) -> Result<bool, Error> {
     let links = inner.routes.links()?;
     let masters: Vec<u32> =
         links.iter().filter(|link| ours.contains(&link.name.as_str())).map(|link| link.index).collect();
+    let parents: Vec<&str> =
+        inner.networks.iter().filter_map(Network::macvlan).map(|macvlan| macvlan.parent.as_str()).collect();
+    let made = |name: &str| parents.iter().any(|parent| *parent == name || netlink::peer_of(parent) == name);
     let ours = |link: &Link| match link.master {
-        _ if masters.contains(&link.index) => true,
+        _ if masters.contains(&link.index) || made(&link.name) => true,
         Some(master) => masters.contains(&master),
         None => is_end(&link.name),
     };
@@ -191,14 +205,15 @@ fn is_end(name: &str) -> bool {
 fn zones(networks: &[Network]) -> Vec<Zone> {
     let zone = |network: &Network| {
         let bridge = network.bridge()?;
+        let addressing = &bridge.addressing;
         Some(Zone {
             bridge: bridge.link.clone(),
-            subnet: bridge.subnet.address(),
-            prefix: bridge.subnet.prefix(),
+            subnet: addressing.subnet.address(),
+            prefix: addressing.subnet.prefix(),
             masquerade: bridge.masquerade,
             internal: network.internal,
-            gateway: bridge.gateway(),
-            v6: bridge.v6.as_ref().map(|v6| Zone6 {
+            gateway: addressing.gateway(),
+            v6: addressing.v6.as_ref().map(|v6| Zone6 {
                 subnet: v6.subnet.address(),
                 prefix: v6.subnet.prefix(),
                 gateway: v6.gateway,

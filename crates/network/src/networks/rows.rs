@@ -8,7 +8,7 @@ use insula_base::{ContainerId, NetworkId};
 use insula_store::{Collection, Record, State, Transaction};
 use serde::de::DeserializeOwned;
 
-use crate::network::{BridgeNetwork, BridgeV6};
+use crate::network::{Addressing, BridgeNetwork, BridgeV6};
 use crate::{Attachment, Driver, Endpoint, Error, Network};
 
 /// Record of [`Collection::Meta`]: the boot in which we switched forwarding on.
@@ -89,7 +89,7 @@ pub(super) fn add_network(state: &State, network: &Network) -> Result<(), Error>
             Err(insula_store::Error::NameTaken { name, .. }) => return Err(Error::NameTaken { name }),
             result => result?,
         }
-        let kept: HashSet<IpAddr> = network.bridge().into_iter().flat_map(BridgeNetwork::kept).collect();
+        let kept: HashSet<IpAddr> = network.addressing().into_iter().flat_map(Addressing::kept).collect();
         for address in kept {
             let (pool, number) = network.place(address);
             let range = number..number.saturating_add(1);
@@ -136,14 +136,14 @@ pub(super) fn write(transaction: &Transaction<'_>, endpoint: &Endpoint) -> Resul
 pub(super) fn allocate(
     transaction: &Transaction<'_>,
     network: &Network,
-    bridge: &BridgeNetwork,
+    addressing: &Addressing,
     wanted: Option<Ipv4Addr>,
     owner: &str,
 ) -> Result<Ipv4Addr, Error> {
     let name = || network.name.clone();
-    let subnet = || bridge.subnet.to_string();
+    let subnet = || addressing.subnet.to_string();
     let number = wanted.map(|address| u64::from(u32::from(address)));
-    let range = if wanted.is_some() { bridge.subnet.addresses() } else { bridge.numbers() };
+    let range = if wanted.is_some() { addressing.subnet.addresses() } else { addressing.numbers() };
     let given = transaction.allocations().allocate(&network.pool(), range, number, owner);
     let number = given.map_err(|error| match (error, wanted) {
         (insula_store::Error::NumberTaken { .. }, Some(address)) => {
@@ -158,7 +158,7 @@ pub(super) fn allocate(
         (error, _) => error.into(),
     })?;
     let address = Ipv4Addr::from(u32::try_from(number).unwrap_or_default());
-    if bridge.gateway() == address {
+    if addressing.gateway() == address {
         return Err(Error::AddressInUse { address, network: name() });
     }
     Ok(address)

@@ -333,7 +333,7 @@ fn networks_are_made_and_everything_goes_with_the_last() {
         let links =
             |network: &Network| Routes::open().unwrap().link(&network.bridge().unwrap().link).unwrap();
         assert!(links(&blue).unwrap().up && links(&red).unwrap().up && forwarding());
-        assert_eq!(red.bridge().unwrap().subnet.to_string(), "172.31.0.0/16");
+        assert_eq!(red.addressing().unwrap().subnet.to_string(), "172.31.0.0/16");
         let given = networks.prepare(&within(&["red", "blue"])).unwrap();
         let interfaces = given.interfaces();
         assert_eq!((interfaces[0].name.as_str(), interfaces[1].name.as_str()), ("eth0", "eth1"));
@@ -564,6 +564,94 @@ fn ipv6_subnets_keep_clear_of_the_hosts_routes() {
         networks.create(&wanted("fd00:77:2::/64")).unwrap();
         let error = networks.create(&NetworkRequest { name: "b".to_owned(), ..wanted("fd00:77:2::/80") });
         assert!(error.unwrap_err().to_string().contains("of network dual"));
+    });
+}
+
+/// A network of macvlans.
+fn macvlan(name: &str, subnet: &str, options: &[(&str, &str)]) -> NetworkRequest {
+    let option = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    let options = options.iter().map(option).collect();
+    NetworkRequest { driver: "macvlan".to_owned(), options, ..named(name, subnet) }
+}
+
+#[test]
+fn macvlans_are_on_the_hosts_own_network() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        let routes = Routes::open().unwrap();
+        routes.ensure_alone("insula-test-n").unwrap();
+        let on = |parent: &'static str| [("parent", parent)];
+        let lan = networks.create(&macvlan("lan", "10.44.7.0/24", &on("insula-test-n"))).unwrap();
+        assert_eq!((lan.driver.name(), lan.internal), ("macvlan", false));
+        assert!(!forwarding(), "nothing of the host is changed");
+        let request = EndpointRequest { ports: vec![port(8080)], ..within(&["lan"]) };
+        let first = networks.prepare(&request).unwrap();
+        assert_eq!(first.gateway().unwrap().address.to_string(), "10.44.7.1");
+        assert!(first.ports.is_empty(), "it is on the wire with all its ports");
+        let _first = start(&first);
+        let neighbour = start(&networks.prepare(&within(&["lan"])).unwrap());
+        assert!(inside(&neighbour, || greeted("10.44.7.2:80")));
+        assert!(!Firewall::open(root.instance().table(), Vec::new()).unwrap().installed().unwrap());
+        drop(networks);
+
+        let networks = root.open(Options::default());
+        assert_eq!(networks.get("lan").unwrap(), lan);
+        let alone = networks.create(&macvlan("alone", "10.45.0.0/24", &[])).unwrap();
+        let parent = alone.macvlan().unwrap().parent.clone();
+        assert!(alone.internal && routes.link(&parent).unwrap().is_some_and(|link| link.up));
+        let endpoint = networks.prepare(&within(&["alone"])).unwrap();
+        assert_eq!(endpoint.gateway(), None);
+        let _alone = start(&endpoint);
+        // What was made goes and comes with its network; what was there stays.
+        routes.delete(&parent).unwrap();
+        networks.release(&endpoint.container).unwrap();
+        networks.prepare(&within(&["alone"])).unwrap();
+        assert!(routes.link(&parent).unwrap().is_some());
+        networks.reconcile(&HashSet::new()).unwrap();
+        networks.remove("alone").unwrap();
+        networks.remove("lan").unwrap();
+        assert!(routes.link(&parent).unwrap().is_none());
+        assert!(routes.link("insula-test-n").unwrap().is_some());
+    });
+}
+
+#[test]
+fn macvlans_that_cannot_be_leave_nothing() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        let routes = Routes::open().unwrap();
+        for name in ["insula-test-n", "insula-test-o"] {
+            routes.ensure_alone(name).unwrap();
+        }
+        networks.create(&macvlan("lan", "10.44.7.0/24", &[("parent", "insula-test-n")])).unwrap();
+        let before = routes.links().unwrap().len();
+        for (request, text) in [
+            (macvlan("x", "", &[("parent", "lo")]), "invalid parent interface lo: the loopback"),
+            (macvlan("x", "", &[("parent", "insula-no")]), "interface insula-no: this host has no interface"),
+            (macvlan("x", "", &[("parent", "insula-no.7")]), "interface insula-no.7: this host has no"),
+            (macvlan("x", "", &[("parent", "lo.4095")]), "a VLAN has a number from 1 to 4094"),
+            (macvlan("x", "", &[("parent", "insula-test-n")]), "network lan is already using parent"),
+            (macvlan("x", "10.44.0.0/16", &[("parent", "insula-test-o")]), "of network lan"),
+            (macvlan("x", "", &[("macvlan_mode", "loud")]), "invalid value \"loud\""),
+            (
+                macvlan("x", "", &[("com.docker.network.bridge.name", "b")]),
+                "the macvlan driver has no option",
+            ),
+            (
+                NetworkRequest { driver: "ipvlan".to_owned(), ..macvlan("x", "", &[]) },
+                "the network driver ipvlan (there are bridge and macvlan) is not available",
+            ),
+        ] {
+            let error = networks.create(&request).unwrap_err();
+            assert!(error.to_string().contains(text), "{error}");
+        }
+        assert_eq!(routes.links().unwrap().len(), before);
+        routes.delete("insula-test-n").unwrap();
+        let error = networks.prepare(&within(&["lan"])).unwrap_err().to_string();
+        assert!(error.contains("insula-test-n: this host has no interface of that name any more"), "{error}");
+        assert_eq!(networks.endpoints().unwrap(), []);
     });
 }
 

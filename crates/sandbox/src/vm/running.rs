@@ -8,7 +8,7 @@ use insula_host::cgroup::{Group, Layout, Purpose, Stats};
 use insula_host::resolver::Sockets;
 use insula_proto::{Call, Create, Empty, Exec, Furnish, Outcome, Resize, Signal, Start, Update};
 use insula_spec::machine::{MachinePlan, MachineRecord};
-use insula_spec::plan::{ContainerPlan, InterfacePlan, Resources};
+use insula_spec::plan::{ContainerPlan, InterfaceKind, InterfacePlan, Resources};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -430,6 +430,11 @@ impl Running {
 
 /// The host's end of an interface, a port of its bridge.
 fn plug(plan: &InterfacePlan) -> Result<Interface<'_>> {
+    if plan.kind != InterfaceKind::Veth {
+        return Err(Error::Unsupported(
+            "a machine is in networks of the bridge driver alone: not in macvlans",
+        ));
+    }
     let tap = insula_sys::tun::open_tap(&plan.host_name)
         .map_err(|source| Error::call("ioctl TUNSETIFF", "/dev/net/tun", source))?;
     insula_host::netlink::plug_existing(plan).map_err(insula_container::Error::from)?;
