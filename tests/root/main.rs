@@ -20,6 +20,7 @@ mod push;
 mod restart;
 mod run;
 mod saves;
+mod serve;
 mod streams;
 mod terminal;
 mod volumes;

@@ -13,6 +13,7 @@ mod options;
 mod printer;
 mod registry;
 mod run;
+mod serve;
 mod streams;
 mod terminal;
 mod usage;

@@ -11,6 +11,7 @@ mod hijack;
 mod leftover;
 mod listen;
 mod plain;
+mod registry_names;
 mod request;
 mod routes;
 mod server;

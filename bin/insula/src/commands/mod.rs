@@ -29,6 +29,7 @@ use crate::arguments::{Group, Verb};
 use crate::daemon::DaemonArgs;
 use crate::run::create::CreateArgs;
 use crate::run::start::RunArgs;
+use crate::serve::ServeArgs;
 
 /// Commands that stand alone, in the order of the help.
 pub(crate) const VERBS: &[Verb] = &[
@@ -61,6 +62,7 @@ pub(crate) const VERBS: &[Verb] = &[
     Verb::new::<load::ImportArgs>("import"),
     Verb::new::<transfer::PullArgs>("pull"),
     Verb::new::<transfer::PushArgs>("push"),
+    Verb::new::<ServeArgs>("serve-images"),
     Verb::new::<login::LoginArgs>("login"),
     Verb::new::<login::LogoutArgs>("logout"),
     Verb::new::<search::SearchArgs>("search"),

@@ -11,6 +11,7 @@ mod machines;
 mod networks;
 mod ping;
 mod registries;
+mod shared;
 mod streams;
 mod system;
 mod volumes;
@@ -53,6 +54,7 @@ pub(crate) fn all(engine: Engine) -> Router {
         .merge(networks::routes())
         .merge(machines::routes())
         .merge(check::routes())
+        .merge(shared::routes())
         .merge(absent::routes())
         .fallback(async || ApiError::no_page())
         .method_not_allowed_fallback(async || ApiError::no_page())

@@ -69,7 +69,10 @@ fn routed() -> BTreeSet<Operation> {
     }
     found.insert(("delete".to_owned(), "/images/{name}".to_owned()));
     found.remove(&(get.clone(), "/distribution/{*rest}".to_owned()));
-    found.insert((get, "/distribution/{name}/json".to_owned()));
+    found.insert((get.clone(), "/distribution/{name}/json".to_owned()));
+    for path in ["/insula/registry/", "/insula/registry/{rest}"] {
+        found.insert((get.clone(), path.to_owned()));
+    }
     // Every GET is a HEAD; this one is asked for in earnest.
     found.insert(("head".to_owned(), "/_ping".to_owned()));
     found

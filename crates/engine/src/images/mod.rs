@@ -6,6 +6,7 @@ pub(crate) mod describe;
 mod filter;
 mod progress;
 mod registry;
+mod shared;
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -23,6 +24,8 @@ pub use self::progress::ProgressSender;
 use self::progress::Reporter;
 use self::registry::LayerJobs;
 pub use self::registry::{PullRequest, PushRequest};
+use self::shared::Uploads;
+pub use self::shared::{SharedBlob, SharedManifest};
 use crate::archive::{ArchiveChunks, produce};
 use crate::events::{EventType, Events};
 use crate::filters::Filters;
@@ -36,6 +39,7 @@ pub struct Images {
     events: Arc<Events>,
     registries: Registries,
     layers: Arc<LayerJobs>,
+    uploads: Arc<Uploads>,
 }
 
 /// What an imported root file system is to be.
@@ -55,7 +59,7 @@ impl Images {
     #[must_use]
     pub fn new(store: Arc<Store>, events: Arc<Events>, registries: Registries) -> Self {
         let layers = Arc::new(LayerJobs::new(registries.options().downloads));
-        Self { store, events, registries, layers }
+        Self { store, events, registries, layers, uploads: Arc::default() }
     }
 
     /// What is on disk.

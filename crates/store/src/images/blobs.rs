@@ -44,6 +44,12 @@ impl BlobReader {
         self.size
     }
 
+    /// Whether the blob is a file of its own, and not made again of a layer's files.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        matches!(self.bytes, Bytes::File(_))
+    }
+
     /// Leaves out the first bytes; to be called before anything is read.
     pub fn skip(&mut self, bytes: u64) -> io::Result<()> {
         match &mut self.bytes {

@@ -216,6 +216,11 @@ impl Images {
         Ok(images)
     }
 
+    /// Every name of a stored image, sorted, and what it names.
+    pub fn names(&self) -> Result<Vec<(Reference, Digest)>> {
+        self.state.transaction(|tx| rows::all_names(tx.sql()))
+    }
+
     /// Gives an image another name, taking it away from the image that had it; returns that one's
     /// id if it was another. Built-in images and their names have no part in this.
     pub fn tag(&self, source: &str, target: &Reference) -> Result<Option<Digest>> {

@@ -295,6 +295,11 @@ pub(super) fn names_of(sql: Sql<'_>, id: &Digest) -> Result<Vec<Reference>> {
     sql.rows("read the names of an image", text, (id.as_str(),), |row| parsed(row, 0))
 }
 
+pub(super) fn all_names(sql: Sql<'_>) -> Result<Vec<(Reference, Digest)>> {
+    let text = "SELECT name, image FROM image_names ORDER BY name";
+    sql.rows("read the names of images", text, (), |row| Ok((parsed(row, 0)?, parsed(row, 1)?)))
+}
+
 pub(super) fn named(sql: Sql<'_>, name: &Reference) -> Result<Option<Digest>> {
     let text = "SELECT image FROM image_names WHERE name = ?1";
     sql.row("read a name", text, (name.to_string(),), |row| parsed(row, 0))

@@ -93,7 +93,8 @@ fn sent<R: Read>(open: impl FnOnce() -> io::Result<R> + Send + 'static) -> mpsc:
     receiver
 }
 
-fn fill(reader: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
+/// Reads until `into` is full or there is no more.
+pub(crate) fn fill(reader: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < into.len() {
         match reader.read(&mut into[filled..]) {
@@ -139,7 +140,8 @@ pub(super) fn compress(store: &Store, diff: &DiffId) -> Result<(Descriptor, Comp
     Ok((blob, Compressed(Arc::new(file))))
 }
 
-fn unnamed(store: &Store) -> Result<File> {
+/// A file below the root that is gone with its last user, however that ends.
+pub(crate) fn unnamed(store: &Store) -> Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let file = rustix::fs::open(store.root(), flags, Mode::RUSR | Mode::WUSR);
     Ok(file.map_err(|error| Error::io("open a file without a name below", store.root(), error))?.into())

@@ -8,6 +8,7 @@ mod pull;
 mod push;
 mod refetch;
 
+pub(crate) use self::content::{fill, unnamed};
 pub(crate) use self::jobs::LayerJobs;
 pub use self::pull::PullRequest;
 pub use self::push::PushRequest;

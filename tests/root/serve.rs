@@ -1,0 +1,216 @@
+//! Images of one host, served to others as a registry.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use insula_tests::images::{Compression, Image, Layer, busybox};
+use insula_tests::{Daemon, Outcome, daemon, registry, text};
+use serde_json::{Value, json};
+
+const ALONE: [&str; 4] = ["run", "--rm", "--network", "none"];
+/// `ann` with the password `secret`.
+const HTPASSWD: &str = "ann:$2b$04$TyyEsP.hxTISEvvJBXjIVuiY1sLT9vEhsP/Vx8HWgAqir47K7Lvbi\n";
+
+fn image(name: &str, content: &[u8]) -> Image {
+    let mut image = busybox();
+    image.layers.push(Layer::default().file("hello", 0o644, content).bytes());
+    image.config["Cmd"] = json!(["cat", "/hello"]);
+    image.name = name.into();
+    image
+}
+
+/// `insula serve-images`, until it is dropped.
+struct Served {
+    child: Child,
+    address: String,
+}
+
+impl Served {
+    #[track_caller]
+    fn start(daemon: &Daemon, options: &[&str]) -> Self {
+        let words = [&["serve-images", "--listen", "127.0.0.1:0"], options].concat();
+        let mut child = daemon.command(&words).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.strip_prefix("Serving images on ").and_then(|rest| rest.split(' ').next());
+        let address = address.unwrap_or_else(|| panic!("it says {line:?}")).to_owned();
+        Self { child, address }
+    }
+
+    fn name(&self, rest: &str) -> String {
+        format!("{}/{rest}", self.address)
+    }
+
+    /// Status, head and body.
+    fn ask(&self, line: &str, headers: &str) -> (u16, String, Vec<u8>) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let head =
+            format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n{headers}\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
+        (head[9..12].parse().unwrap(), head.to_lowercase(), bytes[end..].to_vec())
+    }
+
+    fn json(&self, path: &str) -> Value {
+        let (status, _, body) = self.ask(&format!("GET {path}"), "");
+        assert_eq!(status, 200, "{path}");
+        serde_json::from_slice(&body).unwrap()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn others_pull_what_is_here() {
+    let (one, other) = (daemon!(bare), Daemon::bare());
+    one.load(&image("app:1", b"hello\n").docker_archive()).ok();
+    one.load(&image("team/app:2", b"second\n").docker_archive()).ok();
+    let served = Served::start(&one, &[]);
+    assert_eq!(served.json("/v2/"), json!({}));
+    assert_eq!(served.json("/v2/_catalog"), json!({"repositories": ["app", "team/app"]}));
+    assert_eq!(served.json("/v2/team/app/tags/list"), json!({"name": "team/app", "tags": ["2"]}));
+    let (_, head, body) = served.ask("GET /v2/_catalog?n=1", "");
+    assert!(head.contains("link: </v2/_catalog?last=app&n=1>"), "{head}");
+    assert_eq!(serde_json::from_slice::<Value>(&body).unwrap(), json!({"repositories": ["app"]}));
+    let name = served.name("app:1");
+    other.insula(&["pull", &name]).shows(&["Pull complete"]);
+    assert_eq!(other.insula(&[&ALONE[..], &[&name]].concat()).ok(), "hello");
+    // Only what is missing travels.
+    other.insula(&["pull", &served.name("team/app:2")]).shows(&["Already exists", "Pull complete"]);
+    let ids = |daemon: &Daemon, name: &str| {
+        daemon.insula(&["image", "inspect", "-f", "{{.Id}}", name]).ok().to_owned()
+    };
+    assert_eq!(ids(&one, "app:1"), ids(&other, &name));
+    other.insula(&["push", &name]).fails(1, &["read only"]);
+    other.insula(&["pull", &served.name("nosuch:1")]).fails(1, &["nosuch"]);
+    ranges(&served);
+    for outside in ["/info", "/v2/../info", "/insula/registry/", "/v1.43/containers/json"] {
+        assert_eq!(served.ask(&format!("GET {outside}"), "").0, 404, "{outside}");
+    }
+    assert_eq!(served.ask("DELETE /v2/app/manifests/1", "").0, 405);
+}
+
+/// Parts of a layer that is made again, and of a document that is a file.
+fn ranges(served: &Served) {
+    let manifest = served.json("/v2/app/manifests/1");
+    for blob in [&manifest["layers"][0], &manifest["config"]] {
+        let path = format!("/v2/app/blobs/{}", blob["digest"].as_str().unwrap());
+        let whole = served.ask(&format!("GET {path}"), "").2;
+        assert_eq!(whole.len() as u64, blob["size"].as_u64().unwrap());
+        let end = whole.len() - 1;
+        for (asked, from, to) in [
+            ("bytes=100-199", 100, 199),
+            ("bytes=0-0", 0, 0),
+            ("bytes=-7", end - 6, end),
+            (&format!("bytes={}-", end - 9), end - 9, end),
+        ] {
+            let (status, head, part) = served.ask(&format!("GET {path}"), &format!("Range: {asked}\r\n"));
+            assert_eq!((status, &part[..]), (206, &whole[from..=to]), "{asked}");
+            assert!(head.contains(&format!("content-range: bytes {from}-{to}/{}", whole.len())), "{head}");
+        }
+        assert_eq!(served.ask(&format!("GET {path}"), &format!("Range: bytes={}-\r\n", whole.len())).0, 416);
+        let (status, head, body) = served.ask(&format!("HEAD {path}"), "");
+        assert_eq!((status, body.len()), (200, 0));
+        assert!(head.contains(&format!("content-length: {}", whole.len())), "{head}");
+    }
+    assert_eq!(served.ask(&format!("GET /v2/app/blobs/sha256:{:064}", 1), "").0, 404);
+    assert_eq!(served.ask("GET /v2/app/blobs/sha256:xyz", "").0, 400);
+}
+
+#[test]
+fn a_damaged_layer_does_not_leave_as_a_whole_one() {
+    let one = daemon!(bare);
+    one.load(&image("app:1", b"hello\n").docker_archive()).ok();
+    let layers = fs::read_dir(one.instance().root().join("layers")).unwrap();
+    let hello = layers.map(|layer| layer.unwrap().path().join("hello")).find(|path| path.exists()).unwrap();
+    fs::write(hello, b"jello\n").unwrap();
+    let served = Served::start(&one, &[]);
+    let manifest = served.json("/v2/app/manifests/1");
+    let layer = &manifest["layers"][1];
+    let (status, _, body) =
+        served.ask(&format!("GET /v2/app/blobs/{}", layer["digest"].as_str().unwrap()), "");
+    assert_eq!(status, 500);
+    assert!(String::from_utf8(body).unwrap().contains("is damaged"));
+}
+
+fn certificate(folder: &Path) -> (PathBuf, PathBuf) {
+    let (certificate, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+    let mut command = Command::new("openssl");
+    command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
+    command.args(["-days", "2", "-subj", "/CN=insula", "-addext", "subjectAltName=IP:127.0.0.1"]);
+    // An authority is no server.
+    command.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
+    command.args(["-keyout", text(&key), "-out", text(&certificate)]);
+    Outcome::of(&mut command, b"").ok();
+    (certificate, key)
+}
+
+#[test]
+fn others_push_with_a_password() {
+    let registry = registry!();
+    let (one, mut other) = (daemon!(bare), Daemon::bare());
+    let (chain, key) = certificate(&one.folder());
+    let users = one.folder().join("htpasswd");
+    fs::write(&users, HTPASSWD).unwrap();
+    let options =
+        ["--writable", "--htpasswd", text(&users), "--tls-cert", text(&chain), "--tls-key", text(&key)];
+    let served = Served::start(&one, &options);
+    let certificates = other.folder().join("certs.d");
+    fs::create_dir_all(certificates.join(&served.address)).unwrap();
+    fs::copy(&chain, certificates.join(&served.address).join("ca.crt")).unwrap();
+    other.stop();
+    other.restart_with(&["--registry-certs", text(&certificates)]);
+    // One that came compressed, and one that did not.
+    registry.put(&image("app:1", b"hello\n"), "app", "1", Compression::Gzip);
+    other.insula(&["pull", &registry.name("app:1")]).ok();
+    other.insula(&["tag", &registry.name("app:1"), &served.name("team/app:1")]).ok();
+    other.load(&image("plain:1", b"plain\n").docker_archive()).ok();
+    other.insula(&["tag", "plain:1", &served.name("plain:1")]).ok();
+    other.insula(&["push", &served.name("team/app:1")]).exits(1);
+    let login = |password: &str| {
+        let words = ["login", "-u", "ann", "--password-stdin", &served.address];
+        other.insula_with(&words, password.as_bytes())
+    };
+    login("wrong").exits(1);
+    login("secret").shows(&["Login Succeeded"]);
+    let pushed = other.insula(&["push", &served.name("team/app:1")]);
+    pushed.shows(&[": Pushed", "1: digest: sha256:"]);
+    other.insula(&["push", &served.name("team/app:1")]).shows(&["Layer already exists"]);
+    other.insula(&["push", &served.name("plain:1")]).shows(&["1: digest: sha256:"]);
+    assert_eq!(one.insula(&[&ALONE[..], &["team/app:1"]].concat()).ok(), "hello");
+    assert_eq!(one.insula(&[&ALONE[..], &["plain:1"]].concat()).ok(), "plain");
+    // What was pushed compressed is served as it came.
+    let digest = |daemon: &Daemon, name: &str| -> Value {
+        serde_json::from_str(daemon.insula(&["image", "inspect", "-f", "{{json .RepoDigests}}", name]).ok())
+            .unwrap()
+    };
+    other.insula(&["rmi", &served.name("team/app:1"), &registry.name("app:1")]).ok();
+    other.insula(&["pull", &served.name("team/app:1")]).ok();
+    let digests = digest(&other, &served.name("team/app:1")).to_string();
+    assert!(
+        digests.contains(&registry.manifest("app", "1").header("docker-content-digest").unwrap().to_owned())
+    );
+}
+
+#[test]
+fn what_would_be_open_to_everyone_is_refused() {
+    let one = daemon!(bare);
+    one.insula(&["serve-images", "--listen", "0.0.0.0:0"]).fails(1, &["without TLS", "--tls-cert"]);
+    one.insula(&["serve-images", "--listen", "127.0.0.1:0", "--writable"]).fails(1, &["--user NAME"]);
+    one.insula(&["serve-images", "--tls-cert", "x"]).fails(1, &["--tls-key"]);
+    let users = one.folder().join("users");
+    fs::write(&users, "ann:plain\n").unwrap();
+    one.insula(&["serve-images", "--htpasswd", text(&users)]).fails(1, &["line 1", "bcrypt"]);
+    one.insula_with(&["serve-images", "--user", "ann"], b"").fails(1, &["--password-stdin"]);
+}
