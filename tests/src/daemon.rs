@@ -1,7 +1,6 @@
 //! A daemon for one test.
 
 use std::fs::File;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -111,7 +110,7 @@ impl Daemon {
         eventually("the daemon answers", || {
             let ended = child.try_wait().unwrap();
             assert!(ended.is_none(), "the daemon ended at once: {}", self.log());
-            UnixStream::connect(&socket).ok()
+            crate::http::answers(&socket).then_some(())
         });
         self.child = Some(child);
     }
@@ -169,7 +168,7 @@ impl Daemon {
             if child.try_wait().unwrap().is_some() {
                 return Some(false);
             }
-            UnixStream::connect(&socket).is_ok().then_some(true)
+            crate::http::answers(&socket).then_some(true)
         });
         if serves {
             self.child = Some(child);

@@ -41,6 +41,22 @@ impl Response {
     }
 }
 
+/// Whether who listens on a socket answers. The listener of a daemon that was killed may be open in a
+/// process that it was about to start: it takes connections and answers none.
+pub(crate) fn answers(socket: &Path) -> bool {
+    exchange(socket, b"GET /_ping HTTP/1.1\r\nHost: insula\r\nConnection: close\r\n\r\n")
+        .is_ok_and(|bytes| parse(&bytes).is_some())
+}
+
+fn exchange(socket: &Path, request: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.write_all(request)?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// A request to a socket of the host's file system.
 pub fn request(socket: &Path, method: &str, path: &str, body: &[u8]) -> Response {
     let mut stream = UnixStream::connect(socket).unwrap_or_else(|e| panic!("{}: {e}", socket.display()));
