@@ -201,7 +201,7 @@ fn attach_sees_output_and_exit_code() {
 
 #[test]
 fn events_tell_the_story() {
-    let daemon = daemon!();
+    let mut daemon = daemon!();
     daemon.sh(&["--name", "box", "--network", "none"], "exit 3").exits(3);
     let now = daemon.insula(&[
         "events",
@@ -235,6 +235,12 @@ fn events_tell_the_story() {
     ]);
     let event: Value = serde_json::from_str(json.ok().lines().next().unwrap()).unwrap();
     assert_eq!(event["Actor"]["Attributes"]["exitCode"], "3");
+    // The next daemon tells the same story.
+    let story = ["events", "--since", "1h", "--until", "0s", "--filter", "container=box"];
+    let before = daemon.insula(&story).ok().to_owned();
+    daemon.kill();
+    daemon.restart();
+    assert_eq!(daemon.insula(&story).ok(), before);
 }
 
 #[test]

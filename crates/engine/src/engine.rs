@@ -220,7 +220,7 @@ impl Engine {
 impl Inner {
     fn open(config: Config) -> Result<Self> {
         let store = Arc::new(Store::open(config.instance.root())?);
-        let events = Arc::new(Events::default());
+        let events = Arc::new(Events::open(store.root())?);
         let networks = Networks::open(&config.instance, store.clone(), config.network.clone())?;
         let run = config.instance.run().join("sandboxes");
         std::fs::create_dir_all(&run)

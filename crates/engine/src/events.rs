@@ -1,13 +1,17 @@
-//! What happened, to whoever listens: the last events are kept, all later ones are passed on in
-//! the order in which they were published.
+//! What happened, to whoever listens: the last events are kept, also for the next daemon; all later
+//! ones are passed on in the order in which they were published.
+
+mod journal;
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use insula_models::{EventActor, EventMessage, Labels};
 use jiff::Timestamp;
 use tokio::sync::broadcast;
 
+use self::journal::Journal;
 use crate::Error;
 use crate::filters::{Filters, check_names};
 
@@ -63,8 +67,9 @@ pub struct Events {
 #[derive(Debug, Default)]
 struct History {
     kept: VecDeque<Arc<EventMessage>>,
-    /// Time of the last event, nanoseconds since 1970: times never go back.
+    /// Time of this daemon's last event, nanoseconds since 1970: times never go back.
     last: i64,
+    journal: Option<Journal>,
 }
 
 impl Default for Events {
@@ -74,6 +79,14 @@ impl Default for Events {
 }
 
 impl Events {
+    /// With what former daemons kept in `folder`, and kept there.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let (journal, kept) = Journal::open(folder, KEPT)?;
+        let kept = kept.into_iter().map(Arc::new).collect();
+        let history = History { kept, last: 0, journal: Some(journal) };
+        Ok(Self { history: Mutex::new(history), ..Self::default() })
+    }
+
     /// Tells everyone that `action` (`start`, `exec_create: sh`, `die`) happened to `id`. For a
     /// container the attributes are its labels with `name` and `image`, and `exitCode`, `signal`
     /// and so on where the action has one.
@@ -86,6 +99,9 @@ impl Events {
             history.kept.pop_front();
         }
         history.kept.push_back(event.clone());
+        if let Some(journal) = &mut history.journal {
+            journal.append(&event);
+        }
         // Nobody may be listening. Within the lock, so that order is the same for all.
         let _ = self.sender.send(event);
     }
