@@ -228,6 +228,39 @@ fn macvlans_have_addresses_of_their_own() {
 }
 
 #[test]
+fn a_container_sends_and_receives_at_its_rate() {
+    let daemon = daemon!();
+    daemon.sh(&["--network-rate", "10mb"], "true").fails(125, &["--network-rate", "10mbit"]);
+    daemon
+        .sh(&["--network-rate", "10mbit", "--network", "host"], "true")
+        .fails(125, &["conflicting options"]);
+    let id = daemon.sleeper(&["--network-rate", "10mbit"]);
+    assert_eq!(daemon.inspect(&id, "/HostConfig/NetworkRate"), 10_000_000);
+    let rates = || {
+        let pid = daemon.inspect(&id, "/State/Pid").to_string();
+        let inside = ["-t", &pid, "-n", "tc", "qdisc", "show", "dev", "eth0"];
+        let inside = insula_tests::Outcome::of(std::process::Command::new("nsenter").args(inside), b"");
+        let peer = daemon.exec(&id, "cat /sys/class/net/eth0/iflink").ok().to_owned();
+        let all = insula_tests::Outcome::of(std::process::Command::new("ip").args(["-o", "link"]), b"");
+        let found =
+            all.stdout.lines().find(|line| line.starts_with(&format!("{peer}: "))).unwrap().to_owned();
+        let name = found.split([' ', '@']).nth(1).unwrap().to_owned();
+        let outside = ["qdisc", "show", "dev", &name];
+        let outside = insula_tests::Outcome::of(std::process::Command::new("tc").args(outside), b"");
+        [inside.stdout.clone(), outside.stdout.clone()]
+    };
+    let limited = |words: &str| rates().iter().all(|text| text.contains(words));
+    assert!(limited("rate 10Mbit"), "{:?}", rates());
+    daemon.insula(&["update", "--network-rate", "20mbit", &id]).ok();
+    assert!(limited("rate 20Mbit"), "{:?}", rates());
+    daemon.insula(&["restart", "-t", "0", &id]).ok();
+    assert!(limited("rate 20Mbit"), "{:?}", rates());
+    daemon.insula(&["update", "--network-rate", "-1", &id]).ok();
+    assert!(!limited("tbf"), "{:?}", rates());
+    assert!(daemon.inspect(&id, "/HostConfig").get("NetworkRate").is_none());
+}
+
+#[test]
 fn names_lead_to_containers() {
     let mut daemon = daemon!();
     daemon.insula(&["network", "create", "blue"]).ok();

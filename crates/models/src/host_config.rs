@@ -67,6 +67,9 @@ macro_rules! resources_document {
                 kernel_memory: i64,
                 #[serde(rename = "KernelMemoryTCP", skip_serializing_if = "is_zero")]
                 kernel_memory_tcp: i64,
+                /// insula's own: bits a second, each way, on each interface.
+                #[serde(skip_serializing_if = "is_zero")]
+                network_rate: i64,
             }
         }
     };

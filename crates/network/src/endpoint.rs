@@ -1,6 +1,7 @@
 //! A container's place in networks: what is asked for and what was given.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU64;
 
 use insula_base::{ContainerId, NetworkId};
 use insula_spec::plan::{GatewayPlan, InterfaceKind, InterfacePlan};
@@ -49,6 +50,8 @@ pub struct EndpointRequest {
     /// The networks of [`Mode::Network`], in the order of interfaces; empty for the other modes.
     pub connections: Vec<ConnectRequest>,
     pub ports: Vec<PortRequest>,
+    /// Bits a second, each way, on each interface.
+    pub rate: Option<NonZeroU64>,
 }
 
 /// One network that a container is to be in.
@@ -80,6 +83,8 @@ pub struct Endpoint {
     /// Empty for `container:`; one without an interface for `none` and `host`.
     pub attachments: Vec<Attachment>,
     pub ports: Vec<PublishedPort>,
+    #[serde(default)]
+    pub rate: Option<NonZeroU64>,
 }
 
 impl Endpoint {

@@ -58,6 +58,9 @@ pub enum Error {
     /// An interface that macvlans cannot hang on.
     #[error("invalid parent interface {parent}: {why}")]
     InvalidParent { parent: String, why: &'static str },
+    /// A macvlan sends past the host.
+    #[error("a network rate needs networks of the bridge driver: {network} is none")]
+    RateWithoutBridge { network: String },
     /// One network for an interface.
     #[error("network {network} is already using parent interface {parent}")]
     ParentTaken { parent: String, network: String },
@@ -197,6 +200,7 @@ impl Kinded for Error {
             | Self::InvalidName { .. }
             | Self::NoV6 { .. }
             | Self::InvalidParent { .. }
+            | Self::RateWithoutBridge { .. }
             | Self::PublishWithoutV6 { .. }
             | Self::PublishNowhere { .. }
             | Self::InvalidAddress6 { .. }

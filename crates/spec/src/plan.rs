@@ -258,6 +258,9 @@ pub struct InterfacePlan {
     /// by a port that it publishes.
     #[serde(default)]
     pub hairpin: bool,
+    /// Bits a second that it sends and receives at most, each.
+    #[serde(default)]
+    pub rate: Option<std::num::NonZeroU64>,
 }
 
 /// What an interface is.
@@ -295,6 +298,9 @@ pub struct NetworkChange {
     /// Interfaces that come; their own default routes do not count.
     #[serde(default)]
     pub plug: Vec<InterfacePlan>,
+    /// Interfaces that stay and have another rate.
+    #[serde(default)]
+    pub shape: Vec<InterfacePlan>,
     /// Default routes afterwards; `None` is none.
     #[serde(default)]
     pub gateway: Option<GatewayPlan>,

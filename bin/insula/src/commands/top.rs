@@ -144,6 +144,9 @@ pub(crate) struct UpdateArgs {
     /// Memory and swap together; -1 is unlimited
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
     memory_swap: Option<String>,
+    /// What each interface sends and what it receives: 10mbit; -1 is unlimited
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    network_rate: Option<String>,
     /// Processes and threads; -1 is unlimited
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     pids_limit: Option<i64>,
@@ -172,6 +175,11 @@ impl UpdateArgs {
             memory: bytes("memory", &self.memory)?,
             memory_reservation: bytes("memory-reservation", &self.memory_reservation)?,
             memory_swap: self.memory_swap.as_deref().map_or(Ok(0), limits::memory_swap)?,
+            network_rate: match self.network_rate.as_deref() {
+                None => 0,
+                Some("-1") => -1,
+                Some(text) => limits::network_rate(text)?,
+            },
             pids_limit: self.pids_limit,
             restart_policy: self.restart.as_deref().map(limits::restart).transpose()?.unwrap_or_default(),
             ..ContainerUpdateRequest::default()

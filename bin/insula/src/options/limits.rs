@@ -47,6 +47,32 @@ pub(crate) fn ulimit(text: &str) -> anyhow::Result<Ulimit> {
     Ok(Ulimit { name: name.to_owned(), soft, hard })
 }
 
+/// Bits a second, in tc's units: `10mbit`, `1.5gbit`; a plain number is bits.
+pub(crate) fn network_rate(text: &str) -> anyhow::Result<i64> {
+    const UNITS: [(&str, i64); 5] = [
+        ("tbit", 1_000_000_000_000),
+        ("gbit", 1_000_000_000),
+        ("mbit", 1_000_000),
+        ("kbit", 1_000),
+        ("bit", 1),
+    ];
+    const LEAST: i64 = 8_000;
+    const MOST: i64 = 1_000_000_000_000;
+    let wrong = || bad_flag("--network-rate", text, "8kbit to 1tbit is expected, as in 10mbit");
+    let lower = text.to_ascii_lowercase();
+    let (number, unit) =
+        UNITS.iter().find_map(|(name, unit)| Some((lower.strip_suffix(name)?, *unit))).unwrap_or((&lower, 1));
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let digits = |text: &str| text.len() <= 15 && text.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(fraction) || fraction.len() > 3 {
+        return Err(wrong());
+    }
+    // Thousandths of the unit.
+    let thousandths: i64 = format!("{whole}{fraction:0<3}").parse().map_err(|_| wrong())?;
+    let bits = i128::from(thousandths) * i128::from(unit) / 1000;
+    i64::try_from(bits).ok().filter(|bits| (LEAST..=MOST).contains(bits)).ok_or_else(wrong)
+}
+
 /// Billionths of a CPU.
 pub(crate) fn cpus(text: &str) -> anyhow::Result<i64> {
     let wrong = || bad_flag("--cpus", text, "it is not a number of CPUs (1.5)");
@@ -127,5 +153,33 @@ mod tests {
         }
         assert_eq!(memory_swap("-1").unwrap(), -1);
         assert_eq!(memory_swap("1g").unwrap(), 1 << 30);
+    }
+
+    #[test]
+    fn rates_are_bits_a_second() {
+        for (text, bits) in [
+            ("10mbit", 10_000_000),
+            ("1.5Gbit", 1_500_000_000),
+            ("8kbit", 8000),
+            ("9000", 9000),
+            ("9000bit", 9000),
+        ] {
+            assert_eq!(network_rate(text).unwrap(), bits, "{text}");
+        }
+        for text in [
+            "",
+            "mbit",
+            "1",
+            "7kbit",
+            "2tbit",
+            "10mb",
+            "-1",
+            "1e6",
+            "1.2345mbit",
+            "1.mbit ",
+            "9999999999999999tbit",
+        ] {
+            assert!(network_rate(text).is_err(), "{text}");
+        }
     }
 }

@@ -210,6 +210,9 @@ pub(crate) struct NetworkFlags {
     /// Another name of the container in the network
     #[arg(long, visible_alias = "net-alias", value_name = "NAME")]
     pub(crate) network_alias: Vec<String>,
+    /// Limit what each interface sends and what it receives: 10mbit, 1.5gbit
+    #[arg(long, value_name = "RATE")]
+    pub(crate) network_rate: Option<String>,
     /// Publish a port: [[IP:]HOST_PORT:]PORT[/PROTOCOL]
     #[arg(short, long, value_name = "PORT")]
     pub(crate) publish: Vec<String>,

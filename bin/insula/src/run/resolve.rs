@@ -34,6 +34,8 @@ pub(crate) fn request(flags: &CreateFlags, detached: bool) -> anyhow::Result<Con
     attach(&mut request, flags, detached)?;
     life(&mut request.host_config, flags)?;
     request.healthcheck = health(&flags.health)?;
+    request.host_config.network_rate =
+        flags.network.network_rate.as_deref().map_or(Ok(0), limits::network_rate)?;
     request.host_config.health_on_failure = flags.health.health_on_failure.clone().unwrap_or_default();
     storage(&mut request, &flags.storage)?;
     network(&mut request, &flags.network, flags)?;

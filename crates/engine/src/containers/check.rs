@@ -103,6 +103,34 @@ pub(super) fn check_health_action(config: &ContainerConfig, host: &HostConfig) -
     Ok(())
 }
 
+/// What a container sends and receives, where somebody is there to hold it to that.
+pub(super) fn check_rate(host: &HostConfig, warnings: &mut Vec<String>) -> Result<()> {
+    /// Bits a second: below it a single large packet takes a second and more.
+    const LEAST: i64 = 8_000;
+    if host.network_rate == 0 {
+        return Ok(());
+    }
+    if host.network_rate < LEAST {
+        return invalid(format!(
+            "invalid network rate {}: at least {LEAST} bits a second",
+            host.network_rate
+        ));
+    }
+    let mode = host.network_mode.as_str();
+    if matches!(mode, "host" | "none") || mode.starts_with("container:") {
+        return invalid(format!("conflicting options: a network rate and the network mode {mode}"));
+    }
+    let lifts =
+        |name: &String| matches!(name.to_ascii_uppercase().trim_start_matches("CAP_"), "NET_ADMIN" | "ALL");
+    if host.privileged || host.cap_add.iter().any(lifts) {
+        warnings.push(
+            "a container with NET_ADMIN can lift the limit of what it sends; what it receives stays limited"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
 /// Fields that are understood and not served.
 fn check_unsupported(host: &HostConfig) -> Result<()> {
     let asked = [

@@ -54,9 +54,10 @@ impl Engine {
         check_platform(platform.as_deref(), &image)?;
         let policy = &self.0.config.policy;
         policy.check(&host, matches!(image.kind, ImageKind::Host { .. }))?;
-        let warnings = check::check(&config, &host)?;
+        let mut warnings = check::check(&config, &host)?;
         let mut config = merge::merge(config, &image.config.config)?;
         check::check_health_action(&config, &host)?;
+        check::check_rate(&host, &mut warnings)?;
         ports::requests(&config, &host)?;
         plan::complete(&mut host);
         self.check_joined(&host)?;

@@ -3,6 +3,7 @@
 use insula_sys::failpoint::failpoint;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use insula_base::Kinded;
@@ -88,6 +89,7 @@ impl Engine {
             mode,
             connections,
             ports: requests,
+            rate: rate(&row.host),
         })
     }
 
@@ -216,6 +218,21 @@ impl Engine {
         }
     }
 
+    /// Has a container that runs send and receive at another rate.
+    pub(super) async fn change_rate(
+        &self,
+        container: &Arc<Container>,
+        before: &Row,
+        after: &HostConfig,
+    ) -> Result<()> {
+        let Some(change) = self.networks().set_rate(&container.id, rate(after))? else { return Ok(()) };
+        if let Err(error) = self.rewire(container, &change).await {
+            self.networks().set_rate(&container.id, rate(&before.host))?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
     /// Lines of the hosts file for interfaces that come or go.
     fn host_lines(&self, row: &Row, change: &NetworkChange) -> Vec<String> {
         let addresses = change.plug.iter().flat_map(|plan| &plan.addresses);
@@ -264,6 +281,11 @@ impl Engine {
             own.iter().chain(more).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         self.events().publish(EventType::Network, action, network.id.as_str(), attributes);
     }
+}
+
+/// What its interfaces send and receive at most; bits a second.
+fn rate(host: &HostConfig) -> Option<NonZeroU64> {
+    u64::try_from(host.network_rate).ok().and_then(NonZeroU64::new)
 }
 
 fn check_connectable(row: &Row, network: &Network) -> Result<()> {

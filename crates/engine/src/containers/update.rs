@@ -49,6 +49,7 @@ impl Engine {
         check::check_cpu(&Limits::from(&host))?;
         check::check_restart(&host.restart_policy, host.auto_remove)?;
         check::check_health_action(&row.config, &host)?;
+        check::check_rate(&host, &mut warnings)?;
         let resources = resources::of_update(&request)?;
         if row.running() && resources != Default::default() {
             let resources = serde_json::to_vec(&resources)
@@ -60,6 +61,9 @@ impl Engine {
                     return Err(Error::Internal(format!("the monitor answered an update with {other:?}")));
                 }
             }
+        }
+        if row.running() && host.network_rate != row.host.network_rate {
+            self.change_rate(&container, &row, &host).await?;
         }
         let row = container.change(self.store(), |row| row.host = host)?;
         self.publish(&row, "update", &[]);
@@ -122,6 +126,10 @@ fn apply(host: &mut HostConfig, request: &ContainerUpdateRequest) {
     set(&mut host.blkio_device_write_bps, &request.blkio_device_write_bps);
     set(&mut host.blkio_device_read_iops, &request.blkio_device_read_iops);
     set(&mut host.blkio_device_write_iops, &request.blkio_device_write_iops);
+    // -1 lifts it, as it does of others.
+    if request.network_rate != 0 {
+        host.network_rate = request.network_rate.max(0);
+    }
     if request.pids_limit.is_some_and(|limit| limit != 0) {
         host.pids_limit = request.pids_limit;
     }

@@ -313,7 +313,9 @@ impl Routes {
             }
         }
         batch.acknowledge();
-        batch.run(&self.socket)
+        batch.run(&self.socket)?;
+        let mut limited = plans.iter().filter(|plan| plan.rate.is_some());
+        limited.try_for_each(|plan| self.shape(&plan.name, plan.rate))
     }
 
     /// Adds a default route by an interface.

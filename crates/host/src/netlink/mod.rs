@@ -10,6 +10,7 @@ mod forwarding;
 mod link;
 mod macvlan;
 pub(crate) mod message;
+mod shaper;
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -28,7 +29,16 @@ pub use macvlan::peer_of;
 /// Makes an interface from the host's namespace: a veth pair, the host's end up and a port of its bridge, the
 /// other in `namespace` with its name and hardware address; or there a macvlan of an interface of the host.
 pub fn plug(plan: &InterfacePlan, namespace: BorrowedFd<'_>) -> Result<(), Error> {
-    Routes::open()?.plug(plan, namespace)
+    plug_by(&Routes::open()?, plan, namespace)
+}
+
+fn plug_by(routes: &Routes, plan: &InterfacePlan, namespace: BorrowedFd<'_>) -> Result<(), Error> {
+    routes.plug(plan, namespace)?;
+    match plan.rate {
+        // What the host's end sends is what the container receives.
+        Some(rate) if !plan.host_name.is_empty() => routes.shape(&plan.host_name, Some(rate)),
+        _ => Ok(()),
+    }
 }
 
 /// As [`plug`], for an interface that exists already under the plan's name of the host's end.
@@ -57,9 +67,13 @@ pub fn configure_all(plans: &[InterfacePlan]) -> Result<(), Error> {
 pub fn change(change: &NetworkChange, namespace: BorrowedFd<'_>) -> Result<(), Error> {
     let outside = Routes::open()?;
     for plan in &change.plug {
-        outside.plug(plan, namespace)?;
+        plug_by(&outside, plan, namespace)?;
+    }
+    for plan in &change.shape {
+        outside.shape(&plan.host_name, plan.rate)?;
     }
     let inside = inside(namespace, Routes::open)??;
+    change.shape.iter().try_for_each(|plan| inside.shape(&plan.name, plan.rate))?;
     change.unplug.iter().try_for_each(|name| inside.delete(name))?;
     let plans: Vec<_> = change
         .plug

@@ -4,7 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 
 use insula_base::Kinded;
-use insula_spec::plan::{InterfaceKind, MacvlanMode};
+use insula_spec::plan::{GatewayPlan, InterfaceKind, MacvlanMode};
 
 use super::*;
 
@@ -70,6 +70,7 @@ pub(crate) fn plan(number: u8) -> InterfacePlan {
         gateway: Some("172.30.0.1".parse().unwrap()),
         gateway6: Some("fd42::1".parse().unwrap()),
         hairpin: true,
+        rate: None,
     }
 }
 
@@ -170,6 +171,46 @@ fn a_vlan_is_a_part_of_an_interface() {
         assert_eq!((link.kind.as_str(), link.up), ("vlan", true));
         let error = routes.ensure_vlan("insula-test-x.7", "insula-test-x", 7).unwrap_err();
         assert_eq!(error.to_string(), "no network interface is named insula-test-x");
+    });
+}
+
+#[test]
+fn an_interface_sends_and_receives_what_its_rate_allows() {
+    isolated(|| {
+        let routes = Routes::open().unwrap();
+        routes.ensure_bridge(&bridge()).unwrap();
+        let namespace = another();
+        let rate = |bits| std::num::NonZeroU64::new(bits);
+        let limited = InterfacePlan { rate: rate(10_000_000), ..plan(2) };
+        plug(&limited, namespace.as_fd()).unwrap();
+        let plan = limited.clone();
+        inside(&namespace, move || configure(&plan).unwrap());
+        let shown = |link: &'static str| {
+            let show =
+                std::process::Command::new("tc").args(["qdisc", "show", "dev", link]).output().unwrap();
+            String::from_utf8(show.stdout).unwrap()
+        };
+        let both = || [shown("insula-test-2"), inside(&namespace, move || shown("eth0"))];
+        for text in both() {
+            assert!(text.contains("tbf") && text.contains("rate 10Mbit burst 64Kb"), "{text}");
+        }
+        for (bits, words) in [(100_000_000_000, "rate 100Gbit"), (64_000, "rate 64Kbit")] {
+            let shape = vec![InterfacePlan { rate: rate(bits), ..limited.clone() }];
+            let gateway =
+                Some(GatewayPlan { address: "172.30.0.1".parse().unwrap(), interface: "eth0".to_owned() });
+            let again = NetworkChange { shape, gateway, ..NetworkChange::default() };
+            change(&again, namespace.as_fd()).unwrap();
+            for text in both() {
+                assert!(text.contains(words), "{text}");
+            }
+        }
+        for _ in 0..2 {
+            let shape = vec![InterfacePlan { rate: None, ..limited.clone() }];
+            change(&NetworkChange { shape, ..NetworkChange::default() }, namespace.as_fd()).unwrap();
+            for text in both() {
+                assert!(!text.contains("tbf"), "{text}");
+            }
+        }
     });
 }
 

@@ -216,6 +216,7 @@ pub(super) mod tests {
                 hostname: format!("{name}-host"),
                 attachments,
                 ports: Vec::new(),
+                rate: None,
             });
         }
         (directory, ids)

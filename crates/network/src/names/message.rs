@@ -266,6 +266,7 @@ mod tests {
                 hostname: String::new(),
                 attachments: vec![attachment],
                 ports: Vec::new(),
+                rate: None,
             });
         }
         (directory, last)

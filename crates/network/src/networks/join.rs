@@ -1,6 +1,7 @@
 //! Containers come into networks and leave them, at their start and while they run.
 
 use std::net::IpAddr;
+use std::num::NonZeroU64;
 
 use insula_base::{ContainerId, NetworkId, random_hex};
 use insula_spec::plan::{InterfaceKind, InterfacePlan, NetworkChange};
@@ -26,6 +27,7 @@ impl Networks {
             hostname: request.hostname.clone(),
             attachments: Vec::with_capacity(ids.len()),
             ports: reserved.iter().map(|reservation| reservation.published).collect(),
+            rate: request.rate,
         };
         rows::commit(self.store.state(), |transaction| {
             for (id, wish) in ids.iter().zip(&request.connections) {
@@ -75,6 +77,7 @@ impl Networks {
         let change = NetworkChange {
             unplug: Vec::new(),
             plug,
+            shape: Vec::new(),
             gateway: endpoint.gateway(),
             gateway6: endpoint.gateway6(),
         };
@@ -104,10 +107,37 @@ impl Networks {
         let change = NetworkChange {
             unplug: gone.interface.into_iter().map(|plan| plan.name).collect(),
             plug: Vec::new(),
+            shape: Vec::new(),
             gateway: endpoint.gateway(),
             gateway6: endpoint.gateway6(),
         };
         Ok((endpoint, change))
+    }
+
+    /// A container that runs sends and receives at another rate from now on. What its wall has to do is
+    /// returned, if there is something; [`Networks::set_rate`] with the former rate takes it back.
+    pub fn set_rate(
+        &self,
+        container: &ContainerId,
+        rate: Option<NonZeroU64>,
+    ) -> Result<Option<NetworkChange>, Error> {
+        let _inner = self.lock();
+        let Some(mut endpoint) = self.endpoint(container)? else { return Ok(None) };
+        if endpoint.rate == rate {
+            return Ok(None);
+        }
+        endpoint.rate = rate;
+        for attachment in &mut endpoint.attachments {
+            let Some(plan) = &mut attachment.interface else { continue };
+            if plan.kind != InterfaceKind::Veth {
+                return Err(Error::RateWithoutBridge { network: attachment.network_name.clone() });
+            }
+            plan.rate = rate;
+        }
+        rows::replace(self.store.state(), &endpoint)?;
+        let (gateway, gateway6) = (endpoint.gateway(), endpoint.gateway6());
+        let shape = endpoint.interfaces();
+        Ok(Some(NetworkChange { unplug: Vec::new(), plug: Vec::new(), shape, gateway, gateway6 }))
     }
 
     /// A container has another name from now on.
@@ -186,6 +216,9 @@ fn attach(
     endpoint: &mut Endpoint,
 ) -> Result<(), Error> {
     let Some(addressing) = network.addressing() else { return Err(Error::AddressWithoutNetwork) };
+    if endpoint.rate.is_some() && network.bridge().is_none() {
+        return Err(Error::RateWithoutBridge { network: network.name.clone() });
+    }
     let owner = endpoint.container.as_str();
     let address = rows::allocate(transaction, network, addressing, wish.address, owner)?;
     let v6 = addressing.v6.as_ref();
@@ -221,6 +254,7 @@ fn attach(
         gateway: None,
         gateway6: None,
         hairpin: kind == InterfaceKind::Veth && !endpoint.ports.is_empty(),
+        rate: endpoint.rate,
     };
     let outside = !network.internal;
     endpoint.attachments.push(Attachment {

@@ -252,6 +252,7 @@ impl Networks {
             hostname: request.hostname.clone(),
             attachments: attachments.into_iter().collect(),
             ports: Vec::new(),
+            rate: None,
         };
         rows::note(self.store.state(), &endpoint)?;
         Ok(endpoint)

@@ -75,6 +75,7 @@ fn request(ports: Vec<PortRequest>) -> EndpointRequest {
         mode: Mode::parse("default"),
         connections: vec![wish("bridge")],
         ports,
+        rate: None,
     }
 }
 
@@ -652,6 +653,31 @@ fn macvlans_that_cannot_be_leave_nothing() {
         let error = networks.prepare(&within(&["lan"])).unwrap_err().to_string();
         assert!(error.contains("insula-test-n: this host has no interface of that name any more"), "{error}");
         assert_eq!(networks.endpoints().unwrap(), []);
+    });
+}
+
+#[test]
+fn a_rate_is_that_of_every_interface() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        networks.create(&named("blue", "10.9.0.0/24")).unwrap();
+        let rate = |bits| std::num::NonZeroU64::new(bits);
+        let request = EndpointRequest { rate: rate(8000), ..within(&["bridge"]) };
+        networks.prepare(&request).unwrap();
+        let (_, change) = networks.connect(&request.container, &wish("blue")).unwrap();
+        assert_eq!(change.plug[0].rate, rate(8000));
+        assert_eq!(networks.set_rate(&request.container, rate(8000)).unwrap(), None);
+        let change = networks.set_rate(&request.container, rate(9000)).unwrap().unwrap();
+        assert_eq!(change.shape.iter().map(|plan| plan.rate).collect::<Vec<_>>(), [rate(9000); 2]);
+        assert!(change.gateway.is_some());
+        let kept = networks.endpoint(&request.container).unwrap().unwrap();
+        assert!(kept.interfaces().iter().all(|plan| plan.rate == rate(9000)));
+        let lan = NetworkRequest { driver: "macvlan".to_owned(), ..named("lan", "10.8.0.0/24") };
+        networks.create(&lan).unwrap();
+        let error = networks.connect(&request.container, &wish("lan")).unwrap_err();
+        assert_eq!(error.to_string(), "a network rate needs networks of the bridge driver: lan is none");
+        networks.release(&request.container).unwrap();
     });
 }
 
