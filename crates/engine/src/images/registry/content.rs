@@ -108,10 +108,16 @@ pub(crate) fn fill(reader: &mut impl Read, into: &mut [u8]) -> io::Result<usize>
 }
 
 /// Compresses the archive of a layer, always to the same bytes, and verifies that it is what it was.
-pub(super) fn compress(store: &Store, diff: &DiffId) -> Result<(Descriptor, Compressed)> {
+/// `read` is told how many of how many bytes are done.
+pub(super) fn compress(
+    store: &Store,
+    diff: &DiffId,
+    read: impl Fn(u64, u64),
+) -> Result<(Descriptor, Compressed)> {
     let file = unnamed(store)?;
     let path = store.root();
     let mut reader = store.images().open_layer(diff)?;
+    let (mut done, total) = (0, reader.size());
     let mut plain = Sha256::new();
     // No name and no time in the header: the same content is the same blob.
     let mut encoder = GzEncoder::new(Hashed::new(&file), flate2::Compression::default());
@@ -123,6 +129,8 @@ pub(super) fn compress(store: &Store, diff: &DiffId) -> Result<(Descriptor, Comp
         }
         plain.update(&piece[..count]);
         encoder.write_all(&piece[..count]).map_err(|e| Error::io("write below", path, e))?;
+        done += count as u64;
+        read(done, total);
     }
     let hashed = encoder.finish().map_err(|e| Error::io("write below", path, e))?;
     let found = Digest::from_sha256(&plain.finalize().into());

@@ -183,19 +183,13 @@ impl Images {
                 }
                 lines.state(&id, "Compressing").await;
                 let (store, diff) = (self.store.clone(), layer.diff.clone());
-                let (blob, file) = blocking(move || compress(&store, &diff)).await?;
+                let read = progress(lines, &id, "Compressing");
+                let (blob, file) = blocking(move || compress(&store, &diff, read)).await?;
                 (blob, Arc::new(file))
             }
         };
-        let sent: Sent = {
-            let (lines, id, total) = (lines.clone(), id.clone(), blob.size);
-            let pace = super::lines::Pace::default();
-            Arc::new(move |bytes| {
-                if pace.is_due(bytes == total) {
-                    lines.bytes(&id, "Pushing", bytes, total);
-                }
-            })
-        };
+        let (total, tell) = (blob.size, progress(lines, &id, "Pushing"));
+        let sent: Sent = Arc::new(move |bytes| tell(bytes, total));
         let pushed = target.push_blob(&blob, &others(&blob), &content, &sent).await?;
         told(lines, &id, &pushed).await;
         Ok(blob)
@@ -239,6 +233,17 @@ impl Images {
             Ok(())
         })
         .await
+    }
+}
+
+/// Tells how many of how many bytes of a layer are done.
+fn progress(lines: &Lines, id: &str, doing: &'static str) -> impl Fn(u64, u64) + Send + Sync + 'static {
+    let (lines, id) = (lines.clone(), id.to_owned());
+    let pace = super::lines::Pace::default();
+    move |done, total| {
+        if pace.is_due(done == total) {
+            lines.bytes(&id, doing, done, total);
+        }
     }
 }
 
