@@ -10,6 +10,7 @@ mod files;
 mod health;
 mod idmaps;
 mod images;
+mod layers;
 mod lifecycle;
 mod limits;
 mod logs;

@@ -137,3 +137,19 @@ document! {
         message: String,
     }
 }
+
+document! {
+    /// A layer of an image, insula's own: an element of `GET /insula/images/layers`.
+    ImageLayer {
+        #[serde(rename = "DiffID")]
+        diff_id: String,
+        /// The command that made it, if the history says.
+        created_by: String,
+        /// Bytes of its files.
+        size: u64,
+        /// Bytes of them that upper layers replace or remove.
+        wasted: u64,
+        /// Names of other images that have it.
+        shared_by: Vec<String>,
+    }
+}

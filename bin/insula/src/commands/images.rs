@@ -16,6 +16,7 @@ use crate::printer;
 #[command(after_help = "Examples:
   insula images
   insula images --digests nginx
+  insula images --tree nginx
   insula images --format '{{.Repository}}:{{.Tag}} {{.Size}}'")]
 pub(crate) struct ImagesArgs {
     /// Intermediate images too
@@ -36,6 +37,9 @@ pub(crate) struct ImagesArgs {
     /// Only ids
     #[arg(short, long)]
     quiet: bool,
+    /// With the layers of each, and how much of them upper layers hide
+    #[arg(long)]
+    tree: bool,
     /// Only this repository, or repository:tag
     repository: Option<String>,
 }
@@ -60,7 +64,16 @@ impl Run for ImagesArgs {
         if let Some(repository) = &self.repository {
             filters.add("reference", repository);
         }
-        let images = context.client().await?.list_images(self.all, &filters).await?;
+        if self.tree && (self.quiet || self.digests || !self.format.is_empty()) {
+            anyhow::bail!(
+                "--tree has a form of its own: it goes with neither --quiet, --digests nor --format"
+            );
+        }
+        let client = context.client().await?;
+        let images = client.list_images(self.all, &filters).await?;
+        if self.tree {
+            return super::tree::print(&client, &images, self.no_trunc).await;
+        }
         let now = ago::now();
         let rows: Vec<Row> = images.iter().flat_map(|image| rows(image, now, &self)).collect();
         if self.quiet && self.format.is_empty() {
@@ -215,6 +228,7 @@ mod tests {
             format: String::new(),
             no_trunc: false,
             quiet: false,
+            tree: false,
             repository: None,
         };
         let image = ImageSummary {

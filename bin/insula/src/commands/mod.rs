@@ -23,6 +23,7 @@ mod stats;
 mod system;
 mod top;
 pub(crate) mod transfer;
+mod tree;
 mod volume;
 
 use crate::arguments::{Group, Verb};

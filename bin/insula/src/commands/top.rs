@@ -41,15 +41,23 @@ impl Run for TopArgs {
 /// List what a container has changed in its files
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  insula diff web                A added, C changed, D deleted")]
+  insula diff web                A added, C changed, D deleted
+  insula diff nginx:1 nginx:2    what the second image has otherwise than the first")]
 pub(crate) struct DiffArgs {
-    /// Name or id
+    /// Name or id; with a second one, an image
     container: String,
+    /// Image that is compared with the first, by contents, owners and modes
+    image: Option<String>,
 }
 
 impl Run for DiffArgs {
     async fn run(self, context: Context) -> Outcome {
-        for change in context.client().await?.changes(&self.container).await? {
+        let client = context.client().await?;
+        let changes = match &self.image {
+            Some(image) => client.compare_images(&self.container, image).await?,
+            None => client.changes(&self.container).await?,
+        };
+        for change in changes {
             let kind = match change.kind {
                 0 => 'C',
                 1 => 'A',

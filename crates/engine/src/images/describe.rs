@@ -82,6 +82,12 @@ pub(super) fn history(image: &Image) -> Vec<HistoryItem> {
     items
 }
 
+/// What made each layer, lowest first, as far as the history says.
+pub(super) fn steps(image: &Image) -> Vec<String> {
+    let made = image.config.history.iter().filter(|step| !step.empty_layer);
+    made.map(|step| step.created_by.clone()).collect()
+}
+
 /// The configuration in the form that containers have it.
 pub(crate) fn container_config(config: &RunConfig) -> ContainerConfig {
     let listed = |words: &[String]| (!words.is_empty()).then(|| words.to_vec());

@@ -4,6 +4,7 @@ mod change;
 mod commit;
 pub(crate) mod describe;
 mod filter;
+mod layers;
 mod progress;
 mod registry;
 mod shared;

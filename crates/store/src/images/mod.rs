@@ -14,6 +14,7 @@ mod remove;
 mod restore;
 mod rows;
 mod save;
+mod stack;
 mod stage;
 mod verify;
 
@@ -30,6 +31,7 @@ pub use self::blobs::{BlobReader, LayerBlob};
 pub use self::commit_upper::{CommitOptions, StagedDiff};
 pub use self::ingest::{Ingested, IngestedLayer, LayerPlace};
 pub use self::lease::LayerLease;
+pub use self::stack::Difference;
 pub use self::verify::Part;
 use crate::{Content, Error, Layer, Layers, Result, State, Transaction};
 
