@@ -228,6 +228,14 @@ fn macvlans_have_addresses_of_their_own() {
 }
 
 #[test]
+fn a_hundred_thousand_ports_are_refused_before_anything_is_made() {
+    let daemon = daemon!();
+    let words = "100000 published ports are more than the 4096 of one container";
+    daemon.sh(&["-p", "1-50000:1-50000", "-p", "1-50000:1-50000/udp"], "true").fails(125, &[words]);
+    assert_eq!(daemon.insula(&["ps", "-aq"]).ok(), "");
+}
+
+#[test]
 fn a_container_sends_and_receives_at_its_rate() {
     let daemon = daemon!();
     daemon.sh(&["--network-rate", "10mb"], "true").fails(125, &["--network-rate", "10mbit"]);

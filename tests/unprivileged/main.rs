@@ -72,3 +72,32 @@ fn programs_tell_their_version() {
         assert!(outcome.ok().contains(env!("CARGO_PKG_VERSION")), "{outcome}");
     }
 }
+
+/// A program as an ordinary user: whoever runs the test, or nobody. By a descriptor, since its folder may be
+/// closed to nobody.
+fn as_ordinary(name: &str, arguments: &[&str]) -> Outcome {
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::process::CommandExt as _;
+    let file = std::fs::File::open(program(name)).unwrap();
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).unwrap();
+    let mut command = Command::new(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    if rustix::process::geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    }
+    for name in ["DOCKER_HOST", "INSULA_HOST", "INSULA_ROOT", "INSULA_RUN"] {
+        command.env_remove(name);
+    }
+    Outcome::of(command.args(arguments), b"")
+}
+
+#[test]
+fn an_ordinary_user_is_told_what_there_is() {
+    let folder = format!("/tmp/insula-test-{}", insula_tests::tag());
+    let folders = ["--root", &format!("{folder}/l"), "--run", &format!("{folder}/r")];
+    let daemon = as_ordinary("insulad", &folders);
+    daemon.fails(1, &["rootless containers are not available in this version", "--group"]);
+    assert!(!std::path::Path::new(&folder).exists(), "nothing is made");
+    let run = as_ordinary("insula", &[&folders[..], &["run", "--rm", "x", "true"]].concat());
+    run.fails(125, &["an ordinary user cannot start one", "rootless containers are not available"]);
+    assert!(!std::path::Path::new(&folder).exists(), "nor by the client");
+}

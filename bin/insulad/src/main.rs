@@ -6,7 +6,7 @@ mod settings;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Parser;
 use insula_api::Server;
 use insula_engine::{Config, Engine};
@@ -44,6 +44,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Settings::of(args)?;
         writeln!(std::io::stdout(), "the configuration is valid")?;
         return Ok(());
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!(
+            "an ordinary user cannot run it: rootless containers are not available in this version. Start insulad \
+             as root; members of its group (--group) then reach it by its socket, and are as mighty as root"
+        );
     }
     // First, while this process has opened nothing of its own.
     let ready = args

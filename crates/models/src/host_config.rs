@@ -5,6 +5,10 @@ use std::collections::BTreeMap;
 use crate::Labels;
 use crate::lenient::{document, is_zero, null_if_empty};
 
+/// Ports that one container may publish. A client that asks for many more fills the largest body that the daemon
+/// reads before it is told so.
+pub const MOST_PUBLISHED: usize = 4096;
+
 /// `"80/tcp"` to where it is published; `null` for a port that is exposed only.
 pub type PortMap = BTreeMap<String, Option<Vec<PortBinding>>>;
 

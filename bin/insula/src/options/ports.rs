@@ -1,7 +1,7 @@
 //! `-p [[IP:][HOST_PORT]:]PORT[/PROTOCOL]`, all ports may be ranges; `--expose PORT[/PROTOCOL]`.
 
 use anyhow::{Context as _, bail};
-use insula_models::{Empty, PortBinding, PortMap, Set};
+use insula_models::{Empty, MOST_PUBLISHED, PortBinding, PortMap, Set};
 
 /// Adds what one `-p` publishes to the maps.
 pub(crate) fn publish(text: &str, exposed: &mut Set, bindings: &mut PortMap) -> anyhow::Result<()> {
@@ -34,6 +34,17 @@ pub(crate) fn publish(text: &str, exposed: &mut Set, bindings: &mut PortMap) -> 
         if !list.contains(&binding) {
             list.push(binding);
         }
+    }
+    Ok(())
+}
+
+/// Fails for more ports than a container may publish.
+pub(crate) fn check_count(bindings: &PortMap) -> anyhow::Result<()> {
+    let count: usize = bindings.values().flatten().map(Vec::len).sum();
+    if count > MOST_PUBLISHED {
+        bail!(
+            "{count} published ports are more than the {MOST_PUBLISHED} of one container: name fewer, or use --network host"
+        );
     }
     Ok(())
 }

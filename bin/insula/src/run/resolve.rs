@@ -158,6 +158,7 @@ fn network(
     for text in &network.publish {
         ports::publish(text, &mut request.exposed_ports, &mut request.host_config.port_bindings)?;
     }
+    ports::check_count(&request.host_config.port_bindings)?;
     for text in &network.expose {
         ports::expose(text, &mut request.exposed_ports)?;
     }

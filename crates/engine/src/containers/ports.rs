@@ -4,12 +4,18 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use insula_models::{ContainerConfig, HostConfig, PortBinding};
-use insula_network::{PortRequest, Proto};
+use insula_network::{Error as NetworkError, MOST_PORTS, PortRequest, Proto};
 
 use crate::{Error, Result};
 
+// What clients are told is what is true.
+const _: () = assert!(insula_models::MOST_PUBLISHED == MOST_PORTS);
+
 /// What is to be published: the bindings, and with `--publish-all` every port that is exposed.
 pub(super) fn requests(config: &ContainerConfig, host: &HostConfig) -> Result<Vec<PortRequest>> {
+    let asked =
+        host.port_bindings.values().map(|bindings| bindings.as_ref().map_or(1, |list| list.len().max(1)));
+    check_count(asked.sum())?;
     let mut requests = Vec::new();
     for (port, bindings) in &host.port_bindings {
         let (container_port, proto) = port_of(port)?;
@@ -34,10 +40,19 @@ pub(super) fn requests(config: &ContainerConfig, host: &HostConfig) -> Result<Ve
             let bound = |r: &PortRequest| r.container_port == container_port && r.proto == proto;
             if host.publish_all_ports && !requests.iter().any(bound) {
                 requests.push(PortRequest { container_port, proto, host_ip: None, host_ports: None });
+                check_count(requests.len())?;
             }
         }
     }
     Ok(requests)
+}
+
+/// Before anything is made, or compared with each other.
+fn check_count(count: usize) -> Result<()> {
+    match count > MOST_PORTS {
+        true => Err(NetworkError::TooManyPorts { count, most: MOST_PORTS }.into()),
+        false => Ok(()),
+    }
 }
 
 /// `80/tcp`, `80`.
@@ -105,6 +120,20 @@ mod tests {
         {
             assert!(bound(port, ip, host).is_err(), "{port} {ip} {host}");
         }
+    }
+
+    #[test]
+    fn there_is_a_limit_to_ports() {
+        let ports = (1..=5000).map(|port| (format!("{port}/tcp"), None)).collect();
+        let host = HostConfig { port_bindings: ports, ..HostConfig::default() };
+        let error = requests(&ContainerConfig::default(), &host).unwrap_err().to_string();
+        assert!(error.starts_with("5000 published ports are more than the 4096"), "{error}");
+        let config = ContainerConfig {
+            exposed_ports: [("1-65535".to_owned(), Empty {})].into(),
+            ..ContainerConfig::default()
+        };
+        let host = HostConfig { publish_all_ports: true, ..HostConfig::default() };
+        assert!(requests(&config, &host).is_err());
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Ports that one container may publish: each is a socket that the daemon holds.
-const MOST_PORTS: usize = 4096;
+pub const MOST_PORTS: usize = 4096;
 
 /// What an administrator may configure.
 #[derive(Debug, Clone, PartialEq, Eq)]
