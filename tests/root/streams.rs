@@ -95,3 +95,36 @@ fn clients_that_stall_in_the_middle_of_an_archive_hold_nobody_else_up() {
     drop(stalled);
     daemon.load(&insula_tests::images::busybox().docker_archive()).ok();
 }
+
+#[test]
+fn a_client_that_never_reads_holds_a_container_up_for_a_while_only() {
+    let daemon = daemon!();
+    let script = r#"read go; yes "$(head -c 999 /dev/zero | tr '\0' x)" | head -n 5000; exit 7"#;
+    let body = serde_json::json!({
+        "Image": "busybox", "Cmd": ["sh", "-c", script], "OpenStdin": true,
+        "HostConfig": {"NetworkMode": "none"},
+    });
+    let created = daemon.api("POST", "/containers/create?name=box", &body.to_string());
+    assert_eq!(created.status, 201, "{}", created.text());
+    let socket = daemon.instance().socket();
+    let query = "/containers/box/attach?stream=1&stdin=1&stdout=1&stderr=1";
+    let (_, mut stream) = hijack(&socket, query, "Connection: Upgrade\r\nUpgrade: tcp\r\n");
+    assert_eq!(daemon.api("POST", "/containers/box/start", "").status, 204);
+    stream.write_all(b"go\n").unwrap();
+    daemon.reaches("box", "exited");
+    assert_eq!(daemon.inspect("box", "/State/ExitCode"), 7);
+    assert_eq!(daemon.insula(&["logs", "box"]).ok().lines().count(), 5000, "the log has all of it");
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    let (mut got, mut rest, mut word) = (0, bytes.as_slice(), &b""[..]);
+    while let [kind, 0, 0, 0, a, b, c, d, body @ ..] = rest {
+        let (payload, next) = body.split_at(u32::from_be_bytes([*a, *b, *c, *d]) as usize);
+        match kind {
+            3 => word = payload,
+            _ => got += payload.len(),
+        }
+        rest = next;
+    }
+    let word = String::from_utf8_lossy(word);
+    assert!(word.starts_with(&format!("{} bytes of output are lost", 5_000_000 - got)), "{got}: {word}");
+}

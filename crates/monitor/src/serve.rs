@@ -87,7 +87,7 @@ impl<S: Sandbox> Monitor<S> {
     pub fn run(mut self) -> Result<()> {
         let mut quiet = false;
         while !self.done() {
-            let work = self.processes.iter_mut().filter_map(|process| process.streams.work()).min();
+            let work = self.work();
             if quiet && work.is_none() {
                 self.trim();
             }
@@ -111,6 +111,18 @@ impl<S: Sandbox> Monitor<S> {
             self.sweep();
         }
         self.leave()
+    }
+
+    /// Does a piece of what is left to do without anyone asking; when to come back for more.
+    fn work(&mut self) -> Option<Duration> {
+        let poll = &mut self.poll;
+        let piece = |process: &mut Process| {
+            process.streams.work(poll).unwrap_or_else(|error| {
+                crate::report("working", &error);
+                None
+            })
+        };
+        self.processes.iter_mut().filter_map(piece).min()
     }
 
     fn serve(&mut self, place: Place, ready: Ready) -> Result<()> {

@@ -1,13 +1,15 @@
 //! The standard streams of one process, and the clients that are attached to them.
 //!
-//! Nothing is lost and nothing grows: output is read only while every client has taken what came
-//! before, and input only while the process has. A client that does not read therefore holds the
-//! process up, as a terminal does, until it reads or goes away; the log alone never does.
+//! Nothing grows: output is read only while every client has taken what came before, and input only while
+//! the process has. A client that reads slowly therefore slows the process down and gets every byte. One
+//! that leaves a piece lying for [`PATIENCE`] is waited for no longer: it loses what comes until it reads
+//! again, and is told. The log never holds the process up.
 
 mod client;
 mod input;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use insula_proto::Attachment;
 use insula_sandbox::Streams;
@@ -22,6 +24,10 @@ use input::Input;
 
 /// Bytes read at once: half of a pipe.
 const PIECE: usize = 32 << 10;
+
+/// How long a client may take for a piece of output before the process goes on without it. At least 3 KiB
+/// a second have to be read, then; sockets hold some hundred KiB more.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is at most taken of a process' output after its end: what a pipe holds that was made as large as
 /// users may make it, pipe(7).
@@ -38,6 +44,7 @@ pub(crate) struct ProcessStreams {
     terminal: bool,
     /// The process has ended.
     ended: bool,
+    patience: Duration,
 }
 
 #[derive(Debug)]
@@ -66,6 +73,7 @@ impl ProcessStreams {
             log,
             terminal: matches!(streams, Streams::Terminal(_)),
             ended: false,
+            patience: PATIENCE,
         };
         match streams {
             Streams::Terminal(master) => {
@@ -146,9 +154,29 @@ impl ProcessStreams {
         }
     }
 
-    /// Does a piece of what the log has left to do; when to come back for more, if ever.
-    pub(crate) fn work(&mut self) -> Option<std::time::Duration> {
-        self.log.as_mut().and_then(Log::work)
+    /// Does a piece of what the log has left to do, and goes on without clients that were waited for long
+    /// enough; when to come back, if ever.
+    pub(crate) fn work(&mut self, poll: &mut Poll) -> Result<Option<Duration>> {
+        let log = self.log.as_mut().and_then(Log::work);
+        Ok(log.into_iter().chain(self.wait_for_clients(poll)?).min())
+    }
+
+    /// How long the process still waits for its clients. After its end nothing waits for them.
+    fn wait_for_clients(&mut self, poll: &mut Poll) -> Result<Option<Duration>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let patience = self.patience;
+        let waits = |client: &Client| client.patience(patience);
+        let mut late = false;
+        for client in self.clients.iter_mut().filter(|client| waits(client) == Some(Duration::ZERO)) {
+            client.overdue();
+            late = true;
+        }
+        if late {
+            self.pace(poll)?;
+        }
+        Ok(self.clients.iter().filter_map(waits).min())
     }
 
     fn read_output(&mut self, poll: &mut Poll, token: Token) -> Result<()> {
@@ -214,8 +242,11 @@ impl ProcessStreams {
         for client in &mut self.clients {
             client.settle(poll, self.ended, self.input.hungry())?;
         }
+        if self.clients.iter().any(Client::took_input_along) {
+            self.input.client_ended(poll)?;
+        }
         self.clients.retain(|client| !client.left());
-        let free = self.clients.iter().all(Client::up_to_date);
+        let free = !self.clients.iter().any(Client::holds_up);
         for output in &mut self.outputs {
             match (free, output.token) {
                 (true, None) => {
@@ -252,9 +283,104 @@ fn nonblocking(descriptor: impl AsFd) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
 
     use super::*;
+
+    /// What a process writes while its client does not read; the client's end, and what it is to get.
+    fn stalled(terminal: bool) -> (Poll, ProcessStreams, std::io::PipeWriter, UnixStream) {
+        let mut poll = Poll::new().unwrap();
+        let (stdout, writer) = std::io::pipe().unwrap();
+        let (stderr, _) = std::io::pipe().unwrap();
+        let pipes = Streams::Pipes { stdin: None, stdout: stdout.into(), stderr: stderr.into() };
+        let mut streams = ProcessStreams::new(&mut poll, 0, pipes, None, false).unwrap();
+        streams.terminal = terminal;
+        streams.patience = Duration::ZERO;
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let attachment =
+            Attachment { stdout: true, stderr: true, multiplexed: true, ..Attachment::default() };
+        streams.attach(&mut poll, ours.into(), attachment).unwrap();
+        (poll, streams, writer, theirs)
+    }
+
+    /// Serves what is ready; how often the process would have had to wait.
+    fn serve(poll: &mut Poll, streams: &mut ProcessStreams) -> usize {
+        let mut waits = 0;
+        for ready in poll.wait(crate::poll::Patience::Some(Duration::ZERO)).unwrap() {
+            if let Some(place) = poll.place(ready.token) {
+                streams.ready(poll, place, ready).unwrap();
+            }
+        }
+        waits += usize::from(streams.clients.iter().any(Client::holds_up));
+        streams.work(poll).unwrap();
+        waits
+    }
+
+    /// Writes until the client has lost something; what was written.
+    fn write_past(poll: &mut Poll, streams: &mut ProcessStreams, writer: &mut std::io::PipeWriter) -> usize {
+        let (mut written, mut waits) = (0, 0);
+        for _ in 0..1000 {
+            writer.write_all(&[b'x'; 4096]).unwrap();
+            written += 4096;
+            waits += serve(poll, streams);
+        }
+        assert_eq!(waits, 1, "waited for once, then no more");
+        written
+    }
+
+    fn read_all(mut client: UnixStream) -> std::thread::JoinHandle<Vec<u8>> {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            client.read_to_end(&mut bytes).unwrap();
+            bytes
+        })
+    }
+
+    #[test]
+    fn a_client_that_never_reads_is_left_behind_and_told() {
+        let (mut poll, mut streams, mut writer, client) = stalled(false);
+        let written = write_past(&mut poll, &mut streams, &mut writer);
+        let reader = read_all(client);
+        while !streams.clients.is_empty() {
+            serve(&mut poll, &mut streams);
+        }
+        let bytes = reader.join().unwrap();
+        let (mut got, mut rest, mut word) = (0, bytes.as_slice(), String::new());
+        while let [stream, 0, 0, 0, a, b, c, d, body @ ..] = rest {
+            let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+            match stream {
+                1 => got += length,
+                _ => word = String::from_utf8(body[..length].to_vec()).unwrap(),
+            }
+            rest = &body[length..];
+        }
+        assert!(rest.is_empty(), "whole frames");
+        let lost = format!("{} bytes of output are lost", written - got);
+        assert!(got > 0 && word.starts_with(&lost), "{got} of {written}: {word}");
+    }
+
+    #[test]
+    fn a_terminal_goes_on_after_a_gap() {
+        let (mut poll, mut streams, mut writer, client) = stalled(true);
+        write_past(&mut poll, &mut streams, &mut writer);
+        let mut text = String::new();
+        let mut part = [0; PIECE];
+        while !text.contains("bytes of output are lost") {
+            let count = (&client).read(&mut part).unwrap();
+            text.push_str(std::str::from_utf8(&part[..count]).unwrap());
+            serve(&mut poll, &mut streams);
+        }
+        let reader = read_all(client);
+        writer.write_all(b"and on").unwrap();
+        drop(writer);
+        streams.finish(&mut poll).unwrap();
+        while !streams.done() {
+            serve(&mut poll, &mut streams);
+        }
+        text.push_str(&String::from_utf8(reader.join().unwrap()).unwrap());
+        assert!(text.ends_with("]\r\nand on"), "the end: {:?}", &text[text.len() - 90..]);
+    }
 
     /// A process of another that ended has inherited its output.
     #[test]

@@ -1,6 +1,7 @@
 //! One client of a process' streams: a socket that speaks Docker's attach stream.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use insula_proto::Attachment;
 use rustix::io::Errno;
@@ -12,6 +13,9 @@ use crate::poll::{Interest, Place, Poll, ProcessKey, Token};
 
 /// Bytes of input read at once.
 const PIECE: usize = 32 << 10;
+
+/// The stream of a frame whose text is not the process', after which clients stop.
+const SYSTEM_ERROR: u8 = 3;
 
 /// What a client's socket gave.
 pub(crate) enum Taken {
@@ -32,6 +36,14 @@ pub(crate) struct Client {
     detach: DetachKeys,
     /// Output that the socket did not take yet.
     pending: Vec<u8>,
+    /// Since when there is output that the socket did not take.
+    behind: Option<Instant>,
+    /// Whether the stream is a terminal's.
+    terminal: bool,
+    /// Bytes of output that this client lost since it stopped reading; absent while it reads.
+    lost: Option<u64>,
+    /// Nothing comes after what is pending.
+    ends: bool,
     state: State,
 }
 
@@ -65,6 +77,10 @@ impl Client {
             multiplexed: attachment.multiplexed && !terminal,
             detach: DetachKeys { keys, matched: 0 },
             pending: Vec::new(),
+            behind: None,
+            terminal,
+            lost: None,
+            ends: false,
             state: State::Attached,
         };
         let first = if client.stdin { attachment.already_read } else { Vec::new() };
@@ -80,9 +96,25 @@ impl Client {
         self.stdin
     }
 
-    /// Whether it has got everything so far.
-    pub(crate) fn up_to_date(&self) -> bool {
-        self.pending.is_empty()
+    /// Whether the process has to wait for it.
+    pub(crate) fn holds_up(&self) -> bool {
+        !self.pending.is_empty() && self.lost.is_none() && !self.ends
+    }
+
+    /// How much longer the process waits for it; `None` while it does not wait.
+    pub(crate) fn patience(&self, patience: Duration) -> Option<Duration> {
+        let behind = self.behind.filter(|_| self.holds_up())?;
+        Some(patience.saturating_sub(behind.elapsed()))
+    }
+
+    /// The process waits for it no longer: what comes until it has taken what lies there is lost to it.
+    pub(crate) fn overdue(&mut self) {
+        self.lost = Some(0);
+    }
+
+    /// Whether it was sent away with input still open, which then ends as if it had hung up.
+    pub(crate) fn took_input_along(&self) -> bool {
+        self.left() && self.ends && self.stdin
     }
 
     pub(crate) fn left(&self) -> bool {
@@ -99,7 +131,11 @@ impl Client {
             Stream::Stdout => self.stdout,
             Stream::Stderr => self.stderr,
         };
-        if !wanted || self.state != State::Attached {
+        if !wanted || self.ends || self.state != State::Attached {
+            return;
+        }
+        if let Some(lost) = &mut self.lost {
+            *lost = lost.saturating_add(piece.len() as u64);
             return;
         }
         if self.multiplexed {
@@ -107,10 +143,7 @@ impl Client {
                 Stream::Stdout => 1,
                 Stream::Stderr => 2,
             };
-            // A piece is far below 4 GiB.
-            let length = (piece.len() as u32).to_be_bytes();
-            self.pending.extend_from_slice(&[number, 0, 0, 0]);
-            self.pending.extend_from_slice(&length);
+            self.pending.extend_from_slice(&frame(number, piece.len()));
         }
         self.pending.extend_from_slice(piece);
         self.flush();
@@ -118,6 +151,34 @@ impl Client {
 
     /// Sends what waits, as far as the socket takes it.
     pub(crate) fn flush(&mut self) {
+        self.push();
+        if let Some(lost) = self.lost.take_if(|_| self.pending.is_empty()).filter(|lost| *lost > 0) {
+            self.confess(lost);
+        }
+        self.behind = match (self.pending.is_empty(), self.behind) {
+            (true, _) => None,
+            (false, None) => Some(Instant::now()),
+            (false, since) => since,
+        };
+    }
+
+    /// Says what it did not get. On a terminal a gap does less harm than the end; any other stream ends with
+    /// a frame of stdcopy's error stream, since who reads it would take a gap for what was written.
+    fn confess(&mut self, lost: u64) {
+        let word = format!("{lost} bytes of output are lost to this client, which did not read");
+        if self.terminal {
+            self.pending = format!("\r\n[{word}]\r\n").into_bytes();
+        } else if self.multiplexed {
+            self.pending = frame(SYSTEM_ERROR, word.len()).to_vec();
+            self.pending.extend_from_slice(word.as_bytes());
+            self.ends = true;
+        } else {
+            self.ends = true;
+        }
+        self.push();
+    }
+
+    fn push(&mut self) {
         let mut sent = 0;
         while sent < self.pending.len() {
             match insula_sys::socket::send(self.socket.as_fd(), &self.pending[sent..], &[]) {
@@ -164,7 +225,7 @@ impl Client {
 
     /// Brings the registration in line with what the client waits for; drops one that is done.
     pub(crate) fn settle(&mut self, poll: &mut Poll, ended: bool, hungry: bool) -> Result<()> {
-        if ended && self.pending.is_empty() && self.state == State::Attached {
+        if (ended || self.ends) && self.pending.is_empty() && self.state == State::Attached {
             self.leave();
         }
         match self.state {
@@ -186,6 +247,12 @@ impl Client {
             }
         }
     }
+}
+
+/// The head of a frame. A piece is far below 4 GiB.
+fn frame(stream: u8, length: usize) -> [u8; 8] {
+    let [a, b, c, d] = (length as u32).to_be_bytes();
+    [stream, 0, 0, 0, a, b, c, d]
 }
 
 /// The keys that detach, and how many of them the input ends with so far.
