@@ -35,6 +35,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "seccomp-profile", run: seccomp_profile, seeds: seeds::seccomp_profiles },
     Target { name: "task-frame", run: task_frame, seeds: seeds::task_frames },
     Target { name: "log-entry", run: log_entry, seeds: seeds::log_entries },
+    Target { name: "relay-message", run: relay_message, seeds: seeds::relay_messages },
     Target { name: "channel-frame", run: channel_frame, seeds: seeds::channel_frames },
     Target { name: "layer", run: archive::layer, seeds: seeds::layers },
     Target { name: "recipe", run: archive::recipe, seeds: seeds::recipes },
@@ -154,6 +155,17 @@ pub fn log_entry(data: &[u8]) {
             assert_eq!(again, Ok(Some((entry, written.len()))));
         }
         rest = &rest[used..];
+    }
+}
+
+/// What the kernel of a guest may ask a server of files, through a port.
+pub fn relay_message(data: &[u8]) {
+    use insula_vmm_core::relay::message::{LARGEST, Message};
+    let mut rest = data;
+    while let Ok(Some(message)) = Message::first(rest) {
+        assert!(!message.bytes.is_empty() && message.bytes.len() as u64 <= LARGEST);
+        assert!(u64::from(message.room) <= LARGEST, "a slot holds the answer");
+        rest = &rest[message.bytes.len()..];
     }
 }
 

@@ -159,6 +159,17 @@ pub(crate) fn dns_queries() -> Vec<Vec<u8>> {
 }
 
 /// A greeting, an answer, output and its end.
+pub(crate) fn relay_messages() -> Vec<Vec<u8>> {
+    let question = |length: u32, opcode: u32| {
+        let mut bytes = [length.to_le_bytes(), opcode.to_le_bytes()].concat();
+        bytes.resize(length as usize, 0);
+        bytes
+    };
+    // FUSE_INIT, FUSE_READ, FUSE_WRITE, FUSE_FORGET.
+    let [init, read, write, forget] = [(104, 26), (80, 15), (4176, 16), (48, 2)].map(|(l, o)| question(l, o));
+    vec![[init, read.clone()].concat(), [write, forget].concat(), read[..50].to_vec()]
+}
+
 pub(crate) fn channel_frames() -> Vec<Vec<u8>> {
     use insula_proto::channel::{Kind, put_frame};
     let reply = insula_proto::Reply { id: 3, outcome: Some(insula_proto::Outcome::Done(Default::default())) };

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod programs;
+mod templates;
 mod walls;
 
 use insula_tests::{guest, images::busybox};

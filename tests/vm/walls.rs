@@ -1,10 +1,15 @@
 //! Containers with a kernel of their own, as their users meet them. Needs `root` too: the host's side is
 //! that of every container.
 
+use insula_tests::images::busybox;
 use insula_tests::{Daemon, Outcome, eventually, get, guest, is_root};
 
-/// A daemon whose containers boot Debian's kernel for clouds; none where that cannot be.
+/// A daemon whose containers boot Debian's kernel for clouds, each anew; none where that cannot be.
 fn daemon() -> Option<Daemon> {
+    daemon_with(&["--vm-templates", "off"])
+}
+
+pub(crate) fn daemon_with(arguments: &[&str]) -> Option<Daemon> {
     if let Some(why) = guest::missing() {
         insula_tests::skip("tcg", why);
         return None;
@@ -13,7 +18,9 @@ fn daemon() -> Option<Daemon> {
         insula_tests::skip("root", "containers of the daemon need it");
         return None;
     }
-    let daemon = Daemon::start();
+    let mut daemon = Daemon::absent();
+    daemon.restart_with(arguments);
+    daemon.load(&busybox().docker_archive()).ok();
     daemon.insula(&["kernel", "use", guest::kernel_folder().to_str().unwrap()]).exits(0);
     Some(daemon)
 }

@@ -1,7 +1,9 @@
 //! `insula-monitor serve` serves one sandbox to the daemon at the other end of its standard input;
 //! `insula-monitor probe FOLDER` says whether containers with mapped ids are possible there, and sends a user
 //! namespace to try other file systems with to a socket at its standard input. It ends with 3 where no
-//! containers are possible at all. `insula-monitor hardware` prints what `/dev/kvm` can do.
+//! containers are possible at all. `insula-monitor hardware` prints what `/dev/kvm` can do. `insula-monitor
+//! template FOLDER` makes a template of a machine, as one line of standard input says, and ends when that is
+//! closed.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -16,9 +18,12 @@ fn main() -> ExitCode {
         (Some("serve"), None) => serve().map_err(|why| (ExitCode::FAILURE, why)),
         (Some("probe"), Some(folder)) => probe(Path::new(&folder)),
         (Some("hardware"), None) => hardware().map_err(|why| (ExitCode::FAILURE, why)),
+        (Some("template"), Some(folder)) => {
+            template(Path::new(&folder)).map_err(|why| (ExitCode::FAILURE, why))
+        }
         _ => Err((
             ExitCode::FAILURE,
-            "usage: insula-monitor serve | insula-monitor probe FOLDER | insula-monitor hardware".to_owned(),
+            "usage: insula-monitor serve | probe FOLDER | hardware | template FOLDER".to_owned(),
         )),
     };
     match result {
@@ -34,6 +39,23 @@ fn main() -> ExitCode {
 fn hardware() -> Result<(), String> {
     let found = serde_json::to_vec(&insula_host::hardware::probe()).map_err(|error| error.to_string())?;
     std::io::Write::write_all(&mut std::io::stdout(), &found).map_err(|error| format!("write: {error}"))
+}
+
+/// Makes a template.
+fn template(folder: &Path) -> Result<(), String> {
+    const NICE: i32 = 5;
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let mut order = String::new();
+    std::io::stdin().read_line(&mut order).map_err(|error| format!("read: {error}"))?;
+    let order: insula_spec::machine::TemplateOrder =
+        serde_json::from_str(&order).map_err(|error| format!("the order: {error}"))?;
+    if order.patient {
+        rustix::process::nice(NICE).map_err(|error| format!("nice: {error}"))?;
+    }
+    let made = insula_sandbox::vm::make_template(&order, folder, std::io::stdin().as_fd())
+        .map_err(|error| insula_base::chain(&error))?;
+    let made = serde_json::to_vec(&made).map_err(|error| error.to_string())?;
+    std::io::Write::write_all(&mut std::io::stdout(), &made).map_err(|error| format!("write: {error}"))
 }
 
 fn probe(folder: &Path) -> Result<(), (ExitCode, String)> {

@@ -174,6 +174,7 @@ impl Session {
             folder: self.path("run").to_str().unwrap().into(),
             attachments,
             start: true,
+            template: false,
         };
         self.call(Call::Create(call), &sockets)
     }

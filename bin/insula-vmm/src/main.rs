@@ -2,6 +2,8 @@
 //! everything that it uses, `/dev/kvm` too, is an open descriptor whose number the document names, so that
 //! it runs in a jail without files and as nobody.
 //!
+//! `insula-vmm relay PORT SERVER` serves a guest's files through a port of its console, `insula_vmm_core::relay`.
+//!
 //! Exit codes: 0 when the guest switched the machine off, 1 when the machine could not be made or
 //! failed, 2 when the document makes no sense, 3 when the guest asked for a reset.
 
@@ -25,8 +27,17 @@ const USAGE: u8 = 2;
 fn main() -> ExitCode {
     tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().init();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let ["relay", port, server] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        return match relay(port, server) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(1, &format!("{error:#}")),
+        };
+    }
     let [document] = arguments.as_slice() else {
-        return fail(USAGE, "usage: insula-vmm JSON\n\nIt is started by insula; see docs/design/vmm.md.");
+        return fail(
+            USAGE,
+            "usage: insula-vmm JSON | insula-vmm relay PORT SERVER\n\nIt is started by insula; see docs/design/vmm.md.",
+        );
     };
     let document = match serde_json::from_str(document) {
         Ok(document) => document,
@@ -45,6 +56,18 @@ fn fail(code: u8, message: &str) -> ExitCode {
     // Nobody may listen any more.
     let _ = writeln!(std::io::stderr(), "insula-vmm: {message}");
     ExitCode::from(code)
+}
+
+/// Serves a guest's files through a port: numbers of descriptors.
+fn relay(port: &str, server: &str) -> anyhow::Result<()> {
+    let take = |number: &str| -> anyhow::Result<UnixStream> {
+        let number = number.parse().with_context(|| format!("the descriptor {number:?}"))?;
+        Ok(UnixStream::from(
+            insula_sys::inherit::take(number).with_context(|| format!("descriptor {number}"))?,
+        ))
+    };
+    let (port, server) = (take(port)?, take(server)?);
+    Ok(insula_vmm_core::relay::serve(port, server)?)
 }
 
 fn run(document: Document) -> anyhow::Result<Stop> {

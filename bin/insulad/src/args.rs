@@ -70,6 +70,10 @@ pub(crate) struct Options {
     /// What runs containers with a kernel of their own [default: kvm where the hardware does it, else qemu]
     #[arg(long, value_name = "BACKEND")]
     pub(crate) vm_backend: Option<VmBackend>,
+    /// Whether such containers start from machines that were booted before: on makes a template of each kind of
+    /// machine when it is first needed, off uses those that there are [default: on]
+    #[arg(long, value_name = "WHETHER")]
+    pub(crate) vm_templates: Option<VmTemplates>,
     /// Authorities of whose certificates clients over TCP must have one
     #[arg(long, value_name = "FILE")]
     pub(crate) tlscacert: Option<PathBuf>,
@@ -132,6 +136,16 @@ pub(crate) enum VmBackend {
     Qemu,
 }
 
+/// Whether templates of machines are made unasked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum VmTemplates {
+    /// With the first container of a kind
+    On,
+    /// Only when asked, by `insula warm`
+    Off,
+}
+
 impl VmBackend {
     pub(crate) fn backend(self) -> Backend {
         match self {
@@ -156,6 +170,7 @@ impl Options {
             agent: self.agent.or(other.agent),
             vmm: self.vmm.or(other.vmm),
             vm_backend: self.vm_backend.or(other.vm_backend),
+            vm_templates: self.vm_templates.or(other.vm_templates),
             tlscacert: self.tlscacert.or(other.tlscacert),
             tlscert: self.tlscert.or(other.tlscert),
             tlskey: self.tlskey.or(other.tlskey),

@@ -104,6 +104,7 @@ async fn serve(settings: Settings, ready: Option<std::fs::File>) -> anyhow::Resu
         agent: settings.agent,
         vmm: settings.vmm,
         vm_backend: settings.vm_backend,
+        vm_templates: settings.vm_templates,
         policy: settings.policy,
         registries: settings.registries,
         network: settings.network,

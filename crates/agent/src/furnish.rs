@@ -1,13 +1,15 @@
-//! What makes a machine the one that the host means: its time, its randomness, its name, its network.
+//! What makes a machine the one that the host means: its time, its randomness, its name, its files, its network.
+//! A copy of a template has nothing left of the template's after this.
 
 use std::fs;
 
 use insula_host::netlink::{self, Routes};
-use insula_spec::machine::GuestPlan;
+use insula_spec::machine::{FilesPlan, GuestPlan, card};
 use insula_spec::plan::InterfacePlan;
 use rustix::time::{ClockId, Timespec};
 
 use crate::error::{Context, Error, Result};
+use crate::files;
 use crate::names::Names;
 
 /// Carries the plan out; returns the name server's address if the machine has one.
@@ -16,17 +18,25 @@ pub(crate) fn furnish(plan: &[u8]) -> Result<Option<Names>> {
     const SECOND: i64 = 1_000_000_000;
     let time = Timespec { tv_sec: plan.time.div_euclid(SECOND), tv_nsec: plan.time.rem_euclid(SECOND) };
     rustix::time::clock_settime(ClockId::Realtime, time).context("clock_settime", "to the host's time")?;
-    fs::write("/dev/urandom", plan.entropy.as_bytes()).context("write", "/dev/urandom")?;
+    insula_sys::random::reseed(plan.entropy.as_bytes()).context("ioctl", "/dev/urandom")?;
     rustix::system::sethostname(plan.hostname.as_bytes()).context("sethostname", &plan.hostname)?;
-    connect(&plan.interfaces)?;
+    files::mount(plan.files)?;
+    connect(&plan.interfaces, plan.files == FilesPlan::Port)?;
     plan.resolver.then(Names::new).transpose()
 }
 
-fn connect(plans: &[InterfacePlan]) -> Result<()> {
+/// In a copy of a template each interface becomes first what the plan says.
+fn connect(plans: &[InterfacePlan], copy: bool) -> Result<()> {
     let routes = Routes::open()?;
     let mut names = Vec::new();
-    for plan in plans {
-        let name = named(&plan.mac)?;
+    for (place, plan) in plans.iter().enumerate() {
+        let name = if copy {
+            let name = named(&card(place))?;
+            routes.set_hardware(&name, plan)?;
+            name
+        } else {
+            named(&plan.mac)?
+        };
         // Another one may have this one's name so far.
         let between = format!("machine{}", names.len());
         routes.rename(&name, &between)?;

@@ -1,5 +1,5 @@
 //! The first process of a guest. It sets the machine up ([`machine`]), makes it the one that the host means
-//! ([`furnish`]), and serves the channel ([`bridge`]): requests go on to a monitor with the process wall, the
+//! ([`furnish`]) with the container's files ([`files`]), and serves the channel ([`bridge`]): requests go on to a monitor with the process wall, the
 //! same that serves containers on a host, and the standard streams of its processes go through the channel.
 //!
 //! What the host says is believed: it has made this machine. What containers do is not: they are behind the
@@ -7,6 +7,7 @@
 
 mod bridge;
 mod error;
+mod files;
 mod furnish;
 mod machine;
 mod names;

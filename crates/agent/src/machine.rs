@@ -14,10 +14,6 @@ use crate::error::{Context, Error, Result};
 
 /// Name of the channel's port: what the machine was started with.
 const PORT: &str = "insula";
-/// Where the host's files are.
-const SHARE: &str = "/share";
-/// Their name among the machine's devices.
-const SHARE_TAG: &str = "insula";
 
 /// Mounts, drivers, the root.
 pub(crate) fn set_up() -> Result<()> {
@@ -33,8 +29,7 @@ pub(crate) fn set_up() -> Result<()> {
     change_root()?;
     mount("cgroup2", "/sys/fs/cgroup", "cgroup2", quiet, c"")?;
     mount("tmpfs", "/run", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"mode=755")?;
-    mount("tmpfs", "/tmp", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"mode=1777")?;
-    mount(SHARE_TAG, SHARE, "virtiofs", MountFlags::empty(), c"")
+    mount("tmpfs", "/tmp", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"mode=1777")
 }
 
 fn mount(source: &str, target: &str, kind: &str, flags: MountFlags, options: &std::ffi::CStr) -> Result<()> {
@@ -78,10 +73,15 @@ fn change_root() -> Result<()> {
 
 /// Opens the channel as soon as its device is there.
 pub(crate) fn channel() -> Result<OwnedFd> {
+    port_named(PORT)
+}
+
+/// Opens a port of the console as soon as its device is there.
+pub(crate) fn port_named(wanted: &str) -> Result<OwnedFd> {
     let watch = inotify::init(CreateFlags::CLOEXEC).context("inotify_init1", "for devices")?;
     inotify::add_watch(&watch, "/dev", WatchFlags::CREATE).context("inotify_add_watch", "/dev")?;
     loop {
-        if let Some(name) = port() {
+        if let Some(name) = port(wanted) {
             let path = format!("/dev/{name}");
             let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
             return rustix::fs::open(&path, flags, Mode::empty()).context("open", path);
@@ -91,11 +91,11 @@ pub(crate) fn channel() -> Result<OwnedFd> {
     }
 }
 
-/// The device of the port with our name, once it has one.
-fn port() -> Option<String> {
+/// The device of the port with a name, once it has one.
+fn port(wanted: &str) -> Option<String> {
     let ports = fs::read_dir("/sys/class/virtio-ports").ok()?.flatten();
     ports
-        .filter(|port| fs::read_to_string(port.path().join("name")).is_ok_and(|name| name.trim() == PORT))
+        .filter(|port| fs::read_to_string(port.path().join("name")).is_ok_and(|name| name.trim() == wanted))
         .filter_map(|port| port.file_name().into_string().ok())
         .find(|name| Path::new("/dev").join(name).exists())
 }

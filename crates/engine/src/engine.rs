@@ -48,6 +48,8 @@ pub struct Config {
     pub vmm: PathBuf,
     /// What runs containers with a kernel of their own; found out without it.
     pub vm_backend: Option<Backend>,
+    /// Machines that have booted are made templates of, for those to come.
+    pub vm_templates: bool,
     pub registries: insula_registry::Options,
     /// What containers may not ask for.
     pub policy: Policy,
@@ -133,7 +135,12 @@ impl Engine {
             let mut ticks = tokio::time::interval(CHECKPOINT);
             loop {
                 ticks.tick().await;
-                let Some(store) = inner.upgrade().map(|inner| inner.store.clone()) else { return };
+                let Some(store) = inner.upgrade().map(|inner| {
+                    inner.machines.rest();
+                    inner.store.clone()
+                }) else {
+                    return;
+                };
                 if let Err(error) = blocking(move || Ok(store.state().checkpoint()?)).await {
                     tracing::warn!(error = %insula_base::chain(&error), "the state's log was not moved");
                 }
@@ -235,7 +242,11 @@ impl Inner {
             spares: Arc::new(Spares::new(config.monitor.clone())),
             idmaps,
             boot: boot_id()?,
-            machines: Machines::new(store.root(), &config),
+            machines: {
+                let machines = Machines::new(store.root(), &config);
+                machines.tidy_up()?;
+                machines
+            },
             ending: AtomicBool::new(false),
             removals: Arc::default(),
             images: Images::new(

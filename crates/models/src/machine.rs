@@ -47,7 +47,54 @@ document! {
         memory: u64,
         /// Release of the kernel that it runs.
         kernel: String,
-        /// Milliseconds from its start to the agent's first word.
+        /// Milliseconds from its start until it was ready for its container.
         boot_milliseconds: u64,
+        /// It is a copy of a template, and has not booted.
+        template: bool,
+    }
+}
+
+document! {
+    /// A machine that was saved right before it took a container: an element of `GET /insula/templates`.
+    Template {
+        id: String,
+        /// `kvm` or `qemu`.
+        backend: String,
+        /// Release of the kernel that runs in it.
+        kernel: String,
+        cpus: u32,
+        /// Bytes.
+        memory: u64,
+        /// How many network interfaces it has.
+        interfaces: u64,
+        /// Bytes on disk.
+        size: u64,
+        /// Seconds since 1970.
+        created: i64,
+        /// Milliseconds that its boot took.
+        boot_milliseconds: u64,
+        /// No new machine is a copy of it: kernel, agent or backend are others by now, or it is damaged.
+        stale: bool,
+    }
+}
+
+document! {
+    /// Body of `POST /insula/templates`: limits of the containers that it is for.
+    TemplateRequest {
+        /// 0 for one processor.
+        nano_cpus: i64,
+        /// Bytes; 0 for a container without a limit.
+        memory: i64,
+        /// How many networks they are connected to.
+        interfaces: u64,
+    }
+}
+
+document! {
+    /// Answer to `POST /insula/templates/prune`.
+    TemplatesPruned {
+        templates_deleted: Vec<String>,
+        /// Bytes.
+        space_reclaimed: u64,
     }
 }

@@ -73,7 +73,7 @@ impl Call {
     #[must_use]
     pub fn descriptors(&self) -> usize {
         match self {
-            Self::Create(call) => call.attachments.len(),
+            Self::Create(call) => call.attachments.len() + if call.template { Create::TEMPLATE } else { 0 },
             Self::Exec(call) => call.attachments.len(),
             Self::Attach(_) | Self::Resolver(_) => 1,
             _ => 0,
@@ -98,6 +98,14 @@ pub struct Create {
     /// Go on to `Start` at once; the reply is then that of `Start`.
     #[prost(bool, tag = "4")]
     pub start: bool,
+    /// The machine is a copy of a template: [`Create::TEMPLATE`] more descriptors.
+    #[prost(bool, tag = "5")]
+    pub template: bool,
+}
+
+impl Create {
+    /// A template's memory, then its state.
+    pub const TEMPLATE: usize = 2;
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -12,6 +12,7 @@
 
 mod backend;
 mod console;
+mod control;
 mod files;
 mod guest;
 mod link;
@@ -20,6 +21,7 @@ mod own;
 mod qemu;
 mod running;
 mod streams;
+mod template;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -33,6 +35,7 @@ use crate::{
     Capabilities, Created, Error, Event, ExecPlan, Frozen, Processes, Result, Sandbox, SignalTarget, When,
 };
 use running::Running;
+pub use template::make as make_template;
 
 /// A machine with one container.
 #[derive(Debug)]
@@ -47,6 +50,21 @@ impl Vm {
         let events = epoll::create(CreateFlags::CLOEXEC)
             .map_err(|source| Error::call("epoll_create1", "for a machine", source))?;
         Ok(Self { events, running: None })
+    }
+
+    /// A machine that is ready for its container. One whose template is of no use is booted.
+    fn awake(&self, mut plan: ContainerPlan) -> Result<(Running, ContainerPlan)> {
+        let error = match Running::awake(&plan, &self.events) {
+            Ok(running) => return Ok((running, plan)),
+            Err(error) => error,
+        };
+        if plan.machine.as_mut().and_then(|machine| machine.template.take()).is_none() {
+            return Err(error);
+        }
+        let mut running = Running::awake(&plan, &self.events)?;
+        let why = insula_base::chain(&error);
+        running.warn(format!("the machine was booted, since its template is of no use: {why}"));
+        Ok((running, plan))
     }
 
     fn parts(&mut self) -> Result<(&mut Running, &OwnedFd)> {
@@ -75,7 +93,7 @@ impl Sandbox for Vm {
         if self.running.is_some() {
             return Err(Error::Phase { is: "created", needed: "empty" });
         }
-        let mut running = Running::start(&plan, &self.events)?;
+        let (mut running, plan) = self.awake(plan)?;
         match running.create(plan, when, &self.events) {
             Ok(created) => {
                 self.running = Some(running);

@@ -15,6 +15,7 @@ pub mod memory;
 pub mod mount;
 pub mod netlink;
 pub mod process;
+pub mod random;
 pub mod rlimit;
 pub mod seccomp;
 pub mod socket;

@@ -26,6 +26,7 @@ mod layout;
 mod legacy;
 mod machine;
 mod memory;
+pub mod relay;
 mod vcpu;
 pub mod virtio;
 

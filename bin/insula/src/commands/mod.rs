@@ -21,6 +21,7 @@ mod save;
 mod search;
 mod stats;
 mod system;
+mod template;
 mod top;
 pub(crate) mod transfer;
 mod tree;
@@ -74,6 +75,7 @@ pub(crate) const VERBS: &[Verb] = &[
     Verb::new::<system::InfoArgs>("info"),
     Verb::new::<system::VersionArgs>("version"),
     Verb::new::<events::EventsArgs>("events"),
+    Verb::new::<template::WarmArgs>("warm"),
     Verb::new::<DaemonArgs>("daemon"),
     Verb::new::<generate::CompletionArgs>("completion"),
     Verb::new::<generate::ManArgs>("man"),
@@ -162,6 +164,15 @@ pub(crate) const GROUPS: &[Group] = &[
         name: "kernel",
         about: "Commands on kernels of containers that have their own",
         verbs: &[Verb::new::<kernel::ListKernelsArgs>("ls"), Verb::new::<kernel::UseKernelArgs>("use")],
+    },
+    Group {
+        name: "vm-template",
+        about: "Commands on machines that were booted before containers need them",
+        verbs: &[
+            Verb::new::<template::ListTemplatesArgs>("ls"),
+            Verb::new::<template::RemoveTemplatesArgs>("rm"),
+            Verb::new::<template::PruneTemplatesArgs>("prune"),
+        ],
     },
     Group {
         name: "system",

@@ -1,15 +1,22 @@
-//! `/insula/kernels`: insula's own, no part of Docker's API.
+//! `/insula/kernels` and `/insula/templates`: insula's own, no part of Docker's API.
 
 use axum::Router;
-use axum::extract::State;
-use axum::routing::{get, post};
-use insula_models::KernelUseRequest;
+use axum::extract::{Path, State};
+use axum::response::IntoResponse;
+use axum::routing::{delete, get, post};
+use http::StatusCode;
+use insula_models::{KernelUseRequest, TemplateRequest};
 
-use crate::request::OptionalJson;
+use crate::request::{OptionalJson, Params};
 use crate::routes::{Answer, Api, json};
 
 pub(super) fn routes() -> Router<Api> {
-    Router::new().route("/insula/kernels", get(kernels)).route("/insula/kernels/use", post(use_kernel))
+    Router::new()
+        .route("/insula/kernels", get(kernels))
+        .route("/insula/kernels/use", post(use_kernel))
+        .route("/insula/templates", get(templates).post(warm))
+        .route("/insula/templates/prune", post(prune))
+        .route("/insula/templates/{id}", delete(remove))
 }
 
 async fn kernels(State(api): State<Api>) -> Answer {
@@ -18,4 +25,21 @@ async fn kernels(State(api): State<Api>) -> Answer {
 
 async fn use_kernel(State(api): State<Api>, OptionalJson(request): OptionalJson<KernelUseRequest>) -> Answer {
     json(&api.engine.use_kernel(request).await?)
+}
+
+async fn templates(State(api): State<Api>) -> Answer {
+    json(&api.engine.templates().await?)
+}
+
+async fn warm(State(api): State<Api>, OptionalJson(request): OptionalJson<TemplateRequest>) -> Answer {
+    json(&api.engine.warm(request).await?)
+}
+
+async fn remove(State(api): State<Api>, Path(id): Path<String>) -> Answer {
+    api.engine.remove_template(&id).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn prune(State(api): State<Api>, params: Params) -> Answer {
+    json(&api.engine.prune_templates(params.flag("all")).await?)
 }

@@ -59,6 +59,7 @@ impl Daemon {
                     agent: PathBuf::from("/nonexistent"),
                     vmm: PathBuf::from("/nonexistent"),
                     vm_backend: None,
+                    vm_templates: false,
                     registries: Default::default(),
                     policy: Policy::default(),
                 };

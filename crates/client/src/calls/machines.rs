@@ -1,10 +1,11 @@
-//! `/insula/kernels`.
+//! `/insula/kernels` and `/insula/templates`.
 
-use insula_models::{Kernel, KernelUseRequest};
+use insula_models::{Kernel, KernelUseRequest, Template, TemplateRequest, TemplatesPruned};
 
 use crate::body::RequestBody;
 use crate::connection::{Call, Client, json};
 use crate::error::Result;
+use crate::query::encode;
 
 impl Client {
     /// `GET /insula/kernels`.
@@ -15,5 +16,26 @@ impl Client {
     /// `POST /insula/kernels/use`.
     pub async fn use_kernel(&self, request: &KernelUseRequest) -> Result<Kernel> {
         self.document(Call::post("/insula/kernels/use".to_owned()).json(), json(request)?).await
+    }
+
+    /// `GET /insula/templates`.
+    pub async fn templates(&self) -> Result<Vec<Template>> {
+        self.document(Call::get("/insula/templates".to_owned()), RequestBody::Empty).await
+    }
+
+    /// `POST /insula/templates`.
+    pub async fn warm(&self, request: &TemplateRequest) -> Result<Template> {
+        self.document(Call::post("/insula/templates".to_owned()).json(), json(request)?).await
+    }
+
+    /// `DELETE /insula/templates/{id}`.
+    pub async fn remove_template(&self, id: &str) -> Result<()> {
+        self.nothing(Call::delete(format!("/insula/templates/{}", encode(id))), RequestBody::Empty).await
+    }
+
+    /// `POST /insula/templates/prune`.
+    pub async fn prune_templates(&self, all: bool) -> Result<TemplatesPruned> {
+        let path = format!("/insula/templates/prune?all={all}");
+        self.document(Call::post(path), RequestBody::Empty).await
     }
 }

@@ -142,6 +142,7 @@ fn machine(record: MachineRecord) -> Machine {
         memory: record.memory,
         kernel: record.kernel,
         boot_milliseconds: record.boot,
+        template: record.template,
     }
 }
 

@@ -18,6 +18,9 @@ use crate::monitor::{Connection, LaunchRecord, SandboxFolder, Task};
 use crate::plan::{self, Inputs, Joined};
 use crate::{Engine, Error, Result, blocking, machines};
 
+/// A machine, descriptors of its template, and the template that is to be made.
+type MachineOf = (Option<MachinePlan>, Option<[std::os::fd::OwnedFd; 2]>, Option<machines::Wanted>);
+
 impl Engine {
     pub async fn start_container(&self, reference: &str) -> Result<Change> {
         let container = self.find(reference)?;
@@ -81,7 +84,7 @@ impl Engine {
         let names = self.write_names(row, &endpoint, &sandbox)?;
         failpoint("start.names");
         let folder = self.store().container_dir(&row.id);
-        let machine = self.machine(row, &sandbox).await?;
+        let (machine, copy, wanted) = self.machine(row, &sandbox, endpoint.interfaces().len()).await?;
         let plan = plan::build(Inputs {
             row,
             folder: &folder,
@@ -93,28 +96,44 @@ impl Engine {
             volumes: &self.store().volumes_dir(),
             machine,
         })?;
-        let (attachments, descriptors): (_, Vec<_>) =
+        let (attachments, mut descriptors): (_, Vec<_>) =
             std::mem::take(&mut container.state().attachments).into_iter().unzip();
+        let template = copy.is_some();
+        descriptors.extend(copy.into_iter().flatten());
         let call = Create {
             plan: serde_json::to_vec(&plan).map_err(|e| Error::Internal(format!("write a plan: {e}")))?,
             folder: sandbox.path().to_string_lossy().into_owned(),
             attachments,
             start: true,
+            template,
         };
         let mut connection = Connection::new(spare.socket)?;
         match connection.call(Call::Create(call), &descriptors).await? {
-            Outcome::Started(started) => self.confirm(container, connection, started),
+            Outcome::Started(started) => {
+                self.confirm(container, connection, started)?;
+                if let Some(wanted) = wanted {
+                    self.make_template_soon(wanted);
+                }
+                Ok(())
+            }
             other => Err(Error::Internal(format!("the monitor answered a start with {other:?}"))),
         }
     }
 
-    /// The machine of a container that has a kernel of its own.
-    async fn machine(&self, row: &Row, sandbox: &SandboxFolder) -> Result<Option<MachinePlan>> {
+    /// The machine of a container that has a kernel of its own, with what its template consists of, or the
+    /// template that it would have used.
+    async fn machine(&self, row: &Row, sandbox: &SandboxFolder, interfaces: usize) -> Result<MachineOf> {
         if !machines::wanted(&row.host.isolation) {
-            return Ok(None);
+            return Ok((None, None, None));
         }
         let (engine, row, folder) = (self.clone(), row.clone(), sandbox.path().to_owned());
-        blocking(move || engine.0.machines.plan(&row, &folder)).await.map(Some)
+        blocking(move || {
+            let machines = &engine.0.machines;
+            let mut plan = machines.plan(&row, &folder)?;
+            let (copy, wanted) = machines.use_template(&mut plan, row.host.privileged, interfaces)?;
+            Ok((Some(plan), copy, wanted))
+        })
+        .await
     }
 
     fn confirm(&self, container: &Arc<Container>, connection: Connection, started: Started) -> Result<()> {

@@ -3,7 +3,9 @@
 mod check;
 mod hardware;
 mod kernels;
+mod making;
 mod size;
+mod templates;
 mod use_cases;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +15,8 @@ use insula_host::guest::{self, Features};
 use insula_spec::machine::{Backend, MachinePlan};
 
 pub(crate) use self::check::check;
+pub(crate) use self::making::Wanted;
+use self::templates::Templates;
 use crate::containers::row::Row;
 use crate::{Config, Error, Result};
 
@@ -33,6 +37,9 @@ pub(crate) struct Machines {
     vmm: PathBuf,
     monitor: PathBuf,
     wanted: Option<Backend>,
+    templates: Templates,
+    /// Templates are made of machines that were booted.
+    makes_templates: bool,
     choice: OnceLock<hardware::Choice>,
 }
 
@@ -45,12 +52,31 @@ impl Machines {
             vmm: config.vmm.clone(),
             monitor: config.monitor.clone(),
             wanted: config.vm_backend,
+            templates: Templates::new(root.join("templates")),
+            makes_templates: config.vm_templates,
             choice: OnceLock::new(),
         }
     }
 
+    /// Frees memory that is not used any more; to be called regularly.
+    pub(crate) fn rest(&self) {
+        self.templates.rest();
+    }
+
+    /// Removes what a daemon that was killed has left; to be called before templates are made.
+    pub(crate) fn tidy_up(&self) -> Result<()> {
+        self.templates.tidy_up()
+    }
+
     /// The machine of a container whose sandbox has `folder`. Reads and perhaps writes files.
     pub(crate) fn plan(&self, row: &Row, folder: &Path) -> Result<MachinePlan> {
+        let mut plan = self.machine(row.host.privileged, size::cpus(&row.host), size::memory(&row.host))?;
+        folder.clone_into(&mut plan.folder);
+        Ok(plan)
+    }
+
+    /// A machine of this size that boots.
+    fn machine(&self, engine: bool, cpus: u32, memory: u64) -> Result<MachinePlan> {
         if !self.agent.is_file() {
             return Err(Error::Unavailable(format!(
                 "{} is missing, the first program of a container's own kernel: it is installed beside the daemon",
@@ -58,16 +84,17 @@ impl Machines {
             )));
         }
         let kernel = self.kernel()?;
-        let features = if row.host.privileged { Features::Engine } else { Features::Containers };
+        let features = if engine { Features::Engine } else { Features::Containers };
         let initramfs = guest::initramfs(&kernel, &self.agent, features, &self.folder)?;
         Ok(MachinePlan {
             backend: self.choice().backend,
             vmm: self.vmm.clone(),
             kernel,
             initramfs,
-            cpus: size::cpus(&row.host),
-            memory: size::memory(&row.host),
-            folder: folder.to_owned(),
+            cpus,
+            memory,
+            folder: PathBuf::new(),
+            template: None,
         })
     }
 }

@@ -3,8 +3,12 @@
 use std::path::Path;
 
 use insula_host::guest;
-use insula_models::{Kernel, KernelUseRequest, MachinesInfo};
+use insula_models::{Kernel, KernelUseRequest, MachinesInfo, Template, TemplateRequest, TemplatesPruned};
 
+use super::making;
+use super::templates::{Document, Found};
+
+use super::Machines;
 use crate::{Engine, Error, Result, blocking};
 
 impl Engine {
@@ -35,6 +39,124 @@ impl Engine {
         let engine = self.clone();
         let kernel = blocking(move || engine.0.machines.choose(Path::new(&request.path))).await?;
         Ok(describe(&kernel, true))
+    }
+}
+
+/// Networks that one container can be connected to at its start.
+const MOST_INTERFACES: u64 = 16;
+
+impl Engine {
+    /// Templates of machines on disk.
+    pub async fn templates(&self) -> Result<Vec<Template>> {
+        let engine = self.clone();
+        blocking(move || {
+            let machines = &engine.0.machines;
+            Ok(machines.templates.list()?.iter().map(|found| machines.describe(found)).collect())
+        })
+        .await
+    }
+
+    /// Makes a template for containers with these limits, if there is none; takes as long as a boot.
+    pub async fn warm(&self, request: TemplateRequest) -> Result<Template> {
+        let interfaces = request.interfaces;
+        if interfaces > MOST_INTERFACES || request.nano_cpus < 0 || request.memory < 0 {
+            return Err(Error::InvalidArgument(format!(
+                "a template of {} CPUs / 10^9, {} bytes of memory and {interfaces} interfaces (at most \
+                 {MOST_INTERFACES}) makes no sense",
+                request.nano_cpus, request.memory
+            )));
+        }
+        let engine = self.clone();
+        let (wanted, there) = blocking(move || {
+            let machines = &engine.0.machines;
+            if !machines.has_templates() {
+                return Err(Error::Unsupported(
+                    "machines of the backend kvm have no templates in this version: each boots".to_owned(),
+                ));
+            }
+            let (cpus, memory) = making::sizes(request.nano_cpus, request.memory);
+            // At most 16.
+            let wanted = machines.usual(cpus, memory, interfaces as usize)?;
+            let there = machines.find(&wanted.id)?;
+            Ok((wanted, there))
+        })
+        .await?;
+        if let Some(there) = there {
+            return Ok(there);
+        }
+        let id = wanted.id.clone();
+        self.make_template(wanted, false).await?;
+        let engine = self.clone();
+        let made = blocking(move || engine.0.machines.find(&id)).await?;
+        made.ok_or_else(|| {
+            Error::Unavailable("the template was not made; the daemon's log says why".to_owned())
+        })
+    }
+
+    /// Removes the template whose id begins so; machines that were made of it go on.
+    pub async fn remove_template(&self, reference: &str) -> Result<()> {
+        let (engine, reference) = (self.clone(), reference.to_owned());
+        blocking(move || {
+            let templates = &engine.0.machines.templates;
+            let found = templates.list()?;
+            let mut matching = found.iter().filter(|found| found.id.starts_with(&reference));
+            match (matching.next(), matching.next()) {
+                (Some(found), None) => templates.remove(&found.id).map(drop),
+                (None, _) => Err(Error::NotFound(format!("No such template: {reference}"))),
+                _ => Err(Error::InvalidArgument(format!("more than one template begins with {reference}"))),
+            }
+        })
+        .await
+    }
+
+    /// Removes templates that no new machine is a copy of, or all of them.
+    pub async fn prune_templates(&self, all: bool) -> Result<TemplatesPruned> {
+        let engine = self.clone();
+        blocking(move || {
+            let machines = &engine.0.machines;
+            let mut pruned = TemplatesPruned::default();
+            for found in machines.templates.list()? {
+                if (all || machines.stale(&found)) && machines.templates.remove(&found.id)? {
+                    pruned.space_reclaimed += found.size;
+                    pruned.templates_deleted.push(found.id);
+                }
+            }
+            Ok(pruned)
+        })
+        .await
+    }
+}
+
+impl Machines {
+    fn find(&self, id: &str) -> Result<Option<Template>> {
+        let found = self.templates.list()?;
+        Ok(found.iter().find(|found| found.id == id).map(|found| self.describe(found)))
+    }
+
+    fn stale(&self, found: &Found) -> bool {
+        // One whose kernel is gone is not found again either.
+        let now = found.document.as_ref().and_then(|document| self.now(&document.shape).ok());
+        now.as_ref() != Some(&found.id)
+    }
+
+    fn describe(&self, found: &Found) -> Template {
+        let template = Template {
+            id: found.id.clone(),
+            size: found.size,
+            stale: self.stale(found),
+            ..Template::default()
+        };
+        let Some(Document { shape, release, boot, created, .. }) = &found.document else { return template };
+        Template {
+            backend: shape.backend.name().to_owned(),
+            kernel: release.clone(),
+            cpus: shape.cpus,
+            memory: shape.memory,
+            interfaces: shape.interfaces as u64,
+            created: *created,
+            boot_milliseconds: *boot,
+            ..template
+        }
     }
 }
 

@@ -38,6 +38,7 @@ fn config(root: &Path) -> Config {
         agent: "/nonexistent".into(),
         vmm: "/nonexistent".into(),
         vm_backend: None,
+        vm_templates: false,
         registries: Default::default(),
         policy: Default::default(),
         network: Default::default(),

@@ -2,12 +2,14 @@
 //! makes for one of them.
 
 mod cpio;
+mod emulator;
 mod error;
 mod initramfs;
 mod kernel;
 mod modules;
 
 pub use cpio::Archive;
+pub use emulator::emulator;
 pub use error::Error;
 pub use initramfs::{Features, initramfs};
 pub use kernel::{Kernel, find, installed};

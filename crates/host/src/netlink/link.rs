@@ -294,6 +294,17 @@ impl Routes {
         batch.run(&self.socket)
     }
 
+    /// Gives an interface of a machine that is down the hardware address and the largest packet of a plan.
+    pub fn set_hardware(&self, name: &str, plan: &InterfacePlan) -> Result<(), Error> {
+        let index = self.index(name)?;
+        let mut batch = Batch::new();
+        batch.begin(RTM_NEWLINK, 0, &link_header(index, 0, 0), "set the hardware address of", name);
+        batch.attribute(IFLA_ADDRESS, &parse_mac(plan)?);
+        mtu(&mut batch, plan.mtu);
+        batch.acknowledge();
+        batch.run(&self.socket)
+    }
+
     /// See [`super::configure_all`].
     pub fn configure(&self, plans: &[InterfacePlan]) -> Result<(), Error> {
         for plan in plans.iter().filter(|plan| plan.kind != InterfaceKind::Veth) {

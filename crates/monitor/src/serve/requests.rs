@@ -1,7 +1,7 @@
 //! Requests and their answers.
 
 use insula_sys::failpoint::failpoint;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use insula_base::Kinded;
@@ -76,8 +76,10 @@ impl<S: Sandbox> Monitor<S> {
         }
     }
 
-    fn create(&mut self, call: &Create, descriptors: Vec<OwnedFd>) -> Result<Outcome> {
-        let plan: ContainerPlan = parse("plan", &call.plan)?;
+    fn create(&mut self, call: &Create, mut descriptors: Vec<OwnedFd>) -> Result<Outcome> {
+        let mut plan: ContainerPlan = parse("plan", &call.plan)?;
+        // Open until the sandbox has made of them what it needs.
+        let _template = template(&mut plan, call, &mut descriptors);
         let (stdio, log) = (plan.stdio.clone(), Log::open(&plan.log)?);
         if self.folder.is_none() {
             self.listen(PathBuf::from(&call.folder))?;
@@ -206,6 +208,17 @@ impl<S: Sandbox> Monitor<S> {
 
 fn started(pid: i32, warnings: Vec<String>, at: i64) -> Outcome {
     Outcome::Started(Started { pid, warnings, at })
+}
+
+/// Takes what a template consists of from the descriptors of a call, and says in the plan where it is.
+fn template(plan: &mut ContainerPlan, call: &Create, descriptors: &mut Vec<OwnedFd>) -> Vec<OwnedFd> {
+    let theirs = descriptors.split_off(call.attachments.len().min(descriptors.len()));
+    let template = plan.machine.as_mut().and_then(|machine| machine.template.as_mut());
+    if let (Some(template), [memory, state]) = (template, theirs.as_slice()) {
+        let path = |descriptor: &OwnedFd| PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
+        (template.memory, template.state) = (path(memory), path(state));
+    }
+    theirs
 }
 
 fn parse<'a, T: serde::Deserialize<'a>>(what: &'static str, bytes: &'a [u8]) -> Result<T> {

@@ -8,7 +8,6 @@ use std::path::Path;
 use insula_container::Jailed;
 use insula_host::cgroup::Entry;
 use insula_spec::machine::{Backend, MachinePlan};
-use insula_spec::plan::InterfacePlan;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::{own, qemu};
@@ -19,13 +18,44 @@ pub(super) const CHANNEL: &str = "insula";
 /// The tag of the shared files.
 pub(super) const TAG: &str = "insula";
 
+/// The port of a copy of a template that its files come through.
+pub(super) const FILES: &str = "files";
+
+/// How a machine gets the container's files.
+#[derive(Debug)]
+pub(super) enum Files {
+    /// A device: connected to who serves them, by the vhost-user protocol.
+    Device(OwnedFd),
+    /// The port [`FILES`]: what templates and their copies have.
+    Port(OwnedFd),
+}
+
+impl Files {
+    pub(super) fn descriptor(&self) -> &OwnedFd {
+        match self {
+            Self::Device(descriptor) | Self::Port(descriptor) => descriptor,
+        }
+    }
+}
+
+/// What a machine begins with.
+#[derive(Debug)]
+pub(super) enum Begin {
+    /// A boot, in memory of its own.
+    Boot,
+    /// A boot, in this memory.
+    BootIn(OwnedFd),
+    /// The state and the memory of a template, the latter copied as it is written.
+    Template { state: OwnedFd, memory: OwnedFd },
+}
+
 /// What a machine is made of.
 #[derive(Debug)]
 pub(super) struct Parts<'a> {
     pub(super) plan: &'a MachinePlan,
-    /// Connected to who serves the container's files, by the vhost-user protocol.
-    pub(super) files: OwnedFd,
-    pub(super) interfaces: Vec<Interface<'a>>,
+    pub(super) begin: Begin,
+    pub(super) files: Files,
+    pub(super) interfaces: Vec<Interface>,
     /// User and group of the process that is the machine.
     pub(super) uid: u32,
     pub(super) gid: u32,
@@ -35,8 +65,10 @@ pub(super) struct Parts<'a> {
 
 /// A network interface of a machine.
 #[derive(Debug)]
-pub(super) struct Interface<'a> {
-    pub(super) plan: &'a InterfacePlan,
+pub(super) struct Interface {
+    pub(super) mac: String,
+    /// Largest packet; 0 where nothing is asked for.
+    pub(super) mtu: u32,
     /// The host's end.
     pub(super) tap: OwnedFd,
 }
@@ -52,10 +84,20 @@ pub(super) struct Machine {
     /// What the guest prints.
     pub(super) console: OwnedFd,
     /// Kept open as long as the machine, where a backend wants that.
-    pub(super) _control: Option<OwnedFd>,
+    pub(super) control: Option<OwnedFd>,
 }
 
-/// Starts a machine. It boots on its own; the agent's first word says that it has.
+/// Saves a machine that began with [`Begin::BootIn`], all but its memory, to `state`. It is of no use then but to
+/// be ended.
+pub(super) fn save(backend: Backend, machine: &Machine, state: &OwnedFd) -> Result<()> {
+    match (backend, &machine.control) {
+        (Backend::Qemu, Some(control)) => qemu::save(control, state),
+        _ => Err(Error::Unsupported("this backend has no templates")),
+    }
+}
+
+/// Starts a machine. It boots on its own; the agent's first word says that it has. A copy of a template has said
+/// it before.
 pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
     match parts.plan.backend {
         Backend::Kvm => own::start(parts),

@@ -4,8 +4,8 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use insula_container::Jailed;
 use insula_container::share::{PLACE, SharePlan, share};
+use insula_container::{JailPlan, Jailed, jail};
 use insula_host::cgroup::Entry;
 use insula_spec::plan::ContainerPlan;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -48,6 +48,23 @@ pub(super) fn serve(plan: &ContainerPlan, folder: &Path, entry: &Entry) -> Resul
         entry,
     })?;
     Ok((process, connection, warnings))
+}
+
+/// The program that carries messages between the stream to a port and who serves the files; a jail like the
+/// machine's.
+pub(super) fn relay(
+    vmm: &Path,
+    port: &OwnedFd,
+    server: &OwnedFd,
+    user: u32,
+    entry: &Entry,
+) -> Result<Jailed> {
+    if !vmm.is_file() {
+        return Err(Error::Missing { program: "insula-vmm", package: "insula" });
+    }
+    let args = ["relay".to_owned(), port.as_raw_fd().to_string(), server.as_raw_fd().to_string()];
+    let kept = [port.as_fd(), server.as_fd()];
+    Ok(jail(&JailPlan { program: vmm, args: &args, kept: &kept, uid: user, gid: user, entry })?)
 }
 
 /// A socket that listens, and a connection to it that waits to be accepted; nobody else can connect.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use insula_container::share::{MOUNTS, ROOT};
-use insula_spec::machine::GuestPlan;
+use insula_spec::machine::{FilesPlan, GuestPlan};
 use insula_spec::plan::{
     ContainerPlan, LogPlan, MountSource, Namespace, NamespacesPlan, Propagation, Resources, RootfsPlan,
     StdioPlan, UserNamespace,
@@ -15,6 +15,7 @@ const SHARE: &str = "/share";
 
 /// What the machine is told about itself.
 pub(super) fn machine(plan: &ContainerPlan) -> GuestPlan {
+    let copy = plan.machine.as_ref().is_some_and(|machine| machine.template.is_some());
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     GuestPlan {
         time: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
@@ -22,6 +23,7 @@ pub(super) fn machine(plan: &ContainerPlan) -> GuestPlan {
         hostname: plan.hostname.clone(),
         interfaces: plan.interfaces.clone(),
         resolver: plan.resolver,
+        files: if copy { FilesPlan::Port } else { FilesPlan::Device },
     }
 }
 

@@ -96,7 +96,7 @@ fn sockets() -> std::io::Result<(Sockets, UdpSocket)> {
 }
 
 /// A network namespace with nobody in it.
-fn namespace() -> Result<OwnedFd> {
+pub(super) fn namespace() -> Result<OwnedFd> {
     let (hold, release) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|source| Error::call("pipe2", "to hold a process", source))?;
     match process::clone(CloneFlags::NEWNET, None)

@@ -9,13 +9,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use insula_container::{JailPlan, jail};
 use serde_json::{Value, json};
 
-use super::backend::{self, CHANNEL, Machine, Parts, TAG};
+use super::backend::{self, Begin, CHANNEL, Files, Machine, Parts, TAG};
 use crate::{Error, Result};
 
 const PROGRAM: &str = "insula-vmm";
 const KVM: &str = "/dev/kvm";
 
 pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
+    let (Begin::Boot, Files::Device(files)) = (&parts.begin, &parts.files) else {
+        return Err(Error::Unsupported("the own machine has no templates"));
+    };
     let program = &parts.plan.vmm;
     if !program.is_file() {
         return Err(Error::Missing { program: PROGRAM, package: "insula" });
@@ -38,13 +41,13 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
         "command_line": backend::kernel_arguments(),
         "console": console_inside.as_raw_fd(),
         "ports": [{ "descriptor": channel_inside.as_raw_fd(), "name": CHANNEL }],
-        "folders": [{ "descriptor": parts.files.as_raw_fd(), "tag": TAG }],
+        "folders": [{ "descriptor": files.as_raw_fd(), "tag": TAG }],
         "cards": cards,
     });
     let mut kept: Vec<BorrowedFd<'_>> = vec![
         channel_inside.as_fd(),
         console_inside.as_fd(),
-        parts.files.as_fd(),
+        files.as_fd(),
         kvm.as_fd(),
         kernel.as_fd(),
         initramfs.as_fd(),
@@ -58,11 +61,11 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
         gid: parts.gid,
         entry: parts.entry,
     })?;
-    Ok(Machine { program: PROGRAM, process, channel, console, _control: None })
+    Ok(Machine { program: PROGRAM, process, channel, console, control: None })
 }
 
-fn card(interface: &backend::Interface<'_>) -> Value {
+fn card(interface: &backend::Interface) -> Value {
     // The largest packet of Ethernet where nothing else was asked for.
-    let mtu = if interface.plan.mtu == 0 { 1500 } else { interface.plan.mtu };
-    json!({ "descriptor": interface.tap.as_raw_fd(), "mac": interface.plan.mac, "mtu": mtu })
+    let mtu = if interface.mtu == 0 { 1500 } else { interface.mtu };
+    json!({ "descriptor": interface.tap.as_raw_fd(), "mac": interface.mac, "mtu": mtu })
 }

@@ -1,35 +1,52 @@
 //! QEMU as the machine, emulating every instruction: `-M microvm`, virtio over MMIO, nothing that a PC has
 //! besides.
 //!
-//! It opens nothing itself but its own firmware: kernel, initial RAM disk, taps and sockets are handed in as
-//! descriptors. QEMU's filter keeps it from starting programs and gaining privileges, and it runs in a jail
-//! ([`insula_container::jail`]) as a user that owns nothing.
+//! It opens nothing itself but its own firmware, and memory that was handed in: kernel, initial RAM disk, taps
+//! and sockets come as descriptors. QEMU's filter keeps it from starting programs and gaining privileges, and
+//! it runs in a jail ([`insula_container::jail`]) as a user that owns nothing.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 use insula_container::{JailPlan, jail};
 use insula_spec::machine::MachinePlan;
 
-use super::backend::{self, CHANNEL, Machine, Parts, TAG};
-use crate::Result;
-
-/// Where distributions have it.
-const PROGRAMS: [&str; 3] =
-    ["/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm", "/usr/local/bin/qemu-system-x86_64"];
+use super::backend::{self, Begin, CHANNEL, FILES, Files, Machine, Parts, TAG};
+use super::control::Control;
+use crate::{Error, Result};
 
 /// MiB for translated code; without a word it is a gigabyte.
 const TRANSLATION_CACHE: u32 = 128;
 
 pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
-    let program = super::program(&PROGRAMS, "qemu-system-x86_64", "qemu-system-x86")?;
+    let program = insula_host::guest::emulator()
+        .ok_or(Error::Missing { program: "qemu-system-x86_64", package: "qemu-system-x86" })?;
     let [(channel, channel_inside), (console, console_inside), (control, control_inside)] =
         [backend::pair()?, backend::pair()?, backend::pair()?];
-    let (kernel, initramfs) =
-        (backend::open(&parts.plan.kernel.image)?, backend::open(&parts.plan.initramfs)?);
+    let mut kept: Vec<BorrowedFd<'_>> =
+        [&channel_inside, &console_inside, &control_inside, parts.files.descriptor()]
+            .map(AsFd::as_fd)
+            .to_vec();
     let mut arguments = Arguments::new(parts.plan);
-    arguments.boot(&kernel, &initramfs);
+    arguments.memory(parts.plan.memory, &parts.begin);
+    let boot = match &parts.begin {
+        Begin::Boot | Begin::BootIn(_) => {
+            Some((backend::open(&parts.plan.kernel.image)?, backend::open(&parts.plan.initramfs)?))
+        }
+        Begin::Template { .. } => None,
+    };
+    match &boot {
+        Some((kernel, initramfs)) => {
+            arguments.boot(kernel, initramfs);
+            kept.extend([kernel.as_fd(), initramfs.as_fd()]);
+        }
+        None => arguments.add(["-incoming", "defer"]),
+    }
+    match &parts.begin {
+        Begin::Boot => {}
+        Begin::BootIn(memory) => kept.push(memory.as_fd()),
+        Begin::Template { state, memory } => kept.extend([state.as_fd(), memory.as_fd()]),
+    }
     arguments.socket("control", &control_inside);
     arguments.add(["-mon", "chardev=control,mode=control"]);
     arguments.socket("console", &console_inside);
@@ -37,31 +54,47 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
     arguments.socket("channel", &channel_inside);
     arguments.add(["-device", "virtio-serial-device", "-device"]);
     arguments.add([format!("virtserialport,chardev=channel,name={CHANNEL}")]);
-    arguments.socket("files", &parts.files);
-    arguments.add(["-device".to_owned(), format!("vhost-user-fs-device,chardev=files,tag={TAG}")]);
+    arguments.files(&parts.files);
     for (number, interface) in parts.interfaces.iter().enumerate() {
-        let (fd, mac, mtu) = (interface.tap.as_raw_fd(), &interface.plan.mac, interface.plan.mtu);
-        arguments.add(["-netdev".into(), format!("tap,id=net{number},fd={fd},vhost=off")]);
-        let mtu = if mtu == 0 { String::new() } else { format!(",host_mtu={mtu}") };
-        arguments.add(["-device".into(), format!("virtio-net-device,netdev=net{number},mac={mac}{mtu}")]);
+        arguments.interface(number, interface);
+        kept.push(interface.tap.as_fd());
     }
-    let mut kept: Vec<BorrowedFd<'_>> = [&channel_inside, &console_inside, &control_inside, &parts.files]
-        .map(AsFd::as_fd)
-        .into_iter()
-        .chain([kernel.as_fd(), initramfs.as_fd()])
-        .collect();
-    kept.extend(parts.interfaces.iter().map(|interface| interface.tap.as_fd()));
     let process = jail(&JailPlan {
-        program: Path::new(program),
+        program,
         args: &arguments.0,
         kept: &kept,
         uid: parts.uid,
         gid: parts.gid,
         entry: parts.entry,
     })?;
-    let program = program.rsplit('/').next().unwrap_or(program);
-    // QEMU ends nothing when its control goes, but says less.
-    Ok(Machine { program, process, channel, console, _control: Some(control) })
+    let program = program.file_name().and_then(|name| name.to_str()).unwrap_or("qemu");
+    let machine = Machine { program, process, channel, console, control: Some(control) };
+    if let (Begin::Template { state, .. }, Some(control)) = (&parts.begin, &machine.control)
+        && let Err(error) = go_on(control, state)
+    {
+        machine.process.end();
+        return Err(error);
+    }
+    Ok(machine)
+}
+
+/// Gives a machine that waits the state of a template; it runs then.
+fn go_on(control: &OwnedFd, state: &OwnedFd) -> Result<()> {
+    let mut control = Control::greet(control)?;
+    control.migration_capabilities()?;
+    let from = format!("fd:{}", state.as_raw_fd());
+    control.execute("migrate-incoming", serde_json::json!({ "uri": from }))?;
+    control.await_migration()
+}
+
+/// See [`backend::save`]. Memory is not written: it is the file that the machine has it in.
+pub(super) fn save(control: &OwnedFd, state: &OwnedFd) -> Result<()> {
+    const NAME: &str = "state";
+    let mut control = Control::greet(control)?;
+    control.migration_capabilities()?;
+    control.give(NAME, state)?;
+    control.execute("migrate", serde_json::json!({ "uri": format!("fd:{NAME}") }))?;
+    control.await_migration()
 }
 
 /// The command line, piece by piece.
@@ -70,7 +103,6 @@ struct Arguments(Vec<String>);
 impl Arguments {
     fn new(plan: &MachinePlan) -> Self {
         let mut this = Self(Vec::new());
-        let memory = plan.memory;
         this.add(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"]);
         this.add(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
         this.add(["-M", "microvm,memory-backend=memory,pit=on,pic=on,rtc=on,x-option-roms=off"]);
@@ -79,16 +111,44 @@ impl Arguments {
         this.add(["-accel".into(), format!("tcg,tb-size={TRANSLATION_CACHE}")]);
         this.add(["-cpu", "max"]);
         this.add(["-smp".into(), plan.cpus.to_string()]);
-        this.add(["-m".into(), format!("{}k", memory >> 10)]);
-        // Who serves files reads and writes the guest's memory.
-        this.add(["-object".into(), format!("memory-backend-memfd,id=memory,size={memory},share=on")]);
+        this.add(["-m".into(), format!("{}k", plan.memory >> 10)]);
         this
+    }
+
+    /// Who serves files by a device reads and writes the guest's memory.
+    fn memory(&mut self, size: u64, begin: &Begin) {
+        let file = |memory: &OwnedFd, share: &str| {
+            let number = memory.as_raw_fd();
+            format!("memory-backend-file,id=memory,size={size},mem-path=/proc/self/fd/{number},share={share}")
+        };
+        let object = match begin {
+            Begin::Boot => format!("memory-backend-memfd,id=memory,size={size},share=on"),
+            Begin::BootIn(memory) => file(memory, "on"),
+            Begin::Template { memory, .. } => file(memory, "off"),
+        };
+        self.add(["-object".to_owned(), object]);
     }
 
     fn boot(&mut self, kernel: &File, initramfs: &File) {
         let path = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
         self.add(["-kernel".to_owned(), path(kernel), "-initrd".to_owned(), path(initramfs)]);
         self.add(["-append".to_owned(), backend::kernel_arguments()]);
+    }
+
+    fn files(&mut self, files: &Files) {
+        self.socket("files", files.descriptor());
+        let device = match files {
+            Files::Device(_) => format!("vhost-user-fs-device,chardev=files,tag={TAG}"),
+            Files::Port(_) => format!("virtserialport,chardev=files,name={FILES}"),
+        };
+        self.add(["-device".to_owned(), device]);
+    }
+
+    fn interface(&mut self, number: usize, interface: &backend::Interface) {
+        let (fd, mac, mtu) = (interface.tap.as_raw_fd(), &interface.mac, interface.mtu);
+        self.add(["-netdev".into(), format!("tap,id=net{number},fd={fd},vhost=off")]);
+        let mtu = if mtu == 0 { String::new() } else { format!(",host_mtu={mtu}") };
+        self.add(["-device".into(), format!("virtio-net-device,netdev=net{number},mac={mac}{mtu}")]);
     }
 
     fn socket(&mut self, id: &str, end: &OwnedFd) {

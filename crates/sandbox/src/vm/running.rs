@@ -4,16 +4,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use insula_container::{Jailed, share};
-use insula_host::cgroup::{Group, Layout, Purpose, Stats};
+use insula_host::cgroup::{Entry, Group, Layout, Purpose, Stats};
 use insula_host::resolver::Sockets;
 use insula_proto::{Call, Create, Empty, Exec, Furnish, Outcome, Resize, Signal, Start, Update};
-use insula_spec::machine::{MachinePlan, MachineRecord};
+use insula_spec::machine::{MachinePlan, MachineRecord, card};
 use insula_spec::plan::{ContainerPlan, InterfaceKind, InterfacePlan, Resources};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
-use super::backend::{self, Interface, Machine, Parts};
+use super::backend::{self, Begin, Files, Interface, Machine, Parts};
 use super::console::Console;
 use super::link::Link;
 use super::names::Names;
@@ -34,6 +34,8 @@ pub(super) struct Running {
     plan: MachinePlan,
     group: Group,
     files: Jailed,
+    /// Between the files and a port, in a copy of a template.
+    relay: Option<Jailed>,
     machine: Machine,
     link: Link,
     console: Console,
@@ -46,20 +48,63 @@ pub(super) struct Running {
     /// Of its making, for the user.
     warnings: Vec<String>,
     began: Instant,
+    /// Until it was what the plan means.
+    boot: Duration,
+    /// Of its kernel.
+    release: String,
+}
+
+/// The processes that a machine is made of.
+struct Members {
+    files: Jailed,
+    relay: Option<Jailed>,
+    machine: Machine,
 }
 
 impl Running {
+    /// Starts the machine, waits for its agent, and makes it the one that the plan means. On failure nothing of
+    /// it is left.
+    pub(super) fn awake(plan: &ContainerPlan, events: &OwnedFd) -> Result<Self> {
+        let mut this = Self::start(plan, events)?;
+        match this.furnish(plan, events) {
+            Ok(()) => Ok(this),
+            Err(error) => {
+                // The first error is the one to report; what is left is found by its name later.
+                let _ = this.destroy();
+                Err(error)
+            }
+        }
+    }
+
+    fn furnish(&mut self, plan: &ContainerPlan, events: &OwnedFd) -> Result<()> {
+        let boot = match &self.plan.template {
+            Some(template) => template.release.clone(),
+            None => self.boot(events)?,
+        };
+        self.release = boot;
+        let furnish = Furnish { plan: json(&guest::machine(plan))? };
+        self.call(Call::Furnish(furnish), events)?;
+        self.boot = self.began.elapsed();
+        Ok(())
+    }
+
+    /// What a user should know.
+    pub(super) fn warn(&mut self, warning: String) {
+        self.warnings.push(warning);
+    }
+
     /// Starts the machine with what it needs; it boots by itself. On failure nothing of it is left.
-    pub(super) fn start(plan: &ContainerPlan, events: &OwnedFd) -> Result<Self> {
+    fn start(plan: &ContainerPlan, events: &OwnedFd) -> Result<Self> {
         let machine =
             plan.machine.as_ref().ok_or_else(|| Error::Invalid("the plan has no machine".into()))?;
         let group = Group::create(&Layout::probe()?, &plan.cgroup.path, Purpose::Limit)?;
         match Self::start_in(plan, machine, &group) {
-            Ok((files, running, warnings)) => {
+            Ok((Members { files, relay, machine: running }, warnings)) => {
                 let mut this = Self {
                     plan: machine.clone(),
                     group,
                     files,
+                    relay,
                     machine: running,
                     link: Link::default(),
                     console: Console::default(),
@@ -68,6 +113,8 @@ impl Running {
                     broken: None,
                     warnings,
                     began: Instant::now(),
+                    boot: Duration::ZERO,
+                    release: String::new(),
                 };
                 match this.prepare(plan, events) {
                     Ok(()) => Ok(this),
@@ -91,18 +138,22 @@ impl Running {
         plan: &ContainerPlan,
         machine: &MachinePlan,
         group: &Group,
-    ) -> Result<(Jailed, Machine, Vec<String>)> {
+    ) -> Result<(Members, Vec<String>)> {
         let mut warnings = group.limit(&guest::outside(&plan.cgroup.resources, machine.memory))?;
         let entry = group.entry()?;
         let (process, connection, more) = files::serve(plan, &machine.folder, &entry)?;
         warnings.extend(more);
-        let interfaces = plan.interfaces.iter().map(plug).collect::<Result<Vec<_>>>();
         // The last id of the container's own, which nothing in it has as a rule; nobody without a range.
         let user = plan.namespaces.user.range().map_or(65534, |(first, count)| first + count - 1);
-        let started = interfaces.and_then(|interfaces| {
+        let mut relay = None;
+        let started = begin(machine, connection, user, &entry, &mut relay).and_then(|(begin, files)| {
+            let copy = machine.template.is_some();
+            let plugged = plan.interfaces.iter().enumerate().map(|(place, plan)| plug(place, plan, copy));
+            let interfaces = plugged.collect::<Result<Vec<_>>>()?;
             backend::start(Parts {
                 plan: machine,
-                files: connection,
+                begin,
+                files,
                 interfaces,
                 uid: user,
                 gid: user,
@@ -110,9 +161,12 @@ impl Running {
             })
         });
         match started {
-            Ok(machine) => Ok((process, machine, warnings)),
+            Ok(machine) => Ok((Members { files: process, relay, machine }, warnings)),
             Err(error) => {
                 process.end();
+                if let Some(relay) = relay {
+                    relay.end();
+                }
                 Err(error)
             }
         }
@@ -128,7 +182,8 @@ impl Running {
             self.machine.process.pidfd.as_fd(),
             self.files.pidfd.as_fd(),
         ];
-        let descriptors = machine.into_iter().chain(self.names.as_ref().map(Names::answers));
+        let relay = self.relay.as_ref().map(|relay| relay.pidfd.as_fd());
+        let descriptors = machine.into_iter().chain(relay).chain(self.names.as_ref().map(Names::answers));
         for descriptor in descriptors {
             epoll::add(events, descriptor, EventData::new_u64(0), EventFlags::IN)
                 .map_err(|source| Error::call("epoll_ctl", "for a machine", source))?;
@@ -136,25 +191,22 @@ impl Running {
         Ok(())
     }
 
-    /// Waits for the agent and has it make the container.
+    /// Has the agent make the container.
     pub(super) fn create(&mut self, plan: ContainerPlan, when: When, events: &OwnedFd) -> Result<Created> {
-        let release = self.boot(events)?;
-        let boot = self.began.elapsed();
-        let furnish = Furnish { plan: json(&guest::machine(&plan))? };
-        self.call(Call::Furnish(furnish), events)?;
         let container = guest::container(&plan);
         let create = Create {
             plan: json(&container)?,
             folder: String::new(),
             attachments: Vec::new(),
             start: when == When::Now,
+            template: false,
         };
         let (number, streams) = self.link.ask_process(None, &plan.stdio, Call::Create(create))?;
         let started = match self.await_answer(number, events)? {
             Outcome::Started(started) => started,
             other => return Err(unexpected(&other)),
         };
-        self.record(&plan, &release, boot)?;
+        self.record(&plan)?;
         let mut warnings = std::mem::take(&mut self.warnings);
         warnings.extend(started.warnings);
         Ok(Created { pid: self.machine.process.pid, streams, warnings })
@@ -175,7 +227,7 @@ impl Running {
         }
     }
 
-    fn record(&self, plan: &ContainerPlan, release: &str, boot: Duration) -> Result<()> {
+    fn record(&self, plan: &ContainerPlan) -> Result<()> {
         let record = MachineRecord {
             backend: self.plan.backend,
             program: self.machine.program.to_owned(),
@@ -183,9 +235,10 @@ impl Running {
             root: share::root_in(&self.files),
             cpus: self.plan.cpus,
             memory: self.plan.memory,
-            kernel: release.to_owned(),
+            kernel: self.release.clone(),
             taps: plan.interfaces.iter().map(|tap| (tap.name.clone(), tap.host_name.clone())).collect(),
-            boot: u64::try_from(boot.as_millis()).unwrap_or(u64::MAX),
+            boot: u64::try_from(self.boot.as_millis()).unwrap_or(u64::MAX),
+            template: self.plan.template.is_some(),
         };
         let path = self.plan.folder.join(MachineRecord::FILE);
         insula_base::replace(&path, &json(&record)?, 0o600, insula_base::Durability::Process)
@@ -384,7 +437,8 @@ impl Running {
         if ready(self.machine.process.pidfd.as_fd()) {
             return Some(format!("{} ended", self.machine.program));
         }
-        ready(self.files.pidfd.as_fd())
+        let ended = |process: &Jailed| ready(process.pidfd.as_fd());
+        (ended(&self.files) || self.relay.as_ref().is_some_and(ended))
             .then(|| "the process that serves the machine's files ended".to_owned())
     }
 
@@ -423,13 +477,33 @@ impl Running {
         let killed = self.group.kill();
         self.machine.process.end();
         self.files.end();
+        if let Some(relay) = self.relay {
+            relay.end();
+        }
         killed?;
         Ok(self.group.remove()?)
     }
 }
 
+/// What a machine begins with, and how it gets its files: a copy of a template through a relay, which is
+/// started here.
+fn begin(
+    machine: &MachinePlan,
+    connection: OwnedFd,
+    user: u32,
+    entry: &Entry,
+    relay: &mut Option<Jailed>,
+) -> Result<(Begin, Files)> {
+    let Some(template) = &machine.template else { return Ok((Begin::Boot, Files::Device(connection))) };
+    let (port, port_inside) = backend::pair()?;
+    *relay = Some(files::relay(&machine.vmm, &port, &connection, user, entry)?);
+    let state = backend::open(&template.state)?.into();
+    let memory = backend::open(&template.memory)?.into();
+    Ok((Begin::Template { state, memory }, Files::Port(port_inside)))
+}
+
 /// The host's end of an interface, a port of its bridge.
-fn plug(plan: &InterfacePlan) -> Result<Interface<'_>> {
+fn plug(place: usize, plan: &InterfacePlan, copy: bool) -> Result<Interface> {
     if plan.kind != InterfaceKind::Veth {
         return Err(Error::Unsupported(
             "a machine is in networks of the bridge driver alone: not in macvlans",
@@ -438,10 +512,12 @@ fn plug(plan: &InterfacePlan) -> Result<Interface<'_>> {
     let tap = insula_sys::tun::open_tap(&plan.host_name)
         .map_err(|source| Error::call("ioctl TUNSETIFF", "/dev/net/tun", source))?;
     insula_host::netlink::plug_existing(plan).map_err(insula_container::Error::from)?;
-    Ok(Interface { plan, tap })
+    // A copy has what its template had until the agent changes it.
+    let (mac, mtu) = if copy { (card(place), 0) } else { (plan.mac.clone(), plan.mtu) };
+    Ok(Interface { mac, mtu, tap })
 }
 
-fn ready(descriptor: BorrowedFd<'_>) -> bool {
+pub(super) fn ready(descriptor: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(1..))

@@ -17,25 +17,25 @@ use crate::virtio::QUEUE_SIZE;
 
 /// Wakes the server when a queue has something, and is woken by it.
 #[derive(Debug)]
-pub(super) struct Events {
-    pub(super) kick: EventFd,
-    pub(super) call: EventFd,
+pub(crate) struct Events {
+    pub(crate) kick: EventFd,
+    pub(crate) call: EventFd,
 }
 
 impl Events {
-    pub(super) fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         Ok(Self { kick: event()?, call: event()? })
     }
 }
 
 /// A server that has been spoken to.
-pub(super) struct Server {
+pub(crate) struct Server {
     frontend: Frontend,
     features: u64,
 }
 
 impl Server {
-    pub(super) fn connect(socket: UnixStream, queues: usize) -> Result<Self> {
+    pub(crate) fn connect(socket: UnixStream, queues: usize) -> Result<Self> {
         let mut frontend = Frontend::from_stream(socket, queues as u64);
         frontend.set_owner().map_err(failed("SET_OWNER"))?;
         let features = frontend.get_features().map_err(failed("GET_FEATURES"))?;
@@ -48,13 +48,19 @@ impl Server {
         Ok(Self { frontend, features })
     }
 
+    /// One that nobody has spoken to.
+    #[cfg(test)]
+    pub(crate) fn silent(socket: UnixStream) -> Self {
+        Self { frontend: Frontend::from_stream(socket, 1), features: 0 }
+    }
+
     /// What it offers a driver.
-    pub(super) fn features(&self) -> u64 {
+    pub(crate) fn features(&self) -> u64 {
         self.features & !VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
     /// Hands it the guest's memory and the queues that the driver made ready.
-    pub(super) fn begin(
+    pub(crate) fn begin(
         &mut self,
         features: u64,
         memory: &GuestRam,

@@ -1,0 +1,162 @@
+//! Templates, made by a program of their own.
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+
+use insula_spec::machine::{Backend, MachinePlan, TemplateMade, TemplateOrder};
+
+use super::templates::{self, Document, Making, Shape};
+use super::{Machines, size};
+use crate::{Engine, Error, Result};
+
+/// What is said of a failure at most.
+const LARGEST_REASON: u64 = 16 << 10;
+
+/// A template that a machine could be a copy of, and how to make it.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) id: String,
+    engine: bool,
+    interfaces: usize,
+    machine: MachinePlan,
+}
+
+impl Machines {
+    /// Whether machines can be copies of templates. The own machine boots each time.
+    pub(crate) fn has_templates(&self) -> bool {
+        self.choice().backend == Backend::Qemu
+    }
+
+    fn wanted_for(&self, machine: MachinePlan, engine: bool, interfaces: usize) -> Result<Wanted> {
+        Ok(Wanted { id: templates::id(&machine, interfaces)?, engine, interfaces, machine })
+    }
+
+    /// Makes `plan` a copy of its template. Without one it boots, and the template that it would have used is
+    /// returned if there are to be templates.
+    pub(crate) fn use_template(
+        &self,
+        plan: &mut MachinePlan,
+        engine: bool,
+        interfaces: usize,
+    ) -> Result<(Option<[OwnedFd; 2]>, Option<Wanted>)> {
+        if !self.has_templates() {
+            return Ok((None, None));
+        }
+        let wanted = self.wanted_for(plan.clone(), engine, interfaces)?;
+        if let Some((template, descriptors)) = self.templates.copy(&wanted.id) {
+            plan.template = Some(template);
+            return Ok((Some(descriptors), None));
+        }
+        Ok((None, Some(wanted).filter(|_| self.makes_templates)))
+    }
+
+    /// What a container without limits would use, with that many interfaces.
+    pub(super) fn usual(&self, cpus: u32, memory: u64, interfaces: usize) -> Result<Wanted> {
+        self.wanted_for(self.machine(false, cpus, memory)?, false, interfaces)
+    }
+
+    /// The template that one of this shape would have now: another one if something has changed.
+    pub(super) fn now(&self, shape: &Shape) -> Result<String> {
+        let mut machine = self.machine(shape.engine, shape.cpus, shape.memory)?;
+        machine.backend = shape.backend;
+        templates::id(&machine, shape.interfaces)
+    }
+
+    /// Makes a template; none if somebody else does, who is waited for. Takes as long as a boot.
+    pub(super) fn make(&self, wanted: Wanted, cgroups: &str, patient: bool) -> Result<Option<Document>> {
+        let Wanted { id, engine, interfaces, machine } = wanted;
+        let Some(making) = self.templates.begin(&id)? else {
+            self.templates.await_maker(&id);
+            return Ok(None);
+        };
+        let shape = Shape {
+            backend: machine.backend,
+            release: machine.kernel.release.clone(),
+            cpus: machine.cpus,
+            memory: machine.memory,
+            interfaces,
+            engine,
+        };
+        let order =
+            TemplateOrder { machine, interfaces, cgroup: format!("{cgroups}/template-{id}"), patient };
+        let made = self.carry_out(&order, &making)?;
+        making.finish(shape, made).map(Some)
+    }
+
+    fn carry_out(&self, order: &TemplateOrder, making: &Making<'_>) -> Result<TemplateMade> {
+        let failed = |call: &'static str| move |error| Error::io(call, &self.monitor, error);
+        let mut order = serde_json::to_vec(order)
+            .map_err(|error| Error::Internal(format!("write an order for a template: {error}")))?;
+        order.push(b'\n');
+        let mut child = Command::new(&self.monitor)
+            .arg("template")
+            .arg(making.folder())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(failed("execute"))?;
+        // Open until it has ended: it ends with this process.
+        let mut input = child.stdin.take();
+        let given = input.as_mut().map_or(Ok(()), |input| input.write_all(&order));
+        let (said, why) = (told(child.stdout.take()), told(child.stderr.take()));
+        let status = child.wait().map_err(failed("wait for"))?;
+        drop(input);
+        given.map_err(failed("write to"))?;
+        if !status.success() {
+            let why = why.trim().trim_start_matches("insula-monitor: ");
+            return Err(Error::Unavailable(format!("a machine could not be saved as a template: {why}")));
+        }
+        serde_json::from_str(&said)
+            .map_err(|error| Error::Internal(format!("what a template's maker said cannot be read: {error}")))
+    }
+}
+
+fn told(stream: Option<impl Read>) -> String {
+    let mut said = Vec::new();
+    if let Some(stream) = stream {
+        // As far as it goes.
+        let _ = stream.take(LARGEST_REASON).read_to_end(&mut said);
+    }
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+impl Engine {
+    /// Makes a template when there is time for it.
+    pub(crate) fn make_template_soon(&self, wanted: Wanted) {
+        let engine = self.clone();
+        tokio::spawn(async move {
+            let id = wanted.id.clone();
+            match engine.make_template(wanted, true).await {
+                Ok(Some(_)) => tracing::info!(template = id, "a template was made"),
+                Ok(None) => {}
+                Err(error) => {
+                    let error = insula_base::chain(&error);
+                    tracing::warn!(template = id, error, "a template could not be made");
+                }
+            }
+        });
+    }
+
+    pub(super) async fn make_template(&self, wanted: Wanted, patient: bool) -> Result<Option<Document>> {
+        let engine = self.clone();
+        let cgroups = self.instance().cgroup();
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        // No thread of the runtime: the daemon does not wait for it when it ends.
+        std::thread::Builder::new()
+            .name("template".to_owned())
+            .spawn(move || {
+                // Who asked may have gone away.
+                let _ = sender.send(engine.0.machines.make(wanted, &cgroups, patient));
+            })
+            .map_err(|error| Error::io("start", std::path::Path::new("a thread"), error))?;
+        receiver.await.unwrap_or_else(|_| Err(Error::Internal("a template's thread ended".to_owned())))
+    }
+}
+
+/// Sizes as for a container with these limits; 0 for none.
+pub(super) fn sizes(nano_cpus: i64, memory: i64) -> (u32, u64) {
+    let host = insula_models::HostConfig { nano_cpus, memory, ..Default::default() };
+    (size::cpus(&host), size::memory(&host))
+}
