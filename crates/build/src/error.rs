@@ -11,13 +11,18 @@ pub enum Error {
     /// The Dockerfile is not one. Lines count from 1.
     #[error("dockerfile parse error on line {line}: {why}")]
     Syntax { line: u32, why: String },
+    /// No stage has this name.
+    #[error("{0}")]
+    Target(String),
     /// A pattern of `.dockerignore`.
     #[error(".dockerignore line {line}: {why}")]
     Ignore { line: u32, why: String },
 }
 
 impl Error {
-    pub(crate) fn at(line: u32, why: impl Into<String>) -> Self {
+    /// Something is wrong at a line of the Dockerfile.
+    #[must_use]
+    pub fn at(line: u32, why: impl Into<String>) -> Self {
         Self::Syntax { line, why: why.into() }
     }
 
@@ -26,7 +31,7 @@ impl Error {
     pub fn line(&self) -> Option<u32> {
         match self {
             Self::Syntax { line, .. } => Some(*line),
-            Self::Ignore { .. } => None,
+            Self::Ignore { .. } | Self::Target(_) => None,
         }
     }
 }
@@ -34,7 +39,7 @@ impl Error {
 impl Kinded for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::Syntax { .. } | Self::Ignore { .. } => Kind::InvalidArgument,
+            Self::Syntax { .. } | Self::Ignore { .. } | Self::Target(_) => Kind::InvalidArgument,
         }
     }
 }

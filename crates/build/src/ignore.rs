@@ -90,6 +90,13 @@ impl Ignore {
         Ok(Self { patterns })
     }
 
+    /// These patterns, and others after them.
+    #[must_use]
+    pub fn with(mut self, others: Self) -> Self {
+        self.patterns.extend(others.patterns);
+        self
+    }
+
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.patterns.is_empty()

@@ -7,7 +7,11 @@ pub mod dockerfile;
 mod error;
 pub mod ignore;
 mod nearest;
+mod plan;
+mod scope;
 
 pub use error::{Error, Result};
 pub use ignore::Ignore;
 pub use nearest::nearest;
+pub use plan::{Base, Given, Plan, PlannedStage};
+pub use scope::{CopyOp, Op, RunOp, Scope};

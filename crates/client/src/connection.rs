@@ -191,6 +191,7 @@ pub(crate) struct Call<'a> {
     content_type: Option<&'a str>,
     /// Of `X-Registry-Auth`.
     credentials: Option<HeaderValue>,
+    registries: Option<HeaderValue>,
     upgrade: bool,
     accepts_not_modified: bool,
 }
@@ -202,6 +203,7 @@ impl<'a> Call<'a> {
             path,
             content_type: None,
             credentials: None,
+            registries: None,
             upgrade: false,
             accepts_not_modified: false,
         }
@@ -241,6 +243,20 @@ impl<'a> Call<'a> {
         self
     }
 
+    /// With credentials for several registries.
+    pub(crate) fn with_registries(
+        mut self,
+        by_name: &std::collections::BTreeMap<String, AuthConfig>,
+    ) -> Self {
+        let text = serde_json::to_vec(by_name).map(|bytes| URL_SAFE.encode(bytes));
+        let value = text.ok().and_then(|text| HeaderValue::from_str(&text).ok());
+        self.registries = value.map(|mut value| {
+            value.set_sensitive(true);
+            value
+        });
+        self
+    }
+
     /// 304 is success: the container is in that state already.
     pub(crate) fn or_unchanged(mut self) -> Self {
         self.accepts_not_modified = true;
@@ -264,6 +280,9 @@ impl<'a> Call<'a> {
         }
         if let Some(credentials) = &self.credentials {
             request = request.header("x-registry-auth", credentials);
+        }
+        if let Some(registries) = &self.registries {
+            request = request.header("x-registry-config", registries);
         }
         if self.upgrade {
             request = request.header(header::CONNECTION, "Upgrade").header(header::UPGRADE, "tcp");

@@ -16,6 +16,7 @@ mod stream;
 pub use address::Address;
 pub use body::{RequestBody, Upload};
 pub use calls::archive::Archive;
+pub use calls::build::BuildOptions;
 pub use calls::containers::{AttachOptions, ListOptions, LogsOptions};
 pub use calls::images::{CommitOptions, ImportOptions};
 pub use calls::system::EventsOptions;

@@ -91,6 +91,7 @@ impl Engine {
         let engine = Self(Arc::new(inner));
         engine.0.spares.reap()?;
         engine.reconcile().await?;
+        engine.sweep_builds().await?;
         engine.0.refill();
         engine.tidy_up_regularly();
         engine.follow_rules()?;

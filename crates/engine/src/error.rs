@@ -58,6 +58,16 @@ pub enum Error {
         /// 126 or 127 when a program could not be executed.
         exit_code: Option<i32>,
     },
+    #[error(transparent)]
+    Dockerfile(#[from] insula_build::Error),
+    /// An instruction of a Dockerfile that could not be done.
+    #[error("Dockerfile:{line}: {text}")]
+    Build {
+        line: u32,
+        text: String,
+        #[source]
+        source: Box<Error>,
+    },
     /// A defect of this program.
     #[error("{0}")]
     Internal(String),
@@ -98,6 +108,8 @@ impl Kinded for Error {
             Self::Confine(error) => error.kind(),
             Self::Cgroup(error) => error.kind(),
             Self::Guest(error) => error.kind(),
+            Self::Dockerfile(error) => error.kind(),
+            Self::Build { source, .. } => source.kind(),
             Self::Unavailable(_) => Kind::Unavailable,
             Self::Wall { kind, .. } => *kind,
             Self::Internal(_) => Kind::Internal,

@@ -4,6 +4,7 @@
 //! monitors, to which the engine speaks the task protocol.
 
 pub mod archive;
+pub mod build;
 pub mod changes;
 pub mod check;
 pub mod containers;

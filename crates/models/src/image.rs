@@ -96,6 +96,15 @@ document! {
 }
 
 document! {
+    /// Answer of `POST /build/prune`.
+    BuildPruneResponse {
+        #[serde(serialize_with = "null_if_empty")]
+        caches_deleted: Vec<String>,
+        space_reclaimed: u64,
+    }
+}
+
+document! {
     /// One line of the progress that load, import, pull, push and build stream.
     ProgressMessage {
         #[serde(rename = "stream", skip_serializing_if = "is_zero")]

@@ -35,8 +35,9 @@ mod usage;
 pub use content::Content;
 pub use error::{Error, Result};
 pub use images::{
-    BlobReader, CommitOptions, Difference, Force, Image, ImageKind, Images, ImportOptions, Ingested,
-    IngestedLayer, LayerBlob, LayerLease, LayerPlace, Loaded, Part, Progress, Removal,
+    BlobReader, CommitOptions, Composed, Difference, Force, Image, ImageKind, Images, ImportOptions,
+    Ingested, IngestedLayer, LayerBlob, LayerLease, LayerPlace, Loaded, Part, Progress, Removal, Scratch,
+    StagedLayer,
 };
 pub use layers::{Layer, Layers};
 pub use root::{ContainerDir, Store};

@@ -1,6 +1,7 @@
 //! The commands, a module each or a few that belong together, and the table of them all.
 
 mod attach;
+mod build;
 mod check;
 mod cp;
 mod df;
@@ -62,6 +63,7 @@ pub(crate) const VERBS: &[Verb] = &[
     Verb::new::<load::LoadArgs>("load"),
     Verb::new::<save::SaveArgs>("save"),
     Verb::new::<load::ImportArgs>("import"),
+    Verb::new::<build::BuildArgs>("build"),
     Verb::new::<transfer::PullArgs>("pull"),
     Verb::new::<transfer::PushArgs>("push"),
     Verb::new::<ServeArgs>("serve-images"),
@@ -118,6 +120,7 @@ pub(crate) const GROUPS: &[Group] = &[
         name: "image",
         about: "Commands on images",
         verbs: &[
+            Verb::new::<build::BuildArgs>("build"),
             Verb::new::<images::ImagesArgs>("ls"),
             Verb::new::<transfer::PullArgs>("pull"),
             Verb::new::<transfer::PushArgs>("push"),
@@ -130,6 +133,11 @@ pub(crate) const GROUPS: &[Group] = &[
             Verb::new::<images::TagArgs>("tag"),
             Verb::new::<prune::PruneImagesArgs>("prune"),
         ],
+    },
+    Group {
+        name: "builder",
+        about: "Commands on builds",
+        verbs: &[Verb::new::<build::BuildArgs>("build"), Verb::new::<build::PruneBuilderArgs>("prune")],
     },
     Group {
         name: "manifest",

@@ -23,12 +23,7 @@ const SWARM: [&str; 12] = [
 ];
 
 /// What is planned and not there.
-const MISSING: [(&str, &str); 7] = [
-    ("/build", "building images is not available in this version"),
-    ("/build/prune", "building images is not available in this version"),
-    ("/build/cancel", "building images is not available in this version"),
-    ("/session", "building images is not available in this version"),
-    ("/grpc", "building images is not available in this version"),
+const MISSING: [(&str, &str); 2] = [
     ("/plugins/{*rest}", "plugins are not supported: drivers are built in"),
     ("/debug/{*rest}", "profiling over the API is not supported"),
 ];

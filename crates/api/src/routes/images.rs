@@ -188,7 +188,7 @@ where
 
 /// As [`streamed`], for work with a registry: what fails before the first line has a status of its own,
 /// and the work ends when the client goes away.
-async fn transferred<F>(work: impl FnOnce(ProgressSender) -> F) -> Answer
+pub(super) async fn transferred<F>(work: impl FnOnce(ProgressSender) -> F) -> Answer
 where
     F: Future<Output = Result<(), insula_engine::Error>> + Send + 'static,
 {

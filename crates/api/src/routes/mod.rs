@@ -4,6 +4,7 @@
 mod absent;
 mod archive;
 mod attaching;
+mod build;
 mod check;
 mod containers;
 mod images;
@@ -49,6 +50,7 @@ pub(crate) fn all(engine: Engine) -> Router {
         .merge(streams::routes())
         .merge(archive::routes())
         .merge(images::routes())
+        .merge(build::routes())
         .merge(registries::routes())
         .merge(volumes::routes())
         .merge(networks::routes())

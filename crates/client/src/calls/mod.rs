@@ -1,6 +1,7 @@
 //! One method a route.
 
 pub(crate) mod archive;
+pub(crate) mod build;
 mod check;
 pub(crate) mod containers;
 pub(crate) mod exec;

@@ -16,6 +16,7 @@ use insula_models::PathStat;
 
 pub use self::engine::ArchiveChunks;
 pub(crate) use self::engine::{made_by_engine, produce};
+pub(crate) use self::write::decompressed;
 use crate::tree::{Last, Place, Tree, clean};
 use crate::{Error, Result};
 

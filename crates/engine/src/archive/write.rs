@@ -59,7 +59,7 @@ fn writable(tree: &Tree, place: &mut Place) -> Result<OwnedFd> {
 }
 
 /// Plain or gzip, told by the first bytes.
-fn decompressed<'a>(mut source: impl BufRead + Send + 'a) -> Result<Box<dyn BufRead + Send + 'a>> {
+pub(crate) fn decompressed<'a>(mut source: impl BufRead + Send + 'a) -> Result<Box<dyn BufRead + Send + 'a>> {
     let head =
         source.fill_buf().map_err(|error| Error::InvalidArgument(format!("reading the archive: {error}")))?;
     match head {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use insula_base::ContainerId;
 use insula_models::{
-    ContainerConfig, ContainerCreateRequest, ContainerCreateResponse, HostConfig, VolumeCreateRequest,
+    ContainerConfig, ContainerCreateRequest, ContainerCreateResponse, HostConfig, NetworkingConfig,
+    VolumeCreateRequest,
 };
 use insula_network::Mode;
 use insula_store::{Collection, Image, ImageKind};
@@ -43,7 +44,7 @@ impl Engine {
         platform: Option<String>,
         request: ContainerCreateRequest,
     ) -> Result<ContainerCreateResponse> {
-        let (config, mut host, networking) = request.into_parts();
+        let (config, host, networking) = request.into_parts();
         let name = name.filter(|name| !name.is_empty());
         let name = name.as_deref().map(names::check).transpose()?.map(str::to_owned);
         let reference = config.image.clone();
@@ -52,6 +53,28 @@ impl Engine {
         }
         let image = self.images().resolve(&reference).map_err(|error| no_image(error, &reference))?;
         check_platform(platform.as_deref(), &image)?;
+        self.create_of(name, image, config, host, networking)
+    }
+
+    /// A container for a step of a build: of layers that are no image, which it holds itself.
+    pub(crate) fn create_for_build(
+        &self,
+        image: Image,
+        config: ContainerConfig,
+        host: HostConfig,
+    ) -> Result<ContainerCreateResponse> {
+        self.create_of(None, image, config, host, NetworkingConfig::default())
+    }
+
+    fn create_of(
+        &self,
+        name: Option<String>,
+        image: Image,
+        config: ContainerConfig,
+        mut host: HostConfig,
+        networking: NetworkingConfig,
+    ) -> Result<ContainerCreateResponse> {
+        let reference = config.image.clone();
         let policy = &self.0.config.policy;
         policy.check(&host, matches!(image.kind, ImageKind::Host { .. }))?;
         let mut warnings = check::check(&config, &host)?;
@@ -143,7 +166,10 @@ impl Engine {
             }
             let record = row.record()?;
             tx.records(Collection::Containers).insert(&record)?;
-            self.store().images().use_image(tx, &image.id, &owner)?;
+            match row.image.is_of_build() {
+                true => self.store().images().hold(tx, &image.layers, &owner)?,
+                false => self.store().images().use_image(tx, &image.id, &owner)?,
+            }
             Ok::<_, Error>(row)
         });
         row = inserted.map_err(taken)?;

@@ -82,6 +82,13 @@ pub(crate) struct ImageRow {
     pub(crate) hidden: Vec<String>,
 }
 
+impl ImageRow {
+    /// Whether it is what a step of a build begins with.
+    pub(crate) fn is_of_build(&self) -> bool {
+        self.reference == crate::build::IMAGE
+    }
+}
+
 /// Ids `first` to `first + count - 1` of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct IdRange {

@@ -264,7 +264,7 @@ impl Images {
         self.events.publish(of, "commit", container, attributes);
     }
 
-    fn publish(&self, action: &str, id: &Digest, name: &str) {
+    pub(crate) fn publish(&self, action: &str, id: &Digest, name: &str) {
         let attributes = Labels::from([("name".to_owned(), name.to_owned())]);
         self.events.publish(EventType::Image, action, id.as_str(), attributes);
     }

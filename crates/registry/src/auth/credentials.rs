@@ -63,6 +63,22 @@ impl Credentials {
         Self::from_json(&bytes).map_err(|why| wrong(&why))
     }
 
+    /// Those of `X-Registry-Config`: by names of registries, in the same form. Docker's client sends what it
+    /// has for all of them.
+    pub fn map_from_header(header: &str) -> Result<std::collections::BTreeMap<String, Self>> {
+        let wrong = |why: &str| Error::Invalid(why.to_owned());
+        if header.len() > HEADER_MAX {
+            return Err(wrong("too long"));
+        }
+        let bytes = decoded(header).ok_or_else(|| wrong("it is not Base64"))?;
+        let documents: Option<std::collections::BTreeMap<String, Document>> = serde_json::from_slice(&bytes)
+            .map_err(|_| wrong("it is not a JSON object of credentials by registries"))?;
+        let documents = documents.unwrap_or_default().into_iter();
+        documents
+            .map(|(name, document)| Ok((name, document.credentials().map_err(|why| wrong(&why))?)))
+            .collect()
+    }
+
     /// Those of a JSON document. The reason of a failure says nothing of its content.
     pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
         let document: Option<Document> =

@@ -15,7 +15,7 @@ use super::stage::{Rest, Staged, stage};
 use super::{Image, ImageKind, Images, LayerLease, builtin};
 use crate::layers::{DiffOf, write_diff};
 use crate::stream::{Compression, Sender, channel};
-use crate::{Error, Result, content};
+use crate::{Content, Error, Layers, Result, content};
 
 /// Bytes of one chunk.
 const CHUNK: usize = 256 << 10;
@@ -58,30 +58,7 @@ impl Images {
         }
         let diffs: Vec<_> = parent.layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let lease = self.lease_all(diffs);
-        let (staged, entries) = thread::scope(|scope| {
-            let (sender, mut chunks) = channel();
-            let writing = scope.spawn(move || {
-                let mut out = Chunking { sender, buffer: Vec::with_capacity(CHUNK) };
-                let written = write_diff(of, &mut out).and_then(|entries| {
-                    out.flush().map_err(Error::Output)?;
-                    Ok(entries)
-                });
-                if written.is_err() {
-                    let _ = out.sender.send(Err(io::Error::other("the difference could not be read")));
-                }
-                written
-            });
-            let mut next = || chunks.chunk(usize::MAX).map_err(Error::Input);
-            let staged = stage(&self.layers, &self.content, Compression::None, Rest::Left, &mut next);
-            drop(chunks);
-            let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            match (staged, written) {
-                (Ok(staged), Ok(entries)) => Ok((staged, entries)),
-                // Each may have failed because the other did.
-                (Err(error), Err(why)) => Err(if is_broken_pipe(&why) { error } else { why }),
-                (Err(error), _) | (_, Err(error)) => Err(error),
-            }
-        })?;
+        let (staged, entries) = stage_written(&self.layers, &self.content, |out| write_diff(of, out))?;
         Ok(StagedDiff { parent, staged, entries, _lease: lease })
     }
 
@@ -131,6 +108,38 @@ impl Images {
         self.commit(&[found], gathered)?;
         Ok(id)
     }
+}
+
+/// Takes in an archive that `write` makes; it returns how many entries there are.
+pub(super) fn stage_written(
+    layers: &Layers,
+    content: &Content,
+    write: impl FnOnce(&mut dyn Write) -> Result<u64> + Send,
+) -> Result<(Staged, u64)> {
+    thread::scope(|scope| {
+        let (sender, mut chunks) = channel();
+        let writing = scope.spawn(move || {
+            let mut out = Chunking { sender, buffer: Vec::with_capacity(CHUNK) };
+            let written = write(&mut out).and_then(|entries| {
+                out.flush().map_err(Error::Output)?;
+                Ok(entries)
+            });
+            if written.is_err() {
+                let _ = out.sender.send(Err(io::Error::other("the archive could not be made")));
+            }
+            written
+        });
+        let mut next = || chunks.chunk(usize::MAX).map_err(Error::Input);
+        let staged = stage(layers, content, Compression::None, Rest::Left, &mut next);
+        drop(chunks);
+        let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        match (staged, written) {
+            (Ok(staged), Ok(entries)) => Ok((staged, entries)),
+            // Each may have failed because the other did.
+            (Err(error), Err(why)) => Err(if is_broken_pipe(&why) { error } else { why }),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        }
+    })
 }
 
 fn is_broken_pipe(error: &Error) -> bool {

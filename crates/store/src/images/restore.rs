@@ -125,7 +125,8 @@ impl Images {
         Ok(stack.iter().map(|chain| self.layers.path(chain)).collect())
     }
 
-    fn flush(&self) -> Result<()> {
+    /// Waits until everything that was written so far is on the disk.
+    pub fn flush(&self) -> Result<()> {
         let folder = File::open(&self.root).map_err(|e| Error::io("open", &self.root, e))?;
         rustix::fs::syncfs(&folder).map_err(|e| Error::io("syncfs", &self.root, e))
     }

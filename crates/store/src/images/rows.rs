@@ -243,9 +243,26 @@ pub(super) fn add_image(sql: Sql<'_>, row: &ImageRow, chains: &[ChainId], boot: 
     Ok(())
 }
 
+/// Has `id`, which is no image, hold layers.
+pub(super) fn hold_layers(sql: Sql<'_>, id: &Digest, chains: &[ChainId]) -> Result<()> {
+    sql.execute("hold layers", "DELETE FROM image_layers WHERE image = ?1", (id.as_str(),))?;
+    for (position, chain) in chains.iter().enumerate() {
+        let text = "INSERT INTO image_layers (image, position, chain_id) VALUES (?1, ?2, ?3)";
+        let position = i64::try_from(position).unwrap_or(i64::MAX);
+        sql.execute("hold a layer", text, (id.as_str(), position, chain.0.as_str()))?;
+    }
+    Ok(())
+}
+
 pub(super) fn remove_image(sql: Sql<'_>, id: &Digest) -> Result<()> {
     sql.execute("remove names", "DELETE FROM image_names WHERE image = ?1", (id.as_str(),))?;
     sql.execute("remove an image", "DELETE FROM images WHERE id = ?1", (id.as_str(),)).map(drop)
+}
+
+/// What an owner uses.
+pub(super) fn used_by(sql: Sql<'_>, owner: &str) -> Result<Option<Digest>> {
+    let text = "SELECT image FROM image_uses WHERE owner = ?1";
+    sql.row("read the use of an image", text, (owner,), |row| parsed(row, 0))
 }
 
 /// The layers of an image, lowest first.

@@ -14,6 +14,8 @@ pub enum Collection {
     Endpoints,
     Volumes,
     Execs,
+    /// What steps of builds made.
+    BuildCache,
     /// Facts about the engine itself.
     Meta,
 }
@@ -26,6 +28,7 @@ impl Collection {
             Self::Endpoints => "endpoints",
             Self::Volumes => "volumes",
             Self::Execs => "execs",
+            Self::BuildCache => "build_cache",
             Self::Meta => "meta",
         }
     }
@@ -40,6 +43,7 @@ impl fmt::Display for Collection {
             Self::Endpoints => "endpoint",
             Self::Volumes => "volume",
             Self::Execs => "exec",
+            Self::BuildCache => "build cache record",
             Self::Meta => "meta record",
         })
     }

@@ -1,0 +1,367 @@
+//! `build`, `builder prune`.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use insula_build::dockerfile::{Dockerfile, LARGEST, lint};
+use insula_build::{Base, Given, Ignore, Plan};
+use insula_client::{BuildOptions, JsonStream, Upload};
+use insula_models::{AuthConfig, ProgressMessage};
+use insula_spec::reference::Reference;
+
+use crate::arguments::Run;
+use crate::context::Context;
+use crate::copy::context::Context as BuildContext;
+use crate::failure::{Failure, Outcome};
+use crate::{printer, registry};
+
+/// Build an image from a Dockerfile
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  insula build -t app .
+  insula build -f build/Dockerfile --target test --build-arg VERSION=2 .
+  insula build --check .
+  insula build -t app - < Dockerfile")]
+pub(crate) struct BuildArgs {
+    /// Name of the image: repository[:tag]
+    #[arg(short, long, value_name = "NAME")]
+    tag: Vec<String>,
+    /// The Dockerfile [default: PATH/Dockerfile]; - is standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<String>,
+    /// Set an argument (ARG) of the Dockerfile; without a value, from the environment
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    build_arg: Vec<String>,
+    /// Stage to build [default: the last one]
+    #[arg(long, value_name = "STAGE", default_value = "", hide_default_value = true)]
+    target: String,
+    /// Do every step again
+    #[arg(long)]
+    no_cache: bool,
+    /// Ask registries for newer base images
+    #[arg(long)]
+    pull: bool,
+    /// Print the image's id only
+    #[arg(short, long)]
+    quiet: bool,
+    /// Set a label of the image: NAME=VALUE
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    label: Vec<String>,
+    /// Write the image's id to a file
+    #[arg(long, value_name = "FILE")]
+    iidfile: Option<PathBuf>,
+    /// How progress is shown: auto, plain
+    #[arg(long, value_name = "KIND", default_value = "auto", value_parser = ["auto", "plain"])]
+    progress: String,
+    /// Network of the commands
+    #[arg(long, value_name = "NETWORK", default_value = "", hide_default_value = true)]
+    network: String,
+    /// Add a name to the commands' hosts file: NAME:ADDRESS
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    add_host: Vec<String>,
+    /// Platform of the image: os/architecture
+    #[arg(long, value_name = "PLATFORM", default_value = "", hide_default_value = true)]
+    platform: String,
+    /// Memory of each command
+    #[arg(short, long, value_name = "BYTES")]
+    memory: Option<String>,
+    /// Memory and swap together; -1 is unlimited
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
+    memory_swap: Option<String>,
+    /// Weight of the commands' CPU time
+    #[arg(short = 'c', long, value_name = "WEIGHT", default_value_t = 0, hide_default_value = true)]
+    cpu_shares: i64,
+    /// Microseconds that the quota is for
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, hide_default_value = true)]
+    cpu_period: i64,
+    /// Microseconds of CPU time in each period
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, hide_default_value = true)]
+    cpu_quota: i64,
+    /// CPUs of the commands: 0-2,4
+    #[arg(long, value_name = "CPUS", default_value = "", hide_default_value = true)]
+    cpuset_cpus: String,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "BYTES")]
+    shm_size: Option<String>,
+    /// The wall of the commands: process (the host's kernel), vm (a kernel of its own)
+    #[arg(long, value_name = "WALL", default_value = "", hide_default_value = true)]
+    isolation: String,
+    /// Say what is probably not meant, and build nothing
+    #[arg(long)]
+    check: bool,
+    /// Folder that is sent, or - for an archive or a Dockerfile on standard input
+    path: String,
+}
+
+impl Run for BuildArgs {
+    async fn run(self, context: Context) -> Outcome {
+        let source = self.source()?;
+        if self.check {
+            return check(&source);
+        }
+        let options = self.options(&source)?;
+        let client = context.client().await?;
+        let upload = match source {
+            Source::Folder { context, .. } => Upload::write(move |sink| context.pack(sink)),
+            Source::Archive(head) => Upload::read(std::io::Cursor::new(head).chain(std::io::stdin())),
+        };
+        let mut progress = client.build_image(upload, &options).await?;
+        let id = show(&mut progress).await?;
+        if let Some(file) = &self.iidfile {
+            std::fs::write(file, id).with_context(|| format!("write {}", file.display()))?;
+        }
+        Ok(0)
+    }
+}
+
+/// Where the context comes from.
+enum Source {
+    Folder {
+        context: BuildContext,
+        dockerfile: String,
+        text: Vec<u8>,
+    },
+    /// Standard input, of which a beginning was read.
+    Archive(Vec<u8>),
+}
+
+impl BuildArgs {
+    fn source(&self) -> anyhow::Result<Source> {
+        if self.path == "-" {
+            return self.standard_input();
+        }
+        if ["http://", "https://", "git://", "git@"].iter().any(|scheme| self.path.starts_with(scheme)) {
+            bail!(
+                "building from {} is not supported in this version: fetch it and build the folder",
+                self.path
+            );
+        }
+        let folder = PathBuf::from(&self.path);
+        let found = folder
+            .canonicalize()
+            .with_context(|| format!("unable to prepare context: path {:?}", self.path))?;
+        if !found.is_dir() {
+            bail!("unable to prepare context: {} is not a folder", self.path);
+        }
+        let (dockerfile, text, inside) = self.dockerfile(&found)?;
+        let own = found.join(format!("{dockerfile}.dockerignore"));
+        let patterns = if inside && own.is_file() { own } else { found.join(".dockerignore") };
+        let ignore = match std::fs::read(&patterns) {
+            Ok(text) => Ignore::parse(&text).with_context(|| patterns.display().to_string())?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ignore::default(),
+            Err(error) => return Err(error).with_context(|| format!("read {}", patterns.display())),
+        };
+        let always =
+            vec![dockerfile.clone(), format!("{dockerfile}.dockerignore"), ".dockerignore".to_owned()];
+        let extra = (!inside).then(|| (dockerfile.clone(), text.clone()));
+        Ok(Source::Folder {
+            context: BuildContext { folder: found, ignore, always, extra },
+            dockerfile,
+            text,
+        })
+    }
+
+    /// The Dockerfile's name in the archive, what is in it, and whether it is a file of the folder.
+    fn dockerfile(&self, folder: &Path) -> anyhow::Result<(String, Vec<u8>, bool)> {
+        let outside = || format!(".dockerfile.{}", insula_base::random_hex(8));
+        let path = match self.file.as_deref() {
+            Some("-") => {
+                let mut text = Vec::new();
+                std::io::stdin()
+                    .take(LARGEST as u64 + 1)
+                    .read_to_end(&mut text)
+                    .context("read standard input")?;
+                return Ok((outside(), text, false));
+            }
+            Some(file) => PathBuf::from(file),
+            None => folder.join("Dockerfile"),
+        };
+        let text = std::fs::read(&path)
+            .with_context(|| format!("unable to evaluate the Dockerfile's path: {}", path.display()))?;
+        let found = path.canonicalize().with_context(|| path.display().to_string())?;
+        match found.strip_prefix(folder).ok().and_then(Path::to_str) {
+            Some(name) => Ok((name.to_owned(), text, true)),
+            None => Ok((outside(), text, false)),
+        }
+    }
+
+    /// An archive, or a Dockerfile that needs no files.
+    fn standard_input(&self) -> anyhow::Result<Source> {
+        let mut head = Vec::new();
+        std::io::stdin().take(512).read_to_end(&mut head).context("read standard input")?;
+        let archive = head.get(257..262) == Some(b"ustar") || head.starts_with(&[0x1f, 0x8b]);
+        if archive {
+            return Ok(Source::Archive(head));
+        }
+        std::io::stdin().take(LARGEST as u64).read_to_end(&mut head).context("read standard input")?;
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o600);
+        header.set_size(head.len() as u64);
+        builder.append_data(&mut header, "Dockerfile", &head[..])?;
+        // The archive is whole: standard input is at its end.
+        Ok(Source::Archive(builder.into_inner()?))
+    }
+
+    fn options(&self, source: &Source) -> anyhow::Result<BuildOptions> {
+        let bytes = |text: &Option<String>| -> anyhow::Result<i64> {
+            match text.as_deref() {
+                None => Ok(0),
+                Some("-1") => Ok(-1),
+                Some(text) => Ok(i64::try_from(insula_base::parse_bytes(text)?)?),
+            }
+        };
+        let mut options = BuildOptions {
+            dockerfile: self.file.clone().unwrap_or_else(|| "Dockerfile".to_owned()),
+            tags: self.tag.clone(),
+            arguments: arguments(&self.build_arg),
+            labels: self.label.iter().map(|label| pair(label)).collect(),
+            target: self.target.clone(),
+            no_cache: self.no_cache,
+            pull: self.pull,
+            quiet: self.quiet,
+            platform: self.platform.clone(),
+            network: self.network.clone(),
+            extra_hosts: self.add_host.clone(),
+            memory: bytes(&self.memory)?,
+            memory_swap: bytes(&self.memory_swap)?,
+            cpu_shares: self.cpu_shares,
+            cpu_period: self.cpu_period,
+            cpu_quota: self.cpu_quota,
+            cpuset_cpus: self.cpuset_cpus.clone(),
+            shm_size: bytes(&self.shm_size)?,
+            isolation: self.isolation.clone(),
+            credentials: BTreeMap::new(),
+        };
+        if let Source::Folder { dockerfile, text, .. } = source {
+            options.dockerfile.clone_from(dockerfile);
+            options.credentials = credentials(text, &options)?;
+        }
+        Ok(options)
+    }
+}
+
+/// `NAME=VALUE`, or `NAME` from the environment if it is there.
+fn arguments(given: &[String]) -> BTreeMap<String, Option<String>> {
+    let value = |text: &String| match text.split_once('=') {
+        Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+        None => (text.clone(), std::env::var(text).ok()),
+    };
+    given.iter().map(value).collect()
+}
+
+fn pair(text: &str) -> (String, String) {
+    let (name, value) = text.split_once('=').unwrap_or((text, ""));
+    (name.to_owned(), value.to_owned())
+}
+
+/// Those of the registries that the Dockerfile names, and of no others.
+fn credentials(text: &[u8], options: &BuildOptions) -> anyhow::Result<BTreeMap<String, AuthConfig>> {
+    let file = Dockerfile::parse(text)?;
+    let given = Given {
+        arguments: options.arguments.clone(),
+        target: Some(options.target.clone()),
+        ..Given::default()
+    };
+    let mut found = BTreeMap::new();
+    for stage in Plan::new(&file, &given)?.stages {
+        let Base::Image(name) = stage.base else { continue };
+        let Ok(reference) = Reference::parse(&name) else { continue };
+        let auth = registry::credentials(&name)?;
+        if auth != AuthConfig::default() {
+            found.insert(reference.domain().to_owned(), auth);
+        }
+    }
+    Ok(found)
+}
+
+fn check(source: &Source) -> Outcome {
+    let Source::Folder { dockerfile, text, .. } = source else {
+        bail!("--check needs a folder");
+    };
+    let file = Dockerfile::parse(text)?;
+    Plan::new(&file, &Given::default())?;
+    let warnings = lint(&file);
+    for warning in &warnings {
+        printer::line(&format!(
+            "WARNING: {}\n{}\n{dockerfile}:{}\n",
+            warning.rule, warning.message, warning.line
+        ))?;
+    }
+    match warnings.len() {
+        0 => printer::line("Check complete, no warnings found.")?,
+        1 => printer::line("Check complete, 1 warning has been found!")?,
+        count => printer::line(&format!("Check complete, {count} warnings have been found!"))?,
+    }
+    Ok(u8::from(!warnings.is_empty()))
+}
+
+/// Prints what the daemon tells; returns the image's id.
+async fn show(progress: &mut JsonStream<ProgressMessage>) -> anyhow::Result<String> {
+    let mut id = String::new();
+    while let Some(message) = progress.next().await? {
+        let error = match &message.error_detail {
+            Some(detail) if !detail.message.is_empty() => &detail.message,
+            _ => &message.error,
+        };
+        if !error.is_empty() {
+            return Err(Failure { code: 1, message: error.clone() }.into());
+        }
+        if let Some(found) = message.aux.as_ref().and_then(|aux| aux.get("ID")).and_then(|id| id.as_str()) {
+            found.clone_into(&mut id);
+        }
+        if !message.stream.is_empty() {
+            printer::text(&message.stream)?;
+        } else if !message.status.is_empty() && message.progress_detail.is_none() {
+            let line = if message.id.is_empty() {
+                message.status
+            } else {
+                format!("{}: {}", message.id, message.status)
+            };
+            printer::line(&line)?;
+        }
+    }
+    Ok(id)
+}
+
+/// Remove what builds keep for the next one
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  insula builder prune -f
+  insula builder prune -f --keep-storage 2g")]
+pub(crate) struct PruneBuilderArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    force: bool,
+    /// Remove all of it, as is done anyway
+    #[arg(short, long)]
+    all: bool,
+    /// Bytes that may stay
+    #[arg(long, value_name = "BYTES")]
+    keep_storage: Option<String>,
+}
+
+impl Run for PruneBuilderArgs {
+    async fn run(self, context: Context) -> Outcome {
+        let keep = self.keep_storage.as_deref().map(insula_base::parse_bytes).transpose()?.unwrap_or(0);
+        let _ = self.all;
+        if !self.force && !super::prune::confirmed("This will remove what builds keep for the next one.")? {
+            return Ok(0);
+        }
+        let done = context.client().await?.prune_builds(keep).await?;
+        if !done.caches_deleted.is_empty() {
+            printer::line("Deleted build cache objects:")?;
+        }
+        for id in &done.caches_deleted {
+            printer::line(id)?;
+        }
+        printer::line(&format!(
+            "\nTotal reclaimed space: {}",
+            insula_base::format_decimal(done.space_reclaimed)
+        ))?;
+        Ok(0)
+    }
+}

@@ -1,0 +1,132 @@
+//! `/build`: the legacy builder's requests. The context comes first and whole; what is told after that are its
+//! lines.
+
+use std::collections::BTreeMap;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::routing::{any, post};
+use http::HeaderMap;
+use insula_engine::build::{BuildRequest, PruneRequest};
+use insula_engine::images::Credentials;
+use insula_models::{BuildPruneResponse, HostConfig};
+use serde::de::DeserializeOwned;
+
+use crate::error::ApiError;
+use crate::request::Params;
+use crate::routes::images::{reader, transferred};
+use crate::routes::{Answer, Api, json};
+
+const CONFIG_HEADER: &str = "x-registry-config";
+const BUILDKIT: &str = "the BuildKit protocol is not available in this version: use 'insula build', or the docker \
+                        command with DOCKER_BUILDKIT=0";
+
+pub(super) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/build", post(build))
+        .route("/build/prune", post(prune))
+        .route("/build/cancel", any(async || ApiError::unsupported(BUILDKIT)))
+        .route("/session", any(async || ApiError::unsupported(BUILDKIT)))
+        .route("/grpc", any(async || ApiError::unsupported(BUILDKIT)))
+}
+
+async fn build(State(api): State<Api>, headers: HeaderMap, params: Params, body: Body) -> Answer {
+    refuse(&params)?;
+    let request = BuildRequest {
+        dockerfile: params.text("dockerfile").unwrap_or("Dockerfile").to_owned(),
+        tags: params.all("t"),
+        arguments: document(&params, "buildargs")?,
+        labels: document(&params, "labels")?,
+        target: params.text("target").unwrap_or_default().to_owned(),
+        no_cache: params.flag("nocache"),
+        pull: params.flag("pull"),
+        quiet: params.flag("q"),
+        platform: params.text("platform").unwrap_or_default().to_lowercase(),
+        host: host(&params)?,
+        credentials: credentials(&headers)?,
+    };
+    let engine = api.engine.clone();
+    transferred(move |progress| async move { engine.build(reader(body), request, progress).await }).await
+}
+
+/// What this engine cannot do is said before anything is built.
+fn refuse(params: &Params) -> Result<(), ApiError> {
+    if params.text("version") == Some("2") || params.text("session").is_some() {
+        return Err(ApiError::unsupported(BUILDKIT));
+    }
+    if let Some(remote) = params.text("remote").filter(|remote| *remote != "client-session") {
+        return Err(ApiError::unsupported(format!(
+            "building from {remote} is not available in this version: fetch it and build the folder"
+        )));
+    }
+    if params.flag("squash") {
+        return Err(ApiError::unsupported("squash is not available: COPY --from a stage makes one layer"));
+    }
+    let from: Vec<String> = document(params, "cachefrom")?;
+    if let Some(image) = from.first() {
+        return Err(ApiError::unsupported(format!(
+            "cache-from {image} is not available in this version: the cache is the engine's own"
+        )));
+    }
+    match params.text("outputs").filter(|outputs| !matches!(*outputs, "null" | "[]")) {
+        Some(outputs) => {
+            Err(ApiError::unsupported(format!("output {outputs} is not available in this version")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Limits and networks of the commands.
+fn host(params: &Params) -> Result<HostConfig, ApiError> {
+    let number = |name: &str| params.number::<i64>(name).map(Option::unwrap_or_default);
+    let text = |name: &str| params.text(name).unwrap_or_default().to_owned();
+    Ok(HostConfig {
+        memory: number("memory")?,
+        memory_swap: number("memswap")?,
+        cpu_shares: number("cpushares")?,
+        cpu_period: number("cpuperiod")?,
+        cpu_quota: number("cpuquota")?,
+        cpuset_cpus: text("cpusetcpus"),
+        cpuset_mems: text("cpusetmems"),
+        cgroup_parent: text("cgroupparent"),
+        shm_size: number("shmsize")?,
+        network_mode: text("networkmode"),
+        extra_hosts: params
+            .all("extrahosts")
+            .iter()
+            .flat_map(|hosts| hosts.split(','))
+            .filter(|host| !host.is_empty())
+            .map(str::to_owned)
+            .collect(),
+        ulimits: document(params, "ulimits")?,
+        security_opt: params.all("securityopt").into_iter().filter(|option| option != "null").collect(),
+        isolation: text("isolation"),
+        ..HostConfig::default()
+    })
+}
+
+/// A parameter that is JSON.
+fn document<T: DeserializeOwned + Default>(params: &Params, name: &str) -> Result<T, ApiError> {
+    let Some(text) = params.text(name) else { return Ok(T::default()) };
+    let read: Option<T> = serde_json::from_str(text)
+        .map_err(|error| ApiError::invalid(format!("{name} in the query: {error}")))?;
+    Ok(read.unwrap_or_default())
+}
+
+/// Those of `X-Registry-Config`: a map from names of registries, JSON in Base64.
+fn credentials(headers: &HeaderMap) -> Result<BTreeMap<String, Credentials>, ApiError> {
+    let Some(header) = headers.get(CONFIG_HEADER) else { return Ok(BTreeMap::new()) };
+    let wrong = |why: &str| ApiError::invalid(format!("X-Registry-Config: {why}"));
+    let text = header.to_str().map_err(|_| wrong("it is not Base64"))?;
+    Credentials::map_from_header(text).map_err(|error| wrong(&error.to_string()))
+}
+
+async fn prune(State(api): State<Api>, params: Params) -> Answer {
+    if let Some(name) = params.filters()?.keys().next() {
+        return Err(ApiError::unsupported(format!("the filter {name} is not available for build prune")));
+    }
+    let keep = params.number::<u64>("keep-storage")?.or(params.number("reserved-space")?).unwrap_or(0);
+    let (caches_deleted, space_reclaimed) = api.engine.prune_builds(PruneRequest { keep }).await?;
+    json(&BuildPruneResponse { caches_deleted, space_reclaimed })
+}

@@ -1,0 +1,436 @@
+//! A stage as it is built: what its variables stand for, what its configuration has become, and what an
+//! instruction asks for then.
+
+use std::collections::BTreeMap;
+
+use insula_spec::image::{Healthcheck, RunConfig};
+
+use crate::dockerfile::{
+    Command, Form, Heredoc, Mount, Pair, Probe, Quotes, Run, Step, Transfer, Variables, expand, expand_words,
+};
+use crate::plan::PROXIES;
+
+/// What runs a command that is not a list.
+const SHELL: [&str; 2] = ["/bin/sh", "-c"];
+
+/// What is to be done with the files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Only the configuration changed.
+    Nothing,
+    Run(RunOp),
+    Copy(CopyOp),
+    /// The folder has to be there.
+    Folder(String),
+}
+
+/// A command to be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunOp {
+    pub words: Vec<String>,
+    /// `NAME=value`, arguments included.
+    pub env: Vec<String>,
+    /// Those that are not part of what is cached.
+    pub proxies: Vec<String>,
+    pub user: String,
+    pub working_dir: String,
+    pub mounts: Vec<Mount>,
+    pub network: Option<String>,
+    pub insecure: bool,
+}
+
+/// Files to be copied; all variables are replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyOp {
+    /// `ADD`.
+    pub add: bool,
+    pub transfer: Transfer,
+    /// Absolute; a slash at the end is kept.
+    pub destination: String,
+}
+
+/// The state of one stage.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    pub config: RunConfig,
+    pub author: Option<String>,
+    /// Arguments that were declared, in order.
+    arguments: Vec<(String, String)>,
+    globals: Variables,
+    given: BTreeMap<String, Option<String>>,
+    escape: char,
+    /// Whether `CMD` stands in this file: `ENTRYPOINT` resets one that does not.
+    own_command: bool,
+}
+
+impl Scope {
+    /// A stage that begins with a configuration.
+    #[must_use]
+    pub fn new(
+        config: RunConfig,
+        author: Option<String>,
+        globals: &Variables,
+        given: &BTreeMap<String, Option<String>>,
+        escape: char,
+    ) -> Self {
+        let (globals, given) = (globals.clone(), given.clone());
+        Self { config, author, arguments: Vec::new(), globals, given, escape, own_command: false }
+    }
+
+    /// Applies an instruction to the configuration; what is left to do.
+    ///
+    /// # Errors
+    /// What is wrong with it, without its line.
+    pub fn apply(&mut self, step: &Step) -> Result<Op, String> {
+        match step {
+            Step::Add(transfer) => return self.copy(transfer, true),
+            Step::Copy(transfer) => return self.copy(transfer, false),
+            Step::Run(run) => return self.run(run),
+            Step::Workdir(path) => return self.working_dir(path),
+            Step::Arg(specs) => {
+                for spec in specs {
+                    self.argument(&spec.name, spec.default.as_deref())?;
+                }
+            }
+            Step::Cmd(command) => {
+                self.config.cmd = self.command(command);
+                self.config.args_escaped = command.form == Form::Shell;
+                self.own_command = true;
+            }
+            Step::Entrypoint(command) => {
+                self.config.entrypoint = self.command(command);
+                if !self.own_command {
+                    self.config.cmd.clear();
+                }
+            }
+            Step::Env(pairs) => {
+                for (name, value) in self.pairs(pairs)? {
+                    set(&mut self.config.env, &name, &value);
+                }
+            }
+            Step::Label(pairs) => self.config.labels.extend(self.pairs(pairs)?),
+            Step::Expose(ports) => {
+                for port in self.words(ports)? {
+                    self.config.exposed_ports.extend(port_range(&port)?);
+                }
+            }
+            Step::Healthcheck(health) => self.config.healthcheck = Some(self.health(health)),
+            Step::Maintainer(author) => self.author = Some(self.expand(author)?),
+            Step::Onbuild(text) => self.config.on_build.push(text.clone()),
+            Step::Shell(words) => self.config.shell.clone_from(words),
+            Step::Stopsignal(signal) => self.config.stop_signal = self.expand(signal)?,
+            Step::User(user) => self.config.user = self.expand(user)?,
+            Step::Volume(volumes) => {
+                for volume in volumes {
+                    let volume = self.expand(volume)?;
+                    self.config.volumes.insert(volume);
+                }
+            }
+        }
+        Ok(Op::Nothing)
+    }
+
+    /// What variables stand for here: arguments, and over them the environment.
+    fn variables(&self) -> Variables {
+        let environment = self.config.env.iter().filter_map(|entry| entry.split_once('='));
+        let arguments = self.arguments.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        arguments.chain(environment).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
+    fn expand(&self, text: &str) -> Result<String, String> {
+        expand(text, &self.variables(), self.escape, Quotes::Remove)
+    }
+
+    fn words(&self, texts: &[String]) -> Result<Vec<String>, String> {
+        let variables = self.variables();
+        let words = texts.iter().map(|text| expand_words(text, &variables, self.escape));
+        Ok(words.collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
+    /// All values of one instruction see what was there before it.
+    fn pairs(&self, pairs: &[Pair]) -> Result<Vec<(String, String)>, String> {
+        pairs.iter().map(|pair| Ok((self.expand(&pair.name)?, self.expand(&pair.value)?))).collect()
+    }
+
+    fn argument(&mut self, name: &str, default: Option<&str>) -> Result<(), String> {
+        let given = self.given.get(name).cloned().flatten();
+        let value = match (given, default) {
+            (Some(value), _) => Some(value),
+            (None, Some(default)) => Some(self.expand(default)?),
+            (None, None) => self.globals.get(name).cloned(),
+        };
+        if let Some(value) = value {
+            self.arguments.retain(|(other, _)| other != name);
+            self.arguments.push((name.to_owned(), value));
+        }
+        Ok(())
+    }
+
+    fn shell(&self) -> Vec<String> {
+        match self.config.shell.as_slice() {
+            [] => SHELL.map(str::to_owned).to_vec(),
+            shell => shell.to_vec(),
+        }
+    }
+
+    fn command(&self, command: &Command) -> Vec<String> {
+        match command.form {
+            Form::Exec => command.words.clone(),
+            Form::Shell => self.shell().into_iter().chain(command.words.iter().cloned()).collect(),
+        }
+    }
+
+    fn health(&self, health: &crate::dockerfile::Healthcheck) -> Healthcheck {
+        let test = match &health.probe {
+            Probe::None => vec!["NONE".to_owned()],
+            Probe::Command(command) if command.form == Form::Exec => {
+                ["CMD".to_owned()].into_iter().chain(command.words.iter().cloned()).collect()
+            }
+            Probe::Command(command) => {
+                ["CMD-SHELL".to_owned()].into_iter().chain(command.words.iter().cloned()).collect()
+            }
+        };
+        Healthcheck {
+            test,
+            interval: health.interval.unwrap_or(0),
+            timeout: health.timeout.unwrap_or(0),
+            start_period: health.start_period.unwrap_or(0),
+            start_interval: health.start_interval.unwrap_or(0),
+            retries: health.retries.unwrap_or(0),
+        }
+    }
+
+    fn working_dir(&mut self, path: &str) -> Result<Op, String> {
+        let path = self.expand(path)?;
+        self.config.working_dir = clean(&self.absolute(&path));
+        Ok(Op::Folder(self.config.working_dir.clone()))
+    }
+
+    fn absolute(&self, path: &str) -> String {
+        if path.starts_with('/') {
+            return path.to_owned();
+        }
+        format!("{}/{path}", self.config.working_dir)
+    }
+
+    fn copy(&self, transfer: &Transfer, add: bool) -> Result<Op, String> {
+        let mut transfer = transfer.clone();
+        let expanded =
+            |texts: &[String]| texts.iter().map(|text| self.expand(text)).collect::<Result<Vec<_>, _>>();
+        transfer.sources.paths = expanded(&transfer.sources.paths)?;
+        transfer.exclude = expanded(&transfer.exclude)?;
+        for field in [&mut transfer.chown, &mut transfer.chmod, &mut transfer.from, &mut transfer.checksum] {
+            *field = field.as_deref().map(|text| self.expand(text)).transpose()?;
+        }
+        for heredoc in &mut transfer.sources.heredocs {
+            if heredoc.expand {
+                heredoc.content = expand(&heredoc.content, &self.variables(), self.escape, Quotes::Keep)?;
+            }
+        }
+        transfer.destination = self.expand(&transfer.destination)?;
+        let destination = self.absolute(&transfer.destination);
+        let folder = destination.ends_with('/') || destination.ends_with("/.");
+        let mut destination = clean(&destination);
+        if folder && destination != "/" {
+            destination.push('/');
+        }
+        Ok(Op::Copy(CopyOp { add, transfer, destination }))
+    }
+
+    fn run(&self, run: &Run) -> Result<Op, String> {
+        let mut words = self.command(&run.command);
+        if !run.heredocs.is_empty() {
+            let text = script(&run.command, &run.heredocs)?;
+            words.pop();
+            words.push(text);
+        }
+        let environment =
+            |name: &str| self.config.env.iter().any(|entry| entry.split('=').next() == Some(name));
+        let mut env = self.config.env.clone();
+        for (name, value) in self.arguments.iter().filter(|(name, _)| !environment(name)) {
+            env.push(format!("{name}={value}"));
+        }
+        let proxies = PROXIES.iter().filter_map(|name| {
+            let value = self.given.get(*name).cloned().flatten()?;
+            (!environment(name)).then(|| format!("{name}={value}"))
+        });
+        let mut mounts = run.mounts.clone();
+        for mount in &mut mounts {
+            for field in [&mut mount.target, &mut mount.source, &mut mount.id, &mut mount.from] {
+                *field = field.as_deref().map(|text| self.expand(text)).transpose()?;
+            }
+        }
+        Ok(Op::Run(RunOp {
+            words,
+            env: env.into_iter().filter(|entry| !is_proxy_argument(entry, &self.config.env)).collect(),
+            proxies: proxies.collect(),
+            user: self.config.user.clone(),
+            working_dir: self.config.working_dir.clone(),
+            mounts,
+            network: run.network.clone(),
+            insecure: run.security.as_deref() == Some("insecure"),
+        }))
+    }
+}
+
+/// A proxy that was declared by `ARG`: it goes with the others.
+fn is_proxy_argument(entry: &str, environment: &[String]) -> bool {
+    let name = entry.split('=').next().unwrap_or_default();
+    PROXIES.contains(&name) && !environment.iter().any(|own| own == entry)
+}
+
+/// What the shell is given when bodies follow the command.
+fn script(command: &Command, heredocs: &[Heredoc]) -> Result<String, String> {
+    let text = command.words.first().map(String::as_str).unwrap_or_default();
+    if let [heredoc] = heredocs
+        && text.trim().starts_with("<<")
+        && text.split_whitespace().count() == 1
+    {
+        if heredoc.content.starts_with("#!") {
+            return Err(
+                "a heredoc with a program of its own in its first line (#!) is not available in this \
+                        version: name the program before the heredoc"
+                    .to_owned(),
+            );
+        }
+        return Ok(heredoc.content.clone());
+    }
+    let mut script = text.to_owned();
+    for heredoc in heredocs {
+        script.push('\n');
+        script.push_str(&heredoc.content);
+        script.push_str(&heredoc.name);
+    }
+    Ok(script)
+}
+
+/// Sets a variable at the place where it was.
+fn set(env: &mut Vec<String>, name: &str, value: &str) {
+    let entry = format!("{name}={value}");
+    match env.iter_mut().find(|entry| entry.split('=').next() == Some(name)) {
+        Some(old) => *old = entry,
+        None => env.push(entry),
+    }
+}
+
+/// An absolute path without `.`, `..` and doubled slashes.
+fn clean(path: &str) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for name in path.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => {
+                names.pop();
+            }
+            _ => names.push(name),
+        }
+    }
+    format!("/{}", names.join("/"))
+}
+
+/// `80`, `53/udp`, `8000-8002/tcp`.
+fn port_range(text: &str) -> Result<Vec<String>, String> {
+    let wrong = || format!("invalid containerPort: {text}: PORT[-PORT][/tcp|/udp|/sctp] is expected");
+    let (numbers, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let protocol = protocol.to_ascii_lowercase();
+    if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
+        return Err(wrong());
+    }
+    let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
+    let number = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(wrong);
+    let (first, last) = (number(first)?, number(last)?);
+    if first > last {
+        return Err(wrong());
+    }
+    Ok((first..=last).map(|port| format!("{port}/{protocol}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dockerfile::parse_instruction;
+
+    fn scope(given: &[(&str, &str)]) -> Scope {
+        let given =
+            given.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned()))).collect();
+        let globals = Variables::from([("TARGETARCH".to_owned(), "amd64".to_owned())]);
+        let config = RunConfig {
+            env: vec!["PATH=/bin".to_owned()],
+            cmd: vec!["old".to_owned()],
+            ..RunConfig::default()
+        };
+        Scope::new(config, None, &globals, &given, '\\')
+    }
+
+    fn applied(scope: &mut Scope, text: &str) -> Result<Op, String> {
+        scope.apply(&parse_instruction(text).unwrap().step)
+    }
+
+    #[test]
+    fn arguments_are_seen_from_where_they_are_declared() {
+        let mut scope = scope(&[("A", "given"), ("HTTP_PROXY", "http://p")]);
+        let env = |op: Op| match op {
+            Op::Run(run) => (run.env, run.proxies),
+            other => panic!("{other:?}"),
+        };
+        let before = env(applied(&mut scope, "RUN x").unwrap());
+        assert_eq!(before, (vec!["PATH=/bin".to_owned()], vec!["HTTP_PROXY=http://p".to_owned()]));
+        for text in
+            ["ARG A=default B=$A-b TARGETARCH", "ENV C=$A$B$TARGETARCH PATH=/x:$PATH", "ARG HTTP_PROXY"]
+        {
+            applied(&mut scope, text).unwrap();
+        }
+        let (env, proxies) = env(applied(&mut scope, "RUN x").unwrap());
+        assert_eq!(env, ["PATH=/x:/bin", "C=givengiven-bamd64", "A=given", "B=given-b", "TARGETARCH=amd64"]);
+        assert_eq!(proxies, ["HTTP_PROXY=http://p"]);
+    }
+
+    #[test]
+    fn the_configuration_is_docker_s() {
+        let mut scope = scope(&[]);
+        for text in [
+            "ENTRYPOINT [\"/init\"]",
+            "EXPOSE 80 8000-8001/udp",
+            "USER 1:2",
+            "WORKDIR /a",
+            "WORKDIR b/../c",
+            "VOLUME [\"/d e\"]",
+            "LABEL x=\"y z\"",
+            "HEALTHCHECK --retries=3 CMD curl x",
+            "STOPSIGNAL SIGQUIT",
+        ] {
+            applied(&mut scope, text).unwrap();
+        }
+        assert!(scope.config.cmd.is_empty());
+        assert!(scope.config.exposed_ports.iter().eq(["80/tcp", "8000/udp", "8001/udp"]));
+        assert_eq!(scope.config.working_dir, "/a/c");
+        assert_eq!(scope.config.healthcheck.as_ref().unwrap().test, ["CMD-SHELL", "curl x"]);
+        applied(&mut scope, "SHELL [\"/bin/bash\", \"-c\"]").unwrap();
+        applied(&mut scope, "CMD a b").unwrap();
+        assert_eq!(scope.config.cmd, ["/bin/bash", "-c", "a b"]);
+        for bad in ["EXPOSE x", "EXPOSE 3-2", "EXPOSE 80/icmp", "USER ${A:?who}"] {
+            assert!(applied(&mut scope, bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn destinations_and_scripts() {
+        let mut scope = scope(&[]);
+        applied(&mut scope, "WORKDIR /w").unwrap();
+        let destination = |scope: &mut Scope, text: &str| match applied(scope, text).unwrap() {
+            Op::Copy(copy) => copy.destination,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(destination(&mut scope, "COPY a ."), "/w/");
+        assert_eq!(destination(&mut scope, "COPY a b/"), "/w/b/");
+        assert_eq!(destination(&mut scope, "COPY a /../c"), "/c");
+        let words = |scope: &mut Scope, text: &str| match applied(scope, text).unwrap() {
+            Op::Run(run) => run.words,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(words(&mut scope, "RUN <<E\na\nb\nE\n"), ["/bin/sh", "-c", "a\nb\n"]);
+        assert_eq!(words(&mut scope, "RUN cat <<E\na\nE\n"), ["/bin/sh", "-c", "cat <<E\na\nE"]);
+        assert_eq!(words(&mut scope, "RUN [\"a\", \"$b\"]"), ["a", "$b"]);
+        assert!(applied(&mut scope, "RUN <<E\n#!/bin/x\nE\n").is_err());
+    }
+}

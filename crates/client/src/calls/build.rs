@@ -1,0 +1,98 @@
+//! `/build`.
+
+use std::collections::BTreeMap;
+
+use insula_models::{AuthConfig, BuildPruneResponse, Labels, ProgressMessage};
+
+use crate::body::{RequestBody, Upload};
+use crate::connection::{Call, Client};
+use crate::error::Result;
+use crate::query::Query;
+use crate::stream::JsonStream;
+
+/// How an image is built.
+#[derive(Debug, Clone, Default)]
+pub struct BuildOptions {
+    /// Its path in the context.
+    pub dockerfile: String,
+    pub tags: Vec<String>,
+    /// Without a value an argument is as if it were not given.
+    pub arguments: BTreeMap<String, Option<String>>,
+    pub labels: Labels,
+    pub target: String,
+    pub no_cache: bool,
+    pub pull: bool,
+    pub quiet: bool,
+    pub platform: String,
+    pub network: String,
+    pub extra_hosts: Vec<String>,
+    /// Bytes.
+    pub memory: i64,
+    /// Bytes, with the memory; -1 is unlimited.
+    pub memory_swap: i64,
+    pub cpu_shares: i64,
+    pub cpu_period: i64,
+    pub cpu_quota: i64,
+    pub cpuset_cpus: String,
+    /// Bytes.
+    pub shm_size: i64,
+    /// The wall of the commands.
+    pub isolation: String,
+    /// By the registries' names.
+    pub credentials: BTreeMap<String, AuthConfig>,
+}
+
+impl BuildOptions {
+    fn query(&self) -> Query {
+        let json = |value: serde_json::Result<String>| value.unwrap_or_default();
+        let number = |value: i64| if value == 0 { String::new() } else { value.to_string() };
+        let mut query = Query::new()
+            .with("dockerfile", &self.dockerfile)
+            .with_text("target", &self.target)
+            .with_text("platform", &self.platform)
+            .with_text("networkmode", &self.network)
+            .with_text("memory", &number(self.memory))
+            .with_text("memswap", &number(self.memory_swap))
+            .with_text("cpushares", &number(self.cpu_shares))
+            .with_text("cpuperiod", &number(self.cpu_period))
+            .with_text("cpuquota", &number(self.cpu_quota))
+            .with_text("cpusetcpus", &self.cpuset_cpus)
+            .with_text("shmsize", &number(self.shm_size))
+            .with_text("isolation", &self.isolation)
+            .with_flag("nocache", self.no_cache)
+            .with_flag("pull", self.pull)
+            .with_flag("q", self.quiet);
+        for tag in &self.tags {
+            query = query.with("t", tag);
+        }
+        for host in &self.extra_hosts {
+            query = query.with("extrahosts", host);
+        }
+        if !self.arguments.is_empty() {
+            query = query.with("buildargs", &json(serde_json::to_string(&self.arguments)));
+        }
+        if !self.labels.is_empty() {
+            query = query.with("labels", &json(serde_json::to_string(&self.labels)));
+        }
+        query
+    }
+}
+
+impl Client {
+    /// `POST /build`: the context is a tar.
+    pub async fn build_image(
+        &self,
+        context: Upload,
+        options: &BuildOptions,
+    ) -> Result<JsonStream<ProgressMessage>> {
+        let call = Call::post(format!("/build{}", options.query().as_str())).tar();
+        let call = call.with_registries(&options.credentials);
+        Ok(JsonStream::new(self.stream(call, RequestBody::Upload(context)).await?.0))
+    }
+
+    /// `POST /build/prune`: `keep` bytes may stay.
+    pub async fn prune_builds(&self, keep: u64) -> Result<BuildPruneResponse> {
+        let query = Query::new().with("keep-storage", &keep.to_string());
+        self.document(Call::post(format!("/build/prune{}", query.as_str())), RequestBody::Empty).await
+    }
+}

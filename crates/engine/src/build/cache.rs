@@ -1,0 +1,223 @@
+//! The cache: what steps made, by what went into them. A record holds its layers as a container holds its
+//! image's; records are removed when they are too many or too large together, the longest unused first.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use insula_base::{Digest, chain};
+use insula_store::{Collection, Layer, LayerLease, Record, StagedLayer};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::Building;
+use crate::{Engine, Error, Result, blocking};
+
+/// Records that are kept, and bytes of the layers that they made.
+const RECORDS_MAX: usize = 4096;
+const BYTES_MAX: u64 = 20 << 30;
+
+/// What a step is found by.
+#[derive(Debug, Clone)]
+pub(super) struct Key(String);
+
+impl Key {
+    /// From the kind of step, the layers below and everything else that goes into it.
+    pub(super) fn new(kind: &str, below: &[Layer], parts: &[String]) -> Self {
+        let mut hash = Sha256::new();
+        let top = below.last().map(|layer| layer.chain_id.to_string()).unwrap_or_default();
+        for part in [kind, top.as_str()].into_iter().chain(parts.iter().map(String::as_str)) {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        Self(Digest::from_sha256(&hash.finalize().into()).hex().to_owned())
+    }
+}
+
+/// What a step made, or was found to have made.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub(super) layers: Vec<Layer>,
+    pub(super) created: String,
+    pub(super) cached: bool,
+    pub(super) lease: LayerLease,
+}
+
+/// `POST /build/prune`.
+#[derive(Debug, Clone, Default)]
+pub struct PruneRequest {
+    /// Bytes that may stay.
+    pub keep: u64,
+}
+
+/// One record.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Document {
+    text: String,
+    created: String,
+    used: String,
+    uses: u64,
+    /// Bytes of the layer that it made.
+    size: u64,
+    /// The boot of the host in which it was written; empty when it is on the disk.
+    unsynced: String,
+}
+
+/// The owner of what a record holds.
+fn owner(key: &str) -> String {
+    format!("build {key}")
+}
+
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Building {
+    /// What a step made before, or makes now. Blocks.
+    pub(super) fn layer(
+        &self,
+        key: &Key,
+        below: &[Layer],
+        text: &str,
+        write: impl FnOnce(&mut dyn Write) -> Result<u64> + Send,
+    ) -> Result<Made> {
+        if let Some(made) = self.found(key)? {
+            return Ok(made);
+        }
+        let mut failure = None;
+        let staged = self.engine.store().images().stage_layer(|out| {
+            write(out).map_err(|error| {
+                failure = Some(error);
+                insula_store::Error::Archive("the layer was not written".to_owned())
+            })
+        });
+        let staged = staged.map_err(|error| failure.take().unwrap_or_else(|| error.into()))?;
+        self.keep(key, below, staged, text)
+    }
+
+    /// What the cache has. Blocks.
+    pub(super) fn found(&self, key: &Key) -> Result<Option<Made>> {
+        if self.request.no_cache {
+            return Ok(None);
+        }
+        let store = self.engine.store();
+        let Some(record) = store.state().records(Collection::BuildCache).get(&key.0)? else {
+            return Ok(None);
+        };
+        let Ok(mut document) = serde_json::from_slice::<Document>(&record.doc) else { return Ok(None) };
+        if !document.unsynced.is_empty() && document.unsynced != self.engine.0.boot {
+            return Ok(None);
+        }
+        let Some(layers) = store.images().held(&owner(&key.0))? else { return Ok(None) };
+        let lease = self.lease(&layers)?;
+        let whole = layers.iter().all(|layer| lease.layers().contains(&layer.diff_id));
+        if !whole || store.images().held(&owner(&key.0))?.is_none() {
+            return Ok(None);
+        }
+        let created = document.created.clone();
+        document.used = jiff::Timestamp::now().to_string();
+        document.uses += 1;
+        // One that was pruned meanwhile is used all the same: the lease has its layers.
+        if let Err(error) = store.state().records(Collection::BuildCache).replace(&written(key, &document)?) {
+            tracing::debug!(error = chain(&error), "the use of a record was not noted");
+        }
+        locked(&self.keys).push(key.0.clone());
+        Ok(Some(Made { layers, created, cached: true, lease }))
+    }
+
+    /// Puts a layer on top of others and remembers it. Blocks.
+    pub(super) fn keep(&self, key: &Key, below: &[Layer], staged: StagedLayer, text: &str) -> Result<Made> {
+        let now = self.now().to_string();
+        let mut document = Document {
+            text: text.chars().take(256).collect(),
+            created: now.clone(),
+            used: jiff::Timestamp::now().to_string(),
+            uses: 0,
+            size: 0,
+            unsynced: self.engine.0.boot.clone(),
+        };
+        let images = self.engine.store().images();
+        let count = below.len();
+        let layers = images.place_layer(below, staged, &owner(&key.0), |tx, layers| {
+            document.size = layers.get(count).map_or(0, |layer| layer.size);
+            let records = tx.records(Collection::BuildCache);
+            records.remove(&key.0)?;
+            let record = written(key, &document)
+                .map_err(|_| insula_store::Error::Defect("a record of the cache is always JSON"))?;
+            records.insert(&record)
+        })?;
+        let lease = self.lease(&layers)?;
+        locked(&self.keys).push(key.0.clone());
+        Ok(Made { layers, created: now, cached: false, lease })
+    }
+
+    fn lease(&self, layers: &[Layer]) -> Result<LayerLease> {
+        let diffs: Vec<_> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        Ok(self.engine.store().images().lease_layers(&diffs)?)
+    }
+}
+
+fn written(key: &Key, document: &Document) -> Result<Record> {
+    let doc = serde_json::to_vec(document).map_err(|e| Error::Internal(format!("write a record: {e}")))?;
+    Ok(Record { id: key.0.clone(), name: None, doc })
+}
+
+impl Engine {
+    /// Removes records until those that stay are no larger than was asked for; returns the ids of what went
+    /// and the bytes that they had.
+    pub async fn prune_builds(&self, request: PruneRequest) -> Result<(Vec<String>, u64)> {
+        let engine = self.clone();
+        blocking(move || engine.drop_records(usize::MAX, request.keep)).await
+    }
+
+    fn drop_records(&self, count: usize, keep: u64) -> Result<(Vec<String>, u64)> {
+        let store = self.store();
+        let records = store.state().records(Collection::BuildCache).all()?;
+        let mut documents: BTreeMap<(String, String), u64> = BTreeMap::new();
+        for record in &records {
+            let document = serde_json::from_slice::<Document>(&record.doc).ok();
+            let (used, size) = document.map(|document| (document.used, document.size)).unwrap_or_default();
+            documents.insert((used, record.id.clone()), size);
+        }
+        let (mut left, mut bytes) = (documents.len(), documents.values().sum::<u64>());
+        let (mut gone, mut freed) = (Vec::new(), 0);
+        for ((_, id), size) in documents {
+            let enough = left <= count && bytes <= keep && !(keep == 0 && count == usize::MAX);
+            if enough {
+                break;
+            }
+            store
+                .images()
+                .release_image(&owner(&id), |tx| tx.records(Collection::BuildCache).remove(&id).map(drop))?;
+            left -= 1;
+            bytes -= size;
+            freed += size;
+            gone.push(id);
+        }
+        Ok((gone, freed))
+    }
+
+    /// After a build: what it made is brought to the disk, and what is too much goes.
+    pub(super) fn settle_cache(&self, keys: Vec<String>) {
+        let engine = self.clone();
+        tokio::spawn(async move {
+            let settled = blocking(move || {
+                engine.drop_records(RECORDS_MAX, BYTES_MAX)?;
+                engine.store().images().flush()?;
+                let records = engine.store().state().records(Collection::BuildCache);
+                for key in keys {
+                    let Some(record) = records.get(&key)? else { continue };
+                    let Ok(mut document) = serde_json::from_slice::<Document>(&record.doc) else { continue };
+                    if !document.unsynced.is_empty() {
+                        document.unsynced.clear();
+                        records.replace(&written(&Key(key), &document)?)?;
+                    }
+                }
+                Ok(())
+            });
+            if let Err(error) = settled.await {
+                tracing::warn!(error = chain(&error), "the build cache was not flushed");
+            }
+        });
+    }
+}

@@ -1,0 +1,211 @@
+//! Builds: a context and its Dockerfile become an image.
+//!
+//! ```text
+//! context ─> scratch folder ┐
+//! Dockerfile ─> plan: stages that are needed, each when what it needs is there
+//!                           └─> a stage: instruction ─> configuration, and a layer on those below
+//!                                                        │ found in the cache by what goes into it
+//!                                                        ├ COPY, ADD, WORKDIR: written here
+//!                                                        └ RUN: a container, and what it changed
+//! ```
+
+mod base;
+mod cache;
+mod command;
+mod files;
+mod owner;
+mod report;
+mod request;
+mod sources;
+mod stage;
+
+use std::collections::HashMap;
+use std::io::{BufReader, Read};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use insula_build::dockerfile::Dockerfile;
+use insula_build::{Given, Ignore, Plan};
+use insula_spec::reference::Reference;
+use insula_store::layers::{Limits, Whiteouts, unpack};
+use insula_store::{Composed, Scratch};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+pub use self::cache::PruneRequest;
+use self::report::Report;
+pub use self::request::BuildRequest;
+use self::stage::Built;
+use crate::images::ProgressSender;
+use crate::tree::{Last, Tree};
+use crate::{Engine, Error, Result, blocking, transfer};
+
+/// What stands for a name of an image in the containers of builds; no image can be called so.
+pub(crate) const IMAGE: &str = "<build>";
+
+/// What all stages of one build share.
+struct Building {
+    engine: Engine,
+    request: BuildRequest,
+    file: Dockerfile,
+    plan: Plan,
+    context: Scratch,
+    ignore: Ignore,
+    report: Report,
+    /// Seconds since 1970 that everything is dated to, if that was asked for.
+    epoch: Option<i64>,
+    /// Commands that run at once.
+    turns: Semaphore,
+    /// Records of the cache that were made or used.
+    keys: std::sync::Mutex<Vec<String>>,
+}
+
+impl Engine {
+    /// Builds an image from a tar, plain or compressed with gzip, telling how far it is in the legacy
+    /// builder's words. Dropped, it ends what runs for it.
+    pub async fn build(
+        &self,
+        context: impl Read + Send + 'static,
+        request: BuildRequest,
+        progress: ProgressSender,
+    ) -> Result<()> {
+        let tags = request.references()?;
+        let store = self.store().clone();
+        let context = transfer(move || {
+            let scratch = store.images().scratch()?;
+            take_in(context, scratch.path())?;
+            Ok(scratch)
+        })
+        .await?;
+        let report = Report::new(progress, request.quiet);
+        let building = Arc::new(Building::new(self.clone(), request, context, report)?);
+        let built = building.clone().run().await?;
+        let image = built.finished(&building.request.labels, building.epoch)?;
+        let (store, layers) = (self.store().clone(), built.layers.clone());
+        let references = tags.clone();
+        let composed = Composed { config: image, references };
+        let id = blocking(move || Ok(store.images().compose(&layers, composed)?)).await?;
+        building.report.built(&id).await;
+        for tag in &tags {
+            self.images().publish("tag", &id, &tag.familiar());
+            building.report.line(format!("Successfully tagged {}\n", tag.familiar())).await;
+        }
+        let keys = std::mem::take(&mut *cache::locked(&building.keys));
+        self.settle_cache(keys);
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Removes the containers of builds that ended with the daemon that ran them.
+    pub(crate) async fn sweep_builds(&self) -> Result<()> {
+        let left =
+            self.0.containers.all().into_iter().filter(|container| container.row().image.is_of_build());
+        for container in left.collect::<Vec<_>>() {
+            let removal = crate::containers::RemoveRequest { volumes: true, force: true, link: false };
+            self.remove_container(container.id.as_str(), removal).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Building {
+    fn new(engine: Engine, request: BuildRequest, context: Scratch, report: Report) -> Result<Self> {
+        let tree = Tree::running(context.path(), 0)?;
+        let name = &request.dockerfile;
+        let text = read(&tree, name)?
+            .ok_or_else(|| Error::InvalidArgument(format!("Cannot locate specified Dockerfile: {name}")))?;
+        let ignore = match read(&tree, &format!("{name}.dockerignore"))? {
+            Some(own) => Some(own),
+            None => read(&tree, ".dockerignore")?,
+        };
+        let ignore = ignore.map(|text| Ignore::parse(&text)).transpose()?.unwrap_or_default();
+        let file = Dockerfile::parse(&text)?;
+        let platform = format!("linux/{}", base::architecture());
+        let target_platform =
+            if request.platform.is_empty() { platform.clone() } else { request.platform.clone() };
+        let given = Given {
+            arguments: request.arguments.clone(),
+            target: (!request.target.is_empty()).then(|| request.target.clone()),
+            build_platform: platform,
+            target_platform,
+        };
+        let plan = Plan::new(&file, &given)?;
+        let epoch = request.arguments.get("SOURCE_DATE_EPOCH").cloned().flatten();
+        let epoch = epoch.filter(|text| !text.is_empty()).map(|text| text.parse::<i64>()).transpose();
+        let epoch = epoch.map_err(|_| {
+            Error::InvalidArgument("SOURCE_DATE_EPOCH is not a number of seconds since 1970".to_owned())
+        })?;
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let turns = Semaphore::new(processors);
+        let keys = std::sync::Mutex::default();
+        Ok(Self { engine, request, file, plan, context, ignore, report, epoch, turns, keys })
+    }
+
+    /// Builds the stages, each as soon as those that it needs are there.
+    async fn run(self: Arc<Self>) -> Result<Arc<Built>> {
+        if !self.plan.unused.is_empty() {
+            let names = self.plan.unused.join(" ");
+            self.report.line(format!("[Warning] One or more build-args [{names}] were not consumed\n")).await;
+        }
+        let mut done: HashMap<usize, Arc<Built>> = HashMap::new();
+        let mut waiting = self.plan.stages.clone();
+        let mut running = JoinSet::new();
+        loop {
+            let (ready, later): (Vec<_>, Vec<_>) = waiting
+                .into_iter()
+                .partition(|stage| stage.needs.iter().all(|other| done.contains_key(other)));
+            waiting = later;
+            for planned in ready {
+                let needed = planned.needs.iter().filter_map(|n| Some((*n, done.get(n)?.clone()))).collect();
+                running.spawn(stage::build(self.clone(), planned, needed));
+            }
+            let Some(ended) = running.join_next().await else { break };
+            let (number, built) =
+                ended.unwrap_or_else(|error| Err(Error::Internal(format!("a stage ended: {error}"))))?;
+            done.insert(number, Arc::new(built));
+        }
+        let last = self.plan.stages.last().and_then(|stage| done.remove(&stage.number));
+        last.ok_or_else(|| Error::Internal("the last stage was not built".to_owned()))
+    }
+
+    fn now(&self) -> jiff::Timestamp {
+        self.epoch
+            .and_then(|epoch| jiff::Timestamp::from_second(epoch).ok())
+            .unwrap_or_else(jiff::Timestamp::now)
+    }
+}
+
+/// Unpacks a context; names in it lead nowhere else.
+fn take_in(context: impl Read + Send, folder: &Path) -> Result<()> {
+    let root = std::fs::File::open(folder).map_err(|e| Error::io("open", folder, e))?;
+    let source = crate::archive::decompressed(BufReader::with_capacity(128 << 10, context))?;
+    unpack(source, root.as_fd(), &Limits::default(), Whiteouts::Ordinary)?;
+    Ok(())
+}
+
+/// A file of the context, if it is there.
+fn read(tree: &Tree, name: &str) -> Result<Option<Vec<u8>>> {
+    use insula_build::dockerfile::LARGEST;
+    let path = Path::new("/").join(name.trim_start_matches('/'));
+    let Ok(place) = tree.resolve(&path, Last::Follow) else { return Ok(None) };
+    let (Some(dir), Some(entry)) = (place.parent(), &place.entry) else { return Ok(None) };
+    if entry.dir.is_some() {
+        return Ok(None);
+    }
+    let fail = |error| Error::io("read", &path, error);
+    let file = std::fs::File::from(dir.open(&place.name, entry).map_err(|e| fail(e.into()))?);
+    let mut bytes = Vec::new();
+    file.take(LARGEST as u64 + 1).read_to_end(&mut bytes).map_err(fail)?;
+    Ok(Some(bytes))
+}
+
+/// A name that an image may be given.
+fn reference(tag: &str) -> Result<Reference> {
+    let reference = Reference::parse(tag).map_err(insula_store::Error::from)?;
+    if reference.digest().is_some() {
+        return Err(Error::InvalidArgument("refusing to create a tag with a digest reference".to_owned()));
+    }
+    Ok(reference)
+}

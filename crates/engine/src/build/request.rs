@@ -1,0 +1,49 @@
+//! What a build is asked for.
+
+use std::collections::BTreeMap;
+
+use insula_models::{HostConfig, Labels};
+use insula_registry::Credentials;
+use insula_spec::reference::Reference;
+
+use super::reference;
+use crate::Result;
+
+/// `POST /build`.
+#[derive(Debug, Clone, Default)]
+pub struct BuildRequest {
+    /// Its path in the context.
+    pub dockerfile: String,
+    /// `NAME` or `NAME:TAG`.
+    pub tags: Vec<String>,
+    /// Without a value it is as if it were not given.
+    pub arguments: BTreeMap<String, Option<String>>,
+    pub labels: Labels,
+    /// A stage by name or number; the last one if it is empty.
+    pub target: String,
+    /// Do every step again.
+    pub no_cache: bool,
+    /// Ask registries for newer base images.
+    pub pull: bool,
+    /// Tell the image's id only.
+    pub quiet: bool,
+    /// `linux/amd64`; the host's if it is empty.
+    pub platform: String,
+    /// Limits, networks and the wall of the commands.
+    pub host: HostConfig,
+    /// By the registry's name, as in `X-Registry-Config`.
+    pub credentials: BTreeMap<String, Credentials>,
+}
+
+impl BuildRequest {
+    pub(super) fn references(&self) -> Result<Vec<Reference>> {
+        self.tags.iter().filter(|tag| !tag.is_empty()).map(|tag| reference(tag)).collect()
+    }
+
+    /// Those for an image's registry.
+    pub(super) fn credentials(&self, image: &Reference) -> Credentials {
+        let domain = image.domain();
+        let names = [domain.to_owned(), format!("https://{domain}"), format!("https://index.{domain}/v1/")];
+        names.iter().find_map(|name| self.credentials.get(name)).cloned().unwrap_or_default()
+    }
+}

@@ -1,0 +1,253 @@
+//! One stage: its instructions one after another.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use insula_build::dockerfile::{Instruction, Step, parse_instruction};
+use insula_build::{CopyOp, Ignore, Op, PlannedStage, Scope};
+use insula_models::Labels;
+use insula_spec::image::{History, ImageConfig};
+use insula_store::{Layer, LayerLease};
+
+use super::cache::{Key, Made};
+use super::files::{Attributes, Copying, resolved};
+use super::{Building, owner};
+use crate::tree::Tree;
+use crate::{Error, Result, blocking};
+
+/// Stages that another one takes files of.
+pub(super) type Needed = HashMap<usize, Arc<Built>>;
+
+/// Triggers of one image.
+const TRIGGERS_MAX: usize = 1024;
+
+/// What a stage has become so far.
+#[derive(Debug, Clone)]
+pub(super) struct Built {
+    /// Lowest first.
+    pub(super) layers: Vec<Layer>,
+    pub(super) config: ImageConfig,
+    /// The layers stay as long as these.
+    pub(super) leases: Vec<Arc<LayerLease>>,
+}
+
+impl Built {
+    /// The configuration of the image.
+    pub(super) fn finished(&self, labels: &Labels, epoch: Option<i64>) -> Result<ImageConfig> {
+        let mut config = self.config.clone();
+        config.config.labels.extend(labels.clone());
+        if let Some(epoch) = epoch {
+            let epoch = jiff::Timestamp::from_second(epoch)
+                .map_err(|_| Error::InvalidArgument("SOURCE_DATE_EPOCH is out of range".to_owned()))?;
+            config.created = Some(epoch.to_string());
+        }
+        Ok(config)
+    }
+
+    fn paths(&self) -> Vec<std::path::PathBuf> {
+        self.layers.iter().map(|layer| layer.path.clone()).collect()
+    }
+
+    pub(super) fn tree(&self) -> Result<Tree> {
+        Tree::image(&self.paths(), &[])
+    }
+}
+
+/// Builds a stage; returns its number too.
+pub(super) async fn build(
+    building: Arc<Building>,
+    planned: PlannedStage,
+    needed: Needed,
+) -> Result<(usize, Built)> {
+    let stage = &building.file.stages[planned.number];
+    let counter = Counter::new(&building, &planned);
+    counter.tell(&building, 0, &stage.text).await;
+    let platform = planned.platform.clone().unwrap_or_else(|| building.request.platform.clone());
+    let line = stage.line;
+    let at = |error| Error::Build { line, text: stage.text.clone(), source: Box::new(error) };
+    let mut built = building.base(&planned.base, &needed, &platform).await.map_err(at)?;
+    let triggers = std::mem::take(&mut built.config.config.on_build);
+    let mut scope = Scope::new(
+        built.config.config.clone(),
+        built.config.author.clone(),
+        &building.plan.globals,
+        &building.request.arguments,
+        building.file.directives.escape,
+    );
+    let stepping = Stepping { building: &building, planned: &planned, needed: &needed };
+    for text in triggers.iter().take(TRIGGERS_MAX) {
+        let mut instruction = parse_instruction(text).map_err(|error| at(error.into()))?;
+        instruction.line = line;
+        building.report.line(format!("# Executing build trigger: {}\n", instruction.text)).await;
+        stepping.step(&instruction, &mut scope, &mut built).await?;
+    }
+    for (number, instruction) in stage.instructions.iter().enumerate() {
+        counter.tell(&building, number + 1, &instruction.text).await;
+        stepping.step(instruction, &mut scope, &mut built).await?;
+    }
+    Ok((planned.number, built))
+}
+
+/// Which of all steps one is.
+struct Counter {
+    before: usize,
+    all: usize,
+}
+
+impl Counter {
+    fn new(building: &Building, planned: &PlannedStage) -> Self {
+        let steps = |stage: &PlannedStage| building.file.stages[stage.number].instructions.len() + 1;
+        let stages = &building.plan.stages;
+        let before = stages.iter().take_while(|stage| stage.number != planned.number).map(steps).sum();
+        Self { before, all: stages.iter().map(steps).sum() }
+    }
+
+    async fn tell(&self, building: &Building, step: usize, text: &str) {
+        building.report.line(format!("Step {}/{} : {text}\n", self.before + step + 1, self.all)).await;
+    }
+}
+
+/// What every instruction of a stage sees.
+struct Stepping<'a> {
+    building: &'a Arc<Building>,
+    planned: &'a PlannedStage,
+    needed: &'a Needed,
+}
+
+impl Stepping<'_> {
+    async fn step(&self, instruction: &Instruction, scope: &mut Scope, built: &mut Built) -> Result<()> {
+        let at = |error| Error::Build {
+            line: instruction.line,
+            text: instruction.text.clone(),
+            source: Box::new(error),
+        };
+        let op = scope.apply(&instruction.step).map_err(|why| at(Error::InvalidArgument(why)))?;
+        let made = match &op {
+            Op::Nothing => None,
+            Op::Run(run) => Some(self.building.command(run, self.needed, built).await.map_err(at)?),
+            Op::Copy(copy) => Some(self.copy(copy, built).await.map_err(at)?),
+            Op::Folder(path) => self.folder(path, built).await.map_err(at)?,
+        };
+        built.config.config = scope.config.clone();
+        built.config.author.clone_from(&scope.author);
+        self.record(instruction, &op, made, built).await;
+        Ok(())
+    }
+
+    /// Puts what was made on top, and a line into the history.
+    async fn record(&self, instruction: &Instruction, op: &Op, made: Option<Made>, built: &mut Built) {
+        let before = built.layers.len();
+        // A step without files is as old as what is below: the same steps make the same image.
+        let mut created = built.config.created.clone();
+        if let Some(made) = made {
+            if made.cached {
+                self.building.report.line(" ---> Using cache\n".to_owned()).await;
+            }
+            built.layers = made.layers;
+            built.leases.push(Arc::new(made.lease));
+            created = Some(made.created);
+        }
+        let created = match self.building.epoch {
+            Some(_) => Some(self.building.now().to_string()),
+            None => created.or_else(|| Some(jiff::Timestamp::UNIX_EPOCH.to_string())),
+        };
+        built.config.created.clone_from(&created);
+        let created_by = match (op, &instruction.step) {
+            (Op::Run(run), Step::Run(_)) => format!("RUN {}", run.words.join(" ")),
+            _ => instruction.text.clone(),
+        };
+        let empty_layer = built.layers.len() == before;
+        built.config.history.push(History { created, created_by, empty_layer, ..History::default() });
+    }
+
+    async fn copy(&self, op: &CopyOp, built: &Built) -> Result<Made> {
+        let from = match &op.transfer.from {
+            None => None,
+            Some(name) => Some(match self.planned.source(&self.building.file, name) {
+                Some(number) => Built::clone(
+                    self.needed
+                        .get(&number)
+                        .ok_or_else(|| Error::Internal("a stage was not built before".to_owned()))?,
+                ),
+                None => {
+                    let image = self.building.image(name, &self.building.request.platform).await?;
+                    Built { layers: image.0.layers, config: image.0.config, leases: vec![Arc::new(image.1)] }
+                }
+            }),
+        };
+        check(op)?;
+        let (building, op, built) = (self.building.clone(), op.clone(), built.clone());
+        blocking(move || copied(&building, &op, from.as_ref(), &built)).await
+    }
+
+    /// The working directory, if it is not there.
+    async fn folder(&self, path: &str, built: &Built) -> Result<Option<Made>> {
+        let (building, path, built) = (self.building.clone(), path.to_owned(), built.clone());
+        blocking(move || {
+            let tree = built.tree()?;
+            if resolved(&tree, &path)?.folder {
+                return Ok(None);
+            }
+            let op = CopyOp { add: false, transfer: Default::default(), destination: format!("{path}/") };
+            let copying = Copying::plan(
+                &op,
+                &tree,
+                &tree,
+                &Ignore::default(),
+                Attributes::default(),
+                seconds(&building),
+            )?;
+            let key = Key::new("folder", &built.layers, std::slice::from_ref(&path));
+            building
+                .layer(&key, &built.layers, &format!("WORKDIR {path}"), |out| copying.write(out))
+                .map(Some)
+        })
+        .await
+    }
+}
+
+/// What this version cannot do.
+fn check(op: &CopyOp) -> Result<()> {
+    let transfer = &op.transfer;
+    for (given, what) in
+        [(transfer.checksum.is_some(), "--checksum"), (transfer.keep_git_dir, "--keep-git-dir")]
+    {
+        if given {
+            return Err(Error::Unsupported(format!("{what} is not available in this version")));
+        }
+    }
+    Ok(())
+}
+
+fn seconds(building: &Building) -> u64 {
+    u64::try_from(building.now().as_second()).unwrap_or(0)
+}
+
+fn copied(building: &Building, op: &CopyOp, from: Option<&Built>, built: &Built) -> Result<Made> {
+    let target = built.tree()?;
+    let mut excluded = Ignore::patterns(op.transfer.exclude.iter().map(String::as_str))?;
+    let source = match from {
+        Some(from) => from.tree()?,
+        None => {
+            excluded = building.ignore.clone().with(excluded);
+            Tree::running(building.context.path(), 0)?
+        }
+    };
+    let owner = op.transfer.chown.as_deref().map(|text| owner::parse(text, &target)).transpose()?;
+    // What comes with a request is root's here, whoever it belonged to there.
+    let owner = owner.or(from.is_none().then_some((0, 0)));
+    let mode = op.transfer.chmod.as_deref().map(|text| {
+        let parsed = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777);
+        parsed.ok_or_else(|| {
+            Error::InvalidArgument(format!("--chmod={text} is not an octal number up to 7777"))
+        })
+    });
+    let attributes = Attributes { owner, mode: mode.transpose()? };
+    if op.add {
+        super::files::refuse_archives(op, &source)?;
+    }
+    let copying = Copying::plan(op, &source, &target, &excluded, attributes, seconds(building))?;
+    let key = Key::new("copy", &built.layers, &[copying.digest()?.to_string()]);
+    let text = format!("COPY {} {}", op.transfer.sources.paths.join(" "), op.destination);
+    building.layer(&key, &built.layers, &text, |out| copying.write(out))
+}

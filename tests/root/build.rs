@@ -1,0 +1,209 @@
+//! Builds, from a folder or a tar to an image.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use insula_tests::{Daemon, daemon, eventually};
+
+/// Makes a context of files; a name that ends with a slash is a folder.
+fn context(daemon: &Daemon, name: &str, files: &[(&str, &str)]) -> PathBuf {
+    let folder = daemon.folder().join(name);
+    for (name, content) in files {
+        let path = folder.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    folder
+}
+
+fn build(daemon: &Daemon, folder: &Path, flags: &[&str]) -> insula_tests::Outcome {
+    daemon.insula(&[&["build", "--network", "none"], flags, &[folder.to_str().unwrap()]].concat())
+}
+
+fn run(daemon: &Daemon, image: &str, script: &str) -> String {
+    daemon.insula(&["run", "--rm", "--network", "none", image, "sh", "-c", script]).ok().to_owned()
+}
+
+fn id(daemon: &Daemon, image: &str) -> String {
+    daemon.insula(&["images", "-q", "--no-trunc", image]).ok().to_owned()
+}
+
+const STAGES: &str = "\
+ARG BASE=busybox
+FROM $BASE AS one
+ARG VERSION=1
+ENV NAME=value
+WORKDIR /work/deep
+RUN echo $NAME $VERSION > out && chown 7:8 out && chmod 4711 out
+FROM nosuch:image AS dead
+RUN false
+FROM busybox
+COPY --from=one /work /from/
+COPY --chown=7:8 --chmod=640 a.txt dir /files/
+COPY dir/*.c /c/
+COPY --parents dir/x.c /kept/
+COPY <<motd /etc/
+hi $PATH
+motd
+RUN <<end
+set -e
+rm -r /home
+ln -s /files /link
+end
+ADD a.txt /link/added
+ENTRYPOINT [\"sh\", \"-c\"]
+CMD [\"cat /from/deep/out\"]
+LABEL a=\"b c\"
+EXPOSE 80
+";
+
+#[test]
+fn stages_and_files_become_an_image() {
+    let daemon = daemon!();
+    let files = [
+        ("Dockerfile", STAGES),
+        (".dockerignore", "**/*.o\nDockerfile\n"),
+        ("a.txt", "a"),
+        ("dir/x.c", "x"),
+        ("dir/y.o", "y"),
+        ("dir/sub/z.c", "z"),
+    ];
+    let folder = context(&daemon, "context", &files);
+    let file = daemon.folder().join("id");
+    let flags = ["-t", "made:1", "-t", "other", "--build-arg", "VERSION=2", "--label", "l=m", "--iidfile"];
+    let built = build(&daemon, &folder, &[&flags[..], &[file.to_str().unwrap()]].concat());
+    built.shows(&[
+        "Step 1/",
+        "Successfully built",
+        "Successfully tagged made:1",
+        "Successfully tagged other:latest",
+    ]);
+    assert!(!built.stdout.contains("Using cache") && !built.stdout.contains("nosuch"), "{built}");
+    assert_eq!(std::fs::read_to_string(file).unwrap(), id(&daemon, "made:1"));
+    assert_eq!(daemon.insula(&["run", "--rm", "--network", "none", "other"]).ok(), "value 2");
+    let script = "stat -c '%a %u %g %n' /from/deep/out /files/a.txt /files/sub /link/added /c/x.c /kept/dir/x.c; \
+                  ls /files /c; cat /etc/motd; test ! -e /home && echo gone";
+    let seen = daemon.insula(&["run", "--rm", "--network", "none", "made:1", script]).ok().to_owned();
+    assert_eq!(
+        seen.lines().collect::<Vec<_>>(),
+        [
+            "4711 7 8 /from/deep/out",
+            "640 7 8 /files/a.txt",
+            "640 7 8 /files/sub",
+            "644 0 0 /link/added",
+            "644 0 0 /c/x.c",
+            "644 0 0 /kept/dir/x.c",
+            "/c:",
+            "x.c",
+            "",
+            "/files:",
+            "a.txt",
+            "added",
+            "sub",
+            "x.c",
+            "hi /usr/local/bin:/usr/bin:/bin",
+            "gone",
+        ]
+    );
+    let config = daemon.insula(&[
+        "image",
+        "inspect",
+        "-f",
+        "{{json .Config.Labels}} {{json .Config.ExposedPorts}}",
+        "other",
+    ]);
+    assert_eq!(config.ok(), r#"{"a":"b c","l":"m"} {"80/tcp":{}}"#);
+    assert_eq!(daemon.insula(&["ps", "-aq"]).ok(), "");
+    daemon.insula(&["history", "made:1"]).shows(&["COPY --from=one", "RUN /bin/sh -c"]);
+}
+
+#[test]
+fn what_did_not_change_is_not_done_again() {
+    let mut daemon = daemon!();
+    let text = "FROM busybox\nCOPY first /first\nRUN cat /first > /made\nCOPY second /second\nRUN cat /second >> /made\n";
+    let folder = context(&daemon, "context", &[("Dockerfile", text), ("first", "1"), ("second", "2")]);
+    let cached =
+        |daemon: &Daemon, flags: &[&str]| build(daemon, &folder, flags).ok().matches("Using cache").count();
+    assert_eq!(cached(&daemon, &["-t", "a"]), 0);
+    let before = id(&daemon, "a");
+    // Times do not count, contents do.
+    std::fs::write(folder.join("first"), "1").unwrap();
+    assert_eq!((cached(&daemon, &["-t", "a"]), id(&daemon, "a")), (4, before.clone()));
+    std::fs::write(folder.join("second"), "3").unwrap();
+    assert_eq!(cached(&daemon, &["-t", "b"]), 2);
+    assert_eq!(run(&daemon, "b", "cat /made"), "13");
+    // The cache outlives the image and the daemon.
+    daemon.insula(&["rmi", "a"]).ok();
+    daemon.kill();
+    daemon.restart();
+    std::fs::write(folder.join("second"), "2").unwrap();
+    assert_eq!((cached(&daemon, &["-q"]), cached(&daemon, &["-t", "a"])), (0, 4));
+    assert_eq!(id(&daemon, "a"), before);
+    assert_eq!(cached(&daemon, &["--no-cache"]), 0);
+    daemon.insula(&["builder", "prune", "-f"]).shows(&["Total reclaimed space"]);
+    assert_eq!(run(&daemon, "a", "cat /made"), "12");
+    assert_eq!(cached(&daemon, &["-t", "a"]), 0);
+    // Another argument is another command, and the same epoch the same image.
+    let epoch = ["--no-cache", "--build-arg", "SOURCE_DATE_EPOCH=1000000000", "-q"];
+    let copies =
+        context(&daemon, "copies", &[("Dockerfile", "FROM busybox\nCOPY x /y/z/\nCMD a"), ("x", "x")]);
+    assert_eq!(build(&daemon, &copies, &epoch).ok(), build(&daemon, &copies, &epoch).ok());
+}
+
+#[test]
+fn what_is_wrong_is_said_with_its_line() {
+    let daemon = daemon!();
+    let refused = |text: &str, code: i32, words: &[&str]| {
+        let folder = context(&daemon, "wrong", &[("Dockerfile", text), ("here", "")]);
+        std::os::unix::fs::symlink("/etc/passwd", folder.join("absolute")).ok();
+        std::os::unix::fs::symlink("../../../../../../etc/passwd", folder.join("relative")).ok();
+        build(&daemon, &folder, &[]).fails(code, words);
+    };
+    refused("FROM busybox\nCPOY a b\n", 1, &["line 2", "did you mean COPY"]);
+    refused("FROM busybox\nCOPY nosuch /\n", 1, &["Dockerfile:2", "nosuch does not exist"]);
+    refused("FROM busybox\n\nRUN exit 3\n", 1, &["Dockerfile:3", "returned a non-zero code: 3"]);
+    refused("FROM busybox\nCOPY here /bin/sh/\n", 1, &["not a folder"]);
+    // Links lead nowhere but to the context.
+    refused("FROM busybox\nCOPY absolute /x\n", 1, &["does not exist"]);
+    refused("FROM busybox\nCOPY relative /x\n", 1, &["does not exist"]);
+    refused("FROM busybox\nCOPY ../../../etc/passwd /x\n", 1, &["does not exist"]);
+    refused("FROM busybox\nRUN --security=insecure true\n", 1, &["not allowed"]);
+    refused("FROM busybox\nRUN --mount=type=secret,id=a true\n", 1, &["not available in this version"]);
+    refused("FROM busybox\nADD https://example.org/x /\n", 1, &["not available in this version"]);
+    refused("FROM host\nRUN true\n", 1, &["no image can be built"]);
+    assert_eq!(daemon.insula(&["ps", "-aq"]).ok(), "");
+    let folder = context(&daemon, "checked", &[("Dockerfile", "FROM busybox as x\nCMD a\n")]);
+    let checked = build(&daemon, &folder, &["--check"]);
+    checked.exits(1);
+    for word in ["FromAsCasing", "Dockerfile:1", "JSONArgsRecommended"] {
+        assert!(checked.stdout.contains(word), "{checked}");
+    }
+    let answer = daemon.api("POST", "/build?version=2", "");
+    assert_eq!(answer.status, 501);
+}
+
+#[test]
+fn a_build_that_nobody_waits_for_ends() {
+    let mut daemon = daemon!();
+    let folder = context(&daemon, "context", &[("Dockerfile", "FROM busybox\nRUN sleep 100000\n")]);
+    let running = |daemon: &Daemon| {
+        let id = daemon.insula(&["ps", "-q"]).ok().to_owned();
+        (!id.is_empty()).then_some(id)
+    };
+    let begin = |daemon: &Daemon| {
+        let mut command = daemon.command(&["build", "--network", "none", folder.to_str().unwrap()]);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let mut client = begin(&daemon);
+    eventually("the command runs", || running(&daemon));
+    client.kill().unwrap();
+    client.wait().unwrap();
+    eventually("it is gone", || daemon.insula(&["ps", "-aq"]).ok().is_empty().then_some(()));
+    // A daemon that is killed leaves it to the next one.
+    let mut client = begin(&daemon);
+    eventually("the command runs", || running(&daemon));
+    daemon.kill();
+    client.wait().unwrap();
+    daemon.restart();
+    assert_eq!(daemon.insula(&["ps", "-aq"]).ok(), "");
+}
