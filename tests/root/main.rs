@@ -7,6 +7,7 @@ mod build;
 mod check;
 mod confinement;
 mod crash;
+mod faults;
 mod files;
 mod health;
 mod idmaps;

@@ -1,0 +1,100 @@
+//! What fails that nobody can prevent: nothing that was acknowledged is lost.
+
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use insula_tests::{Daemon, daemon, eventually, holds};
+
+const SLEEPER: &[&str] = &["--name", "box", "--network", "none"];
+
+/// Writes `bytes` into a database, sees the daemon refuse it with `words`, takes them back, and finds the
+/// container as it was.
+#[track_caller]
+fn refused(daemon: &mut Daemon, at: u64, bytes: &[u8], words: &[&str]) {
+    let pid = daemon.pid_of("box");
+    // In order, so that all of the database is in one file.
+    assert_eq!(daemon.stop(), Some(0));
+    let path = daemon.instance().root().join("state.db");
+    let sound = std::fs::read(&path).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().write_all_at(bytes, at).unwrap();
+    let damaged = std::fs::read(&path).unwrap();
+    assert!(!daemon.try_restart(), "it serves from {words:?}");
+    let log = daemon.log();
+    assert!(words.iter().all(|word| log.contains(word)), "{words:?} in {log}");
+    assert!(std::fs::read(&path).unwrap() == damaged, "it is left for who can repair it");
+    assert!(Path::new(&format!("/proc/{pid}")).exists(), "what runs goes on");
+    std::fs::write(&path, sound).unwrap();
+    daemon.restart();
+    assert_eq!(daemon.pid_of("box"), pid);
+    daemon.exec("box", "true").ok();
+}
+
+#[test]
+fn a_database_that_cannot_be_read_is_said_and_left_alone() {
+    let mut daemon = daemon!();
+    daemon.sleeper(SLEEPER);
+    refused(&mut daemon, 0, &[0xa5; 4096], &["state.db", "damaged"]);
+    // The version of the schema: bytes 60 to 63 of the header, https://www.sqlite.org/fileformat.html.
+    refused(&mut daemon, 60, &99_u32.to_be_bytes(), &["state.db", "newer version", "schema 99"]);
+}
+
+/// Connections whose request never ends.
+fn half_open(daemon: &Daemon, count: usize) -> Vec<UnixStream> {
+    let socket = daemon.instance().socket();
+    let open = |_| {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.write_all(b"GET /containers/json HTTP/1.1\r\nHost: x\r\nX-Half").unwrap();
+        stream
+    };
+    (0..count).map(open).collect()
+}
+
+#[test]
+fn descriptors_that_run_out_cost_no_container() {
+    let mut daemon = daemon!();
+    daemon.sleeper(SLEEPER);
+    daemon.stop();
+    daemon.restart_with_mounts("ulimit -n 200");
+    let pid = daemon.pid_of("box");
+    // Fewer than wait in the socket's queue.
+    let held = half_open(&daemon, 300);
+    holds("descriptors run out", || daemon.log().contains("Too many open files"));
+    assert!(Path::new(&format!("/proc/{pid}")).exists());
+    drop(held);
+    assert_eq!(daemon.pid_of("box"), pid);
+    daemon.exec("box", "true").ok();
+    daemon.insula(&["stop", "-t", "0", "box"]).ok();
+}
+
+#[test]
+fn a_frozen_process_that_ignores_sigterm_is_stopped() {
+    let daemon = daemon!();
+    let script = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
+    daemon.detached(SLEEPER, script);
+    holds("the trap is set", || daemon.insula(&["logs", "box"]).stdout.contains("ready"));
+    daemon.insula(&["pause", "box"]).ok();
+    daemon.insula(&["stop", "-t", "1", "box"]).ok();
+    assert_eq!(daemon.inspect("box", "/State/ExitCode"), 137);
+    assert_eq!(daemon.inspect("box", "/State/Paused"), false);
+}
+
+#[test]
+fn a_monitor_that_is_killed_takes_its_container_along_and_is_told() {
+    let daemon = daemon!();
+    let id = daemon.sleeper(SLEEPER);
+    let pid = daemon.pid_of("box");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap();
+    let monitor = rustix::process::Pid::from_raw(parent).unwrap();
+    let command = std::fs::read_to_string(format!("/proc/{parent}/cmdline")).unwrap();
+    assert!(command.contains("insula-monitor"), "{command}");
+    // As the kernel does when memory runs out.
+    rustix::process::kill_process(monitor, rustix::process::Signal::KILL).unwrap();
+    daemon.reaches(&id, "exited");
+    assert_eq!(daemon.inspect("box", "/State/ExitCode"), 255);
+    eventually("nothing of it runs on", || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
+    daemon.insula(&["start", "box"]).ok();
+    daemon.exec("box", "true").ok();
+}
