@@ -17,7 +17,7 @@ use crate::filters::{Filters, check_names};
 
 /// Events kept for those who ask for the past.
 const KEPT: usize = 1024;
-/// Events that a listener may lag behind before it loses the oldest.
+/// Events that a listener may lag behind before its stream ends. They are those that are kept anyway.
 const BACKLOG: usize = 1024;
 /// Filters that `GET /events` knows.
 const KNOWN: [&str; 12] = [
@@ -167,7 +167,8 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    /// The next event; `None` once `until` has come or the engine ended.
+    /// The next event; `None` once `until` has come, the engine ended, or this listener was so slow that it
+    /// would have missed some: it can ask again for what came since.
     pub async fn next(&mut self) -> Option<Arc<EventMessage>> {
         loop {
             let event = match self.past.pop_front() {
@@ -188,19 +189,14 @@ impl EventStream {
             let left = Timestamp::now().until(until).ok().and_then(|span| span.try_into().ok());
             tokio::time::Instant::now() + left.unwrap_or_default()
         });
-        loop {
-            let received = match deadline {
-                Some(deadline) => tokio::time::timeout_at(deadline, self.future.recv()).await.ok()?,
-                None => self.future.recv().await,
-            };
-            match received {
-                Ok(event) => return Some(event),
-                Err(broadcast::error::RecvError::Closed) => return None,
-                Err(broadcast::error::RecvError::Lagged(lost)) => {
-                    tracing::warn!(lost, "a listener of events is too slow");
-                }
-            }
+        let received = match deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline, self.future.recv()).await.ok()?,
+            None => self.future.recv().await,
+        };
+        if let Err(broadcast::error::RecvError::Lagged(lost)) = &received {
+            tracing::warn!(lost, "a listener of events is too slow: its stream ends");
         }
+        received.ok()
     }
 }
 
@@ -350,6 +346,16 @@ mod tests {
         }
         assert!(times.is_sorted_by(|a, b| a < b));
         assert_eq!(stream.next().await.unwrap().actor.id, "last");
+    }
+
+    #[tokio::test]
+    async fn who_lags_too_far_behind_is_sent_away() {
+        let events = Events::default();
+        let mut slow = events.subscribe(EventFilter::default(), None, None);
+        for n in 0..=BACKLOG {
+            events.publish(EventType::Volume, "create", &n.to_string(), Labels::new());
+        }
+        assert!(slow.next().await.is_none(), "rather than a gap");
     }
 
     #[tokio::test]
