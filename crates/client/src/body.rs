@@ -25,6 +25,15 @@ impl RequestBody {
     pub fn bytes(bytes: impl Into<Bytes>) -> Self {
         Self::Bytes(Some(bytes.into()))
     }
+
+    /// The same body for another attempt; an upload goes once.
+    pub(crate) fn again(&self) -> Option<Self> {
+        match self {
+            Self::Empty => Some(Self::Empty),
+            Self::Bytes(bytes) => Some(Self::Bytes(bytes.clone())),
+            Self::Upload(_) => None,
+        }
+    }
 }
 
 /// A body that a thread fills by reading a blocking source.

@@ -1,7 +1,7 @@
 //! Connections and the four ways to use one: for an answer, a stream, nothing, or for good.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use insula_models::{AuthConfig, ErrorResponse};
+use insula_models::{ApiVersion, AuthConfig, ErrorResponse};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -30,13 +30,15 @@ const MAX_ANSWER: usize = 256 << 20;
 pub struct Client {
     address: Address,
     idle: Mutex<Vec<SendRequest<RequestBody>>>,
+    /// What an older daemon has said to be its newest version.
+    older: OnceLock<ApiVersion>,
 }
 
 impl Client {
     /// A client that connects when it is first used.
     #[must_use]
     pub fn new(address: Address) -> Self {
-        Self { address, idle: Mutex::new(Vec::new()) }
+        Self { address, idle: Mutex::default(), older: OnceLock::new() }
     }
 
     /// A client that is connected.
@@ -51,6 +53,13 @@ impl Client {
     #[must_use]
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// The version of the API that is spoken: the newest that both sides know, as far as the daemon has
+    /// been asked anything.
+    #[must_use]
+    pub fn version_spoken(&self) -> ApiVersion {
+        self.older.get().copied().unwrap_or(ApiVersion::MAX)
     }
 
     async fn open(&self) -> Result<SendRequest<RequestBody>> {
@@ -82,15 +91,61 @@ impl Client {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
     }
 
-    /// Sends a request and checks the status. The connection comes back with the answer, to be put
-    /// back when the body was read.
+    /// Sends a request and checks the status, in the version of an older daemon if it asks for that. The
+    /// connection comes back with the answer, to be put back when the body was read.
     async fn exchange(
         &self,
         call: &Call<'_>,
         body: RequestBody,
     ) -> Result<(Response<Incoming>, SendRequest<RequestBody>)> {
+        let Some(again) = body.again() else {
+            self.learn_version().await?;
+            return self.send(call, body).await;
+        };
+        match self.send(call, body).await {
+            Err(Error::Daemon { status: 400, message }) if self.is_older(&message) => {
+                self.send(call, again).await
+            }
+            other => other,
+        }
+    }
+
+    /// Before a body that can be sent only once.
+    async fn learn_version(&self) -> Result<()> {
+        if self.older.get().is_some() {
+            return Ok(());
+        }
+        let call = Call::get("/_ping".to_owned());
+        match self.send(&call, RequestBody::Empty).await {
+            Ok((response, connection)) => {
+                read(response.into_body(), &call).await?;
+                self.put_back(connection);
+            }
+            Err(Error::Daemon { message, .. }) => {
+                self.is_older(&message);
+            }
+            // The request itself will say it better.
+            Err(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Whether a refusal says that the daemon is older; from then on its version is spoken.
+    fn is_older(&self, message: &str) -> bool {
+        newest_of(message).is_some_and(|older| {
+            // Another request may have learned it meanwhile.
+            let _ = self.older.set(older);
+            true
+        })
+    }
+
+    async fn send(
+        &self,
+        call: &Call<'_>,
+        body: RequestBody,
+    ) -> Result<(Response<Incoming>, SendRequest<RequestBody>)> {
         let mut connection = self.take().await?;
-        let request = call.request(body)?;
+        let request = call.request(body, self.version_spoken())?;
         let response = connection
             .send_request(request)
             .await
@@ -167,6 +222,14 @@ impl Client {
             .map_err(|source| Error::Connection { call: call.name(), source })?;
         Hijacked::new(upgraded, content_type.as_deref())
     }
+}
+
+/// The newest version of a daemon that has said ours to be too new.
+fn newest_of(message: &str) -> Option<ApiVersion> {
+    let (_, version) = message
+        .split_once("is too new. Maximum supported API version is ")
+        .filter(|_| message.len() < 256)?;
+    version.trim().parse().ok().filter(|version| (ApiVersion::MIN..ApiVersion::MAX).contains(version))
 }
 
 fn text_of(headers: &HeaderMap, name: header::HeaderName) -> Option<String> {
@@ -271,8 +334,8 @@ impl<'a> Call<'a> {
         format!("{} {}", self.method, self.path)
     }
 
-    fn request(&self, body: RequestBody) -> Result<Request<RequestBody>> {
-        let uri = format!("/v{}{}", insula_models::API_VERSION, self.path);
+    fn request(&self, body: RequestBody, version: ApiVersion) -> Result<Request<RequestBody>> {
+        let uri = format!("/v{version}{}", self.path);
         let mut request =
             Request::builder().method(self.method.clone()).uri(uri).header(header::HOST, "insula");
         if let Some(content_type) = self.content_type {

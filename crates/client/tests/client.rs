@@ -35,6 +35,38 @@ async fn calls_that_follow_each_other_share_a_connection() {
     assert_eq!(fake.connections(), 1);
 }
 
+/// A daemon whose newest version is 1.41.
+fn older(request: &fake::Request) -> Reply {
+    match request.target.strip_prefix("/v1.41") {
+        Some("/version") => whole(r#"{"Version":"20.10.24","ApiVersion":"1.41"}"#),
+        Some(_) => whole("{}"),
+        None => {
+            let why = "client version 1.51 is too new. Maximum supported API version is 1.41";
+            Reply::Whole(400, format!(r#"{{"message":"{why}"}}"#))
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_older_daemon_is_spoken_to_in_its_version() {
+    let fake = Fake::start(older);
+    let client = client(&fake);
+    assert_eq!(client.version().await.unwrap().version, "20.10.24");
+    client.ping().await.unwrap();
+    assert_eq!(client.version_spoken().to_string(), "1.41");
+    assert_eq!(fake.calls(), ["GET /v1.51/version", "GET /v1.41/version", "GET /v1.41/_ping"]);
+}
+
+#[tokio::test]
+async fn an_upload_asks_for_the_version_first() {
+    let fake = Fake::start(older);
+    client(&fake).put_archive("box", "/", Upload::read(&b"archive"[..]), false).await.unwrap();
+    let calls = fake.calls();
+    assert_eq!(calls[0], "GET /v1.51/_ping");
+    assert!(calls[1].starts_with("PUT /v1.41/containers/box/archive"), "{calls:?}");
+    assert_eq!(fake.requests()[1].body, b"archive");
+}
+
 #[tokio::test]
 async fn names_and_queries_are_encoded() {
     let fake = Fake::start(|request| match request.method.as_str() {
@@ -100,7 +132,7 @@ async fn documents_of_a_stream_may_be_cut_anywhere() {
             seen.push_str(&message.status);
         }
         assert_eq!(seen, "abc", "{step}");
-        assert_eq!(fake.requests()[0].body, b"tar");
+        assert_eq!(fake.requests().last().unwrap().body, b"tar");
     }
     let fake = Fake::start(|_| Reply::Chunks(vec![b"{\"status\":".to_vec()]));
     let mut cut = client(&fake).load_images(Upload::read(&b""[..]), false).await.unwrap();
@@ -115,7 +147,7 @@ async fn a_large_upload_arrives_whole() {
     let upload = Upload::write(move |sink| sink.write_all(&sent));
     let mut progress = client(&fake).load_images(upload, true).await.unwrap();
     assert!(progress.next().await.unwrap().is_none());
-    assert!(fake.requests()[0].body == content);
+    assert!(fake.requests().last().unwrap().body == content);
 }
 
 #[tokio::test]
