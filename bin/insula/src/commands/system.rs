@@ -1,7 +1,7 @@
 //! `info version`.
 
 use clap::Args;
-use insula_models::{SystemInfo, Version};
+use insula_models::{ApiVersion, SystemInfo, Version};
 use serde_json::json;
 
 use crate::arguments::Run;
@@ -25,13 +25,19 @@ pub(crate) struct VersionArgs {
 impl Run for VersionArgs {
     async fn run(self, context: Context) -> Outcome {
         // A daemon is not started only to ask for its version.
+        let mut spoken = ApiVersion::MAX;
         let server = match context.running_client().await {
-            Ok(client) => client.version().await.map_err(anyhow::Error::from),
+            Ok(client) => {
+                let answer = client.version().await;
+                spoken = client.version_spoken();
+                answer.map_err(anyhow::Error::from)
+            }
             Err(error) => Err(error),
         };
         let client = json!({
             "Version": env!("CARGO_PKG_VERSION"),
-            "ApiVersion": insula_models::API_VERSION,
+            "ApiVersion": spoken.to_string(),
+            "DefaultAPIVersion": ApiVersion::MAX.to_string(),
             "Os": std::env::consts::OS,
             "Arch": architecture(),
         });
@@ -39,7 +45,7 @@ impl Run for VersionArgs {
             let document = json!({"Client": client, "Server": server.as_ref().ok()});
             print_formatted(&document, &self.format)?;
         } else {
-            printer::text(&client_text())?;
+            printer::text(&client_text(spoken))?;
             if let Ok(version) = &server {
                 printer::text(&server_text(version))?;
             }
@@ -63,11 +69,15 @@ fn architecture() -> &'static str {
     }
 }
 
-fn client_text() -> String {
+fn client_text(spoken: ApiVersion) -> String {
+    let version = match spoken {
+        ApiVersion::MAX => spoken.to_string(),
+        older => format!("{older} (downgraded from {})", ApiVersion::MAX),
+    };
     format!(
         "Client: insula\n Version:           {}\n API version:       {}\n OS/Arch:           {}/{}\n",
         env!("CARGO_PKG_VERSION"),
-        insula_models::API_VERSION,
+        version,
         std::env::consts::OS,
         architecture()
     )
