@@ -35,7 +35,8 @@ pub(crate) struct InspectArgs {
 impl Run for InspectArgs {
     async fn run(self, context: Context) -> Outcome {
         let kinds = match self.r#type.as_deref() {
-            None => &[Kind::Container, Kind::Image, Kind::Volume, Kind::Network][..],
+            // A name that several kinds know is shown of the first, as Docker has them.
+            None => &[Kind::Container, Kind::Image, Kind::Network, Kind::Volume][..],
             Some("container") => &[Kind::Container],
             Some("image") => &[Kind::Image],
             Some("volume") => &[Kind::Volume],

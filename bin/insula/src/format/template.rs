@@ -7,7 +7,11 @@ use anyhow::anyhow;
 use gotmpl::{MissingKey, Template, TemplateError, Value};
 
 /// A template that was understood.
-pub(crate) struct Compiled(Template);
+pub(crate) struct Compiled {
+    template: Template,
+    /// What was parsed, for errors to point into.
+    text: String,
+}
 
 impl Compiled {
     /// `text` with `\t` and `\n` spelled as two characters, as shells leave them.
@@ -30,12 +34,63 @@ impl Compiled {
         let text = text.replace("\\t", "\t").replace("\\n", "\n");
         // A method with an argument is not known to the template engine, a function is.
         let text = text.replace(".Label ", "label .InsulaLabels ");
-        template.parse(&text).map(Self).map_err(|error| anyhow!("template parsing error: {error}"))
+        match template.parse(&text) {
+            Ok(template) => Ok(Self { template, text }),
+            Err(error) => Err(worded(&error, &text)),
+        }
     }
 
     pub(crate) fn render(&self, data: &Value) -> anyhow::Result<String> {
-        self.0.execute_to_string(data).map_err(|error| anyhow!("template: {error}"))
+        self.template.execute_to_string(data).map_err(|error| worded(&error, &self.text))
     }
+}
+
+/// An error as Go words it for a template without a name, with Docker's words before it.
+fn worded(error: &TemplateError, text: &str) -> anyhow::Error {
+    let said = match error {
+        TemplateError::Parse { line, message, .. } | TemplateError::Lex { line, message, .. } => {
+            format!(":{line}: {message}")
+        }
+        TemplateError::UndefinedFunction(name) => {
+            let (line, _) = text.find(name.as_str()).map_or((1, 0), |at| place(text, at));
+            format!(":{line}: function {name:?} not defined")
+        }
+        TemplateError::MissingKey { key } => {
+            let missing = format!("map has no entry for key {key:?}");
+            match chain_with(text, key) {
+                Some((at, chain)) => {
+                    let (line, column) = place(text, at);
+                    format!(":{line}:{column}: executing \"\" at <{chain}>: {missing}")
+                }
+                None => format!(": executing \"\": {missing}"),
+            }
+        }
+        other => format!(": executing \"\": {other}"),
+    };
+    anyhow!("template parsing error: template: {said}")
+}
+
+/// The line, from one, and the byte in it, from zero, as Go counts them.
+fn place(text: &str, at: usize) -> (usize, usize) {
+    let before = &text[..at];
+    (before.matches('\n').count() + 1, at - before.rfind('\n').map_or(0, |newline| newline + 1))
+}
+
+/// The first chain of fields (`.State.Pid`) with a field of this name, and where Go says it is: at the
+/// second field, if there is one.
+fn chain_with<'a>(text: &'a str, key: &str) -> Option<(usize, &'a str)> {
+    let of_chain = |character: char| character.is_alphanumeric() || "._".contains(character);
+    let mut at = 0;
+    while let Some(start) = text[at..].find('.').map(|found| at + found) {
+        let length = text[start..].find(|character| !of_chain(character)).unwrap_or(text.len() - start);
+        let chain = &text[start..start + length];
+        if chain.split('.').any(|field| field == key) {
+            let second = chain[1..].find('.').map_or(0, |dot| dot + 1);
+            return Some((start + second, chain));
+        }
+        at = start + length;
+    }
+    None
 }
 
 /// JSON as template data.
@@ -198,9 +253,17 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_what_is_wrong() {
-        assert!(render("{{.State.No}}").unwrap_err().to_string().contains("No"));
-        assert!(render("{{nope .}}").unwrap_err().to_string().contains("nope"));
-        assert!(render("{{.State").unwrap_err().to_string().contains("template parsing error"));
+    fn errors_are_worded_as_dockers() {
+        let cases = [
+            ("{{.State.No}}", ":1:8: executing \"\" at <.State.No>: map has no entry for key \"No\""),
+            ("{{.No}}", ":1:2: executing \"\" at <.No>: map has no entry for key \"No\""),
+            ("{{.State.Pid}}\\n {{.No}}", ":2:3: executing \"\" at <.No>: map has no entry for key \"No\""),
+            ("{{nope .}}", ":1: function \"nope\" not defined"),
+            ("{{.State", ":1: unclosed action"),
+        ];
+        for (template, expected) in cases {
+            let said = render(template).unwrap_err().to_string();
+            assert_eq!(said, format!("template parsing error: template: {expected}"), "{template}");
+        }
     }
 }
