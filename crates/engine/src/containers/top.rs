@@ -1,5 +1,7 @@
 //! The processes of a container as ps(1) lists them, read from `/proc` of the host
-//! (proc_pid_stat(5)). Formats: `-ef`, `aux`, and `-o` (also `-eo`) with the columns below.
+//! (proc_pid_stat(5)). Which processes is the container's affair, so the options of ps(1) that select some
+//! (`-e`, `-A`, `a`, `x`, …) say no more than the form of the list, as `x` does; of those for a form `f`, `F`,
+//! `j`, `u` and `o` are known, `o` with the columns below, their titles changed with `=`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -29,6 +31,11 @@ enum Column {
     Started,
     Elapsed,
     Time,
+    ShortTime,
+    Group,
+    Session,
+    Pages,
+    Processor,
     Nice,
     Threads,
     Name,
@@ -36,7 +43,7 @@ enum Column {
 }
 
 /// Names that `-o` knows, with their titles.
-const COLUMNS: [(&str, &str, Column); 27] = [
+const COLUMNS: [(&str, &str, Column); 44] = [
     ("user", "USER", Column::User),
     ("uname", "USER", Column::User),
     ("uid", "UID", Column::Uid),
@@ -64,6 +71,23 @@ const COLUMNS: [(&str, &str, Column); 27] = [
     ("comm", "COMMAND", Column::Name),
     ("args", "COMMAND", Column::Command),
     ("cmd", "CMD", Column::Command),
+    ("command", "COMMAND", Column::Command),
+    ("ucmd", "CMD", Column::Name),
+    ("ucomm", "COMMAND", Column::Name),
+    ("euser", "EUSER", Column::User),
+    ("euid", "EUID", Column::Uid),
+    ("egid", "EGID", Column::Gid),
+    ("pgid", "PGID", Column::Group),
+    ("pgrp", "PGRP", Column::Group),
+    ("sid", "SID", Column::Session),
+    ("sess", "SESS", Column::Session),
+    ("psr", "PSR", Column::Processor),
+    ("sz", "SZ", Column::Pages),
+    ("tname", "TTY", Column::Tty),
+    ("cputime", "TIME", Column::Time),
+    ("vsize", "VSZ", Column::Virtual),
+    ("rssize", "RSS", Column::Resident),
+    ("thcount", "THCNT", Column::Threads),
 ];
 
 /// Lists processes. One that ends meanwhile is left out, and so is what another kernel says that is none.
@@ -83,66 +107,156 @@ pub(crate) fn listing(found: &Processes, arguments: Option<&str>) -> Result<TopR
         .into_iter()
         .map(|process| columns.iter().map(|(_, column)| process.show(*column, &host)).collect())
         .collect();
-    Ok(TopResponse { titles: columns.iter().map(|(title, _)| (*title).to_owned()).collect(), processes })
+    Ok(TopResponse { titles: columns.into_iter().map(|(title, _)| title).collect(), processes })
 }
 
-fn columns(arguments: &str) -> Result<Vec<(&'static str, Column)>> {
-    let words: Vec<&str> = arguments.split_whitespace().collect();
-    match words.as_slice() {
-        [] | ["-ef" | "ef" | "-fe"] => Ok(full()),
-        ["aux" | "-aux" | "au" | "ux"] => Ok(usage()),
-        [first, rest @ ..] if ["-o", "-eo", "o", "-e"].contains(first) => {
-            let list = rest.iter().filter(|word| **word != "-o").flat_map(|word| word.split(','));
-            let found: Vec<_> = list.filter(|name| !name.is_empty()).map(column).collect::<Result<_>>()?;
-            if found.is_empty() { Err(unknown(arguments)) } else { Ok(found) }
+type Titled = (String, Column);
+
+/// How a list looks by default: what the letters of its options say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Plain,
+    Bsd,
+    Full,
+    Extra,
+    Jobs,
+    Usage,
+}
+
+fn columns(arguments: &str) -> Result<Vec<Titled>> {
+    let mut chosen = Vec::new();
+    let mut form = None;
+    let mut words = arguments.split_whitespace();
+    while let Some(word) = words.next() {
+        let (bsd, letters) = word.strip_prefix('-').map_or((true, word), |letters| (false, letters));
+        let mut rest = letters.chars();
+        while let Some(letter) = rest.next() {
+            if letter == 'o' {
+                let list = if rest.as_str().is_empty() { words.next() } else { Some(rest.as_str()) };
+                chosen.extend(chosen_columns(list.ok_or_else(|| unknown(arguments))?)?);
+                break;
+            }
+            form = wanted(letter, bsd, form).ok_or_else(|| unknown(arguments))?;
         }
-        _ => Err(unknown(arguments)),
+    }
+    let shown = if chosen.is_empty() { form_columns(form.unwrap_or(Form::Plain)) } else { chosen };
+    if arguments.trim().is_empty() { Ok(form_columns(Form::Full)) } else { Ok(shown) }
+}
+
+/// The form after one more letter; none for a letter that is not known.
+fn wanted(letter: char, bsd: bool, form: Option<Form>) -> Option<Option<Form>> {
+    match (letter, bsd) {
+        ('e' | 'A' | 'a' | 'd' | 'w', false) | ('w', true) => Some(form),
+        ('a', true) | ('x', _) => Some(form.or(Some(Form::Bsd))),
+        ('f', false) => Some(if form == Some(Form::Extra) { form } else { Some(Form::Full) }),
+        ('F', false) => Some(Some(Form::Extra)),
+        ('j', false) => Some(Some(Form::Jobs)),
+        ('u', true) => Some(Some(Form::Usage)),
+        _ => None,
     }
 }
 
 fn unknown(arguments: &str) -> Error {
     Error::Unsupported(format!(
-        "ps arguments {arguments:?}: -ef, aux and -o with a list of columns are known"
+        "ps arguments {arguments:?}: -e, -A, -a, -d, -x, a, x and w, the forms -f, -F, -j and u, and -o with \
+         a list of columns are known"
     ))
 }
 
-fn column(name: &str) -> Result<(&'static str, Column)> {
-    COLUMNS.iter().find(|(known, ..)| *known == name).map(|(_, title, column)| (*title, *column)).ok_or_else(
-        || {
-            let known: Vec<_> = COLUMNS.iter().map(|(name, ..)| *name).collect();
-            Error::InvalidArgument(format!("ps column {name:?} is not known: {} are", known.join(", ")))
-        },
-    )
+/// `pid,comm=NAME`: what follows `=` is the column's title.
+fn chosen_columns(list: &str) -> Result<Vec<Titled>> {
+    let found: Vec<_> = list
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(|name| match name.split_once('=') {
+            Some((name, title)) => Ok((title.to_owned(), column(name)?.1)),
+            None => column(name),
+        })
+        .collect::<Result<_>>()?;
+    match found.is_empty() {
+        true => Err(Error::InvalidArgument("ps -o: a list of columns is expected".to_owned())),
+        false => Ok(found),
+    }
 }
 
-fn full() -> Vec<(&'static str, Column)> {
-    vec![
-        ("UID", Column::User),
-        ("PID", Column::Pid),
-        ("PPID", Column::Ppid),
-        ("C", Column::Cpu),
-        ("STIME", Column::Started),
-        ("TTY", Column::Tty),
-        ("TIME", Column::Time),
-        ("CMD", Column::Command),
-    ]
+fn column(name: &str) -> Result<Titled> {
+    let found = COLUMNS.iter().find(|(known, ..)| *known == name);
+    found.map(|(_, title, column)| ((*title).to_owned(), *column)).ok_or_else(|| {
+        let known: Vec<_> = COLUMNS.iter().map(|(name, ..)| *name).collect();
+        Error::InvalidArgument(format!("ps column {name:?} is not known: {} are", known.join(", ")))
+    })
 }
 
-fn usage() -> Vec<(&'static str, Column)> {
-    vec![
-        ("USER", Column::User),
-        ("PID", Column::Pid),
-        ("%CPU", Column::Cpu),
-        ("%MEM", Column::Memory),
-        ("VSZ", Column::Virtual),
-        ("RSS", Column::Resident),
-        ("TTY", Column::Tty),
-        ("STAT", Column::State),
-        ("START", Column::Started),
-        ("TIME", Column::Time),
-        ("COMMAND", Column::Command),
-    ]
+fn form_columns(form: Form) -> Vec<Titled> {
+    let columns: &[(&str, Column)] = match form {
+        Form::Plain => &PLAIN,
+        Form::Bsd => &BSD,
+        Form::Full => &FULL,
+        Form::Extra => &EXTRA,
+        Form::Jobs => &JOBS,
+        Form::Usage => &USAGE,
+    };
+    columns.iter().map(|(title, column)| ((*title).to_owned(), *column)).collect()
 }
+
+const PLAIN: [(&str, Column); 4] =
+    [("PID", Column::Pid), ("TTY", Column::Tty), ("TIME", Column::Time), ("CMD", Column::Name)];
+
+const BSD: [(&str, Column); 5] = [
+    ("PID", Column::Pid),
+    ("TTY", Column::Tty),
+    ("STAT", Column::State),
+    ("TIME", Column::ShortTime),
+    ("COMMAND", Column::Command),
+];
+
+const EXTRA: [(&str, Column); 11] = [
+    ("UID", Column::User),
+    ("PID", Column::Pid),
+    ("PPID", Column::Ppid),
+    ("C", Column::Cpu),
+    ("SZ", Column::Pages),
+    ("RSS", Column::Resident),
+    ("PSR", Column::Processor),
+    ("STIME", Column::Started),
+    ("TTY", Column::Tty),
+    ("TIME", Column::Time),
+    ("CMD", Column::Command),
+];
+
+const JOBS: [(&str, Column); 6] = [
+    ("PID", Column::Pid),
+    ("PGID", Column::Group),
+    ("SID", Column::Session),
+    ("TTY", Column::Tty),
+    ("TIME", Column::Time),
+    ("CMD", Column::Name),
+];
+
+const FULL: [(&str, Column); 8] = [
+    ("UID", Column::User),
+    ("PID", Column::Pid),
+    ("PPID", Column::Ppid),
+    ("C", Column::Cpu),
+    ("STIME", Column::Started),
+    ("TTY", Column::Tty),
+    ("TIME", Column::Time),
+    ("CMD", Column::Command),
+];
+
+const USAGE: [(&str, Column); 11] = [
+    ("USER", Column::User),
+    ("PID", Column::Pid),
+    ("%CPU", Column::Cpu),
+    ("%MEM", Column::Memory),
+    ("VSZ", Column::Virtual),
+    ("RSS", Column::Resident),
+    ("TTY", Column::Tty),
+    ("STAT", Column::State),
+    ("START", Column::Started),
+    ("TIME", Column::ShortTime),
+    ("COMMAND", Column::Command),
+];
 
 /// What the columns need to know of the host.
 #[derive(Debug, Default)]
@@ -185,6 +299,9 @@ struct Process {
     command: String,
     state: String,
     ppid: i32,
+    group: i32,
+    session: i32,
+    processor: u64,
     tty: u64,
     time: u64,
     nice: i64,
@@ -227,6 +344,9 @@ impl Process {
             name,
             state: (*fields.first()?).to_owned(),
             ppid: fields.get(1)?.parse().ok()?,
+            group: fields.get(2)?.parse().ok()?,
+            session: fields.get(3)?.parse().ok()?,
+            processor: number(39).unwrap_or(0),
             tty: number(7)?,
             time: number(14)? + number(15)?,
             nice: fields.get(19 - 3)?.parse().ok()?,
@@ -259,6 +379,14 @@ impl Process {
                 let seconds = self.time / TICKS;
                 format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
             }
+            Column::ShortTime => {
+                let seconds = self.time / TICKS;
+                format!("{}:{:02}", seconds / 60, seconds % 60)
+            }
+            Column::Group => self.group.to_string(),
+            Column::Session => self.session.to_string(),
+            Column::Pages => (self.size / 4096).to_string(),
+            Column::Processor => self.processor.to_string(),
             Column::Nice => self.nice.to_string(),
             Column::Threads => self.threads.to_string(),
             Column::Name => self.name.clone(),
@@ -330,10 +458,33 @@ mod tests {
 
     #[test]
     fn formats_that_are_not_known_are_said() {
-        for arguments in ["-ejH", "-o", "-o nothere", "--help; rm"] {
+        for arguments in ["-ejH", "-o", "-o ,", "-o nothere", "--help; rm", "-p 1", "l"] {
             assert!(columns(arguments).is_err(), "{arguments}");
         }
-        assert_eq!(columns("aux").unwrap().len(), 11);
+    }
+
+    #[test]
+    fn options_of_ps_say_the_form() {
+        let titles = |arguments: &str| {
+            let columns = columns(arguments).unwrap();
+            columns.into_iter().map(|(title, _)| title).collect::<Vec<_>>().join(" ")
+        };
+        for (arguments, expected) in [
+            ("", "UID PID PPID C STIME TTY TIME CMD"),
+            ("-ef", "UID PID PPID C STIME TTY TIME CMD"),
+            ("-e -f", "UID PID PPID C STIME TTY TIME CMD"),
+            ("-eF", "UID PID PPID C SZ RSS PSR STIME TTY TIME CMD"),
+            ("aux", "USER PID %CPU %MEM VSZ RSS TTY STAT START TIME COMMAND"),
+            ("-A", "PID TTY TIME CMD"),
+            ("-x", "PID TTY STAT TIME COMMAND"),
+            ("x", "PID TTY STAT TIME COMMAND"),
+            ("-ej", "PID PGID SID TTY TIME CMD"),
+            ("-eo pid,comm", "PID COMMAND"),
+            ("-o pid=A,comm -o args=WHAT", "A COMMAND WHAT"),
+            ("axopid,rss", "PID RSS"),
+        ] {
+            assert_eq!(titles(arguments), expected, "{arguments}");
+        }
     }
 
     #[test]
