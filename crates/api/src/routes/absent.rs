@@ -23,7 +23,9 @@ const SWARM: [&str; 12] = [
 ];
 
 /// What is planned and not there.
-const MISSING: [(&str, &str); 2] = [
+const MISSING: [(&str, &str); 4] = [
+    ("/containers/{id}/checkpoints", "checkpoints are not available in this version"),
+    ("/containers/{id}/checkpoints/{checkpoint}", "checkpoints are not available in this version"),
     ("/plugins/{*rest}", "plugins are not supported: drivers are built in"),
     ("/debug/{*rest}", "profiling over the API is not supported"),
 ];
