@@ -3,9 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod bollard;
 mod clients;
 mod compat;
 mod compose;
 mod docker;
+mod fields;
 mod guarded;
 mod services;
