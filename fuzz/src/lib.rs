@@ -32,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "manifest", run: manifest, seeds: seeds::manifests },
     Target { name: "api-body", run: api_body, seeds: seeds::api_bodies },
     Target { name: "takeover", run: takeover, seeds: seeds::takeovers },
+    Target { name: "bundle", run: bundle, seeds: seeds::bundles },
     Target { name: "seccomp-profile", run: seccomp_profile, seeds: seeds::seccomp_profiles },
     Target { name: "task-frame", run: task_frame, seeds: seeds::task_frames },
     Target { name: "log-entry", run: log_entry, seeds: seeds::log_entries },
@@ -60,6 +61,24 @@ pub fn reference(data: &[u8]) {
     if let Ok(parsed) = Reference::parse(text) {
         let printed = parsed.familiar();
         assert_eq!(Reference::parse(&printed).as_ref(), Ok(&parsed), "{text:?} printed as {printed:?}");
+    }
+}
+
+/// Documents of bundles: those that make a plan make the same one again from what was read.
+pub fn bundle(data: &[u8]) {
+    use insula_spec::bundle::{document, plan, process, resources};
+    let folder = std::path::Path::new("/bundle");
+    if let Ok(config) = document::parse::<document::Config>(data, "config.json") {
+        let text = serde_json::to_vec(&config).expect("what was read can be written");
+        let again = document::parse(&text, "config.json").expect("what was written can be read");
+        assert_eq!(config, again);
+        let _ = plan(&config, "box", folder);
+    }
+    if let Ok(found) = document::parse(data, "process") {
+        let _ = process(&found, "process");
+    }
+    if let Ok(found) = document::parse(data, "resources") {
+        let _ = resources(&found, "resources");
     }
 }
 

@@ -19,6 +19,20 @@ pub(crate) fn references() -> Vec<Vec<u8>> {
     ])
 }
 
+pub(crate) fn bundles() -> Vec<Vec<u8>> {
+    let template = serde_json::to_vec(&insula_spec::bundle::template()).unwrap_or_default();
+    let mut seeds = vec![template];
+    seeds.extend(texts(&[
+        r#"{"ociVersion":"1.2.0","process":{"args":["x"],"cwd":"/"},"root":{"path":"r"},"hooks":{"poststop":
+        [{"path":"/x","args":["y"],"timeout":3}]},"linux":{"namespaces":[{"type":"mount"},{"type":"user"}],
+        "uidMappings":[{"containerID":0,"hostID":5,"size":9}],"gidMappings":[{"containerID":0,"hostID":5,"size":9}],
+        "devices":[{"type":"c","path":"/dev/x","major":1,"minor":3}],"resources":{"devices":[{"allow":true,
+        "type":"b","major":8,"access":"rw"},{"allow":false}]},"rootfsPropagation":"rslave"}}"#,
+        r#"{"memory":{"limit":-1,"swap":5},"cpu":{"quota":-1},"blockIO":{"weight":10},"pids":{"limit":3}}"#,
+    ]));
+    seeds
+}
+
 pub(crate) fn manifests() -> Vec<Vec<u8>> {
     texts(&[
         &format!(

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod bollard;
+mod bundles;
 mod clients;
 mod compat;
 mod compose;

@@ -20,6 +20,7 @@ const ORDER: &[&str] = &[
     "insula-monitor-core",
     "insula-agent-core",
     "insula-vmm-core",
+    "insula-runtime-core",
     "insula-build",
     "insula-models",
     "insula-engine",
@@ -44,8 +45,14 @@ const TOP: &[&str] = &[
 ];
 
 /// Code that forks, clones or runs virtual machines must not get into the asynchronous daemon.
-const WALLS: &[&str] =
-    &["insula-container", "insula-sandbox", "insula-monitor-core", "insula-agent-core", "insula-vmm-core"];
+const WALLS: &[&str] = &[
+    "insula-container",
+    "insula-sandbox",
+    "insula-monitor-core",
+    "insula-agent-core",
+    "insula-vmm-core",
+    "insula-runtime-core",
+];
 const WITHOUT_WALLS: &[&str] = &["insulad", "insula"];
 
 /// The registry's client among them: downloads and uploads of many layers wait on the network side by

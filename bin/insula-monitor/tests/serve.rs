@@ -131,6 +131,7 @@ impl Session {
                 attributes: Default::default(),
             },
             machine: None,
+            bundle: None,
         }
     }
 

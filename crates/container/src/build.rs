@@ -73,7 +73,7 @@ pub fn create(plan: &ContainerPlan, when: When, entry: &Entry) -> Result<Created
     let (streams, ends) = streams::make(&plan.stdio, owner)?;
     let (outside, inside) = handshake::pair()?;
     let init = clone_init(
-        &Inside { plan, ends: &ends, confinement: &confinement, channel: &inside, entry },
+        &Inside { plan, ends: &ends, confinement: &confinement, channel: &inside, entry, bundle: None },
         &outside,
     )?;
     drop((inside, ends));
@@ -101,23 +101,27 @@ impl Built {
                 Report::Terminal(master) => self.streams = Some(Streams::Terminal(master)),
                 Report::Ready if when == When::Later => return Ok(()),
                 Report::Executed if when == When::Now => return Ok(()),
-                Report::Ready | Report::Executed | Report::Process { .. } => return Err(Error::Lost),
+                Report::Ready | Report::Executed | Report::Mounted | Report::Process { .. } => {
+                    return Err(Error::Lost);
+                }
             }
         }
     }
 }
 
 /// A process that was just cloned.
+#[derive(Debug)]
 pub(crate) struct Cloned {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
 }
 
 /// Kills and reaps an init that was not taken over.
+#[derive(Debug)]
 pub(crate) struct Guard(pub(crate) Option<Cloned>);
 
 impl Guard {
-    fn init(&self) -> Result<&Cloned> {
+    pub(crate) fn init(&self) -> Result<&Cloned> {
         self.0.as_ref().ok_or(Error::Lost)
     }
 
@@ -185,7 +189,7 @@ fn network_of(pid: i32) -> Result<OwnedFd> {
 
 /// Clones the init into the namespaces of its plan. Where some exist already, a process in between
 /// joins them and clones the init as its sibling.
-fn clone_init(inside: &Inside<'_>, outside: &Channel) -> Result<Cloned> {
+pub(crate) fn clone_init(inside: &Inside<'_>, outside: &Channel) -> Result<Cloned> {
     let flags = fresh(&inside.plan.namespaces);
     let joined = existing(&inside.plan.namespaces)?;
     let first = if joined.is_empty() { flags } else { CloneFlags::empty() };

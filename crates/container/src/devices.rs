@@ -4,7 +4,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path};
 
-use insula_spec::plan::ContainerPlan;
+use insula_spec::bundle::{BundlePlan, BundleSource, IdMapping, NodePlan};
+use insula_spec::plan::{ContainerPlan, DeviceKind};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
@@ -30,7 +31,10 @@ const FOLDERS: [&str; 3] = ["pts", "shm", "mqueue"];
 /// Makes the tmpfs with the standard nodes and those of the plan.
 pub(crate) fn build(plan: &ContainerPlan) -> Result<OwnedFd> {
     let owner = idmap::first(&plan.namespaces.user);
-    let dev = tmpfs(owner)?;
+    let dev = match plan.bundle.as_deref() {
+        Some(bundle) => bundle_tmpfs(bundle)?,
+        None => tmpfs(owner)?,
+    };
     let at = Node { dev: dev.as_fd(), owner };
     for (name, major, minor) in NODES {
         at.make(Path::new(name), FileType::CharacterDevice, 0o666, rustix::fs::makedev(major, minor))?;
@@ -47,6 +51,32 @@ pub(crate) fn build(plan: &ContainerPlan) -> Result<OwnedFd> {
     }
     for device in &plan.devices {
         at.copy(&device.host_path, &device.path)?;
+    }
+    for device in plan.bundle.iter().flat_map(|bundle| &bundle.devices) {
+        let ids = plan.bundle.as_deref().map(|bundle| (&bundle.uid_mappings[..], &bundle.gid_mappings[..]));
+        at.place(device, ids.unwrap_or_default())?;
+    }
+    Ok(dev)
+}
+
+/// With the options that the bundle's mount of `/dev` has; where it has none nobody sees this tmpfs, which
+/// the standard nodes are bound from then.
+fn bundle_tmpfs(bundle: &BundlePlan) -> Result<OwnedFd> {
+    let dev = bundle.mounts.iter().find_map(|mount| match &mount.source {
+        BundleSource::Dev { options } => Some((options.as_slice(), mount.attributes.set)),
+        _ => None,
+    });
+    let (options, set) = dev.unwrap_or_default();
+    let attributes = MountAttrFlags::from_bits_retain(set as u32);
+    let dev = crate::inside::new_file_system("tmpfs", "tmpfs", options, attributes)?;
+    // Its owner is the container's root, wherever the options say nothing else.
+    let owner = |mappings: &[IdMapping]| idmap::outside(mappings, 0);
+    let (uid, gid) = (owner(&bundle.uid_mappings), owner(&bundle.gid_mappings));
+    let told = |name: &str| options.iter().any(|(key, _)| key == name);
+    if (uid, gid) != (0, 0) && !told("uid") && !told("gid") {
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        rustix::fs::chownat(&dev, "", uid, gid, AtFlags::EMPTY_PATH)
+            .context("fchownat", "the tmpfs at /dev")?;
     }
     Ok(dev)
 }
@@ -88,27 +118,45 @@ impl Node<'_> {
             .context("fchownat", path.display())
     }
 
-    /// Makes the node that the host has at `host`, with its numbers, mode and owners.
-    fn copy(&self, host: &Path, inside: &str) -> Result<()> {
-        let relative = below_dev(inside)?;
-        let stat = rustix::fs::stat(host).context("stat", host.display())?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        if !matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
-            return Err(Error::Invalid(format!("{} is not a device node", host.display())));
-        }
-        for folder in relative
-            .ancestors()
-            .skip(1)
-            .filter(|p| !p.as_os_str().is_empty())
-            .collect::<Vec<_>>()
-            .iter()
-            .rev()
-        {
-            match rustix::fs::mkdirat(self.dev, *folder, Mode::from_raw_mode(0o755)) {
+    fn make_parents(&self, relative: &Path) -> Result<()> {
+        let parents: Vec<&Path> =
+            relative.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()).collect();
+        for folder in parents.into_iter().rev() {
+            match rustix::fs::mkdirat(self.dev, folder, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(error).context("mkdirat", folder.display()),
             }
             self.own(folder, self.owner, self.owner)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a node of a bundle. A standard one gets the mode and the owners that the bundle says.
+    fn place(&self, node: &NodePlan, (uids, gids): (&[IdMapping], &[IdMapping])) -> Result<()> {
+        let relative = below_dev(&node.path)?;
+        self.make_parents(relative)?;
+        let kind = match node.kind {
+            None => FileType::Fifo,
+            Some(DeviceKind::Block) => FileType::BlockDevice,
+            Some(_) => FileType::CharacterDevice,
+        };
+        match rustix::fs::unlinkat(self.dev, relative, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error).context("unlinkat", relative.display()),
+        }
+        let number = rustix::fs::makedev(node.major, node.minor);
+        self.make(relative, kind, node.mode, number)?;
+        self.own(relative, idmap::outside(uids, node.uid), idmap::outside(gids, node.gid))
+    }
+
+    /// Makes the node that the host has at `host`, with its numbers, mode and owners.
+    fn copy(&self, host: &Path, inside: &str) -> Result<()> {
+        let relative = below_dev(inside)?;
+        self.make_parents(relative)?;
+        let stat = rustix::fs::stat(host).context("stat", host.display())?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if !matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
+            return Err(Error::Invalid(format!("{} is not a device node", host.display())));
         }
         self.make(relative, kind, stat.st_mode & 0o7777, stat.st_rdev)?;
         self.own(relative, self.owner + stat.st_uid.min(65535), self.owner + stat.st_gid.min(65535))

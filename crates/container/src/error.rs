@@ -20,6 +20,9 @@ pub enum Error {
     /// The program cannot be executed: 127 when it is not there, 126 otherwise.
     #[error("exec: {program:?}: {reason}")]
     Program { program: String, reason: &'static str, exit_code: u8 },
+    /// A hook of a bundle failed.
+    #[error("{hook}: {problem}")]
+    Hook { hook: String, problem: String },
     /// What the init or a joining process reported; the message is the whole chain.
     #[error("{message}")]
     Inside { kind: Kind, message: String, exit_code: u8 },
@@ -53,7 +56,7 @@ impl Kinded for Error {
             Self::Invalid(_) | Self::Program { .. } => Kind::InvalidArgument,
             Self::Unsupported(_) => Kind::Unsupported,
             Self::Inside { kind, .. } => *kind,
-            Self::Lost => Kind::Internal,
+            Self::Lost | Self::Hook { .. } => Kind::Internal,
             Self::Network(error) => error.kind(),
             Self::Cgroup(error) => error.kind(),
             Self::Confine(error) => error.kind(),

@@ -20,6 +20,8 @@ pub struct ExecPlan<'a> {
     pub stdio: &'a StdioPlan,
     /// All capabilities and no filter.
     pub privileged: bool,
+    /// Left open in the program, under the numbers that they have.
+    pub preserved: &'a [OwnedFd],
 }
 
 /// The container to join.
@@ -45,9 +47,19 @@ pub struct Executed {
 pub fn exec(target: &Target<'_>, exec: &ExecPlan<'_>, entry: &Entry) -> Result<Executed> {
     let filter = if exec.privileged { &SeccompPlan::Unconfined } else { &target.plan.security.seccomp };
     let confinement = Confinement::prepare(target.plan, exec.process, filter)?;
-    let (streams, ends) = streams::make(exec.stdio, idmap::first(&target.plan.namespaces.user))?;
+    let (streams, ends) = match target.plan.bundle {
+        Some(_) => streams::make_for_bundle(exec.stdio),
+        None => streams::make(exec.stdio, idmap::first(&target.plan.namespaces.user))?,
+    };
     let (outside, inside) = handshake::pair()?;
-    let joining = Joining { target, process: exec.process, ends: &ends, confinement: &confinement, entry };
+    let joining = Joining {
+        target,
+        process: exec.process,
+        ends: &ends,
+        confinement: &confinement,
+        entry,
+        preserved: exec.preserved,
+    };
     let between = clone_between(&joining, &inside)?;
     drop((inside, ends));
     let child = match outside.await_report()? {
@@ -70,7 +82,7 @@ fn listen(channel: &Channel, mut streams: Option<Streams>) -> Result<Streams> {
         match channel.await_report()? {
             Report::Terminal(master) => streams = Some(Streams::Terminal(master)),
             Report::Executed => return streams.ok_or(Error::Lost),
-            Report::Ready | Report::Process { .. } => return Err(Error::Lost),
+            Report::Ready | Report::Mounted | Report::Process { .. } => return Err(Error::Lost),
         }
     }
 }
@@ -94,6 +106,7 @@ struct Joining<'a> {
     ends: &'a Ends,
     confinement: &'a Confinement,
     entry: &'a Entry,
+    preserved: &'a [OwnedFd],
 }
 
 impl Joining<'_> {
@@ -102,6 +115,7 @@ impl Joining<'_> {
         // The monitor's descriptors are for nobody inside, not even by paths below `/proc/self/fd`.
         let mut kept = self.ends.descriptors();
         kept.extend([channel.as_fd(), self.target.pidfd]);
+        kept.extend(self.preserved.iter().map(AsFd::as_fd));
         process::close_from_3_but(&kept);
         // From here on processes of the container can see this one.
         process::become_undumpable().context("prctl", "PR_SET_DUMPABLE")?;
@@ -127,6 +141,7 @@ impl Joining<'_> {
             ends: self.ends,
             terminal: terminal.as_ref().map(AsFd::as_fd),
             make_folder: false,
+            preserved: self.preserved,
         }
         .execute()
     }

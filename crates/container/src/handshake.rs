@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use insula_base::{Kind, Kinded};
 use insula_sys::socket;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::error::{Context, Error, Result};
 
@@ -23,6 +23,10 @@ pub(crate) enum Order {
     Build { start: bool },
     /// Execute the program.
     Start,
+    /// Run the hooks of a container, whose init the runtime sees under this number.
+    Hooks { pid: i32 },
+    /// Wait for a start by somebody else.
+    Park,
 }
 
 /// Inside to builder.
@@ -32,6 +36,8 @@ pub(crate) enum Report {
     Terminal(OwnedFd),
     /// The process that was asked for is not the cloned one but this child of it.
     Process { pid: i32, pidfd: OwnedFd },
+    /// Everything is mounted, and the root is not entered yet: time for hooks.
+    Mounted,
     /// All is built; the program is executed on [`Order::Start`].
     Ready,
     /// The end of the stream: the program was executed.
@@ -42,6 +48,36 @@ pub(crate) fn pair() -> Result<(Channel, Channel)> {
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .map(|(left, right)| (Channel(left), Channel(right)))
         .context("socketpair", "for the handshake")
+}
+
+/// A place where an init waits for whoever starts it, in a folder that only the runtime's user can enter.
+pub(crate) fn listen(folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    let socket = stream_socket()?;
+    rustix::net::bind(&socket, &address(folder, name)?).context("bind", name)?;
+    rustix::net::listen(&socket, 8).context("listen", name)?;
+    Ok(socket)
+}
+
+/// The channel to an init that waits there. `ECONNREFUSED`: it does not any more.
+pub(crate) fn connect(folder: BorrowedFd<'_>, name: &str) -> Result<Channel> {
+    let socket = stream_socket()?;
+    rustix::net::connect(&socket, &address(folder, name)?).context("connect", name)?;
+    Ok(Channel(socket))
+}
+
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> Result<Channel> {
+    rustix::io::retry_on_intr(|| rustix::net::accept_with(listener, SocketFlags::CLOEXEC))
+        .map(Channel)
+        .context("accept4", "who starts the container")
+}
+
+fn stream_socket() -> Result<OwnedFd> {
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .context("socket", "for the start of a container")
+}
+
+fn address(folder: BorrowedFd<'_>, name: &str) -> Result<SocketAddrUnix> {
+    SocketAddrUnix::new(socket::path_in(folder, name)).context("name", name)
 }
 
 impl AsFd for Channel {
@@ -56,6 +92,11 @@ impl Channel {
             Order::Build { start: false } => b'b',
             Order::Build { start: true } => b'B',
             Order::Start => b'S',
+            Order::Park => b'K',
+            Order::Hooks { pid } => {
+                let [a, b, c, d] = pid.to_le_bytes();
+                return self.send(&[b'H', a, b, c, d], &[]);
+            }
         };
         self.send(&[byte], &[])
     }
@@ -65,6 +106,10 @@ impl Channel {
             (bytes, _) if bytes == b"b" => Ok(Order::Build { start: false }),
             (bytes, _) if bytes == b"B" => Ok(Order::Build { start: true }),
             (bytes, _) if bytes == b"S" => Ok(Order::Start),
+            (bytes, _) if bytes == b"K" => Ok(Order::Park),
+            (bytes, _) if bytes.len() == 5 && bytes[0] == b'H' => {
+                Ok(Order::Hooks { pid: i32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) })
+            }
             _ => Err(Error::Lost),
         }
     }
@@ -104,6 +149,10 @@ impl Channel {
         self.send(&packet, &[pidfd])
     }
 
+    pub(crate) fn report_mounted(&self) -> Result<()> {
+        self.send(b"M", &[])
+    }
+
     pub(crate) fn report_ready(&self) -> Result<()> {
         self.send(b"R", &[])
     }
@@ -126,6 +175,7 @@ impl Channel {
                 Ok(Report::Process { pid, pidfd })
             }
             (Some(b'R'), _) => Ok(Report::Ready),
+            (Some(b'M'), _) => Ok(Report::Mounted),
             _ => Err(failure(&bytes)),
         }
     }

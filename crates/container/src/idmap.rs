@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use insula_spec::bundle::IdMapping;
 use insula_spec::plan::UserNamespace;
 use insula_sys::mount::{MountAttributes, set_attributes};
 use insula_sys::process::{self, Clone, CloneFlags};
@@ -17,6 +18,13 @@ pub(crate) fn first(user: &UserNamespace) -> u32 {
     user.range().map_or(0, |(first, _)| first)
 }
 
+/// The id outside for one inside; the same without a map, and the map's first for a stranger.
+pub(crate) fn outside(mappings: &[IdMapping], id: u32) -> u32 {
+    let Some(first) = mappings.first() else { return id };
+    let of = |each: &&IdMapping| id >= each.inside && id - each.inside < each.size;
+    mappings.iter().find(of).map_or(first.outside, |each| each.outside + (id - each.inside))
+}
+
 /// Writes the id maps of a process in a new user namespace.
 pub(crate) fn map(pid: i32, first: u32, count: u32) -> Result<()> {
     for file in ["uid_map", "gid_map"] {
@@ -24,6 +32,45 @@ pub(crate) fn map(pid: i32, first: u32, count: u32) -> Result<()> {
         std::fs::write(&path, format!("0 {first} {count}\n")).context("write", path)?;
     }
     Ok(())
+}
+
+/// Writes any id maps.
+pub(crate) fn map_as(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<()> {
+    for (file, mappings) in [("uid_map", uids), ("gid_map", gids)] {
+        let path = format!("/proc/{pid}/{file}");
+        let line = |each: &IdMapping| format!("{} {} {}\n", each.inside, each.outside, each.size);
+        let text: String = mappings.iter().map(line).collect();
+        std::fs::write(&path, text).context("write", path)?;
+    }
+    Ok(())
+}
+
+/// A user namespace with these maps and nobody in it, for mounts. For a process of one thread.
+pub(crate) fn namespace_with(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd> {
+    let (hold, release) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("pipe2", "to hold a process")?;
+    match process::clone(CloneFlags::NEWUSER, None).context("clone3", "with a user namespace")? {
+        Clone::Child => {
+            drop(release);
+            let _ = rustix::io::read(&hold, &mut [0u8; 1]);
+            process::exit_now(0)
+        }
+        Clone::Parent { pid, .. } => {
+            let namespace = map_as(pid, uids, gids).and_then(|()| namespace_of(pid));
+            drop(release);
+            process::wait_for(pid).context("waitpid", "for a user namespace")?;
+            namespace
+        }
+    }
+}
+
+/// A detached copy of what is mounted at `path`, as it is.
+pub(crate) fn copy_of(path: &Path, recursive: bool) -> Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    rustix::mount::open_tree(CWD, path, flags).context("open_tree", path.display())
 }
 
 /// The user namespace of a process, as idmapped mounts want it.
@@ -34,11 +81,7 @@ pub(crate) fn namespace_of(pid: i32) -> Result<OwnedFd> {
 
 /// A detached copy of what is mounted at `path`, seen through `namespace` where one is given.
 pub(crate) fn detached(path: &Path, recursive: bool, attributes: MountAttributes<'_>) -> Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    let tree = rustix::mount::open_tree(CWD, path, flags).context("open_tree", path.display())?;
+    let tree = copy_of(path, recursive)?;
     set_through(&tree, attributes, recursive).map_err(|errno| {
         if attributes.idmap.is_some() && errno == Errno::INVAL {
             Error::Unsupported(format!("the file system of {} cannot map ids", path.display()))

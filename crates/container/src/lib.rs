@@ -15,11 +15,13 @@
 //! Nothing here knows of images, the daemon or the task protocol.
 
 mod build;
+mod bundle;
 mod devices;
 mod error;
 mod exec;
 mod handshake;
 mod hidden;
+pub mod hooks;
 mod idmap;
 mod inside;
 mod jail;
@@ -30,6 +32,7 @@ mod streams;
 mod users;
 
 pub use build::{Created, Init, When, create};
+pub use bundle::{BundleBuild, Standing, create_bundle, is_waiting, listen, start};
 pub use error::{Error, Result};
 pub use exec::{ExecPlan, Executed, Target, exec};
 pub use idmap::probe;

@@ -89,6 +89,12 @@ fn file_system(path: &Path) -> Option<String> {
     })
 }
 
+/// Whether a mount's root is a folder.
+pub(crate) fn is_folder(mount: &OwnedFd) -> Result<bool> {
+    let mode = rustix::fs::fstat(mount).context("fstat", "a root file system")?.st_mode;
+    Ok(rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::Directory)
+}
+
 /// `layers` lowest first.
 fn overlay(
     layers: &[OwnedFd],

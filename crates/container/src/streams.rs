@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use insula_spec::plan::StdioPlan;
 use rustix::fs::{FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
 use crate::error::{Context, Result};
@@ -15,6 +16,8 @@ pub enum Streams {
     Pipes { stdin: Option<OwnedFd>, stdout: OwnedFd, stderr: OwnedFd },
     /// The master of a pseudo terminal: everything in one.
     Terminal(OwnedFd),
+    /// Those of the builder itself, which a bundle's program has too.
+    Inherited,
 }
 
 /// The ends inside, before they become 0, 1 and 2.
@@ -28,6 +31,17 @@ pub(crate) enum Ends {
     },
     /// Opened inside, on the container's own devpts.
     Terminal { columns: u16, rows: u16 },
+    /// 0, 1 and 2 as they are.
+    Inherited,
+}
+
+/// For a process of a bundle: no pipes, since nobody stays to read them.
+pub(crate) fn make_for_bundle(stdio: &StdioPlan) -> (Option<Streams>, Ends) {
+    if stdio.tty {
+        (None, Ends::Terminal { columns: stdio.columns, rows: stdio.rows })
+    } else {
+        (Some(Streams::Inherited), Ends::Inherited)
+    }
 }
 
 /// Makes both kinds of ends. Pipes are handed to `owner` (the container's root), who may hand them
@@ -57,6 +71,25 @@ fn pipe(owner: u32) -> Result<(OwnedFd, OwnedFd)> {
     Ok((reader, writer))
 }
 
+/// Gives the standard streams to the user of the process, so that `/dev/stdout` can be opened again by its
+/// path. What cannot change hands (a socket, a file of someone else's mount) stays as it is; the host's
+/// `/dev/null` is everybody's.
+pub(crate) fn hand_over(uid: u32) -> Result<()> {
+    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    for stream in streams {
+        let stat = rustix::fs::fstat(stream).context("fstat", "a standard stream")?;
+        let node = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+        if stat.st_uid == uid || (node && stat.st_rdev == rustix::fs::makedev(1, 3)) {
+            continue;
+        }
+        match rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None) {
+            Ok(()) | Err(Errno::INVAL | Errno::PERM | Errno::ROFS | Errno::OVERFLOW) => {}
+            Err(error) => return Err(error).context("fchown", "a standard stream"),
+        }
+    }
+    Ok(())
+}
+
 impl Ends {
     /// Makes the ends descriptors 0, 1 and 2, open across execve.
     pub(crate) fn install(
@@ -75,7 +108,7 @@ impl Ends {
             Self::Pipes { stdin, stdout, stderr } => {
                 stdin.iter().chain([stdout, stderr]).map(AsFd::as_fd).collect()
             }
-            Self::Terminal { .. } => Vec::new(),
+            Self::Terminal { .. } | Self::Inherited => Vec::new(),
         }
     }
 }

@@ -56,6 +56,11 @@ pub(crate) fn resolve(user: &str, extra: &[String], passwd: &str, group: &str) -
     Ok(Identity { uid, gid, groups, home })
 }
 
+/// Where the user with this id is at home; `/` for a stranger.
+pub(crate) fn home_of(uid: u32, passwd: &str) -> &str {
+    accounts(passwd).find(|account| account.uid == uid && !account.home.is_empty()).map_or("/", |a| a.home)
+}
+
 struct Account<'a> {
     name: &'a str,
     uid: u32,
@@ -125,6 +130,11 @@ mod tests {
         assert_eq!(identity("500").gid, 0);
         // A name that looks like a number wins over the number, as in Docker.
         assert_eq!(identity("12").uid, 77);
+    }
+
+    #[test]
+    fn homes_are_found_by_number_alone() {
+        assert_eq!((home_of(33, PASSWD), home_of(12, PASSWD), home_of(77, PASSWD)), ("/srv", "/", "/odd"));
     }
 
     #[test]

@@ -82,6 +82,8 @@ impl ProcessStreams {
                 this.input.open(input);
                 this.outputs.push(Output { pipe: master, stream: Stream::Stdout, token: None });
             }
+            // Of bundles, which no monitor builds.
+            Streams::Inherited => {}
             Streams::Pipes { stdin, stdout, stderr } => {
                 if let Some(stdin) = stdin {
                     nonblocking(&stdin)?;

@@ -4,9 +4,9 @@ mod running;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use insula_host::cgroup::{DevicePolicy, Group, Layout, Purpose, Stats};
+use insula_host::cgroup::{DevicePolicy, Group, Layout, Purpose, Stats, standard_devices};
 use insula_host::resolver::Sockets;
-use insula_spec::plan::{ContainerPlan, DeviceKind, DeviceRule, InitPlan, NetworkChange, Resources};
+use insula_spec::plan::{ContainerPlan, InitPlan, NetworkChange, Resources};
 use insula_sys::process;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
@@ -94,36 +94,12 @@ fn limit(group: &Group, plan: &ContainerPlan) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
-/// Docker's: every container may use the standard nodes and terminals, and make any node, which it can only
-/// open if it may use it.
+/// Docker's: the standard ones, and what was asked for.
 fn device_policy(plan: &ContainerPlan) -> DevicePolicy {
     if plan.security.privileged {
         return DevicePolicy::All;
     }
-    let mut rules: Vec<DeviceRule> = [DeviceKind::Char, DeviceKind::Block]
-        .into_iter()
-        .map(|kind| DeviceRule { kind, major: None, minor: None, read: false, write: false, mknod: true })
-        .collect();
-    // null, zero, full, random, urandom; tty, console, ptmx; terminals.
-    let standard = [
-        (1, Some(3)),
-        (1, Some(5)),
-        (1, Some(7)),
-        (1, Some(8)),
-        (1, Some(9)),
-        (5, Some(0)),
-        (5, Some(1)),
-        (5, Some(2)),
-        (136, None),
-    ];
-    rules.extend(standard.into_iter().map(|(major, minor)| DeviceRule {
-        kind: DeviceKind::Char,
-        major: Some(major),
-        minor,
-        read: true,
-        write: true,
-        mknod: true,
-    }));
+    let mut rules = standard_devices();
     rules.extend(plan.devices.iter().map(|device| device.rule.clone()));
     rules.extend(plan.device_rules.iter().cloned());
     DevicePolicy::Only(rules)
@@ -239,6 +215,6 @@ fn call(call: &'static str, on: &'static str, source: rustix::io::Errno) -> Erro
 fn master_of(streams: &crate::Streams) -> Result<Option<OwnedFd>> {
     match streams {
         crate::Streams::Terminal(master) => duplicate(master.as_fd()).map(Some),
-        crate::Streams::Pipes { .. } => Ok(None),
+        crate::Streams::Pipes { .. } | crate::Streams::Inherited => Ok(None),
     }
 }

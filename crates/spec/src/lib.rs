@@ -2,6 +2,7 @@
 //! one document that tells a wall what to build. Data and its validation only: nothing here
 //! touches the system.
 
+pub mod bundle;
 pub mod image;
 pub mod machine;
 pub mod plan;

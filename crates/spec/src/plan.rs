@@ -46,6 +46,10 @@ pub struct ContainerPlan {
     /// The machine around it; the process wall without it.
     #[serde(default)]
     pub machine: Option<crate::machine::MachinePlan>,
+    /// It is a bundle of the OCI runtime specification: mounts, ids and devices are exactly what this says,
+    /// `mounts` and `devices` above are empty.
+    #[serde(default)]
+    pub bundle: Option<Box<crate::bundle::BundlePlan>>,
 }
 
 /// A process to execute, the first one of a container or a later one.
@@ -75,6 +79,9 @@ pub struct ProcessPlan {
     /// `/proc/self/oom_score_adj`, -1000 to 1000; `None` leaves what is inherited.
     #[serde(default)]
     pub oom_score_adj: Option<i32>,
+    /// In place of `user`, `groups` and `capabilities`, for a bundle.
+    #[serde(default)]
+    pub exact: Option<Box<crate::bundle::ExactPlan>>,
 }
 
 /// A resource limit by its name in getrlimit(2), lower case without prefix (`nofile`).

@@ -24,6 +24,18 @@ pub enum Propagation {
     Private,
     Slave,
     Shared,
+    Unbindable,
+}
+
+impl Propagation {
+    const fn bits(self) -> u64 {
+        match self {
+            Self::Private => libc::MS_PRIVATE,
+            Self::Slave => libc::MS_SLAVE,
+            Self::Shared => libc::MS_SHARED,
+            Self::Unbindable => libc::MS_UNBINDABLE,
+        }
+    }
 }
 
 /// Changes the mount that `mount` (from open_tree or fsmount) is the root of, and all below it
@@ -44,14 +56,20 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: MountAttributes<'_>, re
     let raw = libc::mount_attr {
         attr_set: set,
         attr_clr: 0,
-        propagation: match attributes.propagation {
-            None => 0,
-            Some(Propagation::Private) => libc::MS_PRIVATE,
-            Some(Propagation::Slave) => libc::MS_SLAVE,
-            Some(Propagation::Shared) => libc::MS_SHARED,
-        },
+        propagation: attributes.propagation.map_or(0, Propagation::bits),
         userns_fd: attributes.idmap.map_or(0, |fd| fd.as_raw_fd() as u64),
     };
+    set_raw(mount, &raw, recursive)
+}
+
+/// Sets and clears `MOUNT_ATTR_…` bits of a mount, and of all below it when `recursive`. Those for times of
+/// access are one number, not bits: all of them are to be cleared when one is set.
+pub fn change_attributes(mount: BorrowedFd<'_>, set: u64, clear: u64, recursive: bool) -> Result<()> {
+    let raw = libc::mount_attr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 };
+    set_raw(mount, &raw, recursive)
+}
+
+fn set_raw(mount: BorrowedFd<'_>, raw: &libc::mount_attr, recursive: bool) -> Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty string, `raw` lives past the call and its size is given.
     let result = unsafe {
@@ -60,7 +78,7 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: MountAttributes<'_>, re
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const raw,
+            std::ptr::from_ref(raw),
             std::mem::size_of::<libc::mount_attr>(),
         )
     };

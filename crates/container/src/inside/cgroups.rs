@@ -1,8 +1,10 @@
 //! `/sys/fs/cgroup` of a container: what its cgroup namespace shows, in the host's layout, cgroups(7).
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
+use insula_host::cgroup::{Layout, Version};
 use insula_spec::plan::InitPlan;
 use insula_sys::mount::{MountAttributes, set_attributes};
 use rustix::fs::Mode;
@@ -34,6 +36,60 @@ pub(super) fn mount(root: &OwnedFd, target: &str, readonly: bool, init: InitPlan
         set_attributes(tmpfs.as_fd(), attributes, false).context("mount_setattr", target)?;
     }
     Ok(())
+}
+
+/// The groups that this process is in, on the host's mounts: each as a detached mount, under the name that the
+/// hierarchy has below `/sys/fs/cgroup`. The only one of a host with version 2 alone has none.
+pub(super) type Groups = Vec<(Option<OsString>, OwnedFd)>;
+
+pub(super) fn own_groups() -> Result<Groups> {
+    let layout = Layout::probe()?;
+    let memberships = std::fs::read_to_string("/proc/self/cgroup").context("read", "/proc/self/cgroup")?;
+    let mut groups = Vec::new();
+    for line in memberships.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let hierarchy = layout.hierarchies.iter().find(|known| match &known.version {
+            Version::V2 => controllers.is_empty(),
+            Version::V1(list) => controllers.split(',').any(|name| list.iter().any(|known| known == name)),
+            Version::Named(_) => false,
+        });
+        // In a hierarchy without limits the container has no group of its own.
+        let Some(hierarchy) = hierarchy.filter(|known| known.limits || layout.unified()) else { continue };
+        let folder = hierarchy.root.join(path.trim_start_matches('/'));
+        let group = crate::idmap::copy_of(&folder, false)?;
+        let name = hierarchy.root.file_name().map(OsStr::to_owned).filter(|_| !layout.unified());
+        groups.push((name, group));
+    }
+    Ok(groups)
+}
+
+/// Puts them below `target`.
+pub(super) fn bind(root: &OwnedFd, target: &str, readonly: bool, groups: &Groups) -> Result<()> {
+    let attributes = MountAttributes {
+        readonly,
+        nosuid: true,
+        nodev: true,
+        noexec: true,
+        propagation: Some(insula_sys::mount::Propagation::Private),
+        ..MountAttributes::default()
+    };
+    let close =
+        |mount: &OwnedFd| set_attributes(mount.as_fd(), attributes, false).context("mount_setattr", target);
+    if let [(None, group)] = groups.as_slice() {
+        close(group)?;
+        return mounts::attach_at(group, root, target);
+    }
+    let tmpfs = mounts::new("tmpfs", &[("mode", "755"), ("size", "64k")], flags(false))?;
+    mounts::attach_at(&tmpfs, root, target)?;
+    for (name, group) in groups {
+        let name = name.as_deref().ok_or(Error::Lost)?;
+        close(group)?;
+        rustix::fs::mkdirat(&tmpfs, name, Mode::from_raw_mode(0o755)).context("mkdirat", target)?;
+        let name = CString::new(name.as_bytes()).map_err(|_| Error::Lost)?;
+        mounts::attach(group.as_fd(), tmpfs.as_fd(), &name)?;
+    }
+    if readonly { close(&tmpfs) } else { Ok(()) }
 }
 
 fn hierarchy(controllers: &str, readonly: bool, own: bool) -> Result<()> {

@@ -14,6 +14,8 @@ use crate::error::{Context, Result};
 #[derive(Debug)]
 pub(crate) struct Confinement {
     wanted: Set,
+    /// In place of Docker's five, for a bundle.
+    exact: Option<Sets>,
     last: u8,
     filter: Option<seccomp::Program>,
     limits: Vec<Prepared>,
@@ -35,7 +37,17 @@ impl Confinement {
         let last = capabilities::last()?;
         let asked = Set::from_names(&process.capabilities)?;
         let mut warnings = Vec::new();
-        let wanted = if plan.namespaces.user == UserNamespace::Host {
+        let exact = process.exact.as_ref().map(|exact| exact_sets(&exact.capabilities, &mut warnings));
+        let exact = match exact {
+            Some(sets) if plan.namespaces.user == UserNamespace::Host => {
+                Some(clamp(sets, capabilities::own(last)?, &mut warnings))
+            }
+            sets => sets,
+        };
+        let asked = exact.map_or(asked, |sets| sets.bounding);
+        let wanted = if exact.is_some() {
+            asked
+        } else if plan.namespaces.user == UserNamespace::Host {
             let clamped = capabilities::clamp(asked, capabilities::own(last)?);
             if !clamped.missing.is_empty() && !plan.security.privileged {
                 let names: Vec<_> = clamped.missing.names().collect();
@@ -52,7 +64,7 @@ impl Confinement {
         };
         let limits = rlimits::prepare(&process.rlimits)?;
         let no_new_privileges = process.no_new_privileges;
-        Ok(Self { wanted, last, filter, limits, no_new_privileges, warnings })
+        Ok(Self { wanted, exact, last, filter, limits, no_new_privileges, warnings })
     }
 
     /// The part that needs rights on the host: room for limits and the score for the killer of processes.
@@ -85,7 +97,7 @@ impl Confinement {
         {
             filter.install()?;
         }
-        let sets = Sets::docker(self.wanted, root);
+        let sets = self.exact.unwrap_or_else(|| Sets::docker(self.wanted, root));
         sets.drop_bounding(self.last)?;
         sets.keep_over_setuid()?;
         Ok(sets)
@@ -110,5 +122,47 @@ impl Confinement {
         sets.drop_bounding(self.last)?;
         sets.apply()?;
         process::no_new_privileges().context("prctl", "PR_SET_NO_NEW_PRIVS")
+    }
+}
+
+/// The five sets of a bundle's process. What has no name here is said and left out, as the standard wants it.
+fn exact_sets(lists: &insula_spec::bundle::document::Capabilities, warnings: &mut Vec<String>) -> Sets {
+    let mut unknown: Vec<String> = Vec::new();
+    let mut set = |list: &Option<Vec<String>>| {
+        let mut bits = 0;
+        for name in list.iter().flatten() {
+            match capabilities::number(name) {
+                Ok(number) => bits |= 1_u64 << number,
+                Err(_) => unknown.push(name.clone()),
+            }
+        }
+        Set::from_bits(bits)
+    };
+    let sets = Sets {
+        bounding: set(&lists.bounding),
+        effective: set(&lists.effective),
+        permitted: set(&lists.permitted),
+        inheritable: set(&lists.inheritable),
+        ambient: set(&lists.ambient),
+    };
+    unknown.sort_unstable();
+    unknown.dedup();
+    warnings.extend(unknown.iter().map(|name| format!("no capability is called {name}")));
+    sets
+}
+
+/// What the builder can hand on of them.
+fn clamp(sets: Sets, available: Set, warnings: &mut Vec<String>) -> Sets {
+    let missing = (sets.bounding | sets.permitted | sets.inheritable) - available;
+    if !missing.is_empty() {
+        let names: Vec<_> = missing.names().collect();
+        warnings.push(format!("the host does not grant {}", names.join(", ")));
+    }
+    Sets {
+        bounding: sets.bounding & available,
+        effective: sets.effective & available,
+        permitted: sets.permitted & available,
+        inheritable: sets.inheritable & available,
+        ambient: sets.ambient & available,
     }
 }

@@ -2,6 +2,7 @@
 //! full rights over the container's own namespaces and, without a user namespace, over the
 //! host; nothing of the container's runs before it is done.
 
+mod bundle;
 mod cgroups;
 mod confinement;
 mod mounts;
@@ -22,9 +23,10 @@ use crate::error::{Context, Result};
 use crate::handshake::{Channel, Order};
 use crate::streams::Ends;
 
+pub(crate) use bundle::Parking;
 pub(crate) use confinement::Confinement;
 pub use confinement::warm_up;
-pub(crate) use mounts::{attach_below, make_folder};
+pub(crate) use mounts::{attach_below, make_folder, new_file_system};
 pub(crate) use program::Program;
 pub(crate) use terminal::open as open_terminal;
 
@@ -35,6 +37,8 @@ pub(crate) struct Inside<'a> {
     pub(crate) confinement: &'a Confinement,
     pub(crate) channel: &'a Channel,
     pub(crate) entry: &'a Entry,
+    /// The container is a bundle's, and waits for its start without its builder.
+    pub(crate) bundle: Option<Parking<'a>>,
 }
 
 impl Inside<'_> {
@@ -46,7 +50,10 @@ impl Inside<'_> {
     /// Builds, executes, and on failure says why.
     pub(crate) fn run(&self) -> ! {
         self.let_go();
-        let Err(error) = self.build_and_execute();
+        let Err(error) = match &self.bundle {
+            Some(parking) => self.build_and_park(parking),
+            None => self.build_and_execute(),
+        };
         self.channel.report_failure(&error);
         process::exit_now(i32::from(error.exit_code().unwrap_or(1)))
     }
@@ -56,6 +63,7 @@ impl Inside<'_> {
     fn let_go(&self) {
         let mut kept = self.ends.descriptors();
         kept.push(self.channel.as_fd());
+        kept.extend(self.bundle.iter().flat_map(Parking::descriptors));
         process::close_from_3_but(&kept);
     }
 
@@ -95,7 +103,7 @@ impl Inside<'_> {
 
     fn build(&self, rootfs: &OwnedFd, devices: OwnedFd, sources: Vec<OwnedFd>) -> Result<()> {
         let built = mounts::build(self.plan, rootfs, devices, sources)?;
-        paths::set_sysctls(&built.proc, &self.plan.sysctls)?;
+        paths::set_sysctls(built.proc.as_ref(), &self.plan.sysctls)?;
         paths::protect(&self.plan.security, &built)?;
         mounts::enter(self.plan, rootfs)?;
         self.name()?;
@@ -106,8 +114,11 @@ impl Inside<'_> {
         if self.plan.namespaces.uts != Namespace::Private {
             return Ok(());
         }
-        rustix::system::sethostname(self.plan.hostname.as_bytes())
-            .context("sethostname", &self.plan.hostname)?;
+        // A bundle may leave the name as it is.
+        if !(self.plan.bundle.is_some() && self.plan.hostname.is_empty()) {
+            rustix::system::sethostname(self.plan.hostname.as_bytes())
+                .context("sethostname", &self.plan.hostname)?;
+        }
         if !self.plan.domainname.is_empty() {
             rustix::system::setdomainname(self.plan.domainname.as_bytes())
                 .context("setdomainname", &self.plan.domainname)?;
@@ -129,6 +140,7 @@ impl Inside<'_> {
             ends: self.ends,
             terminal: terminal.as_ref().map(AsFd::as_fd),
             make_folder: true,
+            preserved: self.bundle.as_ref().map_or(&[], |parking| parking.preserved),
         };
         if self.plan.init != InitPlan::Reaper {
             return program.execute();

@@ -21,8 +21,9 @@ use crate::error::{Context, Error, Result};
 /// Roots of mounts that later steps work on.
 pub(crate) struct Built {
     pub(crate) root: OwnedFd,
-    pub(crate) proc: OwnedFd,
-    pub(crate) sys: OwnedFd,
+    /// Absent where a bundle mounts none.
+    pub(crate) proc: Option<OwnedFd>,
+    pub(crate) sys: Option<OwnedFd>,
     pub(crate) dev: OwnedFd,
 }
 
@@ -59,7 +60,7 @@ pub(crate) fn build(
     for mount in init_mounts(plan.init).iter().chain(&plan.mounts) {
         one(plan, &root, mount, &mut sources)?;
     }
-    Ok(Built { root, proc, sys, dev })
+    Ok(Built { root, proc: Some(proc), sys: Some(sys), dev })
 }
 
 /// systemd's container interface wants these to be fresh file systems.
@@ -122,7 +123,7 @@ pub(crate) fn attach_below(root: &OwnedFd, target: &str, source: &OwnedFd) -> Re
     attach(source.as_fd(), place.as_fd(), c"").map_err(|error| at(target, error))
 }
 
-fn at(target: &str, error: Error) -> Error {
+pub(super) fn at(target: &str, error: Error) -> Error {
     match error {
         Error::Call { call, on, source } if !on.contains(target) => {
             Error::Call { call, on: format!("{on} for {target}"), source }
@@ -149,7 +150,7 @@ fn sysfs(plan: &ContainerPlan) -> Result<OwnedFd> {
     Ok(tree)
 }
 
-fn hardened() -> MountAttrFlags {
+pub(super) fn hardened() -> MountAttrFlags {
     MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC
 }
 
@@ -175,14 +176,24 @@ fn attributes(mount: &MountPlan) -> MountAttrFlags {
 
 /// A new file system instance as a detached mount.
 pub(super) fn new(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd> {
+    new_file_system(kind, kind, options, attributes)
+}
+
+/// The same, shown as `device` by `mount` and `df`.
+pub(crate) fn new_file_system<S: AsRef<str>>(
+    kind: &str,
+    device: &str,
+    options: &[(S, S)],
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd> {
     let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).context("fsopen", kind)?;
-    // What `mount` and `df` show as the device.
-    rustix::mount::fsconfig_set_string(&fs, "source", kind).context("fsconfig", "source")?;
+    rustix::mount::fsconfig_set_string(&fs, "source", device).context("fsconfig", "source")?;
     for (key, value) in options {
+        let (key, value) = (key.as_ref(), value.as_ref());
         if value.is_empty() {
-            rustix::mount::fsconfig_set_flag(&fs, *key).context("fsconfig", key)?;
+            rustix::mount::fsconfig_set_flag(&fs, key).context("fsconfig", key)?;
         } else {
-            rustix::mount::fsconfig_set_string(&fs, *key, *value).context("fsconfig", key)?;
+            rustix::mount::fsconfig_set_string(&fs, key, value).context("fsconfig", key)?;
         }
     }
     rustix::mount::fsconfig_create(&fs).context("fsconfig", format_args!("to create {kind}"))?;

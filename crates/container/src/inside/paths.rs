@@ -18,7 +18,12 @@ use super::mounts::{self, Built};
 use crate::error::{Context, Error, Result};
 
 /// Writes kernel parameters, dots or slashes between the parts.
-pub(crate) fn set_sysctls(proc: &OwnedFd, sysctls: &BTreeMap<String, String>) -> Result<()> {
+pub(crate) fn set_sysctls(proc: Option<&OwnedFd>, sysctls: &BTreeMap<String, String>) -> Result<()> {
+    if sysctls.is_empty() {
+        return Ok(());
+    }
+    let own = if proc.is_none() { Some(mounts::new("proc", &[], mounts::hardened())?) } else { None };
+    let proc = proc.or(own.as_ref()).ok_or(Error::Lost)?;
     for (name, value) in sysctls {
         let path = format!("sys/{}", name.replace('.', "/"));
         let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -59,12 +64,10 @@ fn strict() -> ResolveFlags {
 /// The place to protect, if this kernel has it.
 fn find(built: &Built, path: &str) -> Result<Option<OwnedFd>> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let found = if let Some(rest) = path.strip_prefix("/proc/") {
-        rustix::fs::openat2(&built.proc, rest, flags, Mode::empty(), strict())
-    } else if let Some(rest) = path.strip_prefix("/sys/") {
-        rustix::fs::openat2(&built.sys, rest, flags, Mode::empty(), strict())
-    } else {
-        mounts::below(&built.root, path)
+    let proc = built.proc.as_ref().zip(path.strip_prefix("/proc/"));
+    let found = match proc.or_else(|| built.sys.as_ref().zip(path.strip_prefix("/sys/"))) {
+        Some((mount, rest)) => rustix::fs::openat2(mount, rest, flags, Mode::empty(), strict()),
+        None => mounts::below(&built.root, path),
     };
     match found {
         Ok(target) => Ok(Some(target)),

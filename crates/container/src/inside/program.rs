@@ -4,12 +4,13 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use insula_spec::bundle::ExactPlan;
 use insula_spec::plan::ProcessPlan;
 use insula_sys::process;
 use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid};
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags};
 
 use super::confinement::Confinement;
 use super::{mounts, terminal};
@@ -26,6 +27,8 @@ pub(crate) struct Program<'a> {
     pub(crate) terminal: Option<BorrowedFd<'a>>,
     /// Whether a working folder that is not there is made, as Docker does for a container's first process.
     pub(crate) make_folder: bool,
+    /// Left open in the program, under the numbers that they have.
+    pub(crate) preserved: &'a [OwnedFd],
 }
 
 impl Program<'_> {
@@ -38,11 +41,16 @@ impl Program<'_> {
         let environment = environment(self.process, &identity)?;
         let arguments = strings(&self.process.args)?;
         process::close_on_exec_from(3).context("close_range", "from 3 on")?;
+        for kept in self.preserved {
+            rustix::io::fcntl_setfd(kept, FdFlags::empty())
+                .context("fcntl F_SETFD", "a preserved descriptor")?;
+        }
         // All others have their default action since the builder began.
         process::ignore_broken_pipes(false);
         process::unblock_signals().context("sigprocmask", "to none")?;
         // 0022 is what login(1) and container engines give.
-        rustix::process::umask(Mode::from_raw_mode(0o022));
+        let umask = self.process.exact.as_ref().and_then(|exact| exact.umask).unwrap_or(0o022);
+        rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
         let sets = self.confinement.apply_privileged(identity.uid == 0)?;
         become_user(&identity)?;
         self.confinement.apply_last(&sets)?;
@@ -50,6 +58,9 @@ impl Program<'_> {
     }
 
     fn identity(&self) -> Result<Identity> {
+        if let Some(exact) = &self.process.exact {
+            return exact_identity(exact);
+        }
         let numeric = |text: &str| text.is_empty() || text.bytes().all(|b| b.is_ascii_digit());
         let passwd = read_inside("etc/passwd")?;
         let asked_group = self.process.user.split_once(':').map(|(_, group)| group);
@@ -68,6 +79,9 @@ impl Program<'_> {
             rustix::fs::fchown(slave, Some(uid), None).context("fchown", "the terminal")?;
             terminal::control(slave)?;
             return Ends::install(slave, slave, slave);
+        }
+        if matches!(self.ends, Ends::Inherited) {
+            return streams::hand_over(identity.uid);
         }
         let Ends::Pipes { stdin, stdout, stderr } = self.ends else { return Err(Error::Lost) };
         if identity.uid != 0 {
@@ -98,6 +112,17 @@ impl Program<'_> {
         };
         rustix::process::fchdir(&folder).context("chdir", cwd)
     }
+}
+
+/// The ids are as they are told; the container's files say at most where the user is at home.
+fn exact_identity(exact: &ExactPlan) -> Result<Identity> {
+    let passwd = read_inside("etc/passwd")?;
+    Ok(Identity {
+        uid: exact.uid,
+        gid: exact.gid,
+        groups: exact.groups.clone(),
+        home: users::home_of(exact.uid, &passwd).to_owned(),
+    })
 }
 
 fn become_user(identity: &Identity) -> Result<()> {

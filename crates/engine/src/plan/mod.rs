@@ -101,6 +101,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<ContainerPlan> {
         resolver: inputs.resolver,
         namespaces,
         machine: inputs.machine,
+        bundle: None,
     })
 }
 
@@ -119,6 +120,7 @@ pub(crate) fn process(row: &Row) -> Result<ProcessPlan> {
         rlimits: crate::containers::check::rlimits_of(&host.ulimits)?,
         // Bounded by the check at create.
         oom_score_adj: Some(host.oom_score_adj as i32).filter(|adj| *adj != 0),
+        exact: None,
     })
 }
 

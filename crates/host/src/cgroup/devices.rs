@@ -17,6 +17,37 @@ pub enum DevicePolicy {
     Only(Vec<DeviceRule>),
 }
 
+/// What every container has: it may use the standard nodes and terminals, and make any node, which it can only
+/// open if it may use it.
+#[must_use]
+pub fn standard() -> Vec<DeviceRule> {
+    let mut rules: Vec<DeviceRule> = [DeviceKind::Char, DeviceKind::Block]
+        .into_iter()
+        .map(|kind| DeviceRule { kind, major: None, minor: None, read: false, write: false, mknod: true })
+        .collect();
+    // null, zero, full, random, urandom; tty, console, ptmx; terminals.
+    let nodes = [
+        (1, Some(3)),
+        (1, Some(5)),
+        (1, Some(7)),
+        (1, Some(8)),
+        (1, Some(9)),
+        (5, Some(0)),
+        (5, Some(1)),
+        (5, Some(2)),
+        (136, None),
+    ];
+    rules.extend(nodes.into_iter().map(|(major, minor)| DeviceRule {
+        kind: DeviceKind::Char,
+        major: Some(major),
+        minor,
+        read: true,
+        write: true,
+        mknod: true,
+    }));
+    rules
+}
+
 pub(super) fn apply(group: &Group, policy: &DevicePolicy) -> Result<()> {
     let DevicePolicy::Only(rules) = policy else { return Ok(()) };
     if let Some(member) = group.v1("devices") {

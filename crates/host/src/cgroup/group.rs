@@ -185,6 +185,15 @@ impl Group {
         member.becomes("cgroup.events", limit, |text| text.lines().any(|found| found == line))
     }
 
+    /// Whether every process of the group is stopped.
+    pub fn is_frozen(&self) -> Result<bool> {
+        if let Some(member) = self.v1("freezer") {
+            return Ok(member.read("freezer.state")?.is_some_and(|text| text.trim() == "FROZEN"));
+        }
+        let Some(member) = self.v2() else { return Ok(false) };
+        Ok(member.read("cgroup.events")?.is_some_and(|text| text.lines().any(|line| line == "frozen 1")))
+    }
+
     /// What the group uses.
     pub fn stats(&self) -> Result<Stats> {
         stats::read(self)

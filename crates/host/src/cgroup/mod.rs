@@ -16,7 +16,7 @@ mod stats;
 mod tests_root;
 mod tree;
 
-pub use devices::DevicePolicy;
+pub use devices::{DevicePolicy, standard as standard_devices};
 pub use error::{Error, Result};
 pub use group::{Entry, Group, Purpose};
 pub use layout::{Hierarchy, Layout, Version};

@@ -97,6 +97,7 @@ impl Running {
             process: &exec.process,
             stdio: &exec.stdio,
             privileged: exec.privileged,
+            preserved: &[],
         };
         let executed = insula_container::exec(&target, &plan, &self.group.entry_to(self.init.pid)?)?;
         let terminal = master_of(&executed.streams)?;

@@ -230,7 +230,7 @@ mod tests {
         let (ours, theirs) = GuestStreams::new(7, &stdio).unwrap();
         match theirs {
             Streams::Pipes { stdin, stdout, stderr } => (ours, [stdout, stderr], stdin),
-            Streams::Terminal(_) => unreachable!("pipes were asked for"),
+            Streams::Terminal(_) | Streams::Inherited => unreachable!("pipes were asked for"),
         }
     }
 

@@ -1,0 +1,237 @@
+//! Commands.
+
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use insula_runtime_core as core;
+use insula_spec::bundle::document::{self, BlockIo, Cpu, Memory, Pids, Resources};
+use insula_spec::bundle::{self, LARGEST};
+use insula_spec::plan::{ProcessPlan, StdioPlan};
+
+use crate::args::{Arguments, Command, Create, Exec, Global, Run, Update};
+use crate::log::Log;
+use crate::{features, show};
+
+/// 126 and 127 where a program cannot be executed, as a shell has it.
+pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
+    error.downcast_ref::<core::Error>().and_then(core::Error::exit_code).unwrap_or(1)
+}
+
+pub(crate) fn run(arguments: &Arguments, log: &Log) -> Result<u8> {
+    let global = &arguments.global;
+    check(global)?;
+    let root = global.root.as_path();
+    match &arguments.command {
+        Command::Create(create) => {
+            prepare()?;
+            create_one(create, root, log)?;
+        }
+        Command::Start { id } => {
+            prepare()?;
+            log.warn(&core::start(root, id)?);
+        }
+        Command::Run(run) => return run_one(run, root, log),
+        Command::State { id } => show::state(&core::find(root, id)?)?,
+        Command::Kill { id, signal, all } => {
+            let number = core::signal_number(signal).with_context(|| format!("unknown signal {signal:?}"))?;
+            core::kill(root, id, number, *all)?;
+        }
+        Command::Delete { id, force } => {
+            prepare()?;
+            log.warn(&core::delete(root, id, *force)?);
+        }
+        Command::Exec(exec) => return exec_one(exec, root, log),
+        Command::Ps { id, format, options } => {
+            show::processes(&core::processes(root, id)?, *format, options)?
+        }
+        Command::List { format, quiet } => show::list(&core::list(root)?, *format, *quiet)?,
+        Command::Pause { id } => core::freeze(root, id, true)?,
+        Command::Resume { id } => core::freeze(root, id, false)?,
+        Command::Update(update) => log.warn(&core::update(root, &update.id, &limits(update)?)?),
+        Command::Events { id, stats: true } => show::stats(id, &core::stats(root, id)?)?,
+        Command::Events { .. } => bail!("events without --stats are not supported"),
+        Command::Spec { bundle } => spec(bundle)?,
+        Command::Features => features::print()?,
+    }
+    Ok(0)
+}
+
+fn check(global: &Global) -> Result<()> {
+    if global.systemd_cgroup {
+        bail!("--systemd-cgroup is not supported: control groups are made directly");
+    }
+    match global.rootless.as_str() {
+        "auto" | "false" => Ok(()),
+        other => bail!("--rootless={other} is not supported: it needs root"),
+    }
+}
+
+/// Modes are meant as they are written; signals have their default action, but broken pipes are errors.
+fn prepare() -> Result<()> {
+    rustix::process::umask(rustix::fs::Mode::empty());
+    insula_sys::process::default_signals();
+    insula_sys::process::ignore_broken_pipes(true);
+    Ok(())
+}
+
+/// The descriptors that the caller names by their count.
+fn preserved(count: u16) -> Result<Vec<OwnedFd>> {
+    let take = |number: i32| {
+        insula_sys::inherit::take(number).with_context(|| format!("--preserve-fds: descriptor {number}"))
+    };
+    (3..3 + i32::from(count)).map(take).collect()
+}
+
+fn create_one(create: &Create, root: &Path, log: &Log) -> Result<()> {
+    if create.no_pivot {
+        bail!("--no-pivot is not supported");
+    }
+    if create.no_new_keyring {
+        bail!("--no-new-keyring is not supported");
+    }
+    core::protect()?;
+    let preserved = preserved(create.preserve_fds)?;
+    let warnings = core::create(&core::CreateRequest {
+        root,
+        id: &create.id,
+        bundle: &create.bundle,
+        console_socket: create.console_socket.as_deref(),
+        pid_file: create.pid_file.as_deref(),
+        preserved: &preserved,
+    })?;
+    log.warn(&warnings);
+    Ok(())
+}
+
+fn run_one(run: &Run, root: &Path, log: &Log) -> Result<u8> {
+    prepare()?;
+    let id = &run.create.id;
+    if !run.detach {
+        insula_sys::process::become_subreaper().context("prctl PR_SET_CHILD_SUBREAPER")?;
+    }
+    create_one(&run.create, root, log)?;
+    let start = || core::start(root, id).map(|warnings| log.warn(&warnings));
+    if run.detach {
+        return match start() {
+            Ok(()) => Ok(0),
+            Err(error) => Err(give_up(root, id, error)),
+        };
+    }
+    let pid = core::find(root, id)?.record.pid;
+    let code = core::wait(pid, start).map_err(|error| give_up(root, id, error))?;
+    if !run.keep {
+        log.warn(&core::delete(root, id, true)?);
+    }
+    Ok(code as u8)
+}
+
+/// What did not start is not left behind; the first error is the one to report.
+fn give_up(root: &Path, id: &str, error: core::Error) -> anyhow::Error {
+    let _ = core::delete(root, id, true);
+    error.into()
+}
+
+fn exec_one(exec: &Exec, root: &Path, log: &Log) -> Result<u8> {
+    core::protect()?;
+    prepare()?;
+    let preserved = preserved(exec.preserve_fds)?;
+    let found = core::find(root, &exec.id)?;
+    let (process, stdio) = process(exec, &found.record.plan.process)?;
+    if !exec.detach {
+        insula_sys::process::become_subreaper().context("prctl PR_SET_CHILD_SUBREAPER")?;
+    }
+    let executed = core::exec(&core::ExecRequest {
+        folder: &found.folder,
+        record: &found.record,
+        process: &process,
+        stdio: &stdio,
+        console_socket: exec.console_socket.as_deref(),
+        pid_file: exec.pid_file.as_deref(),
+        preserved: &preserved,
+    })?;
+    log.warn(&executed.warnings);
+    if exec.detach { Ok(0) } else { Ok(core::wait(executed.pid, || Ok(()))? as u8) }
+}
+
+/// As a file says it, or as the container's own with another program.
+fn process(exec: &Exec, own: &ProcessPlan) -> Result<(ProcessPlan, StdioPlan)> {
+    if let Some(path) = &exec.process {
+        let document = document::parse(&bounded(path)?, "process")?;
+        let mut stdio = bundle::terminal(&document);
+        stdio.tty |= exec.tty;
+        return Ok((bundle::process(&document, "process")?, stdio));
+    }
+    if exec.command.is_empty() {
+        bail!("exec needs a program, or --process");
+    }
+    let mut process = ProcessPlan { args: exec.command.clone(), ..own.clone() };
+    process.env.extend(exec.env.iter().cloned());
+    if let Some(cwd) = &exec.cwd {
+        process.cwd.clone_from(cwd);
+    }
+    process.no_new_privileges |= exec.no_new_privs;
+    let exact = process.exact.get_or_insert_default();
+    if let Some(user) = &exec.user {
+        let (uid, gid) = user.split_once(':').unwrap_or((user, "0"));
+        let number = |text: &str| text.parse().with_context(|| format!("--user {user:?} is not UID[:GID]"));
+        (exact.uid, exact.gid) = (number(uid)?, number(gid)?);
+    }
+    exact.groups.extend(&exec.additional_gids);
+    let sets = &mut exact.capabilities;
+    for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {
+        set.get_or_insert_default().extend(exec.cap.iter().cloned());
+    }
+    Ok((process, StdioPlan { tty: exec.tty, ..StdioPlan::default() }))
+}
+
+fn bounded(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = if path == Path::new("-") {
+        std::io::stdin().take(LARGEST + 1).read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
+    };
+    read.with_context(|| format!("read {}", path.display()))?;
+    Ok(bytes)
+}
+
+fn limits(update: &Update) -> Result<insula_spec::plan::Resources> {
+    let document = match &update.resources {
+        Some(path) => document::parse(&bounded(path)?, "resources")?,
+        None => Resources {
+            memory: Some(Memory {
+                limit: update.memory,
+                reservation: update.memory_reservation,
+                swap: update.memory_swap,
+                ..Memory::default()
+            }),
+            cpu: Some(Cpu {
+                shares: update.cpu_share,
+                quota: update.cpu_quota,
+                period: update.cpu_period,
+                cpus: update.cpuset_cpus.clone(),
+                mems: update.cpuset_mems.clone(),
+                ..Cpu::default()
+            }),
+            pids: Some(Pids { limit: update.pids_limit }),
+            block_io: Some(BlockIo { weight: update.blkio_weight, ..BlockIo::default() }),
+            ..Resources::default()
+        },
+    };
+    if document.devices.as_ref().is_some_and(|list| !list.is_empty()) {
+        bail!("resources.devices: a change of devices is not supported");
+    }
+    Ok(bundle::resources(&document, "resources")?)
+}
+
+fn spec(bundle: &Path) -> Result<()> {
+    let path = bundle.join("config.json");
+    if path.exists() {
+        bail!("{} exists", path.display());
+    }
+    let mut text = serde_json::to_vec_pretty(&bundle::template())?;
+    text.push(b'\n');
+    std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+}

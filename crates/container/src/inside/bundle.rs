@@ -1,0 +1,210 @@
+//! A bundle's container from inside: mounts exactly as they are listed, hooks, and the wait for whoever
+//! starts it.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use insula_spec::bundle::{BundleMount, BundlePlan, BundleSource, RootPropagation, State, Status};
+use insula_spec::plan::{ContainerPlan, InitPlan, Namespace, UserNamespace};
+use insula_sys::process;
+use rustix::fs::{CWD, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountAttrFlags, MountPropagationFlags, OpenTreeFlags};
+
+use super::mounts::{self, Built};
+use super::{Inside, cgroups, paths, terminal};
+use crate::error::{Context, Error, Result};
+use crate::handshake::{self, Channel, Order};
+use crate::{hooks, sources};
+
+/// What an init holds while it waits without its builder.
+#[derive(Clone, Copy)]
+pub(crate) struct Parking<'a> {
+    pub(crate) plan: &'a BundlePlan,
+    pub(crate) listener: BorrowedFd<'a>,
+    pub(crate) preserved: &'a [OwnedFd],
+    /// What hooks read, without pid and status.
+    pub(crate) state: &'a State,
+}
+
+impl Parking<'_> {
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(self.listener).chain(self.preserved.iter().map(AsFd::as_fd))
+    }
+
+    fn told(&self, pid: i32, status: Status) -> State {
+        State { pid, status, ..self.state.clone() }
+    }
+}
+
+impl Inside<'_> {
+    /// Builds, waits for the start, and tells who starts it what goes wrong from then on.
+    pub(super) fn build_and_park(&self, parking: &Parking<'_>) -> Result<Infallible> {
+        let Order::Build { .. } = self.channel.await_order()? else { return Err(Error::Lost) };
+        let binds =
+            parking.plan.mounts.iter().filter(|mount| matches!(mount.source, BundleSource::Bind { .. }));
+        let mut gift = self.channel.take(2 + binds.count())?.into_iter();
+        let (Some(rootfs), Some(devices)) = (gift.next(), gift.next()) else { return Err(Error::Lost) };
+        self.take_identity()?;
+        let built = build(self.plan, parking.plan, &rootfs, devices, gift.collect())?;
+        self.channel.report_mounted()?;
+        let Order::Hooks { pid } = self.channel.await_order()? else { return Err(Error::Lost) };
+        hooks::run_all(
+            "createContainer",
+            &parking.plan.hooks.create_container,
+            &parking.told(pid, Status::Creating),
+        )?;
+        paths::set_sysctls(built.proc.as_ref(), &self.plan.sysctls)?;
+        paths::protect(&self.plan.security, &built)?;
+        mounts::enter(self.plan, &rootfs)?;
+        propagate(parking.plan)?;
+        drop((rootfs, built));
+        self.name()?;
+        self.connect()?;
+        let terminal = terminal::open(self.ends, self.channel)?;
+        if let Some(slave) = &terminal {
+            bind_console(slave.as_fd())?;
+        }
+        self.channel.report_ready()?;
+        let Order::Park = self.channel.await_order()? else { return Err(Error::Lost) };
+        let starter = wait(parking.listener)?;
+        let Err(error) = hooks::run_all(
+            "startContainer",
+            &parking.plan.hooks.start_container,
+            &parking.told(pid, Status::Created),
+        )
+        .and_then(|()| self.execute(terminal));
+        starter.report_failure(&error);
+        process::exit_now(i32::from(error.exit_code().unwrap_or(1)))
+    }
+}
+
+/// The channel to whoever starts the container. Who connects and leaves only wanted to know whether it waits.
+fn wait(listener: BorrowedFd<'_>) -> Result<Channel> {
+    loop {
+        let channel = handshake::accept(listener)?;
+        if matches!(channel.await_order(), Ok(Order::Start)) {
+            return Ok(channel);
+        }
+    }
+}
+
+fn build(
+    plan: &ContainerPlan,
+    bundle: &BundlePlan,
+    rootfs: &OwnedFd,
+    devices: OwnedFd,
+    sources: Vec<OwnedFd>,
+) -> Result<Built> {
+    if plan.namespaces.user == UserNamespace::Host {
+        // In a user namespace the kernel has done so: nothing of ours may reach the host.
+        let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", flags).context("mount", "/ as a slave")?;
+    }
+    let root = rustix::fs::openat(rootfs, ".", OFlags::PATH | OFlags::CLOEXEC, rustix::fs::Mode::empty())
+        .context("openat", "the root file system")?;
+    let new = new_instances(bundle)?;
+    let groups = host_groups(plan, bundle)?;
+    mounts::attach(rootfs.as_fd(), CWD, c"/")?;
+    let mut built = Built { root, proc: None, sys: None, dev: devices };
+    let mut sources = sources.into_iter();
+    let mut new = new.into_iter();
+    for mount in &bundle.mounts {
+        let attached = match &mount.source {
+            BundleSource::Bind { .. } => sources.next().ok_or(Error::Lost)?,
+            BundleSource::New { .. } => new.next().ok_or(Error::Lost)?,
+            BundleSource::Dev { .. } => built.dev.try_clone().context("dup", "/dev")?,
+            BundleSource::Cgroup => {
+                cgroup(&built.root, mount, groups.as_ref())?;
+                continue;
+            }
+        };
+        mounts::attach_below(&built.root, &mount.target, &attached)?;
+        match mount.target.trim_end_matches('/') {
+            "/proc" => built.proc = Some(attached),
+            "/sys" => built.sys = Some(attached),
+            _ => {}
+        }
+    }
+    standard_devices(bundle, &built)?;
+    Ok(built)
+}
+
+/// Before the host's own instances are out of sight: in a user namespace the kernel gives no more of `proc`
+/// and `sysfs` than can be seen already.
+fn new_instances(bundle: &BundlePlan) -> Result<Vec<OwnedFd>> {
+    let mut all = Vec::new();
+    for mount in &bundle.mounts {
+        let BundleSource::New { kind, device, options } = &mount.source else { continue };
+        let attributes = MountAttrFlags::from_bits_retain(mount.attributes.set as u32);
+        let tree = mounts::new_file_system(kind, device, options, attributes)
+            .map_err(|error| mounts::at(&mount.target, error))?;
+        if let Some((kind, _)) = mount.propagation {
+            sources::spread(&tree, kind, false)?;
+        }
+        all.push(tree);
+    }
+    Ok(all)
+}
+
+fn is_readonly(mount: &BundleMount) -> bool {
+    mount.attributes.set & u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()) != 0
+}
+
+fn cgroup(root: &OwnedFd, mount: &BundleMount, groups: Option<&cgroups::Groups>) -> Result<()> {
+    let readonly = is_readonly(mount);
+    match groups {
+        Some(groups) => cgroups::bind(root, &mount.target, readonly, groups),
+        // As the namespace shows them.
+        None => cgroups::mount(root, &mount.target, readonly, InitPlan::Process),
+    }
+    .map_err(|error| mounts::at(&mount.target, error))
+}
+
+/// Without a cgroup namespace of its own a container must still see no groups but its own.
+fn host_groups(plan: &ContainerPlan, bundle: &BundlePlan) -> Result<Option<cgroups::Groups>> {
+    let mounted = bundle.mounts.iter().any(|mount| mount.source == BundleSource::Cgroup);
+    if mounted && plan.namespaces.cgroup == Namespace::Host {
+        cgroups::own_groups().map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+/// The nodes that every container has, where its `/dev` is no tmpfs of ours and not the host's either: each is
+/// bound from the one that the builder made.
+fn standard_devices(bundle: &BundlePlan, built: &Built) -> Result<()> {
+    if bundle.mounts.iter().any(|mount| mount.target.trim_end_matches('/') == "/dev") {
+        return Ok(());
+    }
+    for name in ["null", "zero", "full", "random", "urandom", "tty"] {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let node = rustix::mount::open_tree(&built.dev, name, flags).context("open_tree", name)?;
+        mounts::attach_below(&built.root, &format!("/dev/{name}"), &node)?;
+    }
+    Ok(())
+}
+
+fn propagate(bundle: &BundlePlan) -> Result<()> {
+    let Some((kind, recursive)) = bundle.propagation else { return Ok(()) };
+    let mut flags = match kind {
+        RootPropagation::Private => MountPropagationFlags::PRIVATE,
+        RootPropagation::Slave => MountPropagationFlags::DOWNSTREAM,
+        RootPropagation::Shared => MountPropagationFlags::SHARED,
+        RootPropagation::Unbindable => MountPropagationFlags::UNBINDABLE,
+    };
+    if recursive {
+        flags |= MountPropagationFlags::REC;
+    }
+    rustix::mount::mount_change("/", flags).context("mount", "/ with its propagation")
+}
+
+/// Where there is no `/dev` of the container's own there is no `/dev/console` either.
+fn bind_console(terminal: BorrowedFd<'_>) -> Result<()> {
+    match super::mounts::bind_console(terminal) {
+        Err(Error::Call { source, .. }) if source.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {
+            Ok(())
+        }
+        result => result,
+    }
+}

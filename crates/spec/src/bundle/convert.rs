@@ -1,0 +1,440 @@
+//! A document becomes a plan.
+
+use std::path::Path;
+
+use insula_base::ContainerId;
+use serde_json::Value;
+
+use super::document::{Config, Device, Hook, Hooks, Linux};
+use super::{
+    BundleDevices, BundleMount, BundlePlan, BundleSource, HooksPlan, IdMapping, NodePlan, Result, invalid,
+    mounts, process, resources, unsupported,
+};
+use crate::plan::{
+    CgroupPlan, ContainerPlan, DeviceKind, InitPlan, LogPlan, Namespace, NamespacesPlan, Resources,
+    RootfsPlan, SeccompPlan, SecurityPlan, UserNamespace,
+};
+
+/// Of containers whose document names no control group.
+const GROUPS: &str = "insula-runtime";
+
+/// The plan of a bundle in the folder `bundle`, for the container `id`.
+pub fn plan(config: &Config, id: &str, bundle: &Path) -> Result<ContainerPlan> {
+    version(config.oci_version.as_deref().unwrap_or_default())?;
+    absent("vm", config.vm.as_ref())?;
+    let linux = config.linux.clone().unwrap_or_default();
+    refuse(&linux)?;
+    let document = config.process.as_ref().ok_or_else(|| invalid("process", "is missing"))?;
+    let mounts = mounts_of(config, bundle)?;
+    let bundle_plan = bundle_plan(config, &linux, mounts)?;
+    let namespaces = namespaces(&linux, &bundle_plan)?;
+    let hostname = config.hostname.clone().unwrap_or_default();
+    let domainname = config.domainname.clone().unwrap_or_default();
+    if !(hostname.is_empty() && domainname.is_empty()) && namespaces.uts == Namespace::Host {
+        return Err(invalid("hostname", "would be the host's: the container has no UTS namespace"));
+    }
+    Ok(ContainerPlan {
+        id: ContainerId::random(),
+        process: process::process(document, "process")?,
+        init: InitPlan::Process,
+        rootfs: rootfs(config, bundle)?,
+        mounts: Vec::new(),
+        hostname,
+        domainname,
+        interfaces: Vec::new(),
+        resolver: false,
+        cgroup: CgroupPlan { path: cgroup_path(&linux, id)?, resources: limits(&linux)? },
+        devices: Vec::new(),
+        device_rules: Vec::new(),
+        security: SecurityPlan {
+            seccomp: match linux.seccomp.clone().filter(|value| !value.is_null()) {
+                Some(profile) => SeccompPlan::Profile(profile),
+                None => SeccompPlan::Unconfined,
+            },
+            masked_paths: linux.masked_paths.clone().unwrap_or_default(),
+            readonly_paths: linux.readonly_paths.clone().unwrap_or_default(),
+            privileged: false,
+        },
+        sysctls: sysctls(&linux, &namespaces)?,
+        stdio: process::terminal(document),
+        log: LogPlan::None,
+        namespaces,
+        machine: None,
+        bundle: Some(Box::new(bundle_plan)),
+    })
+}
+
+/// Absent, `null`, empty or zero: nothing is asked for.
+pub(super) fn absent(field: &str, value: Option<&Value>) -> Result<()> {
+    let empty = match value {
+        None | Some(Value::Null) => true,
+        Some(Value::String(text)) => text.is_empty(),
+        Some(Value::Array(list)) => list.is_empty(),
+        Some(Value::Object(fields)) => fields.is_empty(),
+        Some(_) => false,
+    };
+    if empty { Ok(()) } else { Err(unsupported(field, "this property")) }
+}
+
+fn version(text: &str) -> Result<()> {
+    let mut numbers = text.split(['.', '-', '+']);
+    let mut number = || numbers.next().and_then(|number| number.parse::<u32>().ok());
+    match (number(), number(), number()) {
+        (Some(1), Some(_), Some(_)) => Ok(()),
+        (Some(_), Some(_), Some(_)) => Err(unsupported("ociVersion", format!("{text:?}"))),
+        _ => Err(invalid("ociVersion", format!("{text:?} is not a version"))),
+    }
+}
+
+fn refuse(linux: &Linux) -> Result<()> {
+    for (name, value) in [
+        ("linux.timeOffsets", &linux.time_offsets),
+        ("linux.netDevices", &linux.net_devices),
+        ("linux.intelRdt", &linux.intel_rdt),
+        ("linux.memoryPolicy", &linux.memory_policy),
+        ("linux.personality", &linux.personality),
+    ] {
+        absent(name, value.as_ref())?;
+    }
+    absent("linux.mountLabel", linux.mount_label.clone().map(Value::String).as_ref())
+}
+
+fn rootfs(config: &Config, bundle: &Path) -> Result<RootfsPlan> {
+    let root = config.root.clone().unwrap_or_default();
+    let path = root.path.filter(|path| !path.is_empty());
+    let path = path.ok_or_else(|| invalid("root.path", "is missing"))?;
+    Ok(RootfsPlan {
+        layers: vec![bundle.join(path)],
+        idmap: false,
+        upper: None,
+        readonly: root.readonly.unwrap_or(false),
+        whole: true,
+        hidden: Vec::new(),
+    })
+}
+
+fn mounts_of(config: &Config, bundle: &Path) -> Result<Vec<BundleMount>> {
+    let list = config.mounts.as_deref().unwrap_or_default();
+    let number = |(number, mount)| mounts::mount(mount, &format!("mounts[{number}]"), bundle);
+    list.iter().enumerate().map(number).collect()
+}
+
+fn bundle_plan(config: &Config, linux: &Linux, mounts: Vec<BundleMount>) -> Result<BundlePlan> {
+    let policy = linux.resources.as_ref().and_then(|resources| resources.devices.as_deref());
+    let propagation = linux.rootfs_propagation.as_deref().filter(|name| !name.is_empty());
+    let unknown = |name: &str| invalid("linux.rootfsPropagation", format!("{name:?} is no propagation"));
+    Ok(BundlePlan {
+        uid_mappings: linux.uid_mappings.clone().unwrap_or_default(),
+        gid_mappings: linux.gid_mappings.clone().unwrap_or_default(),
+        devices: nodes(linux.devices.as_deref().unwrap_or_default(), &mounts)?,
+        device_policy: match policy {
+            Some(list) => resources::devices(list, "linux.resources.devices")?,
+            None => BundleDevices::default(),
+        },
+        propagation: propagation
+            .map(|name| mounts::propagation(name).ok_or_else(|| unknown(name)))
+            .transpose()?,
+        hooks: hooks(config.hooks.clone().unwrap_or_default())?,
+        annotations: config.annotations.clone().unwrap_or_default(),
+        mounts,
+    })
+}
+
+fn nodes(devices: &[Device], mounts: &[BundleMount]) -> Result<Vec<NodePlan>> {
+    let own = mounts.iter().any(|mount| matches!(mount.source, BundleSource::Dev { .. }));
+    let one = |(number, device): (usize, &Device)| {
+        let at = format!("linux.devices[{number}]");
+        if !own {
+            return Err(unsupported(at, "a device without a tmpfs at /dev"));
+        }
+        let kind = match device.kind.as_str() {
+            "c" | "u" => Some(DeviceKind::Char),
+            "b" => Some(DeviceKind::Block),
+            "p" => None,
+            other => return Err(invalid(format!("{at}.type"), format!("{other:?} is no kind of device"))),
+        };
+        if !device.path.starts_with("/dev/") {
+            return Err(unsupported(
+                format!("{at}.path"),
+                format!("{:?}, which is not below /dev,", device.path),
+            ));
+        }
+        let needed = |name: &str, value: Option<u32>| match value {
+            None if kind.is_some() => Err(invalid(format!("{at}.{name}"), "is missing")),
+            value => Ok(value.unwrap_or(0)),
+        };
+        Ok(NodePlan {
+            path: device.path.clone(),
+            kind,
+            major: needed("major", device.major)?,
+            minor: needed("minor", device.minor)?,
+            mode: device.file_mode.unwrap_or(0o666) & 0o7777,
+            uid: device.uid.unwrap_or(0),
+            gid: device.gid.unwrap_or(0),
+        })
+    };
+    devices.iter().enumerate().map(one).collect()
+}
+
+fn hooks(hooks: Hooks) -> Result<HooksPlan> {
+    let list = |name: &str, list: Option<Vec<Hook>>| {
+        let list = list.unwrap_or_default();
+        for (number, hook) in list.iter().enumerate() {
+            let at = format!("hooks.{name}[{number}]");
+            if !hook.path.starts_with('/') {
+                return Err(invalid(
+                    format!("{at}.path"),
+                    format!("{:?} is not an absolute path", hook.path),
+                ));
+            }
+            if hook.timeout == Some(0) {
+                return Err(invalid(format!("{at}.timeout"), "must be greater than zero"));
+            }
+        }
+        Ok(list)
+    };
+    let mut create_runtime = list("prestart", hooks.prestart)?;
+    create_runtime.extend(list("createRuntime", hooks.create_runtime)?);
+    Ok(HooksPlan {
+        create_runtime,
+        create_container: list("createContainer", hooks.create_container)?,
+        start_container: list("startContainer", hooks.start_container)?,
+        poststart: list("poststart", hooks.poststart)?,
+        poststop: list("poststop", hooks.poststop)?,
+    })
+}
+
+fn namespaces(linux: &Linux, bundle: &BundlePlan) -> Result<NamespacesPlan> {
+    let mut all = NamespacesPlan {
+        user: UserNamespace::Host,
+        pid: Namespace::Host,
+        network: Namespace::Host,
+        ipc: Namespace::Host,
+        uts: Namespace::Host,
+        cgroup: Namespace::Host,
+    };
+    let mut seen: Vec<&str> = Vec::new();
+    for (number, namespace) in linux.namespaces.iter().flatten().enumerate() {
+        let at = format!("linux.namespaces[{number}]");
+        if seen.contains(&namespace.kind.as_str()) {
+            return Err(invalid(at, format!("{:?} is there twice", namespace.kind)));
+        }
+        seen.push(&namespace.kind);
+        let path = namespace.path.as_deref().filter(|path| !path.is_empty());
+        if path.is_some_and(|path| !path.starts_with('/')) {
+            return Err(invalid(format!("{at}.path"), "is not absolute"));
+        }
+        let own = path.map_or(Namespace::Private, |path| Namespace::Path(path.into()));
+        match namespace.kind.as_str() {
+            "pid" => all.pid = own,
+            "network" => all.network = own,
+            "ipc" => all.ipc = own,
+            "uts" => all.uts = own,
+            "cgroup" => all.cgroup = own,
+            "user" => all.user = user(path, bundle)?,
+            "mount" if path.is_none() => {}
+            "mount" => return Err(unsupported(at, "an existing mount namespace")),
+            "time" => return Err(unsupported(at, "a time namespace")),
+            other => return Err(invalid(format!("{at}.type"), format!("{other:?} is no kind of namespace"))),
+        }
+    }
+    if !seen.contains(&"mount") {
+        return Err(unsupported("linux.namespaces", "a container without a mount namespace"));
+    }
+    let mapped = !(bundle.uid_mappings.is_empty() && bundle.gid_mappings.is_empty());
+    if mapped && !seen.contains(&"user") {
+        return Err(invalid("linux.uidMappings", "there is no user namespace to map ids in"));
+    }
+    Ok(all)
+}
+
+fn user(path: Option<&str>, bundle: &BundlePlan) -> Result<UserNamespace> {
+    let root = |mappings: &[IdMapping], field: &str| {
+        let of_root = mappings.iter().find(|mapping| mapping.inside == 0 && mapping.size > 0);
+        let count = mappings.iter().map(|mapping| u64::from(mapping.inside) + u64::from(mapping.size)).max();
+        of_root
+            .map(|mapping| (mapping.outside, count.unwrap_or(0).min(u64::from(u32::MAX)) as u32))
+            .ok_or_else(|| invalid(field, "does not map id 0 of the container"))
+    };
+    if let (Some(path), true) = (path, bundle.uid_mappings.is_empty()) {
+        return Err(unsupported(
+            "linux.namespaces",
+            format!("the user namespace {path:?} without its linux.uidMappings"),
+        ));
+    }
+    let (first, count) = root(&bundle.uid_mappings, "linux.uidMappings")?;
+    root(&bundle.gid_mappings, "linux.gidMappings")?;
+    Ok(match path {
+        Some(path) => UserNamespace::Path { path: path.into(), first, count },
+        None => UserNamespace::Private { first, count },
+    })
+}
+
+/// Absolute paths begin at the root of the hierarchies, and so do others here.
+fn cgroup_path(linux: &Linux, id: &str) -> Result<String> {
+    let asked = linux.cgroups_path.as_deref().unwrap_or_default();
+    let parts: Vec<&str> = asked.split('/').filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() {
+        return Ok(format!("{GROUPS}/{id}"));
+    }
+    if parts.iter().any(|part| matches!(*part, "." | "..")) || asked.contains('\0') {
+        return Err(invalid("linux.cgroupsPath", format!("{asked:?} is not plain")));
+    }
+    Ok(parts.join("/"))
+}
+
+fn limits(linux: &Linux) -> Result<Resources> {
+    match &linux.resources {
+        Some(document) => resources::resources(document, "linux.resources"),
+        None => Ok(Resources::default()),
+    }
+}
+
+/// Those that a namespace of the container's own keeps from the host: namespaces(7).
+fn sysctls(linux: &Linux, namespaces: &NamespacesPlan) -> Result<std::collections::BTreeMap<String, String>> {
+    const IPC: [&str; 8] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    let all = linux.sysctl.clone().unwrap_or_default();
+    for name in all.keys() {
+        let field = || format!("linux.sysctl.{name}");
+        let dotted = name.replace('/', ".");
+        let owner = if IPC.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
+            &namespaces.ipc
+        } else if dotted.starts_with("net.") {
+            &namespaces.network
+        } else if matches!(dotted.as_str(), "kernel.domainname" | "kernel.hostname") {
+            &namespaces.uts
+        } else {
+            return Err(invalid(field(), "belongs to no namespace: it would be the host's"));
+        };
+        if *owner == Namespace::Host {
+            return Err(invalid(field(), "belongs to a namespace that is the host's here"));
+        }
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::{Error, document::parse, template};
+    use super::*;
+
+    fn with(change: impl FnOnce(&mut Value)) -> Result<ContainerPlan> {
+        let mut value = serde_json::to_value(template()).unwrap();
+        change(&mut value);
+        plan(&parse(value.to_string().as_bytes(), "config.json")?, "box", Path::new("/bundle"))
+    }
+
+    #[test]
+    fn the_template_is_a_plan() {
+        let plan = with(|_| {}).unwrap();
+        assert_eq!(plan.rootfs.layers, [Path::new("/bundle/rootfs")]);
+        assert_eq!(plan.cgroup.path, "insula-runtime/box");
+        assert_eq!(plan.namespaces.network, Namespace::Private);
+        assert_eq!(plan.namespaces.user, UserNamespace::Host);
+        let bundle = plan.bundle.unwrap();
+        assert!(matches!(bundle.mounts[1].source, BundleSource::Dev { .. }));
+        assert_eq!(bundle.device_policy, BundleDevices::Only(Vec::new()));
+    }
+
+    #[test]
+    fn what_is_not_done_is_refused_by_its_name() {
+        for (path, value) in [
+            ("/linux/intelRdt", json!({"closID": "x"})),
+            ("/linux/personality", json!({"domain": "LINUX32"})),
+            ("/linux/timeOffsets", json!({"monotonic": {"secs": 1}})),
+            ("/linux/netDevices", json!({"eth0": {}})),
+            ("/linux/mountLabel", json!("label")),
+            ("/linux/resources/unified", json!({"memory.high": "1"})),
+            ("/linux/resources/cpu/burst", json!(5)),
+            ("/process/scheduler", json!({"policy": "SCHED_FIFO"})),
+            ("/process/ioPriority", json!({"class": "IOPRIO_CLASS_IDLE"})),
+            ("/process/apparmorProfile", json!("docker-default")),
+            ("/vm", json!({"kernel": {"path": "/x"}})),
+        ] {
+            let error = with(|document| {
+                let (parent, name) = path.rsplit_once('/').unwrap();
+                let mut at = &mut *document;
+                for part in parent.split('/').skip(1) {
+                    at = &mut at[part];
+                }
+                at[name] = value;
+            })
+            .unwrap_err();
+            let field = path[1..].replace('/', ".");
+            assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+            assert!(error.to_string().starts_with(&field), "{error}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_place() {
+        for (change, text) in [
+            (
+                json!({"process": {"args": [3]}}),
+                "process.args[0]: invalid type: integer `3`, expected a string",
+            ),
+            (json!({"ociVersion": "2.0.0"}), "ociVersion: \"2.0.0\" is not supported"),
+            (json!({"process": {"args": [], "cwd": "/"}}), "process.args: names no program"),
+            (json!({"process": {"args": ["x"], "cwd": "x"}}), "process.cwd: \"x\" is not an absolute path"),
+            (json!({"root": {}}), "root.path: is missing"),
+            (
+                json!({"hooks": {"poststop": [{"path": "x"}]}}),
+                "hooks.poststop[0].path: \"x\" is not an absolute path",
+            ),
+        ] {
+            let error = with(|document| {
+                for (name, value) in change.as_object().unwrap() {
+                    document[name] = value.clone();
+                }
+            })
+            .unwrap_err();
+            assert!(error.to_string().starts_with(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn kernel_parameters_of_the_host_are_refused() {
+        let set = |name: &str| with(|document| document["linux"]["sysctl"] = json!({name: "1"}));
+        assert!(set("net.ipv4.ip_forward").is_ok() && set("kernel.shmmax").is_ok());
+        assert!(set("kernel.panic").is_err());
+        let error = with(|document| {
+            document["linux"]["sysctl"] = json!({"net.core.somaxconn": "1"});
+            document["linux"]["namespaces"] = json!([{"type": "mount"}]);
+            document["hostname"] = json!("");
+        })
+        .unwrap_err();
+        assert!(error.to_string().contains("is the host's here"), "{error}");
+    }
+
+    #[test]
+    fn ids_are_mapped_in_a_namespace_of_the_containers_own() {
+        let mapping = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+        let plan = with(|document| {
+            document["linux"]["uidMappings"] = mapping.clone();
+            document["linux"]["gidMappings"] = mapping.clone();
+            document["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "user"}, {"type": "uts"}]);
+        })
+        .unwrap();
+        assert_eq!(plan.namespaces.user, UserNamespace::Private { first: 100_000, count: 65536 });
+        assert!(with(|document| document["linux"]["uidMappings"] = mapping.clone()).is_err());
+    }
+
+    #[test]
+    fn groups_stay_below_the_root_of_their_hierarchy() {
+        let path = |path: &str| with(|document| document["linux"]["cgroupsPath"] = json!(path));
+        assert_eq!(path("/a//b").unwrap().cgroup.path, "a/b");
+        assert_eq!(path("docker/x").unwrap().cgroup.path, "docker/x");
+        assert!(path("/a/../b").is_err());
+    }
+}

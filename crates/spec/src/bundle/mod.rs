@@ -1,0 +1,243 @@
+//! Bundles of the OCI runtime specification: `config.json` as the standard defines it ([`document`]), and
+//! what a [`ContainerPlan`](crate::plan::ContainerPlan) has to hold beyond Docker's model to build exactly
+//! what a bundle says ([`BundlePlan`], [`ExactPlan`]).
+//!
+//! A property that the standard does not know is ignored, as the standard wants it ("Extensibility"). One
+//! that it knows and insula does not have yet is refused by its name: nothing that somebody asked for is
+//! left out in silence.
+
+mod convert;
+pub mod document;
+mod mounts;
+mod process;
+mod resources;
+mod template;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use insula_base::{Kind, Kinded};
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{DeviceKind, DeviceRule};
+use document::Hook;
+
+pub use convert::plan;
+pub use mounts::OPTIONS;
+pub use process::{process, terminal};
+pub use resources::resources;
+pub use template::template;
+
+/// The version of the specification that this is written after.
+pub const VERSION: &str = "1.2.1";
+
+/// The largest `config.json` that is read.
+pub const LARGEST: u64 = 4 << 20;
+
+/// `Result` with this module's error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The document is not what the standard describes.
+    #[error("{field}: {problem}")]
+    Invalid { field: String, problem: String },
+    /// The standard knows it, insula does not do it.
+    #[error("{field}: {what} is not supported")]
+    Unsupported { field: String, what: String },
+}
+
+impl Kinded for Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Invalid { .. } => Kind::InvalidArgument,
+            Self::Unsupported { .. } => Kind::Unsupported,
+        }
+    }
+}
+
+pub(crate) fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Error {
+    Error::Invalid { field: field.into(), problem: problem.into() }
+}
+
+pub(crate) fn unsupported(field: impl Into<String>, what: impl Into<String>) -> Error {
+    Error::Unsupported { field: field.into(), what: what.into() }
+}
+
+/// A bundle, beside what every container has.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct BundlePlan {
+    /// Everything below the root, `/proc` and `/dev` too, in this order.
+    pub mounts: Vec<BundleMount>,
+    /// Empty without a user namespace of the container's own.
+    pub uid_mappings: Vec<IdMapping>,
+    pub gid_mappings: Vec<IdMapping>,
+    /// Nodes in `/dev` beside the standard ones.
+    pub devices: Vec<NodePlan>,
+    pub device_policy: BundleDevices,
+    /// Of the root mount: `private`, `slave`, `shared` or `unbindable`; whether all below it too.
+    pub propagation: Option<(RootPropagation, bool)>,
+    pub hooks: HooksPlan,
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Devices that may be used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BundleDevices {
+    All,
+    /// Beside the standard ones.
+    Only(Vec<DeviceRule>),
+}
+
+impl Default for BundleDevices {
+    fn default() -> Self {
+        Self::Only(Vec::new())
+    }
+}
+
+/// mount_namespaces(7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RootPropagation {
+    Private,
+    Slave,
+    Shared,
+    Unbindable,
+}
+
+/// One entry of `mounts`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BundleMount {
+    /// Absolute path in the container; made if absent.
+    pub target: String,
+    pub source: BundleSource,
+    pub attributes: Attributes,
+    /// Those of the mount and of all below it.
+    #[serde(default)]
+    pub recursive: Attributes,
+    pub propagation: Option<(RootPropagation, bool)>,
+}
+
+/// Where it comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "type")]
+pub enum BundleSource {
+    /// A file or folder of the host.
+    Bind { path: PathBuf, recursive: bool, idmap: Option<MountIds> },
+    /// A new instance of a file system, with its own options. An empty value is a flag.
+    New { kind: String, device: String, options: Vec<(String, String)> },
+    /// The tmpfs at `/dev`, which gets the nodes.
+    Dev { options: Vec<(String, String)> },
+    /// The container's own control groups.
+    Cgroup,
+}
+
+/// Ids of a mount that are shown as others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MountIds {
+    /// Empty: those of the container's user namespace.
+    pub uids: Vec<IdMapping>,
+    pub gids: Vec<IdMapping>,
+    /// Of the mounts below it too.
+    pub recursive: bool,
+}
+
+/// Bits of mount_setattr(2), which are part of the kernel's interface.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    pub set: u64,
+    pub clear: u64,
+}
+
+/// `size` ids from `inside` on are those from `outside` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMapping {
+    #[serde(rename = "containerID")]
+    pub inside: u32,
+    #[serde(rename = "hostID")]
+    pub outside: u32,
+    pub size: u32,
+}
+
+/// A node below `/dev`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodePlan {
+    pub path: String,
+    /// `None` is a named pipe.
+    pub kind: Option<DeviceKind>,
+    pub major: u32,
+    pub minor: u32,
+    pub mode: u32,
+    /// In the container.
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// Programs that are run on the way, each with the container's [`State`] as its input.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HooksPlan {
+    /// `prestart` and `createRuntime`, in this order, in the runtime's namespaces.
+    pub create_runtime: Vec<Hook>,
+    /// In the container's namespaces, before its root is entered.
+    pub create_container: Vec<Hook>,
+    /// In the container, before its program.
+    pub start_container: Vec<Hook>,
+    pub poststart: Vec<Hook>,
+    pub poststop: Vec<Hook>,
+}
+
+/// Who a process is, to the last bit; nothing is looked up in the container's files.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExactPlan {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+    pub umask: Option<u32>,
+    pub capabilities: document::Capabilities,
+}
+
+/// What a hook reads and `state` prints: runtime specification, "State".
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    pub oci_version: String,
+    pub id: String,
+    pub status: Status,
+    /// As the runtime sees it; 0 when there is none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub pid: i32,
+    pub bundle: PathBuf,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+fn is_zero(pid: &i32) -> bool {
+    *pid == 0
+}
+
+/// Where a container is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl Status {
+    /// As it is written.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! `process`.
+
+use serde_json::Value;
+
+use super::document::{Process, Rlimit as Limit};
+use super::{ExactPlan, Result, invalid, unsupported};
+use crate::plan::{ProcessPlan, Rlimit, StdioPlan};
+
+/// A process of a bundle's container; `at` is what messages call it.
+pub fn process(process: &Process, at: &str) -> Result<ProcessPlan> {
+    refuse(process, at)?;
+    let args = process.args.clone().unwrap_or_default();
+    if args.first().is_none_or(String::is_empty) {
+        return Err(invalid(format!("{at}.args"), "names no program"));
+    }
+    let cwd = process.cwd.clone().unwrap_or_default();
+    if !cwd.starts_with('/') {
+        return Err(invalid(format!("{at}.cwd"), format!("{cwd:?} is not an absolute path")));
+    }
+    let env = process.env.clone().unwrap_or_default();
+    if let Some(number) = env.iter().position(|entry| entry.find('=').is_none_or(|at| at == 0)) {
+        return Err(invalid(format!("{at}.env[{number}]"), "is not NAME=value"));
+    }
+    let user = process.user.clone().unwrap_or_default();
+    Ok(ProcessPlan {
+        args,
+        env,
+        cwd,
+        no_new_privileges: process.no_new_privileges.unwrap_or(false),
+        rlimits: rlimits(process.rlimits.as_deref().unwrap_or_default(), at)?,
+        oom_score_adj: oom_score(process.oom_score_adj, at)?,
+        exact: Some(Box::new(ExactPlan {
+            uid: user.uid.unwrap_or(0),
+            gid: user.gid.unwrap_or(0),
+            groups: user.additional_gids.unwrap_or_default(),
+            umask: user.umask,
+            capabilities: process.capabilities.clone().unwrap_or_default(),
+        })),
+        ..ProcessPlan::default()
+    })
+}
+
+/// Its standard streams.
+#[must_use]
+pub fn terminal(process: &Process) -> StdioPlan {
+    let size = process.console_size.clone().unwrap_or_default();
+    StdioPlan {
+        tty: process.terminal.unwrap_or(false),
+        columns: size.width.unwrap_or(0),
+        rows: size.height.unwrap_or(0),
+        ..StdioPlan::default()
+    }
+}
+
+fn refuse(process: &Process, at: &str) -> Result<()> {
+    for (name, value) in [
+        ("commandLine", &process.command_line),
+        ("ioPriority", &process.io_priority),
+        ("scheduler", &process.scheduler),
+        ("execCPUAffinity", &process.exec_cpu_affinity),
+    ] {
+        super::convert::absent(&format!("{at}.{name}"), value.as_ref())?;
+    }
+    for (name, label) in
+        [("apparmorProfile", &process.apparmor_profile), ("selinuxLabel", &process.selinux_label)]
+    {
+        super::convert::absent(&format!("{at}.{name}"), label.clone().map(Value::String).as_ref())?;
+    }
+    Ok(())
+}
+
+fn oom_score(score: Option<i32>, at: &str) -> Result<Option<i32>> {
+    match score {
+        Some(score) if !(-1000..=1000).contains(&score) => {
+            Err(invalid(format!("{at}.oomScoreAdj"), format!("{score} is not from -1000 to 1000")))
+        }
+        score => Ok(score),
+    }
+}
+
+fn rlimits(limits: &[Limit], at: &str) -> Result<Vec<Rlimit>> {
+    let mut all: Vec<Rlimit> = Vec::new();
+    for (number, limit) in limits.iter().enumerate() {
+        let field = format!("{at}.rlimits[{number}].type");
+        let Some(name) = limit.kind.strip_prefix("RLIMIT_").map(str::to_lowercase) else {
+            return Err(invalid(field, format!("{:?} is not the name of a limit", limit.kind)));
+        };
+        if all.iter().any(|known| known.name == name) {
+            return Err(invalid(field, format!("{} is there twice", limit.kind)));
+        }
+        if limit.soft > limit.hard {
+            return Err(unsupported(field, "a soft limit above the hard one"));
+        }
+        all.push(Rlimit { name, soft: limit.soft, hard: limit.hard });
+    }
+    Ok(all)
+}

@@ -1,0 +1,208 @@
+//! `linux.resources`: runtime specification, "Control groups".
+
+use serde_json::Value;
+
+use super::convert::absent;
+use super::document::{BlockIo, Cpu, DeviceCgroup, Memory, Resources as Document, Throttle};
+use super::{BundleDevices, Result, invalid, unsupported};
+use crate::plan::{DeviceKind, DeviceRule, Resources, ThrottleDevice};
+
+/// Limits; those of devices are apart. `at` is what messages call the document.
+pub fn resources(document: &Document, at: &str) -> Result<Resources> {
+    for (name, value) in [
+        ("hugepageLimits", &document.hugepage_limits),
+        ("network", &document.network),
+        ("rdma", &document.rdma),
+        ("unified", &document.unified),
+    ] {
+        absent(&format!("{at}.{name}"), value.as_ref())?;
+    }
+    let mut all = Resources::default();
+    if let Some(found) = &document.memory {
+        memory(found, &mut all, &format!("{at}.memory"))?;
+    }
+    if let Some(found) = &document.cpu {
+        cpu(found, &mut all, &format!("{at}.cpu"))?;
+    }
+    all.pids = document.pids.as_ref().and_then(|pids| pids.limit).filter(|limit| *limit != 0);
+    if let Some(found) = &document.block_io {
+        block_io(found, &mut all, &format!("{at}.blockIO"))?;
+    }
+    Ok(all)
+}
+
+/// Bytes; the kernel takes what it cannot count to as unlimited.
+fn bytes(value: Option<i64>, field: String) -> Result<Option<u64>> {
+    match value {
+        None | Some(0) => Ok(None),
+        Some(-1) => Ok(Some(i64::MAX as u64)),
+        Some(value) => {
+            u64::try_from(value).map(Some).map_err(|_| invalid(field, format!("{value} is below -1")))
+        }
+    }
+}
+
+fn memory(memory: &Memory, all: &mut Resources, at: &str) -> Result<()> {
+    for (name, value) in [("kernel", memory.kernel), ("kernelTCP", memory.kernel_tcp)] {
+        if value.is_some_and(|value| value != 0 && value != -1) {
+            return Err(unsupported(format!("{at}.{name}"), "a limit for the kernel's own memory"));
+        }
+    }
+    if memory.check_before_update == Some(true) {
+        return Err(unsupported(format!("{at}.checkBeforeUpdate"), "a check before an update"));
+    }
+    all.memory = bytes(memory.limit, format!("{at}.limit"))?;
+    all.memory_reservation = bytes(memory.reservation, format!("{at}.reservation"))?;
+    all.memory_swap = memory.swap.filter(|swap| *swap != 0);
+    if let (Some(limit), Some(swap)) = (memory.limit.filter(|limit| *limit > 0), all.memory_swap)
+        && swap != -1
+        && swap < limit
+    {
+        return Err(invalid(format!("{at}.swap"), format!("{swap} is below the memory of {limit}")));
+    }
+    if all.memory.is_some() && all.memory_swap.is_none() {
+        // Docker's way of giving as much again is not what a bundle says.
+        all.memory_swap = Some(-1);
+    }
+    all.memory_swappiness = memory.swappiness;
+    all.oom_kill_disable = memory.disable_oom_killer.filter(|disable| *disable);
+    Ok(())
+}
+
+fn cpu(cpu: &Cpu, all: &mut Resources, at: &str) -> Result<()> {
+    let zero = |name: &str, value: Option<i64>| match value {
+        None | Some(0) => Ok(()),
+        Some(value) => Err(unsupported(format!("{at}.{name}"), value.to_string())),
+    };
+    zero("burst", cpu.burst.map(|value| value as i64))?;
+    zero("realtimeRuntime", cpu.realtime_runtime)?;
+    zero("realtimePeriod", cpu.realtime_period.map(|value| value as i64))?;
+    zero("idle", cpu.idle)?;
+    all.cpu_shares = cpu.shares.filter(|shares| *shares != 0);
+    all.cpu_quota = cpu.quota.filter(|quota| *quota != 0);
+    all.cpu_period = cpu.period.filter(|period| *period != 0);
+    let list = |list: &Option<String>| list.clone().filter(|list| !list.is_empty());
+    all.cpuset_cpus = list(&cpu.cpus);
+    all.cpuset_mems = list(&cpu.mems);
+    Ok(())
+}
+
+fn block_io(io: &BlockIo, all: &mut Resources, at: &str) -> Result<()> {
+    if io.leaf_weight.is_some_and(|weight| weight != 0) {
+        return Err(unsupported(format!("{at}.leafWeight"), "a weight of leaves"));
+    }
+    absent(&format!("{at}.weightDevice"), io.weight_device.clone().map(Value::Array).as_ref())?;
+    all.blkio_weight = io.weight.filter(|weight| *weight != 0);
+    if all.blkio_weight.is_some_and(|weight| !(10..=1000).contains(&weight)) {
+        return Err(invalid(format!("{at}.weight"), "is not from 10 to 1000"));
+    }
+    let rates = |list: &Option<Vec<Throttle>>| {
+        list.iter()
+            .flatten()
+            .map(|each| ThrottleDevice { major: each.major, minor: each.minor, rate: each.rate })
+            .collect()
+    };
+    all.device_read_bps = rates(&io.throttle_read_bps_device);
+    all.device_write_bps = rates(&io.throttle_write_bps_device);
+    all.device_read_iops = rates(&io.throttle_read_iops_device);
+    all.device_write_iops = rates(&io.throttle_write_iops_device);
+    Ok(())
+}
+
+/// What a list of allowances and denials, each in effect over those before it, comes to.
+pub(super) fn devices(list: &[DeviceCgroup], at: &str) -> Result<BundleDevices> {
+    let mut policy = BundleDevices::Only(Vec::new());
+    for (number, entry) in list.iter().enumerate() {
+        let at = format!("{at}[{number}]");
+        let rule = rule(entry, &at)?;
+        let everything = rule.kind == DeviceKind::Any && rule.read && rule.write && rule.mknod;
+        match (entry.allow, &mut policy) {
+            (true, _) if everything => policy = BundleDevices::All,
+            (false, _) if everything => policy = BundleDevices::Only(Vec::new()),
+            (true, BundleDevices::All) => {}
+            (true, BundleDevices::Only(rules)) => rules.push(rule),
+            (false, BundleDevices::Only(rules)) if !rules.iter().any(|known| overlap(known, &rule)) => {}
+            (false, BundleDevices::Only(rules)) if rules.contains(&rule) => {
+                rules.retain(|known| *known != rule);
+                if rules.iter().any(|known| overlap(known, &rule)) {
+                    return Err(unsupported(at, "denying a part of what was allowed before"));
+                }
+            }
+            (false, _) => return Err(unsupported(at, "denying a part of what was allowed before")),
+        }
+    }
+    Ok(policy)
+}
+
+fn overlap(left: &DeviceRule, right: &DeviceRule) -> bool {
+    let kind = left.kind == right.kind || left.kind == DeviceKind::Any || right.kind == DeviceKind::Any;
+    let number = |left: Option<u32>, right: Option<u32>| left.is_none() || right.is_none() || left == right;
+    let access = (left.read && right.read) || (left.write && right.write) || (left.mknod && right.mknod);
+    kind && access && number(left.major, right.major) && number(left.minor, right.minor)
+}
+
+fn rule(entry: &DeviceCgroup, at: &str) -> Result<DeviceRule> {
+    let kind = match entry.kind.as_deref() {
+        None | Some("" | "a") => DeviceKind::Any,
+        Some("c" | "u") => DeviceKind::Char,
+        Some("b") => DeviceKind::Block,
+        Some(other) => {
+            return Err(invalid(format!("{at}.type"), format!("{other:?} is not a kind of device")));
+        }
+    };
+    let number = |name: &str, value: Option<i64>| match value {
+        None | Some(-1) => Ok(None),
+        Some(value) => u32::try_from(value)
+            .map(Some)
+            .map_err(|_| invalid(format!("{at}.{name}"), format!("{value} is not a device number"))),
+    };
+    let access = entry.access.as_deref().unwrap_or("rwm");
+    if access.bytes().any(|letter| !b"rwm".contains(&letter)) {
+        return Err(invalid(format!("{at}.access"), format!("{access:?} has letters beside r, w and m")));
+    }
+    let (major, minor) = (number("major", entry.major)?, number("minor", entry.minor)?);
+    if kind == DeviceKind::Any && (major.is_some() || minor.is_some()) {
+        return Err(unsupported(at, "numbers of a device that may be of either kind"));
+    }
+    let has = |letter| access.contains(letter);
+    Ok(DeviceRule { kind, major, minor, read: has('r'), write: has('w'), mknod: has('m') })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(text: &str) -> Result<BundleDevices> {
+        devices(&serde_json::from_str::<Vec<DeviceCgroup>>(text).unwrap(), "devices")
+    }
+
+    #[test]
+    fn a_list_of_devices_is_in_effect_from_top_to_bottom() {
+        let all = r#"{"allow":true,"access":"rwm"}"#;
+        let none = r#"{"allow":false,"access":"rwm"}"#;
+        let one = r#"{"allow":true,"type":"c","major":10,"minor":200,"access":"rwm"}"#;
+        let not = r#"{"allow":false,"type":"c","major":10,"minor":200,"access":"rwm"}"#;
+        let text = |list: &[&str]| format!("[{}]", list.join(","));
+        assert_eq!(policy(&text(&[none, all])).unwrap(), BundleDevices::All);
+        assert_eq!(policy(&text(&[all, none])).unwrap(), BundleDevices::Only(vec![]));
+        assert_eq!(policy(&text(&[none, one, not])).unwrap(), BundleDevices::Only(vec![]));
+        let BundleDevices::Only(rules) = policy(&text(&[none, one])).unwrap() else { panic!() };
+        assert_eq!((rules.len(), rules[0].major, rules[0].minor), (1, Some(10), Some(200)));
+        assert_eq!(
+            policy(&text(&[all, not])).unwrap_err().to_string(),
+            "devices[1]: denying a part of what was allowed before is not supported"
+        );
+    }
+
+    #[test]
+    fn minus_one_is_unlimited_and_zero_is_not_said() {
+        let read = |text: &str| resources(&serde_json::from_str(text).unwrap(), "resources");
+        let found = read(r#"{"memory":{"limit":1000,"reservation":-1},"pids":{"limit":0}}"#).unwrap();
+        assert_eq!((found.memory, found.memory_swap, found.pids), (Some(1000), Some(-1), None));
+        assert_eq!(found.memory_reservation, Some(i64::MAX as u64));
+        assert_eq!(read(r#"{"cpu":{"shares":0,"cpus":""}}"#).unwrap(), Resources::default());
+        assert!(read(r#"{"memory":{"limit":1000,"swap":500}}"#).is_err());
+        let error = read(r#"{"hugepageLimits":[{"pageSize":"2MB","limit":1}]}"#).unwrap_err();
+        assert!(error.to_string().starts_with("resources.hugepageLimits"), "{error}");
+    }
+}

@@ -1,0 +1,174 @@
+//! Runtime specification, "Runtime and Lifecycle".
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
+
+use insula_tests::{holds, is_root};
+use serde_json::json;
+
+use super::{Bundle, Runtime, for_each_runtime};
+
+for_each_runtime!(
+    a_container_goes_through_its_life,
+    the_exit_code_is_the_programs,
+    hooks_run_in_their_order,
+    a_hook_that_fails_leaves_nothing,
+    a_paused_container_stands_still,
+    limits_are_in_force_and_change,
+    another_program_is_executed_inside,
+    a_running_container_is_deleted_by_force_only,
+    nothing_is_left_of_what_cannot_be_executed,
+);
+
+fn a_container_goes_through_its_life(runtime: &Runtime) {
+    let mut bundle = Bundle::new(runtime, "echo begun; exec sleep 1000");
+    bundle.config["annotations"] = json!({"org.test": "value"});
+    assert!(bundle.create(&["--pid-file", bundle.path("pid").to_str().unwrap()]).success());
+    let state = bundle.state();
+    assert_eq!((&state["status"], &state["id"]), (&json!("created"), &json!(bundle.id)));
+    assert_eq!(state["annotations"], json!({"org.test": "value"}));
+    assert_eq!(bundle.said("pid"), state["pid"].to_string());
+    assert_eq!(bundle.said("output"), "");
+    assert!(!bundle.create(&[]).success());
+    bundle.done(&["start", &bundle.id]);
+    assert_eq!(bundle.status(), "running");
+    holds("the program says so", || bundle.said("output") == "begun\n");
+    bundle.refused(&["start", &bundle.id]);
+    bundle.done(&["kill", &bundle.id, "KILL"]);
+    holds("it stops", || bundle.status() == "stopped");
+    assert!(bundle.refused(&["kill", &bundle.id, "KILL"]).contains("container not running"));
+    bundle.done(&["delete", &bundle.id]);
+    assert!(bundle.refused(&["state", &bundle.id]).contains("does not exist"));
+    assert!(bundle.refused(&["delete", &bundle.id]).contains("does not exist"));
+    assert!(!bundle.has_groups());
+}
+
+fn the_exit_code_is_the_programs(runtime: &Runtime) {
+    assert_eq!(Bundle::new(runtime, "exit 42").outcome().0, 42);
+}
+
+fn hooks_run_in_their_order(runtime: &Runtime) {
+    let mut bundle = Bundle::new(runtime, "cat /trace");
+    for phase in ["prestart", "createRuntime", "createContainer", "poststart", "poststop"] {
+        bundle.add_hook(phase);
+    }
+    bundle.config["root"]["readonly"] = json!(false);
+    bundle.config["hooks"]["startContainer"] =
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", "echo inside >/trace"]}]);
+    assert_eq!(bundle.run(), "inside\n");
+    let journal = bundle.said("journal");
+    let names: Vec<&str> = journal.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(names, ["prestart", "createRuntime", "createContainer", "poststart", "poststop"]);
+    let states: Vec<&str> = journal
+        .lines()
+        .map(|line| line.split("\"status\":\"").nth(1).unwrap().split('"').next().unwrap())
+        .collect();
+    assert_eq!(states[..2], ["creating", "creating"]);
+    // The standard says "running"; runc 1.1 has not noticed yet.
+    assert!(["created", "running"].contains(&states[3]), "{journal}");
+    assert_eq!(states[4], "stopped");
+}
+
+fn a_hook_that_fails_leaves_nothing(runtime: &Runtime) {
+    let mut bundle = Bundle::new(runtime, "true");
+    bundle.config["hooks"] =
+        json!({"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", "echo broken >&2; exit 1"]}]});
+    let (code, _, errors) = bundle.outcome();
+    assert!(code != 0 && errors.contains("broken"), "{code} {errors}");
+    assert!(bundle.refused(&["state", &bundle.id]).contains("does not exist"));
+    assert!(!bundle.has_groups());
+}
+
+fn a_paused_container_stands_still(runtime: &Runtime) {
+    let bundle = Bundle::new(runtime, "exec sleep 1000");
+    bundle.start();
+    bundle.done(&["pause", &bundle.id]);
+    assert_eq!(bundle.status(), "paused");
+    bundle.refused(&["exec", &bundle.id, "true"]);
+    bundle.done(&["resume", &bundle.id]);
+    assert_eq!(bundle.status(), "running");
+    let pids: Vec<i64> = serde_json::from_str(&bundle.done(&["ps", "--format", "json", &bundle.id])).unwrap();
+    assert_eq!(json!(pids), json!([bundle.state()["pid"]]));
+    bundle.done(&["pause", &bundle.id]);
+    bundle.done(&["delete", "--force", &bundle.id]);
+    assert!(!bundle.has_groups());
+}
+
+fn limits_are_in_force_and_change(runtime: &Runtime) {
+    let script = "cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null; \
+                  cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; exec sleep 1000";
+    let mut bundle = Bundle::new(runtime, script);
+    bundle.config["linux"]["resources"]["pids"] = json!({"limit": 17});
+    bundle.config["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
+    bundle.start();
+    holds("both limits", || bundle.said("output") == "17\n67108864\n");
+    bundle.done(&["update", "--pids-limit", "23", &bundle.id]);
+    let read = "cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null; true";
+    assert_eq!(bundle.done(&["exec", &bundle.id, "sh", "-c", read]), "23\n");
+    let stats: serde_json::Value =
+        serde_json::from_str(&bundle.done(&["events", "--stats", &bundle.id])).unwrap();
+    assert_eq!(stats["data"]["pids"]["limit"], json!(23));
+    assert_eq!(stats["data"]["memory"]["usage"]["limit"], json!(64 << 20));
+}
+
+fn another_program_is_executed_inside(runtime: &Runtime) {
+    let bundle = Bundle::new(runtime, "exec sleep 1000");
+    bundle.start();
+    let script =
+        "echo $(id -u):$(id -g) $MORE $(readlink /proc/self/cwd) $(hostname); cat /proc/1/comm; exit 7";
+    let output = bundle.call(&[
+        "exec", "--user", "12:34", "--env", "MORE=yes", "--cwd", "/bin", &bundle.id, "sh", "-c", script,
+    ]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "12:34 yes /bin insula\nsleep\n");
+    assert_eq!(output.status.code(), Some(7));
+    let process =
+        json!({"args": ["id", "-u"], "cwd": "/", "user": {"uid": 5, "gid": 0}, "env": ["PATH=/bin"]});
+    fs::write(bundle.path("process.json"), process.to_string()).unwrap();
+    let file = bundle.path("process.json");
+    assert_eq!(bundle.done(&["exec", "--process", file.to_str().unwrap(), &bundle.id]), "5\n");
+}
+
+fn a_running_container_is_deleted_by_force_only(runtime: &Runtime) {
+    let bundle = Bundle::new(runtime, "exec sleep 1000");
+    bundle.start();
+    let said = bundle.refused(&["delete", &bundle.id]);
+    assert!(said.contains("that is not stopped: running"), "{said}");
+    bundle.done(&["delete", "--force", &bundle.id]);
+    bundle.done(&["delete", "--force", &bundle.id]);
+    assert!(!bundle.has_groups());
+}
+
+fn nothing_is_left_of_what_cannot_be_executed(runtime: &Runtime) {
+    let mut bundle = Bundle::new(runtime, "");
+    bundle.config["process"]["args"] = json!(["/no/such/program"]);
+    let (code, _, errors) = bundle.outcome();
+    assert!(code != 0 && errors.contains("no such file or directory"), "{code} {errors}");
+    assert!(bundle.refused(&["state", &bundle.id]).contains("does not exist"));
+    assert!(!bundle.has_groups());
+}
+
+/// Whoever creates may be killed at any time: what it leaves is found by its folder and goes with a delete.
+#[test]
+fn what_a_killed_create_leaves_is_deleted() {
+    let Some(runtime) = is_root().then(Runtime::insula).flatten() else { return };
+    let mut bundle = Bundle::new(&runtime, "exec sleep 1000");
+    let begun = bundle.path("begun");
+    let script = format!("echo >{}; exec sleep 1000", begun.display());
+    bundle.config["hooks"] = json!({"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]});
+    bundle.write();
+    let mut command = bundle.command();
+    command.args(["create", "--bundle"]).arg(bundle.path("")).arg(&bundle.id);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    let mut child = command.spawn().unwrap();
+    holds("the hook runs", || begun.exists());
+    assert_eq!(bundle.status(), "creating");
+    assert!(bundle.has_groups());
+    // With its hook, which is in its process group.
+    let group = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+    child.wait().unwrap();
+    bundle.done(&["delete", &bundle.id]);
+    assert!(bundle.refused(&["state", &bundle.id]).contains("does not exist"));
+    assert!(!bundle.has_groups());
+}

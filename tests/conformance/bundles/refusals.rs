@@ -1,0 +1,56 @@
+//! What insula does not do it does not do in silence.
+
+use serde_json::{Value, json};
+
+use super::{Bundle, Runtime};
+
+#[test]
+fn what_is_not_supported_is_named_and_leaves_nothing() {
+    let Some(runtime) = Runtime::insula() else { return };
+    type Change = fn(&mut Value);
+    let cases: [(&str, Change); 6] = [
+        ("linux.intelRdt: this property is not supported", |c| {
+            c["linux"]["intelRdt"] = json!({"closID": "x"})
+        }),
+        ("linux.namespaces[0]: a time namespace is not supported", |c| {
+            c["linux"]["namespaces"] = json!([{"type": "time"}, {"type": "mount"}]);
+        }),
+        ("mounts[0].options[0]: \"tmpcopyup\" is not supported", |c| {
+            c["mounts"] = json!([{"destination": "/x", "type": "tmpfs", "options": ["tmpcopyup"]}]);
+        }),
+        ("process.scheduler: this property is not supported", |c| {
+            c["process"]["scheduler"] = json!({"policy": "SCHED_FIFO"});
+        }),
+        ("linux.namespaces: a container without a mount namespace is not supported", |c| {
+            c["linux"]["namespaces"] = json!([]);
+            c["hostname"] = json!("");
+        }),
+        ("process.args[0]: invalid type: integer `3`, expected a string", |c| {
+            c["process"]["args"] = json!([3]);
+        }),
+    ];
+    for (text, change) in cases {
+        let mut bundle = Bundle::new(&runtime, "true");
+        change(&mut bundle.config);
+        let (code, _, errors) = bundle.outcome();
+        assert!(code == 1 && errors.contains(text), "{errors}");
+        assert!(!bundle.path("state").join(&bundle.id).exists() && !bundle.has_groups());
+    }
+}
+
+/// A program inside must not be able to write to the host's executable by way of `/proc/self/exe`.
+#[test]
+fn the_executable_cannot_be_written_to() {
+    let Some(runtime) = Runtime::insula() else { return };
+    let bundle = Bundle::new(&runtime, "exec sleep 1000");
+    bundle.write();
+    let script = "#!/proc/self/exe\n";
+    let path = bundle.path("rootfs/bin/again");
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    bundle.start();
+    let before = std::fs::read(&runtime.0).unwrap();
+    let said = bundle.refused(&["exec", &bundle.id, "/bin/again"]);
+    assert!(!said.is_empty());
+    assert!(std::fs::read(&runtime.0).unwrap() == before);
+}
