@@ -108,8 +108,8 @@ fn a_client_that_never_reads_holds_a_container_up_for_a_while_only() {
     assert_eq!(created.status, 201, "{}", created.text());
     let socket = daemon.instance().socket();
     let query = "/containers/box/attach?stream=1&stdin=1&stdout=1&stderr=1";
-    let (_, mut stream) = hijack(&socket, query, "Connection: Upgrade\r\nUpgrade: tcp\r\n");
     assert_eq!(daemon.api("POST", "/containers/box/start", "").status, 204);
+    let (_, mut stream) = hijack(&socket, query, "Connection: Upgrade\r\nUpgrade: tcp\r\n");
     stream.write_all(b"go\n").unwrap();
     daemon.reaches("box", "exited");
     assert_eq!(daemon.inspect("box", "/State/ExitCode"), 7);

@@ -3,7 +3,8 @@
 //! Nothing grows: output is read only while every client has taken what came before, and input only while
 //! the process has. A client that reads slowly therefore slows the process down and gets every byte. One
 //! that leaves a piece lying for [`PATIENCE`] is waited for no longer: it loses what comes until it reads
-//! again, and is told. The log never holds the process up.
+//! again, and is told. Only who started the process with its output in a pipe is waited for as any pipe's
+//! reader is: it may be a pager. The log never holds the process up.
 
 mod client;
 mod input;
@@ -99,10 +100,17 @@ impl ProcessStreams {
         Ok(this)
     }
 
-    /// Adds a client.
-    pub(crate) fn attach(&mut self, poll: &mut Poll, socket: OwnedFd, attachment: Attachment) -> Result<()> {
+    /// Adds a client; `starts` says whether it is the one that starts the process.
+    pub(crate) fn attach(
+        &mut self,
+        poll: &mut Poll,
+        socket: OwnedFd,
+        attachment: Attachment,
+        starts: bool,
+    ) -> Result<()> {
         nonblocking(&socket)?;
-        let (client, first) = Client::new(poll, self.key, socket, attachment, self.terminal)?;
+        let (mut client, first) = Client::new(poll, self.key, socket, attachment, self.terminal)?;
+        client.is_pipe = starts && !self.terminal;
         self.clients.push(client);
         if !first.is_empty() {
             let at = self.clients.len() - 1;
@@ -291,7 +299,7 @@ mod tests {
     use super::*;
 
     /// What a process writes while its client does not read; the client's end, and what it is to get.
-    fn stalled(terminal: bool) -> (Poll, ProcessStreams, std::io::PipeWriter, UnixStream) {
+    fn stalled(terminal: bool, starts: bool) -> (Poll, ProcessStreams, std::io::PipeWriter, UnixStream) {
         let mut poll = Poll::new().unwrap();
         let (stdout, writer) = std::io::pipe().unwrap();
         let (stderr, _) = std::io::pipe().unwrap();
@@ -302,7 +310,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let attachment =
             Attachment { stdout: true, stderr: true, multiplexed: true, ..Attachment::default() };
-        streams.attach(&mut poll, ours.into(), attachment).unwrap();
+        streams.attach(&mut poll, ours.into(), attachment, starts).unwrap();
         (poll, streams, writer, theirs)
     }
 
@@ -341,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_client_that_never_reads_is_left_behind_and_told() {
-        let (mut poll, mut streams, mut writer, client) = stalled(false);
+        let (mut poll, mut streams, mut writer, client) = stalled(false, false);
         let written = write_past(&mut poll, &mut streams, &mut writer);
         let reader = read_all(client);
         while !streams.clients.is_empty() {
@@ -363,8 +371,27 @@ mod tests {
     }
 
     #[test]
+    fn who_starts_a_process_in_a_pipeline_is_waited_for() {
+        let (mut poll, mut streams, mut writer, client) = stalled(false, true);
+        let mut written = 0;
+        while !streams.clients[0].holds_up() {
+            writer.write_all(&[b'x'; 4096]).unwrap();
+            written += 4096;
+            serve(&mut poll, &mut streams);
+        }
+        assert!(streams.work(&mut poll).unwrap().is_none(), "there is no end to it");
+        let reader = read_all(client);
+        drop(writer);
+        streams.finish(&mut poll).unwrap();
+        while !streams.done() {
+            serve(&mut poll, &mut streams);
+        }
+        assert_eq!(reader.join().unwrap().iter().filter(|byte| **byte == b'x').count(), written);
+    }
+
+    #[test]
     fn a_terminal_goes_on_after_a_gap() {
-        let (mut poll, mut streams, mut writer, client) = stalled(true);
+        let (mut poll, mut streams, mut writer, client) = stalled(true, false);
         write_past(&mut poll, &mut streams, &mut writer);
         let mut text = String::new();
         let mut part = [0; PIECE];

@@ -132,7 +132,7 @@ impl<S: Sandbox> Monitor<S> {
         let closes = !stdio.tty && (exec.is_some() || stdio.stdin_once);
         let mut streams = ProcessStreams::new(&mut self.poll, key, created.streams, log, closes)?;
         for (socket, attachment) in descriptors.into_iter().zip(attachments) {
-            streams.attach(&mut self.poll, socket, attachment)?;
+            streams.attach(&mut self.poll, socket, attachment, true)?;
         }
         self.processes.push(Process { key, exec, running: true, streams });
         Ok(created.warnings)
@@ -166,7 +166,7 @@ impl<S: Sandbox> Monitor<S> {
             .iter_mut()
             .find(|process| process.running && process.exec == exec)
             .ok_or(Error::Invalid("the process does not run"))?;
-        process.streams.attach(&mut self.poll, socket, attachment)
+        process.streams.attach(&mut self.poll, socket, attachment, false)
     }
 
     fn rewire(&mut self, call: &Rewire) -> Result<()> {

@@ -40,6 +40,8 @@ pub(crate) struct Client {
     behind: Option<Instant>,
     /// Whether the stream is a terminal's.
     terminal: bool,
+    /// Whether the process waits for it however long it takes, as for the reader of a pipe.
+    pub(crate) is_pipe: bool,
     /// Bytes of output that this client lost since it stopped reading; absent while it reads.
     lost: Option<u64>,
     /// Nothing comes after what is pending.
@@ -79,6 +81,7 @@ impl Client {
             pending: Vec::new(),
             behind: None,
             terminal,
+            is_pipe: false,
             lost: None,
             ends: false,
             state: State::Attached,
@@ -101,9 +104,9 @@ impl Client {
         !self.pending.is_empty() && self.lost.is_none() && !self.ends
     }
 
-    /// How much longer the process waits for it; `None` while it does not wait.
+    /// How much longer the process waits for it; `None` while it does not wait, or without end.
     pub(crate) fn patience(&self, patience: Duration) -> Option<Duration> {
-        let behind = self.behind.filter(|_| self.holds_up())?;
+        let behind = self.behind.filter(|_| self.holds_up() && !self.is_pipe)?;
         Some(patience.saturating_sub(behind.elapsed()))
     }
 
