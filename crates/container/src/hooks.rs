@@ -105,7 +105,7 @@ mod tests {
     fn shell(script: &str, timeout: Option<u32>) -> Hook {
         Hook {
             path: "/bin/sh".into(),
-            args: Some(vec!["hook".into(), "-c".into(), script.into()]),
+            args: Some(vec!["sh".into(), "-c".into(), script.into()]),
             env: Some(vec!["NAME=value".into()]),
             timeout,
         }

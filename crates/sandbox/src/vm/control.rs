@@ -119,7 +119,8 @@ impl<'a> Control<'a> {
         }
         let mut piece = [0; 4096];
         match rustix::io::retry_on_intr(|| rustix::net::recv(self.socket, &mut piece, RecvFlags::empty())) {
-            Ok((0, _)) => Err(Error::Machine("QEMU ended".to_owned())),
+            // Reset, when it has not read all that it was told.
+            Ok((0, _)) | Err(Errno::CONNRESET) => Err(Error::Machine("QEMU ended".to_owned())),
             Ok((count, _)) => {
                 self.bytes.extend_from_slice(&piece[..count]);
                 Ok(())
