@@ -192,10 +192,6 @@ impl Registry {
         names.by_name.insert(name.to_owned(), id.clone());
     }
 
-    pub(crate) fn has_name(&self, name: &str) -> bool {
-        self.read().by_name.contains_key(name)
-    }
-
     pub(crate) fn get(&self, id: &ContainerId) -> Option<Arc<Container>> {
         self.read().by_id.get(id).cloned()
     }

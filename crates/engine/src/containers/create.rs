@@ -99,7 +99,7 @@ impl Engine {
         self.fill_hostname(&id, &mut config, &host)?;
         let row = Row {
             version: Row::version(),
-            name: name.unwrap_or_else(|| names::random(|name| self.0.containers.has_name(name))),
+            name: name.unwrap_or_default(),
             created: Timestamp::now(),
             image: image_row(&image, reference),
             endpoints,
@@ -154,12 +154,17 @@ impl Engine {
         Ok(ContainerCreateResponse { id: id.to_string(), warnings })
     }
 
-    /// The row with its ids and its hold on the image, in one commit.
+    /// The row with its ids, its hold on the image and a name if it has none, in one commit.
     fn insert(&self, mut row: Row, image: &Image, ids: bool) -> Result<Row> {
         let taken = |error| name_taken(error, &row.name);
         let owner = row.id.to_string();
         let inserted = self.store().state().transaction(|tx| {
             let mut row = row.clone();
+            if row.name.is_empty() {
+                // Here nobody else chooses. A state that cannot be read says so to the row.
+                let records = tx.records(Collection::Containers);
+                row.name = names::random(|name| !matches!(records.by_name(name), Ok(None)));
+            }
             if ids {
                 let number = tx.allocations().allocate(ID_POOL, 0..IDS_RANGES, None, &owner)?;
                 row.ids = Some(range(number));

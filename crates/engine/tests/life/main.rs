@@ -5,6 +5,7 @@
 
 mod monitor;
 
+use std::collections::HashSet;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -130,6 +131,31 @@ async fn names_are_unique_and_may_change() {
     assert_eq!(engine.inspect_container("three", false).await.unwrap().id, first);
     assert!(engine.inspect_container("one", false).await.is_err());
     assert_eq!(engine.inspect_container(&first[..12], false).await.unwrap().name, "/three");
+}
+
+#[tokio::test]
+async fn names_that_nobody_asked_for_are_given_once() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    let mut creating = tokio::task::JoinSet::new();
+    // Enough to meet one another: there are some thousand pairs of words.
+    for _ in 0..200 {
+        let engine = engine.clone();
+        creating.spawn(async move { engine.create_container(None, None, request(&["sleep"])).await });
+    }
+    while let Some(created) = creating.join_next().await {
+        created.unwrap().unwrap();
+    }
+    let names: HashSet<_> = engine
+        .store()
+        .state()
+        .records(insula_store::Collection::Containers)
+        .all()
+        .unwrap()
+        .into_iter()
+        .map(|record| record.name)
+        .collect();
+    assert_eq!(names.len(), 200);
 }
 
 #[tokio::test]
