@@ -8,7 +8,7 @@ use insula_tests::clients::client_files;
 use insula_tests::{Daemon, Outcome, daemon, docker};
 
 /// Method, path, body, and how the answer differs where it does. `BOX` is a running container, `EXEC` a
-/// process in it. What removes comes last.
+/// process in it, `CONTEXT` what an image is built from. What removes comes last.
 const ENDPOINTS: &[(&str, &str, &str, &str)] = &[
     ("GET", "/_ping", "", ""),
     ("GET", "/version", "", ""),
@@ -59,7 +59,7 @@ const ENDPOINTS: &[(&str, &str, &str, &str)] = &[
     ("GET", "/volumes/vol", "", ""),
     ("DELETE", "/volumes/vol", "", ""),
     ("POST", "/volumes/prune", "", ""),
-    ("POST", "/build", "", ""),
+    ("POST", "/build", "CONTEXT", "the older builder's protocol; BuildKit's (`version=2`) is refused"),
     ("POST", "/build/prune", "", ""),
     ("POST", "/session", "", ""),
     ("GET", "/plugins", "", "always empty: drivers are built in"),
@@ -193,7 +193,10 @@ fn endpoints(daemon: &Daemon, box_id: &str) -> String {
     let mut exec = String::new();
     for (method, path, body, differs) in ENDPOINTS {
         let target = path.replace("BOX", box_id).replace("EXEC", &exec);
-        let answer = daemon.api(method, &target, body);
+        let answer = match *body {
+            "CONTEXT" => insula_tests::request(&daemon.instance().socket(), method, &target, &context()),
+            body => daemon.api(method, &target, body),
+        };
         let text = answer.text();
         if path.ends_with("/exec") {
             exec = answer.json()["Id"].as_str().unwrap().to_owned();
@@ -212,6 +215,11 @@ fn endpoints(daemon: &Daemon, box_id: &str) -> String {
         writeln!(table, "| `{method} {shown}` | {} |", verdict(works, differs, &why)).unwrap();
     }
     table
+}
+
+/// What an image is built from.
+fn context() -> Vec<u8> {
+    insula_tests::images::Layer::default().file("Dockerfile", 0o644, b"FROM busybox\n").bytes()
 }
 
 /// A disk of the host.
