@@ -6,7 +6,7 @@ use insula_sys::failpoint::failpoint;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use insula_base::{ChainId, DiffId, Digest};
 use insula_spec::image::LAYERS_MAX;
@@ -47,8 +47,17 @@ struct Placed {
 
 impl Images {
     /// Makes the images of an archive appear. The caller holds no lock.
-    pub(super) fn commit(&self, images: &[Found], mut gathered: Gathered) -> Result<Vec<Loaded>> {
-        let _changes = self.changes();
+    pub(super) fn commit(&self, images: &[Found], gathered: Gathered) -> Result<Vec<Loaded>> {
+        self.commit_changed(&self.changes(), images, gathered)
+    }
+
+    /// The same, for who has to look at something under the lock first.
+    pub(super) fn commit_changed(
+        &self,
+        _changes: &MutexGuard<'_, ()>,
+        images: &[Found],
+        mut gathered: Gathered,
+    ) -> Result<Vec<Loaded>> {
         let mut placed = Placed::default();
         let committed = self.place_all(images, &mut gathered, &mut placed).and_then(|()| {
             failpoint("load.placed");

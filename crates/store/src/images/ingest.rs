@@ -37,6 +37,12 @@ impl IngestedLayer {
     pub(super) fn take(&self) -> Option<Staged> {
         self.staged.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+
+    /// A commit took it: it is in its place, or that commit failed and it is gone.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        self.staged.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
 }
 
 /// The documents of an image and what it is to be called.
@@ -125,13 +131,15 @@ impl Images {
             references: image.references.clone(),
         };
         super::contents::check(&found)?;
+        // Who finds a layer taken by another commit finds it in its place: that commit is over.
+        let changes = self.changes();
         let mut gathered = Gathered::default();
         for layer in layers {
             if let Some(staged) = layer.take() {
                 gathered.layers.insert(staged.blob.to_string(), Ok(Source::Staged(staged)));
             }
         }
-        let mut loaded = self.commit(&[found], gathered)?;
+        let mut loaded = self.commit_changed(&changes, &[found], gathered)?;
         loaded.pop().ok_or(Error::Defect("a commit of one image made none"))
     }
 

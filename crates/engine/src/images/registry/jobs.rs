@@ -29,6 +29,18 @@ pub(super) struct Progress {
     pub(super) outcome: Option<Result<Arc<IngestedLayer>, Arc<Error>>>,
 }
 
+impl Progress {
+    /// Whether who comes later can wait for it too. A layer that a commit has taken is in its place already,
+    /// or gone with a commit that failed.
+    fn is_of_use(&self) -> bool {
+        match &self.outcome {
+            None => true,
+            Some(Ok(layer)) => !layer.is_taken(),
+            Some(Err(_)) => false,
+        }
+    }
+}
+
 /// One layer's download and unpacking.
 #[derive(Debug)]
 pub(super) struct Job {
@@ -67,7 +79,7 @@ impl LayerJobs {
         running.retain(|_, job| job.strong_count() > 0);
         let key = (blob.digest.clone(), diff.clone());
         if let Some(job) = running.get(&key).and_then(Weak::upgrade)
-            && !matches!(job.progress.borrow().outcome, Some(Err(_)))
+            && job.progress.borrow().is_of_use()
         {
             return job;
         }

@@ -85,6 +85,27 @@ fn layers_come_side_by_side_and_serve_two_images() {
 }
 
 #[test]
+fn pulls_that_end_at_the_same_time_all_have_the_layer() {
+    need_root!();
+    let (_folder, store) = store();
+    for round in 0..20 {
+        let layer = tar(&[("a", format!("{round}").as_bytes())]);
+        let blob = gzip(&layer);
+        let taken = [take(&store, &blob, &descriptor(&blob), &diff(&layer)).unwrap()];
+        let together = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    together.wait();
+                    store.images().commit_ingested(&documents(&[&layer], ""), &taken).unwrap();
+                });
+            }
+        });
+        assert!(taken[0].is_taken());
+    }
+}
+
+#[test]
 fn what_is_not_as_declared_leaves_nothing() {
     need_root!();
     let (folder, store) = store();
