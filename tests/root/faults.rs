@@ -1,11 +1,12 @@
 //! What fails that nobody can prevent: nothing that was acknowledged is lost.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use insula_tests::{Daemon, daemon, eventually, holds};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const SLEEPER: &[&str] = &["--name", "box", "--network", "none"];
 
@@ -40,31 +41,75 @@ fn a_database_that_cannot_be_read_is_said_and_left_alone() {
     refused(&mut daemon, 60, &99_u32.to_be_bytes(), &["state.db", "newer version", "schema 99"]);
 }
 
-/// Connections whose request never ends.
-fn half_open(daemon: &Daemon, count: usize) -> Vec<UnixStream> {
+/// Connections on which this was sent.
+fn clients(daemon: &Daemon, count: u64, bytes: &[u8]) -> Vec<UnixStream> {
     let socket = daemon.instance().socket();
     let open = |_| {
         let mut stream = UnixStream::connect(&socket).unwrap();
-        stream.write_all(b"GET /containers/json HTTP/1.1\r\nHost: x\r\nX-Half").unwrap();
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+        // Who came first may have been sent away.
+        let _ = stream.write_all(bytes);
         stream
     };
     (0..count).map(open).collect()
 }
 
+/// Half of the descriptors that this process may have; others use them too.
+fn half_the_descriptors() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    limit.maximum.unwrap_or(u64::MAX) / 2
+}
+
 #[test]
-fn descriptors_that_run_out_cost_no_container() {
+fn ten_thousand_half_open_connections_are_in_nobodys_way() {
+    let daemon = daemon!();
+    daemon.sleeper(SLEEPER);
+    let count = half_the_descriptors().min(10_000);
+    let mut held = clients(&daemon, count / 2, b"GET /containers/json HTTP/1.1\r\nHost: x\r\nX-Half");
+    held.extend(clients(&daemon, count - count / 2, b""));
+    daemon.insula(&["ps", "-q"]).ok();
+    assert_eq!(daemon.sh(&[], "echo served").ok(), "served");
+    let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+    assert!(open < 1500, "{open} descriptors for {count} clients that ask for nothing");
+    // The last to come are those that still have their place.
+    let last = held.last_mut().unwrap();
+    last.write_all(b"GET /_ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    last.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+}
+
+#[test]
+fn who_is_one_too_many_is_told_and_no_container_notices() {
     let mut daemon = daemon!();
     daemon.sleeper(SLEEPER);
     daemon.stop();
     daemon.restart_with_mounts("ulimit -n 200");
     let pid = daemon.pid_of("box");
-    // Fewer than wait in the socket's queue.
-    let held = half_open(&daemon, 300);
-    holds("descriptors run out", || daemon.log().contains("Too many open files"));
+    // A quarter of the descriptors is how many can be served.
+    let mut held = Vec::new();
+    let answer = loop {
+        assert!(held.len() <= 50, "there is no end");
+        let mut client = clients(&daemon, 1, b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n").remove(0);
+        let mut begin = [0; 12];
+        client.read_exact(&mut begin).unwrap();
+        if begin != *b"HTTP/1.1 200" {
+            let mut rest = String::new();
+            client.read_to_string(&mut rest).unwrap();
+            break String::from_utf8_lossy(&begin).into_owned() + &rest;
+        }
+        held.push(client);
+    };
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("ask again"), "{answer}");
+    let refused = daemon.insula(&["ps"]);
+    assert!(refused.code != 0 && refused.stderr.contains("as many clients are served"), "{refused:?}");
     assert!(Path::new(&format!("/proc/{pid}")).exists());
     drop(held);
+    holds("clients that left make room", || daemon.insula(&["ps"]).code == 0);
     assert_eq!(daemon.pid_of("box"), pid);
     daemon.exec("box", "true").ok();
+    assert!(!daemon.log().contains("Too many open files"), "{}", daemon.log());
     daemon.insula(&["stop", "-t", "0", "box"]).ok();
 }
 

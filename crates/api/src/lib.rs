@@ -5,6 +5,7 @@
 
 mod app;
 mod authorization;
+mod door;
 mod earlier;
 mod error;
 mod hijack;

@@ -25,6 +25,9 @@ const MAX_HEAD: usize = 8 << 10;
 /// The largest body of `exec start`.
 const MAX_BODY: usize = 64 << 10;
 const MAX_HEADERS: usize = 64;
+/// Pieces in which a head may come; one of more is left to HTTP. What is only looked at stays in the socket's
+/// buffer, and a few hundred pieces fill it, however small they are.
+const MAX_PIECES: usize = 64;
 
 /// Beside a request: where its connection will come from once the answer is written.
 #[derive(Debug, Clone)]
@@ -50,17 +53,52 @@ pub struct Head {
     body: usize,
 }
 
-/// A look at the first bytes of a connection; nothing is taken from it.
-pub(crate) async fn look(stream: &UnixStream) -> io::Result<Option<Head>> {
-    let mut bytes = vec![0; MAX_HEAD];
-    loop {
-        stream.readable().await?;
-        let peek = || Ok(recv(stream, &mut bytes, RecvFlags::PEEK | RecvFlags::DONTWAIT)?.1);
-        match stream.try_io(Interest::READABLE, peek) {
-            Ok(count) => return Ok(parse(&bytes[..count])),
+/// What the first bytes of a connection are.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// One of these requests.
+    Takeover(Head),
+    /// Something for HTTP to answer: a complete head, one that is longer than we look, or no HTTP at all.
+    Http,
+    /// There is more to come.
+    Partial,
+}
+
+/// Waits for the head of the first request, and looks at it; nothing is taken from the connection. A client
+/// that closes its side before is at its end: `Partial`.
+pub(crate) async fn look(stream: &UnixStream) -> io::Result<Look> {
+    for _ in 0..MAX_PIECES {
+        let ready = stream.ready(Interest::READABLE).await?;
+        let peeked = stream.try_io(Interest::READABLE, || match peek(stream)? {
+            // Only this makes the next call wait for more bytes.
+            Look::Partial if !ready.is_read_closed() => Err(io::ErrorKind::WouldBlock.into()),
+            other => Ok(other),
+        });
+        match peeked {
+            Ok(look) => return Ok(look),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
+    }
+    Ok(Look::Http)
+}
+
+/// A look at what is there by now.
+pub(crate) fn peek(stream: &UnixStream) -> io::Result<Look> {
+    // Here, not beside the waiting: it costs memory only while it is looked at.
+    let mut bytes = [0; MAX_HEAD];
+    let count = recv(stream, &mut bytes, RecvFlags::PEEK | RecvFlags::DONTWAIT)?.1;
+    Ok(first(&bytes[..count]))
+}
+
+fn first(bytes: &[u8]) -> Look {
+    if let Some(head) = parse(bytes) {
+        return Look::Takeover(head);
+    }
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    match httparse::Request::new(&mut headers).parse(bytes) {
+        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => Look::Partial,
+        _ => Look::Http,
     }
 }
 
@@ -165,5 +203,39 @@ mod tests {
         ] {
             assert_eq!(parse(other.as_bytes()), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_head_is_awaited_and_nothing_else() {
+        for partial in ["", "G", "GET / HTTP/1.1\r\nHost: x\r\nX-Half", "POST /exec/1/start HTTP/1.1\r\n"] {
+            assert_eq!(first(partial.as_bytes()), Look::Partial, "{partial}");
+        }
+        let long = format!("GET / HTTP/1.1\r\nX-Long: {}", "x".repeat(MAX_HEAD));
+        for http in ["GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02", "PRI * HTTP/2.0\r\n", &long[..MAX_HEAD]] {
+            assert_eq!(first(http.as_bytes()), Look::Http, "{http}");
+        }
+        let attach = b"POST /containers/web/attach HTTP/1.1\r\nHost: x\r\n\r\n";
+        assert!(matches!(first(attach), Look::Takeover(_)));
+    }
+
+    #[tokio::test]
+    async fn a_head_may_come_in_pieces() {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let (look, ()) = tokio::join!(look(&server), async {
+            for piece in ["POST /containers/web", "/attach HTTP/1.1\r\nHo", "st: x\r\n", "\r\n"] {
+                client.write_all(piece.as_bytes()).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        });
+        assert!(matches!(look.unwrap(), Look::Takeover(_)));
+    }
+
+    #[tokio::test]
+    async fn who_leaves_early_is_not_awaited() {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        let (look, ended) = tokio::join!(look(&server), client.shutdown());
+        ended.unwrap();
+        assert_eq!(look.unwrap(), Look::Partial);
     }
 }

@@ -1,18 +1,22 @@
 //! Connections: HTTP/1.1 on a unix socket, one task each.
 
+use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::response::IntoResponse;
 use futures_util::future::{Either, select};
+use http::{HeaderValue, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use insula_engine::Engine;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::io::Interest;
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -20,12 +24,19 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::app::{self, Site};
 use crate::authorization::{Authorization, Peer};
+use crate::door::{Door, Entry, Seat};
+use crate::error::ApiError;
+use crate::plain::Look;
 use crate::{plain, routes};
 
 /// What a request line and its headers may take.
 const MAX_HEAD: usize = 64 << 10;
-/// How long a client may take to send them, and how long a kept-alive connection may idle.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a client may take to send the first.
+const FIRST_HEAD: Duration = Duration::from_secs(30);
+/// How long a kept-alive connection may idle before its next one is complete.
+const NEXT_HEAD: Duration = Duration::from_secs(300);
+/// How long a client that is turned away may take to read why.
+const REFUSAL: Duration = Duration::from_secs(5);
 /// How long the handshake of TLS may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long requests under way may take once the daemon was asked to end.
@@ -76,6 +87,7 @@ pub(crate) trait Listen {
         &self,
         stream: Self::Stream,
         site: Site,
+        door: Arc<Door>,
         stop: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + Send + 'static;
 }
@@ -91,9 +103,10 @@ impl Listen for UnixListener {
         &self,
         stream: UnixStream,
         site: Site,
+        door: Arc<Door>,
         stop: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + Send + 'static {
-        connection(stream, site, stop)
+        connection(stream, site, door.wait(), door, stop)
     }
 }
 
@@ -113,9 +126,10 @@ impl Listen for Tls {
         &self,
         stream: TcpStream,
         site: Site,
+        door: Arc<Door>,
         stop: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + Send + 'static {
-        tls_connection(stream, self.tls.clone(), site, stop)
+        tls_connection(stream, self.tls.clone(), site, door.wait(), door, stop)
     }
 }
 
@@ -124,11 +138,12 @@ impl Listen for Tls {
 pub(crate) async fn accept(listener: impl Listen, site: Site, stop: watch::Receiver<bool>) {
     let mut ending = stop.clone();
     let mut connections = JoinSet::new();
+    let door = Door::new();
     loop {
         tokio::select! {
             accepted = listener.next() => match accepted {
                 Ok(stream) => {
-                    connections.spawn(listener.talk(stream, site.clone(), stop.clone()));
+                    connections.spawn(listener.talk(stream, site.clone(), door.clone(), stop.clone()));
                 }
                 Err(error) => {
                     // Out of descriptors, for one: those who are connected have to leave first.
@@ -153,15 +168,32 @@ async fn ended(stop: &mut watch::Receiver<bool>) {
 }
 
 /// A client from elsewhere. TLS is a layer in between: streams of containers are copied here.
-async fn tls_connection(stream: TcpStream, tls: TlsAcceptor, site: Site, mut stop: watch::Receiver<bool>) {
+async fn tls_connection(
+    stream: TcpStream,
+    tls: TlsAcceptor,
+    site: Site,
+    mut seat: Seat,
+    door: Arc<Door>,
+    mut stop: watch::Receiver<bool>,
+) {
     // Interactive: what is typed is to be sent.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "send at once");
     }
-    let stream = match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(HANDSHAKE, tls.accept(stream)) => shaken,
+        () = seat.lost() => return tracing::debug!("others came before a client finished its handshake"),
+    };
+    let stream = match shaken {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%error, "a client was refused"),
         Err(_) => return tracing::debug!("a client did not finish its handshake"),
+    };
+    drop(seat);
+    let _served = match door.enter() {
+        Entry::Served(permit) => permit,
+        Entry::Refused(_told) => return refuse(stream).await,
+        Entry::Closed => return,
     };
     let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let peer = Peer { certificates: shown.iter().map(|certificate| certificate.to_vec()).collect() };
@@ -171,7 +203,7 @@ async fn tls_connection(stream: TcpStream, tls: TlsAcceptor, site: Site, mut sto
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
+            .header_read_timeout(NEXT_HEAD)
             .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
@@ -191,25 +223,65 @@ async fn tls_connection(stream: TcpStream, tls: TlsAcceptor, site: Site, mut sto
     }
 }
 
-async fn connection(stream: UnixStream, site: Site, mut stop: watch::Receiver<bool>) {
+/// Tells a client that has asked that nobody can serve it now.
+async fn refuse(stream: impl AsyncRead + AsyncWrite + Unpin + Send) {
+    let service = service_fn(async |_: hyper::Request<Incoming>| {
+        let full = "as many clients are served as there are descriptors for: ask again when some have left";
+        let mut response = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, full).into_response();
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        Ok::<_, Infallible>(response)
+    });
+    let told = http1::Builder::new()
+        .half_close(true)
+        .keep_alive(false)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    tracing::warn!("a client was turned away: too many are served");
+    if !matches!(tokio::time::timeout(REFUSAL, told).await, Ok(Ok(()))) {
+        tracing::debug!("a client that was turned away did not read why");
+    }
+}
+
+async fn connection(
+    stream: UnixStream,
+    site: Site,
+    mut seat: Seat,
+    door: Arc<Door>,
+    mut stop: watch::Receiver<bool>,
+) {
     let looked = tokio::select! {
-        looked = tokio::time::timeout(HEAD_TIMEOUT, plain::look(&stream)) => looked,
+        looked = tokio::time::timeout(FIRST_HEAD, plain::look(&stream)) => looked,
+        // It may have asked just now.
+        () = seat.lost() => Ok(plain::peek(&stream)),
         () = ended(&mut stop) => return,
     };
-    match looked {
-        Ok(Ok(None)) => {}
-        Ok(Ok(Some(head))) => {
-            let answer = async |request| {
-                app::answer(site, Peer::default(), request).await.unwrap_or_else(|never| match never {})
-            };
-            if let Err(error) = plain::serve(stream, head, answer).await {
-                tracing::debug!(%error, "connection ended");
-            }
-            return;
+    let look = match looked {
+        Ok(Ok(Look::Partial)) => {
+            return tracing::debug!("a client left before it asked, or made room for others");
         }
+        Ok(Ok(look)) => look,
         Ok(Err(error)) => return tracing::debug!(%error, "connection ended"),
-        Err(_) => return tracing::debug!("a client said nothing"),
+        Err(_) => return tracing::debug!("a client did not say what it wants"),
+    };
+    drop(seat);
+    let _served = match door.enter() {
+        Entry::Served(permit) => permit,
+        Entry::Refused(_told) => return refuse(stream).await,
+        Entry::Closed => return,
+    };
+    if let Look::Takeover(head) = look {
+        let answer = async |request| {
+            app::answer(site, Peer::default(), request).await.unwrap_or_else(|never| match never {})
+        };
+        if let Err(error) = plain::serve(stream, head, answer).await {
+            tracing::debug!(%error, "connection ended");
+        }
+        return;
     }
+    serve_http(stream, site, stop).await;
+}
+
+async fn serve_http(stream: UnixStream, site: Site, mut stop: watch::Receiver<bool>) {
     let watched = match stream.as_fd().try_clone_to_owned() {
         Ok(descriptor) => descriptor,
         Err(error) => {
@@ -225,7 +297,7 @@ async fn connection(stream: UnixStream, site: Site, mut stop: watch::Receiver<bo
             // Clients that write a request and shut their side down (socat, nc -N) wait for the answer.
             .half_close(true)
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
+            .header_read_timeout(NEXT_HEAD)
             .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
