@@ -9,7 +9,7 @@ pub mod mutate;
 mod seeds;
 
 use insula_models::{
-    ContainerCreateRequest, ContainerUpdateRequest, ExecCreateRequest, ExecStartRequest,
+    BuildExtras, ContainerCreateRequest, ContainerUpdateRequest, ExecCreateRequest, ExecStartRequest,
     NetworkConnectRequest, NetworkCreateRequest, VolumeCreateRequest,
 };
 use insula_spec::image::{ImageConfig, Index, Manifest, media, parse_archive_manifest};
@@ -138,6 +138,7 @@ pub fn api_body(data: &[u8]) {
     body::<NetworkCreateRequest>(data);
     body::<NetworkConnectRequest>(data);
     body::<VolumeCreateRequest>(data);
+    body::<BuildExtras>(data);
 }
 
 fn body<T: DeserializeOwned + Serialize>(data: &[u8]) {

@@ -168,7 +168,10 @@ fn what_is_wrong_is_said_with_its_line() {
     refused("FROM busybox\nCOPY relative /x\n", 1, &["does not exist"]);
     refused("FROM busybox\nCOPY ../../../etc/passwd /x\n", 1, &["does not exist"]);
     refused("FROM busybox\nRUN --security=insecure true\n", 1, &["not allowed"]);
-    refused("FROM busybox\nRUN --mount=type=secret,id=a true\n", 1, &["not available in this version"]);
+    refused("FROM busybox\nRUN --mount=type=ssh true\n", 1, &["not available in this version"]);
+    refused("FROM busybox\nRUN --mount=type=secret,id=a,required true\n", 1, &["secret a: not found"]);
+    refused("FROM busybox\nRUN --mount=source=nosuch,target=/x true\n", 1, &["Dockerfile:2", "nosuch"]);
+    refused("FROM busybox\nRUN --mount=source=absolute,target=/x true\n", 1, &["absolute does not exist"]);
     refused("FROM busybox\nADD https://example.org/x /\n", 1, &["not available in this version"]);
     refused("FROM host\nRUN true\n", 1, &["no image can be built"]);
     assert_eq!(daemon.insula(&["ps", "-aq"]).ok(), "");
@@ -206,4 +209,103 @@ fn a_build_that_nobody_waits_for_ends() {
     client.wait().unwrap();
     daemon.restart();
     assert_eq!(daemon.insula(&["ps", "-aq"]).ok(), "");
+}
+
+const MOUNTS: &str = "\
+FROM busybox AS made
+RUN mkdir -p /tree/sub && echo one > /tree/one && echo two > /tree/sub/two && chmod 700 /tree/sub
+RUN rm /tree/one && echo three > /tree/three
+FROM busybox
+WORKDIR /work
+RUN --mount=target=/context --mount=from=made,source=/tree,target=tree,rw \\
+    --mount=from=busybox,target=/image \\
+    cat /context/dir/a tree/three tree/sub/two > seen && test ! -e tree/one && test -x /image/bin/sh && \\
+    ! touch /context/new && touch tree/new && stat -c '%a %u' tree/sub >> seen
+RUN --mount=source=dir/a,target=/a/file,rw echo more >> /a/file && cp /a/file copy
+RUN --mount=type=cache,target=/cache,mode=0710,uid=7 stat -c '%a %u' /cache > mode && \\
+    echo x >> /cache/lines && wc -l < /cache/lines > count
+RUN --mount=type=cache,id=filled,target=/filled,from=made,source=/tree cp /filled/three filled
+RUN <<one
+#!/bin/cat
+program
+one
+ARG AGAIN=1
+RUN --mount=type=cache,target=/cache,readonly cp /cache/lines lines$AGAIN
+";
+
+#[test]
+fn commands_see_what_is_mounted_for_them() {
+    let daemon = daemon!();
+    let folder = context(&daemon, "context", &[("Dockerfile", MOUNTS), ("dir/a", "a\n"), ("other", "1")]);
+    build(&daemon, &folder, &["-t", "made"]).shows(&["#!/bin/cat\nprogram"]);
+    let seen = run(
+        &daemon,
+        "made",
+        "cat seen copy mode count filled lines1; ls -d /a/* /context/* /cache/* /dev/pipes 2>/dev/null; ls",
+    );
+    assert_eq!(
+        seen.lines().collect::<Vec<_>>(),
+        [
+            "a", "three", "two", "700 0", "a", "more", "710 7", "1", "three", "x", "copy", "count", "filled",
+            "lines1", "mode", "seen"
+        ]
+    );
+    // What a command sees is part of what it is found by; what a cache holds is not.
+    assert_eq!(build(&daemon, &folder, &[]).ok().matches("Using cache").count(), 9);
+    std::fs::write(folder.join("other"), "2").unwrap();
+    let second = build(&daemon, &folder, &["-t", "made", "--build-arg", "AGAIN=2"]);
+    assert_eq!(second.ok().matches("Using cache").count(), 3);
+    assert_eq!(run(&daemon, "made", "cat count lines2"), "2\nx\nx");
+    let caches = daemon.instance().root().join("caches");
+    assert_eq!(std::fs::read_dir(&caches).unwrap().count(), 2);
+    daemon.insula(&["builder", "prune", "-f"]).ok();
+    assert_eq!(std::fs::read_dir(&caches).unwrap().count(), 0);
+}
+
+const SECRETS: &str = "\
+FROM busybox
+RUN --mount=type=secret,id=file,mode=0440,gid=3 --mount=type=secret,id=file,target=/elsewhere \\
+    --mount=type=secret,id=word,env=WORD --mount=type=secret,id=absent \\
+    stat -c '%a %u %g' /run/secrets/file > /seen && cmp /run/secrets/file /elsewhere && \\
+    { wc -c < /elsewhere; echo -n \"$WORD\" | wc -c; } >> /seen
+RUN ls /run/secrets /elsewhere 2>/dev/null >> /seen; test -z \"$WORD\"
+";
+
+/// Every file below a folder in which some bytes are.
+fn having(folder: &Path, bytes: &[u8], found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let (kind, path) = (entry.file_type().unwrap(), entry.path());
+        if kind.is_dir() {
+            having(&path, bytes, found);
+        } else if kind.is_file()
+            && std::fs::read(&path)
+                .is_ok_and(|content| content.windows(bytes.len()).any(|part| part == bytes))
+        {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn secrets_are_nowhere_afterwards() {
+    let mut daemon = daemon!();
+    let folder = context(&daemon, "context", &[("Dockerfile", SECRETS)]);
+    let source = daemon.folder().join("source");
+    std::fs::write(&source, "Zk7-file-secret").unwrap();
+    let file = format!("id=file,src={}", source.to_str().unwrap());
+    let word = daemon.folder().join("word");
+    std::fs::write(&word, "Zk8-word-secret").unwrap();
+    let word = format!("id=word,src={}", word.to_str().unwrap());
+    let built = build(&daemon, &folder, &["-t", "made", "--secret", &file, "--secret", &word]);
+    assert!(!built.ok().contains("Zk7") && !built.stdout.contains("Zk8"));
+    assert_eq!(run(&daemon, "made", "cat /seen"), "440 0 3\n15\n15");
+    daemon.kill();
+    for secret in ["Zk7-file-secret", "Zk8-word-secret"] {
+        assert!(!daemon.log().contains(secret));
+        for place in [daemon.instance().root(), daemon.instance().run()] {
+            let mut found = Vec::new();
+            having(place, secret.as_bytes(), &mut found);
+            assert!(found.is_empty(), "{found:?}");
+        }
+    }
 }

@@ -14,4 +14,4 @@ pub use error::{Error, Result};
 pub use ignore::Ignore;
 pub use nearest::nearest;
 pub use plan::{Base, Given, Plan, PlannedStage};
-pub use scope::{CopyOp, Op, RunOp, Scope};
+pub use scope::{CopyOp, Op, RunOp, Scope, Script};

@@ -34,9 +34,20 @@ pub struct RunOp {
     pub proxies: Vec<String>,
     pub user: String,
     pub working_dir: String,
+    /// Targets are absolute.
     pub mounts: Vec<Mount>,
     pub network: Option<String>,
     pub insecure: bool,
+    /// A program that is written in the Dockerfile, which the words execute.
+    pub script: Option<Script>,
+}
+
+/// A file that one command sees and no layer has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Script {
+    /// Absolute.
+    pub path: String,
+    pub content: String,
 }
 
 /// Files to be copied; all variables are replaced.
@@ -239,10 +250,14 @@ impl Scope {
 
     fn run(&self, run: &Run) -> Result<Op, String> {
         let mut words = self.command(&run.command);
+        let mut program = None;
         if !run.heredocs.is_empty() {
-            let text = script(&run.command, &run.heredocs)?;
             words.pop();
-            words.push(text);
+            program = own_program(&run.command, &run.heredocs);
+            words.push(match &program {
+                Some(script) => script.path.clone(),
+                None => script(&run.command, &run.heredocs),
+            });
         }
         let environment =
             |name: &str| self.config.env.iter().any(|entry| entry.split('=').next() == Some(name));
@@ -259,6 +274,12 @@ impl Scope {
             for field in [&mut mount.target, &mut mount.source, &mut mount.id, &mut mount.from] {
                 *field = field.as_deref().map(|text| self.expand(text)).transpose()?;
             }
+            if let Some(target) = &mut mount.target {
+                *target = clean(&self.absolute(target));
+                if target == "/" {
+                    return Err("a mount cannot be at /".to_owned());
+                }
+            }
         }
         Ok(Op::Run(RunOp {
             words,
@@ -269,6 +290,7 @@ impl Scope {
             mounts,
             network: run.network.clone(),
             insecure: run.security.as_deref() == Some("insecure"),
+            script: program,
         }))
     }
 }
@@ -279,21 +301,27 @@ fn is_proxy_argument(entry: &str, environment: &[String]) -> bool {
     PROXIES.contains(&name) && !environment.iter().any(|own| own == entry)
 }
 
-/// What the shell is given when bodies follow the command.
-fn script(command: &Command, heredocs: &[Heredoc]) -> Result<String, String> {
+/// The one body that is all there is to a command.
+fn only<'a>(command: &Command, heredocs: &'a [Heredoc]) -> Option<&'a Heredoc> {
     let text = command.words.first().map(String::as_str).unwrap_or_default();
-    if let [heredoc] = heredocs
-        && text.trim().starts_with("<<")
-        && text.split_whitespace().count() == 1
-    {
-        if heredoc.content.starts_with("#!") {
-            return Err(
-                "a heredoc with a program of its own in its first line (#!) is not available in this \
-                        version: name the program before the heredoc"
-                    .to_owned(),
-            );
-        }
-        return Ok(heredoc.content.clone());
+    match heredocs {
+        [heredoc] if text.trim().starts_with("<<") && text.split_whitespace().count() == 1 => Some(heredoc),
+        _ => None,
+    }
+}
+
+/// A body that names its own program in its first line.
+fn own_program(command: &Command, heredocs: &[Heredoc]) -> Option<Script> {
+    let heredoc = only(command, heredocs).filter(|heredoc| heredoc.content.starts_with("#!"))?;
+    let name = heredoc.name.replace('/', "_");
+    Some(Script { path: format!("/dev/pipes/{name}"), content: heredoc.content.clone() })
+}
+
+/// What the shell is given when bodies follow the command.
+fn script(command: &Command, heredocs: &[Heredoc]) -> String {
+    let text = command.words.first().map(String::as_str).unwrap_or_default();
+    if let Some(heredoc) = only(command, heredocs) {
+        return heredoc.content.clone();
     }
     let mut script = text.to_owned();
     for heredoc in heredocs {
@@ -301,7 +329,7 @@ fn script(command: &Command, heredocs: &[Heredoc]) -> Result<String, String> {
         script.push_str(&heredoc.content);
         script.push_str(&heredoc.name);
     }
-    Ok(script)
+    script
 }
 
 /// Sets a variable at the place where it was.
@@ -431,6 +459,12 @@ mod tests {
         assert_eq!(words(&mut scope, "RUN <<E\na\nb\nE\n"), ["/bin/sh", "-c", "a\nb\n"]);
         assert_eq!(words(&mut scope, "RUN cat <<E\na\nE\n"), ["/bin/sh", "-c", "cat <<E\na\nE"]);
         assert_eq!(words(&mut scope, "RUN [\"a\", \"$b\"]"), ["a", "$b"]);
-        assert!(applied(&mut scope, "RUN <<E\n#!/bin/x\nE\n").is_err());
+        let Op::Run(run) = applied(&mut scope, "RUN <<E\n#!/bin/x\nE\n").unwrap() else { panic!() };
+        assert_eq!(run.words, ["/bin/sh", "-c", "/dev/pipes/E"]);
+        assert_eq!(run.script.unwrap().content, "#!/bin/x\n");
+        let mounted = applied(&mut scope, "RUN --mount=type=cache,target=a/../b true").unwrap();
+        let Op::Run(run) = mounted else { panic!() };
+        assert_eq!(run.mounts[0].target.as_deref(), Some("/w/b"));
+        assert!(applied(&mut scope, "RUN --mount=target=/ true").is_err());
     }
 }

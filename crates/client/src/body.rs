@@ -38,12 +38,22 @@ impl RequestBody {
 
 /// A body that a thread fills by reading a blocking source.
 #[derive(Debug)]
-pub struct Upload(mpsc::Receiver<io::Result<Bytes>>);
+pub struct Upload {
+    chunks: mpsc::Receiver<io::Result<Bytes>>,
+    /// Sent before them.
+    head: Option<Bytes>,
+}
 
 /// Read and sent at once.
 const CHUNK: usize = 256 << 10;
 
 impl Upload {
+    /// The same with something in front of it.
+    #[must_use]
+    pub fn after(self, head: impl Into<Bytes>) -> Self {
+        Self { head: Some(head.into()), ..self }
+    }
+
     /// Reads `source` to its end in a thread of its own, a few chunks ahead of the connection.
     pub fn read<R: io::Read + Send + 'static>(mut source: R) -> Self {
         let (sender, receiver) = mpsc::channel(4);
@@ -66,7 +76,7 @@ impl Upload {
                 }
             }
         });
-        Self(receiver)
+        Self { chunks: receiver, head: None }
     }
 
     /// A body that `write` produces in a thread of its own.
@@ -83,7 +93,7 @@ impl Upload {
                 let _ = sender.blocking_send(Err(error));
             }
         });
-        Self(receiver)
+        Self { chunks: receiver, head: None }
     }
 }
 
@@ -110,9 +120,13 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Bytes(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Upload(upload) => {
-                upload.0.poll_recv(context).map(|item| item.map(|chunk| chunk.map(Frame::data)))
-            }
+            Self::Upload(upload) => match upload.head.take() {
+                Some(head) => Poll::Ready(Some(Ok(Frame::data(head)))),
+                None => {
+                    let chunk = upload.chunks.poll_recv(context);
+                    chunk.map(|item| item.map(|chunk| chunk.map(Frame::data)))
+                }
+            },
         }
     }
 

@@ -159,9 +159,10 @@ fn prepare(
     };
     let namespace = namespace.as_ref().map(AsFd::as_fd);
     hidden::hide(&plan.rootfs)?;
-    let rootfs = rootfs::build(&plan.rootfs, namespace, idmap::first(&plan.namespaces.user))?;
+    let maker = idmap::first(&plan.namespaces.user);
+    let rootfs = rootfs::build(&plan.rootfs, namespace, maker)?;
     let devices = devices::build(plan)?;
-    let sources = sources::prepare(&plan.mounts, namespace, &mut warnings)?;
+    let sources = sources::prepare(&plan.mounts, namespace, maker, &mut warnings)?;
     let resolver = plug(plan, pid)?;
     channel.order(&Order::Build { start: when == When::Now })?;
     let gift: Vec<BorrowedFd<'_>> =

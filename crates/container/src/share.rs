@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use insula_host::cgroup::Entry;
-use insula_spec::plan::{MountPlan, MountSource, RootfsPlan, UserNamespace};
+use insula_spec::plan::{MountPlan, RootfsPlan, UserNamespace};
 use insula_sys::mount::{MountAttributes, set_attributes};
 use insula_sys::process::{self, Clone, CloneFlags};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -92,9 +92,10 @@ fn provide(plan: &SharePlan<'_>, pid: i32, outside: &Channel) -> Result<Vec<Stri
     };
     let namespace = namespace.as_ref().map(AsFd::as_fd);
     hidden::hide(plan.rootfs)?;
-    let root = rootfs::build(plan.rootfs, namespace, idmap::first(plan.user))?;
+    let maker = idmap::first(plan.user);
+    let root = rootfs::build(plan.rootfs, namespace, maker)?;
     let mut warnings = Vec::new();
-    let sources = sources::prepare(plan.mounts, namespace, &mut warnings)?;
+    let sources = sources::prepare(plan.mounts, namespace, maker, &mut warnings)?;
     outside.order(&Order::Build { start: true })?;
     let gift: Vec<BorrowedFd<'_>> =
         [root.as_fd()].into_iter().chain(sources.iter().map(AsFd::as_fd)).collect();
@@ -142,7 +143,7 @@ fn serve(plan: &SharePlan<'_>, channel: &Channel) -> Result<std::convert::Infall
 
 /// What the guest mounts by itself it cannot make a folder for in a root that is read-only.
 fn make_places(plan: &SharePlan<'_>, root: &OwnedFd) -> Result<()> {
-    let own = plan.mounts.iter().filter(|mount| !matches!(mount.source, MountSource::Bind { .. }));
+    let own = plan.mounts.iter().filter(|mount| !mount.source.is_of_the_host());
     let targets = ["/proc", "/sys", "/dev"].into_iter().chain(own.map(|mount| mount.target.as_str()));
     targets.into_iter().try_for_each(|target| inside::make_folder(root, target).map(drop))
 }

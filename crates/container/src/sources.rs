@@ -2,28 +2,27 @@
 //! before anything is attached, so there is no moment at which a read-only volume is writable.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use insula_spec::bundle::{Attributes, BundleMount, BundleSource, MountIds, RootPropagation};
-use insula_spec::plan::{MountPlan, MountSource, Propagation};
+use insula_spec::plan::{MountPlan, MountSource, Propagation, RootfsPlan, UpperPlan};
 use insula_sys::mount::{self, MountAttributes};
 
 use crate::error::{Context, Error, Result};
 use crate::idmap::{copy_of, detached, namespace_with};
+use crate::rootfs;
 
-/// One detached mount for each bind of the plan, in the plan's order. Where a file system cannot map ids
-/// its files belong to nobody inside, which `warnings` gets.
+/// One detached mount for each source of the plan, in the plan's order; `maker` is the container's root as the
+/// host sees it. Where a file system cannot map ids its files belong to nobody inside, which `warnings` gets.
 pub(crate) fn prepare(
     mounts: &[MountPlan],
     namespace: Option<BorrowedFd<'_>>,
+    maker: u32,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<OwnedFd>> {
-    let binds = mounts.iter().filter_map(|plan| match &plan.source {
+    let prepared = mounts.iter().filter_map(|plan| match &plan.source {
         MountSource::Bind { path, recursive, propagation, idmap } => {
             let attributes = MountAttributes {
-                readonly: plan.readonly,
-                nosuid: plan.nosuid,
-                nodev: plan.nodev,
-                noexec: plan.noexec,
                 idmap: if *idmap { namespace } else { None },
                 propagation: match propagation {
                     Propagation::Private => Some(mount::Propagation::Private),
@@ -31,20 +30,51 @@ pub(crate) fn prepare(
                     // A clone of a shared mount is its peer already.
                     Propagation::Shared => None,
                 },
+                ..flags(plan)
             };
-            Some((path, *recursive, attributes))
+            Some(match detached(path, *recursive, attributes) {
+                Err(Error::Unsupported(why)) if attributes.idmap.is_some() => {
+                    warnings.push(format!("{why}: its files belong to nobody inside"));
+                    detached(path, *recursive, MountAttributes { idmap: None, ..attributes })
+                }
+                result => result,
+            })
         }
+        MountSource::Merged { layers, upper } => Some(merged(plan, layers, upper, namespace, maker)),
         _ => None,
     });
-    binds
-        .map(|(path, recursive, attributes)| match detached(path, recursive, attributes) {
-            Err(Error::Unsupported(why)) if attributes.idmap.is_some() => {
-                warnings.push(format!("{why}: its files belong to nobody inside"));
-                detached(path, recursive, MountAttributes { idmap: None, ..attributes })
-            }
-            result => result,
-        })
-        .collect()
+    prepared.collect()
+}
+
+fn flags(plan: &MountPlan) -> MountAttributes<'static> {
+    MountAttributes {
+        readonly: plan.readonly,
+        nosuid: plan.nosuid,
+        nodev: plan.nodev,
+        noexec: plan.noexec,
+        ..MountAttributes::default()
+    }
+}
+
+fn merged(
+    plan: &MountPlan,
+    layers: &[PathBuf],
+    upper: &Option<UpperPlan>,
+    namespace: Option<BorrowedFd<'_>>,
+    maker: u32,
+) -> Result<OwnedFd> {
+    let folders = RootfsPlan {
+        layers: layers.to_vec(),
+        idmap: true,
+        upper: upper.clone(),
+        readonly: false,
+        whole: false,
+        hidden: Vec::new(),
+    };
+    let tree = rootfs::build(&folders, namespace, maker)?;
+    mount::set_attributes(tree.as_fd(), flags(plan), false)
+        .context("mount_setattr", format_args!("what is merged at {}", plan.target))?;
+    Ok(tree)
 }
 
 /// One detached mount for each bind of a bundle, in its order.
@@ -118,12 +148,12 @@ fn for_target(error: Error, target: &str) -> Error {
     }
 }
 
-/// How many of the mounts are binds.
+/// How many of the mounts the host prepares.
 pub(crate) fn count(mounts: &[MountPlan]) -> usize {
     binds(mounts).count()
 }
 
-/// Those of the mounts that are binds.
+/// Those of the mounts that the host prepares.
 pub(crate) fn binds(mounts: &[MountPlan]) -> impl Iterator<Item = &MountPlan> {
-    mounts.iter().filter(|mount| matches!(mount.source, MountSource::Bind { .. }))
+    mounts.iter().filter(|mount| mount.source.is_of_the_host())
 }

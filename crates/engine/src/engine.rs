@@ -77,6 +77,8 @@ pub(crate) struct Inner {
     /// Id of this boot of the host.
     pub(crate) boot: String,
     pub(crate) machines: Machines,
+    /// Folders that commands of builds keep.
+    pub(crate) caches: crate::build::Caches,
     ending: AtomicBool,
     /// Read by whoever removes files that nobody waits for.
     removals: Arc<tokio::sync::RwLock<()>>,
@@ -243,6 +245,7 @@ impl Inner {
             spares: Arc::new(Spares::new(config.monitor.clone())),
             idmaps,
             boot: boot_id()?,
+            caches: crate::build::Caches::default(),
             machines: {
                 let machines = Machines::new(store.root(), &config);
                 machines.tidy_up()?;

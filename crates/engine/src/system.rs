@@ -189,7 +189,7 @@ fn storage_use(root: &Path, usage: &Usage) -> StorageUse {
         volumes: signed(usage.volumes.values().sum()),
         database: signed(usage.database),
         pending: signed(usage.pending),
-        other: signed(usage.other),
+        other: signed(usage.other + usage.caches),
         total: signed(usage.total()),
     }
 }

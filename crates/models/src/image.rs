@@ -105,6 +105,14 @@ document! {
 }
 
 document! {
+    /// What is in front of the context of `POST /insula/build`.
+    BuildExtras {
+        /// What commands may be given, by id, in Base64.
+        secrets: Labels,
+    }
+}
+
+document! {
     /// One line of the progress that load, import, pull, push and build stream.
     ProgressMessage {
         #[serde(rename = "stream", skip_serializing_if = "is_zero")]

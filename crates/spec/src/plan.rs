@@ -165,6 +165,12 @@ pub enum MountSource {
         /// Show host ids as if the user namespace were not there (id 0 outside is 0 inside).
         idmap: bool,
     },
+    /// Folders of the host merged as the layers of a root file system are, lowest first, their ids those inside.
+    Merged {
+        layers: Vec<PathBuf>,
+        /// Takes changes; nothing can be changed without it.
+        upper: Option<UpperPlan>,
+    },
     Tmpfs {
         /// Bytes; `None` is the kernel's default, half of memory.
         size: Option<u64>,
@@ -178,6 +184,14 @@ pub enum MountSource {
     Mqueue,
     /// The container's own cgroups.
     Cgroup,
+}
+
+impl MountSource {
+    /// Whether it is made of the host's files, and not inside.
+    #[must_use]
+    pub fn is_of_the_host(&self) -> bool {
+        matches!(self, Self::Bind { .. } | Self::Merged { .. })
+    }
 }
 
 /// mount_namespaces(7), "Shared subtrees". Recursive forms where the bind is.

@@ -17,10 +17,12 @@
 //!   layers/tmp/               layers not yet complete, or on their way out; swept at open
 //!   containers/<64>/          upper/ work/ logs/
 //!   volumes/<name>/_data/
+//!   caches/<key>/             what commands of builds keep from one build to the next
 //!   reserve                   room for the records of a removal when the disk is full
 //! ```
 
 pub mod archive;
+mod caches;
 mod content;
 mod error;
 pub mod images;
@@ -32,6 +34,7 @@ mod stream;
 mod tree;
 mod usage;
 
+pub use caches::CacheOwner;
 pub use content::Content;
 pub use error::{Error, Result};
 pub use images::{

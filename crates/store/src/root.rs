@@ -55,6 +55,7 @@ impl Store {
         let layers = Arc::new(Layers::open(&root.join("layers"))?);
         let images = Images::open(root, &state, &content, &layers)?;
         let store = Self { root: root.to_owned(), state, content, layers, images, _lock: lock };
+        store.open_caches()?;
         store.refill_reserve();
         Ok(store)
     }

@@ -26,6 +26,8 @@ pub struct Usage {
     pub pending: u64,
     pub containers: BTreeMap<ContainerId, ContainerUsage>,
     pub volumes: BTreeMap<String, u64>,
+    /// What commands of builds keep.
+    pub caches: u64,
     pub database: u64,
     /// The rest: folders themselves, the lock, the reserve.
     pub other: u64,
@@ -60,7 +62,7 @@ impl Usage {
     pub fn total(&self) -> u64 {
         let containers: u64 = self.containers.values().map(ContainerUsage::total).sum();
         let volumes: u64 = self.volumes.values().sum();
-        self.images() + self.pending + containers + volumes + self.database + self.other
+        self.images() + self.pending + containers + volumes + self.caches + self.database + self.other
     }
 }
 
@@ -84,6 +86,7 @@ impl Store {
                         *usage.volumes.entry(name).or_default() += count.tree(&path)?;
                     }
                 }
+                "caches" => usage.caches += count.tree(&path)?,
                 name if name.starts_with("state.db") => usage.database += count.tree(&path)?,
                 _ => usage.other += count.tree(&path)?,
             }
@@ -158,13 +161,19 @@ fn children(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(entries.filter_map(|entry| entry.ok().map(named)).collect())
 }
 
-struct Count {
+pub(crate) struct Count {
     device: u64,
     /// Files with several names that were counted.
     seen: HashSet<u64>,
 }
 
 impl Count {
+    /// Of what is on the file system of `root`.
+    pub(crate) fn of(root: &Path) -> Result<Self> {
+        let meta = fs::symlink_metadata(root).map_err(|e| Error::io("stat", root, e))?;
+        Ok(Self { device: meta.dev(), seen: HashSet::new() })
+    }
+
     fn one(&mut self, meta: &Metadata) -> u64 {
         let again = !meta.is_dir() && meta.nlink() > 1 && !self.seen.insert(meta.ino());
         if again { 0 } else { meta.blocks() * 512 }
@@ -179,7 +188,7 @@ impl Count {
     }
 
     /// A file, or a folder with all that is in it on the same file system.
-    fn tree(&mut self, path: &Path) -> Result<u64> {
+    pub(crate) fn tree(&mut self, path: &Path) -> Result<u64> {
         let mut total = 0;
         let mut waiting = vec![path.to_owned()];
         while let Some(path) = waiting.pop() {

@@ -1,5 +1,7 @@
 //! `build`, `builder prune`.
 
+mod secrets;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -24,6 +26,7 @@ use crate::{printer, registry};
   insula build -t app .
   insula build -f build/Dockerfile --target test --build-arg VERSION=2 .
   insula build --check .
+  insula build --secret id=token,env=API_TOKEN .
   insula build -t app - < Dockerfile")]
 pub(crate) struct BuildArgs {
     /// Name of the image: repository[:tag]
@@ -89,6 +92,9 @@ pub(crate) struct BuildArgs {
     /// The wall of the commands: process (the host's kernel), vm (a kernel of its own)
     #[arg(long, value_name = "WALL", default_value = "", hide_default_value = true)]
     isolation: String,
+    /// A file or variable that commands may be given: id=ID[,src=FILE|,env=NAME]
+    #[arg(long, value_name = "SECRET")]
+    secret: Vec<String>,
     /// Say what is probably not meant, and build nothing
     #[arg(long)]
     check: bool,
@@ -234,6 +240,7 @@ impl BuildArgs {
             cpuset_cpus: self.cpuset_cpus.clone(),
             shm_size: bytes(&self.shm_size)?,
             isolation: self.isolation.clone(),
+            secrets: self.secret.iter().map(|text| secrets::read(text)).collect::<anyhow::Result<_>>()?,
             credentials: BTreeMap::new(),
         };
         if let Source::Folder { dockerfile, text, .. } = source {

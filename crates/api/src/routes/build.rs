@@ -7,17 +7,25 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::routing::{any, post};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::TryStreamExt;
 use http::HeaderMap;
-use insula_engine::build::{BuildRequest, PruneRequest};
+use insula_engine::build::{BuildRequest, PruneRequest, Secret};
 use insula_engine::images::Credentials;
-use insula_models::{BuildPruneResponse, HostConfig};
+use insula_models::{BuildExtras, BuildPruneResponse, HostConfig};
 use serde::de::DeserializeOwned;
+use tokio::io::AsyncReadExt;
+use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::error::ApiError;
 use crate::request::Params;
 use crate::routes::images::{reader, transferred};
 use crate::routes::{Answer, Api, json};
 
+/// Bytes of one secret, as in BuildKit, and of everything in front of a context.
+const SECRET_MAX: usize = 500 << 10;
+const EXTRAS_MAX: usize = 4 << 20;
 const CONFIG_HEADER: &str = "x-registry-config";
 const BUILDKIT: &str = "the BuildKit protocol is not available in this version: use 'insula build', or the docker \
                         command with DOCKER_BUILDKIT=0";
@@ -25,6 +33,7 @@ const BUILDKIT: &str = "the BuildKit protocol is not available in this version: 
 pub(super) fn routes() -> Router<Api> {
     Router::new()
         .route("/build", post(build))
+        .route("/insula/build", post(build_with))
         .route("/build/prune", post(prune))
         .route("/build/cancel", any(async || ApiError::unsupported(BUILDKIT)))
         .route("/session", any(async || ApiError::unsupported(BUILDKIT)))
@@ -32,22 +41,59 @@ pub(super) fn routes() -> Router<Api> {
 }
 
 async fn build(State(api): State<Api>, headers: HeaderMap, params: Params, body: Body) -> Answer {
-    refuse(&params)?;
-    let request = BuildRequest {
+    let request = request(&headers, &params)?;
+    let engine = api.engine.clone();
+    transferred(move |progress| async move { engine.build(reader(body), request, progress).await }).await
+}
+
+/// insula's own: a document with its length, four bytes of it, is in front of the context.
+async fn build_with(State(api): State<Api>, headers: HeaderMap, params: Params, body: Body) -> Answer {
+    let mut request = request(&headers, &params)?;
+    let stream = body.into_data_stream().map_err(std::io::Error::other);
+    let mut stream = StreamReader::new(Box::pin(stream));
+    let cut = |error| ApiError::invalid(format!("the document in front of the context: {error}"));
+    let length = stream.read_u32().await.map_err(cut)? as usize;
+    if length > EXTRAS_MAX {
+        return Err(ApiError::invalid(format!(
+            "the document in front of the context has {length} bytes, more than {EXTRAS_MAX}"
+        )));
+    }
+    let mut document = vec![0; length];
+    stream.read_exact(&mut document).await.map_err(cut)?;
+    request.secrets = secrets(&document)?;
+    let engine = api.engine.clone();
+    let context = SyncIoBridge::new(stream);
+    transferred(move |progress| async move { engine.build(context, request, progress).await }).await
+}
+
+fn secrets(document: &[u8]) -> Result<BTreeMap<String, Secret>, ApiError> {
+    // What is wrong with it is not said in its own words: they may be a secret's.
+    let extras: BuildExtras = serde_json::from_slice(document)
+        .map_err(|_| ApiError::invalid("the document in front of the context is not one"))?;
+    let decoded = extras.secrets.into_iter().map(|(id, text)| match STANDARD.decode(text) {
+        Ok(bytes) if bytes.len() <= SECRET_MAX => Ok((id, Secret::from(bytes))),
+        Ok(_) => Err(ApiError::invalid(format!("secret {id} is larger than {SECRET_MAX} bytes"))),
+        Err(_) => Err(ApiError::invalid(format!("secret {id} is not Base64"))),
+    });
+    decoded.collect()
+}
+
+fn request(headers: &HeaderMap, params: &Params) -> Result<BuildRequest, ApiError> {
+    refuse(params)?;
+    Ok(BuildRequest {
         dockerfile: params.text("dockerfile").unwrap_or("Dockerfile").to_owned(),
         tags: params.all("t"),
-        arguments: document(&params, "buildargs")?,
-        labels: document(&params, "labels")?,
+        arguments: document(params, "buildargs")?,
+        labels: document(params, "labels")?,
         target: params.text("target").unwrap_or_default().to_owned(),
         no_cache: params.flag("nocache"),
         pull: params.flag("pull"),
         quiet: params.flag("q"),
         platform: params.text("platform").unwrap_or_default().to_lowercase(),
-        host: host(&params)?,
-        credentials: credentials(&headers)?,
-    };
-    let engine = api.engine.clone();
-    transferred(move |progress| async move { engine.build(reader(body), request, progress).await }).await
+        host: host(params)?,
+        secrets: BTreeMap::new(),
+        credentials: credentials(headers)?,
+    })
 }
 
 /// What this engine cannot do is said before anything is built.

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use insula_models::{AuthConfig, BuildPruneResponse, Labels, ProgressMessage};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use insula_models::{AuthConfig, BuildExtras, BuildPruneResponse, Labels, ProgressMessage};
 
 use crate::body::{RequestBody, Upload};
-use crate::connection::{Call, Client};
+use crate::connection::{Call, Client, json};
 use crate::error::Result;
 use crate::query::Query;
 use crate::stream::JsonStream;
@@ -38,13 +40,15 @@ pub struct BuildOptions {
     pub shm_size: i64,
     /// The wall of the commands.
     pub isolation: String,
+    /// What commands may be given, by id.
+    pub secrets: BTreeMap<String, Vec<u8>>,
     /// By the registries' names.
     pub credentials: BTreeMap<String, AuthConfig>,
 }
 
 impl BuildOptions {
     fn query(&self) -> Query {
-        let json = |value: serde_json::Result<String>| value.unwrap_or_default();
+        let text = |value: serde_json::Result<String>| value.unwrap_or_default();
         let number = |value: i64| if value == 0 { String::new() } else { value.to_string() };
         let mut query = Query::new()
             .with("dockerfile", &self.dockerfile)
@@ -69,23 +73,41 @@ impl BuildOptions {
             query = query.with("extrahosts", host);
         }
         if !self.arguments.is_empty() {
-            query = query.with("buildargs", &json(serde_json::to_string(&self.arguments)));
+            query = query.with("buildargs", &text(serde_json::to_string(&self.arguments)));
         }
         if !self.labels.is_empty() {
-            query = query.with("labels", &json(serde_json::to_string(&self.labels)));
+            query = query.with("labels", &text(serde_json::to_string(&self.labels)));
         }
         query
+    }
+
+    /// What is in front of the context, with its length: nothing if Docker's own request says it all.
+    fn extras(&self) -> Result<Option<Vec<u8>>> {
+        if self.secrets.is_empty() {
+            return Ok(None);
+        }
+        let secrets = self.secrets.iter().map(|(id, bytes)| (id.clone(), STANDARD.encode(bytes)));
+        let RequestBody::Bytes(Some(document)) = json(&BuildExtras { secrets: secrets.collect() })? else {
+            return Ok(None);
+        };
+        let length = u32::try_from(document.len()).unwrap_or(u32::MAX).to_be_bytes();
+        Ok(Some([&length[..], &document].concat()))
     }
 }
 
 impl Client {
-    /// `POST /build`: the context is a tar.
+    /// `POST /build`: the context is a tar; `POST /insula/build` with what Docker's has no place for.
     pub async fn build_image(
         &self,
         context: Upload,
         options: &BuildOptions,
     ) -> Result<JsonStream<ProgressMessage>> {
-        let call = Call::post(format!("/build{}", options.query().as_str())).tar();
+        let query = options.query();
+        let (path, context) = match options.extras()? {
+            None => ("/build", context),
+            Some(head) => ("/insula/build", context.after(head)),
+        };
+        let call = Call::post(format!("{path}{}", query.as_str())).tar();
         let call = call.with_registries(&options.credentials);
         Ok(JsonStream::new(self.stream(call, RequestBody::Upload(context)).await?.0))
     }

@@ -93,7 +93,9 @@ fn one(
     sources: &mut impl Iterator<Item = OwnedFd>,
 ) -> Result<()> {
     match &mount.source {
-        MountSource::Bind { .. } => attach_below(root, &mount.target, &sources.next().ok_or(Error::Lost)?),
+        MountSource::Bind { .. } | MountSource::Merged { .. } => {
+            attach_below(root, &mount.target, &sources.next().ok_or(Error::Lost)?)
+        }
         MountSource::Tmpfs { size, mode, uid, gid } => {
             let number = |value: Option<u32>| value.map(|value| value.to_string());
             let options = [

@@ -61,6 +61,9 @@ struct Document {
     size: u64,
     /// The boot of the host in which it was written; empty when it is on the disk.
     unsynced: String,
+    /// It is no step's, but a folder that commands keep files in.
+    #[serde(default)]
+    folder: bool,
 }
 
 /// The owner of what a record holds.
@@ -135,6 +138,7 @@ impl Building {
             uses: 0,
             size: 0,
             unsynced: self.engine.0.boot.clone(),
+            folder: false,
         };
         let images = self.engine.store().images();
         let count = below.len();
@@ -149,6 +153,33 @@ impl Building {
         let lease = self.lease(&layers)?;
         locked(&self.keys).push(key.0.clone());
         Ok(Made { layers, created: now, cached: false, lease })
+    }
+
+    /// Remembers that a command uses a folder, before it is made. Blocks.
+    pub(super) fn note_cache(&self, key: &str, text: &str) -> Result<()> {
+        let key = Key(key.to_owned());
+        let now = jiff::Timestamp::now().to_string();
+        self.engine.store().state().transaction(|tx| {
+            let records = tx.records(Collection::BuildCache);
+            let known = records.get(&key.0)?;
+            let known = known.and_then(|record| serde_json::from_slice::<Document>(&record.doc).ok());
+            let mut document = known.unwrap_or_else(|| Document {
+                text: text.to_owned(),
+                created: now.clone(),
+                used: String::new(),
+                uses: 0,
+                size: 0,
+                unsynced: String::new(),
+                folder: true,
+            });
+            document.used.clone_from(&now);
+            document.uses += 1;
+            records.remove(&key.0)?;
+            records.insert(&written(&key, &document)?)?;
+            Ok::<_, Error>(())
+        })?;
+        locked(&self.keys).push(key.0);
+        Ok(())
     }
 
     fn lease(&self, layers: &[Layer]) -> Result<LayerLease> {
@@ -173,22 +204,30 @@ impl Engine {
     fn drop_records(&self, count: usize, keep: u64) -> Result<(Vec<String>, u64)> {
         let store = self.store();
         let records = store.state().records(Collection::BuildCache).all()?;
-        let mut documents: BTreeMap<(String, String), u64> = BTreeMap::new();
+        let mut documents: BTreeMap<(String, String), (u64, bool)> = BTreeMap::new();
         for record in &records {
             let document = serde_json::from_slice::<Document>(&record.doc).ok();
-            let (used, size) = document.map(|document| (document.used, document.size)).unwrap_or_default();
-            documents.insert((used, record.id.clone()), size);
+            let (used, what) = document
+                .map(|document| (document.used, (document.size, document.folder)))
+                .unwrap_or_default();
+            documents.insert((used, record.id.clone()), what);
         }
-        let (mut left, mut bytes) = (documents.len(), documents.values().sum::<u64>());
+        let (mut left, mut bytes) = (documents.len(), documents.values().map(|(size, _)| size).sum::<u64>());
         let (mut gone, mut freed) = (Vec::new(), 0);
-        for ((_, id), size) in documents {
+        for ((_, id), (size, folder)) in documents {
             let enough = left <= count && bytes <= keep && !(keep == 0 && count == usize::MAX);
             if enough {
                 break;
             }
-            store
-                .images()
-                .release_image(&owner(&id), |tx| tx.records(Collection::BuildCache).remove(&id).map(drop))?;
+            if folder {
+                let Some(_idle) = self.0.caches.idle(&id) else { continue };
+                store.state().records(Collection::BuildCache).remove(&id)?;
+                store.remove_cache(&id)?;
+            } else {
+                store.images().release_image(&owner(&id), |tx| {
+                    tx.records(Collection::BuildCache).remove(&id).map(drop)
+                })?;
+            }
             left -= 1;
             bytes -= size;
             freed += size;
@@ -208,7 +247,10 @@ impl Engine {
                 for key in keys {
                     let Some(record) = records.get(&key)? else { continue };
                     let Ok(mut document) = serde_json::from_slice::<Document>(&record.doc) else { continue };
-                    if !document.unsynced.is_empty() {
+                    if document.folder {
+                        document.size = engine.store().cache_size(&key)?;
+                        records.replace(&written(&Key(key), &document)?)?;
+                    } else if !document.unsynced.is_empty() {
                         document.unsynced.clear();
                         records.replace(&written(&Key(key), &document)?)?;
                     }

@@ -1,18 +1,20 @@
 //! `RUN`: a container of the stage's layers, behind the wall that was asked for, and what it changed.
 
+use std::any::Any;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use insula_build::RunOp;
-use insula_build::dockerfile::MountKind;
-use insula_models::{ContainerConfig, HostConfig, LogConfig, Mount, TmpfsOptions};
+use insula_models::{ContainerConfig, HostConfig, LogConfig};
 use insula_spec::image::ImageConfig;
 use insula_store::layers::{DiffOf, write_diff};
 use insula_store::{Image, ImageKind};
 use tokio::sync::mpsc;
 
 use super::cache::{Key, Made};
-use super::stage::{Built, Needed};
+use super::mounts::Mounted;
+use super::stage::{Built, Stepping};
 use super::{Building, IMAGE};
 use crate::archive::made_by_engine;
 use crate::containers::{RemoveRequest, WaitCondition};
@@ -26,25 +28,29 @@ const WAITING: usize = 16;
 struct Running {
     engine: Engine,
     id: Option<String>,
+    /// What its mounts need.
+    held: Vec<Box<dyn Any + Send>>,
 }
 
 impl Running {
     async fn remove(mut self) -> Result<()> {
-        match self.id.take() {
-            Some(id) => self.engine.remove_container(&id, removal()).await,
-            None => Ok(()),
+        if let Some(id) = self.id.take() {
+            self.engine.remove_container(&id, removal()).await?;
         }
+        self.held.clear();
+        Ok(())
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         let Some(id) = self.id.take() else { return };
-        let engine = self.engine.clone();
+        let (engine, held) = (self.engine.clone(), std::mem::take(&mut self.held));
         tokio::spawn(async move {
             if let Err(error) = engine.remove_container(&id, removal()).await {
                 tracing::warn!(container = id, error = insula_base::chain(&error), "left by a build");
             }
+            drop(held);
         });
     }
 }
@@ -53,29 +59,39 @@ fn removal() -> RemoveRequest {
     RemoveRequest { volumes: true, force: true, link: false }
 }
 
-impl Building {
-    pub(super) async fn command(
-        self: &std::sync::Arc<Self>,
-        run: &RunOp,
-        _: &Needed,
-        built: &Built,
-    ) -> Result<Made> {
+impl Stepping<'_> {
+    pub(super) async fn command(&self, run: &RunOp, built: &Built) -> Result<Made> {
         if built.layers.is_empty() {
             return Err(Error::InvalidArgument(
                 "there is nothing to run: the stage has no files yet".to_owned(),
             ));
         }
+        let building = self.building;
         if run.insecure {
             return Err(Error::Denied("RUN --security=insecure is not allowed by this engine".to_owned()));
         }
-        let key = Key::new("run", &built.layers, &parts(run, &self.request.host));
-        let (this, found) = (self.clone(), key.clone());
+        let (shown, more) = self.shown(run).await?;
+        let key = Key::new("run", &built.layers, &[parts(run, &building.request.host), more].concat());
+        let (this, found) = (building.clone(), key.clone());
         if let Some(made) = blocking(move || this.found(&found)).await? {
             return Ok(made);
         }
-        let host = self.host(run)?;
-        let _turn = self.turns.acquire().await.map_err(|error| Error::Internal(error.to_string()))?;
-        let running = self.create(run, host, built).await?;
+        let mounted = self.mounted(run, shown).await?;
+        let _turn = building.turns.acquire().await.map_err(|error| Error::Internal(error.to_string()))?;
+        building.execute(run, mounted, built, key).await
+    }
+}
+
+impl Building {
+    /// Runs the command and keeps what it changed.
+    async fn execute(
+        self: &Arc<Self>,
+        run: &RunOp,
+        mounted: Mounted,
+        built: &Built,
+        key: Key,
+    ) -> Result<Made> {
+        let running = self.create(run, mounted, built).await?;
         let id = running.id.clone().unwrap_or_default();
         self.report.line(format!(" ---> Running in {}\n", id.get(..12).unwrap_or(&id))).await;
         self.follow(&id, run).await?;
@@ -97,7 +113,8 @@ impl Building {
         Ok(made)
     }
 
-    async fn create(&self, run: &RunOp, host: HostConfig, built: &Built) -> Result<Running> {
+    async fn create(&self, run: &RunOp, mut mounted: Mounted, built: &Built) -> Result<Running> {
+        let host = self.host(run);
         let image = Image {
             // It is no image's: nothing is looked up by it.
             id: built
@@ -121,8 +138,18 @@ impl Building {
             ..ContainerConfig::default()
         };
         let engine = self.engine.clone();
-        let created = blocking(move || engine.create_for_build(image, config, host)).await?;
-        Ok(Running { engine: self.engine.clone(), id: Some(created.id) })
+        let rows = std::mem::take(&mut mounted.rows);
+        blocking(move || {
+            let created = engine.create_for_build(image, config, host, rows)?;
+            let container = engine.find(&created.id)?;
+            container.state().secrets = std::mem::take(&mut mounted.secrets);
+            let ids = container.row().ids.map(|ids| (ids.first, ids.count));
+            let given = mounted.give(ids);
+            // From here on it is removed whatever happens.
+            let running = Running { engine, id: Some(created.id), held: mounted.held };
+            given.map(|()| running)
+        })
+        .await
     }
 
     /// Starts the container, tells its output and waits for its end.
@@ -155,7 +182,7 @@ impl Building {
     }
 
     /// What the container may use.
-    fn host(&self, run: &RunOp) -> Result<HostConfig> {
+    fn host(&self, run: &RunOp) -> HostConfig {
         let mut host = HostConfig {
             log_config: LogConfig { r#type: "none".to_owned(), ..LogConfig::default() },
             ..self.request.host.clone()
@@ -163,27 +190,7 @@ impl Building {
         if let Some(network) = run.network.as_deref().filter(|network| *network != "default") {
             host.network_mode = network.to_owned();
         }
-        for mount in &run.mounts {
-            let target = mount.target.clone().unwrap_or_default();
-            match mount.kind {
-                MountKind::Tmpfs => host.mounts.push(Mount {
-                    r#type: "tmpfs".to_owned(),
-                    target,
-                    tmpfs_options: Some(TmpfsOptions {
-                        size_bytes: mount.size.and_then(|size| i64::try_from(size).ok()).unwrap_or(0),
-                        ..TmpfsOptions::default()
-                    }),
-                    ..Mount::default()
-                }),
-                kind => {
-                    let kind = format!("{kind:?}").to_ascii_lowercase();
-                    return Err(Error::Unsupported(format!(
-                        "RUN --mount=type={kind} is not available in this version"
-                    )));
-                }
-            }
-        }
-        Ok(host)
+        host
     }
 }
 
@@ -194,6 +201,7 @@ fn parts(run: &RunOp, host: &HostConfig) -> Vec<String> {
     parts.extend(run.env.iter().cloned());
     parts.push(format!("{} {} {:?}", run.user, run.working_dir, run.mounts));
     parts.push(run.network.clone().unwrap_or_else(|| host.network_mode.clone()));
+    parts.extend(run.script.iter().map(|script| script.content.clone()));
     parts
 }
 

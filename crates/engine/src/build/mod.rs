@@ -11,8 +11,10 @@
 
 mod base;
 mod cache;
+mod caches;
 mod command;
 mod files;
+mod mounts;
 mod owner;
 mod report;
 mod request;
@@ -34,8 +36,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 pub use self::cache::PruneRequest;
+pub(crate) use self::caches::Caches;
 use self::report::Report;
-pub use self::request::BuildRequest;
+pub use self::request::{BuildRequest, Secret};
 use self::stage::Built;
 use crate::images::ProgressSender;
 use crate::tree::{Last, Tree};
@@ -43,6 +46,9 @@ use crate::{Engine, Error, Result, blocking, transfer};
 
 /// What stands for a name of an image in the containers of builds; no image can be called so.
 pub(crate) const IMAGE: &str = "<build>";
+
+/// Begins the name of a Dockerfile that is no file of the context; Docker's client calls it so, too.
+const SENT_ALONG: &str = ".dockerfile.";
 
 /// What all stages of one build share.
 struct Building {
@@ -98,7 +104,7 @@ impl Engine {
 }
 
 impl Engine {
-    /// Removes the containers of builds that ended with the daemon that ran them.
+    /// Removes the containers of builds that ended with the daemon that ran them, and what those alone used.
     pub(crate) async fn sweep_builds(&self) -> Result<()> {
         let left =
             self.0.containers.all().into_iter().filter(|container| container.row().image.is_of_build());
@@ -106,7 +112,8 @@ impl Engine {
             let removal = crate::containers::RemoveRequest { volumes: true, force: true, link: false };
             self.remove_container(container.id.as_str(), removal).await?;
         }
-        Ok(())
+        let engine = self.clone();
+        blocking(move || mounts::sweep(engine.store(), engine.instance().run())).await
     }
 }
 
@@ -122,6 +129,11 @@ impl Building {
         };
         let ignore = ignore.map(|text| Ignore::parse(&text)).transpose()?.unwrap_or_default();
         let file = Dockerfile::parse(&text)?;
+        for sent in [name.clone(), format!("{name}.dockerignore"), ".dockerignore".to_owned()] {
+            if sent.starts_with(SENT_ALONG) || ignore.ignores(&sent) {
+                forget(&tree, &sent)?;
+            }
+        }
         let platform = format!("linux/{}", base::architecture());
         let target_platform =
             if request.platform.is_empty() { platform.clone() } else { request.platform.clone() };
@@ -183,6 +195,18 @@ fn take_in(context: impl Read + Send, folder: &Path) -> Result<()> {
     let source = crate::archive::decompressed(BufReader::with_capacity(128 << 10, context))?;
     unpack(source, root.as_fd(), &Limits::default(), Whiteouts::Ordinary)?;
     Ok(())
+}
+
+/// Removes a file that came for the engine alone, so that no command sees it.
+fn forget(tree: &Tree, name: &str) -> Result<()> {
+    let path = Path::new("/").join(name.trim_start_matches('/'));
+    let Ok(place) = tree.resolve(&path, Last::Keep) else { return Ok(()) };
+    let (Some(dir), Some(entry)) = (place.parent(), &place.entry) else { return Ok(()) };
+    if entry.dir.is_some() {
+        return Ok(());
+    }
+    rustix::fs::unlinkat(dir.folder_of(entry), &place.name, rustix::fs::AtFlags::empty())
+        .map_err(|e| Error::io("unlink", &path, e))
 }
 
 /// A file of the context, if it is there.

@@ -1,6 +1,8 @@
 //! What a build is asked for.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 
 use insula_models::{HostConfig, Labels};
 use insula_registry::Credentials;
@@ -8,6 +10,29 @@ use insula_spec::reference::Reference;
 
 use super::reference;
 use crate::Result;
+
+/// Bytes that are not shown.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(Arc<[u8]>);
+
+impl Secret {
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<Vec<u8>> for Secret {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes.into())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
 
 /// `POST /build`.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +56,8 @@ pub struct BuildRequest {
     pub platform: String,
     /// Limits, networks and the wall of the commands.
     pub host: HostConfig,
+    /// What commands may be given, by id.
+    pub secrets: BTreeMap<String, Secret>,
     /// By the registry's name, as in `X-Registry-Config`.
     pub credentials: BTreeMap<String, Credentials>,
 }

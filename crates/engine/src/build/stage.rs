@@ -48,6 +48,11 @@ impl Built {
         self.layers.iter().map(|layer| layer.path.clone()).collect()
     }
 
+    /// What all of its layers are called; nothing without layers.
+    pub(super) fn top(&self) -> String {
+        self.layers.last().map(|layer| layer.chain_id.to_string()).unwrap_or_default()
+    }
+
     pub(super) fn tree(&self) -> Result<Tree> {
         Tree::image(&self.paths(), &[])
     }
@@ -108,8 +113,8 @@ impl Counter {
 }
 
 /// What every instruction of a stage sees.
-struct Stepping<'a> {
-    building: &'a Arc<Building>,
+pub(super) struct Stepping<'a> {
+    pub(super) building: &'a Arc<Building>,
     planned: &'a PlannedStage,
     needed: &'a Needed,
 }
@@ -124,7 +129,7 @@ impl Stepping<'_> {
         let op = scope.apply(&instruction.step).map_err(|why| at(Error::InvalidArgument(why)))?;
         let made = match &op {
             Op::Nothing => None,
-            Op::Run(run) => Some(self.building.command(run, self.needed, built).await.map_err(at)?),
+            Op::Run(run) => Some(self.command(run, built).await.map_err(at)?),
             Op::Copy(copy) => Some(self.copy(copy, built).await.map_err(at)?),
             Op::Folder(path) => self.folder(path, built).await.map_err(at)?,
         };
@@ -163,21 +168,22 @@ impl Stepping<'_> {
     async fn copy(&self, op: &CopyOp, built: &Built) -> Result<Made> {
         let from = match &op.transfer.from {
             None => None,
-            Some(name) => Some(match self.planned.source(&self.building.file, name) {
-                Some(number) => Built::clone(
-                    self.needed
-                        .get(&number)
-                        .ok_or_else(|| Error::Internal("a stage was not built before".to_owned()))?,
-                ),
-                None => {
-                    let image = self.building.image(name, &self.building.request.platform).await?;
-                    Built { layers: image.0.layers, config: image.0.config, leases: vec![Arc::new(image.1)] }
-                }
-            }),
+            Some(name) => Some(self.source(name).await?),
         };
         check(op)?;
         let (building, op, built) = (self.building.clone(), op.clone(), built.clone());
         blocking(move || copied(&building, &op, from.as_ref(), &built)).await
+    }
+
+    /// What files are taken of: a stage, or an image.
+    pub(super) async fn source(&self, name: &str) -> Result<Built> {
+        if let Some(number) = self.planned.source(&self.building.file, name) {
+            let built = self.needed.get(&number);
+            let built = built.ok_or_else(|| Error::Internal("a stage was not built before".to_owned()))?;
+            return Ok(Built::clone(built));
+        }
+        let (image, lease) = self.building.image(name, &self.building.request.platform).await?;
+        Ok(Built { layers: image.layers, config: image.config, leases: vec![Arc::new(lease)] })
     }
 
     /// The working directory, if it is not there.

@@ -45,6 +45,8 @@ pub(crate) struct State {
     pub(crate) execs: HashMap<ExecId, Exec>,
     /// Clients that attached before the start.
     pub(crate) attachments: Vec<(Attachment, std::os::fd::OwnedFd)>,
+    /// Variables that are written nowhere: secrets of a step of a build.
+    pub(crate) secrets: Vec<String>,
 }
 
 /// What others wait for.
@@ -77,6 +79,7 @@ impl Container {
                 backoff: std::time::Duration::ZERO,
                 execs: HashMap::new(),
                 attachments: Vec::new(),
+                secrets: Vec::new(),
             }),
             progress: watch::Sender::new(progress),
         }

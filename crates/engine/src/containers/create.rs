@@ -53,7 +53,7 @@ impl Engine {
         }
         let image = self.images().resolve(&reference).map_err(|error| no_image(error, &reference))?;
         check_platform(platform.as_deref(), &image)?;
-        self.create_of(name, image, config, host, networking)
+        self.create_of(name, image, config, (host, Vec::new()), networking)
     }
 
     /// A container for a step of a build: of layers that are no image, which it holds itself.
@@ -62,8 +62,9 @@ impl Engine {
         image: Image,
         config: ContainerConfig,
         host: HostConfig,
+        mounts: Vec<MountRow>,
     ) -> Result<ContainerCreateResponse> {
-        self.create_of(None, image, config, host, NetworkingConfig::default())
+        self.create_of(None, image, config, (host, mounts), NetworkingConfig::default())
     }
 
     fn create_of(
@@ -71,7 +72,7 @@ impl Engine {
         name: Option<String>,
         image: Image,
         config: ContainerConfig,
-        mut host: HostConfig,
+        (mut host, own): (HostConfig, Vec<MountRow>),
         networking: NetworkingConfig,
     ) -> Result<ContainerCreateResponse> {
         let reference = config.image.clone();
@@ -87,6 +88,7 @@ impl Engine {
         let endpoints = self.endpoints(networking.endpoints_config, &host)?;
         let mut mounts = mounts::collect(&config, &host, &|name| Ok(self.find(name)?.row().mounts.clone()))?;
         policy.check_mounts(&mut mounts)?;
+        mounts::put_over(&mut mounts, own);
         // Names are in the row before anything has them.
         for mount in &mut mounts {
             if let SourceRow::Volume { name, .. } = &mut mount.source
@@ -226,7 +228,7 @@ impl Engine {
                 mounts::make_source(path)?;
                 mounts::check_propagation(path, propagation)
             }
-            SourceRow::Tmpfs { .. } => Ok(()),
+            SourceRow::Tmpfs { .. } | SourceRow::Own { .. } | SourceRow::Merged { .. } => Ok(()),
             SourceRow::Volume { name, copy, anonymous } => {
                 let volume = if *anonymous && self.volumes().inspect(name).is_err() {
                     self.volumes().create_anonymous(name)?

@@ -205,6 +205,7 @@ pub(super) fn mount_points(row: &Row, volumes: &Path) -> Vec<MountPoint> {
             }
             SourceRow::Tmpfs { .. } if row.host.tmpfs.contains_key(&mount.target) => return None,
             SourceRow::Tmpfs { .. } => "tmpfs".clone_into(&mut point.r#type),
+            SourceRow::Own { .. } | SourceRow::Merged { .. } => "bind".clone_into(&mut point.r#type),
         }
         Some(point)
     };

@@ -258,7 +258,9 @@ fn mounts(row: &Row, wanted: &str) -> bool {
         let source = match &mount.source {
             super::row::SourceRow::Bind { path, .. } => path.to_str() == Some(wanted),
             super::row::SourceRow::Volume { name, .. } => name == wanted,
-            super::row::SourceRow::Tmpfs { .. } => false,
+            super::row::SourceRow::Own { .. }
+            | super::row::SourceRow::Merged { .. }
+            | super::row::SourceRow::Tmpfs { .. } => false,
         };
         source || mount.target == wanted
     })

@@ -66,6 +66,13 @@ fn volume(name: &str, anonymous: bool, copy: bool) -> SourceRow {
 }
 
 /// `CONTAINER[:ro|rw]`. tmpfs is not shared, and what was anonymous is somebody else's now.
+/// Puts mounts of the engine's own in place of those with the same targets, parents before children.
+pub(super) fn put_over(mounts: &mut Vec<MountRow>, own: Vec<MountRow>) {
+    mounts.retain(|have| !own.iter().any(|mount| mount.target == have.target));
+    mounts.extend(own);
+    mounts.sort_by_key(|mount| mount.target.split('/').count());
+}
+
 fn volumes_from(text: &str, others: &dyn Fn(&str) -> Result<Vec<MountRow>>) -> Result<Vec<MountRow>> {
     let (reference, mode) = text.split_once(':').unwrap_or((text, "rw"));
     if !matches!(mode, "ro" | "rw" | "z" | "Z") || reference.is_empty() {

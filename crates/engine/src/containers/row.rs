@@ -133,6 +133,18 @@ pub(crate) enum SourceRow {
         uid: Option<u32>,
         gid: Option<u32>,
     },
+    /// Of the engine's own, for a step of a build.
+    Own {
+        path: PathBuf,
+        /// Its owners are ids inside.
+        mapped: bool,
+    },
+    /// Folders of layers, lowest first, for a step of a build.
+    Merged {
+        layers: Vec<PathBuf>,
+        /// A folder with `upper` and `work`, for changes that nobody keeps.
+        changes: Option<PathBuf>,
+    },
 }
 
 impl MountRow {
@@ -141,7 +153,8 @@ impl MountRow {
         match &self.source {
             SourceRow::Bind { path, .. } => Some(path.clone()),
             SourceRow::Volume { name, .. } => Some(volumes.join(name).join("_data")),
-            SourceRow::Tmpfs { .. } => None,
+            SourceRow::Own { path, .. } => Some(path.clone()),
+            SourceRow::Tmpfs { .. } | SourceRow::Merged { .. } => None,
         }
     }
 }

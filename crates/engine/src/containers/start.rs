@@ -85,7 +85,7 @@ impl Engine {
         failpoint("start.names");
         let folder = self.store().container_dir(&row.id);
         let (machine, copy, wanted) = self.machine(row, &sandbox, endpoint.interfaces().len()).await?;
-        let plan = plan::build(Inputs {
+        let mut plan = plan::build(Inputs {
             row,
             folder: &folder,
             names: &names,
@@ -96,6 +96,7 @@ impl Engine {
             volumes: &self.store().volumes_dir(),
             machine,
         })?;
+        plan.process.env.extend(container.state().secrets.iter().cloned());
         let (attachments, mut descriptors): (_, Vec<_>) =
             std::mem::take(&mut container.state().attachments).into_iter().unzip();
         let template = copy.is_some();

@@ -250,6 +250,16 @@ fn of_the_user(mount: &MountRow, volumes: &Path) -> MountPlan {
             noexec: *noexec,
             ..plain(&mount.target, MountSource::Tmpfs { size: *size, mode: *mode, uid: *uid, gid: *gid })
         },
+        SourceRow::Own { mapped, .. } => {
+            let propagation = Propagation::Private;
+            plain(&mount.target, MountSource::Bind { path, recursive: false, propagation, idmap: *mapped })
+        }
+        SourceRow::Merged { layers, changes } => {
+            let upper = changes
+                .as_ref()
+                .map(|folder| UpperPlan { upper: folder.join("upper"), work: folder.join("work") });
+            plain(&mount.target, MountSource::Merged { layers: layers.clone(), upper })
+        }
     };
     MountPlan { readonly: mount.readonly, ..plan }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat};
 use rustix::io::{Errno, Result};
@@ -151,6 +151,16 @@ impl Dir {
         }
     }
 
+    /// Where the folders are, the topmost first: for folders that nobody moves.
+    pub(crate) fn paths(&self) -> std::io::Result<Vec<PathBuf>> {
+        self.parts.iter().map(|part| path_of(part.folder.as_fd())).collect()
+    }
+
+    /// Where what [`Dir::lookup`] found is.
+    pub(crate) fn path_of(&self, name: &OsStr, entry: &Entry) -> std::io::Result<PathBuf> {
+        Ok(path_of(self.folder_of(entry))?.join(name))
+    }
+
     /// Every name, sorted.
     pub(crate) fn names(&self) -> Result<Vec<OsString>> {
         // A name that a higher layer hides stays in the map and is dropped at the end.
@@ -231,6 +241,10 @@ impl Dir {
     pub(crate) fn folder_of(&self, entry: &Entry) -> BorrowedFd<'_> {
         self.parts[entry.part].folder.as_fd()
     }
+}
+
+fn path_of(folder: BorrowedFd<'_>) -> std::io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd()))
 }
 
 /// A descriptor of its own: reading a folder moves its offset.

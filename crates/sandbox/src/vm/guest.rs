@@ -43,7 +43,7 @@ pub(super) fn container(plan: &ContainerPlan) -> ContainerPlan {
     };
     let mut binds = 0;
     for mount in &mut guest.mounts {
-        if let MountSource::Bind { .. } = mount.source {
+        if mount.source.is_of_the_host() {
             let path = PathBuf::from(SHARE).join(MOUNTS).join(binds.to_string());
             binds += 1;
             mount.source =
