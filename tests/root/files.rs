@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use insula_tests::images::Layer;
 use insula_tests::{Daemon, OnDrop, Outcome, daemon, holds, text};
 
 fn folder(daemon: &Daemon, name: &str) -> String {
@@ -114,6 +115,41 @@ fn diff_lists_what_changed() {
     for line in ["A /tmp/added", "D /etc/plain", "C /etc/group", "C /etc", "C /tmp"] {
         assert!(outcome.ok().lines().any(|have| have == line), "{line}: {outcome}");
     }
+}
+
+#[test]
+fn what_the_engine_mounts_on_takes_no_room_in_the_writable_layer() {
+    let daemon = daemon!();
+    // It has nothing to mount on.
+    let program = std::fs::read("/bin/busybox").or_else(|_| std::fs::read("/usr/bin/busybox")).unwrap();
+    daemon
+        .insula_with(&["import", "-", "bare"], &Layer::default().file("busybox", 0o755, &program).bytes())
+        .ok();
+    let id = daemon
+        .insula(&["run", "-d", "--network", "none", "bare", "/busybox", "sleep", "1000"])
+        .ok()
+        .to_owned();
+    let exec = |script: &str| daemon.insula(&["exec", &id, "/busybox", "sh", "-c", script]);
+    let upper = daemon.instance().root().join("containers").join(&id).join("upper");
+    assert_eq!(std::fs::read_dir(&upper).unwrap().count(), 0);
+    let script = "/busybox ls /; /busybox grep -c localhost /etc/hosts; /busybox test -d /proc/1 && /busybox ls -d /sys/kernel";
+    assert_eq!(exec(script).ok(), "busybox\ndev\netc\nproc\nsys\n2\n/sys/kernel");
+    // What is the engine's does not become the image's, what is the container's does.
+    exec("echo x > /etc/own; echo x > /etc/motd; /busybox rm /etc/motd").ok();
+    assert_eq!(daemon.insula(&["diff", &id]).ok(), "A /etc\nA /etc/own");
+    daemon.insula(&["commit", &id, "more"]).ok();
+    let both = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "more",
+        "/busybox",
+        "sh",
+        "-c",
+        "/busybox ls /etc; echo y > /etc/own",
+    ];
+    assert_eq!(daemon.insula(&both).ok(), "hostname\nhosts\nown\nresolv.conf");
 }
 
 #[test]

@@ -15,6 +15,7 @@
 //!   layers/<64>/              one unpacked layer each, named by its chain id
 //!   layers/recipes/<64>/      what makes the archive of a layer again, named by its diff id; see `recipe`
 //!   layers/tmp/               layers not yet complete, or on their way out; swept at open
+//!   points/                   what the engine mounts on in every container, empty: their lowest layer
 //!   containers/<64>/          upper/ work/ logs/
 //!   volumes/<name>/_data/
 //!   caches/<key>/             what commands of builds keep from one build to the next
@@ -43,6 +44,6 @@ pub use images::{
     StagedLayer,
 };
 pub use layers::{Layer, Layers};
-pub use root::{ContainerDir, Store};
+pub use root::{ContainerDir, MOUNT_POINTS, Store};
 pub use state::{Allocation, Allocations, Collection, Record, Records, State, Transaction};
 pub use usage::{ContainerUsage, Usage};

@@ -32,6 +32,12 @@ pub struct Store {
     _lock: File,
 }
 
+/// What the engine mounts on in every container, by its path below the root. Folders and files that an image
+/// does not have are there all the same, in a layer below all of its own: otherwise each container would have
+/// them made in its writable layer, at its start, and removed again.
+pub const MOUNT_POINTS: [&str; 6] = ["dev", "etc/hostname", "etc/hosts", "etc/resolv.conf", "proc", "sys"];
+const POINTS: &str = "points";
+
 /// Kept so that a full disk can be emptied; larger than what the state database takes for a removal.
 const RESERVE: &str = "reserve";
 const RESERVE_BYTES: u64 = 1 << 20;
@@ -50,6 +56,7 @@ impl Store {
         make_private(&containers)?;
         make_private(&root.join("volumes"))?;
         sweep_containers(&containers)?;
+        make_points(&root.join(POINTS))?;
         let state = Arc::new(State::open(&root.join("state.db"))?);
         let content = Arc::new(Content::open(&root.join("content"))?);
         let layers = Arc::new(Layers::open(&root.join("layers"))?);
@@ -139,6 +146,12 @@ impl Store {
         } else {
             Err(Error::BadName { what: "volume", name: name.chars().take(300).collect() })
         }
+    }
+
+    /// The lowest layer of every container that has one of its own on top: [`MOUNT_POINTS`], empty.
+    #[must_use]
+    pub fn points(&self) -> PathBuf {
+        self.root.join(POINTS)
     }
 
     /// Where a container's folders are, made or not.
@@ -247,6 +260,24 @@ pub(crate) fn set_aside(path: &Path, folder: &Path) -> Result<Option<PathBuf>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         other => other.map(|()| Some(dying)).map_err(|e| Error::io("rename", path, e)),
     }
+}
+
+/// Nothing is removed: containers that run have it below theirs.
+fn make_points(folder: &Path) -> Result<()> {
+    make_folder(folder, 0o755)?;
+    for name in MOUNT_POINTS {
+        let path = folder.join(name);
+        if !name.contains('/') {
+            make_folder(&path, 0o755)?;
+            continue;
+        }
+        if let Some(parent) = path.parent() {
+            make_folder(parent, 0o755)?;
+        }
+        let made = OpenOptions::new().create(true).truncate(false).write(true).mode(0o644).open(&path);
+        made.map_err(|e| Error::io("create", &path, e))?;
+    }
+    Ok(())
 }
 
 const DYING: &str = ".removed-";
@@ -452,6 +483,19 @@ mod tests {
         connection.pragma_update(None, "user_version", 999).unwrap();
         drop(connection);
         assert!(matches!(Store::open(folder.path()), Err(Error::Newer { .. })));
+    }
+
+    #[test]
+    fn what_is_mounted_on_is_there_and_empty() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        fs::remove_file(folder.path().join("points/etc/hosts")).unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        for name in MOUNT_POINTS {
+            let found = fs::metadata(store.points().join(name)).unwrap();
+            assert_eq!(found.is_dir(), !name.starts_with("etc/"), "{name}");
+            assert_eq!(found.permissions().mode() & 0o777, if found.is_dir() { 0o755 } else { 0o644 });
+        }
     }
 
     #[test]

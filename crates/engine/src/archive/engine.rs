@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use insula_models::{ChangeItem, PathStat};
+use insula_store::MOUNT_POINTS;
 use tokio::sync::mpsc;
 
 use super::{Files, Root, WriteOptions};
@@ -15,9 +16,6 @@ use crate::{Engine, Error, Result, blocking, transfer};
 /// Bytes of one chunk of an archive, and how many may wait for a slow client.
 const CHUNK: usize = 256 << 10;
 const WAITING: usize = 4;
-/// What every container has mounted.
-pub(crate) const MOUNTED: [&str; 6] =
-    ["/dev", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/proc", "/sys"];
 
 /// An archive as it is made; an error ends it early.
 pub type ArchiveChunks = mpsc::Receiver<io::Result<Vec<u8>>>;
@@ -97,12 +95,14 @@ impl Engine {
 
 /// Where the engine mounts something, or hides it.
 pub(crate) fn made_by_engine(files: &ContainerFiles) -> BTreeSet<PathBuf> {
-    let targets = files.mounts.iter().map(|mount| mount.target.as_str()).chain(MOUNTED);
-    targets.chain(files.hidden.iter().map(String::as_str)).map(PathBuf::from).collect()
+    let targets = files.mounts.iter().map(|mount| PathBuf::from(&mount.target));
+    let always = MOUNT_POINTS.iter().map(|name| Path::new("/").join(name));
+    targets.chain(always).chain(files.hidden.iter().map(PathBuf::from)).collect()
 }
 
 fn stopped(files: &ContainerFiles) -> Root {
-    Root::Stopped { upper: files.upper.clone(), lower: files.layers.clone(), hidden: files.hidden.clone() }
+    let lower = std::iter::once(&files.points).chain(&files.layers).cloned().collect();
+    Root::Stopped { upper: files.upper.clone(), lower, hidden: files.hidden.clone() }
 }
 
 /// Runs `work` on a thread that may block; what it writes is received, and an error at the end.

@@ -50,6 +50,7 @@ impl Engine {
         Ok(ContainerFiles {
             id: row.id.clone(),
             layers: row.image.layers.clone(),
+            points: self.store().points(),
             upper: self.store().container_dir(&row.id).upper(),
             hidden: row.image.hidden.clone(),
             readonly: row.host.readonly_rootfs,

@@ -148,8 +148,10 @@ impl std::fmt::Debug for LogSource {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerFiles {
     pub id: ContainerId,
-    /// Lowest first.
+    /// The image's, lowest first.
     pub layers: Vec<PathBuf>,
+    /// Below them: what the engine mounts on.
+    pub points: PathBuf,
     /// The writable layer.
     pub upper: PathBuf,
     /// Paths of the layers that the container does not see.

@@ -94,6 +94,7 @@ impl Engine {
             resolver: endpoint.named(),
             joined,
             volumes: &self.store().volumes_dir(),
+            points: &self.store().points(),
             machine,
         })?;
         plan.process.env.extend(container.state().secrets.iter().cloned());

@@ -42,6 +42,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) joined: Joined,
     /// Folder of all volumes.
     pub(crate) volumes: &'a Path,
+    /// The layer below those of the image: what the engine mounts on.
+    pub(crate) points: &'a Path,
     /// Of a container with a kernel of its own.
     pub(crate) machine: Option<MachinePlan>,
 }
@@ -71,7 +73,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<ContainerPlan> {
         process: process(row)?,
         init: init(row),
         rootfs: RootfsPlan {
-            layers: row.image.layers.clone(),
+            layers: layers(row, inputs.points),
             idmap: true,
             upper: Some(UpperPlan { upper: folder.upper(), work: folder.work() }),
             readonly: host.readonly_rootfs,
@@ -103,6 +105,14 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<ContainerPlan> {
         machine: inputs.machine,
         bundle: None,
     })
+}
+
+/// The host's own system has all that is mounted on; of an image nobody knows.
+fn layers(row: &Row, points: &Path) -> Vec<PathBuf> {
+    let image = &row.image.layers;
+    let below =
+        if image.iter().any(|layer| layer == Path::new("/")) { None } else { Some(points.to_owned()) };
+    below.into_iter().chain(image.iter().cloned()).collect()
 }
 
 /// The first process; others of the container have its limits and capabilities.

@@ -17,6 +17,7 @@ fn plan(row: &Row, joined: Joined) -> ContainerPlan {
         resolver: false,
         joined,
         volumes: Path::new("/volumes"),
+        points: Path::new("/points"),
         machine: None,
     };
     let plan = build(inputs).unwrap();
