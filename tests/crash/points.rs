@@ -4,7 +4,8 @@ use std::fs;
 use std::io::Write;
 
 use insula_sys::failpoint::ALL;
-use insula_tests::{Daemon, OnDrop, daemon, images};
+use insula_tests::images::Compression;
+use insula_tests::{Daemon, OnDrop, Outcome, daemon, images, registry, text};
 
 use crate::state::{check, clear};
 
@@ -75,6 +76,12 @@ fn come_by(daemon: &mut Daemon, point: &str) {
             let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n");
             let length = format!("Content-Length: {}\r\n\r\n", connect.len());
             socket.write_all(&[head.as_bytes(), length.as_bytes(), connect].concat()).unwrap();
+        }
+        "disconnect" => {
+            daemon.api("POST", "/networks/create", r#"{"Name":"second"}"#);
+            daemon.insula(&["network", "connect", "second", "box"]).ok();
+            arm(daemon, point);
+            daemon.insula(&["network", "disconnect", "second", "box"]);
         }
         "load" => {
             let mut image = images::busybox();
@@ -151,8 +158,66 @@ fn programme(mine: impl Fn(&str) -> bool) {
 #[test]
 fn killed_at_every_step_of_a_beginning() {
     programme(|point| {
-        ["create.", "start.", "exec.", "connect.", "load."].iter().any(|begin| point.starts_with(begin))
+        let begin = ["create.", "start.", "exec.", "connect.", "disconnect.", "load."];
+        begin.iter().any(|begin| point.starts_with(begin))
     });
+}
+
+/// An operation that makes an image or sends one away, for the first or a second time.
+fn make_image(daemon: &Daemon, operation: &str, name: &str) -> Outcome {
+    match operation {
+        "commit" => daemon.insula(&["commit", "box", name]),
+        "pull" => daemon.insula(&["pull", "-q", name]),
+        "push" => daemon.insula(&["push", "-q", name]),
+        "build" => {
+            let context = daemon.folder();
+            let steps = format!("FROM busybox\nRUN echo {name} > /made\n");
+            fs::write(context.join("Dockerfile"), steps).unwrap();
+            daemon.insula(&["build", "--network", "none", "-t", name, text(&context)])
+        }
+        other => panic!("nothing comes by the failpoints of {other}"),
+    }
+}
+
+#[test]
+fn killed_at_every_step_of_an_image() {
+    let registry = registry!();
+    let mut daemon = daemon!();
+    if !can_fail(&mut daemon) {
+        return;
+    }
+    let file = daemon.failpoint_file();
+    let _disarm = OnDrop(move || drop(fs::remove_file(&file)));
+    let operations = ["commit", "pull", "push", "build"];
+    for (point, _) in ALL {
+        let (operation, step) = point.split_once('.').unwrap();
+        if !operations.contains(&operation) {
+            continue;
+        }
+        let name = registry.name(&format!("{operation}/{step}:1"));
+        let mut image = images::busybox();
+        image.layers.push(images::Layer::default().file("point", 0o644, point.as_bytes()).bytes());
+        match operation {
+            "commit" => drop(daemon.detached(&["--name", "box"], "echo changed > /changed; exec sleep 1000")),
+            "pull" => drop(registry.put(&image, &format!("pull/{step}"), "1", Compression::Gzip)),
+            "push" => drop(daemon.insula(&["tag", "busybox", &name]).exits(0)),
+            _ => {}
+        }
+        arm(&daemon, point);
+        make_image(&daemon, operation, &name);
+        daemon.await_kill();
+        assert!(!armed(&daemon), "{point} was not passed");
+        daemon.restart();
+        let when = format!("after {point}");
+        check(&daemon, &when);
+        let there = daemon.insula(&["image", "inspect", &name]).code == 0;
+        assert_eq!(there, operation == "push" || step == "made", "the image, {when}");
+        make_image(&daemon, operation, &name).exits(0);
+        daemon.insula(&["run", "--rm", "--network", "none", &name, "true"]).exits(0);
+        clear(&daemon, &when);
+        daemon.insula(&["rmi", &name]).exits(0);
+    }
+    daemon.insula(&["builder", "prune", "-af"]).exits(0);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use insula_models::{ContainerConfig, HostConfig, LogConfig};
 use insula_spec::image::ImageConfig;
 use insula_store::layers::{DiffOf, write_diff};
 use insula_store::{Image, ImageKind};
+use insula_sys::failpoint::failpoint;
 use tokio::sync::mpsc;
 
 use super::cache::{Key, Made};
@@ -95,6 +96,7 @@ impl Building {
         let id = running.id.clone().unwrap_or_default();
         self.report.line(format!(" ---> Running in {}\n", id.get(..12).unwrap_or(&id))).await;
         self.follow(&id, run).await?;
+        failpoint("build.ran");
         let files = self.engine.container_files(&id)?;
         let of = DiffOf {
             upper: files.upper.clone(),
@@ -108,6 +110,7 @@ impl Building {
             this.keep(&key, &below, staged, &text)
         })
         .await?;
+        failpoint("build.step");
         running.remove().await?;
         self.report.line(format!("Removing intermediate container {}\n", id.get(..12).unwrap_or(&id))).await;
         Ok(made)

@@ -32,6 +32,7 @@ use insula_build::{Given, Ignore, Plan};
 use insula_spec::reference::Reference;
 use insula_store::layers::{Limits, Whiteouts, unpack};
 use insula_store::{Composed, Scratch};
+use insula_sys::failpoint::failpoint;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -84,6 +85,7 @@ impl Engine {
             Ok(scratch)
         })
         .await?;
+        failpoint("build.context");
         let report = Report::new(progress, request.quiet);
         let building = Arc::new(Building::new(self.clone(), request, context, report)?);
         let built = building.clone().run().await?;
@@ -92,6 +94,7 @@ impl Engine {
         let references = tags.clone();
         let composed = Composed { config: image, references };
         let id = blocking(move || Ok(store.images().compose(&layers, composed)?)).await?;
+        failpoint("build.made");
         building.report.built(&id).await;
         for tag in &tags {
             self.images().publish("tag", &id, &tag.familiar());

@@ -185,13 +185,7 @@ impl Engine {
             );
         }
         if row.running() {
-            let before = self.networks().endpoint(&container.id)?;
-            let gone = before.and_then(|endpoint| endpoint.attachment(&network.id).cloned());
-            let (_, change) = self.networks().disconnect(&container.id, &network.id)?;
-            self.rewire(&container, &change).await?;
-            let gone: Vec<_> = gone.and_then(|gone| gone.interface).into_iter().collect();
-            let lines = self.host_lines(&row, &NetworkChange { plug: gone, ..NetworkChange::default() });
-            self.sandbox(&row).change_lines("hosts", &[], &lines)?;
+            self.depart(&container, &row, &network).await?;
         } else if !row.endpoints(&row.host.network_mode).contains_key(&network.name) {
             return Err(
                 NetworkError::NotConnected { container: row.name.clone(), network: network.name }.into()
@@ -205,6 +199,26 @@ impl Engine {
             self.publish_network(&network, "disconnect", &[("container", row.id.as_str())]);
         }
         Ok(())
+    }
+
+    /// Takes a running container's interface, and then its address.
+    async fn depart(&self, container: &Arc<Container>, row: &Row, network: &Network) -> Result<()> {
+        let change = match self.networks().departure(&container.id, &network.id) {
+            // A daemon that was killed in between has done so.
+            Err(NetworkError::NotConnected { .. }) if row.endpoints.contains_key(&network.name) => {
+                return Ok(());
+            }
+            departure => departure?,
+        };
+        let before = self.networks().endpoint(&container.id)?;
+        let gone = before.and_then(|endpoint| endpoint.attachment(&network.id).cloned());
+        self.rewire(container, &change).await?;
+        failpoint("disconnect.unplugged");
+        self.networks().disconnect(&container.id, &network.id)?;
+        failpoint("disconnect.freed");
+        let gone: Vec<_> = gone.and_then(|gone| gone.interface).into_iter().collect();
+        let lines = self.host_lines(row, &NetworkChange { plug: gone, ..NetworkChange::default() });
+        self.sandbox(row).change_lines("hosts", &[], &lines)
     }
 
     /// Has the container's wall change its interfaces.

@@ -5,6 +5,7 @@ use insula_spec::image::{Healthcheck, RunConfig};
 use insula_spec::reference::Reference;
 use insula_store::CommitOptions;
 use insula_store::layers::DiffOf;
+use insula_sys::failpoint::failpoint;
 
 use super::change;
 use crate::archive::made_by_engine;
@@ -58,6 +59,7 @@ impl Engine {
             }
         }
         let staged = staged?;
+        failpoint("commit.staged");
         let options = CommitOptions {
             config,
             author: request.author,
@@ -67,6 +69,7 @@ impl Engine {
         };
         let store = self.store().clone();
         let image = blocking(move || Ok(store.images().commit_diff(staged, options)?)).await?;
+        failpoint("commit.made");
         let name = target.map(|name| name.familiar()).unwrap_or_default();
         self.images().publish_commit(EventType::Container, &id, &image, &name);
         Ok(image.to_string())

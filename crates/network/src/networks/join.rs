@@ -84,13 +84,25 @@ impl Networks {
         Ok((endpoint, change))
     }
 
-    /// Takes a container out of a network. What its wall has to do is returned.
-    pub fn disconnect(
+    /// What a container's wall has to do before [`Networks::disconnect`], which gives its address to others.
+    pub fn departure(&self, container: &ContainerId, network: &NetworkId) -> Result<NetworkChange, Error> {
+        let (_, endpoint, gone) = self.without(&self.lock(), container, network)?;
+        Ok(NetworkChange {
+            unplug: gone.interface.into_iter().map(|plan| plan.name).collect(),
+            plug: Vec::new(),
+            shape: Vec::new(),
+            gateway: endpoint.gateway(),
+            gateway6: endpoint.gateway6(),
+        })
+    }
+
+    /// A container's endpoint before and after it is out of a network, and what it had there.
+    fn without(
         &self,
+        inner: &Inner,
         container: &ContainerId,
         network: &NetworkId,
-    ) -> Result<(Endpoint, NetworkChange), Error> {
-        let mut inner = self.lock();
+    ) -> Result<(Endpoint, Endpoint, Attachment), Error> {
         let name = inner.by_id(network).map_or_else(|_| network.to_string(), |network| network.name.clone());
         let before = self.connected(container, &name)?;
         let Some(at) = before.attachments.iter().position(|attachment| attachment.network == *network) else {
@@ -98,20 +110,20 @@ impl Networks {
         };
         let mut endpoint = before.clone();
         let gone = endpoint.attachments.remove(at);
+        Ok((before, endpoint, gone))
+    }
+
+    /// Takes a container out of a network, once its interface is gone.
+    pub fn disconnect(&self, container: &ContainerId, network: &NetworkId) -> Result<Endpoint, Error> {
+        let mut inner = self.lock();
+        let (before, endpoint, gone) = self.without(&inner, container, network)?;
         rows::commit(self.store.state(), |transaction| {
             rows::free(transaction, &gone, &inner.networks)?;
             rows::write(transaction, &endpoint)
         })?;
         self.republish(&mut inner, &before, &endpoint)?;
         self.names.put(&endpoint);
-        let change = NetworkChange {
-            unplug: gone.interface.into_iter().map(|plan| plan.name).collect(),
-            plug: Vec::new(),
-            shape: Vec::new(),
-            gateway: endpoint.gateway(),
-            gateway6: endpoint.gateway6(),
-        };
-        Ok((endpoint, change))
+        Ok(endpoint)
     }
 
     /// A container that runs sends and receives at another rate from now on. What its wall has to do is

@@ -459,7 +459,8 @@ fn a_container_that_runs_comes_and_goes() {
         netlink::change(&change, namespace.as_fd()).unwrap();
         assert!(greeted("127.0.0.1:8080") && greeted("10.9.0.2:80"));
         let bridge = networks.get("bridge").unwrap().id;
-        let (last, change) = networks.disconnect(&request.container, &bridge).unwrap();
+        let change = networks.departure(&request.container, &bridge).unwrap();
+        let last = networks.disconnect(&request.container, &bridge).unwrap();
         assert_eq!(change.unplug, ["eth0"]);
         netlink::change(&change, namespace.as_fd()).unwrap();
         assert!(greeted("127.0.0.1:8080"), "the port leads to the network that is left");

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use insula_base::{DiffId, Digest};
 use insula_spec::image::{ImageConfig, LAYERS_MAX};
 use insula_spec::reference::Reference;
+use insula_sys::failpoint::failpoint;
 
 use super::commit::chain_ids;
 use super::commit_upper::stage_written;
@@ -90,6 +91,7 @@ impl Images {
                 });
             }
             let (top, new) = self.place(below, layer.staged)?;
+            failpoint("build.layer");
             placed = new.then(|| top.clone());
             layers.push(top);
         }

@@ -10,6 +10,7 @@ use insula_registry::{Credentials, Error as RegistryError, Repository, Resolved,
 use insula_spec::image::{DOCUMENT_MAX, Descriptor, ImageConfig};
 use insula_spec::reference::Reference;
 use insula_store::{Ingested, IngestedLayer};
+use insula_sys::failpoint::failpoint;
 use tokio::task::JoinSet;
 
 use super::jobs::Job;
@@ -95,6 +96,7 @@ impl Images {
         let before = self.store.images().resolve(&reference.to_string()).ok().map(|image| image.id);
         for last in (0..TRIES).rev() {
             let (arrived, jobs) = self.layers(&layers, &sources, lines).await?;
+            failpoint("pull.fetched");
             let (this, image) = (self.clone(), image.clone());
             let committed =
                 blocking(move || Ok(this.store.images().commit_ingested(&image, &arrived))).await?;
@@ -102,6 +104,7 @@ impl Images {
             drop(jobs);
             match committed {
                 Ok(loaded) => {
+                    failpoint("pull.made");
                     self.publish("pull", &loaded.id, &reference.familiar());
                     return Ok(Pulled { digest, newer: before != Some(loaded.id) });
                 }

@@ -9,6 +9,7 @@ use insula_registry::{Content, Credentials, Pushed, Repository, Sent};
 use insula_spec::image::{DOCUMENT_MAX, Descriptor, Manifest, media};
 use insula_spec::reference::Reference;
 use insula_store::{Image, LayerPlace};
+use insula_sys::failpoint::failpoint;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -93,6 +94,7 @@ impl Images {
         }
         let target = self.registries.target(name, credentials)?.reading(&others);
         let blobs = self.push_layers(name, &target, layers, lines).await?;
+        failpoint("push.layers");
         let config = self.push_configuration(&target, &image).await?;
         let document = match document {
             Some(bytes) => bytes,
@@ -102,6 +104,7 @@ impl Images {
         let media_type = media_type.unwrap_or_else(|| media::MANIFEST.to_owned());
         let tag = name.tag().unwrap_or_default();
         let digest = target.put_manifest(tag, &media_type, &document).await?;
+        failpoint("push.manifest");
         self.remember(name, &image, &digest, &blobs).await?;
         lines.status(format!("{tag}: digest: {digest} size: {}", document.len())).await;
         lines.aux(json!({"Tag": tag, "Digest": digest.as_str(), "Size": document.len()})).await;
