@@ -172,7 +172,11 @@ fn what_is_wrong_is_said_with_its_line() {
     refused("FROM busybox\nRUN --mount=type=secret,id=a,required true\n", 1, &["secret a: not found"]);
     refused("FROM busybox\nRUN --mount=source=nosuch,target=/x true\n", 1, &["Dockerfile:2", "nosuch"]);
     refused("FROM busybox\nRUN --mount=source=absolute,target=/x true\n", 1, &["absolute does not exist"]);
-    refused("FROM busybox\nADD https://example.org/x /\n", 1, &["not available in this version"]);
+    refused("FROM busybox\nADD git@example.org:x /\n", 1, &["not available in this version"]);
+    refused("FROM busybox\nADD http://127.0.0.1:1/x /\n", 1, &["download http://127.0.0.1:1/x"]);
+    refused("FROM busybox\nADD http://127.0.0.1:1/ /\n", 1, &["127.0.0.1:1"]);
+    refused("FROM busybox\nADD --checksum=sha256:1 http://127.0.0.1:1/x /\n", 1, &["--checksum"]);
+    refused("FROM busybox\nCOPY --chmod=u+q here /\n", 1, &["--chmod=u+q", "octal"]);
     refused("FROM host\nRUN true\n", 1, &["no image can be built"]);
     assert_eq!(daemon.insula(&["ps", "-aq"]).ok(), "");
     let folder = context(&daemon, "checked", &[("Dockerfile", "FROM busybox as x\nCMD a\n")]);
@@ -308,4 +312,142 @@ fn secrets_are_nowhere_afterwards() {
             assert!(found.is_empty(), "{found:?}");
         }
     }
+}
+
+/// A tar with a file, a hard link to it, a symbolic link, a FIFO and a folder, of owners of its own.
+fn archive() -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, kind: tar::EntryType, mode: u32, link: &str, content: &[u8]| {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(11);
+        header.set_gid(12);
+        header.set_mtime(1_000_000_000);
+        header.set_size(content.len() as u64);
+        header.set_path(name).unwrap();
+        if !link.is_empty() {
+            header.set_link_name(link).unwrap();
+        }
+        header.set_cksum();
+        tar.append(&header, content).unwrap();
+    };
+    add("folder", tar::EntryType::Directory, 0o750, "", b"");
+    add("folder/file", tar::EntryType::Regular, 0o4640, "", b"content");
+    add("folder/same", tar::EntryType::Link, 0o4640, "folder/file", b"");
+    add("link", tar::EntryType::Symlink, 0o777, "folder/file", b"");
+    add("fifo", tar::EntryType::Fifo, 0o600, "", b"");
+    tar.into_inner().unwrap()
+}
+
+fn gzip(input: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(input).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// Answers every request for `/NAME` with a file, until the test ends.
+fn serve(file: Vec<u8>) -> u16 {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+            let first = lines.next().unwrap_or_default();
+            lines.find(String::is_empty);
+            let status = if first.contains("/absent") { "404 Not Found" } else { "200 OK" };
+            let head = format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\
+                 Last-Modified: Sun, 09 Sep 2001 01:46:40 GMT\r\n\r\n",
+                file.len()
+            );
+            // The daemon may have seen enough.
+            let _ = (&stream).write_all(head.as_bytes()).and_then(|()| (&stream).write_all(&file));
+        }
+    });
+    port
+}
+
+#[test]
+fn archives_and_downloads_are_added() {
+    let daemon = daemon!();
+    let port = serve(archive());
+    let hex = {
+        use sha2::Digest as _;
+        sha2::Sha256::digest(archive()).iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    let text = format!(
+        "FROM busybox\n\
+         ADD plain.tar /plain/\n\
+         ADD a.tar.gz b.tar.zst /both/\n\
+         ADD --unpack=false plain.tar note.gz /kept/\n\
+         ADD --chmod=u=rw,go= --chown=5 note.gz /note\n\
+         ADD --checksum=sha256:{hex} http://127.0.0.1:{port}/deep/down%20load.tar /fetched/\n\
+         ADD --unpack http://127.0.0.1:{port}/x.tar /opened/\n\
+         COPY --chmod=go+w,+X dir /dir/\n"
+    );
+    let folder =
+        context(&daemon, "context", &[("Dockerfile", &text), ("dir/sub/file", "x"), ("dir/one", "1")]);
+    std::fs::hard_link(folder.join("dir/one"), folder.join("dir/two")).unwrap();
+    std::fs::write(folder.join("plain.tar"), archive()).unwrap();
+    std::fs::write(folder.join("a.tar.gz"), gzip(&archive())).unwrap();
+    std::fs::write(folder.join("b.tar.zst"), zstd::encode_all(&archive()[..], 0).unwrap()).unwrap();
+    std::fs::write(folder.join("note.gz"), gzip(b"no archive")).unwrap();
+    build(&daemon, &folder, &["-t", "made"]).ok();
+    let script = "cd /; stat -c '%a %u %g %h %Y %n' plain/folder/file both/folder both/link both/fifo note \
+                  'fetched/down load.tar' opened/folder/same dir/sub dir/sub/file; ls kept; cat both/link; \
+                  zcat note; cmp kept/plain.tar 'fetched/down load.tar'";
+    let seen = run(&daemon, "made", script);
+    let seen: Vec<_> = seen.lines().collect();
+    let note = folder.join("note.gz").metadata().unwrap().modified().unwrap();
+    let note = note.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    assert_eq!(
+        seen[..7],
+        [
+            "4640 11 12 2 1000000000 plain/folder/file",
+            "750 11 12 2 1000000000 both/folder",
+            "777 11 12 1 1000000000 both/link",
+            "600 11 12 1 1000000000 both/fifo",
+            format!("600 5 5 1 {note} note").as_str(),
+            "600 0 0 1 1000000000 fetched/down load.tar",
+            "4640 11 12 2 1000000000 opened/folder/same",
+        ]
+    );
+    assert!(seen[7].starts_with("777 0 0") && seen[8].starts_with("666 0 0"), "{seen:?}");
+    assert_eq!(seen[9..], ["note.gz", "plain.tar", "contentno archive"]);
+    assert_eq!(build(&daemon, &folder, &[]).ok().matches("Using cache").count(), 7);
+    let refused = |line: &str, words: &[&str]| {
+        let folder = context(&daemon, "wrong", &[("Dockerfile", &format!("FROM busybox\n{line}\n"))]);
+        build(&daemon, &folder, &[]).fails(1, words);
+    };
+    let other = format!("ADD --checksum=sha256:{} http://127.0.0.1:{port}/x /", "0".repeat(64));
+    refused(&other, &["digest mismatch", &hex]);
+    refused(&format!("ADD http://127.0.0.1:{port}/absent /x"), &["absent"]);
+    refused("ADD --checksum=sha256:0 Dockerfile /x", &["for sources that are downloaded"]);
+}
+
+#[test]
+fn the_same_input_is_the_same_image() {
+    let daemon = daemon!();
+    let text = "FROM busybox\nARG SOURCE_DATE_EPOCH\nWORKDIR /w\nCOPY dir dir\nRUN mkdir made && date > /dev/null && touch made/a && cp dir/a made/b\nADD a.tar /t/\nLABEL a=b\n";
+    let first = context(&daemon, "first", &[("Dockerfile", text), ("dir/a", "a")]);
+    std::fs::write(first.join("a.tar"), archive()).unwrap();
+    let second = context(&daemon, "second", &[("dir/a", "a"), ("Dockerfile", text)]);
+    std::fs::write(second.join("a.tar"), archive()).unwrap();
+    let made = |folder: &Path, epoch: &str| {
+        let epoch = format!("SOURCE_DATE_EPOCH={epoch}");
+        build(&daemon, folder, &["--no-cache", "-q", "--build-arg", &epoch]).ok().to_owned()
+    };
+    let one = made(&first, "1100000000");
+    assert_eq!(one, made(&second, "1100000000"));
+    assert_ne!(one, made(&second, "1100000001"));
+    daemon.insula(&["tag", one.trim(), "made"]).ok();
+    let seen = run(&daemon, "made", "find /w /t -exec stat -c %Y {} + | sort -u");
+    assert_eq!(seen, "1000000000\n1100000000");
+    assert_eq!(
+        daemon.insula(&["image", "inspect", "-f", "{{.Created}}", "made"]).ok(),
+        "2004-11-09T11:33:20Z"
+    );
 }

@@ -6,12 +6,14 @@
 pub mod dockerfile;
 mod error;
 pub mod ignore;
+mod mode;
 mod nearest;
 mod plan;
 mod scope;
 
 pub use error::{Error, Result};
 pub use ignore::Ignore;
+pub use mode::Mode;
 pub use nearest::nearest;
 pub use plan::{Base, Given, Plan, PlannedStage};
 pub use scope::{CopyOp, Op, RunOp, Scope, Script};

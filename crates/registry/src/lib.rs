@@ -11,6 +11,7 @@
 mod auth;
 mod blob;
 mod error;
+mod fetch;
 mod http;
 mod login;
 mod manifest;
@@ -26,6 +27,7 @@ mod upload;
 pub use auth::{Challenge, Credentials, challenges};
 pub use blob::Blob;
 pub use error::{Error, Result};
+pub use fetch::Fetch;
 pub use login::Login;
 pub use manifest::{Document, DocumentKind, Resolved};
 pub use options::{Insecure, Limits, Mirror, OptionError, Options};

@@ -13,6 +13,10 @@ use crate::tree::{Last, Place, Tree};
 use crate::{Error, Result};
 
 const BUFFER: usize = 128 << 10;
+/// zstd's window, as a power of two: what `--long` goes to.
+const ZSTD_WINDOW_LOG: u32 = 27;
+/// Bytes that decompressing xz may take: what its best preset needs, twice over.
+const XZ_MEMORY: u64 = 192 << 20;
 
 /// Unpacks `archive` into the folder at `place`.
 pub(super) fn unpack(
@@ -58,15 +62,52 @@ fn writable(tree: &Tree, place: &mut Place) -> Result<OwnedFd> {
     rustix::io::fcntl_dupfd_cloexec(folder, 0).map_err(|error| fail(error, &path))
 }
 
-/// Plain or gzip, told by the first bytes.
+/// Plain, gzip, zstd or xz, told by the first bytes.
 pub(crate) fn decompressed<'a>(mut source: impl BufRead + Send + 'a) -> Result<Box<dyn BufRead + Send + 'a>> {
     let head =
         source.fill_buf().map_err(|error| Error::InvalidArgument(format!("reading the archive: {error}")))?;
+    let begin = |error: std::io::Error| Error::InvalidArgument(format!("reading the archive: {error}"));
     match head {
         [0x1f, 0x8b, ..] => Ok(Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(source)))),
-        [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', b'X', b'Z', ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            Err(Error::Unsupported("the archive has to be plain or compressed with gzip".to_owned()))
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(source).map_err(begin)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(begin)?;
+            Ok(Box::new(BufReader::with_capacity(BUFFER, decoder)))
         }
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => {
+            let stream =
+                liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)
+                    .map_err(|error| begin(error.into()))?;
+            let decoder = liblzma::bufread::XzDecoder::new_stream(source, stream);
+            Ok(Box::new(BufReader::with_capacity(BUFFER, decoder)))
+        }
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..] => Err(Error::Unsupported(
+            "the archive has to be plain or compressed with gzip, zstd or xz: bzip2 is not available"
+                .to_owned(),
+        )),
         _ => Ok(Box::new(source)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn archives_are_told_by_their_first_bytes() {
+        let text = b"what is in it, again and again ".repeat(1000);
+        let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
+        xz.write_all(&text).unwrap();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&text).unwrap();
+        let zstd = zstd::encode_all(&text[..], 1).unwrap();
+        for packed in [text.clone(), xz.finish().unwrap(), gzip.finish().unwrap(), zstd] {
+            let mut plain = Vec::new();
+            decompressed(&packed[..]).unwrap().read_to_end(&mut plain).unwrap();
+            assert!(plain == text);
+        }
+        assert!(decompressed(&b"BZh91AY&SY...."[..]).is_err());
+        assert!(decompressed(&b"BZh is no magic"[..]).is_ok());
     }
 }

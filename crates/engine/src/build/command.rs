@@ -72,7 +72,11 @@ impl Stepping<'_> {
             return Err(Error::Denied("RUN --security=insecure is not allowed by this engine".to_owned()));
         }
         let (shown, more) = self.shown(run).await?;
-        let key = Key::new("run", &built.layers, &[parts(run, &building.request.host), more].concat());
+        let key = Key::new(
+            "run",
+            &built.layers,
+            &[parts(run, &building.request.host), more, vec![building.dated()]].concat(),
+        );
         let (this, found) = (building.clone(), key.clone());
         if let Some(made) = blocking(move || this.found(&found)).await? {
             return Ok(made);
@@ -102,6 +106,7 @@ impl Building {
             upper: files.upper.clone(),
             lower: files.layers.clone(),
             ignored: made_by_engine(&files),
+            latest: self.epoch,
         };
         let (this, below) = (self.clone(), built.layers.clone());
         let text = format!("RUN {}", run.words.join(" "));

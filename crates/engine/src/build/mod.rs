@@ -9,11 +9,13 @@
 //!                                                        └ RUN: a container, and what it changed
 //! ```
 
+mod add;
 mod base;
 mod cache;
 mod caches;
 mod command;
 mod files;
+mod layer;
 mod mounts;
 mod owner;
 mod report;
@@ -183,6 +185,11 @@ impl Building {
         }
         let last = self.plan.stages.last().and_then(|stage| done.remove(&stage.number));
         last.ok_or_else(|| Error::Internal("the last stage was not built".to_owned()))
+    }
+
+    /// Part of what everything with files is found by, since it is in their times.
+    fn dated(&self) -> String {
+        self.epoch.map(|epoch| epoch.to_string()).unwrap_or_default()
     }
 
     fn now(&self) -> jiff::Timestamp {

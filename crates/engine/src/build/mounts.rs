@@ -17,7 +17,7 @@ use insula_store::{CacheOwner, Scratch, Store};
 use rustix::fs::FileType;
 
 use super::caches::{self, Guard};
-use super::files::{Attributes, Copying, missing};
+use super::files::{Attributes, Copying, Times, missing};
 use super::stage::{Built, Stepping};
 use super::{Building, Secret};
 use crate::containers::row::{MountRow, SourceRow};
@@ -160,10 +160,10 @@ fn source_of(mount: &Mount) -> String {
 /// What is at a path of the context: names, modes and contents.
 fn digest_of(building: &Building, path: &str) -> Result<String> {
     let context = Tree::running(building.context.path(), 0)?;
-    Ok(copying(&context, path, &Tree::image(&[], &[])?)?.digest()?.to_string())
+    Ok(copying(&context, path, &Tree::image(&[], &[])?, &Ignore::default())?.digest()?.to_string())
 }
 
-fn copying<'a>(tree: &'a Tree, path: &str, target: &Tree) -> Result<Copying<'a>> {
+fn copying<'a>(tree: &'a Tree, path: &str, target: &Tree, ignore: &'a Ignore) -> Result<Copying<'a>> {
     let mut plain = String::new();
     for sign in path.chars() {
         if matches!(sign, '*' | '?' | '[' | '\\') {
@@ -177,7 +177,7 @@ fn copying<'a>(tree: &'a Tree, path: &str, target: &Tree) -> Result<Copying<'a>>
         transfer: Transfer { sources, ..Transfer::default() },
         destination: "/".to_owned(),
     };
-    Copying::plan(&op, tree, target, &Ignore::default(), Attributes::default(), 0)
+    Copying::plan(&op, tree, target, ignore, Attributes::default(), Times { now: 0, latest: None })
 }
 
 struct Making<'a> {
@@ -395,7 +395,8 @@ fn own(path: &Path, mode: u32, uid: u32, gid: u32) -> Result<()> {
 /// Copies what is in a folder of a tree, or a file.
 fn fill(tree: &Tree, path: &str, folder: &Path) -> Result<()> {
     let fail = |error| Error::io("pipe", folder, error);
-    let copying = copying(tree, path, &Tree::image(&[], &[])?)?;
+    let everything = Ignore::default();
+    let copying = copying(tree, path, &Tree::image(&[], &[])?, &everything)?;
     let root = std::fs::File::open(folder).map_err(|e| Error::io("open", folder, e))?;
     let (reader, mut writer) = std::io::pipe().map_err(fail)?;
     std::thread::scope(|scope| {

@@ -19,35 +19,35 @@ pub(super) struct Picked {
     pub(super) below: PathBuf,
 }
 
-/// Everything that the sources are; each of them has to be something.
-pub(super) fn pick(op: &CopyOp, tree: &Tree, ignore: &Ignore) -> Result<Vec<Picked>> {
+/// Everything that a source is, which has to be something.
+pub(super) fn pick(op: &CopyOp, source: &str, tree: &Tree, ignore: &Ignore) -> Result<Vec<Picked>> {
     let mut picked = Vec::new();
-    for source in &op.transfer.sources.paths {
-        if op.add && is_remote(source) {
-            return Err(Error::Unsupported(format!(
-                "ADD {source}: downloads are not available in this version"
-            )));
+    let (pivot, pattern) = pivoted(source, op.transfer.parents);
+    for path in matches(tree, &clean(&pattern))? {
+        let shown = path.to_string_lossy().into_owned();
+        let place = tree.resolve(&path, Last::Follow).map_err(|error| not_there(error, &path))?;
+        let nothing = place.entry.is_none() && place.dir().is_none();
+        if nothing || (ignore.ignores(&shown) && !ignore.may_keep_below(&shown)) {
+            continue;
         }
-        let before = picked.len();
-        let (pivot, pattern) = pivoted(source, op.transfer.parents);
-        for path in matches(tree, &clean(&pattern))? {
-            let shown = path.to_string_lossy().into_owned();
-            let place = tree.resolve(&path, Last::Follow).map_err(|error| not_there(error, &path))?;
-            let nothing = place.entry.is_none() && place.dir().is_none();
-            if nothing || (ignore.ignores(&shown) && !ignore.may_keep_below(&shown)) {
-                continue;
-            }
-            picked.push(Picked { below: below(op, &path, &pivot, place.dir().is_some()), place });
-        }
-        if picked.len() == before {
-            return Err(missing(Path::new(source)));
-        }
+        picked.push(Picked { below: below(op, &path, &pivot, place.dir().is_some()), place });
+    }
+    if picked.is_empty() {
+        return Err(missing(Path::new(source)));
     }
     Ok(picked)
 }
 
+/// Whether `ADD` takes it from elsewhere.
 pub(super) fn is_remote(source: &str) -> bool {
-    ["http://", "https://", "git@", "git://", "ssh://"].iter().any(|scheme| source.starts_with(scheme))
+    ["http://", "https://"].iter().any(|scheme| source.starts_with(scheme)) || is_git(source)
+}
+
+/// Whether it is a repository: by its scheme, or by the end of its path.
+pub(super) fn is_git(source: &str) -> bool {
+    let path = source.split(['#', '?']).next().unwrap_or_default();
+    ["git@", "git://", "ssh://"].iter().any(|scheme| source.starts_with(scheme))
+        || (source.starts_with("http") && path.ends_with(".git"))
 }
 
 /// With `--parents`, what stands before `/./` is no part of the path that is kept.

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use insula_build::dockerfile::{Instruction, Step, parse_instruction};
-use insula_build::{CopyOp, Ignore, Op, PlannedStage, Scope};
+use insula_build::{CopyOp, Ignore, Mode, Op, PlannedStage, Scope};
 use insula_models::Labels;
 use insula_spec::image::{History, ImageConfig};
 use insula_store::{Layer, LayerLease};
 
+use super::add::Added;
 use super::cache::{Key, Made};
-use super::files::{Attributes, Copying, resolved};
+use super::files::{Attributes, Copying, Times, resolved};
 use super::{Building, owner};
 use crate::tree::Tree;
 use crate::{Error, Result, blocking};
@@ -170,9 +171,16 @@ impl Stepping<'_> {
             None => None,
             Some(name) => Some(self.source(name).await?),
         };
-        check(op)?;
+        if op.transfer.keep_git_dir {
+            return Err(Error::Unsupported("--keep-git-dir is not available in this version".to_owned()));
+        }
         let (building, op, built) = (self.building.clone(), op.clone(), built.clone());
-        blocking(move || copied(&building, &op, from.as_ref(), &built)).await
+        if !op.add {
+            return blocking(move || copied(&building, &op, from.as_ref(), &built)).await;
+        }
+        let scratch = building.engine.store().images().scratch()?;
+        let added = super::add::fetch(building.engine.images(), scratch, &op).await?;
+        blocking(move || add(&building, &op, &added, &built)).await
     }
 
     /// What files are taken of: a stage, or an image.
@@ -195,15 +203,10 @@ impl Stepping<'_> {
                 return Ok(None);
             }
             let op = CopyOp { add: false, transfer: Default::default(), destination: format!("{path}/") };
-            let copying = Copying::plan(
-                &op,
-                &tree,
-                &tree,
-                &Ignore::default(),
-                Attributes::default(),
-                seconds(&building),
-            )?;
-            let key = Key::new("folder", &built.layers, std::slice::from_ref(&path));
+            let nothing = Ignore::default();
+            let copying =
+                Copying::plan(&op, &tree, &tree, &nothing, Attributes::default(), times(&building))?;
+            let key = Key::new("folder", &built.layers, &[path.clone(), building.dated()]);
             building
                 .layer(&key, &built.layers, &format!("WORKDIR {path}"), |out| copying.write(out))
                 .map(Some)
@@ -212,48 +215,46 @@ impl Stepping<'_> {
     }
 }
 
-/// What this version cannot do.
-fn check(op: &CopyOp) -> Result<()> {
-    let transfer = &op.transfer;
-    for (given, what) in
-        [(transfer.checksum.is_some(), "--checksum"), (transfer.keep_git_dir, "--keep-git-dir")]
-    {
-        if given {
-            return Err(Error::Unsupported(format!("{what} is not available in this version")));
-        }
-    }
-    Ok(())
-}
-
-fn seconds(building: &Building) -> u64 {
-    u64::try_from(building.now().as_second()).unwrap_or(0)
+fn times(building: &Building) -> Times {
+    let seconds = |second: i64| u64::try_from(second).unwrap_or(0);
+    Times { now: seconds(building.now().as_second()), latest: building.epoch.map(seconds) }
 }
 
 fn copied(building: &Building, op: &CopyOp, from: Option<&Built>, built: &Built) -> Result<Made> {
     let target = built.tree()?;
-    let mut excluded = Ignore::patterns(op.transfer.exclude.iter().map(String::as_str))?;
-    let source = match from {
-        Some(from) => from.tree()?,
-        None => {
-            excluded = building.ignore.clone().with(excluded);
-            Tree::running(building.context.path(), 0)?
-        }
+    let (source, excluded) = match from {
+        Some(from) => (from.tree()?, excluded(op)?),
+        None => (Tree::running(building.context.path(), 0)?, building.ignore.clone().with(excluded(op)?)),
     };
-    let owner = op.transfer.chown.as_deref().map(|text| owner::parse(text, &target)).transpose()?;
-    // What comes with a request is root's here, whoever it belonged to there.
-    let owner = owner.or(from.is_none().then_some((0, 0)));
-    let mode = op.transfer.chmod.as_deref().map(|text| {
-        let parsed = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777);
-        parsed.ok_or_else(|| {
-            Error::InvalidArgument(format!("--chmod={text} is not an octal number up to 7777"))
-        })
-    });
-    let attributes = Attributes { owner, mode: mode.transpose()? };
-    if op.add {
-        super::files::refuse_archives(op, &source)?;
-    }
-    let copying = Copying::plan(op, &source, &target, &excluded, attributes, seconds(building))?;
-    let key = Key::new("copy", &built.layers, &[copying.digest()?.to_string()]);
-    let text = format!("COPY {} {}", op.transfer.sources.paths.join(" "), op.destination);
+    let attributes = attributes(op, from.is_none(), &target)?;
+    let copying = Copying::plan(op, &source, &target, &excluded, attributes, times(building))?;
+    layered(building, op, &copying, built)
+}
+
+fn add(building: &Building, op: &CopyOp, added: &Added, built: &Built) -> Result<Made> {
+    let target = built.tree()?;
+    let source = Tree::running(building.context.path(), 0)?;
+    let excluded = building.ignore.clone().with(excluded(op)?);
+    let attributes = attributes(op, true, &target)?;
+    super::add::with(op, added, (&source, &target), &excluded, (&attributes, times(building)), |copying| {
+        layered(building, op, copying, built)
+    })
+}
+
+fn excluded(op: &CopyOp) -> Result<Ignore> {
+    Ok(Ignore::patterns(op.transfer.exclude.iter().map(String::as_str))?)
+}
+
+/// What comes with a request is root's here, whoever it belonged to there.
+fn attributes(op: &CopyOp, sent: bool, target: &Tree) -> Result<Attributes> {
+    let owner = op.transfer.chown.as_deref().map(|text| owner::parse(text, target)).transpose()?;
+    let mode = op.transfer.chmod.as_deref().map(Mode::parse).transpose().map_err(Error::InvalidArgument)?;
+    Ok(Attributes { owner: owner.or(sent.then_some((0, 0))), mode })
+}
+
+fn layered(building: &Building, op: &CopyOp, copying: &Copying<'_>, built: &Built) -> Result<Made> {
+    let key = Key::new("copy", &built.layers, &[copying.digest()?.to_string(), building.dated()]);
+    let name = if op.add { "ADD" } else { "COPY" };
+    let text = format!("{name} {} {}", op.transfer.sources.paths.join(" "), op.destination);
     building.layer(&key, &built.layers, &text, |out| copying.write(out))
 }

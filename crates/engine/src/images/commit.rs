@@ -40,7 +40,7 @@ impl Engine {
         }
         let files = self.container_files(reference)?;
         let ignored = made_by_engine(&files);
-        let of = DiffOf { upper: files.upper, lower: files.layers, ignored };
+        let of = DiffOf { upper: files.upper, lower: files.layers, ignored, latest: None };
         let (store, parent) = (self.store().clone(), row.image.id.clone());
         let id = row.id.to_string();
         let pausing = request.pause && row.running() && !container.state().paused;

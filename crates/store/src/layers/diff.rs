@@ -43,6 +43,8 @@ pub struct DiffOf {
     pub lower: Vec<PathBuf>,
     /// Paths from the root that the engine mounts on; what it made for that is no difference.
     pub ignored: BTreeSet<PathBuf>,
+    /// What was changed later is dated to this, in seconds since 1970.
+    pub latest: Option<i64>,
 }
 
 /// Writes the archive; returns the number of its entries.
@@ -50,6 +52,7 @@ pub fn write_diff(of: &DiffOf, out: impl Write) -> Result<u64> {
     let lower = of.lower.iter().rev().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
     let ignored = of.ignored.iter().map(|path| relative(path)).collect();
     let mut writing = Writing {
+        latest: of.latest,
         tar: Builder::new(out),
         lower,
         ignored,
@@ -72,6 +75,7 @@ fn relative(path: &Path) -> Vec<u8> {
 }
 
 struct Writing<W: Write> {
+    latest: Option<i64>,
     tar: Builder<W>,
     /// The topmost first.
     lower: Vec<File>,
@@ -289,7 +293,10 @@ impl<W: Write> Writing<W> {
     ) -> Result<()> {
         let mut extensions: Vec<(String, Vec<u8>)> = Vec::new();
         // In a header times have no fractions and no sign.
-        let (seconds, nanoseconds) = (stat.st_mtime, stat.st_mtime_nsec);
+        let (seconds, nanoseconds) = match self.latest {
+            Some(latest) if stat.st_mtime >= latest => (latest, 0),
+            _ => (stat.st_mtime, stat.st_mtime_nsec),
+        };
         match u64::try_from(seconds) {
             Ok(seconds) => header.set_mtime(seconds),
             Err(_) => header.set_mtime(0),
@@ -391,7 +398,8 @@ fn attribute(file: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>, Errno
 }
 
 /// Those that a layer may have, sorted.
-fn attributes(file: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
+/// The extended attributes that a layer may have, of an open file; `path` is what errors call it.
+pub fn attributes(file: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
     let fail = |error| failed(path, "read the extended attributes of", error);
     let mut list = Vec::with_capacity(ATTRIBUTES_MAX);
     match rustix::fs::flistxattr(file, rustix::buffer::spare_capacity(&mut list)) {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use insula_base::{ChainId, DiffId};
 
-pub use diff::{DiffOf, write_diff};
+pub use diff::{DiffOf, attributes, write_diff};
 pub(crate) use unpack::unpack_recorded;
 pub use unpack::{IsFolder, Limits, Onto, Unpacked, Whiteouts, unpack, unpack_onto};
 

@@ -28,7 +28,7 @@ impl Layers {
         let (upper, lower) = (folder.path().join("upper"), folder.path().join("lower"));
         fs::create_dir(&upper).unwrap();
         fs::create_dir(&lower).unwrap();
-        let of = DiffOf { upper, lower: vec![lower], ignored: BTreeSet::new() };
+        let of = DiffOf { upper, lower: vec![lower], ignored: BTreeSet::new(), latest: None };
         Self { folder, of }
     }
 
