@@ -97,6 +97,24 @@ pub fn inside<T>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> T) -> Result<
     Ok(result)
 }
 
+/// Waits until nobody else chooses what all of the caller's network namespace share, subnets for one: who holds
+/// the result may look, choose and make before others look. The lock is on the namespace itself, see flock(2) and
+/// namespaces(7), and ends with the process at the latest. Who holds it and takes it again waits for ever.
+pub fn claim() -> Result<Claim, Error> {
+    let refused = |call| move |source| Error::Socket { call, source };
+    let namespace =
+        std::fs::File::open("/proc/thread-self/ns/net").map_err(refused("open the own network namespace"))?;
+    let exclusive = rustix::fs::FlockOperation::LockExclusive;
+    rustix::io::retry_on_intr(|| rustix::fs::flock(&namespace, exclusive))
+        .map_err(|errno| refused("lock the own network namespace")(errno.into()))?;
+    Ok(Claim(namespace))
+}
+
+/// See [`claim`].
+#[derive(Debug)]
+#[must_use = "others may choose as soon as it is dropped"]
+pub struct Claim(#[expect(dead_code, reason = "open as long as the lock")] std::fs::File);
+
 /// An address with the length of its prefix.
 fn parse_address(plan: &InterfacePlan, text: &str) -> Result<(IpAddr, u8), Error> {
     let malformed = || malformed(plan, "address", text);

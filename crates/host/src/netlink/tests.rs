@@ -259,3 +259,27 @@ fn loopback_comes_up() {
         assert!(Routes::open().unwrap().link("lo").unwrap().unwrap().up);
     });
 }
+
+#[test]
+fn one_at_a_time_chooses_in_a_namespace() {
+    isolated(|| {
+        let first = claim().unwrap();
+        // Nobody waits for those elsewhere.
+        drop(inside(&another(), || claim().unwrap()));
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let namespace = here();
+        let second = std::thread::spawn(move || {
+            insula_sys::netlink::enter_network(namespace.as_fd()).unwrap();
+            sender.send("waits").unwrap();
+            let claim = claim().unwrap();
+            sender.send("has it").unwrap();
+            drop(claim);
+        });
+        assert_eq!(receiver.recv().unwrap(), "waits");
+        assert!(rustix::fs::flock(here(), rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err());
+        assert!(receiver.try_recv().is_err());
+        drop(first);
+        assert_eq!(receiver.recv().unwrap(), "has it");
+        second.join().unwrap();
+    });
+}

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use insula_base::NetworkId;
-use insula_host::netlink::Route6;
+use insula_host::netlink::{self, Route6};
 use insula_spec::plan::MacvlanMode;
 
 use super::parent::{choose_parent, drop_parent, ensure_parent};
@@ -23,6 +23,7 @@ impl Networks {
         let id = NetworkId::random();
         let place = self.place(&inner, &wanted.options.driver, &id)?;
         let routed = matches!(place, Place::Bridge(..));
+        let claim = netlink::claim()?;
         let subnet = self.subnet(&inner, wanted.v4, routed)?;
         if let Some(v6) = &wanted.v6 {
             for other in &inner.networks {
@@ -53,8 +54,11 @@ impl Networks {
         rows::add_network(self.store.state(), &network)?;
         inner.networks.push(network.clone());
         let made = match network.macvlan() {
-            Some(macvlan) => ensure_parent(&inner, macvlan),
-            None => self.bring_up(&mut inner),
+            Some(macvlan) => {
+                drop(claim);
+                ensure_parent(&inner, macvlan)
+            }
+            None => self.bring_up_claimed(&mut inner, claim),
         };
         if let Err(error) = made {
             self.drop_network(&mut inner, &network)?;

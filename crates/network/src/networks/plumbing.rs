@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use insula_base::NetworkId;
 use insula_host::firewall::{Forward, Guest, Zone, Zone6};
-use insula_host::netlink::{self, Bridge, Link};
+use insula_host::netlink::{self, Bridge, Claim, Link};
 
 use super::parent::{drop_parent, ensure_parent};
 use super::{Inner, Networks, mac_of, rows};
@@ -25,6 +25,28 @@ const FORWARDED: [&str; 11] = [
     "ipip",
     "openvswitch",
 ];
+
+/// The bridges of all networks, with their addresses.
+fn ensure_bridges(inner: &Inner) -> Result<(), Error> {
+    for bridge in inner.networks.iter().filter_map(Network::bridge) {
+        let addressing = &bridge.addressing;
+        let gateway = addressing.gateway();
+        let mut addresses = vec![(IpAddr::V4(gateway), addressing.subnet.prefix())];
+        addresses.extend(addressing.v6.iter().map(|v6| (IpAddr::V6(v6.gateway), v6.subnet.prefix())));
+        inner.routes.ensure_bridge(&Bridge {
+            name: bridge.link.clone(),
+            mac: mac_of(gateway),
+            mtu: addressing.mtu,
+            addresses,
+        })?;
+        netlink::route_loopback(&bridge.link)?;
+        netlink::ignore_advertisements(&bridge.link)?;
+        if addressing.v6.is_some() {
+            inner.routes.route_loopback6(&bridge.link)?;
+        }
+    }
+    Ok(())
+}
 
 /// The firewall's view of an endpoint's ports. Each leads to the container's address of its own family.
 pub(super) fn forwards(endpoint: &Endpoint) -> Vec<Forward> {
@@ -80,24 +102,15 @@ impl Networks {
 
     /// Bridges, forwarding, and the table with all that is published. May be repeated.
     pub(super) fn bring_up(&self, inner: &mut Inner) -> Result<(), Error> {
+        let claim = netlink::claim()?;
+        self.bring_up_claimed(inner, claim)
+    }
+
+    /// As [`Networks::bring_up`], for who has chosen a subnet: no other daemon chooses it before its bridge stands.
+    pub(super) fn bring_up_claimed(&self, inner: &mut Inner, claim: Claim) -> Result<(), Error> {
         self.settle_subnets(inner)?;
-        for bridge in inner.networks.iter().filter_map(Network::bridge) {
-            let addressing = &bridge.addressing;
-            let gateway = addressing.gateway();
-            let mut addresses = vec![(IpAddr::V4(gateway), addressing.subnet.prefix())];
-            addresses.extend(addressing.v6.iter().map(|v6| (IpAddr::V6(v6.gateway), v6.subnet.prefix())));
-            inner.routes.ensure_bridge(&Bridge {
-                name: bridge.link.clone(),
-                mac: mac_of(gateway),
-                mtu: addressing.mtu,
-                addresses,
-            })?;
-            netlink::route_loopback(&bridge.link)?;
-            netlink::ignore_advertisements(&bridge.link)?;
-            if addressing.v6.is_some() {
-                inner.routes.route_loopback6(&bridge.link)?;
-            }
-        }
+        ensure_bridges(inner)?;
+        drop(claim);
         self.install_rules(inner)?;
         // Last, so that nothing is forwarded before the rules stand.
         if !netlink::forwarding()? {
