@@ -57,8 +57,16 @@ fn copies_of_a_template_are_machines_of_their_own() {
     assert_eq!(seen[0][4], seen[1][4]);
     let ping = daemon.exec("one", "ping -c 1 -W 30 two");
     assert!(ping.ok().contains("1 packets received"), "{ping}");
+    // Into another network while they run, with cards that the template had.
+    daemon.insula(&["network", "create", "red"]).exits(0);
+    for name in ["one", "two"] {
+        daemon.insula(&["network", "connect", "red", name]).exits(0);
+    }
+    daemon.insula(&["network", "disconnect", "blue", "two"]).exits(0);
+    let ping = daemon.exec("one", "ping -c 1 -W 30 two");
+    assert!(ping.ok().contains("1 packets received"), "{ping}");
     daemon.insula(&["rm", "-f", "one", "two"]).exits(0);
-    daemon.insula(&["network", "rm", "blue"]).exits(0);
+    daemon.insula(&["network", "rm", "blue", "red"]).exits(0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! that of every container.
 
 use insula_tests::images::busybox;
-use insula_tests::{Daemon, Outcome, eventually, get, guest, is_root};
+use insula_tests::{Daemon, Outcome, eventually, get, guest, holds, is_root};
 
 /// A daemon whose containers boot Debian's kernel for clouds, each anew; none where that cannot be.
 fn daemon() -> Option<Daemon> {
@@ -207,4 +207,67 @@ fn what_breaks_a_machine_is_said() {
     assert!(state.starts_with("exited 137 ") && state.contains("machine"), "{state}");
     daemon.insula(&["start", "box"]).exits(0);
     daemon.insula(&["rm", "-f", "box"]).exits(0);
+}
+
+/// What asks for the address of the container `near` by TCP, and prints the last bytes of the answer.
+const ASK_BY_TCP: &str = r#"printf '\0\026\001\002\001\0\0\001\0\0\0\0\0\0\004near\0\0\001\0\001' | \
+    nc -w 30 127.0.0.11 53 | tail -c 4 | hexdump -v -e '1/1 "%d."'"#;
+
+#[test]
+fn a_person_and_networks_come_and_go_while_a_machine_runs() {
+    let Some(daemon) = daemon() else { return };
+    let start = ["run", "-dit", "--name", "far", "--isolation", "vm"];
+    let health = ["--health-cmd", "test -f /tmp/well", "--health-interval", "1s", "--health-retries", "1"];
+    daemon.insula(&[&start[..], &health, &["busybox", "sh"]].concat()).exits(0);
+    let mut terminal = daemon.terminal(&["attach", "far"]);
+    holds("the size of the window arrives", || {
+        terminal.send("stty size\n");
+        terminal.screen().contains("24 80")
+    });
+    terminal.send("\x10\x11");
+    assert_eq!(terminal.wait(), 0);
+    let healthy = |status: &str| {
+        eventually(status, || (daemon.inspect("far", "/State/Health/Status") == status).then_some(()));
+    };
+    healthy("unhealthy");
+    daemon.exec("far", "touch /tmp/well").exits(0);
+    healthy("healthy");
+
+    for name in ["blue", "red", "green", "grey"] {
+        daemon.insula(&["network", "create", name]).exits(0);
+    }
+    daemon.insula(&["run", "-d", "--name", "near", "--network", "blue", "busybox", "sleep", "1000"]).exits(0);
+    daemon.insula(&["network", "connect", "--alias", "away", "blue", "far"]).exits(0);
+    for (from, to) in [("far", "near"), ("near", "far"), ("near", "away")] {
+        let outcome = daemon.exec(from, &format!("ping -c 1 -W 30 {to}"));
+        assert!(outcome.ok().contains("1 packets received"), "{outcome}");
+    }
+    let address = daemon.inspect("near", "/NetworkSettings/Networks/blue/IPAddress");
+    let answer = daemon.exec("far", ASK_BY_TCP);
+    assert_eq!(answer.ok().trim().trim_end_matches('.'), address.as_str().unwrap(), "{answer}");
+
+    let cards = || {
+        let list = daemon.exec("far", "ls /sys/class/net");
+        list.ok().split_whitespace().filter(|name| name.starts_with("eth")).count()
+    };
+    daemon.insula(&["network", "connect", "red", "far"]).exits(0);
+    assert_eq!(cards(), 3);
+    let full = daemon.insula(&["network", "connect", "green", "far"]);
+    assert!(full.code == 1 && full.stderr.contains("3 network cards, and all are in use"), "{full}");
+    daemon.insula(&["network", "disconnect", "blue", "far"]).exits(0);
+    assert_eq!(cards(), 2);
+    daemon.insula(&["network", "connect", "green", "far"]).exits(0);
+    daemon.insula(&["network", "disconnect", "bridge", "far"]).exits(0);
+    let route =
+        daemon.exec("far", "ping -c 1 -W 30 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p')");
+    assert!(route.ok().contains("1 packets received"), "{route}");
+
+    let mut again = daemon.terminal(&["attach", "far"]);
+    again.send("exit 5\n");
+    assert_eq!(again.wait(), 5);
+    // It has them all from its start.
+    daemon.insula(&["network", "connect", "grey", "far"]).exits(0);
+    daemon.insula(&["start", "far"]).exits(0);
+    assert_eq!(cards(), 3);
+    daemon.insula(&["rm", "-f", "near", "far"]).exits(0);
 }

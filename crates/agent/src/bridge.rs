@@ -13,7 +13,8 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType};
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
+use crate::furnish::Furnished;
 use crate::names::Names;
 use crate::{furnish, machine, processes};
 
@@ -33,7 +34,7 @@ pub(crate) struct Bridge {
     /// What the channel did not take yet.
     out: Vec<u8>,
     streams: Vec<Stream>,
-    names: Option<Names>,
+    furnished: Furnished,
 }
 
 /// The standard streams of one process: a client of the monitor, and a number in the channel.
@@ -65,7 +66,7 @@ impl Bridge {
             replies: FrameReader::default(),
             out,
             streams: Vec::new(),
-            names: None,
+            furnished: Furnished::default(),
         })
     }
 
@@ -77,7 +78,7 @@ impl Bridge {
             self.reap()?;
             self.hear_host()?;
             self.hear_monitor()?;
-            if let Some(names) = self.names.as_mut().filter(|_| self.out.len() < MOST_WAITING) {
+            if let Some(names) = self.furnished.names.as_mut().filter(|_| self.out.len() < MOST_WAITING) {
                 names.ask(&mut self.out);
             }
             for at in 0..self.streams.len() {
@@ -97,9 +98,7 @@ impl Bridge {
         ];
         polled.extend(self.monitor.iter().map(|monitor| PollFd::new(monitor, PollFlags::IN)));
         let room = self.out.len() < MOST_WAITING;
-        if let Some(names) = self.names.as_ref().filter(|_| room) {
-            polled.push(PollFd::from_borrowed_fd(names.questions(), PollFlags::IN));
-        }
+        polled.extend(self.furnished.names.iter().filter(|_| room).flat_map(Names::watched));
         polled.extend(self.streams.iter().map(|stream| {
             let input = some(!stream.inbound.is_empty(), PollFlags::OUT);
             let output = some(room && stream.window.sendable() > 0, PollFlags::IN);
@@ -146,9 +145,11 @@ impl Bridge {
         if frame.kind == Kind::Request {
             return self.request(insula_proto::decode(&frame.payload)?);
         }
-        if frame.kind == Kind::Query {
-            if let Some(names) = &mut self.names {
-                names.answer(frame.stream, &frame.payload);
+        if let Kind::Query | Kind::LongQuery = frame.kind {
+            match &mut self.furnished.names {
+                Some(names) if frame.kind == Kind::Query => names.answer(frame.stream, &frame.payload),
+                Some(names) => names.answer_long(frame.stream, &frame.payload),
+                None => {}
             }
             return Ok(());
         }
@@ -163,7 +164,7 @@ impl Bridge {
             }
             Kind::Credit => stream.window.credited(frame.stream, frame.credit()?)?,
             Kind::End => stream.input_ends = true,
-            Kind::Hello | Kind::Request | Kind::Reply | Kind::Query => {}
+            Kind::Hello | Kind::Request | Kind::Reply | Kind::Query | Kind::LongQuery => {}
         }
         Ok(())
     }
@@ -172,12 +173,9 @@ impl Bridge {
     fn request(&mut self, mut request: Request) -> Result<()> {
         let mut theirs = None;
         match &mut request.call {
-            Some(Call::Furnish(call)) => {
-                let outcome = match furnish::furnish(&call.plan) {
-                    Ok(names) => {
-                        self.names = names;
-                        Outcome::Done(Done::default())
-                    }
+            Some(Call::Furnish(_) | Call::Rewire(_) | Call::Resolver(_)) => {
+                let outcome = match self.change_machine(&request.call) {
+                    Ok(()) => Outcome::Done(Done::default()),
                     Err(error) => Outcome::Failed(Failed {
                         kind: error.kind().code(),
                         message: insula_base::chain(&error),
@@ -207,6 +205,20 @@ impl Bridge {
         };
         insula_sys::socket::send_all(monitor.as_fd(), &insula_proto::encode(&request), &descriptors)
             .context("sendmsg", "to the monitor")
+    }
+
+    /// What the machine is, besides its container.
+    fn change_machine(&mut self, call: &Option<Call>) -> Result<()> {
+        match call {
+            Some(Call::Furnish(call)) => self.furnished = furnish::furnish(&call.plan)?,
+            Some(Call::Rewire(call)) => {
+                let cards = self.furnished.cards.as_ref().ok_or(Error::NoCards)?;
+                cards.change(&serde_json::from_slice(&call.change)?)?;
+            }
+            _ if self.furnished.names.is_none() => self.furnished.names = Some(Names::new()?),
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Opens the stream of a request; returns the monitor's end.

@@ -19,6 +19,8 @@ pub(crate) enum Error {
     Plan(#[from] serde_json::Error),
     #[error("the machine has no interface with the address {0}")]
     NoInterface(String),
+    #[error("the machine has no card for another network")]
+    NoCards,
     #[error("the machine has no channel to the host")]
     NoChannel,
 }
@@ -26,7 +28,7 @@ pub(crate) enum Error {
 impl Kinded for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::Call { .. } | Self::NoChannel | Self::NoInterface(_) => Kind::Internal,
+            Self::Call { .. } | Self::NoChannel | Self::NoCards | Self::NoInterface(_) => Kind::Internal,
             Self::Network(error) => error.kind(),
             Self::Channel(_) | Self::Frame(_) | Self::Plan(_) => Kind::InvalidArgument,
         }

@@ -1,19 +1,27 @@
 //! What makes a machine the one that the host means: its time, its randomness, its name, its files, its network.
 //! A copy of a template has nothing left of the template's after this.
 
-use std::fs;
-
 use insula_host::netlink::{self, Routes};
 use insula_spec::machine::{FilesPlan, GuestPlan, card};
 use insula_spec::plan::InterfacePlan;
 use rustix::time::{ClockId, Timespec};
 
-use crate::error::{Context, Error, Result};
+use crate::cards::{Cards, named};
+use crate::error::{Context, Result};
 use crate::files;
 use crate::names::Names;
 
-/// Carries the plan out; returns the name server's address if the machine has one.
-pub(crate) fn furnish(plan: &[u8]) -> Result<Option<Names>> {
+/// What the agent serves in a machine that is furnished.
+#[derive(Debug, Default)]
+pub(crate) struct Furnished {
+    /// The name server's address, if the machine has one.
+    pub(crate) names: Option<Names>,
+    /// Spare cards, if it has such.
+    pub(crate) cards: Option<Cards>,
+}
+
+/// Carries the plan out.
+pub(crate) fn furnish(plan: &[u8]) -> Result<Furnished> {
     let plan: GuestPlan = serde_json::from_slice(plan)?;
     const SECOND: i64 = 1_000_000_000;
     let time = Timespec { tv_sec: plan.time.div_euclid(SECOND), tv_nsec: plan.time.rem_euclid(SECOND) };
@@ -22,7 +30,8 @@ pub(crate) fn furnish(plan: &[u8]) -> Result<Option<Names>> {
     rustix::system::sethostname(plan.hostname.as_bytes()).context("sethostname", &plan.hostname)?;
     files::mount(plan.files)?;
     connect(&plan.interfaces, plan.files == FilesPlan::Port)?;
-    plan.resolver.then(Names::new).transpose()
+    let cards = Cards::put_away(plan.interfaces.len(), plan.spare)?;
+    Ok(Furnished { names: plan.resolver.then(Names::new).transpose()?, cards })
 }
 
 /// In a copy of a template each interface becomes first what the plan says.
@@ -46,19 +55,4 @@ fn connect(plans: &[InterfacePlan], copy: bool) -> Result<()> {
         routes.rename(between, &plan.name)?;
     }
     Ok(netlink::configure_all(plans)?)
-}
-
-/// The interface with this hardware address.
-fn named(mac: &str) -> Result<String> {
-    let folder = "/sys/class/net";
-    for entry in fs::read_dir(folder).context("open", folder)? {
-        let entry = entry.context("read", folder)?;
-        let address = fs::read_to_string(entry.path().join("address")).unwrap_or_default();
-        if address.trim().eq_ignore_ascii_case(mac)
-            && let Ok(name) = entry.file_name().into_string()
-        {
-            return Ok(name);
-        }
-    }
-    Err(Error::NoInterface(mac.to_owned()))
 }

@@ -6,6 +6,7 @@
 //! process wall.
 
 mod bridge;
+mod cards;
 mod error;
 mod files;
 mod furnish;

@@ -8,7 +8,7 @@
 //! host  ── Request (protobuf) ─────────────> guest     as in the task protocol; stream 0
 //! guest ── Reply (protobuf) ───────────────> host      answers and events; stream 0
 //! both  ── Data, Credit, End ──────────────> both      the standard streams of one process
-//! both  ── Query ──────────────────────────> both      a question to the name server, and its answer
+//! both  ── Query, LongQuery ───────────────> both      a question to the name server, and its answer
 //! ```
 //!
 //! A request that starts a process opens the stream that has the request's number. Input goes to the guest
@@ -20,7 +20,7 @@
 use insula_base::{Kind as ErrorKind, Kinded};
 
 /// Version of the channel, in [`Kind::Hello`].
-pub const CHANNEL_VERSION: u32 = 1;
+pub const CHANNEL_VERSION: u32 = 2;
 
 /// Bytes that may be under way in one direction of one stream.
 pub const WINDOW: usize = 64 << 10;
@@ -31,8 +31,11 @@ pub const LARGEST_PIECE: usize = 16 << 10;
 /// Largest payload of any frame: a plan with everything in it is far below.
 pub const LARGEST_PAYLOAD: usize = 4 << 20;
 
-/// Largest message of DNS.
+/// Largest message of DNS in one datagram.
 pub const LARGEST_QUERY: usize = 4096;
+
+/// Largest message of DNS by TCP, RFC 1035 section 4.2.2.
+pub const LARGEST_LONG_QUERY: usize = 65535;
 
 const HEAD: usize = 9;
 
@@ -51,11 +54,14 @@ pub enum Kind {
     End = 6,
     /// A message of DNS; the stream is the question's number, which its answer repeats.
     Query = 7,
+    /// The same for a question that came by TCP. An answer without a payload is none.
+    LongQuery = 8,
 }
 
 impl Kind {
     fn parse(byte: u8) -> Option<Self> {
-        [Self::Hello, Self::Request, Self::Reply, Self::Data, Self::Credit, Self::End, Self::Query]
+        use Kind::{Credit, Data, End, Hello, LongQuery, Query, Reply, Request};
+        [Hello, Request, Reply, Data, Credit, End, Query, LongQuery]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }
@@ -68,6 +74,7 @@ impl Kind {
             Self::Credit => 4,
             Self::End => 0,
             Self::Query => LARGEST_QUERY,
+            Self::LongQuery => LARGEST_LONG_QUERY,
         }
     }
 }

@@ -39,6 +39,9 @@ pub enum Error {
     Channel(#[from] insula_proto::channel::ChannelError),
     #[error("{0}")]
     Invalid(String),
+    /// Nothing of what it takes is left.
+    #[error("{0}")]
+    Full(String),
     /// This wall cannot do it.
     #[error("{0}")]
     Unsupported(&'static str),
@@ -72,7 +75,7 @@ impl Kinded for Error {
             Self::Guest { kind, .. } => *kind,
             Self::Invalid(_) => Kind::InvalidArgument,
             Self::Unsupported(_) => Kind::Unsupported,
-            Self::Phase { .. } | Self::NoTerminal => Kind::Conflict,
+            Self::Phase { .. } | Self::NoTerminal | Self::Full(_) => Kind::Conflict,
             Self::ExecExists(_) => Kind::AlreadyExists,
             Self::NoExec(_) => Kind::NotFound,
         }

@@ -11,6 +11,7 @@
 //! the link takes no more than was allowed, and who does not keep to the format is ended.
 
 mod backend;
+mod cards;
 mod console;
 mod control;
 mod files;
@@ -127,12 +128,14 @@ impl Sandbox for Vm {
         running.resize(exec, columns, rows, events)
     }
 
-    fn rewire(&mut self, _change: &NetworkChange) -> Result<()> {
-        Err(Error::Unsupported("the interfaces of a machine cannot be changed while it runs"))
+    fn rewire(&mut self, change: &NetworkChange) -> Result<()> {
+        let (running, events) = self.parts()?;
+        running.rewire(change, events)
     }
 
     fn resolver(&mut self) -> Result<Sockets> {
-        self.parts()?.0.resolver()
+        let (running, events) = self.parts()?;
+        running.resolver(events)
     }
 
     fn update(&mut self, resources: &Resources) -> Result<Vec<String>> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::InterfacePlan;
+use crate::plan::{GatewayPlan, InterfacePlan};
 
 /// The machine of a container that does not share the host's kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +45,7 @@ pub struct TemplatePlan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateOrder {
     pub machine: MachinePlan,
-    /// How many interfaces it has; see [`card`].
+    /// How many networks its container is in; it has cards for more, see [`spare_cards`] and [`card`].
     pub interfaces: usize,
     /// The control group that it is made in.
     pub cgroup: String,
@@ -71,6 +71,29 @@ pub struct TemplateMade {
 #[must_use]
 pub fn card(place: usize) -> String {
     format!("02:69:6e:73:{:02x}:{:02x}", place >> 8 & 0xff, place & 0xff)
+}
+
+/// Networks that a container can be in when its machine starts.
+pub const MOST_INTERFACES: usize = 16;
+
+/// Cards that a machine has beside those of the networks that it starts with, for networks that it comes into
+/// while it runs. One without a network stays so.
+#[must_use]
+pub fn spare_cards(interfaces: usize) -> usize {
+    const SPARE: usize = 2;
+    if interfaces == 0 { 0 } else { SPARE.min(MOST_INTERFACES.saturating_sub(interfaces)) }
+}
+
+/// Other networks for a machine that runs: what its agent is told. Cards are known by their places.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CardsChange {
+    /// Cards that wait from now on, with the names that their interfaces have.
+    pub unplug: Vec<(usize, String)>,
+    /// Cards that waited, with what their interfaces become; default routes of theirs do not count.
+    pub plug: Vec<(usize, InterfacePlan)>,
+    /// Default routes afterwards; `None` is none.
+    pub gateway: Option<GatewayPlan>,
+    pub gateway6: Option<GatewayPlan>,
 }
 
 /// What runs the guest.
@@ -113,6 +136,9 @@ pub struct GuestPlan {
     pub hostname: String,
     /// Interfaces of the machine, found by their hardware address.
     pub interfaces: Vec<InterfacePlan>,
+    /// Cards without a network, in the places behind those of `interfaces`; they have the addresses of [`card`].
+    #[serde(default)]
+    pub spare: usize,
     /// Questions to the name server's address are for the host.
     #[serde(default)]
     pub resolver: bool,
@@ -161,4 +187,14 @@ pub struct MachineRecord {
 
 impl MachineRecord {
     pub const FILE: &str = "machine.json";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_in_networks_have_cards_for_more() {
+        assert_eq!([0, 1, 14, 15, 16, 99].map(spare_cards), [0, 2, 2, 1, 0, 0]);
+    }
 }

@@ -31,7 +31,7 @@ use sha2::Digest as _;
 use crate::{Error, Result};
 
 /// The document and the files that it describes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const DOCUMENT: &str = "template.json";
 /// Begins the name of one that is being made.
 const NEW: &str = "new-";

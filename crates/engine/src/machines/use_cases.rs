@@ -5,6 +5,8 @@ use std::path::Path;
 use insula_host::guest;
 use insula_models::{Kernel, KernelUseRequest, MachinesInfo, Template, TemplateRequest, TemplatesPruned};
 
+use insula_spec::machine::MOST_INTERFACES;
+
 use super::making;
 use super::templates::{Document, Found};
 
@@ -42,9 +44,6 @@ impl Engine {
     }
 }
 
-/// Networks that one container can be connected to at its start.
-const MOST_INTERFACES: u64 = 16;
-
 impl Engine {
     /// Templates of machines on disk.
     pub async fn templates(&self) -> Result<Vec<Template>> {
@@ -59,7 +58,7 @@ impl Engine {
     /// Makes a template for containers with these limits, if there is none; takes as long as a boot.
     pub async fn warm(&self, request: TemplateRequest) -> Result<Template> {
         let interfaces = request.interfaces;
-        if interfaces > MOST_INTERFACES || request.nano_cpus < 0 || request.memory < 0 {
+        if interfaces > MOST_INTERFACES as u64 || request.nano_cpus < 0 || request.memory < 0 {
             return Err(Error::InvalidArgument(format!(
                 "a template of {} CPUs / 10^9, {} bytes of memory and {interfaces} interfaces (at most \
                  {MOST_INTERFACES}) makes no sense",

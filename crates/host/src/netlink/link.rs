@@ -294,6 +294,16 @@ impl Routes {
         batch.run(&self.socket)
     }
 
+    /// Moves an interface into another network namespace, where it is down and without addresses.
+    pub fn hand_over(&self, name: &str, namespace: BorrowedFd<'_>) -> Result<(), Error> {
+        let index = self.index(name)?;
+        let mut batch = Batch::new();
+        batch.begin(RTM_NEWLINK, 0, &link_header(index, 0, 0), "move to another namespace", name);
+        batch.attribute(IFLA_NET_NS_FD, &namespace.as_raw_fd().to_ne_bytes());
+        batch.acknowledge();
+        batch.run(&self.socket)
+    }
+
     /// Gives an interface of a machine that is down the hardware address and the largest packet of a plan.
     pub fn set_hardware(&self, name: &str, plan: &InterfacePlan) -> Result<(), Error> {
         let index = self.index(name)?;

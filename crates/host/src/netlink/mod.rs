@@ -5,6 +5,7 @@
 //! waits for an RCU grace period of many milliseconds, and the pair dies with its namespace anyway.
 
 mod bridge;
+mod empty;
 mod error;
 mod forwarding;
 mod link;
@@ -18,6 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use insula_spec::plan::{InterfacePlan, NetworkChange};
 
 pub use bridge::Bridge;
+pub use empty::EmptyNamespace;
 pub use error::Error;
 pub use forwarding::{
     advertised, disable_forwarding, disable_forwarding6, enable_forwarding, enable_forwarding6, forwarding,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use insula_container::share::{MOUNTS, ROOT};
-use insula_spec::machine::{FilesPlan, GuestPlan};
+use insula_spec::machine::{FilesPlan, GuestPlan, spare_cards};
 use insula_spec::plan::{
     ContainerPlan, LogPlan, MountSource, Namespace, NamespacesPlan, Propagation, Resources, RootfsPlan,
     StdioPlan, UserNamespace,
@@ -22,6 +22,7 @@ pub(super) fn machine(plan: &ContainerPlan) -> GuestPlan {
         entropy: insula_base::random_hex(32),
         hostname: plan.hostname.clone(),
         interfaces: plan.interfaces.clone(),
+        spare: spare_cards(plan.interfaces.len()),
         resolver: plan.resolver,
         files: if copy { FilesPlan::Port } else { FilesPlan::Device },
     }

@@ -22,6 +22,17 @@ const MOST_PROCESSES: usize = 4096;
 /// Bytes that wait for the channel at which answers of the name server are dropped.
 const MOST_WAITING: usize = 256 << 10;
 
+/// A question of the guest to its name server, or the answer to one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Query {
+    /// In the channel.
+    pub(super) number: u32,
+    /// It came by TCP.
+    pub(super) long: bool,
+    /// A message of DNS; an answer without one is none.
+    pub(super) message: Vec<u8>,
+}
+
 /// Our side of the channel.
 #[derive(Debug, Default)]
 pub(super) struct Link {
@@ -36,8 +47,8 @@ pub(super) struct Link {
     /// The guest's kernel, once the agent has said its first word.
     hello: Option<String>,
     events: VecDeque<Event>,
-    /// To the name server, with their numbers.
-    questions: Vec<(u32, Vec<u8>)>,
+    /// To the name server.
+    questions: Vec<Query>,
 }
 
 #[derive(Debug)]
@@ -151,7 +162,11 @@ impl Link {
             }
             Kind::Reply => self.reply(&frame.payload)?,
             Kind::Request => return Err(ChannelError::Malformed("a request of the guest").into()),
-            Kind::Query => self.questions.push((stream, frame.payload)),
+            Kind::Query | Kind::LongQuery => self.questions.push(Query {
+                number: stream,
+                long: frame.kind == Kind::LongQuery,
+                message: frame.payload,
+            }),
             Kind::Data | Kind::Credit | Kind::End => {
                 let found = self.processes.iter_mut().find(|process| process.streams.number() == stream);
                 // One that was given up meanwhile.
@@ -231,14 +246,15 @@ impl Link {
     }
 
     /// What the guest asked the name server since the last call.
-    pub(super) fn questions(&mut self) -> Vec<(u32, Vec<u8>)> {
+    pub(super) fn questions(&mut self) -> Vec<Query> {
         std::mem::take(&mut self.questions)
     }
 
     /// Passes an answer of the name server on, unless the guest takes nothing: it asks again.
-    pub(super) fn answer_question(&mut self, number: u32, answer: &[u8]) {
+    pub(super) fn answer_question(&mut self, answer: &Query) {
         if self.out.len() < MOST_WAITING {
-            put_frame(&mut self.out, Kind::Query, number, answer);
+            let kind = if answer.long { Kind::LongQuery } else { Kind::Query };
+            put_frame(&mut self.out, kind, answer.number, &answer.message);
         }
     }
 

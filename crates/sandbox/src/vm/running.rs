@@ -1,19 +1,21 @@
 //! A machine that stands, from its boot to its end.
 
+mod wiring;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use insula_container::{Jailed, share};
 use insula_host::cgroup::{Entry, Group, Layout, Purpose, Stats};
-use insula_host::resolver::Sockets;
 use insula_proto::{Call, Create, Empty, Exec, Furnish, Outcome, Resize, Signal, Start, Update};
-use insula_spec::machine::{MachinePlan, MachineRecord, card};
-use insula_spec::plan::{ContainerPlan, InterfaceKind, InterfacePlan, Resources};
+use insula_spec::machine::{MachinePlan, MachineRecord};
+use insula_spec::plan::{ContainerPlan, Resources};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
-use super::backend::{self, Begin, Files, Interface, Machine, Parts};
+use super::backend::{self, Begin, Files, Machine, Parts};
+use super::cards::Cards;
 use super::console::Console;
 use super::link::Link;
 use super::names::Names;
@@ -37,6 +39,7 @@ pub(super) struct Running {
     /// Between the files and a port, in a copy of a template.
     relay: Option<Jailed>,
     machine: Machine,
+    cards: Cards,
     link: Link,
     console: Console,
     /// Of a container that has a name server.
@@ -59,6 +62,7 @@ struct Members {
     files: Jailed,
     relay: Option<Jailed>,
     machine: Machine,
+    cards: Cards,
 }
 
 impl Running {
@@ -99,13 +103,14 @@ impl Running {
             plan.machine.as_ref().ok_or_else(|| Error::Invalid("the plan has no machine".into()))?;
         let group = Group::create(&Layout::probe()?, &plan.cgroup.path, Purpose::Limit)?;
         match Self::start_in(plan, machine, &group) {
-            Ok((Members { files, relay, machine: running }, warnings)) => {
+            Ok((Members { files, relay, machine: running, cards }, warnings)) => {
                 let mut this = Self {
                     plan: machine.clone(),
                     group,
                     files,
                     relay,
                     machine: running,
+                    cards,
                     link: Link::default(),
                     console: Console::default(),
                     names: None,
@@ -148,20 +153,13 @@ impl Running {
         let mut relay = None;
         let started = begin(machine, connection, user, &entry, &mut relay).and_then(|(begin, files)| {
             let copy = machine.template.is_some();
-            let plugged = plan.interfaces.iter().enumerate().map(|(place, plan)| plug(place, plan, copy));
-            let interfaces = plugged.collect::<Result<Vec<_>>>()?;
-            backend::start(Parts {
-                plan: machine,
-                begin,
-                files,
-                interfaces,
-                uid: user,
-                gid: user,
-                entry: &entry,
-            })
+            let (cards, interfaces) = Cards::open(&plan.interfaces, copy)?;
+            let (uid, gid, entry) = (user, user, &entry);
+            let machine = backend::start(Parts { plan: machine, begin, files, interfaces, uid, gid, entry })?;
+            Ok((machine, cards))
         });
         match started {
-            Ok(machine) => Ok((Members { files: process, relay, machine }, warnings)),
+            Ok((machine, cards)) => Ok((Members { files: process, relay, machine, cards }, warnings)),
             Err(error) => {
                 process.end();
                 if let Some(relay) = relay {
@@ -174,7 +172,7 @@ impl Running {
 
     fn prepare(&mut self, plan: &ContainerPlan, events: &OwnedFd) -> Result<()> {
         if plan.resolver {
-            self.names = Some(Names::new()?);
+            self.listen_for_names(events)?;
         }
         let machine = [
             self.machine.channel.as_fd(),
@@ -183,12 +181,7 @@ impl Running {
             self.files.pidfd.as_fd(),
         ];
         let relay = self.relay.as_ref().map(|relay| relay.pidfd.as_fd());
-        let descriptors = machine.into_iter().chain(relay).chain(self.names.as_ref().map(Names::answers));
-        for descriptor in descriptors {
-            epoll::add(events, descriptor, EventData::new_u64(0), EventFlags::IN)
-                .map_err(|source| Error::call("epoll_ctl", "for a machine", source))?;
-        }
-        Ok(())
+        machine.into_iter().chain(relay).try_for_each(|descriptor| wait_for(events, descriptor))
     }
 
     /// Has the agent make the container.
@@ -206,7 +199,7 @@ impl Running {
             Outcome::Started(started) => started,
             other => return Err(unexpected(&other)),
         };
-        self.record(&plan)?;
+        self.record()?;
         let mut warnings = std::mem::take(&mut self.warnings);
         warnings.extend(started.warnings);
         Ok(Created { pid: self.machine.process.pid, streams, warnings })
@@ -227,7 +220,7 @@ impl Running {
         }
     }
 
-    fn record(&self, plan: &ContainerPlan) -> Result<()> {
+    fn record(&self) -> Result<()> {
         let record = MachineRecord {
             backend: self.plan.backend,
             program: self.machine.program.to_owned(),
@@ -236,7 +229,7 @@ impl Running {
             cpus: self.plan.cpus,
             memory: self.plan.memory,
             kernel: self.release.clone(),
-            taps: plan.interfaces.iter().map(|tap| (tap.name.clone(), tap.host_name.clone())).collect(),
+            taps: self.cards.names(),
             boot: u64::try_from(self.boot.as_millis()).unwrap_or(u64::MAX),
             template: self.plan.template.is_some(),
         };
@@ -413,25 +406,6 @@ impl Running {
         }
     }
 
-    fn serve_names(&mut self) -> Result<()> {
-        let questions = self.link.questions();
-        let Some(names) = &mut self.names else { return Ok(()) };
-        for (number, question) in questions {
-            names.ask(number, question);
-        }
-        let mut any = false;
-        while let Some((number, answer)) = names.answer() {
-            self.link.answer_question(number, &answer);
-            any = true;
-        }
-        if any { self.link.move_on(self.machine.channel.as_fd()) } else { Ok(()) }
-    }
-
-    pub(super) fn resolver(&mut self) -> Result<Sockets> {
-        let names = self.names.as_ref();
-        names.ok_or(Error::Unsupported("a machine gets a name server with its start or not at all"))?.server()
-    }
-
     /// Whether one of the processes that it is made of has ended.
     fn ended(&self) -> Option<String> {
         if ready(self.machine.process.pidfd.as_fd()) {
@@ -502,19 +476,9 @@ fn begin(
     Ok((Begin::Template { state, memory }, Files::Port(port_inside)))
 }
 
-/// The host's end of an interface, a port of its bridge.
-fn plug(place: usize, plan: &InterfacePlan, copy: bool) -> Result<Interface> {
-    if plan.kind != InterfaceKind::Veth {
-        return Err(Error::Unsupported(
-            "a machine is in networks of the bridge driver alone: not in macvlans",
-        ));
-    }
-    let tap = insula_sys::tun::open_tap(&plan.host_name)
-        .map_err(|source| Error::call("ioctl TUNSETIFF", "/dev/net/tun", source))?;
-    insula_host::netlink::plug_existing(plan).map_err(insula_container::Error::from)?;
-    // A copy has what its template had until the agent changes it.
-    let (mac, mtu) = if copy { (card(place), 0) } else { (plan.mac.clone(), plan.mtu) };
-    Ok(Interface { mac, mtu, tap })
+fn wait_for(events: &OwnedFd, descriptor: BorrowedFd<'_>) -> Result<()> {
+    epoll::add(events, descriptor, EventData::new_u64(0), EventFlags::IN)
+        .map_err(|source| Error::call("epoll_ctl", "for a machine", source))
 }
 
 pub(super) fn ready(descriptor: BorrowedFd<'_>) -> bool {

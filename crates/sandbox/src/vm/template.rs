@@ -8,9 +8,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use insula_host::cgroup::{Group, Layout, Purpose};
-use insula_host::netlink;
+use insula_host::netlink::EmptyNamespace;
 use insula_proto::{Call, Empty};
-use insula_spec::machine::{TemplateMade, TemplateOrder, card};
+use insula_spec::machine::{TemplateMade, TemplateOrder, card, spare_cards};
 use insula_spec::plan::Resources;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{MemfdFlags, SeekFrom};
@@ -19,7 +19,6 @@ use rustix::io::Errno;
 use super::backend::{self, Begin, Files, Interface, Machine, Parts};
 use super::console::Console;
 use super::link::Link;
-use super::names;
 use super::running::ready;
 use crate::{Error, Result};
 
@@ -49,7 +48,7 @@ fn make_in(order: &TemplateOrder, folder: &Path, who: BorrowedFd<'_>, group: &Gr
     let (memory, state) = (memfd("memory")?, memfd("state")?);
     rustix::fs::ftruncate(&memory, order.machine.memory)
         .map_err(|source| Error::call("ftruncate", "a template's memory", source))?;
-    let interfaces = interfaces(order.interfaces)?;
+    let interfaces = interfaces(order.interfaces + spare_cards(order.interfaces))?;
     // Nobody serves files yet, but a port that nobody is at is closed.
     let (_port, port_inside) = backend::pair()?;
     let machine = backend::start(Parts {
@@ -142,8 +141,8 @@ impl Boot<'_> {
 
 /// Interfaces that lead nowhere: taps of a namespace that nobody is in.
 fn interfaces(count: usize) -> Result<Vec<Interface>> {
-    let namespace = names::namespace()?;
-    let taps = netlink::inside(namespace.as_fd(), || {
+    let namespace = EmptyNamespace::new().map_err(insula_container::Error::from)?;
+    let taps = namespace.inside(|| {
         (0..count)
             .map(|place| insula_sys::tun::open_tap(&format!("card{place}")))
             .collect::<Result<Vec<_>, _>>()

@@ -1,0 +1,116 @@
+//! The host's ends of a machine's network cards: taps. A machine gets no card once it runs, so it has more
+//! than it needs; the taps of those wait where nobody is.
+
+use insula_host::netlink::{self, EmptyNamespace};
+use insula_spec::machine::{card, spare_cards};
+use insula_spec::plan::{InterfaceKind, InterfacePlan};
+
+use super::backend::Interface;
+use crate::{Error, Result};
+
+/// Largest packet where a plan says nothing: Ethernet's.
+const USUAL_MTU: u32 = 1500;
+
+/// All of them, by their places.
+#[derive(Debug)]
+pub(super) struct Cards {
+    aside: Option<EmptyNamespace>,
+    /// Names of those in use, inside and on the host.
+    used: Vec<Option<(String, String)>>,
+}
+
+impl Cards {
+    /// Makes the taps and plugs those that `plans` are for. `copy`: of a template, whose cards have other
+    /// addresses at first.
+    pub(super) fn open(plans: &[InterfacePlan], copy: bool) -> Result<(Self, Vec<Interface>)> {
+        let mut interfaces = Vec::new();
+        let mut used = Vec::new();
+        for (place, plan) in plans.iter().enumerate() {
+            interfaces.push(plug(place, plan, copy)?);
+            used.push(Some((plan.name.clone(), plan.host_name.clone())));
+        }
+        if plans.is_empty() {
+            return Ok((Self { aside: None, used }, interfaces));
+        }
+        let aside = EmptyNamespace::new().map_err(of_network)?;
+        for place in plans.len()..plans.len() + spare_cards(plans.len()) {
+            let tap = aside.inside(|| insula_sys::tun::open_tap(&waiting(place))).map_err(of_network)?;
+            interfaces.push(Interface { mac: card(place), mtu: 0, tap: tap.map_err(no_tap)? });
+            used.push(None);
+        }
+        Ok((Self { aside: Some(aside), used }, interfaces))
+    }
+
+    /// Puts a card that waits into a network; its place, and the plan as it was carried out.
+    pub(super) fn plug(&mut self, plan: &InterfacePlan) -> Result<(usize, InterfacePlan)> {
+        bridged(plan)?;
+        let free = self.used.iter().position(Option::is_none);
+        let (Some(place), Some(aside)) = (free, &self.aside) else {
+            return Err(Error::Full(format!(
+                "the container's machine has {} network cards, and all are in use: stop it, then start it again \
+                 to have more",
+                self.used.len()
+            )));
+        };
+        // It may have had another one before.
+        let mtu = if plan.mtu == 0 { USUAL_MTU } else { plan.mtu };
+        let plan = InterfacePlan { mtu, ..plan.clone() };
+        aside.take(&waiting(place), &plan.host_name).map_err(of_network)?;
+        if let Err(error) = netlink::plug_existing(&plan) {
+            // The first error is the one to report.
+            let _ = aside.put(&plan.host_name, &waiting(place));
+            return Err(of_network(error));
+        }
+        self.used[place] = Some((plan.name.clone(), plan.host_name.clone()));
+        Ok((place, plan))
+    }
+
+    /// The place of the card that has this name inside.
+    pub(super) fn place(&self, name: &str) -> Option<usize> {
+        self.used.iter().position(|used| used.as_ref().is_some_and(|(inside, _)| inside == name))
+    }
+
+    /// Takes a card out of its network.
+    pub(super) fn unplug(&mut self, place: usize) -> Result<()> {
+        let Some((_, host_name)) = self.used.get_mut(place).and_then(Option::take) else { return Ok(()) };
+        match &self.aside {
+            Some(aside) => aside.put(&host_name, &waiting(place)).map_err(of_network),
+            None => Ok(()),
+        }
+    }
+
+    /// Names of those in use, inside and on the host.
+    pub(super) fn names(&self) -> Vec<(String, String)> {
+        self.used.iter().flatten().cloned().collect()
+    }
+}
+
+/// Name of an interface that waits, by its place.
+fn waiting(place: usize) -> String {
+    format!("card{place}")
+}
+
+/// A tap that is a port of its bridge.
+fn plug(place: usize, plan: &InterfacePlan, copy: bool) -> Result<Interface> {
+    bridged(plan)?;
+    let tap = insula_sys::tun::open_tap(&plan.host_name).map_err(no_tap)?;
+    netlink::plug_existing(plan).map_err(of_network)?;
+    // A copy has what its template had until the agent changes it.
+    let (mac, mtu) = if copy { (card(place), 0) } else { (plan.mac.clone(), plan.mtu) };
+    Ok(Interface { mac, mtu, tap })
+}
+
+fn bridged(plan: &InterfacePlan) -> Result<()> {
+    if plan.kind == InterfaceKind::Veth {
+        return Ok(());
+    }
+    Err(Error::Unsupported("a machine is in networks of the bridge driver alone: not in macvlans"))
+}
+
+fn no_tap(source: rustix::io::Errno) -> Error {
+    Error::call("ioctl TUNSETIFF", "/dev/net/tun", source)
+}
+
+fn of_network(error: netlink::Error) -> Error {
+    insula_container::Error::from(error).into()
+}
