@@ -264,10 +264,13 @@ fn a_person_and_networks_come_and_go_while_a_machine_runs() {
 
     let mut again = daemon.terminal(&["attach", "far"]);
     again.send("exit 5\n");
+    assert_eq!(daemon.insula(&["wait", "far"]).ok().trim(), "5");
     assert_eq!(again.wait(), 5);
     // It has them all from its start.
     daemon.insula(&["network", "connect", "grey", "far"]).exits(0);
     daemon.insula(&["start", "far"]).exits(0);
     assert_eq!(cards(), 3);
+    daemon.insula(&["kill", "far"]).exits(0);
+    assert_eq!(daemon.insula(&["wait", "far"]).ok().trim(), "137");
     daemon.insula(&["rm", "-f", "near", "far"]).exits(0);
 }

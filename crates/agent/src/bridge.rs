@@ -31,6 +31,8 @@ pub(crate) struct Bridge {
     children: OwnedFd,
     reader: ChannelReader,
     replies: FrameReader,
+    /// Requests that the monitor has not answered.
+    asked: Vec<u64>,
     /// What the channel did not take yet.
     out: Vec<u8>,
     streams: Vec<Stream>,
@@ -64,6 +66,7 @@ impl Bridge {
             children,
             reader: ChannelReader::default(),
             replies: FrameReader::default(),
+            asked: Vec::new(),
             out,
             streams: Vec::new(),
             furnished: Furnished::default(),
@@ -197,14 +200,23 @@ impl Bridge {
             _ => {}
         }
         let descriptors: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
-        let Some(monitor) = &self.monitor else {
-            let message = "the container has ended".to_owned();
-            let failed = Failed { kind: insula_base::Kind::Conflict.code(), message, exit_code: 0 };
-            self.answer(&Reply { id: request.id, outcome: Some(Outcome::Failed(failed)) });
-            return Ok(());
-        };
-        insula_sys::socket::send_all(monitor.as_fd(), &insula_proto::encode(&request), &descriptors)
-            .context("sendmsg", "to the monitor")
+        let sent = self.monitor.as_ref().is_some_and(|monitor| {
+            insula_sys::socket::send_all(monitor.as_fd(), &insula_proto::encode(&request), &descriptors)
+                .is_ok()
+        });
+        // It ends with its container, whatever is on the way to it. What it said before is still to be read.
+        if sent {
+            self.asked.push(request.id)
+        } else {
+            self.too_late(request.id)
+        }
+        Ok(())
+    }
+
+    fn too_late(&mut self, id: u64) {
+        let message = "the container has ended".to_owned();
+        let failed = Failed { kind: insula_base::Kind::Conflict.code(), message, exit_code: 0 };
+        self.answer(&Reply { id, outcome: Some(Outcome::Failed(failed)) });
     }
 
     /// What the machine is, besides its container.
@@ -247,20 +259,27 @@ impl Bridge {
             return Ok(());
         }
         let mut piece = vec![0; 32 << 10];
-        let (count, descriptors) = insula_sys::socket::receive(monitor.as_fd(), &mut piece)
-            .context("recvmsg", "from the monitor")?;
-        if count == 0 {
-            self.monitor = None;
-            return Ok(());
-        }
+        let (count, descriptors) = match insula_sys::socket::receive(monitor.as_fd(), &mut piece) {
+            // Reset, when it has not read all that it was told.
+            Ok((0, _)) | Err(Errno::CONNRESET) => {
+                self.monitor = None;
+                std::mem::take(&mut self.asked).into_iter().for_each(|id| self.too_late(id));
+                return Ok(());
+            }
+            received => received.context("recvmsg", "from the monitor")?,
+        };
         self.replies.push(&piece[..count], descriptors)?;
         while let Some(mut reply) = self.replies.pop::<Reply>()? {
+            self.asked.retain(|asked| *asked != reply.id);
             if let Some(Outcome::Processes(processes)) = &mut reply.outcome {
                 processes::describe(processes);
             }
             if matches!(reply.outcome, Some(Outcome::Exited(_))) {
-                // What the container wrote is on the host before the host hears of its end.
-                rustix::fs::sync();
+                // What the container wrote is on the host before the host hears of its end. As a rule it is there
+                // already; to ask for no reason has the host write all that it has to its disk.
+                if processes::left_pages() {
+                    rustix::fs::sync();
+                }
             }
             self.answer(&reply);
         }
@@ -324,4 +343,53 @@ fn folder() -> Result<String> {
     let folder = "/run/monitor";
     std::fs::create_dir_all(folder).context("mkdir", folder)?;
     Ok(folder.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use insula_proto::{Empty, ExecExited};
+
+    use super::*;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        let (one, other) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .unwrap();
+        (one, other)
+    }
+
+    fn status(id: u64) -> Request {
+        Request { id, call: Some(Call::Status(Empty {})) }
+    }
+
+    #[test]
+    fn what_comes_after_the_end_of_the_container_is_answered_and_nothing_is_lost() {
+        let ((host, channel), (ours, theirs)) = (pair(), pair());
+        let mut bridge = Bridge::new(channel, ours).unwrap();
+        bridge.request(status(7)).unwrap();
+        let exited = ExecExited { exec: "x".to_owned(), code: 5 };
+        let said = Reply { id: 0, outcome: Some(Outcome::ExecExited(exited)) };
+        insula_sys::socket::send_all(theirs.as_fd(), &insula_proto::encode(&said), &[]).unwrap();
+        // With a question that it has not read: the socket is reset.
+        drop(theirs);
+        bridge.request(status(8)).unwrap();
+        while bridge.monitor.is_some() {
+            bridge.hear_monitor().unwrap();
+        }
+        bridge.request(status(9)).unwrap();
+        bridge.flush().unwrap();
+        let mut bytes = vec![0; 4096];
+        let count = rustix::io::read(&host, &mut bytes).unwrap();
+        let mut reader = ChannelReader::default();
+        reader.push(&bytes[..count]);
+        let frames = std::iter::from_fn(|| reader.pop().unwrap()).filter(|frame| frame.kind == Kind::Reply);
+        let replies: Vec<Reply> = frames.map(|frame| insula_proto::decode(&frame.payload).unwrap()).collect();
+        assert_eq!(replies.iter().map(|reply| reply.id).collect::<Vec<_>>(), [8, 0, 7, 9]);
+        assert_eq!(replies[1], said);
+        for late in [&replies[0], &replies[2], &replies[3]] {
+            assert!(
+                matches!(&late.outcome, Some(Outcome::Failed(failed)) if failed.message.contains("ended"))
+            );
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -78,7 +79,10 @@ pub(crate) fn channel() -> Result<OwnedFd> {
 
 /// Opens a port of the console as soon as its device is there.
 pub(crate) fn port_named(wanted: &str) -> Result<OwnedFd> {
-    let watch = inotify::init(CreateFlags::CLOEXEC).context("inotify_init1", "for devices")?;
+    // A port has its name some time after its device is there, which nothing under /dev tells of.
+    const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+    let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
+        .context("inotify_init1", "for devices")?;
     inotify::add_watch(&watch, "/dev", WatchFlags::CREATE).context("inotify_add_watch", "/dev")?;
     loop {
         if let Some(name) = port(wanted) {
@@ -86,8 +90,11 @@ pub(crate) fn port_named(wanted: &str) -> Result<OwnedFd> {
             let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
             return rustix::fs::open(&path, flags, Mode::empty()).context("open", path);
         }
-        let mut space = [0; 4096];
-        rustix::io::retry_on_intr(|| rustix::io::read(&watch, &mut space)).context("read", "for devices")?;
+        let mut polled = [PollFd::new(&watch, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&PAUSE)))
+            .context("poll", "for devices")?;
+        // What it says is of no interest, and that it says nothing is no error.
+        let _ = rustix::io::read(&watch, &mut [0; 4096]);
     }
 }
 

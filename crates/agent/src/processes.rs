@@ -22,10 +22,40 @@ pub(crate) fn describe(processes: &mut Processes) {
     });
 }
 
+/// Whether files have pages that the host has not got yet.
+pub(crate) fn left_pages() -> bool {
+    // Otherwise some of the counts are with the processors: Documentation/admin-guide/sysctl/vm.rst.
+    let gathered = fs::write("/proc/sys/vm/stat_refresh", "1");
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    gathered.is_err() || unwritten(&memory) != Some(0)
+}
+
+/// KiB that are written, or are to be, by meminfo's count.
+fn unwritten(memory: &str) -> Option<u64> {
+    let of = |name: &str| {
+        let line = memory.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().trim_end_matches(" kB").parse::<u64>().ok()
+    };
+    Some(of("Dirty:")? + of("Writeback:")?)
+}
+
 fn read(pid: i32) -> Option<ProcessText> {
     let file = |name: &str| fs::read(format!("/proc/{pid}/{name}")).ok();
     let text = |name: &str| file(name).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let mut command = file("cmdline")?;
     command.truncate(LONGEST);
     Some(ProcessText { pid, stat: text("stat")?, status: text("status")?, command })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_are_to_be_written_are_counted() {
+        let memory = "MemTotal:  1 kB\nDirty:      12 kB\nWriteback:   4 kB\nWritebackTmp: 9 kB\n";
+        assert_eq!(unwritten(memory), Some(16));
+        assert_eq!(unwritten("Dirty: 0 kB\nWriteback: 0 kB\n"), Some(0));
+        assert_eq!(unwritten("Dirty: 0 kB\n"), None);
+    }
 }
