@@ -134,6 +134,9 @@ echo 'ping -c 1 -W 5 $(ip route | sed -n "s/default via \([^ ]*\).*/\1/p") >/dev
 check bridge reached sh -c 'insula run --rm -i --isolation vm -m 128m busybox sh </tmp/reach'
 insula run -d --name box --isolation vm -m 128m --network none busybox sleep 1000 >/dev/null
 check program insula-vmm cat /proc/$(insula inspect -f '{{.State.Pid}}' box)/comm
+tasks=/proc/$(insula inspect -f '{{.State.Pid}}' box)/task
+check confined '2 threads: Seccomp: 2 NoNewPrivs: 1 CapEff: 0000000000000000' sh -c \
+    "echo \$(ls $tasks | wc -l) threads: \$(cat $tasks/*/status | tr '\t' ' ' | grep -E '^(Seccomp|NoNewPrivs|CapEff):' | sort -ru)"
 check exec 'in the same kernel' insula exec box echo in the same kernel
 check stop box insula stop -t 1 box
 check gone '' sh -c 'ps | grep "[i]nsula-vmm"'

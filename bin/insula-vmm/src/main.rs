@@ -16,6 +16,7 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use insula_vmm_core::jail::{self, Filter, Role};
 use insula_vmm_core::virtio::{block::Disk, console::Console, entropy::Entropy, fs::SharedFolder, net::Card};
 use insula_vmm_core::{Host, Kernel, Machine, Shape, Stop};
 
@@ -67,17 +68,20 @@ fn relay(port: &str, server: &str) -> anyhow::Result<()> {
         ))
     };
     let (port, server) = (take(port)?, take(server)?);
-    Ok(insula_vmm_core::relay::serve(port, server)?)
+    give_files_up()?;
+    Ok(insula_vmm_core::relay::serve(port, server, Some(&Filter::of(Role::Relay)?))?)
 }
 
 fn run(document: Document) -> anyhow::Result<Stop> {
     let mut descriptors = Descriptors::of(&document)?;
+    give_files_up()?;
     let console = Dropping(descriptors.take(document.console)?);
     rustix::io::ioctl_fionbio(&console.0, true).context("make the console's descriptor not wait")?;
     let host = Host::of(descriptors.take(document.kvm)?);
     let shape = Shape { cpus: document.cpus, memory: document.memory };
     let mut machine = Machine::new(host, shape, Box::new(console)).context("the machine")?;
     attach(&mut machine, &document, &mut descriptors)?;
+    machine.confine(Filter::of(Role::Processor)?);
     let kernel = Kernel {
         image: File::from(descriptors.take(document.kernel)?),
         name: "the kernel".to_owned(),
@@ -86,8 +90,20 @@ fn run(document: Document) -> anyhow::Result<Stop> {
     };
     let mut running = machine.boot(&kernel)?;
     drop(kernel);
+    // Last before the guest's first instruction.
+    Filter::of(Role::Devices)?.install()?;
     running.resume()?;
     Ok(running.run()?)
+}
+
+/// Before anything of a guest's is looked at.
+fn give_files_up() -> anyhow::Result<()> {
+    if !jail::give_files_up().context("the jail")? {
+        tracing::warn!(
+            "this kernel has no Landlock: a machine that is broken out of could open files of nobody's"
+        );
+    }
+    Ok(())
 }
 
 /// In the order that the guest sees: disks, ports, folders, cards, entropy.

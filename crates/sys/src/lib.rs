@@ -11,6 +11,7 @@ pub mod failpoint;
 pub mod fsid;
 pub mod inherit;
 pub mod kvm;
+pub mod landlock;
 pub mod memory;
 pub mod mount;
 pub mod netlink;

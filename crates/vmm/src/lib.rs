@@ -22,6 +22,7 @@
 mod boot;
 mod bus;
 mod error;
+pub mod jail;
 mod layout;
 mod legacy;
 mod machine;

@@ -22,6 +22,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::boot::{self, Kernel};
 use crate::bus::Bus;
 use crate::error::{Error, Result};
+use crate::jail::Filter;
 use crate::layout::{IDENTITY_MAP, SERIAL_GSI, TSS};
 use crate::legacy::{self, Console, SerialLine};
 use crate::memory::Memory;
@@ -88,6 +89,8 @@ pub struct Machine {
     ports: Bus,
     devices: Devices,
     stopper: Stopper,
+    /// For the threads of its processors.
+    filter: Option<Arc<Filter>>,
 }
 
 impl Machine {
@@ -120,12 +123,17 @@ impl Machine {
         legacy::plug(&mut ports, SerialLine::new(line, console), &stopper)?;
         let (vm, memory) = (Arc::new(vm), Arc::new(memory));
         let devices = Devices::new(Arc::clone(&vm), Arc::clone(&memory));
-        Ok(Self { kvm, vm, supported, cpus, memory, ports, devices, stopper })
+        Ok(Self { kvm, vm, supported, cpus, memory, ports, devices, stopper, filter: None })
     }
 
     /// Plugs a device. The guest sees devices in the order in which they were plugged.
     pub fn attach(&mut self, device: Box<dyn Device>) -> Result<()> {
         self.devices.attach(device)
+    }
+
+    /// Threads of its processors can do no more than this filter lets them, from their first instruction on.
+    pub fn confine(&mut self, processors: Filter) {
+        self.filter = Some(Arc::new(processors));
     }
 
     /// The guest's memory, for servers of `vhost-user` devices.

@@ -40,7 +40,7 @@ impl Running {
         machine.devices.watch(&epoll)?;
         let vcpus = vcpus
             .into_iter()
-            .map(|vcpu| VcpuThread::spawn(vcpu, machine.stopper.clone()))
+            .map(|vcpu| VcpuThread::spawn(vcpu, machine.stopper.clone(), machine.filter.clone()))
             .collect::<Result<_>>()?;
         Ok(Self { vcpus, machine, epoll, unfinished: VecDeque::new() })
     }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::jail::Role;
 use crate::vcpu::Entry;
 use crate::virtio::{Kind, Progress, Queues};
 
@@ -91,6 +92,30 @@ fn a_guest_that_falls_over_is_reset() {
     // mov al, 0xfe; out 0x64, al
     let keyboard = [0xb0, 0xfe, 0xe6, 0x64];
     assert_eq!(run(machine(&keyboard, &Screen::default()), Entry::Long(CODE)), Stop::Reset);
+}
+
+#[test]
+fn a_guest_runs_behind_filters() {
+    if !kvm() {
+        return;
+    }
+    // Whoever makes a forbidden call ends this process.
+    std::thread::spawn(|| {
+        let mut code = vec![0x66, 0xba, 0xf8, 0x03, 0xb0, b'w', 0xee];
+        code.extend(OFF);
+        let screen = Screen::default();
+        let mut machine = machine(&code, &screen);
+        crate::jail::give_files_up().unwrap();
+        machine.confine(Filter::of(Role::Processor).unwrap());
+        let mut running = machine.begin(Entry::Pvh(CODE as u32)).unwrap();
+        Filter::of(Role::Devices).unwrap().install().unwrap();
+        running.resume().unwrap();
+        assert_eq!(running.run().unwrap(), Stop::PowerOff);
+        drop(running);
+        assert_eq!(screen.text(), "w");
+    })
+    .join()
+    .unwrap();
 }
 
 #[test]

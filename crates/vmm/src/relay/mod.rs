@@ -23,6 +23,7 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::error::{Error, Result};
+use crate::jail::Filter;
 use crate::memory::Memory;
 use crate::virtio::fs::backend::{Events, Server};
 use message::{LARGEST, Message, Opcode};
@@ -41,9 +42,10 @@ const MOST_WAITING: usize = 1 << 20;
 /// Bytes taken from the port at once.
 const PIECE: usize = 64 << 10;
 
-/// Relays until the guest's side or the server is gone.
-pub fn serve(port: UnixStream, server: UnixStream) -> Result<()> {
+/// Relays until the guest's side or the server is gone, behind `filter` from before the guest's first word.
+pub fn serve(port: UnixStream, server: UnixStream, filter: Option<&Filter>) -> Result<()> {
     let mut relay = Relay::new(port, server)?;
+    filter.map_or(Ok(()), Filter::install)?;
     while relay.turn()? {}
     Ok(())
 }

@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::ptr;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::{Turn, Vcpu, VcpuState};
 use crate::error::{Error, Result};
+use crate::jail::Filter;
 use crate::machine::{Stop, Stopper};
 
 /// A signal that came too early is sent again after this.
@@ -48,15 +50,15 @@ pub(crate) struct VcpuThread {
 }
 
 impl VcpuThread {
-    /// Starts the thread. When the guest ends, by itself or by an error, `stopper` learns it.
-    pub(crate) fn spawn(vcpu: Vcpu, stopper: Stopper) -> Result<Self> {
+    /// Starts the thread, behind `filter`. When the guest ends, by itself or by an error, `stopper` learns it.
+    pub(crate) fn spawn(vcpu: Vcpu, stopper: Stopper, filter: Option<Arc<Filter>>) -> Result<Self> {
         register_signal_handler(SIGRTMIN(), interrupt)
             .map_err(|error| Error::call("sigaction", "the vcpus' signal", std::io::Error::from(error)))?;
         let index = vcpu.index;
         let (requests, inbox) = channel();
         let thread = Builder::new()
             .name(format!("vcpu-{index}"))
-            .spawn(move || Runner { vcpu, inbox, stopper, paused: true }.run())
+            .spawn(move || Runner { vcpu, inbox, stopper, paused: true }.run(filter.as_deref()))
             .map_err(|error| Error::call("clone", format!("the thread of vcpu {index}"), error))?;
         Ok(Self { index, requests, thread: Some(thread) })
     }
@@ -126,7 +128,10 @@ struct Runner {
 }
 
 impl Runner {
-    fn run(mut self) {
+    fn run(mut self, filter: Option<&Filter>) {
+        if let Some(Err(error)) = filter.map(Filter::install) {
+            return self.stopper.stop(Stop::Crash(insula_base::chain(&error)));
+        }
         let byte = &raw mut self.vcpu.descriptor.get_kvm_run().immediate_exit;
         IMMEDIATE_EXIT.with(|cell| cell.set(byte));
         let stop = self.serve();

@@ -7,6 +7,7 @@
 
 mod builtin;
 mod document;
+mod own;
 mod program;
 mod rules;
 mod syscalls;
@@ -15,6 +16,8 @@ use insula_sys::seccomp::Instruction;
 
 use super::capabilities::Set;
 use super::{Error, Result};
+
+pub use own::{Allowed, Argument, allow_only};
 
 /// `SECCOMP_FILTER_FLAG_…`
 const FLAG_TSYNC: u32 = 1;

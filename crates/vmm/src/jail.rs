@@ -1,0 +1,216 @@
+//! What the process of a machine can still do once its guest runs: read and write what it has open, run
+//! processors, manage its own memory, end. A guest that breaks out of a device finds no files (Landlock) and a
+//! filter of system calls that ends the process at the first one that is not listed here; each thread has its own.
+//!
+//! Who starts the process gives it namespaces with nothing in them and a user that owns nothing; it may gain no
+//! privileges, which both of these need.
+
+use insula_host::confine::seccomp::{Allowed, Program, allow_only};
+
+use crate::error::{Error, Result};
+
+/// `KVM_RUN`
+const RUN: u64 = 0xae80;
+/// `TUNSETOFFLOAD`, linux/if_tun.h
+const OFFLOAD: u64 = 0x4004_54d0;
+const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
+
+/// What a thread does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It works the queues of all devices off.
+    Devices,
+    /// It runs a processor, and serves what that does to registers.
+    Processor,
+    /// It carries messages between a port and a server of files.
+    Relay,
+}
+
+/// A filter for threads of one role.
+#[derive(Debug, Clone)]
+pub struct Filter(Program);
+
+impl Filter {
+    pub fn of(role: Role) -> Result<Self> {
+        let special = match role {
+            Role::Devices => DEVICES,
+            Role::Processor => PROCESSOR,
+            Role::Relay => RELAY,
+        };
+        let calls = [&always()[..], special].concat();
+        allow_only(&calls)
+            .map(Self)
+            .map_err(|error| Error::call("compile", "a filter", std::io::Error::other(error)))
+    }
+
+    /// Puts it before every later system call of this thread, and of those that it starts.
+    pub fn install(&self) -> Result<()> {
+        let installed = self.0.install();
+        installed.map_err(|error| Error::call("seccomp", "a thread", std::io::Error::other(error)))
+    }
+}
+
+/// Takes files, networks and other processes away from this thread and those that it starts; what is open
+/// stays so. False where the kernel has no Landlock.
+pub fn give_files_up() -> Result<bool> {
+    let failed = |call| move |source| Error::call(call, "this process", source);
+    insula_sys::process::no_new_privileges().map_err(failed("prctl PR_SET_NO_NEW_PRIVS"))?;
+    insula_sys::landlock::forbid_everything().map_err(failed("landlock_restrict_self"))
+}
+
+/// What every thread may do.
+fn always() -> Vec<Allowed<'static>> {
+    let own = u64::from(std::process::id());
+    vec![
+        // Locks, channels, the end of threads.
+        Allowed::any("futex"),
+        Allowed::any("sched_yield"),
+        // Memory for what a request needs; never such that can be executed.
+        Allowed::any("brk"),
+        Allowed::without("mmap", 2, PROT_EXEC),
+        Allowed::without("mprotect", 2, PROT_EXEC),
+        Allowed::any("mremap"),
+        Allowed::any("munmap"),
+        Allowed::any("madvise"),
+        // Events, frames of a tap, the serial line, warnings.
+        Allowed::any("read"),
+        Allowed::any("write"),
+        // What is not needed any more.
+        Allowed::any("close"),
+        // Whether it is open, which builds for debugging ask before (`F_GETFD`).
+        Allowed::with("fcntl", 1, libc::F_GETFD as u64),
+        // Seeds of hash maps, and what the entropy device gives.
+        Allowed::any("getrandom"),
+        // The end of a signal's handler, and what a panic does before it aborts.
+        Allowed::any("rt_sigreturn"),
+        Allowed::any("rt_sigprocmask"),
+        Allowed::any("getpid"),
+        Allowed::any("gettid"),
+        // A signal to a thread of this process: to a processor that is to stop, or that of abort(3).
+        Allowed::with("tgkill", 0, own),
+        // Where the kernel has no faster way to the time, and waits that a signal interrupted.
+        Allowed::any("clock_gettime"),
+        Allowed::any("restart_syscall"),
+        // The end of a thread, and of the process.
+        Allowed::any("sigaltstack"),
+        Allowed::any("exit"),
+        Allowed::any("exit_group"),
+    ]
+}
+
+const DEVICES: &[Allowed<'static>] = &[
+    // Waits for everything.
+    Allowed::any("epoll_wait"),
+    Allowed::any("epoll_pwait"),
+    Allowed::any("epoll_pwait2"),
+    // Ports of the console are sockets.
+    Allowed::any("recvfrom"),
+    Allowed::any("sendto"),
+    // Disks: requests, flushes, blocks that are given back.
+    Allowed::any("preadv"),
+    Allowed::any("pwritev"),
+    Allowed::any("fdatasync"),
+    Allowed::any("fallocate"),
+];
+
+const PROCESSOR: &[Allowed<'static>] = &[
+    Allowed::with("ioctl", 1, RUN),
+    // A driver that begins or ends says what frames its card takes.
+    Allowed::with("ioctl", 1, OFFLOAD),
+    // And the server of a shared folder gets its queues, or gives them back.
+    Allowed::any("recvmsg"),
+    Allowed::any("sendmsg"),
+];
+
+const RELAY: &[Allowed<'static>] = &[
+    // Waits for both sides.
+    Allowed::any("poll"),
+    Allowed::any("ppoll"),
+    // The port is a socket.
+    Allowed::any("recvfrom"),
+    Allowed::any("sendto"),
+    // The server is told that nobody needs it any more.
+    Allowed::any("recvmsg"),
+    Allowed::any("sendmsg"),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    const ACTION: &str = "INSULA_TEST_JAIL";
+    const ROLES: [(&str, Role); 3] =
+        [("devices", Role::Devices), ("processor", Role::Processor), ("relay", Role::Relay)];
+    const FORBIDDEN: [&str; 7] = ["open", "socket", "execute", "thread", "code", "control", "kill"];
+
+    fn act(action: &str, file: &std::fs::File) {
+        match action {
+            "open" => drop(std::fs::File::open("/dev/null")),
+            "socket" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
+            "execute" => drop(Command::new("true").status()),
+            "thread" => drop(std::thread::Builder::new().spawn(|| ())),
+            "code" => {
+                use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+                let flags = ProtFlags::READ | ProtFlags::EXEC;
+                // SAFETY: a new mapping that nobody uses.
+                let _ = unsafe { mmap_anonymous(std::ptr::null_mut(), 4096, flags, MapFlags::PRIVATE) };
+            }
+            "control" => drop(rustix::io::ioctl_fionread(file)),
+            "kill" => drop(rustix::process::test_kill_process(rustix::process::getpid())),
+            other => panic!("{other}"),
+        }
+    }
+
+    /// Of a process of its own: see the test below.
+    #[test]
+    fn what_a_child_does() {
+        let Ok(asked) = std::env::var(ACTION) else { return };
+        let (role, action) = asked.split_once(' ').unwrap();
+        let role = ROLES.iter().find(|(name, _)| *name == role).unwrap().1;
+        let file = std::fs::File::open("/dev/null").unwrap();
+        insula_sys::process::no_new_privileges().unwrap();
+        Filter::of(role).unwrap().install().unwrap();
+        act(action, &file);
+    }
+
+    #[test]
+    fn a_forbidden_call_ends_the_process() {
+        const SIGSYS: i32 = 31;
+        for (role, _) in ROLES {
+            for action in FORBIDDEN {
+                let status = Command::new(std::env::current_exe().unwrap())
+                    .args(["--exact", "jail::tests::what_a_child_does"])
+                    .env(ACTION, format!("{role} {action}"))
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .status()
+                    .unwrap();
+                assert_eq!(status.signal(), Some(SIGSYS), "{role} {action}: {status}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_every_role_needs_passes() {
+        for (_, role) in ROLES {
+            // One that does not pass ends this process.
+            std::thread::spawn(move || {
+                let event = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+                insula_sys::process::no_new_privileges().unwrap();
+                Filter::of(role).unwrap().install().unwrap();
+                event.write(7).unwrap();
+                assert_eq!(event.read().unwrap(), 7);
+                let large: Vec<u8> = (0..4 << 20).map(|number| number as u8).collect();
+                assert_eq!(large.iter().filter(|byte| **byte == 1).count(), (4 << 20) / 256);
+                let mut seeded = std::collections::HashMap::new();
+                seeded.insert("one", std::time::Instant::now());
+                assert!(seeded["one"].elapsed().as_secs() < 1000);
+            })
+            .join()
+            .unwrap();
+        }
+    }
+}
