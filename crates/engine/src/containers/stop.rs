@@ -11,11 +11,13 @@ use super::row::{Phase, Row};
 use super::signals::{self, KILL};
 use super::start::not_running;
 use super::{Change, StopRequest};
-use crate::plan;
 use crate::{Engine, Error, Result};
+use crate::{machines, plan};
 
 /// How long a container may take to be gone after KILL: what it was busy with in the kernel.
 const DEATH: Duration = Duration::from_secs(10);
+/// The same where another kernel carries the signal out, perhaps an emulated one on a busy host.
+const DEATH_IN_A_MACHINE: Duration = Duration::from_secs(60);
 /// SIGRTMIN+3 asks systemd to halt.
 const HALT: i32 = 37;
 
@@ -86,7 +88,7 @@ impl Engine {
         self.publish(&row, "kill", &[("signal", &signal.to_string())]);
         if signal == KILL {
             // As Docker: a container that was killed is gone when the answer comes.
-            let _ = tokio::time::timeout(DEATH, progress.wait_for(|progress| !progress.running)).await;
+            let _ = tokio::time::timeout(death(&row), progress.wait_for(|progress| !progress.running)).await;
         }
         Ok(())
     }
@@ -94,14 +96,15 @@ impl Engine {
     /// Kills a container without waiting for its turn.
     pub(super) async fn kill_now(&self, container: &Arc<Container>) -> Result<()> {
         let mut progress = container.subscribe();
-        if !container.row().running() {
+        let row = container.row();
+        if !row.running() {
             return Ok(());
         }
         match self.signal(container, KILL).await {
             Ok(()) | Err(Error::Conflict(_)) => {}
             Err(error) => return Err(error),
         }
-        gone(&mut progress, DEATH).await.then_some(()).ok_or_else(|| unkillable(container))
+        gone(&mut progress, death(&row)).await.then_some(()).ok_or_else(|| unkillable(container))
     }
 
     async fn signal(&self, container: &Container, signal: i32) -> Result<()> {
@@ -181,6 +184,11 @@ impl Engine {
 async fn gone(progress: &mut tokio::sync::watch::Receiver<Progress>, patience: Duration) -> bool {
     let gone = progress.wait_for(|progress| !progress.running);
     matches!(tokio::time::timeout(patience, gone).await, Ok(Ok(_)))
+}
+
+/// How long the end of a container that was killed may take.
+fn death(row: &Row) -> Duration {
+    if machines::wanted(&row.host.isolation) { DEATH_IN_A_MACHINE } else { DEATH }
 }
 
 fn unkillable(container: &Container) -> Error {
