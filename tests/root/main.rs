@@ -16,6 +16,7 @@ mod layers;
 mod lifecycle;
 mod limits;
 mod logs;
+mod metrics;
 mod network;
 mod process;
 mod pull;

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -83,6 +83,10 @@ pub(crate) struct Options {
     /// Key of that certificate
     #[arg(long, value_name = "FILE")]
     pub(crate) tlskey: Option<PathBuf>,
+    /// Address and port to serve metrics for Prometheus on, to anyone and without TLS: http://ADDRESS:PORT/metrics
+    /// [default: on the API's own sockets only]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) metrics_addr: Option<SocketAddr>,
     /// Plugin that is asked about each request: a name in /run/docker/plugins, or the path of its socket;
     /// may be given more than once
     #[arg(long, alias = "authorization-plugin", value_name = "PLUGIN", value_delimiter = ',')]
@@ -174,6 +178,7 @@ impl Options {
             tlscacert: self.tlscacert.or(other.tlscacert),
             tlscert: self.tlscert.or(other.tlscert),
             tlskey: self.tlskey.or(other.tlskey),
+            metrics_addr: self.metrics_addr.or(other.metrics_addr),
             authorization: list(self.authorization, other.authorization),
             forbid: list(self.forbid, other.forbid),
             bind_below: paths(self.bind_below, other.bind_below),

@@ -128,6 +128,13 @@ async fn serve(settings: Settings, ready: Option<std::fs::File>) -> anyhow::Resu
             tracing::info!(root = %root.display(), %address, "serving with TLS");
         }
     }
+    if let Some(address) = settings.metrics {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.with_context(|| format!("metrics-addr: listen on {address}"))?;
+        let address = listener.local_addr().context("metrics-addr: its own address")?;
+        serving.spawn(server.clone().serve_metrics(listener, stop.clone()));
+        tracing::info!(%address, "serving metrics");
+    }
     if let Some(mut ready) = ready {
         ready.write_all(b"1").context("say that the API is served")?;
     }

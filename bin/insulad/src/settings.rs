@@ -29,6 +29,7 @@ pub(crate) struct Settings {
     /// Addresses to serve TLS on.
     pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) tls: Option<TlsFiles>,
+    pub(crate) metrics: Option<SocketAddr>,
     pub(crate) authorization: Authorization,
     pub(crate) policy: Policy,
     pub(crate) registries: insula_registry::Options,
@@ -71,6 +72,7 @@ impl Settings {
             group,
             addresses,
             tls,
+            metrics: options.metrics_addr,
             instance,
         })
     }
@@ -188,6 +190,7 @@ mod tests {
             ("forbid = [\"fun\"]", "cannot be forbidden"),
             ("bind-below = [\"srv\"]", "an absolute path"),
             ("tlscert = \"/x\"", "all together"),
+            ("metrics-addr = \"9323\"", "metrics-addr"),
             ("tlscert = \"/x\"\ntlskey = \"/x\"\ntlscacert = \"/x\"", "\"/x\""),
             ("group = \"no such group\"", "is not in /etc/group"),
             ("authorization = [\"../x\"]", "the absolute path"),

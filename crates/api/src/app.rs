@@ -2,6 +2,7 @@
 //! answer has.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
@@ -17,6 +18,8 @@ use insula_models::ApiVersion;
 
 use crate::authorization::{Authorization, Peer};
 use crate::error::ApiError;
+use crate::metrics::Metrics;
+use crate::routes::metrics::Route;
 use crate::{leftover, version};
 
 /// What answers.
@@ -24,6 +27,7 @@ use crate::{leftover, version};
 pub(crate) struct Site {
     pub(crate) router: Router,
     pub(crate) authorization: Authorization,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// Answers one request; failures are answers too.
@@ -42,6 +46,8 @@ pub(crate) async fn answer(site: Site, peer: Peer, request: Request) -> Result<R
         rest.discard().await;
     }
     decorate(&mut response);
+    let route = response.extensions().get::<Route>().map(|route| &*route.0);
+    site.metrics.answered(&method, route, response.status(), started.elapsed());
     let status = response.status().as_u16();
     tracing::debug!(%method, path, status, micros = started.elapsed().as_micros(), "request");
     Ok(response)

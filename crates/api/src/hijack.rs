@@ -248,7 +248,7 @@ mod tests {
         let listener = listen::bind(&socket, listen::Group::Usual).unwrap();
         tokio::spawn(server::accept(
             listener,
-            Site { router, authorization: Authorization::default() },
+            Site { router, authorization: Authorization::default(), metrics: Default::default() },
             stopped,
         ));
         Fake { socket, _folder: folder, _stop: stop }

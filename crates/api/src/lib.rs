@@ -11,6 +11,7 @@ mod error;
 mod hijack;
 mod leftover;
 mod listen;
+mod metrics;
 mod plain;
 mod registry_names;
 mod request;

@@ -49,7 +49,10 @@ const HALF_CLOSED_CHECK: Duration = Duration::from_secs(1);
 
 /// The API of one engine, on any number of listeners.
 #[derive(Debug, Clone)]
-pub struct Server(Site);
+pub struct Server {
+    site: Site,
+    engine: Engine,
+}
 
 impl Server {
     /// Without authorization plugins.
@@ -61,17 +64,26 @@ impl Server {
     /// With plugins that are asked about each request.
     #[must_use]
     pub fn guarded(engine: Engine, authorization: Authorization) -> Self {
-        Self(Site { router: routes::all(engine), authorization })
+        let metrics = Arc::default();
+        let router = routes::all(engine.clone(), Arc::clone(&metrics));
+        Self { site: Site { router, authorization, metrics }, engine }
     }
 
     /// Serves who connects to a unix socket until `stop` becomes true.
     pub async fn serve(self, listener: UnixListener, stop: watch::Receiver<bool>) {
-        accept(listener, self.0, stop).await;
+        accept(listener, self.site, stop).await;
     }
 
     /// Serves who connects over TCP and shows a certificate.
     pub async fn serve_tls(self, listener: TcpListener, tls: TlsAcceptor, stop: watch::Receiver<bool>) {
-        accept(Tls { listener, tls }, self.0, stop).await;
+        accept(Tls { listener, tls }, self.site, stop).await;
+    }
+
+    /// Serves the metrics, and nothing else, to whoever connects over TCP.
+    pub async fn serve_metrics(self, listener: TcpListener, stop: watch::Receiver<bool>) {
+        let metrics = self.site.metrics;
+        let router = routes::metrics_alone(self.engine, Arc::clone(&metrics));
+        accept(Open(listener), Site { router, authorization: Authorization::default(), metrics }, stop).await;
     }
 }
 
@@ -107,6 +119,27 @@ impl Listen for UnixListener {
         stop: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + Send + 'static {
         connection(stream, site, door.wait(), door, stop)
+    }
+}
+
+/// Everyone may ask.
+struct Open(TcpListener);
+
+impl Listen for Open {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> std::io::Result<TcpStream> {
+        self.0.accept().await.map(|(stream, _)| stream)
+    }
+
+    fn talk(
+        &self,
+        stream: TcpStream,
+        site: Site,
+        door: Arc<Door>,
+        stop: watch::Receiver<bool>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        open_connection(stream, site, door.wait(), door, stop)
     }
 }
 
@@ -174,7 +207,7 @@ async fn tls_connection(
     site: Site,
     mut seat: Seat,
     door: Arc<Door>,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) {
     // Interactive: what is typed is to be sent.
     if let Err(error) = stream.set_nodelay(true) {
@@ -197,6 +230,30 @@ async fn tls_connection(
     };
     let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let peer = Peer { certificates: shown.iter().map(|certificate| certificate.to_vec()).collect() };
+    converse(stream, site, peer, stop).await;
+}
+
+/// A client that asks for the metrics. It keeps its place in the hall for as long as it is here.
+async fn open_connection(
+    stream: TcpStream,
+    site: Site,
+    mut seat: Seat,
+    door: Arc<Door>,
+    stop: watch::Receiver<bool>,
+) {
+    let Entry::Served(_served) = door.enter() else { return };
+    tokio::select! {
+        () = converse(stream, site, Peer::default(), stop) => {}
+        () = seat.lost() => tracing::debug!("others came for the metrics"),
+    }
+}
+
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    site: Site,
+    peer: Peer,
+    mut stop: watch::Receiver<bool>,
+) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         app::answer(site.clone(), peer.clone(), request.map(Body::new))
     });

@@ -3,7 +3,7 @@
 
 mod journal;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +14,7 @@ use tokio::sync::broadcast;
 use self::journal::Journal;
 use crate::Error;
 use crate::filters::{Filters, check_names};
+use crate::measures::Measures;
 
 /// Events kept for those who ask for the past.
 const KEPT: usize = 1024;
@@ -62,6 +63,7 @@ impl EventType {
 pub struct Events {
     history: Mutex<History>,
     sender: broadcast::Sender<Arc<EventMessage>>,
+    measures: Measures,
 }
 
 #[derive(Debug, Default)]
@@ -70,11 +72,17 @@ struct History {
     /// Time of this daemon's last event, nanoseconds since 1970: times never go back.
     last: i64,
     journal: Option<Journal>,
+    /// This daemon's events by type and action.
+    counts: BTreeMap<(&'static str, String), u64>,
 }
 
 impl Default for Events {
     fn default() -> Self {
-        Self { history: Mutex::default(), sender: broadcast::Sender::new(BACKLOG) }
+        Self {
+            history: Mutex::default(),
+            sender: broadcast::Sender::new(BACKLOG),
+            measures: Measures::default(),
+        }
     }
 }
 
@@ -83,7 +91,7 @@ impl Events {
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let (journal, kept) = Journal::open(folder, KEPT)?;
         let kept = kept.into_iter().map(Arc::new).collect();
-        let history = History { kept, last: 0, journal: Some(journal) };
+        let history = History { kept, journal: Some(journal), ..History::default() };
         Ok(Self { history: Mutex::new(history), ..Self::default() })
     }
 
@@ -102,6 +110,9 @@ impl Events {
         if let Some(journal) = &mut history.journal {
             journal.append(&event);
         }
+        // What follows a colon is a user's words.
+        let action = action.split(':').next().unwrap_or(action);
+        *history.counts.entry((of.as_str(), action.to_owned())).or_default() += 1;
         // Nobody may be listening. Within the lock, so that order is the same for all.
         let _ = self.sender.send(event);
     }
@@ -125,6 +136,18 @@ impl Events {
                 .collect()
         });
         EventStream { past, future: self.sender.subscribe(), filter, until }
+    }
+
+    /// How many there were since this daemon began, by type and action (`start`, `health_status`).
+    #[must_use]
+    pub fn counts(&self) -> BTreeMap<(&'static str, String), u64> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).counts.clone()
+    }
+
+    /// What the engine has done since this daemon began.
+    #[must_use]
+    pub fn measures(&self) -> &Measures {
+        &self.measures
     }
 
     /// How many listen now.

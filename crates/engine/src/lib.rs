@@ -17,6 +17,7 @@ mod idmaps;
 pub mod images;
 pub mod logs;
 mod machines;
+pub mod measures;
 mod monitor;
 mod names;
 mod networks;

@@ -9,6 +9,7 @@ mod check;
 mod containers;
 mod images;
 mod machines;
+pub(crate) mod metrics;
 mod networks;
 mod ping;
 mod registries;
@@ -31,18 +32,29 @@ use self::attaching::Attaching;
 use insula_models::{ApiVersion, Versioned};
 
 use crate::error::ApiError;
+use crate::metrics::Metrics;
 
 /// What every route has at hand.
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
     engine: Engine,
     attaching: Arc<Attaching>,
+    metrics: Arc<Metrics>,
 }
 
 type Answer = Result<Response, ApiError>;
 
+/// The route of the metrics alone.
+pub(crate) fn metrics_alone(engine: Engine, metrics: Arc<Metrics>) -> Router {
+    Router::new()
+        .merge(metrics::routes())
+        .route_layer(axum::middleware::from_fn(metrics::note))
+        .fallback(async || ApiError::no_page())
+        .with_state(Api { engine, attaching: Arc::default(), metrics })
+}
+
 /// Every route.
-pub(crate) fn all(engine: Engine) -> Router {
+pub(crate) fn all(engine: Engine, metrics: Arc<Metrics>) -> Router {
     Router::new()
         .merge(ping::routes())
         .merge(system::routes())
@@ -56,11 +68,13 @@ pub(crate) fn all(engine: Engine) -> Router {
         .merge(networks::routes())
         .merge(machines::routes())
         .merge(check::routes())
+        .merge(metrics::routes())
         .merge(shared::routes())
         .merge(absent::routes())
+        .route_layer(axum::middleware::from_fn(metrics::note))
         .fallback(async || ApiError::no_page())
         .method_not_allowed_fallback(async || ApiError::no_page())
-        .with_state(Api { engine, attaching: Arc::default() })
+        .with_state(Api { engine, attaching: Arc::default(), metrics })
 }
 
 /// The version of the API that the request speaks.

@@ -44,6 +44,7 @@ use self::report::Report;
 pub use self::request::{BuildRequest, Secret};
 use self::stage::Built;
 use crate::images::ProgressSender;
+use crate::measures::Operation;
 use crate::tree::{Last, Tree};
 use crate::{Engine, Error, Result, blocking, transfer};
 
@@ -74,6 +75,15 @@ impl Engine {
     /// Builds an image from a tar, plain or compressed with gzip, telling how far it is in the legacy
     /// builder's words. Dropped, it ends what runs for it.
     pub async fn build(
+        &self,
+        context: impl Read + Send + 'static,
+        request: BuildRequest,
+        progress: ProgressSender,
+    ) -> Result<()> {
+        self.events().measures().of(Operation::Build, self.build_all(context, request, progress)).await
+    }
+
+    async fn build_all(
         &self,
         context: impl Read + Send + 'static,
         request: BuildRequest,

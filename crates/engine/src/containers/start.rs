@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use super::container::Container;
 use super::row::{Failure, Phase, Row};
 use super::{Change, check};
+use crate::measures::Operation;
 use crate::monitor::{Connection, LaunchRecord, SandboxFolder, Task};
 use crate::plan::{self, Inputs, Joined};
 use crate::{Engine, Error, Result, blocking, machines};
@@ -34,6 +35,10 @@ impl Engine {
 
     /// For who has the container's turn.
     pub(super) async fn start(&self, container: &Arc<Container>) -> Result<Change> {
+        self.events().measures().of(Operation::Start, self.start_in_turn(container)).await
+    }
+
+    async fn start_in_turn(&self, container: &Arc<Container>) -> Result<Change> {
         let before = container.row();
         match &before.phase {
             Phase::Running { .. } if container.state().paused => {

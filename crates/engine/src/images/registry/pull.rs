@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use super::jobs::Job;
 use super::lines::Lines;
 use crate::images::{Images, ProgressSender};
+use crate::measures::Operation;
 use crate::{Error, Result, blocking};
 
 /// Between two lines about the same layer.
@@ -44,6 +45,10 @@ struct Pulled {
 impl Images {
     /// Pulls an image, or all tags of a repository, with Docker's lines.
     pub async fn pull(&self, request: PullRequest, progress: ProgressSender) -> Result<()> {
+        self.events.measures().of(Operation::Pull, self.pull_all(request, progress)).await
+    }
+
+    async fn pull_all(&self, request: PullRequest, progress: ProgressSender) -> Result<()> {
         let lines = Lines::new(progress);
         let wanted = Wanted::parse(&request.platform).map_err(|e| Error::InvalidArgument(e.to_string()))?;
         let (reference, all) = requested(&request)?;

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use super::content::{StoredBlob, compress};
 use super::lines::Lines;
 use crate::images::{Images, ProgressSender};
+use crate::measures::Operation;
 use crate::{Error, Result, blocking};
 
 /// What is to be pushed.
@@ -42,6 +43,10 @@ struct Outgoing {
 impl Images {
     /// Pushes an image by one of its names, or by all in a repository, with Docker's lines.
     pub async fn push(&self, request: PushRequest, progress: ProgressSender) -> Result<()> {
+        self.events.measures().of(Operation::Push, self.push_all(request, progress)).await
+    }
+
+    async fn push_all(&self, request: PushRequest, progress: ProgressSender) -> Result<()> {
         let lines = Lines::new(progress);
         let mut name = Reference::parse(&request.name).map_err(insula_store::Error::from)?;
         if !request.tag.is_empty() {
