@@ -50,6 +50,58 @@ fn what_ended_meanwhile_has_its_exit_code_and_all_of_its_log() {
     assert!(log.ok().starts_with("first") && log.ok().ends_with("5000"));
 }
 
+/// Writes numbered lines, about a thousand a second, until it is told to end.
+const NUMBERED: &str = "i=0; while test ! -e /in/go; do seq $((i * 50 + 1)) $((i * 50 + 50)); i=$((i + 1)); sleep 0.05; done; echo end";
+
+#[test]
+fn a_daemon_that_is_replaced_under_load_loses_no_line_and_no_event() {
+    let mut daemon = daemon!();
+    let bind = format!("{}:/in", text(&daemon.folder()));
+    let names = ["one", "two", "three", "x4"];
+    for name in names {
+        daemon.detached(&["-v", &bind, "--name", name, "--network", "none"], NUMBERED);
+    }
+    let lines = |daemon: &insula_tests::Daemon, name: &str| -> Vec<String> {
+        daemon.insula(&["logs", name]).ok().lines().map(str::to_owned).collect()
+    };
+    for killed in [true, false, true, false] {
+        let before = names.map(|name| lines(&daemon, name).len());
+        if killed {
+            daemon.kill()
+        } else {
+            assert_eq!(daemon.stop(), Some(0))
+        }
+        daemon.restart();
+        for (name, before) in names.iter().zip(before) {
+            holds("it writes on", || lines(&daemon, name).len() > before + 50);
+        }
+    }
+    // They end while there is no daemon.
+    let pids = names.map(|name| daemon.pid_of(name));
+    daemon.kill();
+    std::fs::write(daemon.folder().join("go"), "").unwrap();
+    holds("all end", || !pids.iter().any(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists()));
+    daemon.restart();
+    for name in names {
+        daemon.reaches(name, "exited");
+        let found = lines(&daemon, name);
+        let mut expected: Vec<String> = (1..found.len()).map(|number| number.to_string()).collect();
+        expected.push("end".to_owned());
+        assert!(found == expected, "{name}: lines are lost or doubled: {found:?}");
+    }
+    let told = ["events", "--since", "1", "--until", "0s", "--filter", "type=container", "--format"];
+    let told = daemon.insula(&[&told[..], &["{{.Action}} {{.Actor.Attributes.name}}"]].concat());
+    for action in ["create", "start", "die"] {
+        let of: Vec<&str> =
+            told.ok().lines().filter_map(|line| line.strip_prefix(action)?.strip_prefix(' ')).collect();
+        let mut sorted = of.clone();
+        sorted.sort_unstable();
+        let mut expected = names;
+        expected.sort_unstable();
+        assert_eq!(sorted, expected, "{action} in {told}");
+    }
+}
+
 #[test]
 fn an_attached_client_outlives_the_daemon() {
     let mut daemon = daemon!();
