@@ -12,9 +12,10 @@ use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, OpenTreeFlags};
 
 use super::mounts::{self, Built};
-use super::{Inside, cgroups, paths, terminal};
+use super::{Inside, cgroups, paths, program, terminal};
 use crate::error::{Context, Error, Result};
 use crate::handshake::{self, Channel, Order};
+use crate::streams::Ends;
 use crate::{hooks, sources};
 
 /// What an init holds while it waits without its builder.
@@ -64,7 +65,11 @@ impl Inside<'_> {
         let terminal = terminal::open(self.ends, self.channel)?;
         if let Some(slave) = &terminal {
             bind_console(slave.as_fd())?;
+            // Who creates may wait for the end of its own output, which the init must not keep open.
+            Ends::install(slave.as_fd(), slave.as_fd(), slave.as_fd())?;
         }
+        // What is missing now is said to who creates, who has more to clean up than who starts.
+        program::look_up(&self.plan.process)?;
         self.channel.report_ready()?;
         let Order::Park = self.channel.await_order()? else { return Err(Error::Lost) };
         let starter = wait(parking.listener)?;

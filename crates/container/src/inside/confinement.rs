@@ -44,6 +44,7 @@ impl Confinement {
             }
             sets => sets,
         };
+        let exact = exact.map(|sets| without_bare_ambient(sets, &mut warnings));
         let asked = exact.map_or(asked, |sets| sets.bounding);
         let wanted = if exact.is_some() {
             asked
@@ -149,6 +150,17 @@ fn exact_sets(lists: &insula_spec::bundle::document::Capabilities, warnings: &mu
     unknown.dedup();
     warnings.extend(unknown.iter().map(|name| format!("no capability is called {name}")));
     sets
+}
+
+/// The kernel has nothing ambient that is not permitted and inheritable: capabilities(7). Some engines ask for it.
+fn without_bare_ambient(sets: Sets, warnings: &mut Vec<String>) -> Sets {
+    let possible = sets.permitted & sets.inheritable;
+    let bare = sets.ambient - possible;
+    if !bare.is_empty() {
+        let names: Vec<_> = bare.names().collect();
+        warnings.push(format!("not ambient, since they are not permitted and inheritable: {}", names.join(", ")));
+    }
+    Sets { ambient: sets.ambient & possible, ..sets }
 }
 
 /// What the builder can hand on of them.

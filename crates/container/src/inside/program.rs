@@ -174,32 +174,56 @@ fn strings(list: &[String]) -> Result<Vec<CString>> {
         .collect()
 }
 
-/// execve(2), the program looked up in the container's `PATH` as execvp(3) does.
+/// Whether there is such a program, as far as it can be said before the working folder is entered and the user
+/// changed: what is there may still be refused when it is executed.
+pub(super) fn look_up(process: &ProcessPlan) -> Result<()> {
+    search(&process.args, &process.env, |path| match rustix::fs::stat(path) {
+        Err(error) if path.starts_with('/') && error != Errno::ACCESS => Err(error),
+        _ => Ok(()),
+    })
+}
+
+/// execve(2) of what is found.
 fn run(args: &[String], env: &[String], arguments: &[CString], environment: &[CString]) -> Error {
+    let Err(error) = search(args, env, |path| Err::<Infallible, _>(attempt(path, arguments, environment)));
+    error
+}
+
+/// Tries the program where the container's `PATH` has it, as execvp(3) does.
+fn search<T>(
+    args: &[String],
+    env: &[String],
+    mut attempt: impl FnMut(&str) -> Result<T, Errno>,
+) -> Result<T> {
     let Some(name) = args.first().filter(|name| !name.is_empty()) else {
-        return Error::Program { program: String::new(), reason: "no command specified", exit_code: 127 };
+        return Err(Error::Program {
+            program: String::new(),
+            reason: "no command specified",
+            exit_code: 127,
+        });
     };
     let failed = |reason, exit_code| Error::Program { program: name.clone(), reason, exit_code };
     if name.contains('/') {
-        return match attempt(name, arguments, environment) {
+        return attempt(name).map_err(|errno| match errno {
             Errno::NOENT | Errno::NOTDIR => failed("no such file or directory", 127),
             errno => refused(name, errno),
-        };
+        });
     }
     let path = env.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or("/usr/bin:/bin");
     let mut denied = None;
     for folder in path.split(':') {
         let folder = if folder.is_empty() { "." } else { folder };
-        match attempt(&format!("{folder}/{name}"), arguments, environment) {
-            Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG => {}
-            Errno::ACCESS => denied = Some(Errno::ACCESS),
-            errno => return refused(name, errno),
+        match attempt(&format!("{folder}/{name}")) {
+            Ok(found) => return Ok(found),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => {}
+            Err(Errno::ACCESS) => denied = Some(Errno::ACCESS),
+            Err(errno) => return Err(refused(name, errno)),
         }
     }
-    match denied {
+    Err(match denied {
         Some(errno) => refused(name, errno),
         None => failed("executable file not found in $PATH", 127),
-    }
+    })
 }
 
 fn attempt(path: &str, arguments: &[CString], environment: &[CString]) -> Errno {
