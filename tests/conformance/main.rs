@@ -9,6 +9,7 @@ mod clients;
 mod compat;
 mod compose;
 mod docker;
+mod engines;
 mod fields;
 mod guarded;
 mod services;

@@ -96,12 +96,19 @@ fn quiet(program: &str, arguments: &[&str]) {
 
 /// The instance's cgroup in every hierarchy, where it is.
 fn roots(instance: &Instance) -> Vec<PathBuf> {
-    let hierarchies = folders_in(Path::new("/sys/fs/cgroup")).into_iter();
-    let all = hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]);
-    all.map(|hierarchy| hierarchy.join(instance.cgroup())).filter(|root| root.is_dir()).collect()
+    cgroups_called(&instance.cgroup())
 }
 
-fn remove_cgroups(folder: &Path) {
+/// The cgroup `name` in every hierarchy where it is.
+#[must_use]
+pub fn cgroups_called(name: &str) -> Vec<PathBuf> {
+    let hierarchies = folders_in(Path::new("/sys/fs/cgroup")).into_iter();
+    let all = hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]);
+    all.map(|hierarchy| hierarchy.join(name)).filter(|root| root.is_dir()).collect()
+}
+
+/// Removes a cgroup and those below it, whose processes have ended.
+pub fn remove_cgroups(folder: &Path) {
     for child in folders_in(folder) {
         remove_cgroups(&child);
     }

@@ -22,7 +22,7 @@ mod terminal;
 mod wait;
 
 pub use daemon::{Daemon, OnDrop, text};
-pub use host::{Leaks, Neighbour, host_address};
+pub use host::{Leaks, Neighbour, cgroups_called, host_address, remove_cgroups};
 pub use http::{Response, get, request};
 pub use outcome::Outcome;
 pub use product::{docker, dockers, program};

@@ -2,6 +2,7 @@
 //! the checks are right, and then with `insula-runtime`.
 
 mod bundle;
+mod escapes;
 mod life;
 mod process;
 mod refusals;

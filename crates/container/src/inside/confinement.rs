@@ -158,7 +158,8 @@ fn without_bare_ambient(sets: Sets, warnings: &mut Vec<String>) -> Sets {
     let bare = sets.ambient - possible;
     if !bare.is_empty() {
         let names: Vec<_> = bare.names().collect();
-        warnings.push(format!("not ambient, since they are not permitted and inheritable: {}", names.join(", ")));
+        warnings
+            .push(format!("not ambient, since they are not permitted and inheritable: {}", names.join(", ")));
     }
     Sets { ambient: sets.ambient & possible, ..sets }
 }

@@ -17,6 +17,9 @@ use rustix::mount::{MountAttrFlags, OpenTreeFlags};
 use super::mounts::{self, Built};
 use crate::error::{Context, Error, Result};
 
+/// `f_type` of procfs, statfs(2).
+const PROC: u64 = 0x9fa0;
+
 /// Writes kernel parameters, dots or slashes between the parts.
 pub(crate) fn set_sysctls(proc: Option<&OwnedFd>, sysctls: &BTreeMap<String, String>) -> Result<()> {
     if sysctls.is_empty() {
@@ -27,8 +30,15 @@ pub(crate) fn set_sysctls(proc: Option<&OwnedFd>, sysctls: &BTreeMap<String, Str
     for (name, value) in sysctls {
         let path = format!("sys/{}", name.replace('.', "/"));
         let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat2(proc, path.as_str(), flags, Mode::empty(), strict())
+        // Nothing that is mounted over it, and nothing that only looks like it.
+        let resolve = strict() | ResolveFlags::NO_XDEV;
+        let file = rustix::fs::openat2(proc, path.as_str(), flags, Mode::empty(), resolve)
             .context("open sysctl", name)?;
+        if rustix::fs::fstatfs(&file).context("fstatfs", name)?.f_type as u64 != PROC {
+            return Err(Error::Invalid(format!(
+                "/proc has no kernel parameter {name}: it is something else"
+            )));
+        }
         std::fs::File::from(file).write_all(value.as_bytes()).context("write sysctl", name)?;
     }
     Ok(())

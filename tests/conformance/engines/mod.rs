@@ -1,0 +1,190 @@
+//! Other people's engines, from Debian's packages, with `insula-runtime` for a runtime.
+
+mod place;
+
+use std::fs;
+use std::process::Command;
+
+use insula_tests::{Outcome, Terminal, docker, holds, program};
+use place::Place;
+
+const LIMITS: &str = "cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null; \
+                      cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; true";
+/// The window has the size of the tests' terminal after a while.
+const AT_A_TERMINAL: &str =
+    "until test \"$(stty size)\" = '24 80'; do sleep 0.1; done; test -t 2 && echo on a terminal; exit 7";
+
+fn runtime() -> String {
+    program("insula-runtime").display().to_string()
+}
+
+fn of(mut command: Command) -> Outcome {
+    Outcome::of(&mut command, b"")
+}
+
+fn at_a_terminal(command: &Command) {
+    let mut terminal = Terminal::start(command);
+    terminal.expect("on a terminal");
+    assert_eq!(terminal.wait(), 7, "{}", terminal.screen());
+}
+
+/// What podman and Docker have in common.
+fn lives(place: &Place, engine: impl Fn(&[&str]) -> Command) {
+    let run = |flags: &[&str], script: &str| {
+        let parent = format!("/{}", place.group);
+        let own = ["run", "--network", "none", "--cgroup-parent", &parent];
+        engine(&[&own[..], flags, &["busybox", "sh", "-c", script]].concat())
+    };
+    let said = of(run(&["--rm"], "echo out; echo err >&2; exit 3"));
+    assert_eq!((said.code, said.stdout.as_str(), said.stderr.as_str()), (3, "out\n", "err\n"), "{said}");
+    of(engine(&["run", "--rm", "--network", "none", "busybox", "no-such-program"]))
+        .fails(127, &["executable file not found"]);
+    at_a_terminal(&run(&["--rm", "-it"], AT_A_TERMINAL));
+
+    of(run(&["-d", "--name", "one", "--memory", "64m", "--pids-limit", "33"], "exec sleep 1000")).ok();
+    assert_eq!(of(engine(&["exec", "one", "sh", "-c", LIMITS])).ok(), "33\n67108864");
+    let script = "id -u; pwd; echo $X; exit 9";
+    let said = of(engine(&["exec", "-u", "5:6", "-w", "/tmp", "-e", "X=1", "one", "sh", "-c", script]));
+    assert_eq!((said.code, said.stdout.as_str()), (9, "5\n/tmp\n1\n"), "{said}");
+    at_a_terminal(&engine(&["exec", "-it", "one", "sh", "-c", AT_A_TERMINAL]));
+    let status = || of(engine(&["inspect", "-f", "{{.State.Status}}", "one"])).ok().to_owned();
+    of(engine(&["pause", "one"])).ok();
+    assert_eq!(status(), "paused");
+    of(engine(&["unpause", "one"])).ok();
+    assert_eq!(status(), "running");
+    assert_eq!(of(engine(&["stats", "--no-stream", "--format", "{{.PIDs}}", "one"])).ok(), "1");
+    of(engine(&["kill", "one"])).ok();
+    assert_eq!(of(engine(&["wait", "one"])).ok(), "137");
+    of(engine(&["start", "one"])).ok();
+    assert_eq!(status(), "running");
+    assert!(!place.groups().is_empty());
+    // Podman would ask first and wait ten seconds.
+    of(engine(&["kill", "one"])).ok();
+    of(engine(&["rm", "-f", "one"])).ok();
+    holds("nothing is left of the containers", || place.groups().is_empty());
+}
+
+/// The engine's own defaults raise limits above what root may have on some hosts.
+const CONTAINERS: &str = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n\
+                          [engine]\nevents_logger = \"file\"\n";
+
+/// Storage and settings of podman and buildah.
+fn storage(place: &Place, name: &str) -> Command {
+    fs::write(place.path("containers.conf"), CONTAINERS).unwrap();
+    let mut command = place.command(name);
+    command.env("CONTAINERS_CONF", place.path("containers.conf"));
+    command.args(["--root", &place.at("root"), "--runroot", &place.at("run"), "--storage-driver", "vfs"]);
+    command
+}
+
+#[test]
+fn podman() {
+    let Some(place) = Place::with(&["podman"]) else { return };
+    let engine = |arguments: &[&str]| {
+        let mut command = storage(&place, "podman");
+        command.args(["--tmpdir", &place.at("tmp"), "--network-config-dir", &place.at("networks")]);
+        command.args(["--runtime", &runtime(), "--cgroup-manager", "cgroupfs"]).args(arguments);
+        command
+    };
+    of(engine(&["load", "-i", &place.at("busybox.tar")])).ok();
+    lives(&place, engine);
+}
+
+#[test]
+fn dockerd() {
+    let Some(place) = Place::with(&["dockerd", "containerd"]) else { return };
+    let Some(client) = docker() else { return insula_tests::skip("root", "docker.io is missing") };
+    let socket = format!("unix://{}", place.at("docker.sock"));
+    let engine = |arguments: &[&str]| {
+        let mut command = place.command(client.to_str().unwrap());
+        command.env("DOCKER_CONFIG", place.path("")).args(["-H", &socket]).args(arguments);
+        command
+    };
+    let key = format!("{{\"deprecated-key-path\": {:?}}}", place.at("key.json"));
+    fs::write(place.path("daemon.json"), key).unwrap();
+    let mut daemon = place.command("dockerd");
+    daemon.args(["-H", &socket, "--config-file", &place.at("daemon.json"), "--pidfile", &place.at("pid")]);
+    daemon.args(["--data-root", &place.at("data"), "--exec-root", &place.at("exec")]);
+    daemon.args(["--iptables=false", "--ip6tables=false", "--storage-driver", "vfs"]);
+    daemon.args(["--add-runtime", &format!("insula={}", runtime()), "--default-runtime", "insula"]);
+    place.daemon(&mut daemon, || engine(&["version"]));
+    of(engine(&["load", "-i", &place.at("busybox.tar")])).ok();
+    lives(&place, engine);
+    // Docker plugs its network in by a hook of the bundle.
+    let parent = format!("/{}", place.group);
+    let run = ["run", "--rm", "--cgroup-parent", &parent, "busybox", "ip", "-4", "-o", "addr"];
+    of(engine(&run)).shows(&["eth0"]);
+}
+
+#[test]
+fn containerd() {
+    let Some(place) = Place::with(&["containerd", "ctr"]) else { return };
+    let config = format!(
+        "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+         [grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n",
+        place.at("root"),
+        place.at("state"),
+        place.at("sock"),
+        place.at("sock.ttrpc")
+    );
+    fs::write(place.path("config.toml"), config).unwrap();
+    // A namespace of containerd's is the parent of its containers' control groups.
+    let ctr = |arguments: &[&str]| {
+        let mut command = place.command("ctr");
+        command.args(["--address", &place.at("sock"), "--namespace", &place.group]).args(arguments);
+        command
+    };
+    let mut daemon = place.command("containerd");
+    place.daemon(daemon.args(["--config", &place.at("config.toml")]), || ctr(&["version"]));
+    of(ctr(&["images", "import", "--snapshotter", "native", &place.at("busybox.tar")])).ok();
+    let image = of(ctr(&["images", "list", "--quiet"])).ok().to_owned();
+    let run = |flags: &[&str], id: &str, command: &[&str]| {
+        let own = ["run", "--snapshotter", "native", "--runc-binary", &runtime()];
+        ctr(&[&own[..], flags, &[&image, id], command].concat())
+    };
+    let said = of(run(&["--rm"], "one", &["sh", "-c", "echo out; exit 5"]));
+    assert_eq!((said.code, said.stdout.as_str()), (5, "out\n"), "{said}");
+    of(run(&["--rm"], "one", &["no-such-program"])).fails(1, &["executable file not found"]);
+    at_a_terminal(&run(&["--rm", "--tty"], "one", &["sh", "-c", AT_A_TERMINAL]));
+    of(run(&["--detach", "--memory-limit", "67108864"], "two", &["sleep", "1000"])).ok();
+    let exec = |script| of(ctr(&["task", "exec", "--exec-id", "more", "two", "sh", "-c", script]));
+    exec("exit 4").exits(4);
+    of(ctr(&["task", "pause", "two"])).ok();
+    of(ctr(&["task", "list"])).shows(&["PAUSED"]);
+    of(ctr(&["task", "resume", "two"])).ok();
+    of(ctr(&["task", "metrics", "two"])).shows(&["67108864"]);
+    of(ctr(&["task", "kill", "--signal", "KILL", "two"])).ok();
+    holds("it stops", || of(ctr(&["task", "list"])).stdout.contains("STOPPED"));
+    let said = of(ctr(&["task", "delete", "two"]));
+    assert!(said.stderr.contains("137"), "{said}");
+    of(ctr(&["container", "delete", "two"])).ok();
+    holds("nothing is left of the containers", || place.groups().is_empty());
+}
+
+#[test]
+fn buildah() {
+    let Some(place) = Place::with(&["buildah"]) else { return };
+    let buildah = |arguments: &[&str]| {
+        let mut command = storage(&place, "buildah");
+        command.args(arguments);
+        command
+    };
+    let parent = format!("/{}", place.group);
+    let archive = format!("docker-archive:{}", place.at("busybox.tar"));
+    of(buildah(&["pull", &archive])).ok();
+    let from = ["from", "--pull-never", "--cgroup-parent", &parent, "--name", "one", "busybox"];
+    of(buildah(&from)).ok();
+    let run = |script| {
+        let own = ["run", "--isolation", "oci", "--runtime", &runtime(), "--network", "none", "one", "--"];
+        of(buildah(&[&own[..], &["sh", "-c", script]].concat()))
+    };
+    assert_eq!(run("id -u; echo made >/made").ok(), "0");
+    run("grep -q made /made && exit 3").exits(3);
+    fs::create_dir(place.path("context")).unwrap();
+    fs::write(place.path("context/Dockerfile"), "FROM busybox\nRUN echo built >/built && cat /built\n")
+        .unwrap();
+    let build = ["build", "--pull-never", "--isolation", "oci", "--runtime", &runtime(), "--network", "none"];
+    let more = ["--cgroup-parent", &parent, "--tag", "built", &place.at("context")];
+    of(buildah(&[&build[..], &more].concat())).shows(&["built"]);
+    assert!(place.groups().is_empty());
+}
