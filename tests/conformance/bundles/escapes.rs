@@ -1,9 +1,9 @@
 //! Ways out of containers that others' runtimes had, each as a test of what closes it here.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
+use insula_tests::holds;
 use serde_json::json;
 
 use super::{Bundle, Runtime, for_each_runtime};
@@ -16,7 +16,12 @@ fn the_executable_cannot_be_overwritten(runtime: &Runtime) {
     let folder = tempfile::tempdir().unwrap();
     let copy = Runtime(folder.path().join(runtime.0.file_name().unwrap()));
     fs::copy(&runtime.0, &copy.0).unwrap();
-    let mut attacker = Bundle::new(&copy, "exec sleep 1000");
+    // No process of the runtime's may be left that executes the file: then nobody can write to it anyway.
+    let script = "until test -s /pid; do sleep 0.1; done; exec 9</proc/$(cat /pid)/exe && echo held; \
+                  until test -e /now; do sleep 0.1; done; \
+                  if echo overwritten 2>/dev/null >/proc/self/fd/9; then echo done; else echo refused; fi";
+    let mut attacker = Bundle::new(&copy, script);
+    attacker.config["root"]["readonly"] = json!(false);
     for set in ["bounding", "effective", "permitted"] {
         attacker.config["process"]["capabilities"][set] = json!(["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE"]);
     }
@@ -32,19 +37,12 @@ fn the_executable_cannot_be_overwritten(runtime: &Runtime) {
     let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap();
     let pid = pids.split_whitespace().last().unwrap();
 
-    let script = format!(
-        "exec 9</proc/{pid}/exe && echo held; read line; \
-         if echo overwritten >/proc/self/fd/9; then echo done; else echo refused; fi"
-    );
-    let mut exec = attacker.command();
-    exec.args(["exec", &attacker.id, "sh", "-c", &script]);
-    let mut exec = exec.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let mut said = BufReader::new(exec.stdout.take().unwrap()).lines().map(Result::unwrap);
-    assert_eq!(said.next().as_deref(), Some("held"));
+    fs::write(attacker.path("rootfs/pid"), pid).unwrap();
+    holds("it is held", || attacker.said("output") == "held\n");
     victim.done(&["delete", "--force", &victim.id]);
-    exec.stdin.take().unwrap().write_all(b"now\n").unwrap();
-    assert_eq!(said.next().as_deref(), Some("refused"));
-    exec.wait().unwrap();
+    fs::write(attacker.path("rootfs/now"), "").unwrap();
+    holds("it was tried", || attacker.said("output").lines().count() == 2);
+    assert_eq!(attacker.said("output"), "held\nrefused\n");
     assert!(fs::read(&copy.0).unwrap() == fs::read(&runtime.0).unwrap());
 }
 
