@@ -14,6 +14,7 @@ use insula_models::{
 };
 use insula_spec::image::{ImageConfig, Index, Manifest, media, parse_archive_manifest};
 use insula_spec::reference::Reference;
+use insula_spec::sites::{HostName, MOST_SITES, Site};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -35,6 +36,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "bundle", run: bundle, seeds: seeds::bundles },
     Target { name: "seccomp-profile", run: seccomp_profile, seeds: seeds::seccomp_profiles },
     Target { name: "task-frame", run: task_frame, seeds: seeds::task_frames },
+    Target { name: "site", run: site, seeds: seeds::sites },
     Target { name: "log-entry", run: log_entry, seeds: seeds::log_entries },
     Target { name: "relay-message", run: relay_message, seeds: seeds::relay_messages },
     Target { name: "channel-frame", run: channel_frame, seeds: seeds::channel_frames },
@@ -160,6 +162,23 @@ pub fn seccomp_profile(data: &[u8]) {
     if let Ok(document) = serde_json::from_slice(data) {
         let _ =
             insula_host::confine::seccomp::compile(&document, insula_host::confine::capabilities::Set::EMPTY);
+    }
+}
+
+/// Host names of users, and in the headers of anybody.
+pub fn site(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    if let Ok(site) = text.parse::<Site>() {
+        let again: HostName = site.name.as_str().parse().expect("a name is one in its own form too");
+        assert_eq!(again, site.name);
+        assert!(site.name.as_str().len() <= 253 && site.port != Some(0));
+    }
+    if let Ok(sites) = Site::list(&text) {
+        assert!(sites.len() <= MOST_SITES);
+    }
+    // A header of any client.
+    if let Ok(name) = HostName::of_authority(&text) {
+        assert!(!name.as_str().starts_with('*') && name.patterns().count() <= 128);
     }
 }
 

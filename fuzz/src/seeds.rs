@@ -94,6 +94,17 @@ pub(crate) fn seccomp_profiles() -> Vec<Vec<u8>> {
     ])
 }
 
+pub(crate) fn sites() -> Vec<Vec<u8>> {
+    let texts = [
+        "www.example.org:8080/http",
+        "*.example.org/tls",
+        "a.org, b.org:81,c",
+        "example.org.:443",
+        "192.0.2.1:80",
+    ];
+    texts.map(|text| text.as_bytes().to_vec()).to_vec()
+}
+
 pub(crate) fn log_entries() -> Vec<Vec<u8>> {
     let part = insula_proto::PartialLogEntry { last: true, id: "ab".into(), ordinal: 2 };
     let entry = insula_proto::LogEntry {

@@ -15,6 +15,7 @@ const ORDER: &[&str] = &[
     "insula-store",
     "insula-registry",
     "insula-network",
+    "insula-proxy-core",
     "insula-container",
     "insula-sandbox",
     "insula-monitor-core",
@@ -34,6 +35,7 @@ const TOP: &[&str] = &[
     "insula",
     "insulad",
     "insula-monitor",
+    "insula-proxy",
     "insula-runtime",
     "insula-vmm",
     "insula-agent",
@@ -53,18 +55,21 @@ const WALLS: &[&str] = &[
     "insula-vmm-core",
     "insula-runtime-core",
 ];
-const WITHOUT_WALLS: &[&str] = &["insulad", "insula"];
+const WITHOUT_WALLS: &[&str] = &["insulad", "insula", "insula-proxy"];
 
 /// The registry's client among them: downloads and uploads of many layers wait on the network side by
-/// side, and only the daemon does that.
+/// side, and only the daemon does that. The proxy is a program of its own that does nothing but wait on the
+/// network.
 const WITH_TOKIO: &[&str] = &[
     "insula-registry",
+    "insula-proxy-core",
     "insula-engine",
     "insula-api",
     "insula-client",
     "insula-console",
     "insula",
     "insulad",
+    "insula-proxy",
 ];
 
 /// Everything that is wrong, one sentence each.

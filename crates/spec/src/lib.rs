@@ -7,3 +7,4 @@ pub mod image;
 pub mod machine;
 pub mod plan;
 pub mod reference;
+pub mod sites;

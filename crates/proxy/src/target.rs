@@ -1,0 +1,95 @@
+//! A container's address, with connections that wait for the next request.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use crate::body::RequestBody;
+use crate::limits;
+
+pub(crate) type Sender = SendRequest<RequestBody>;
+
+/// One container at one port.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    /// Requests and connections under way.
+    open: AtomicUsize,
+    kept: Mutex<Vec<(Sender, Instant)>>,
+}
+
+/// Counted for its target until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Use(pub(crate) Arc<Target>);
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Target {
+    pub(crate) fn new(address: SocketAddr) -> Self {
+        Self { address, open: AtomicUsize::new(0), kept: Mutex::default() }
+    }
+
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn take(self: &Arc<Self>) -> Use {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Use(self.clone())
+    }
+
+    /// A connection that was used before.
+    pub(crate) fn kept(&self) -> Option<Sender> {
+        let mut kept = self.lock();
+        while let Some((sender, since)) = kept.pop() {
+            if sender.is_ready() && since.elapsed() < limits::KEPT_TIME {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for later.
+    pub(crate) fn keep(&self, sender: Sender) {
+        let mut kept = self.lock();
+        if kept.len() < limits::KEPT {
+            kept.push((sender, Instant::now()));
+        }
+    }
+
+    /// Closes connections that nobody needed for long.
+    pub(crate) fn tidy_up(&self) {
+        self.lock().retain(|(sender, since)| !sender.is_closed() && since.elapsed() < limits::KEPT_TIME);
+    }
+
+    pub(crate) async fn connect(&self) -> io::Result<TcpStream> {
+        let stream = tokio::time::timeout(limits::CONNECT, TcpStream::connect(self.address)).await??;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// A new connection of HTTP/1.1.
+    pub(crate) async fn speak(&self) -> io::Result<Sender> {
+        let stream = TokioIo::new(self.connect().await?);
+        let mut builder = Builder::new();
+        builder.max_headers(limits::FIELDS).max_buf_size(limits::HEAD * 2);
+        let (sender, connection) = builder.handshake(stream).await.map_err(io::Error::other)?;
+        // It ends with the sender; what goes wrong is said to who waits for an answer.
+        tokio::spawn(connection.with_upgrades());
+        Ok(sender)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Sender, Instant)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
