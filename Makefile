@@ -3,7 +3,7 @@ TARGET  ?= $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX  ?= /usr/local
 DESTDIR ?=
 OUT      = target/$(TARGET)/release
-PROGRAMS = insula insulad insula-monitor insula-agent insula-vmm insula-runtime
+PROGRAMS = insula insulad insula-monitor insula-proxy insula-agent insula-vmm insula-runtime
 
 .PHONY: help demo test bench release install uninstall fixtures
 
@@ -40,7 +40,7 @@ demo: release
 	INSULA_BIN_DIR=$(CURDIR)/$(OUT) demo/run
 
 test:
-	@scripts/require-packages cc:gcc cc:libc6-dev busybox:busybox-static runc:runc mmdebstrap:mmdebstrap nft:nftables ip:iproute2 docker:docker.io docker-compose:docker-compose python3-venv:python3-venv npm:npm strip:binutils depmod:kmod qemu-system-x86_64:qemu-system-x86 docker-registry:docker-registry openssl:openssl podman:podman buildah:buildah containerd:containerd
+	@scripts/require-packages cc:gcc cc:libc6-dev busybox:busybox-static runc:runc mmdebstrap:mmdebstrap nft:nftables ip:iproute2 docker:docker.io docker-compose:docker-compose python3-venv:python3-venv npm:npm strip:binutils depmod:kmod qemu-system-x86_64:qemu-system-x86 docker-registry:docker-registry openssl:openssl curl:curl podman:podman buildah:buildah containerd:containerd
 	scripts/test
 
 bench: release

@@ -25,6 +25,7 @@ mod restart;
 mod run;
 mod saves;
 mod serve;
+mod sites;
 mod streams;
 mod terminal;
 mod volumes;

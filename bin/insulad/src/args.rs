@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Parser;
 use insula_base::{Instance, env};
-use insula_engine::{Backend, NetworkOptions};
+use insula_engine::{Backend, NetworkOptions, SiteOptions};
 
 const MONITOR: &str = "insula-monitor";
 const AGENT: &str = "insula-agent";
 const VMM: &str = "insula-vmm";
+const PROXY: &str = "insula-proxy";
 
 /// The insula daemon: serves the Docker Engine API on a unix socket.
 ///
@@ -128,6 +129,20 @@ pub(crate) struct Options {
     /// [default: all]
     #[arg(long, value_name = "INTERFACE")]
     pub(crate) publish_interface: Vec<String>,
+    /// Where host names (run --publish-host) are served by HTTP: [IP:]PORT (may be repeated), or off
+    /// [default: 80]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) publish_host_http: Vec<String>,
+    /// Where host names are served with TLS: [IP:]PORT (may be repeated), or off [default: 443]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) publish_host_https: Vec<String>,
+    /// Folder of their certificates: NAME.crt with NAME.key, or NAME/fullchain.pem with NAME/privkey.pem; changes
+    /// are noticed [default: /etc/insula/host-certs]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) publish_host_certs: Option<PathBuf>,
+    /// Program that serves them [default: insula-proxy beside this one]
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) proxy: Option<PathBuf>,
 }
 
 /// For `--vm-backend`.
@@ -191,6 +206,10 @@ impl Options {
             mtu: self.mtu.or(other.mtu),
             ip: self.ip.or(other.ip),
             publish_interface: list(self.publish_interface, other.publish_interface),
+            publish_host_http: list(self.publish_host_http, other.publish_host_http),
+            publish_host_https: list(self.publish_host_https, other.publish_host_https),
+            publish_host_certs: self.publish_host_certs.or(other.publish_host_certs),
+            proxy: self.proxy.or(other.proxy),
         }
     }
 
@@ -235,6 +254,13 @@ impl Options {
             options.pools = pools.collect::<Result<_, _>>().context("default-address-pool")?;
         }
         Ok(options)
+    }
+
+    /// Where host names are served.
+    pub(crate) fn sites(&self) -> anyhow::Result<SiteOptions> {
+        let proxy = sister(self.proxy.as_deref(), PROXY).context("find insula-proxy")?;
+        let (http, https) = (&self.publish_host_http, &self.publish_host_https);
+        crate::sites::options(proxy, http, https, self.publish_host_certs.clone())
     }
 
     /// The monitor, absolute.

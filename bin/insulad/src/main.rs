@@ -2,6 +2,7 @@
 
 mod args;
 mod settings;
+mod sites;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -108,6 +109,7 @@ async fn serve(settings: Settings, ready: Option<std::fs::File>) -> anyhow::Resu
         policy: settings.policy,
         registries: settings.registries,
         network: settings.network,
+        sites: settings.sites,
     };
     let root = config.instance.root().to_owned();
     // Before the socket is touched: the lock of the root says that no other daemon serves it.

@@ -34,6 +34,7 @@ pub(crate) struct Settings {
     pub(crate) policy: Policy,
     pub(crate) registries: insula_registry::Options,
     pub(crate) network: insula_engine::NetworkOptions,
+    pub(crate) sites: insula_engine::SiteOptions,
 }
 
 impl Settings {
@@ -67,6 +68,7 @@ impl Settings {
             policy: policy(&options)?,
             registries: options.registries().context("registries")?,
             network: options.network()?,
+            sites: options.sites()?,
             authorization: Authorization::new(&options.authorization),
             sockets,
             group,

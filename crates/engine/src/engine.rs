@@ -55,6 +55,8 @@ pub struct Config {
     pub policy: Policy,
     /// Pools of addresses, and where ports are published.
     pub network: insula_network::Options,
+    /// Where host names are served.
+    pub sites: crate::sites::Options,
 }
 
 /// All use cases. Clones are the same engine.
@@ -67,6 +69,7 @@ pub(crate) struct Inner {
     pub(crate) store: Arc<Store>,
     pub(crate) networks: Arc<Networks>,
     pub(crate) names: crate::names::Names,
+    pub(crate) sites: crate::sites::Sites,
     pub(crate) images: Images,
     pub(crate) volumes: Volumes,
     pub(crate) events: Arc<Events>,
@@ -93,10 +96,12 @@ impl Engine {
         let engine = Self(Arc::new(inner));
         engine.0.spares.reap()?;
         engine.reconcile().await?;
+        engine.take_up_sites().await;
         engine.sweep_builds().await?;
         engine.0.refill();
         engine.tidy_up_regularly();
         engine.follow_rules()?;
+        engine.follow_sites();
         Ok(engine)
     }
 
@@ -173,6 +178,7 @@ impl Engine {
         if self.0.containers.all().iter().any(|container| container.row().phase.live()) {
             return;
         }
+        self.retire_sites().await;
         let this = self.clone();
         let retired = blocking(move || {
             this.networks().retire()?;
@@ -261,6 +267,7 @@ impl Inner {
             volumes: Volumes::open(store.clone(), events.clone())?,
             networks: Arc::new(networks),
             names: crate::names::Names::default(),
+            sites: crate::sites::Sites::new(config.sites.clone(), config.instance.run()),
             config,
             store,
             events,

@@ -147,6 +147,16 @@ impl Endpoint {
         self.bridged(&self.gateway6()?)
     }
 
+    /// The address by which the host itself reaches it: where published ports lead, else on any bridge.
+    #[must_use]
+    pub fn reached(&self) -> Option<IpAddr> {
+        let bridged = self.attachments.iter().find(|attachment| {
+            attachment.interface.as_ref().is_some_and(|plan| plan.kind == InterfaceKind::Veth)
+        });
+        let [first, second] = [self.published(), self.published6()];
+        [first, second, bridged].into_iter().flatten().find_map(|attachment| attachment.addresses().next())
+    }
+
     /// What the host translates passes by a bridge of the host's; others are on the wire themselves.
     fn bridged(&self, gateway: &GatewayPlan) -> Option<&Attachment> {
         let found = self.attachments.iter().find(|attachment| attachment.is_on(&gateway.interface));

@@ -23,4 +23,5 @@ pub use networks::{MOST_PORTS, Networks, Options};
 pub use pool::{Pool, Subnet};
 pub use port::{PortRequest, Proto, PublishedPort};
 pub use request::{NetworkRequest, SubnetRequest};
+pub use reserve::listen_at;
 pub use subnet6::Subnet6;

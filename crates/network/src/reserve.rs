@@ -74,6 +74,31 @@ pub(crate) fn reserve_again(published: &PublishedPort) -> Result<Vec<Reservation
     reserve(&request, false, &|_| false)
 }
 
+/// A TCP socket that listens, for a program that serves the host itself. [`Error::PortTaken`] says who has the port.
+pub fn listen_at(place: SocketAddr) -> Result<OwnedFd, Error> {
+    const BACKLOG: i32 = 1024;
+    let attempt = || {
+        let socket = open(Proto::Tcp, place.ip())?;
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        bind(&socket, &place)?;
+        listen(&socket, BACKLOG)?;
+        Ok(socket)
+    };
+    let (address, port) = (place.ip(), place.port());
+    for _ in 0..INSTANTS {
+        match attempt() {
+            Err(Errno::ADDRINUSE) => std::thread::sleep(INSTANT),
+            Ok(socket) => return Ok(socket),
+            Err(Errno::ADDRNOTAVAIL) => return Err(Error::NotOurAddress { address, port }),
+            Err(errno) => {
+                return Err(Error::Reserve { address, port, proto: Proto::Tcp, source: errno.into() });
+            }
+        }
+    }
+    let holder = holder(Proto::Tcp, port).unwrap_or_default();
+    Err(Error::PortTaken { address, port, proto: Proto::Tcp, holder })
+}
+
 /// The same port on all addresses, or the address that has it not.
 fn attempt_all(
     request: &PortRequest,
@@ -256,6 +281,16 @@ mod tests {
             let published = take(proto, port..=port).unwrap().published;
             assert_eq!(reserve_again(&published).unwrap()[0].published, published);
         }
+    }
+
+    #[test]
+    fn a_port_is_listened_at_once() {
+        let first = TcpListener::from(listen_at(([127, 0, 0, 1], 0).into()).unwrap());
+        let place = first.local_addr().unwrap();
+        let error = listen_at(place).unwrap_err();
+        assert!(matches!(error, Error::PortTaken { port, .. } if port == place.port()), "{error}");
+        drop(first);
+        listen_at(place).unwrap();
     }
 
     #[test]

@@ -216,6 +216,10 @@ pub(crate) struct NetworkFlags {
     /// Publish a port: [[IP:]HOST_PORT:]PORT[/PROTOCOL]
     #[arg(short, long, value_name = "PORT")]
     pub(crate) publish: Vec<String>,
+    /// Serve a host name at the host's ports 80 and 443: NAME[:PORT][/PROTOCOL]; the protocol is http (with TLS too,
+    /// where there is a certificate) or tls (of the container's own)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) publish_host: Vec<String>,
     /// Publish all exposed ports to free ports
     #[arg(short = 'P', long)]
     pub(crate) publish_all: bool,

@@ -1,7 +1,10 @@
 //! From flags to the request that makes a container.
 
 use anyhow::{Context as _, bail};
-use insula_models::{ContainerCreateRequest, Empty, HealthConfig, HostConfig, LogConfig, ThrottleDevice};
+use insula_models::{
+    ContainerCreateRequest, Empty, HealthConfig, HostConfig, Labels, LogConfig, ThrottleDevice,
+};
+use insula_spec::sites::{self, Site};
 
 use super::flags::{CreateFlags, HealthFlags, LimitFlags, NetworkFlags, SecurityFlags, StorageFlags};
 use crate::arguments::first_word;
@@ -159,6 +162,9 @@ fn network(
         ports::publish(text, &mut request.exposed_ports, &mut request.host_config.port_bindings)?;
     }
     ports::check_count(&request.host_config.port_bindings)?;
+    if !network.publish_host.is_empty() {
+        publish_hosts(&network.publish_host, &mut request.labels)?;
+    }
     for text in &network.expose {
         ports::expose(text, &mut request.exposed_ports)?;
     }
@@ -183,6 +189,23 @@ fn network(
     host.dns_options = network.dns_option.clone();
     host.dns_search = network.dns_search.clone();
     host.extra_hosts = flags.add_host.iter().map(|text| extra_host(text)).collect::<Result<_, _>>()?;
+    Ok(())
+}
+
+/// Host names are a label, so that other clients have them as well.
+fn publish_hosts(texts: &[String], labels: &mut Labels) -> anyhow::Result<()> {
+    for text in texts {
+        if let Err(error) = text.parse::<Site>() {
+            return Err(bad_flag("--publish-host", text, error.to_string()));
+        }
+    }
+    let label = labels.entry(sites::LABEL.to_owned()).or_default();
+    let all: Vec<&str> = Some(label.as_str())
+        .filter(|label| !label.is_empty())
+        .into_iter()
+        .chain(texts.iter().map(String::as_str))
+        .collect();
+    *label = all.join(",");
     Ok(())
 }
 

@@ -62,6 +62,12 @@ impl Daemon {
                     vm_templates: false,
                     registries: Default::default(),
                     policy: Policy::default(),
+                    sites: insula_engine::SiteOptions {
+                        proxy: PathBuf::from("/nonexistent"),
+                        http: Vec::new(),
+                        https: Vec::new(),
+                        certificates: PathBuf::from("/nonexistent"),
+                    },
                 };
                 let engine = Engine::open(config).await.unwrap();
                 let listener = insula_api::bind(&socket, Group::Usual).unwrap();

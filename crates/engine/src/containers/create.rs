@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use super::container::Container;
 use super::row::{IdRange, ImageRow, MountRow, Phase, Row, SourceRow};
 use super::{check, copyup, merge, mounts, names, ports};
-use crate::{Engine, Error, Result, blocking, plan};
+use crate::{Engine, Error, Result, blocking, plan, sites};
 
 /// Ids of the host from which containers get theirs: above those that systemd and shadow hand out.
 pub(crate) const ID_POOL: &str = "ids";
@@ -79,12 +79,15 @@ impl Engine {
         let policy = &self.0.config.policy;
         policy.check(&host, matches!(image.kind, ImageKind::Host { .. }))?;
         let mut warnings = check::check(&config, &host)?;
+        // Before the image's labels come in: an image takes no names.
+        let sites = sites::wished(&config.labels)?;
         let mut config = merge::merge(config, &image.config.config)?;
         check::check_health_action(&config, &host)?;
         check::check_rate(&host, &mut warnings)?;
         ports::requests(&config, &host)?;
         plan::complete(&mut host);
         self.check_joined(&host)?;
+        let sites = self.site_rows(sites, &config, &host)?;
         let endpoints = self.endpoints(networking.endpoints_config, &host)?;
         let mut mounts = mounts::collect(&config, &host, &|name| Ok(self.find(name)?.row().mounts.clone()))?;
         policy.check_mounts(&mut mounts)?;
@@ -116,6 +119,7 @@ impl Engine {
             boot: String::new(),
             again: false,
             with_volumes: false,
+            sites,
             health: None,
             config,
             host,

@@ -10,6 +10,7 @@ use insula_store::Record;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::sites::SiteRow;
 use crate::{Error, Result};
 
 /// Raised when an older version could not read the row any more.
@@ -58,6 +59,9 @@ pub(crate) struct Row {
     /// Its removal takes volumes that nobody named too.
     #[serde(default)]
     pub(crate) with_volumes: bool,
+    /// Its host names, as its user's own labels have them.
+    #[serde(default)]
+    pub(crate) sites: Vec<SiteRow>,
     /// What was last known of its health, when it ended.
     #[serde(default)]
     pub(crate) health: Option<Health>,
@@ -307,6 +311,7 @@ pub(crate) mod tests {
             boot: String::new(),
             again: false,
             with_volumes: false,
+            sites: Vec::new(),
             health: None,
         }
     }

@@ -78,6 +78,7 @@ impl Engine {
 
     async fn launch(&self, container: &Arc<Container>, row: &Row) -> Result<()> {
         self.0.config.policy.check_again(&row.mounts)?;
+        self.open_sites(row).await?;
         let spare = self.0.spares.take()?;
         let joined = self.joined(row)?;
         let endpoint = self.networks().prepare(&self.endpoint_request(row)?)?;
@@ -118,6 +119,7 @@ impl Engine {
         match connection.call(Call::Create(call), &descriptors).await? {
             Outcome::Started(started) => {
                 self.confirm(container, connection, started)?;
+                self.announce_sites(row).await;
                 if let Some(wanted) = wanted {
                     self.make_template_soon(wanted);
                 }

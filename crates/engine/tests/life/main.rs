@@ -42,6 +42,12 @@ fn config(root: &Path) -> Config {
         vm_templates: false,
         registries: Default::default(),
         policy: Default::default(),
+        sites: insula_engine::SiteOptions {
+            proxy: "/no/such/proxy".into(),
+            http: Vec::new(),
+            https: Vec::new(),
+            certificates: "/no/such/folder".into(),
+        },
         network: Default::default(),
     }
 }
