@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod build;
+mod bundles;
 mod check;
 mod confinement;
 mod crash;

@@ -20,6 +20,7 @@ pub use calls::build::BuildOptions;
 pub use calls::containers::{AttachOptions, ListOptions, LogsOptions};
 pub use calls::images::{CommitOptions, ImportOptions};
 pub use calls::system::EventsOptions;
+pub use calls::workload::UnbundleOptions;
 pub use connection::Client;
 pub use error::{Error, Result};
 pub use hijack::Hijacked;

@@ -29,6 +29,7 @@ pub mod system;
 mod task;
 mod tree;
 pub mod volumes;
+pub mod workload;
 
 pub use containers::{AttachOptions, AttachTarget, AttachedStream};
 pub use engine::{Config, Engine};

@@ -121,7 +121,7 @@ fn anchored(pattern: &str, name: &str) -> bool {
 }
 
 /// From Docker's document; what is not served is named.
-fn wanted(request: NetworkCreateRequest) -> Result<NetworkRequest> {
+pub(crate) fn wanted(request: NetworkCreateRequest) -> Result<NetworkRequest> {
     let unsupported = [
         ("Ingress", request.ingress),
         ("ConfigOnly", request.config_only),
@@ -211,7 +211,7 @@ fn dns_names(endpoint: &Endpoint, attachment: &Attachment) -> Vec<String> {
     names
 }
 
-fn describe(network: &insula_network::Network) -> Network {
+pub(crate) fn describe(network: &insula_network::Network) -> Network {
     let mut answer = Network {
         name: network.name.clone(),
         id: network.id.to_string(),

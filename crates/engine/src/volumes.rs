@@ -28,6 +28,7 @@ use crate::{Error, Result, blocking};
 /// Label of volumes that nobody named, which prune removes.
 pub const ANONYMOUS: &str = "com.docker.volume.anonymous";
 const DRIVER: &str = "local";
+const DATA: &str = "_data";
 const REMOVED: &str = ".removed-";
 
 /// The volumes of one engine.
@@ -104,6 +105,34 @@ impl Volumes {
         make_data(&data)?;
         self.publish("create", &name);
         Ok(volume)
+    }
+
+    /// Makes a volume that has content from the beginning: `fill` is called with its folder. There must be none
+    /// of this name. What a crash leaves of it is swept at open.
+    pub(crate) fn restore(
+        &self,
+        name: &str,
+        labels: Labels,
+        fill: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<Volume> {
+        let request = VolumeCreateRequest { name: name.to_owned(), labels, ..VolumeCreateRequest::default() };
+        check(&request)?;
+        let data = self.data(name)?;
+        if self.find(name)?.is_some() {
+            return Err(Error::Conflict(format!("a volume {name} is there already")));
+        }
+        let staged = self.store.volumes_dir().join(format!("{REMOVED}{}", insula_base::random_hex(8)));
+        let made = make_data(&staged.join(DATA)).and_then(|()| fill(&staged.join(DATA))).and_then(|()| {
+            let folder = data.parent().unwrap_or(&data);
+            // Without a row nobody knows it.
+            remove_tree(folder)?;
+            fs::rename(&staged, folder).map_err(|e| Error::io("rename", folder, e))?;
+            self.create(request)
+        });
+        if made.is_err() {
+            remove_tree(&staged)?;
+        }
+        made
     }
 
     /// The volume of this name.
@@ -215,7 +244,7 @@ impl Volumes {
     }
 
     /// The folder vanishes by a rename, then the row, then the bytes.
-    fn discard(&self, name: &str) -> Result<()> {
+    pub(crate) fn discard(&self, name: &str) -> Result<()> {
         let folder = self.store.volumes_dir().join(name);
         let removed = self.store.volumes_dir().join(format!("{REMOVED}{name}"));
         if removed.exists() {

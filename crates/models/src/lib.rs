@@ -21,6 +21,7 @@ mod system;
 mod version;
 mod versions;
 mod volume;
+mod workload;
 
 pub use check::*;
 pub use container::*;
@@ -37,6 +38,7 @@ pub use system::*;
 pub use version::{ApiVersion, NotAVersion};
 pub use versions::{Rule, Versioned, to_json};
 pub use volume::*;
+pub use workload::*;
 
 /// The version of the API that insula speaks.
 pub const API_VERSION: &str = "1.51";

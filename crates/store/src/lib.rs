@@ -34,16 +34,17 @@ pub mod state;
 mod stream;
 mod tree;
 mod usage;
+pub mod workload;
 
 pub use caches::CacheOwner;
 pub use content::Content;
 pub use error::{Error, Result};
 pub use images::{
     BlobReader, CommitOptions, Composed, Difference, Force, Image, ImageKind, Images, ImportOptions,
-    Ingested, IngestedLayer, LayerBlob, LayerLease, LayerPlace, Loaded, Part, Progress, Removal, Scratch,
-    StagedLayer,
+    Ingested, IngestedLayer, LayerBlob, LayerLease, LayerPlace, Loaded, Names, Part, Progress, Removal,
+    Scratch, StagedLayer,
 };
 pub use layers::{Layer, Layers};
-pub use root::{ContainerDir, MOUNT_POINTS, Store};
+pub use root::{ContainerDir, MOUNT_POINTS, StagedUpper, Store};
 pub use state::{Allocation, Allocations, Collection, Record, Records, State, Transaction};
 pub use usage::{ContainerUsage, Usage};

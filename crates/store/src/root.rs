@@ -162,13 +162,36 @@ impl Store {
 
     /// Makes a container's folders; that they are there already is no error.
     pub fn create_container_dir(&self, id: &ContainerId) -> Result<ContainerDir> {
+        self.make_container_dir(id, None)
+    }
+
+    /// The same with a writable layer that was made before, below [`Store::begin_upper`]'s folder.
+    pub fn restore_container_dir(&self, id: &ContainerId, upper: &StagedUpper) -> Result<ContainerDir> {
+        self.make_container_dir(id, Some(&upper.path))
+    }
+
+    fn make_container_dir(&self, id: &ContainerId, upper: Option<&Path>) -> Result<ContainerDir> {
         let folder = self.container_dir(id);
         make_folder(&folder.path, 0o700)?;
-        // Overlay shows the upper folder's own mode as the mode of the container's root.
-        make_folder(&folder.upper(), 0o755)?;
+        match upper {
+            Some(staged) => {
+                fs::rename(staged, folder.upper()).map_err(|e| Error::io("rename", staged, e))?;
+            }
+            // Overlay shows the upper folder's own mode as the mode of the container's root.
+            None => make_folder(&folder.upper(), 0o755)?,
+        }
         make_folder(&folder.work(), 0o700)?;
         make_folder(&folder.logs(), 0o700)?;
         Ok(folder)
+    }
+
+    /// A writable layer for a container that is still to be made. What a crash leaves is swept at the next
+    /// open.
+    pub fn begin_upper(&self) -> Result<StagedUpper> {
+        let name = format!("{DYING}{}", insula_base::random_hex(8));
+        let path = self.root.join("containers").join(name);
+        make_folder(&path, 0o755)?;
+        Ok(StagedUpper { path })
     }
 
     /// Removes a container's folders and everything in them. They vanish at once by a rename; what
@@ -186,6 +209,33 @@ impl Store {
             ids.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
         }
         Ok(ids)
+    }
+}
+
+/// A writable layer that no container has yet. Dropped, it is gone.
+#[derive(Debug)]
+pub struct StagedUpper {
+    path: PathBuf,
+}
+
+impl StagedUpper {
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for StagedUpper {
+    fn drop(&mut self) {
+        // With its container it is elsewhere.
+        if self.path.exists()
+            && let Err(error) = remove_any(&self.path)
+        {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "a writable layer is left for the next open"
+            );
+        }
     }
 }
 

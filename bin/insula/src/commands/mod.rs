@@ -2,6 +2,7 @@
 
 mod attach;
 mod build;
+mod bundle;
 mod check;
 mod cp;
 mod df;
@@ -26,6 +27,7 @@ mod template;
 mod top;
 pub(crate) mod transfer;
 mod tree;
+mod unbundle;
 mod volume;
 
 use crate::arguments::{Group, Verb};
@@ -63,6 +65,8 @@ pub(crate) const VERBS: &[Verb] = &[
     Verb::new::<load::LoadArgs>("load"),
     Verb::new::<save::SaveArgs>("save"),
     Verb::new::<load::ImportArgs>("import"),
+    Verb::new::<bundle::BundleArgs>("bundle"),
+    Verb::new::<unbundle::UnbundleArgs>("unbundle"),
     Verb::new::<build::BuildArgs>("build"),
     Verb::new::<transfer::PullArgs>("pull"),
     Verb::new::<transfer::PushArgs>("push"),

@@ -61,7 +61,7 @@ impl Run for ExportArgs {
 }
 
 /// Where an archive goes.
-enum Target {
+pub(super) enum Target {
     Output,
     /// Written beside its place, so that a part is never taken for the whole.
     File {
@@ -71,7 +71,7 @@ enum Target {
 }
 
 /// A file that is gone unless it was moved to its place.
-struct Beside(PathBuf);
+pub(super) struct Beside(PathBuf);
 
 impl Drop for Beside {
     fn drop(&mut self) {
@@ -80,7 +80,7 @@ impl Drop for Beside {
 }
 
 impl Target {
-    fn new(output: Option<&Path>) -> anyhow::Result<Self> {
+    pub(super) fn new(output: Option<&Path>) -> anyhow::Result<Self> {
         let Some(path) = output else {
             if io::stdout().is_terminal() {
                 let message =
@@ -99,7 +99,7 @@ impl Target {
         Ok(Self::File { beside: Beside(beside), path: path.to_owned() })
     }
 
-    async fn fill(self, mut archive: ByteStream) -> anyhow::Result<()> {
+    pub(super) async fn fill(self, mut archive: ByteStream) -> anyhow::Result<()> {
         match self {
             Self::Output => {
                 while let Some(bytes) = archive.next().await? {

@@ -17,6 +17,7 @@ mod shared;
 mod streams;
 mod system;
 mod volumes;
+mod workload;
 
 use std::sync::Arc;
 
@@ -70,6 +71,7 @@ pub(crate) fn all(engine: Engine, metrics: Arc<Metrics>) -> Router {
         .merge(check::routes())
         .merge(metrics::routes())
         .merge(shared::routes())
+        .merge(workload::routes())
         .merge(absent::routes())
         .route_layer(axum::middleware::from_fn(metrics::note))
         .fallback(async || ApiError::no_page())

@@ -11,3 +11,4 @@ pub(crate) mod networks;
 mod registries;
 pub(crate) mod system;
 pub(crate) mod volumes;
+pub(crate) mod workload;

@@ -9,7 +9,7 @@ use insula_models::{
     VolumeCreateRequest,
 };
 use insula_network::Mode;
-use insula_store::{Collection, Image, ImageKind};
+use insula_store::{Collection, Image, ImageKind, StagedUpper};
 use jiff::Timestamp;
 
 use super::container::Container;
@@ -23,6 +23,15 @@ const IDS_FIRST: u64 = 1_879_048_192;
 const IDS_COUNT: u32 = 65_536;
 /// How many ranges there are below 2^31, past which file systems and tools stumble.
 const IDS_RANGES: u64 = ((1 << 31) - IDS_FIRST) / IDS_COUNT as u64;
+
+/// What a new container has that no request asks for.
+#[derive(Debug, Default)]
+pub(crate) struct Own {
+    /// In the place of those asked for at the same target.
+    pub(crate) mounts: Vec<MountRow>,
+    /// What it has changed of its image already.
+    pub(crate) upper: Option<StagedUpper>,
+}
 
 impl Engine {
     /// `platform` as in `linux/amd64`.
@@ -53,7 +62,7 @@ impl Engine {
         }
         let image = self.images().resolve(&reference).map_err(|error| no_image(error, &reference))?;
         check_platform(platform.as_deref(), &image)?;
-        self.create_of(name, image, config, (host, Vec::new()), networking)
+        self.create_of(name, image, (config, host, networking), Own::default()).map(|(_, answer)| answer)
     }
 
     /// A container for a step of a build: of layers that are no image, which it holds itself.
@@ -64,17 +73,19 @@ impl Engine {
         host: HostConfig,
         mounts: Vec<MountRow>,
     ) -> Result<ContainerCreateResponse> {
-        self.create_of(None, image, config, (host, mounts), NetworkingConfig::default())
+        let own = Own { mounts, upper: None };
+        let request = (config, host, NetworkingConfig::default());
+        self.create_of(None, image, request, own).map(|(_, answer)| answer)
     }
 
-    fn create_of(
+    /// A container with what it has from elsewhere.
+    pub(crate) fn create_of(
         &self,
         name: Option<String>,
         image: Image,
-        config: ContainerConfig,
-        (mut host, own): (HostConfig, Vec<MountRow>),
-        networking: NetworkingConfig,
-    ) -> Result<ContainerCreateResponse> {
+        (config, mut host, networking): (ContainerConfig, HostConfig, NetworkingConfig),
+        own: Own,
+    ) -> Result<(Arc<Container>, ContainerCreateResponse)> {
         let reference = config.image.clone();
         let policy = &self.0.config.policy;
         policy.check(&host, matches!(image.kind, ImageKind::Host { .. }))?;
@@ -91,7 +102,7 @@ impl Engine {
         let endpoints = self.endpoints(networking.endpoints_config, &host)?;
         let mut mounts = mounts::collect(&config, &host, &|name| Ok(self.find(name)?.row().mounts.clone()))?;
         policy.check_mounts(&mut mounts)?;
-        mounts::put_over(&mut mounts, own);
+        mounts::put_over(&mut mounts, own.mounts);
         // Names are in the row before anything has them.
         for mount in &mut mounts {
             if let SourceRow::Volume { name, .. } = &mut mount.source
@@ -125,7 +136,7 @@ impl Engine {
             host,
             id,
         };
-        self.finish_create(row, &image, warnings)
+        self.finish_create(row, &image, own.upper.as_ref(), warnings)
     }
 
     /// From here on something is made; what fails takes it back.
@@ -133,8 +144,9 @@ impl Engine {
         &self,
         row: Row,
         image: &Image,
+        upper: Option<&StagedUpper>,
         mut warnings: Vec<String>,
-    ) -> Result<ContainerCreateResponse> {
+    ) -> Result<(Arc<Container>, ContainerCreateResponse)> {
         let own_ids = !plan::shares_host(&row.host)
             && !row.host.network_mode.starts_with("container:")
             && !row.host.pid_mode.starts_with("container:");
@@ -151,13 +163,13 @@ impl Engine {
         let container = Arc::new(Container::new(row));
         self.0.containers.insert(container.clone());
         failpoint("create.row");
-        if let Err(error) = self.make_parts(&container, image) {
+        if let Err(error) = self.make_parts(&container, image, upper) {
             self.discard(&container);
             return Err(error);
         }
         warnings.extend(self.unmapped_mounts(&container.row()));
         self.publish(&container.row(), "create", &[]);
-        Ok(ContainerCreateResponse { id: id.to_string(), warnings })
+        Ok((container, ContainerCreateResponse { id: id.to_string(), warnings }))
     }
 
     /// The row with its ids, its hold on the image and a name if it has none, in one commit.
@@ -209,12 +221,15 @@ impl Engine {
     }
 
     /// Volumes with what the image puts into them, then the folders: one that has its folders is complete.
-    fn make_parts(&self, container: &Container, image: &Image) -> Result<()> {
+    fn make_parts(&self, container: &Container, image: &Image, upper: Option<&StagedUpper>) -> Result<()> {
         for mount in &container.row().mounts {
             self.make_mount(mount, image)?;
         }
         failpoint("create.volumes");
-        self.store().create_container_dir(&container.id)?;
+        match upper {
+            Some(upper) => self.store().restore_container_dir(&container.id, upper)?,
+            None => self.store().create_container_dir(&container.id)?,
+        };
         failpoint("create.folders");
         Ok(())
     }

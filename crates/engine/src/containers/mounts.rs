@@ -321,7 +321,7 @@ fn passes_on(mounts: &str, path: &Path, propagation: &str) -> Result<()> {
 }
 
 /// An absolute path without `.` and `..`, no `/` at its end.
-fn plain_target(text: &str) -> Result<String> {
+pub(crate) fn plain_target(text: &str) -> Result<String> {
     let path = Path::new(text);
     if !path.is_absolute() {
         return Err(Error::InvalidArgument(format!(

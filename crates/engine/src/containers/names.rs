@@ -80,7 +80,7 @@ const ISLANDS: [&str; 64] = [
 ];
 
 /// Checks a name as Docker does.
-pub(super) fn check(name: &str) -> Result<&str> {
+pub(crate) fn check(name: &str) -> Result<&str> {
     let name = name.strip_prefix('/').unwrap_or(name);
     let sign = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
     let valid = name.len() > 1

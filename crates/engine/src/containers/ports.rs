@@ -12,7 +12,7 @@ use crate::{Error, Result};
 const _: () = assert!(insula_models::MOST_PUBLISHED == MOST_PORTS);
 
 /// What is to be published: the bindings, and with `--publish-all` every port that is exposed.
-pub(super) fn requests(config: &ContainerConfig, host: &HostConfig) -> Result<Vec<PortRequest>> {
+pub(crate) fn requests(config: &ContainerConfig, host: &HostConfig) -> Result<Vec<PortRequest>> {
     let asked =
         host.port_bindings.values().map(|bindings| bindings.as_ref().map_or(1, |list| list.len().max(1)));
     check_count(asked.sum())?;

@@ -18,7 +18,7 @@ impl Networks {
         let mut bindings = bindings.chain(self.options.publish);
         let binding = bindings.next().filter(|address| !address.is_unspecified());
         let v6 = ids.iter().filter_map(|id| inner.by_id(id).ok()).any(Network::routes6);
-        let reserved = inner.reserve(request, binding, v6)?;
+        let reserved = inner.reserve(&request.ports, binding, v6)?;
         // It may choose another subnet, which is why the networks are looked at after it.
         self.bring_up_if_needed(inner, &ids)?;
         let mut endpoint = Endpoint {

@@ -124,6 +124,13 @@ impl Networks {
         rows::endpoints(self.store.state())
     }
 
+    /// Whether these ports of the host could be published now.
+    pub fn try_ports(&self, ports: &[PortRequest]) -> Result<(), Error> {
+        let v6 = ports.iter().any(|port| port.host_ip.is_some_and(|address| address.is_ipv6()));
+        let binding = self.options.publish.filter(|address| !address.is_unspecified());
+        self.lock().reserve(ports, binding, v6).map(drop)
+    }
+
     /// Gives a container its place: an address, its ports, the rules for them. What it had before is
     /// withdrawn first, so that a start may be tried again. Nothing is left of one that fails.
     pub fn prepare(&self, request: &EndpointRequest) -> Result<Endpoint, Error> {
@@ -304,15 +311,15 @@ impl Inner {
     /// All the ports of a request, or none. `v6` is whether they can lead to an IPv6 address, too.
     fn reserve(
         &self,
-        request: &EndpointRequest,
+        ports: &[PortRequest],
         binding: Option<Ipv4Addr>,
         v6: bool,
     ) -> Result<Vec<Reservation>, Error> {
-        if request.ports.len() > MOST_PORTS {
-            return Err(Error::TooManyPorts { count: request.ports.len(), most: MOST_PORTS });
+        if ports.len() > MOST_PORTS {
+            return Err(Error::TooManyPorts { count: ports.len(), most: MOST_PORTS });
         }
         let mut reserved: Vec<Reservation> = Vec::new();
-        for port in &request.ports {
+        for port in ports {
             let held = |wanted: &PublishedPort| {
                 let all = self.reserved.values().flatten().chain(&reserved);
                 all.map(|reservation| &reservation.published).any(|have| clashes(have, wanted))

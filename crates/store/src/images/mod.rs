@@ -13,7 +13,7 @@ mod recover;
 mod remove;
 mod restore;
 mod rows;
-mod save;
+pub(crate) mod save;
 mod snapshot;
 mod stack;
 mod stage;
@@ -99,6 +99,15 @@ pub struct Loaded {
     pub references: Vec<Reference>,
 }
 
+/// What becomes of a name that an image of an archive and another image here have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Names {
+    /// The archive's image gets it.
+    Move,
+    /// It stays where it is.
+    Stay,
+}
+
 /// What an imported root file system is to be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImportOptions {
@@ -167,8 +176,25 @@ impl Images {
     /// Loads every image of an archive: `docker save`'s or an OCI layout, plain or compressed with
     /// gzip or zstd. Either all of its images appear or none. Names that other images had move.
     pub fn load(&self, input: impl Read + Send, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Loaded>> {
+        self.load_named(input, Names::Move, progress)
+    }
+
+    /// As [`Images::load`], saying what becomes of names that other images have.
+    pub fn load_named(
+        &self,
+        input: impl Read + Send,
+        names: Names,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<Loaded>> {
         let gathered = gather::gather(input, self, progress)?;
-        let found = contents::images(&gathered)?;
+        let mut found = contents::images(&gathered)?;
+        if names == Names::Stay {
+            let taken = self.names()?;
+            for image in &mut found {
+                let id = image.id.clone();
+                image.references.retain(|name| !taken.iter().any(|(have, of)| have == name && *of != id));
+            }
+        }
         let loaded = self.commit(&found, gathered)?;
         self.sweep()?;
         Ok(loaded)

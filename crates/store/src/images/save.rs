@@ -41,6 +41,18 @@ impl Images {
     /// Writes images by names or ids. A repository without a tag means all of its tags, as in Docker; an
     /// image by its id has no name in the archive.
     pub fn save(&self, names: &[String], out: impl Write) -> Result<()> {
+        let mut tar = Builder::new(out);
+        self.write_images(names, &BTreeSet::new(), &mut tar)?;
+        tar.finish().map_err(sending)
+    }
+
+    /// Writes the members of an archive of images, less the layers in `without`, which whoever reads it has.
+    pub(crate) fn write_images(
+        &self,
+        names: &[String],
+        without: &BTreeSet<Digest>,
+        tar: &mut Builder<impl Write>,
+    ) -> Result<()> {
         let saved = self.chosen(names)?;
         let mut blobs: BTreeMap<Digest, Blob> = BTreeMap::new();
         for image in &saved {
@@ -48,28 +60,27 @@ impl Images {
             let config = self.content.read(&image.image.id, insula_spec::image::DOCUMENT_MAX as u64)?;
             blobs.insert(image.image.id.clone(), Blob::Document(config));
             blobs.insert(content::digest(&image.manifest), Blob::Document(image.manifest.clone()));
-            for layer in manifest.layers {
+            for layer in manifest.layers.into_iter().filter(|layer| !without.contains(&layer.digest)) {
                 blobs.insert(layer.digest, Blob::Layer(layer.size));
             }
         }
-        let mut tar = Builder::new(out);
-        put(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        put(&mut tar, "index.json", &json(&index(&saved)?)?)?;
-        put(&mut tar, "manifest.json", &json(&entries(&saved)?)?)?;
+        put(tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        put(tar, "index.json", &json(&index(&saved)?)?)?;
+        put(tar, "manifest.json", &json(&entries(&saved)?)?)?;
         for folder in ["blobs/", "blobs/sha256/"] {
-            append(&mut tar, header(EntryType::Directory, 0o755, 0), folder, std::io::empty())?;
+            append(tar, header(EntryType::Directory, 0o755, 0), folder, std::io::empty())?;
         }
         for (digest, blob) in &blobs {
             if let Blob::Document(bytes) = blob {
-                put(&mut tar, &format!("blobs/sha256/{}", digest.hex()), bytes)?;
+                put(tar, &format!("blobs/sha256/{}", digest.hex()), bytes)?;
             }
         }
         for (digest, blob) in &blobs {
             if let Blob::Layer(size) = blob {
-                self.put_layer(&mut tar, digest, *size)?;
+                self.put_layer(tar, digest, *size)?;
             }
         }
-        tar.finish().map_err(sending)
+        Ok(())
     }
 
     /// Whether all of these can be saved.
@@ -228,11 +239,11 @@ fn json(document: &impl serde::Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(document).map_err(|_| Error::Defect("a document of an archive is always JSON"))
 }
 
-fn put(tar: &mut Builder<impl Write>, name: &str, bytes: &[u8]) -> Result<()> {
+pub(crate) fn put(tar: &mut Builder<impl Write>, name: &str, bytes: &[u8]) -> Result<()> {
     append(tar, header(EntryType::Regular, 0o644, bytes.len() as u64), name, bytes)
 }
 
-fn header(kind: EntryType, mode: u32, size: u64) -> Header {
+pub(crate) fn header(kind: EntryType, mode: u32, size: u64) -> Header {
     let mut header = Header::new_ustar();
     header.set_entry_type(kind);
     header.set_mode(mode);
@@ -244,7 +255,12 @@ fn header(kind: EntryType, mode: u32, size: u64) -> Header {
 }
 
 /// All names are shorter than a header's field.
-fn append(tar: &mut Builder<impl Write>, mut header: Header, name: &str, content: impl Read) -> Result<()> {
+pub(crate) fn append(
+    tar: &mut Builder<impl Write>,
+    mut header: Header,
+    name: &str,
+    content: impl Read,
+) -> Result<()> {
     header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
     header.set_cksum();
     tar.append(&header, content).map_err(sending)

@@ -49,6 +49,28 @@ pub struct DiffOf {
 
 /// Writes the archive; returns the number of its entries.
 pub fn write_diff(of: &DiffOf, out: impl Write) -> Result<u64> {
+    write(of, Form::Difference, out)
+}
+
+/// As [`write_diff`], with the root's own owner, mode and attributes: for who puts it back as it was.
+pub fn write_upper(of: &DiffOf, out: impl Write) -> Result<u64> {
+    write(of, Form::Upper, out)
+}
+
+/// Writes a folder as it is, its own owner and mode included; nothing in it means anything to overlay.
+pub fn write_tree(folder: &Path, out: impl Write) -> Result<u64> {
+    write(&DiffOf { upper: folder.to_owned(), ..DiffOf::default() }, Form::Tree, out)
+}
+
+/// What becomes of a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Difference,
+    Upper,
+    Tree,
+}
+
+fn write(of: &DiffOf, form: Form, out: impl Write) -> Result<u64> {
     let lower = of.lower.iter().rev().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
     let ignored = of.ignored.iter().map(|path| relative(path)).collect();
     let mut writing = Writing {
@@ -59,8 +81,13 @@ pub fn write_diff(of: &DiffOf, out: impl Write) -> Result<u64> {
         links: HashMap::new(),
         waiting: Vec::new(),
         entries: 0,
+        form,
     };
-    writing.folder(open(&of.upper)?.as_fd(), &[], 0)?;
+    let upper = open(&of.upper)?;
+    if form != Form::Difference {
+        writing.root(&upper)?;
+    }
+    writing.folder(upper.as_fd(), &[], 0)?;
     writing.tar.finish().map_err(|e| Error::io("write the archive of", &of.upper, e))?;
     Ok(writing.entries)
 }
@@ -85,9 +112,16 @@ struct Writing<W: Write> {
     /// Folders that are written only if something in them is.
     waiting: Vec<(Vec<u8>, OwnedFd)>,
     entries: u64,
+    form: Form,
 }
 
 impl<W: Write> Writing<W> {
+    fn root(&mut self, folder: &File) -> Result<()> {
+        let stat = fstat(folder).map_err(|e| failed(b".", "fstat", e))?;
+        let xattrs = attributes(folder.as_fd(), b".")?;
+        self.write(header(&stat, EntryType::Directory), b"./", b"", &stat, &xattrs, io::empty())
+    }
+
     /// What is in a folder. Whether the engine made some of it.
     fn folder(&mut self, folder: BorrowedFd<'_>, path: &[u8], depth: usize) -> Result<bool> {
         if depth > DEPTH_MAX {
@@ -123,7 +157,9 @@ impl<W: Write> Writing<W> {
         let node = match kind {
             FileType::Directory => return self.subfolder(folder, name, path, depth),
             FileType::RegularFile => return self.file(folder, name, path).map(|()| false),
-            FileType::CharacterDevice if stat.st_rdev == 0 => return self.whiteout(path).map(|()| false),
+            FileType::CharacterDevice if stat.st_rdev == 0 && self.form != Form::Tree => {
+                return self.whiteout(path).map(|()| false);
+            }
             FileType::Symlink => {
                 let target = readlinkat(folder, name, Vec::new()).map_err(|e| failed(path, "readlink", e))?;
                 return self
@@ -186,6 +222,9 @@ impl<W: Write> Writing<W> {
     }
 
     fn is_opaque(&self, folder: BorrowedFd<'_>, path: &[u8]) -> Result<bool> {
+        if self.form == Form::Tree {
+            return Ok(false);
+        }
         for name in FOREIGN {
             if attribute(folder, name.as_bytes()).map_err(|e| failed(path, name, e))?.is_some() {
                 return Err(Error::Unsupported(format!(

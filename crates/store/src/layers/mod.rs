@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use insula_base::{ChainId, DiffId};
 
-pub use diff::{DiffOf, attributes, write_diff};
+pub use diff::{DiffOf, attributes, write_diff, write_tree, write_upper};
 pub(crate) use unpack::unpack_recorded;
 pub use unpack::{IsFolder, Limits, Onto, Unpacked, Whiteouts, unpack, unpack_onto};
 
