@@ -59,6 +59,12 @@ pub(crate) fn recipe(data: &[u8]) {
     }
 }
 
+/// A bundle of containers: refused or understood, and so is its document.
+pub(crate) fn workload(data: &[u8]) {
+    insula_store::workload::understand(data);
+    let _ = insula_models::from_json::<insula_models::Workload>(data);
+}
+
 fn discard(place: &Place, id: &str) {
     place
         .store

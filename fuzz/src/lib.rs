@@ -42,6 +42,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "channel-frame", run: channel_frame, seeds: seeds::channel_frames },
     Target { name: "layer", run: archive::layer, seeds: seeds::layers },
     Target { name: "recipe", run: archive::recipe, seeds: seeds::recipes },
+    Target { name: "workload", run: archive::workload, seeds: seeds::workloads },
     Target { name: "registry", run: registry, seeds: seeds::registries },
     Target { name: "image-archive", run: archive::image, seeds: seeds::images },
     Target { name: "dockerfile", run: dockerfile, seeds: seeds::dockerfiles },

@@ -157,6 +157,16 @@ pub(crate) fn recipes() -> Vec<Vec<u8>> {
     vec![b"\x01\x03abc\x02\x03a/b\x03\x00\x80\x02\x04\x00\x01a\x00".to_vec()]
 }
 
+pub(crate) fn workloads() -> Vec<Vec<u8>> {
+    let document = br#"{"Version":1,"Containers":[{"Name":"web","Mounts":[{"Target":"/a","Volume":"v"}]}]}"#;
+    let mut archive = tar::Builder::new(Vec::new());
+    let hex = "0".repeat(64);
+    put(&mut archive, tar::EntryType::Regular, "insula.json", "", document);
+    put(&mut archive, tar::EntryType::Regular, &format!("insula/state/{hex}.tar"), "", b"x");
+    put(&mut archive, tar::EntryType::Regular, "insula/sha256", "", format!("{hex}\n").as_bytes());
+    vec![archive.into_inner().unwrap_or_default(), document.to_vec()]
+}
+
 pub(crate) fn images() -> Vec<Vec<u8>> {
     let layer = tree();
     let mut archive = tar::Builder::new(Vec::new());

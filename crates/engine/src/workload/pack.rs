@@ -154,6 +154,12 @@ impl Engine {
             let found = self.bundled(row, name, all)?;
             *link = format!("{found}:{}", rest.unwrap_or(name));
         }
+        let mut config = row.config.clone();
+        if joined(&host.network_mode).is_some() || host.network_mode == "host" || host.uts_mode == "host" {
+            // It was found out, and there it is another.
+            config.hostname.clear();
+            config.domainname.clear();
+        }
         let mounts = volume_mounts(row);
         take_over_mounts(&mut host, row);
         Ok(WorkloadContainer {
@@ -161,7 +167,7 @@ impl Engine {
             image: row.image.id.to_string(),
             image_name: row.image.reference.clone(),
             running: row.running(),
-            config: row.config.clone(),
+            config,
             host_config: host,
             networks: row.endpoints.clone(),
             mounts,
