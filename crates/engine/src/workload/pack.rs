@@ -214,7 +214,7 @@ impl Engine {
         for (container, described) in containers.iter().zip(&mut workload.containers) {
             let files = self.container_files(container.id.as_str())?;
             let ignored = made_by_engine(&files);
-            let of = DiffOf { upper: files.upper, lower: files.layers, ignored };
+            let of = DiffOf { upper: files.upper, lower: files.layers, ignored, latest: None };
             let spooled = store.spool(|out| write_upper(&of, out).map(drop))?;
             described.layer = spooled.digest().to_string();
             state.insert(spooled.digest().clone(), spooled);
