@@ -224,6 +224,10 @@ impl<S: Sandbox> Monitor<S> {
             let outcome = self.answer(at, request.call, descriptors);
             self.connections[at].send(&mut self.poll, request.id, outcome);
         }
+        // What the sandbox heard while it carried out a request wakes nobody any more.
+        if let Err(error) = self.sandbox_events() {
+            crate::report("serving", &error);
+        }
     }
 
     /// Drops what has come to its end.

@@ -87,6 +87,8 @@ impl Link {
     /// A process was not started after all.
     pub(super) fn forget(&mut self, number: u32) {
         self.processes.retain(|process| process.streams.number() != number);
+        // It may be all that the end of the first one waited for.
+        self.settle();
     }
 
     fn send(&mut self, id: u32, call: Call) {
@@ -280,4 +282,34 @@ fn prost_bytes(request: &Request) -> Vec<u8> {
 
 fn parse_reply(payload: &[u8]) -> Result<Reply, ChannelError> {
     insula_proto::decode(payload).map_err(|_| ChannelError::Malformed("a reply"))
+}
+
+#[cfg(test)]
+mod tests {
+    use insula_proto::{Empty, Exited};
+
+    use super::*;
+
+    #[test]
+    fn an_end_that_comes_while_a_process_is_asked_for_is_told_when_that_is_refused() {
+        let mut link = Link::default();
+        let call = || Call::Status(Empty {});
+        let (first, _ends) = link.ask_process(None, &StdioPlan::default(), call()).unwrap();
+        let (late, _ends) = link.ask_process(Some("x".to_owned()), &StdioPlan::default(), call()).unwrap();
+        let exited = Reply { id: 0, outcome: Some(Outcome::Exited(Exited { code: 5, ..Exited::default() })) };
+        let payload = insula_proto::encode(&exited).split_off(4);
+        link.take(ChannelFrame { kind: Kind::End, stream: first, payload: Vec::new() }).unwrap();
+        link.take(ChannelFrame { kind: Kind::Reply, stream: 0, payload }).unwrap();
+        let (ours, _theirs) = rustix::net::socketpair(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::STREAM,
+            rustix::net::SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        link.move_on(std::os::fd::AsFd::as_fd(&ours)).unwrap();
+        assert_eq!(link.next_event(), None);
+        link.forget(late);
+        assert_eq!(link.next_event(), Some(Event::Exited { code: 5, error: String::new() }));
+    }
 }
