@@ -68,6 +68,41 @@ impl LogEntry {
 #[error("a file of the log driver local is damaged")]
 pub struct Damaged;
 
+/// The file that a compressed log was made of, noted in the extra field of its gzip header (RFC 1952, 2.3.1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RotatedFrom {
+    pub inode: u64,
+    /// When it came to be, in nanoseconds since 1970: an inode is used again, and the next log may get it. 0 where
+    /// the file system does not tell.
+    pub born: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+impl RotatedFrom {
+    #[must_use]
+    pub fn of(meta: &std::fs::Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt as _;
+        let since = meta.created().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+        // 64 bits of nanoseconds last until 2554.
+        let born = since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX));
+        Self { inode: meta.ino(), born, length: meta.len() }
+    }
+
+    #[must_use]
+    pub fn to_bytes(self) -> Vec<u8> {
+        [self.inode, self.born, self.length].into_iter().flat_map(u64::to_le_bytes).collect()
+    }
+
+    /// None for what is something else.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; 24] = bytes.try_into().ok()?;
+        let number = |at: usize| bytes[at..].first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+        Some(Self { inode: number(0)?, born: number(8)?, length: number(16)? })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

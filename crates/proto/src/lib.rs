@@ -17,7 +17,7 @@ mod entry;
 mod frame;
 mod message;
 
-pub use entry::{Damaged, LogEntry, MAX_ENTRY, PartialLogEntry};
+pub use entry::{Damaged, LogEntry, MAX_ENTRY, PartialLogEntry, RotatedFrom};
 pub use frame::{FrameError, FrameReader, MAX_DESCRIPTORS, MAX_FRAME, decode, encode};
 pub use message::*;
 

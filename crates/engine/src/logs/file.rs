@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
+use insula_proto::RotatedFrom;
 use jiff::Timestamp;
 
 use super::cursor::{Cursor, Source};
@@ -57,14 +58,32 @@ pub(super) struct LogFiles {
     current: Option<(Identity, Cursor)>,
 }
 
-/// Device and inode; those of the file that it was made of for a compressed one.
-type Identity = (u64, u64);
+/// Device and inode, and when it came to be, since inodes are used again; those of the file that it was made of
+/// for a compressed one.
+type Identity = (u64, u64, u64);
 
 /// One file of a log.
 #[derive(Debug)]
 pub(super) struct LogFile {
     pub(super) source: Source,
     identity: Identity,
+    /// Bytes of the file that it was made of, for a compressed one.
+    made_of: Option<u64>,
+}
+
+impl LogFile {
+    /// Whether both are the same file, found by two names.
+    fn is(&self, other: &Self) -> bool {
+        self.identity == other.identity && self.length() == other.length()
+    }
+
+    /// As it was written.
+    fn length(&self) -> Option<u64> {
+        match &self.source {
+            Source::Plain { file, .. } => file.metadata().ok().map(|meta| meta.len()),
+            Source::Compressed(_) => self.made_of,
+        }
+    }
 }
 
 impl LogFiles {
@@ -146,7 +165,7 @@ fn open_all(path: &Path) -> io::Result<Vec<LogFile>> {
     let mut missing = 0;
     for number in 0..FILES_MAX {
         match open_one(path, number) {
-            Ok(file) if files.iter().any(|known| known.identity == file.identity) => {}
+            Ok(file) if files.iter().any(|known| known.is(&file)) => {}
             Ok(file) => files.push(file),
             // Between two renames of a rotation one of the names is free for a moment.
             Err(error) if error.kind() == io::ErrorKind::NotFound && missing == 0 => missing += 1,
@@ -162,17 +181,18 @@ fn open_all(path: &Path) -> io::Result<Vec<LogFile>> {
 fn open_one(path: &Path, number: u32) -> io::Result<LogFile> {
     match File::open(numbered(path, number, "")) {
         Ok(file) => {
-            let identity = identity(&file)?;
-            Ok(LogFile { source: Source::Plain { file, offset: 0 }, identity })
+            let identity = identity(&file.metadata()?);
+            Ok(LogFile { source: Source::Plain { file, offset: 0 }, identity, made_of: None })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound && number > 0 => {
             let file = File::open(numbered(path, number, ".gz"))?;
-            let (device, own) = identity(&file)?;
+            let own = identity(&file.metadata()?);
             let decoder = GzDecoder::new(file);
             // The monitor notes which file it was.
-            let inode = decoder.header().and_then(|header| header.extra()?.try_into().ok());
-            let identity = (device, inode.map_or(own, u64::from_le_bytes));
-            Ok(LogFile { source: Source::Compressed(Box::new(decoder)), identity })
+            let noted = decoder.header().and_then(|header| RotatedFrom::from_bytes(header.extra()?));
+            let identity = noted.map_or(own, |noted| (own.0, noted.inode, noted.born));
+            let made_of = noted.map(|noted| noted.length);
+            Ok(LogFile { source: Source::Compressed(Box::new(decoder)), identity, made_of })
         }
         Err(error) => Err(error),
     }
@@ -187,14 +207,14 @@ fn numbered(path: &Path, number: u32, end: &str) -> PathBuf {
     name.into()
 }
 
-fn identity(file: &File) -> io::Result<Identity> {
-    let meta = file.metadata()?;
-    Ok((meta.dev(), meta.ino()))
+fn identity(meta: &Metadata) -> Identity {
+    let of = RotatedFrom::of(meta);
+    (meta.dev(), of.inode, of.born)
 }
 
 fn identity_of(path: &Path) -> io::Result<Option<Identity>> {
     match std::fs::metadata(path) {
-        Ok(meta) => Ok(Some((meta.dev(), meta.ino()))),
+        Ok(meta) => Ok(Some(identity(&meta))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -373,13 +393,42 @@ mod tests {
     }
 
     fn compress(path: &Path, number: u32) {
+        compress_as(path, number, RotatedFrom::of(&fs::metadata(numbered(path, number, "")).unwrap()));
+    }
+
+    fn compress_as(path: &Path, number: u32, noted: RotatedFrom) {
         let plain = numbered(path, number, "");
-        let inode = fs::metadata(&plain).unwrap().ino().to_le_bytes().to_vec();
         let to = File::create(numbered(path, number, ".gz")).unwrap();
-        let mut sink = flate2::GzBuilder::new().extra(inode).write(to, flate2::Compression::fast());
+        let extra = noted.to_bytes();
+        let mut sink = flate2::GzBuilder::new().extra(extra).write(to, flate2::Compression::fast());
         sink.write_all(&fs::read(&plain).unwrap()).unwrap();
         sink.finish().unwrap();
         fs::remove_file(plain).unwrap();
+    }
+
+    #[test]
+    fn an_inode_that_is_used_again_is_another_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.log");
+        append(&path, &(0..3).map(|n| record(&n.to_string(), n)).collect::<String>());
+        let before = RotatedFrom::of(&fs::metadata(&path).unwrap());
+        rotate(&path, 1);
+        append(&path, &(3..5).map(|n| record(&n.to_string(), n)).collect::<String>());
+        let now = RotatedFrom::of(&fs::metadata(&path).unwrap());
+        // As when the file was gone before the current one was made; even in the same moment.
+        for noted in
+            [RotatedFrom { inode: now.inode, ..before }, RotatedFrom { length: before.length, ..now }]
+        {
+            if !numbered(&path, 1, "").exists() {
+                append(
+                    &numbered(&path, 1, ""),
+                    &(0..3).map(|n| record(&n.to_string(), n)).collect::<String>(),
+                );
+            }
+            compress_as(&path, 1, noted);
+            let mut log = LogFiles::open(&path, LogFormat::Json, None).unwrap();
+            assert_eq!(rest(&mut log).len(), 5, "{noted:?}");
+        }
     }
 
     #[test]

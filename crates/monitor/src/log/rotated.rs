@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use flate2::write::GzEncoder;
@@ -136,11 +136,11 @@ impl Rotated {
         let from = self.numbered(number, Form::Plain);
         let source = File::open(&from).context("open", from.display())?;
         // Readers know by it which file they were reading.
-        let inode = source.metadata().context("fstat", from.display())?.ino().to_le_bytes();
+        let noted = insula_proto::RotatedFrom::of(&source.metadata().context("fstat", from.display())?);
         let to = self.unfinished();
         let sink = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&to);
         let sink = sink.context("open", to.display())?;
-        let sink = GzBuilder::new().extra(inode.to_vec()).write(sink, Compression::fast());
+        let sink = GzBuilder::new().extra(noted.to_bytes()).write(sink, Compression::fast());
         self.compressing = Some(Compressing { number, source, sink });
         Ok(())
     }
