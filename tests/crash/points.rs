@@ -220,6 +220,106 @@ fn killed_at_every_step_of_an_image() {
     daemon.insula(&["builder", "prune", "-af"]).exits(0);
 }
 
+/// A workload of an image, a network, a volume and two containers as a file.
+fn workload(daemon: &Daemon) -> Vec<u8> {
+    daemon.insula(&["network", "create", "back"]).ok();
+    let script = "echo kept > /stock/count; echo ready; exec sleep 1000";
+    daemon.detached(&["--name", "shop", "--network", "back", "-v", "stock:/stock", "-v", "/cache"], script);
+    insula_tests::eventually("the script is done", || {
+        daemon.insula(&["logs", "shop"]).stdout.contains("ready").then_some(())
+    });
+    daemon.insula(&["create", "--name", "side", "--network", "container:shop", "busybox", "sleep", "9"]).ok();
+    let output = daemon.command(&["bundle", "side", "shop"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+/// Names of all that a workload brings.
+fn of_workload(daemon: &Daemon) -> Vec<String> {
+    let listed: [&[&str]; 4] = [
+        &["ps", "-a", "--format", "{{.Names}}"],
+        &["volume", "ls", "-q"],
+        &["network", "ls", "--filter", "type=custom", "--format", "{{.Name}}"],
+        &["images", "--format", "{{.Repository}}", "busybox"],
+    ];
+    let mut all: Vec<String> = listed
+        .iter()
+        .flat_map(|words| daemon.insula(words).ok().lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    all.iter_mut().filter(|name| name.len() == 64).for_each(|name| "anonymous".clone_into(name));
+    all.sort();
+    all
+}
+
+#[test]
+fn killed_at_every_step_of_a_workload() {
+    let here = daemon!();
+    let mut there = daemon!(bare);
+    if !can_fail(&mut there) {
+        return;
+    }
+    let file = there.failpoint_file();
+    let _disarm = OnDrop(move || drop(fs::remove_file(&file)));
+    let workload = workload(&here);
+    drop(here);
+    for (point, _) in ALL.iter().filter(|(point, _)| point.starts_with("unbundle.")) {
+        let when = format!("after {point}");
+        arm(&there, point);
+        there.insula_with(&["unbundle", "--no-start", "-"], &workload);
+        there.await_kill();
+        assert!(!armed(&there), "{point} was not passed");
+        there.restart();
+        let expected: &[&str] = match *point {
+            "unbundle.made" => &["anonymous", "back", "busybox", "shop", "side", "stock"],
+            _ => &[],
+        };
+        assert_eq!(of_workload(&there), expected, "{when}");
+        if expected.is_empty() {
+            check(&there, &when);
+        } else {
+            there.insula(&["start", "shop"]).ok();
+            assert_eq!(there.exec("shop", "cat /stock/count").ok(), "kept");
+            check(&there, &when);
+        }
+    }
+    clear(&there, "at the end");
+    there.insula(&["network", "rm", "back"]).ok();
+}
+
+#[test]
+fn what_is_held_still_goes_on_when_the_daemon_dies() {
+    let mut daemon = daemon!();
+    if !can_fail(&mut daemon) {
+        return;
+    }
+    let file = daemon.failpoint_file();
+    let _disarm = OnDrop(move || drop(fs::remove_file(&file)));
+    for name in ["one", "two", "paused"] {
+        daemon.detached(&["--name", name], "exec sleep 1000");
+    }
+    daemon.insula(&["pause", "paused"]).ok();
+    for (point, words) in [
+        ("commit.paused", &["commit", "one", "made"][..]),
+        ("bundle.paused", &["bundle", "-o", "/dev/null", "one", "two", "paused"]),
+    ] {
+        arm(&daemon, point);
+        daemon.insula(words);
+        daemon.await_kill();
+        assert!(!armed(&daemon), "{point} was not passed");
+        daemon.restart();
+        for name in ["one", "two"] {
+            assert_eq!(daemon.inspect(name, "/State/Status"), "running", "after {point}");
+            daemon.insula(&["exec", name, "true"]).ok();
+        }
+        // A user's pause is the user's.
+        assert_eq!(daemon.inspect("paused", "/State/Status"), "paused", "after {point}");
+        daemon.insula(&["commit", "one", "made"]).ok();
+    }
+    daemon.insula(&["unpause", "paused"]).ok();
+    clear(&daemon, "at the end");
+    daemon.insula(&["rmi", "made"]).ok();
+}
+
 #[test]
 fn killed_at_every_step_of_an_end() {
     programme(|point| {

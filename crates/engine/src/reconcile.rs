@@ -38,6 +38,7 @@ impl Engine {
             if container.row().phase.live() && !self.take_up(container).await {
                 ended.push(container.clone());
             }
+            self.let_go_again(container).await;
         }
         failpoint("daemon.adopted");
         let over = |container: &Container| ended.iter().any(|ended| ended.id == container.id);
@@ -46,6 +47,7 @@ impl Engine {
         for warning in self.networks().reconcile(&live)? {
             tracing::warn!(warning, "network");
         }
+        self.take_back_unbundles()?;
         failpoint("daemon.networks");
         self.free_unknown().await?;
         failpoint("daemon.freed");

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use insula_models::{
     Labels, Volume, VolumeCreateRequest, VolumeListResponse, VolumeUsage, VolumesPruneResponse,
 };
-use insula_store::{Collection, Record, Store};
+use insula_store::{Collection, Error as StoreError, Record, Store, Transaction};
 use jiff::Timestamp;
 
 use crate::events::{EventType, Events};
@@ -84,21 +84,11 @@ impl Volumes {
             make_data(&data)?;
             return Ok(volume);
         }
-        let volume = Volume {
-            created_at: Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            driver: DRIVER.to_owned(),
-            labels,
-            mountpoint: data.to_string_lossy().into_owned(),
-            name: name.clone(),
-            scope: "local".to_owned(),
-            ..Volume::default()
-        };
-        let doc =
-            serde_json::to_vec(&volume).map_err(|e| Error::Internal(format!("write volume {name}: {e}")))?;
-        let record = Record { id: name.clone(), name: Some(name.clone()), doc };
+        let volume = new(VolumeCreateRequest { name: name.clone(), labels, ..Default::default() }, &data);
+        let record = record(&volume)?;
         match self.store.state().records(Collection::Volumes).insert(&record) {
             // Somebody else was faster, which is as good.
-            Err(insula_store::Error::IdTaken { .. } | insula_store::Error::NameTaken { .. }) => {}
+            Err(StoreError::IdTaken { .. } | StoreError::NameTaken { .. }) => {}
             result => result?,
         }
         failpoint("volume.row");
@@ -108,31 +98,41 @@ impl Volumes {
     }
 
     /// Makes a volume that has content from the beginning: `fill` is called with its folder. There must be none
-    /// of this name. What a crash leaves of it is swept at open.
+    /// of this name. What a crash leaves of the folder is swept at open; `note` is in one commit with the row.
     pub(crate) fn restore(
         &self,
         name: &str,
         labels: Labels,
         fill: impl FnOnce(&Path) -> Result<()>,
-    ) -> Result<Volume> {
+        note: impl FnOnce(&Transaction<'_>) -> Result<()>,
+    ) -> Result<()> {
         let request = VolumeCreateRequest { name: name.to_owned(), labels, ..VolumeCreateRequest::default() };
         check(&request)?;
         let data = self.data(name)?;
-        if self.find(name)?.is_some() {
-            return Err(Error::Conflict(format!("a volume {name} is there already")));
-        }
         let staged = self.store.volumes_dir().join(format!("{REMOVED}{}", insula_base::random_hex(8)));
         let made = make_data(&staged.join(DATA)).and_then(|()| fill(&staged.join(DATA))).and_then(|()| {
+            let record = record(&new(request, &data))?;
+            let inserted = self.store.state().transaction(|tx| {
+                tx.records(Collection::Volumes).insert(&record)?;
+                note(tx)
+            });
+            match inserted {
+                Err(Error::Store(StoreError::IdTaken { .. } | StoreError::NameTaken { .. })) => {
+                    return Err(Error::Conflict(format!("a volume {name} is there already")));
+                }
+                result => result?,
+            }
             let folder = data.parent().unwrap_or(&data);
-            // Without a row nobody knows it.
+            // Before the row nobody knew it.
             remove_tree(folder)?;
-            fs::rename(&staged, folder).map_err(|e| Error::io("rename", folder, e))?;
-            self.create(request)
+            fs::rename(&staged, folder).map_err(|e| Error::io("rename", folder, e))
         });
         if made.is_err() {
             remove_tree(&staged)?;
         }
-        made
+        made?;
+        self.publish("create", name);
+        Ok(())
     }
 
     /// The volume of this name.
@@ -289,6 +289,24 @@ fn check(request: &VolumeCreateRequest) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+fn new(request: VolumeCreateRequest, data: &Path) -> Volume {
+    Volume {
+        created_at: Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        driver: DRIVER.to_owned(),
+        labels: request.labels,
+        mountpoint: data.to_string_lossy().into_owned(),
+        name: request.name,
+        scope: "local".to_owned(),
+        ..Volume::default()
+    }
+}
+
+fn record(volume: &Volume) -> Result<Record> {
+    let name = volume.name.clone();
+    let doc = serde_json::to_vec(volume).map_err(|e| Error::Internal(format!("write volume {name}: {e}")))?;
+    Ok(Record { id: name.clone(), name: Some(name), doc })
 }
 
 fn read(record: &Record) -> Result<Volume> {

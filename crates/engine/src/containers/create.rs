@@ -27,6 +27,8 @@ const IDS_RANGES: u64 = ((1 << 31) - IDS_FIRST) / IDS_COUNT as u64;
 /// What a new container has that no request asks for.
 #[derive(Debug, Default)]
 pub(crate) struct Own {
+    /// One that was written down before.
+    pub(crate) id: Option<ContainerId>,
     /// In the place of those asked for at the same target.
     pub(crate) mounts: Vec<MountRow>,
     /// What it has changed of its image already.
@@ -73,7 +75,7 @@ impl Engine {
         host: HostConfig,
         mounts: Vec<MountRow>,
     ) -> Result<ContainerCreateResponse> {
-        let own = Own { mounts, upper: None };
+        let own = Own { mounts, ..Own::default() };
         let request = (config, host, NetworkingConfig::default());
         self.create_of(None, image, request, own).map(|(_, answer)| answer)
     }
@@ -111,7 +113,7 @@ impl Engine {
                 *name = insula_base::random_hex(32);
             }
         }
-        let id = ContainerId::random();
+        let id = own.id.unwrap_or_else(ContainerId::random);
         self.fill_hostname(&id, &mut config, &host)?;
         let row = Row {
             version: Row::version(),
@@ -129,6 +131,7 @@ impl Engine {
             failure: None,
             boot: String::new(),
             again: false,
+            held: false,
             with_volumes: false,
             sites,
             health: None,

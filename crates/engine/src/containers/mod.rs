@@ -24,6 +24,7 @@ pub(crate) mod row;
 mod signals;
 mod start;
 mod stats;
+pub(crate) mod still;
 mod stop;
 mod top;
 mod update;

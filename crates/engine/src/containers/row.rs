@@ -56,6 +56,9 @@ pub(crate) struct Row {
     /// It is brought down to be started again, whatever its policy says.
     #[serde(default)]
     pub(crate) again: bool,
+    /// The engine holds it still to read its files: a daemon that finds it so when it starts lets it go on.
+    #[serde(default)]
+    pub(crate) held: bool,
     /// Its removal takes volumes that nobody named too.
     #[serde(default)]
     pub(crate) with_volumes: bool,
@@ -310,6 +313,7 @@ pub(crate) mod tests {
             failure: None,
             boot: String::new(),
             again: false,
+            held: false,
             with_volumes: false,
             sites: Vec::new(),
             health: None,

@@ -43,21 +43,11 @@ impl Engine {
         let of = DiffOf { upper: files.upper, lower: files.layers, ignored, latest: None };
         let (store, parent) = (self.store().clone(), row.image.id.clone());
         let id = row.id.to_string();
-        let pausing = request.pause && row.running() && !container.state().paused;
-        if pausing {
-            self.pause_container(&id).await?;
-        }
+        let of_it: &[_] = if request.pause { std::slice::from_ref(&container) } else { &[] };
+        let held = self.hold_still(of_it).await?;
+        failpoint("commit.paused");
         let staged = blocking(move || Ok(store.images().stage_diff(&parent, &of)?)).await;
-        if pausing {
-            // It may have been killed meanwhile, and what was read is whole all the same.
-            if let Err(error) = self.unpause_container(&id).await {
-                tracing::info!(
-                    container = id,
-                    error = insula_base::chain(&error),
-                    "not unpaused after a commit"
-                );
-            }
-        }
+        self.let_go(held).await;
         let staged = staged?;
         failpoint("commit.staged");
         let options = CommitOptions {

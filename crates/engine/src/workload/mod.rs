@@ -7,6 +7,7 @@ mod changes;
 mod pack;
 mod restore;
 mod taken;
+mod unfinished;
 
 use insula_base::Digest;
 use insula_models::Workload;

@@ -10,6 +10,7 @@ use insula_models::{
 use insula_spec::reference::Reference;
 use insula_store::layers::{DiffOf, write_tree, write_upper};
 use insula_store::workload::{DOCUMENT_MAX, State};
+use insula_sys::failpoint::failpoint;
 use jiff::Timestamp;
 
 use super::{VERSION, joined};
@@ -29,9 +30,6 @@ pub struct BundleRequest {
     pub without: BTreeSet<Digest>,
 }
 
-/// Containers that are held still.
-struct Paused(Vec<String>);
-
 impl Engine {
     /// Writes containers with all that they are made of as one file.
     pub async fn bundle(&self, request: BundleRequest) -> Result<ArchiveChunks> {
@@ -46,20 +44,12 @@ impl Engine {
         let engine = self.clone();
         // To its end, whether the client stays or not: what is held still has to go on.
         let work = tokio::spawn(async move {
-            let paused = match request.pause {
-                true => engine.hold_still(&containers).await,
-                false => Ok(Paused(Vec::new())),
-            };
-            let state = match &paused {
-                Ok(_) => {
-                    let (engine, containers) = (engine.clone(), containers.clone());
-                    transfer(move || engine.spool_state(&containers, &mut workload).map(|s| (s, workload)))
-                        .await
-                }
-                Err(_) => Err(Error::Internal("nothing was read".to_owned())),
-            };
-            let paused = paused?;
-            engine.let_go(paused).await;
+            let held = engine.hold_still(if request.pause { &containers } else { &[] }).await?;
+            failpoint("bundle.paused");
+            let (this, of) = (engine.clone(), containers.clone());
+            let state =
+                transfer(move || this.spool_state(&of, &mut workload).map(|state| (state, workload))).await;
+            engine.let_go(held).await;
             state.map(|(state, workload)| (state, workload, request.without))
         });
         let (state, workload, without) =
@@ -73,32 +63,6 @@ impl Engine {
         self.store().images().check_save(&images)?;
         let store = self.store().clone();
         Ok(produce(move |out| Ok(store.write_workload(&document, (&images, &without), &state, out)?)))
-    }
-
-    /// Those that run and are not paused already. One that cannot be lets all of them go.
-    async fn hold_still(&self, containers: &[Arc<Container>]) -> Result<Paused> {
-        let mut paused = Paused(Vec::new());
-        for container in containers {
-            if !container.row().running() || container.state().paused {
-                continue;
-            }
-            let id = container.id.to_string();
-            if let Err(error) = self.pause_container(&id).await {
-                self.let_go(paused).await;
-                return Err(error);
-            }
-            paused.0.push(id);
-        }
-        Ok(paused)
-    }
-
-    async fn let_go(&self, paused: Paused) {
-        for id in paused.0 {
-            // It may have been killed meanwhile, and what was read is whole all the same.
-            if let Err(error) = self.unpause_container(&id).await {
-                tracing::info!(container = id, error = insula_base::chain(&error), "not unpaused");
-            }
-        }
     }
 
     /// All but the digests of what has to be read.

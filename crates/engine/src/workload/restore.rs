@@ -3,18 +3,19 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
 
+use insula_base::{ContainerId, NetworkId};
 use insula_models::{
     NetworkingConfig, Workload, WorkloadConflict, WorkloadContainer, WorkloadMade, WorkloadMount,
-    WorkloadRestored,
+    WorkloadRestored, WorkloadVolume,
 };
-use insula_store::Force;
+use insula_store::Transaction;
 use insula_store::layers::Whiteouts;
 use insula_store::workload::WorkloadFile;
+use insula_sys::failpoint::failpoint;
 
+use super::unfinished::Unfinished;
 use super::{Changes, digest, joined, read};
-use crate::containers::container::Container;
 use crate::containers::create::Own;
 use crate::containers::mounts::plain_target;
 use crate::containers::row::{MountRow, SourceRow};
@@ -41,17 +42,17 @@ impl Engine {
         if !conflicts.is_empty() {
             return Err(refused(&conflicts));
         }
-        let mut made = Made::new(self);
-        made.images(file)?;
+        let mut made = Made::begin(self)?;
+        made.images(&workload, file)?;
+        failpoint("unbundle.images");
         for network in &workload.networks {
             made.network(network)?;
         }
+        failpoint("unbundle.networks");
         for volume in &workload.volumes {
-            let archive = digest(&volume.archive)?;
-            let fill = |folder: &Path| Ok(file.unpack(&archive, folder, Whiteouts::Ordinary)?);
-            self.volumes().restore(&volume.name, volume.labels.clone(), fill)?;
-            made.volumes.push(volume.name.clone());
+            made.volume(volume, file)?;
         }
+        failpoint("unbundle.volumes");
         let mut answer = WorkloadRestored::default();
         for container in in_order(&workload.containers) {
             let (id, warnings) = made.container(container, file)?;
@@ -60,7 +61,9 @@ impl Engine {
             answer.warnings.extend(warnings);
             answer.warnings.extend(warnings_of(container));
         }
-        made.keep();
+        failpoint("unbundle.containers");
+        made.keep()?;
+        failpoint("unbundle.made");
         Ok(answer)
     }
 }
@@ -156,31 +159,37 @@ fn mount_row(mount: &WorkloadMount) -> Result<MountRow> {
 /// What was made so far. Dropped, it is undone.
 struct Made<'a> {
     engine: &'a Engine,
-    /// Those that were not here before.
-    images: Vec<String>,
-    networks: Vec<String>,
-    volumes: Vec<String>,
-    containers: Vec<Arc<Container>>,
+    unfinished: Unfinished,
     kept: bool,
 }
 
 impl<'a> Made<'a> {
-    fn new(engine: &'a Engine) -> Self {
-        let (images, networks, volumes) = (Vec::new(), Vec::new(), Vec::new());
-        Self { engine, images, networks, volumes, containers: Vec::new(), kept: false }
+    fn begin(engine: &'a Engine) -> Result<Self> {
+        Ok(Self { engine, unfinished: Unfinished::begin(engine)?, kept: false })
     }
 
-    fn images(&mut self, file: &WorkloadFile) -> Result<()> {
+    fn images(&mut self, workload: &Workload, file: &WorkloadFile) -> Result<()> {
         let store = self.engine.store();
-        let here: BTreeSet<_> = store.images().list()?.into_iter().map(|image| image.id).collect();
+        let here: BTreeSet<_> =
+            store.images().list()?.into_iter().map(|image| image.id.to_string()).collect();
+        let wanted: BTreeSet<_> = workload.containers.iter().map(|container| &container.image).collect();
+        let new: Vec<String> = wanted.into_iter().filter(|id| !here.contains(*id)).cloned().collect();
+        self.unfinished.note(self.engine, |made| made.images = new)?;
         let loaded = store.load_workload_images(file)?;
-        let new = loaded.into_iter().map(|image| image.id).filter(|id| !here.contains(id));
-        self.images = new.map(|id| id.to_string()).collect();
+        let other = loaded.iter().map(|image| image.id.to_string());
+        let other: Vec<String> =
+            other.filter(|id| !here.contains(id) && !self.unfinished.images.contains(id)).collect();
+        if !other.is_empty() {
+            // Images that no container of it has: nobody needs them, and they go if it fails.
+            self.unfinished.note(self.engine, |made| made.images.extend(other))?;
+        }
         Ok(())
     }
 
-    fn keep(mut self) {
+    fn keep(mut self) -> Result<()> {
+        self.unfinished.finish(self.engine)?;
         self.kept = true;
+        Ok(())
     }
 
     /// Unless there is one that will do.
@@ -189,10 +198,24 @@ impl<'a> Made<'a> {
         if networks.list().iter().any(|network| network.name == wanted.name) {
             return Ok(());
         }
-        let network = networks.create(&crate::networks::wanted(wanted.clone())?)?;
+        let id = NetworkId::random();
+        self.unfinished.note(self.engine, |made| made.networks.push(id.to_string()))?;
+        let network = networks.create_as(id, &crate::networks::wanted(wanted.clone())?)?;
         self.engine.publish_network(&network, "create", &[]);
-        self.networks.push(network.id.to_string());
         Ok(())
+    }
+
+    fn volume(&mut self, wanted: &WorkloadVolume, file: &WorkloadFile) -> Result<()> {
+        let archive = digest(&wanted.archive)?;
+        let fill = |folder: &Path| Ok(file.unpack(&archive, folder, Whiteouts::Ordinary)?);
+        let (engine, mut unfinished) = (self.engine, self.unfinished.clone());
+        let note = |tx: &Transaction<'_>| {
+            unfinished.note_within(tx, |made| made.volumes.push(wanted.name.clone()))?;
+            // A volume of this name is ours from here on, and not before.
+            self.unfinished = unfinished;
+            Ok(())
+        };
+        engine.volumes().restore(&wanted.name, wanted.labels.clone(), fill, note)
     }
 
     fn container(
@@ -208,40 +231,18 @@ impl<'a> Made<'a> {
         let networking = NetworkingConfig { endpoints_config: wanted.networks.clone() };
         let request = (wanted.config.clone(), wanted.host_config.clone(), networking);
         let name = Some(crate::containers::names::check(&wanted.name)?.to_owned());
-        let own = Own { mounts, upper: Some(upper) };
-        let (container, answer) = self.engine.create_of(name, image, request, own)?;
-        self.containers.push(container);
+        let id = ContainerId::random();
+        self.unfinished.note(self.engine, |made| made.containers.push(id.to_string()))?;
+        let own = Own { id: Some(id), mounts, upper: Some(upper) };
+        let (_, answer) = self.engine.create_of(name, image, request, own)?;
         Ok((answer.id, answer.warnings))
     }
 }
 
 impl Drop for Made<'_> {
     fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        let log = |what: &str, error: &dyn std::error::Error| {
-            tracing::warn!(what, error = insula_base::chain(error), "left of a bundle that was not unpacked");
-        };
-        for container in &self.containers {
-            self.engine.discard(container);
-        }
-        for name in &self.volumes {
-            if let Err(error) = self.engine.volumes().discard(name) {
-                log(name, &error);
-            }
-        }
-        for id in &self.networks {
-            match self.engine.networks().remove(id) {
-                Ok(network) => self.engine.publish_network(&network, "destroy", &[]),
-                Err(error) => log(id, &error),
-            }
-        }
-        let images = self.engine.store().images();
-        for id in &self.images {
-            if let Err(error) = images.remove(id, Force::Yes, &|_| true) {
-                log(id, &error);
-            }
+        if !self.kept {
+            self.engine.take_back_all(&self.unfinished);
         }
     }
 }

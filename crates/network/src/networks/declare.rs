@@ -15,12 +15,16 @@ use crate::{BridgeNetwork, Driver, Error, Network, NetworkRequest, Pool, Subnet}
 impl Networks {
     /// Makes a network: its row, its bridge, its place in the firewall. Nothing is left of one that fails.
     pub fn create(&self, request: &NetworkRequest) -> Result<Network, Error> {
+        self.create_as(NetworkId::random(), request)
+    }
+
+    /// The same with an id that the caller has written down.
+    pub fn create_as(&self, id: NetworkId, request: &NetworkRequest) -> Result<Network, Error> {
         let wanted = request.check()?;
         let mut inner = self.lock();
         if inner.networks.iter().any(|network| network.name == request.name) {
             return Err(Error::NameTaken { name: request.name.clone() });
         }
-        let id = NetworkId::random();
         let place = self.place(&inner, &wanted.options.driver, &id)?;
         let routed = matches!(place, Place::Bridge(..));
         let claim = netlink::claim()?;

@@ -16,6 +16,8 @@ pub enum Collection {
     Execs,
     /// What steps of builds made.
     BuildCache,
+    /// What of a workload's file is made, as long as not all of it is.
+    Unbundles,
     /// Facts about the engine itself.
     Meta,
 }
@@ -29,6 +31,7 @@ impl Collection {
             Self::Volumes => "volumes",
             Self::Execs => "execs",
             Self::BuildCache => "build_cache",
+            Self::Unbundles => "unbundles",
             Self::Meta => "meta",
         }
     }
@@ -44,6 +47,7 @@ impl fmt::Display for Collection {
             Self::Volumes => "volume",
             Self::Execs => "exec",
             Self::BuildCache => "build cache record",
+            Self::Unbundles => "unbundle",
             Self::Meta => "meta record",
         })
     }
