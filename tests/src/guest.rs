@@ -7,9 +7,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use crate::product::fixtures;
-use crate::{Outcome, program};
+use crate::{Outcome, program, wait};
 
 /// Emulated, so that it runs where there is no `/dev/kvm`.
 const QEMU: &str = "qemu-system-x86_64";
@@ -26,8 +27,18 @@ const VIRTIO_MODULES: &[&str] = &[
 /// Modules of the kernel that containers need, which the kernel loads by itself, and a disk in memory.
 const MODULES: &[&str] =
     &["fs/overlayfs", "net", "lib", "drivers/net/veth.ko", "drivers/block/brd.ko", "crypto"];
-/// Several times what it takes on an idle host.
-const LONGEST: &str = "240";
+/// In seconds: twenty times what it takes on an idle host.
+const LONGEST: &str = "900";
+/// For what a machine of the product does, when it boots for it: as generous.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// As [`crate::eventually`], for what takes the boot of a machine.
+///
+/// # Panics
+/// When there is no answer within five minutes.
+pub fn eventually<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    wait::within(PATIENCE, what, ask)
+}
 
 /// Whether a guest can be booted; says why not.
 pub fn missing() -> Option<&'static str> {

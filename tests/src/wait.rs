@@ -10,13 +10,18 @@ const PAUSE: Duration = Duration::from_millis(10);
 ///
 /// # Panics
 /// When there is none within half a minute.
-pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    within(PATIENCE, what, ask)
+}
+
+/// Asks until there is an answer, for as long as `patience`.
+pub(crate) fn within<T>(patience: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(began.elapsed() < PATIENCE, "waited for {PATIENCE:?}: {what}");
+        assert!(began.elapsed() < patience, "waited for {patience:?}: {what}");
         std::thread::park_timeout(PAUSE);
     }
 }

@@ -18,7 +18,7 @@ check() { # NAME EXPECTED COMMAND…
 }
 insulad >/tmp/insulad.log 2>&1 &
 tries=0
-until [ -S /run/insula/insula.sock ] || [ $tries -gt 100 ]; do tries=$((tries + 1)); usleep 100000; done
+until [ -S /run/insula/insula.sock ] || [ $tries -gt 1200 ]; do tries=$((tries + 1)); usleep 100000; done
 insula load -i /files/busybox.tar
 check version 2 insula info -f '{{.CgroupVersion}}'
 check run hello insula run --rm --network none busybox echo hello
@@ -43,13 +43,13 @@ check device-denied denied insula run --rm --network none --userns host busybox 
 insula stop -t 1 box >/dev/null
 insula rm box big >/dev/null
 check gone '' find /sys/fs/cgroup/insula -mindepth 1 -type d
-check bridge hello insula run --rm busybox sh -c 'ping -c 1 -W 5 $(ip route | awk "/default/ {print \$3}") >/dev/null && echo hello'
+check bridge hello insula run --rm busybox sh -c 'ping -c 1 -W 60 $(ip route | awk "/default/ {print \$3}") >/dev/null && echo hello'
 cat /tmp/insulad.log | sed 's/^/log: /'
 # The memory file systems of this kernel (6.1) cannot map ids.
 export INSULA_ROOT=/run/second INSULA_RUN=/run/second-run
 insulad >/tmp/insulad.log 2>&1 &
 tries=0
-until [ -S /run/second-run/insula.sock ] || [ $tries -gt 100 ]; do tries=$((tries + 1)); usleep 100000; done
+until [ -S /run/second-run/insula.sock ] || [ $tries -gt 1200 ]; do tries=$((tries + 1)); usleep 100000; done
 insula load -i /files/busybox.tar
 insula run --rm --network none busybox awk '{print $2}' /proc/self/uid_map >/tmp/out 2>/tmp/err
 check unmapped '0 1' sh -c 'echo $(cat /tmp/out) $(grep -c "WARNING: No ids can be mapped" /tmp/err)'
@@ -125,12 +125,12 @@ check() { # NAME EXPECTED COMMAND…
 # An emulated processor on a busy host may be too slow to be taken for one with virtualization.
 insulad --vm-backend kvm >/tmp/insulad.log 2>&1 &
 tries=0
-until [ -S /run/insula/insula.sock ] || [ $tries -gt 100 ]; do tries=$((tries + 1)); usleep 100000; done
+until [ -S /run/insula/insula.sock ] || [ $tries -gt 1200 ]; do tries=$((tries + 1)); usleep 100000; done
 insula load -i /files/busybox.tar
 check backend kvm sh -c "insula info -f '{{.Machines.Backend}}'"
 check run "hello $(uname -r) 1" insula run --rm --isolation vm -m 128m --cpus 1 --network none busybox \
     sh -c 'echo hello $(uname -r) $(nproc)'
-echo 'ping -c 1 -W 5 $(ip route | sed -n "s/default via \([^ ]*\).*/\1/p") >/dev/null && echo reached' >/tmp/reach
+echo 'ping -c 1 -W 60 $(ip route | sed -n "s/default via \([^ ]*\).*/\1/p") >/dev/null && echo reached' >/tmp/reach
 check bridge reached sh -c 'insula run --rm -i --isolation vm -m 128m busybox sh </tmp/reach'
 insula run -d --name box --isolation vm -m 128m --network none busybox sleep 1000 >/dev/null
 check program insula-vmm cat /proc/$(insula inspect -f '{{.State.Pid}}' box)/comm

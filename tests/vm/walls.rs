@@ -2,7 +2,7 @@
 //! that of every container.
 
 use insula_tests::images::busybox;
-use insula_tests::{Daemon, Outcome, eventually, get, guest, holds, is_root};
+use insula_tests::{Daemon, Outcome, get, guest, holds, is_root};
 
 /// A daemon whose containers boot Debian's kernel for clouds, each anew; none where that cannot be.
 fn daemon() -> Option<Daemon> {
@@ -97,7 +97,9 @@ fn a_service_in_its_own_kernel_is_reached_watched_and_stopped() {
     ];
     daemon.insula(&arguments).exits(0);
     let address = daemon.insula(&["port", "web", "80"]).ok().trim().to_owned();
-    eventually("the page is served", || get(&address).filter(|page| page.text().contains("from the host")));
+    guest::eventually("the page is served", || {
+        get(&address).filter(|page| page.text().contains("from the host"))
+    });
     let inside = daemon.insula(&[
         "exec",
         "web",
@@ -153,7 +155,7 @@ fn a_root_that_is_read_only_has_places_for_mounts_and_what_fails_is_started_agai
         "on-failure:1",
     ];
     daemon.insula(&[&words[..], &["busybox", "sh", "-c", "exit 3"]].concat()).exits(0);
-    eventually("it has failed twice", || {
+    guest::eventually("it has failed twice", || {
         let format = "{{.State.Status}} {{.RestartCount}} {{.State.ExitCode}}";
         (daemon.insula(&["inspect", "-f", format, "fails"]).ok().trim() == "exited 1 3").then_some(())
     });
@@ -195,7 +197,7 @@ fn what_breaks_a_machine_is_said() {
         rustix::process::Signal::KILL,
     )
     .unwrap();
-    let state = eventually("the container ends", || {
+    let state = guest::eventually("the container ends", || {
         let state = daemon.insula(&[
             "inspect",
             "-f",
@@ -227,7 +229,7 @@ fn a_person_and_networks_come_and_go_while_a_machine_runs() {
     terminal.send("\x10\x11");
     assert_eq!(terminal.wait(), 0);
     let healthy = |status: &str| {
-        eventually(status, || (daemon.inspect("far", "/State/Health/Status") == status).then_some(()));
+        guest::eventually(status, || (daemon.inspect("far", "/State/Health/Status") == status).then_some(()));
     };
     healthy("unhealthy");
     daemon.exec("far", "touch /tmp/well").exits(0);
