@@ -5,6 +5,7 @@
 //! what CI does; `libfuzzer/` wraps the same functions for cargo-fuzz and its coverage.
 
 mod archive;
+mod guest;
 pub mod mutate;
 mod seeds;
 
@@ -47,6 +48,13 @@ pub const TARGETS: &[Target] = &[
     Target { name: "image-archive", run: archive::image, seeds: seeds::images },
     Target { name: "dockerfile", run: dockerfile, seeds: seeds::dockerfiles },
     Target { name: "dns-query", run: dns_query, seeds: seeds::dns_queries },
+    Target { name: "guest-disk", run: guest::disk, seeds: guest::seeds::disks },
+    Target { name: "guest-card", run: guest::card, seeds: guest::seeds::cards },
+    Target { name: "guest-console", run: guest::console, seeds: guest::seeds::consoles },
+    Target { name: "guest-entropy", run: guest::entropy, seeds: guest::seeds::others },
+    Target { name: "guest-folder", run: guest::folder, seeds: guest::seeds::others },
+    Target { name: "guest-ports", run: guest::ports, seeds: guest::seeds::ports },
+    Target { name: "guest-relay", run: guest::relay, seeds: guest::seeds::relays },
 ];
 
 /// Runs one target by name, for the wrappers of cargo-fuzz.

@@ -33,6 +33,6 @@ pub mod virtio;
 
 pub use boot::{Kernel, KernelFormat};
 pub use error::{Error, Result};
-pub use legacy::Console;
+pub use legacy::{Console, Ports};
 pub use machine::{Host, Machine, Running, Shape, Snapshot, Stop};
 pub use memory::{GuestRam, Memory};

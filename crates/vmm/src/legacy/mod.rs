@@ -2,6 +2,7 @@
 
 mod clock;
 mod keyboard;
+mod ports;
 pub(crate) mod power;
 mod serial;
 
@@ -12,6 +13,7 @@ use crate::error::Result;
 use crate::layout::SLEEP_CONTROL;
 use crate::machine::Stopper;
 
+pub use ports::Ports;
 pub use serial::Console;
 pub(crate) use serial::SerialLine;
 

@@ -15,12 +15,14 @@ pub mod fs;
 pub mod net;
 mod queues;
 mod transport;
+mod unplugged;
 
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
 
 pub use queues::{Chain, Queues};
 pub(crate) use transport::{Interrupt, Transport, TransportState};
+pub use unplugged::Unplugged;
 
 use crate::error::Result;
 

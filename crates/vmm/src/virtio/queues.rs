@@ -51,8 +51,8 @@ impl<'a> Queues<'a> {
         loop {
             // An index that claims more requests than the ring holds is an error of the iterator.
             let next = ring.iter(self.memory).map_err(|error| misuse(self.device, &error))?.next();
-            if next.is_some() {
-                return Ok(next);
+            if let Some(chain) = next {
+                return bounded(chain, ring.size(), self.device).map(Some);
             }
             if !ring.enable_notification(self.memory).map_err(|error| misuse(self.device, &error))? {
                 return Ok(None);
@@ -98,6 +98,17 @@ impl<'a> Queues<'a> {
     pub fn configuration_changed(&self) {
         self.interrupt.configuration();
     }
+}
+
+/// A table of indirect descriptors may say that it is far longer than the queue, and a chain in it may go in
+/// circles: as many steps, for each of the queue's entries. The specification allows as many as the queue has
+/// (1.2, 2.7.5.3.1).
+fn bounded<'a>(chain: Chain<'a>, size: u16, device: &'static str) -> Result<Chain<'a>> {
+    let most = usize::from(size);
+    if chain.clone().take(most + 1).count() > most {
+        return Err(Error::Guest { device, why: format!("a request of more than {most} buffers") });
+    }
+    Ok(chain)
 }
 
 fn misuse(device: &'static str, error: &virtio_queue::Error) -> Error {

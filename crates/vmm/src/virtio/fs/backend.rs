@@ -48,12 +48,6 @@ impl Server {
         Ok(Self { frontend, features })
     }
 
-    /// One that nobody has spoken to.
-    #[cfg(test)]
-    pub(crate) fn silent(socket: UnixStream) -> Self {
-        Self { frontend: Frontend::from_stream(socket, 1), features: 0 }
-    }
-
     /// What it offers a driver.
     pub(crate) fn features(&self) -> u64 {
         self.features & !VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
