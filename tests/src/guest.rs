@@ -1,5 +1,5 @@
 //! A machine of its own for what this host does not have: a distribution's kernel, emulated by
-//! QEMU, with version 2 of cgroups alone, its root on a file system whose ids can be mapped.
+//! QEMU, with one version of cgroups alone, its root on a file system whose ids can be mapped.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -56,14 +56,22 @@ pub fn run(script: &str, files: &[(&str, &[u8])]) -> Outcome {
     let kernel = kernel();
     let mut archive = content(&kernel, MODULES, script, files);
     add_product(&mut archive);
-    boot(&kernel, archive, "max")
+    boot(&kernel, archive, "max", Cgroups::Second)
+}
+
+/// As [`run`], on a host that has version 1 of cgroups alone, as distributions mounted it.
+pub fn run_with_first_cgroups(script: &str, files: &[(&str, &[u8])]) -> Outcome {
+    let kernel = kernel();
+    let mut archive = content(&kernel, MODULES, script, files);
+    add_product(&mut archive);
+    boot(&kernel, archive, "max", Cgroups::First)
 }
 
 /// As [`run`], without the product.
 pub fn run_bare(script: &str, files: &[(&str, &[u8])]) -> Outcome {
     let kernel = kernel();
     let archive = content(&kernel, MODULES, script, files);
-    boot(&kernel, archive, "max")
+    boot(&kernel, archive, "max", Cgroups::Second)
 }
 
 /// As [`run_bare`], in a machine whose `/dev/kvm` runs stock kernels. `/guest/kernel` and `/guest/initrd`
@@ -79,7 +87,7 @@ pub fn run_with_kvm(script: &str, inner: &str, files: &[(&str, &[u8])]) -> Outco
     let mut archive = content(&kernel, &modules, &script, files);
     archive.file("guest/kernel", 0o644, &fs::read(&kernel.image).unwrap());
     archive.file("guest/initrd", 0o644, &initrd.finish());
-    boot(&kernel, archive, "max,+svm")
+    boot(&kernel, archive, "max,+svm", Cgroups::Second)
 }
 
 /// As [`run`], in a machine whose `/dev/kvm` runs stock kernels, with all that containers with kernels of
@@ -97,13 +105,29 @@ pub fn run_walls_with_kvm(script: &str, files: &[(&str, &[u8])]) -> Outcome {
     let sisters =
         ["insula-vmm", "insula-agent"].map(|name| (program(name), Path::new("/usr/bin").join(name)));
     add_programs(&mut archive, &sisters);
-    boot(&kernel, archive, "max,+svm")
+    boot(&kernel, archive, "max,+svm", Cgroups::Second)
 }
 
 /// Where Debian has what serves files to guests.
 const SERVERS: [&str; 2] = ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd"];
 
-fn boot(kernel: &Kernel, archive: Archive, cpu: &str) -> Outcome {
+/// Which version a guest has.
+#[derive(Debug, Clone, Copy)]
+enum Cgroups {
+    First,
+    Second,
+}
+
+impl Cgroups {
+    fn kernel_argument(self) -> &'static str {
+        match self {
+            Self::First => "",
+            Self::Second => " cgroup_no_v1=all",
+        }
+    }
+}
+
+fn boot(kernel: &Kernel, archive: Archive, cpu: &str, cgroups: Cgroups) -> Outcome {
     let folder = tempfile::Builder::new().prefix("insula-g-").tempdir().unwrap();
     let initrd = folder.path().join("initrd");
     fs::write(&initrd, archive.finish()).unwrap();
@@ -120,12 +144,13 @@ fn boot(kernel: &Kernel, archive: Archive, cpu: &str) -> Outcome {
         "stdio",
     ]);
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&initrd);
-    command.args(["-append", &kernel_arguments()]);
+    command.args(["-append", &kernel_arguments(cgroups)]);
     Outcome::of(&mut command, b"")
 }
 
-fn kernel_arguments() -> String {
-    let mut line = String::from("console=ttyS0 quiet panic=-1 reboot=t mitigations=off cgroup_no_v1=all");
+fn kernel_arguments(cgroups: Cgroups) -> String {
+    let mut line = String::from("console=ttyS0 quiet panic=-1 reboot=t mitigations=off");
+    line.push_str(cgroups.kernel_argument());
     // The kernel would measure the clock, which it gets wrong on a busy host; the emulator passes the
     // host's on as it is.
     let host = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -194,7 +219,16 @@ if [ $$ = 1 ] && [ ! -e /moved ]; then
 fi
 mount -t proc none /proc && mount -t sysfs none /sys && mount -t devtmpfs none /dev
 mkdir -p /dev/pts && mount -t devpts none /dev/pts
-mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /run
+if grep -q cgroup_no_v1 /proc/cmdline; then
+    mount -t cgroup2 none /sys/fs/cgroup
+else
+    mount -t tmpfs none /sys/fs/cgroup
+    for controllers in cpu,cpuacct cpuset memory pids devices freezer blkio; do
+        mkdir /sys/fs/cgroup/$controllers
+        mount -t cgroup -o $controllers none /sys/fs/cgroup/$controllers
+    done
+fi
+mount -t tmpfs none /run
 ip link set lo up
 sh /test
 echo GUEST-ENDS

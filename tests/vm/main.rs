@@ -1,4 +1,4 @@
-//! What only another machine shows: hosts with version 2 of cgroups. Needs `tcg`: QEMU's emulation
+//! What only another machine shows: hosts with one version of cgroups alone. Needs `tcg`: QEMU's emulation
 //! and Debian's kernel, which is downloaded once.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
@@ -7,7 +7,7 @@ mod programs;
 mod templates;
 mod walls;
 
-use insula_tests::{guest, images::busybox};
+use insula_tests::{Outcome, guest, images::busybox};
 
 /// A guest's checks: each prints `ok NAME`, or `not ok NAME` with what it saw.
 const CHECKS: &str = r#"
@@ -66,16 +66,67 @@ fn cgroups_of_version_2() {
     if let Some(why) = guest::missing() {
         return insula_tests::skip("tcg", why);
     }
-    let outcome = guest::run(CHECKS, &[("/files/busybox.tar", &busybox().docker_archive())]);
+    all_pass(CHECKS, &guest::run(CHECKS, &[("/files/busybox.tar", &busybox().docker_archive())]));
+}
+
+/// The same of a host that has version 1 alone, each hierarchy at its place.
+const CHECKS_OF_VERSION_1: &str = r#"
+check() { # NAME EXPECTED COMMAND…
+    name=$1 expected=$2; shift 2
+    seen=$("$@" 2>&1)
+    if [ "$seen" = "$expected" ]; then echo "ok $name"; else echo "not ok $name: $(echo $seen | head -c 500)"; fi
+}
+insulad >/tmp/insulad.log 2>&1 &
+tries=0
+until [ -S /run/insula/insula.sock ] || [ $tries -gt 100 ]; do tries=$((tries + 1)); usleep 100000; done
+insula load -i /files/busybox.tar
+check version 1 insula info -f '{{.CgroupVersion}}'
+id=$(insula run -d --init --network none -m 64m --cpus 0.5 --pids-limit 33 --cpu-shares 512 --cpuset-cpus 0 --name box busybox sleep 1000)
+pid=$(insula inspect -f '{{.State.Pid}}' box)
+group() { echo /sys/fs/cgroup/$1$(sed -n "s/^[0-9]*:$1://p" /proc/$pid/cgroup); }
+check everywhere 7 grep -c $id /proc/$pid/cgroup
+check memory 67108864 cat $(group memory)/memory.limit_in_bytes
+check pids 33 cat $(group pids)/pids.max
+check cpus '50000 100000' sh -c "cat $(group cpu,cpuacct)/cpu.cfs_quota_us $(group cpu,cpuacct)/cpu.cfs_period_us | xargs echo"
+check shares 512 cat $(group cpu,cpuacct)/cpu.shares
+check cpuset 0 cat $(group cpuset)/cpuset.cpus
+insula update -m 32m --memory-swap 32m --pids-limit 44 box >/dev/null
+check update-memory 33554432 cat $(group memory)/memory.limit_in_bytes
+check update-pids 44 cat $(group pids)/pids.max
+insula pause box >/dev/null
+check pause FROZEN cat $(group freezer)/freezer.state
+insula unpause box >/dev/null
+check unpause THAWED cat $(group freezer)/freezer.state
+check exec 'in all groups 7' insula exec box sh -c 'echo in all groups $(grep -c : /proc/self/cgroup)'
+check stats 'box 32MiB' sh -c "insula stats --no-stream --format '{{.Name}} {{.MemUsage}}' box | sed 's|[0-9.]*[KM]*iB / ||'"
+insula run --name big --network none -m 16m --memory-swap 16m busybox sh -c 'exec dd if=/dev/zero of=/dev/null bs=64M count=1' >/dev/null 2>&1
+check oom 'true 137' insula inspect -f '{{.State.OOMKilled}} {{.State.ExitCode}}' big
+check device-allowed 2 insula run --rm --network none --device /dev/full:/dev/other:r busybox sh -c 'head -c 2 /dev/other | wc -c'
+check device-denied denied insula run --rm --network none --userns host busybox sh -c 'mknod /tmp/k c 1 11; cat /tmp/k 2>/dev/null || echo denied'
+insula stop -t 1 box >/dev/null
+insula rm box big >/dev/null
+check gone '' find /sys/fs/cgroup -mindepth 3 -type d -path '*insula*'
+cat /tmp/insulad.log | sed 's/^/log: /'
+"#;
+
+#[test]
+fn cgroups_of_version_1() {
+    if let Some(why) = guest::missing() {
+        return insula_tests::skip("tcg", why);
+    }
+    let files = [("/files/busybox.tar", &*busybox().docker_archive())];
+    all_pass(CHECKS_OF_VERSION_1, &guest::run_with_first_cgroups(CHECKS_OF_VERSION_1, &files));
+}
+
+/// Each check was made and found what it expected.
+#[track_caller]
+fn all_pass(checks: &str, outcome: &Outcome) {
     assert!(outcome.stdout.contains("GUEST-ENDS"), "the guest did not end well: {outcome}");
     let lines: Vec<&str> = outcome.stdout.lines().map(str::trim).collect();
     let wrong: Vec<&&str> = lines.iter().filter(|line| line.starts_with("not ok")).collect();
     assert!(wrong.is_empty(), "{wrong:#?}\n{outcome}");
-    assert_eq!(
-        lines.iter().filter(|line| line.starts_with("ok ")).count(),
-        CHECKS.matches("\ncheck ").count(),
-        "{outcome}"
-    );
+    let passed = lines.iter().filter(|line| line.starts_with("ok ")).count();
+    assert_eq!(passed, checks.matches("\ncheck ").count(), "{outcome}");
 }
 
 /// The tests of the crates themselves, with what each has to say when it passes: a filter that finds
@@ -177,12 +228,6 @@ fn containers_have_their_own_kernels_in_the_own_machine() {
     if let Some(why) = guest::missing() {
         return insula_tests::skip("tcg", why);
     }
-    let outcome =
-        guest::run_walls_with_kvm(OWN_WALLS, &[("/files/busybox.tar", &busybox().docker_archive())]);
-    assert!(outcome.stdout.contains("GUEST-ENDS"), "the guest did not end well: {outcome}");
-    let lines: Vec<&str> = outcome.stdout.lines().map(str::trim).collect();
-    let wrong: Vec<&&str> = lines.iter().filter(|line| line.starts_with("not ok")).collect();
-    assert!(wrong.is_empty(), "{wrong:#?}\n{outcome}");
-    let passed = lines.iter().filter(|line| line.starts_with("ok ")).count();
-    assert_eq!(passed, OWN_WALLS.matches("\ncheck ").count(), "{outcome}");
+    let files = [("/files/busybox.tar", &*busybox().docker_archive())];
+    all_pass(OWN_WALLS, &guest::run_walls_with_kvm(OWN_WALLS, &files));
 }
