@@ -29,6 +29,8 @@ const BOOT: Duration = Duration::from_secs(180);
 const ANSWER: Duration = Duration::from_secs(60);
 /// The code of a container whose machine broke: as if it had been killed.
 const BROKEN: i32 = 137;
+/// The same however it shows first: the process is gone, its channel is closed, or an answer fails.
+const ENDED: &str = "the machine ended";
 
 /// The machine, what serves it, and the link into it.
 #[derive(Debug)]
@@ -395,8 +397,9 @@ impl Running {
         });
         let broken = match served {
             Ok(true) => self.ended(),
-            Ok(false) => Some("the machine ended".to_owned()),
-            Err(error) => Some(insula_base::chain(&error)),
+            Ok(false) => Some(ENDED.to_owned()),
+            // What was under way when a process ended fails as well; the end is the reason.
+            Err(error) => Some(self.ended().unwrap_or_else(|| insula_base::chain(&error))),
         };
         if let Some(broken) = broken {
             while ready(self.machine.console.as_fd()) && self.console.read(self.machine.console.as_fd()) {}
@@ -409,7 +412,7 @@ impl Running {
     /// Whether one of the processes that it is made of has ended.
     fn ended(&self) -> Option<String> {
         if ready(self.machine.process.pidfd.as_fd()) {
-            return Some(format!("{} ended", self.machine.program));
+            return Some(ENDED.to_owned());
         }
         let ended = |process: &Jailed| ready(process.pidfd.as_fd());
         (ended(&self.files) || self.relay.as_ref().is_some_and(ended))
