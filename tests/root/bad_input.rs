@@ -89,3 +89,42 @@ fn a_daemon_that_cannot_be_reached() {
     let mut command = std::process::Command::new(program("insula"));
     Outcome::of(command.args(["--host", "nonsense://x", "ps"]), b"").exits(1);
 }
+
+/// Writes what looks like a kernel, whose modules are these.
+fn write_kernel(root: &std::path::Path, modules: &[&str]) {
+    let folder = root.join("lib/modules/6.1-test");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::create_dir_all(root.join("boot")).unwrap();
+    let list: String = modules.iter().map(|name| format!("kernel/{name}.ko:\n")).collect();
+    std::fs::write(folder.join("modules.dep"), list).unwrap();
+    // Documentation/arch/x86/boot.rst: the magic, and where the release is.
+    let mut image = vec![0; 0x400];
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x20e..0x210].copy_from_slice(&0x100u16.to_le_bytes());
+    image[0x300..0x308].copy_from_slice(b"6.1-test");
+    std::fs::write(root.join("boot/vmlinuz-6.1-test"), image).unwrap();
+}
+
+#[test]
+fn kernels_that_guests_cannot_have() {
+    let daemon = daemon!();
+    daemon.load(&insula_tests::images::busybox().docker_archive()).ok();
+    let folder = daemon.folder().join("kernel");
+    let run = ["run", "--rm", "--isolation", "vm", "--network", "none", "busybox", "true"];
+    if daemon.insula(&["kernel", "ls", "-q"]).ok().is_empty() {
+        daemon.insula(&run).fails(125, &["there is no kernel for guests", "insula kernel use PATH"]);
+    }
+    let drivers = ["virtio_mmio", "virtio_console", "virtiofs", "virtio_net"];
+    write_kernel(&folder, &drivers[..2]);
+    let choose = ["kernel", "use", text(&folder)];
+    daemon.insula(&choose).fails(1, &["kernel 6.1-test has no driver virtiofs, which a guest needs"]);
+
+    write_kernel(&folder, &drivers);
+    daemon.insula(&choose).exits(0);
+    let list = ["kernel", "ls", "--format", "{{.Current}}{{.Release}}"];
+    assert!(daemon.insula(&list).ok().starts_with("*6.1-test"));
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert!(!daemon.insula(&list).ok().contains('*'));
+    daemon.insula(&run).fails(125, &["boot/vmlinuz-6.1-test, chosen for guests, is gone", "kernel use PATH"]);
+    assert_eq!(daemon.insula(&["ps", "-aq"]).ok(), "");
+}

@@ -10,6 +10,11 @@ fn daemon() -> Option<Daemon> {
 }
 
 pub(crate) fn daemon_with(arguments: &[&str]) -> Option<Daemon> {
+    prepared_daemon(|_| arguments.iter().map(|&argument| argument.to_owned()).collect())
+}
+
+/// As [`daemon_with`], with arguments that name files in the daemon's folder.
+pub(crate) fn prepared_daemon(arguments: impl FnOnce(&Daemon) -> Vec<String>) -> Option<Daemon> {
     if let Some(why) = guest::missing() {
         insula_tests::skip("tcg", why);
         return None;
@@ -19,7 +24,8 @@ pub(crate) fn daemon_with(arguments: &[&str]) -> Option<Daemon> {
         return None;
     }
     let mut daemon = Daemon::absent();
-    daemon.restart_with(arguments);
+    let arguments = arguments(&daemon);
+    daemon.restart_with(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     daemon.load(&busybox().docker_archive()).ok();
     daemon.insula(&["kernel", "use", guest::kernel_folder().to_str().unwrap()]).exits(0);
     Some(daemon)
@@ -187,16 +193,19 @@ fn what_breaks_a_machine_is_said() {
     let shared = run(&daemon, &["--network", "host", "busybox", "true"]);
     assert!(shared.code == 125 && shared.stderr.contains("cannot share the network"), "{shared}");
 
-    // The machine is killed: the container has ended, with the reason, and is started again.
-    let arguments =
-        ["run", "-d", "--name", "box", "--isolation", "vm", "--network", "none", "busybox", "sleep", "1000"];
-    daemon.insula(&arguments).exits(0);
-    let pid: i32 = daemon.insula(&["inspect", "-f", "{{.State.Pid}}", "box"]).ok().trim().parse().unwrap();
-    rustix::process::kill_process(
-        rustix::process::Pid::from_raw(pid).unwrap(),
-        rustix::process::Signal::KILL,
-    )
-    .unwrap();
+    // The machine is killed: the container has failed and is started again, once.
+    let start = ["run", "-d", "--name", "box", "--isolation", "vm", "--network", "none"];
+    daemon
+        .insula(&[&start[..], &["--restart", "on-failure:1", "busybox", "sleep", "1000"]].concat())
+        .exits(0);
+    kill_machine(&daemon, "box");
+    guest::eventually("the container is started again", || {
+        let format = "{{.State.Running}} {{.RestartCount}} {{.State.Pid}}";
+        let state = daemon.insula(&["inspect", "-f", format, "box"]);
+        state.ok().starts_with("true 1 ").then_some(())
+    });
+    // Once more, and it has ended, with the reason.
+    kill_machine(&daemon, "box");
     let state = guest::eventually("the container ends", || {
         let state = daemon.insula(&[
             "inspect",
@@ -209,6 +218,12 @@ fn what_breaks_a_machine_is_said() {
     assert!(state.starts_with("exited 137 ") && state.contains("machine"), "{state}");
     daemon.insula(&["start", "box"]).exits(0);
     daemon.insula(&["rm", "-f", "box"]).exits(0);
+}
+
+fn kill_machine(daemon: &Daemon, name: &str) {
+    let pid: i32 = daemon.insula(&["inspect", "-f", "{{.State.Pid}}", name]).ok().trim().parse().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
 
 /// What asks for the address of the container `near` by TCP, and prints the last bytes of the answer.

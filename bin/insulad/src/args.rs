@@ -75,6 +75,9 @@ pub(crate) struct Options {
     /// machine when it is first needed, off uses those that there are [default: on]
     #[arg(long, value_name = "WHETHER")]
     pub(crate) vm_templates: Option<VmTemplates>,
+    /// Seconds that such a kernel may take until its agent answers [default: 180]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) vm_boot_timeout: Option<u32>,
     /// Authorities of whose certificates clients over TCP must have one
     #[arg(long, value_name = "FILE")]
     pub(crate) tlscacert: Option<PathBuf>,
@@ -190,6 +193,7 @@ impl Options {
             vmm: self.vmm.or(other.vmm),
             vm_backend: self.vm_backend.or(other.vm_backend),
             vm_templates: self.vm_templates.or(other.vm_templates),
+            vm_boot_timeout: self.vm_boot_timeout.or(other.vm_boot_timeout),
             tlscacert: self.tlscacert.or(other.tlscacert),
             tlscert: self.tlscert.or(other.tlscert),
             tlskey: self.tlskey.or(other.tlskey),

@@ -106,6 +106,7 @@ async fn serve(settings: Settings, ready: Option<std::fs::File>) -> anyhow::Resu
         vmm: settings.vmm,
         vm_backend: settings.vm_backend,
         vm_templates: settings.vm_templates,
+        vm_boot_timeout: settings.vm_boot_timeout,
         policy: settings.policy,
         registries: settings.registries,
         network: settings.network,

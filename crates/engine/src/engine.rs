@@ -50,6 +50,8 @@ pub struct Config {
     pub vm_backend: Option<Backend>,
     /// Machines that have booted are made templates of, for those to come.
     pub vm_templates: bool,
+    /// Seconds in which the agent of such a container has to answer.
+    pub vm_boot_timeout: u32,
     pub registries: insula_registry::Options,
     /// What containers may not ask for.
     pub policy: Policy,

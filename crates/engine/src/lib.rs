@@ -35,7 +35,7 @@ pub use containers::{AttachOptions, AttachTarget, AttachedStream};
 pub use engine::{Config, Engine};
 pub use error::{Error, Result};
 pub use insula_network::Options as NetworkOptions;
-pub use insula_spec::machine::Backend;
+pub use insula_spec::machine::{Backend, USUAL_PATIENCE};
 pub use policy::Policy;
 pub use sites::Options as SiteOptions;
 use task::{blocking, transfer};

@@ -20,11 +20,22 @@ pub struct MachinePlan {
     pub cpus: u32,
     /// Bytes of memory.
     pub memory: u64,
+    /// Seconds from its start in which its agent has to answer.
+    #[serde(default = "patience")]
+    pub patience: u32,
     /// Folder of the sandbox, where the machine's own record is left.
     pub folder: PathBuf,
     /// What it goes on from instead of a boot.
     #[serde(default)]
     pub template: Option<TemplatePlan>,
+}
+
+/// Seconds that a machine may take to boot where nobody said anything else: an emulated one on a busy host needs
+/// many times what it needs on an idle one.
+pub const USUAL_PATIENCE: u32 = 180;
+
+fn patience() -> u32 {
+    USUAL_PATIENCE
 }
 
 /// A machine that was saved right before it would have taken a container.

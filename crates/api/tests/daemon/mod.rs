@@ -60,6 +60,7 @@ impl Daemon {
                     vmm: PathBuf::from("/nonexistent"),
                     vm_backend: None,
                     vm_templates: false,
+                    vm_boot_timeout: 180,
                     registries: Default::default(),
                     policy: Policy::default(),
                     sites: insula_engine::SiteOptions {

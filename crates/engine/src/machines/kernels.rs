@@ -15,7 +15,7 @@ impl Machines {
     /// What machines boot from now on.
     pub(crate) fn kernel(&self) -> Result<Kernel> {
         match self.chosen()? {
-            Some(path) => Ok(guest::find(Path::new(&path))?),
+            Some(path) => Ok(chosen(Path::new(&path))?),
             None => guest::installed(Path::new("/")).into_iter().next().ok_or(guest::Error::NoKernel.into()),
         }
     }
@@ -30,9 +30,10 @@ impl Machines {
         }
     }
 
-    /// Chooses what `path` means; running machines keep theirs.
+    /// Chooses what `path` means; running machines keep theirs. One that guests cannot boot is refused.
     pub(crate) fn choose(&self, path: &Path) -> Result<Kernel> {
         let kernel = guest::find(path)?;
+        guest::check(&kernel)?;
         let image = kernel.image.to_str().ok_or_else(|| {
             Error::InvalidArgument(format!("the path {} is not UTF-8", kernel.image.display()))
         })?;
@@ -43,17 +44,32 @@ impl Machines {
         Ok(kernel)
     }
 
-    /// The kernels on the host with the chosen one, each once, the one in use first.
-    pub(crate) fn kernels(&self) -> Result<Vec<Kernel>> {
-        let mut kernels: Vec<Kernel> = match self.chosen()? {
-            Some(path) => vec![guest::find(Path::new(&path))?],
-            None => Vec::new(),
+    /// The kernels on the host with the chosen one, each once, the one in use first; and whether there is one in
+    /// use: the chosen one may be gone.
+    pub(crate) fn kernels(&self) -> Result<(Vec<Kernel>, bool)> {
+        let (mut kernels, gone) = match self.chosen()? {
+            Some(path) => match chosen(Path::new(&path)) {
+                Ok(kernel) => (vec![kernel], false),
+                Err(guest::Error::Gone(_)) => (Vec::new(), true),
+                Err(error) => return Err(error.into()),
+            },
+            None => (Vec::new(), false),
         };
         for kernel in guest::installed(Path::new("/")) {
             if !kernels.iter().any(|known| known.image == kernel.image) {
                 kernels.push(kernel);
             }
         }
-        Ok(kernels)
+        Ok((kernels, !gone))
     }
+}
+
+/// What was chosen before, and may not be there any more.
+fn chosen(path: &Path) -> Result<Kernel, guest::Error> {
+    guest::find(path).map_err(|error| match error {
+        guest::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            guest::Error::Gone(path.to_owned())
+        }
+        other => other,
+    })
 }

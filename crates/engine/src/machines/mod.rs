@@ -40,6 +40,8 @@ pub(crate) struct Machines {
     templates: Templates,
     /// Templates are made of machines that were booted.
     makes_templates: bool,
+    /// Seconds that one may take to boot.
+    patience: u32,
     choice: OnceLock<hardware::Choice>,
 }
 
@@ -54,6 +56,7 @@ impl Machines {
             wanted: config.vm_backend,
             templates: Templates::new(root.join("templates")),
             makes_templates: config.vm_templates,
+            patience: config.vm_boot_timeout,
             choice: OnceLock::new(),
         }
     }
@@ -93,6 +96,7 @@ impl Machines {
             initramfs,
             cpus,
             memory,
+            patience: self.patience,
             folder: PathBuf::new(),
             template: None,
         })

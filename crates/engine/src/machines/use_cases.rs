@@ -26,8 +26,8 @@ impl Engine {
     /// Kernels that machines can boot, the one in use first.
     pub async fn kernels(&self) -> Result<Vec<Kernel>> {
         let engine = self.clone();
-        let found = blocking(move || engine.0.machines.kernels()).await?;
-        Ok(found.iter().enumerate().map(|(number, kernel)| describe(kernel, number == 0)).collect())
+        let (found, any) = blocking(move || engine.0.machines.kernels()).await?;
+        Ok(found.iter().enumerate().map(|(number, kernel)| describe(kernel, any && number == 0)).collect())
     }
 
     /// Makes machines boot another kernel from now on.

@@ -40,6 +40,7 @@ fn config(root: &Path) -> Config {
         vmm: "/nonexistent".into(),
         vm_backend: None,
         vm_templates: false,
+        vm_boot_timeout: 180,
         registries: Default::default(),
         policy: Default::default(),
         sites: insula_engine::SiteOptions {

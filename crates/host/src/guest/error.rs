@@ -13,6 +13,8 @@ pub enum Error {
              or name one with `insula kernel use PATH`"
     )]
     NoKernel,
+    #[error("the kernel {0}, chosen for guests, is gone: choose another one with `insula kernel use PATH`")]
+    Gone(PathBuf),
     #[error("{0} is neither a kernel nor a folder with one in boot/ or lib/modules/")]
     NotAKernel(PathBuf),
     #[error(
@@ -39,7 +41,7 @@ impl Kinded for Error {
         match self {
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Kind::NotFound,
             Self::Io { .. } => Kind::Internal,
-            Self::NoKernel | Self::NoDriver { .. } | Self::NotStatic(_) => Kind::Unavailable,
+            Self::NoKernel | Self::Gone(_) | Self::NoDriver { .. } | Self::NotStatic(_) => Kind::Unavailable,
             Self::NotAKernel(_) | Self::NoModules { .. } | Self::Malformed { .. } => Kind::InvalidArgument,
         }
     }

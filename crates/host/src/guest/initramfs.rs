@@ -39,6 +39,11 @@ pub enum Features {
     Engine,
 }
 
+/// Whether a kernel has what every guest needs.
+pub fn check(kernel: &Kernel) -> Result<(), Error> {
+    Modules::read(&kernel.modules, &kernel.release)?.order(&BASE).map(drop)
+}
+
 /// The initial RAM disk for a kernel, made if `cache` does not have it: same kernel and same agent, same file.
 pub fn initramfs(kernel: &Kernel, agent: &Path, features: Features, cache: &Path) -> Result<PathBuf, Error> {
     let path = cache.join(format!("initramfs-{}", &key(kernel, agent, features)?.hex()[..16]));

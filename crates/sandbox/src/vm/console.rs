@@ -9,8 +9,12 @@ use rustix::io::Errno;
 const KEPT: usize = 8 << 10;
 /// Lines that an error shows.
 const SHOWN: usize = 12;
+/// How a kernel's last words begin.
+const PANIC: &str = "Kernel panic";
 /// Bytes taken at once: a guest that prints without end does not keep the monitor from its work.
 const PIECE: usize = 16 << 10;
+/// Pieces at the end: more than a socket holds.
+const LAST_PIECES: usize = 256;
 
 /// The end of a console, bounded.
 #[derive(Debug, Default)]
@@ -35,6 +39,15 @@ impl Console {
         }
     }
 
+    /// Takes what is there for the last time; a guest that still prints is not listened to for ever.
+    pub(super) fn finish(&mut self, from: BorrowedFd<'_>) {
+        for _ in 0..LAST_PIECES {
+            if !super::running::ready(from) || !self.read(from) {
+                break;
+            }
+        }
+    }
+
     fn take(&mut self, piece: &[u8]) {
         self.tail.extend(piece);
         let more = self.tail.len().saturating_sub(KEPT);
@@ -49,13 +62,32 @@ impl Console {
             .filter(|letter| *letter == '\n' || !letter.is_control())
             .collect();
         let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        lines[lines.len().saturating_sub(SHOWN)..].join("\n")
+        let (before, last) = lines.split_at(lines.len().saturating_sub(SHOWN));
+        // A kernel that gives up says why, and where it was for many lines.
+        let why = before.iter().rev().find(|line| line.contains(PANIC));
+        let why = why.map_or(String::new(), |why| format!("{why}\n[…]\n"));
+        format!("{why}{}", last.join("\n"))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
+
+    #[test]
+    fn a_guest_that_prints_without_end_is_not_listened_to_for_ever() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let guest = std::thread::spawn(move || while theirs.write_all(b"again\n").is_ok() {});
+        let mut console = Console::default();
+        console.finish(ours.as_fd());
+        drop(ours);
+        guest.join().unwrap();
+        assert!(console.tail.len() <= KEPT);
+    }
 
     #[test]
     fn the_last_lines_are_kept_and_are_plain() {
@@ -68,5 +100,10 @@ mod tests {
         assert_eq!(tail.lines().count(), SHOWN);
         assert_eq!(tail.lines().last(), Some("[31mpanic: \u{fffd} no init"));
         assert!(console.tail.len() <= KEPT);
+        console.take(b"[1.0] Kernel panic - not syncing: why\n");
+        console.take("[1.0] where\n".repeat(20).as_bytes());
+        let tail = console.tail();
+        assert!(tail.starts_with("[1.0] Kernel panic - not syncing: why\n[…]\n[1.0] where\n"), "{tail}");
+        assert_eq!(tail.lines().count(), SHOWN + 2);
     }
 }

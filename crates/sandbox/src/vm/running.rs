@@ -22,9 +22,6 @@ use super::names::Names;
 use super::{files, guest};
 use crate::{Created, Error, Event, ExecPlan, Frozen, Processes, Result, SignalTarget, When};
 
-/// How long a guest may take to boot: an emulated one on a busy host needs many times what it needs on an
-/// idle one.
-const BOOT: Duration = Duration::from_secs(180);
 /// How long an agent may take for an answer.
 const ANSWER: Duration = Duration::from_secs(60);
 /// The code of a container whose machine broke: as if it had been killed.
@@ -208,16 +205,15 @@ impl Running {
     }
 
     fn boot(&mut self, events: &OwnedFd) -> Result<String> {
-        let deadline = self.began + BOOT;
+        let patience = self.plan.patience;
+        let deadline = self.began + Duration::from_secs(patience.into());
         loop {
             if let Some(release) = self.link.hello() {
                 return Ok(release.to_owned());
             }
             if !self.turn(deadline, events)? {
-                return Err(Error::Machine(self.said(&format!(
-                    "the guest's agent did not answer within {} s of its start",
-                    BOOT.as_secs()
-                ))));
+                let late = format!("the guest's agent did not answer within {patience} s of its start");
+                return Err(Error::Machine(self.said(&late)));
             }
         }
     }
@@ -364,13 +360,17 @@ impl Running {
         }
     }
 
-    /// Waits until something happens and serves it; false when the time is over.
+    /// Waits until something happens and serves it; false when the time is over, whatever a guest sends
+    /// meanwhile.
     fn turn(&mut self, deadline: Instant, events: &OwnedFd) -> Result<bool> {
         if let Some(broken) = &self.broken {
             return Err(Error::Machine(broken.clone()));
         }
         self.watch(events)?;
         let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(false);
+        }
         let time = Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: left.subsec_nanos().into(),
@@ -402,7 +402,7 @@ impl Running {
             Err(error) => Some(self.ended().unwrap_or_else(|| insula_base::chain(&error))),
         };
         if let Some(broken) = broken {
-            while ready(self.machine.console.as_fd()) && self.console.read(self.machine.console.as_fd()) {}
+            self.console.finish(self.machine.console.as_fd());
             let broken = self.said(&broken);
             self.link.cut(BROKEN, &broken);
             self.broken = Some(broken);

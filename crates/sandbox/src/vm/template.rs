@@ -113,6 +113,10 @@ impl Boot<'_> {
 
     fn wait(&self) -> Result<()> {
         let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            // Whatever the guest sends meanwhile.
+            return Err(self.late());
+        }
         let time = Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: left.subsec_nanos().into(),
@@ -125,13 +129,17 @@ impl Boot<'_> {
             PollFd::from_borrowed_fd(self.who, PollFlags::empty()),
         ];
         match rustix::event::poll(&mut polled, Some(&time)) {
-            Ok(0) => Err(self.failed("the guest's agent did not answer in time")),
+            Ok(0) => Err(self.late()),
             Ok(_) if polled[3].revents().contains(PollFlags::HUP) => {
                 Err(Error::Machine("nobody wants the template any more".to_owned()))
             }
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(source) => Err(Error::call("poll", "for a template", source)),
         }
+    }
+
+    fn late(&self) -> Error {
+        self.failed("the guest's agent did not answer in time")
     }
 
     fn failed(&self, what: &str) -> Error {
