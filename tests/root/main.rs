@@ -10,6 +10,7 @@ mod confinement;
 mod crash;
 mod faults;
 mod files;
+mod firewalls;
 mod health;
 mod idmaps;
 mod images;

@@ -19,6 +19,8 @@ pub struct Daemon {
     folder: TempDir,
     /// What the test mounted below it.
     mounts: Vec<PathBuf>,
+    /// What precedes its program: a command that starts it in other namespaces.
+    entrance: Vec<String>,
 }
 
 impl Daemon {
@@ -38,13 +40,23 @@ impl Daemon {
         daemon
     }
 
+    /// As [`Self::start`], by a command that enters other namespaces and executes the program.
+    #[must_use]
+    pub(crate) fn within(entrance: Vec<String>) -> Self {
+        let mut daemon = Self::absent();
+        daemon.entrance = entrance;
+        daemon.restart();
+        daemon.load(&images::busybox().docker_archive()).ok();
+        daemon
+    }
+
     /// Folders for a daemon that is not started.
     #[must_use]
     pub fn absent() -> Self {
         // Short, since the path of a unix socket has 107 bytes at most.
         let folder = tempfile::Builder::new().prefix("insula-t-").tempdir().unwrap();
         let instance = Instance::new(folder.path().join("l"), folder.path().join("r"));
-        Self { child: None, instance, folder, mounts: Vec::new() }
+        Self { child: None, instance, folder, mounts: Vec::new(), entrance: Vec::new() }
     }
 
     /// A folder for the test's own files, on the file system of the daemon's root.
@@ -116,6 +128,11 @@ impl Daemon {
     }
 
     fn spawn(&self, mut command: Command) -> Child {
+        if let Some((program, arguments)) = self.entrance.split_first() {
+            let mut entering = Command::new(program);
+            entering.args(arguments).arg(command.get_program()).args(command.get_args());
+            command = entering;
+        }
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
         self.environment(&mut command);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);

@@ -97,11 +97,13 @@ impl Engine {
         let mut config = merge::merge(config, &image.config.config)?;
         check::check_health_action(&config, &host)?;
         check::check_rate(&host, &mut warnings)?;
-        ports::requests(&config, &host)?;
+        let ports = ports::requests(&config, &host)?;
         plan::complete(&mut host);
         self.check_joined(&host)?;
         let sites = self.site_rows(sites, &config, &host)?;
         let endpoints = self.endpoints(networking.endpoints_config, &host)?;
+        let joined: Vec<&str> = endpoints.keys().map(String::as_str).collect();
+        warnings.extend(self.networks().foresee(&joined, &ports)?);
         let mut mounts = mounts::collect(&config, &host, &|name| Ok(self.find(name)?.row().mounts.clone()))?;
         policy.check_mounts(&mut mounts)?;
         mounts::put_over(&mut mounts, own.mounts);

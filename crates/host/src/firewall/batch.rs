@@ -6,7 +6,7 @@ use insula_sys::netlink::{Family as SocketFamily, Socket};
 
 use super::{Error, Forward, Guest};
 use crate::netlink;
-use crate::netlink::message::{Batch, CREATE};
+use crate::netlink::message::{Batch, CREATE, DUMP, attributes, text_of};
 
 /// As many elements as surely fit one attribute of 64 KiB.
 pub(super) const MOST: usize = 1000;
@@ -15,11 +15,20 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const SUBSYSTEM: u16 = 10;
 const GETTABLE: u16 = SUBSYSTEM << 8 | 1;
+const NEWTABLE: u16 = SUBSYSTEM << 8;
 const DELTABLE: u16 = SUBSYSTEM << 8 | 2;
+const GETCHAIN: u16 = SUBSYSTEM << 8 | 4;
+const NEWRULE: u16 = SUBSYSTEM << 8 | 6;
+const GETRULE: u16 = SUBSYSTEM << 8 | 7;
 const NEWSETELEM: u16 = SUBSYSTEM << 8 | 12;
 const DELSETELEM: u16 = SUBSYSTEM << 8 | 14;
 
 const TABLE_NAME: u16 = 1;
+const TABLE_HANDLE: u16 = 4;
+const CHAIN_TABLE: u16 = 1;
+const CHAIN_NAME: u16 = 3;
+const RULE_TABLE: u16 = 1;
+const RULE_CHAIN: u16 = 2;
 const LIST_TABLE: u16 = 1;
 const LIST_SET: u16 = 2;
 const LIST_ELEMENTS: u16 = 3;
@@ -40,6 +49,16 @@ pub(super) enum Family {
 }
 
 impl Family {
+    pub(super) const ALL: [Self; 2] = [Self::Inet, Self::Bridge];
+
+    /// As nft calls it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Inet => "inet",
+            Self::Bridge => "bridge",
+        }
+    }
+
     fn header(self) -> &'static [u8; 4] {
         match self {
             Self::Inet => &INET,
@@ -96,6 +115,75 @@ pub(super) fn probe_table(socket: &Socket, table: &str) -> Result<(), Error> {
     batch.text(TABLE_NAME, table);
     batch.acknowledge();
     Ok(batch.run(socket)?)
+}
+
+/// By what a table is known to be as it was made: the kernel's number for it, which no other gets, and how many
+/// rules it has but for those that are copies of others'.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seal {
+    pub(super) handle: u64,
+    pub(super) rules: usize,
+}
+
+/// The seal of a table, if it is there and has the chain `mark`.
+pub(super) fn seal(socket: &Socket, table: &str, family: Family, mark: &str) -> Result<Option<Seal>, Error> {
+    match read_seal(socket, table, family, mark) {
+        Err(error) if error.is_missing() => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+fn read_seal(socket: &Socket, table: &str, family: Family, mark: &str) -> Result<Seal, Error> {
+    let mut batch = Batch::new();
+    batch.begin(GETTABLE, 0, family.header(), "look for the nftables table", table);
+    batch.text(TABLE_NAME, table);
+    batch.acknowledge();
+    let mut handle = 0;
+    batch.exchange(socket, |kind, payload| {
+        let of = payload.get(4..).unwrap_or_default();
+        let number = attributes(of).find(|(attribute, _)| *attribute == TABLE_HANDLE);
+        if let (NEWTABLE, Some(raw)) = (kind, number.and_then(|(_, raw)| raw.first_chunk())) {
+            handle = u64::from_be_bytes(*raw);
+        }
+    })?;
+    let mut batch = Batch::new();
+    batch.begin(GETCHAIN, 0, family.header(), "look for a chain of the nftables table", table);
+    batch.text(CHAIN_TABLE, table);
+    batch.text(CHAIN_NAME, mark);
+    batch.acknowledge();
+    batch.run(socket)?;
+    let mut count = 0;
+    rules(socket, family.header()[0], table, None, |rule| {
+        let chain = attributes(rule).find(|(kind, _)| *kind == RULE_CHAIN).map(|(_, raw)| text_of(raw));
+        count += usize::from(chain.is_some_and(|chain| !chain.starts_with(super::mirror::PREFIX)));
+    })?;
+    Ok(Seal { handle, rules: count })
+}
+
+/// Calls `visit` with the attributes of each rule of a table, or of one chain of it, in their order.
+pub(super) fn rules(
+    socket: &Socket,
+    family: u8,
+    table: &str,
+    chain: Option<&str>,
+    mut visit: impl FnMut(&[u8]),
+) -> Result<(), Error> {
+    let mut batch = Batch::new();
+    batch.begin(GETRULE, DUMP, &[family, 0, 0, 0], "list the rules of the nftables table", table);
+    batch.text(RULE_TABLE, table);
+    if let Some(chain) = chain {
+        batch.text(RULE_CHAIN, chain);
+    }
+    batch.exchange(socket, |kind, payload| {
+        let rule = payload.get(4..).unwrap_or_default();
+        let named = |wanted| attributes(rule).find(|(kind, _)| *kind == wanted).map(|(_, raw)| text_of(raw));
+        let meant = named(RULE_TABLE).as_deref() == Some(table)
+            && chain.is_none_or(|chain| named(RULE_CHAIN).as_deref() == Some(chain));
+        if kind == NEWRULE && meant {
+            visit(rule);
+        }
+    })?;
+    Ok(())
 }
 
 /// One message a map that has elements.

@@ -29,6 +29,8 @@ const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 /// Text of one table that is copied; lists of a hundred thousand addresses are below it.
 const LARGEST: usize = 8 << 20;
+/// What names of copies begin with.
+pub(super) const PREFIX: &str = "theirs";
 /// Tables that are copied.
 const MOST: usize = 16;
 
@@ -69,13 +71,23 @@ pub(super) fn read(own: &str) -> Result<Mirror, Error> {
     let mut mirror = Mirror::default();
     for (number, (family, table)) in tables.iter().enumerate() {
         let Some((_, name)) = FAMILIES.iter().find(|known| known.0 == *family) else { continue };
-        let prefix = format!("theirs{number}_");
+        let prefix = format!("{PREFIX}{number}_");
         let within =
             bases.iter().enumerate().filter(|(_, base)| base.family == *family && base.table == *table);
         let copied = list(name, table).and_then(|text| copy(&text, &prefix));
         match copied {
-            Ok(text) => {
+            Ok(Copied { text, omitted }) => {
                 mirror.text.push_str(&text);
+                if let Some(first) = omitted.first() {
+                    mirror.warnings.push(format!(
+                        "{} of the nftables table {name} {table} cannot be copied and do not guard published ports, \
+                         such as {first:?}; filter them in a forward chain",
+                        match omitted.len() {
+                            1 => "a rule".to_owned(),
+                            count => format!("{count} rules"),
+                        }
+                    ));
+                }
                 for (rank, base) in within {
                     mirror.text.push_str(&judge(rank, &prefix, base));
                 }
@@ -160,13 +172,23 @@ fn judge(rank: usize, prefix: &str, base: &Base) -> String {
     )
 }
 
+/// A table under other names.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Copied {
+    text: String,
+    /// Rules that nftables has no words for.
+    omitted: Vec<String>,
+}
+
 /// Sets, maps and chains of a table under other names. Base chains become plain ones; those of other hooks
-/// are left out, and so is nothing else: what is not understood is an error.
-fn copy(text: &str, prefix: &str) -> Result<String, String> {
+/// are left out, and so are rules that nftables has no words for, which are returned. Anything else that is not
+/// understood is an error.
+fn copy(text: &str, prefix: &str) -> Result<Copied, String> {
     if text.len() > LARGEST {
         return Err(format!("they are longer than {LARGEST} bytes"));
     }
     let mut copied = String::new();
+    let mut omitted = Vec::new();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
         let mut words = line.split_whitespace();
@@ -190,21 +212,35 @@ fn copy(text: &str, prefix: &str) -> Result<String, String> {
             if kind == "chain" && line.contains(" hook input ") {
                 continue;
             }
-            let _ = writeln!(copied, "{}", renamed(line, prefix)?);
+            match renamed(line, prefix)? {
+                Some(line) => {
+                    let _ = writeln!(copied, "{line}");
+                }
+                None if kind == "chain" && !for_ports(line) => {}
+                None if kind == "chain" => omitted.push(line.trim().to_owned()),
+                None => {
+                    return Err(format!("the {kind} {name} has no words in nftables that could be copied"));
+                }
+            }
         }
         copied.push_str("\t}\n");
     }
-    Ok(copied)
+    Ok(Copied { text: copied, omitted })
 }
 
-/// One line with the names of chains and sets changed.
-fn renamed(line: &str, prefix: &str) -> Result<String, String> {
-    for foreign in
-        ["xt match", "xt target", "# xt_", "ct helper set", "quota name", "limit name", "synproxy name"]
-    {
-        if line.contains(foreign) {
-            return Err(format!("{:?} has no words in nftables that could be copied", line.trim()));
-        }
+/// Whether a rule is about packets that a published port can have.
+fn for_ports(rule: &str) -> bool {
+    let protocol = rule.trim().strip_prefix("meta l4proto ").and_then(|rest| rest.split(' ').next());
+    protocol.is_none_or(|protocol| !protocol.contains("icmp"))
+}
+
+/// One line with the names of chains and sets changed; nothing where the rule is one of iptables that nftables
+/// has no words for, or needs what belongs to its table.
+fn renamed(line: &str, prefix: &str) -> Result<Option<String>, String> {
+    let foreign =
+        ["xt match", "xt target", "# xt_", "ct helper set", "quota name", "limit name", "synproxy name"];
+    if foreign.iter().any(|foreign| line.contains(foreign)) {
+        return Ok(None);
     }
     let mut text = String::with_capacity(line.len() + 16);
     let mut quoted = false;
@@ -236,7 +272,7 @@ fn renamed(line: &str, prefix: &str) -> Result<String, String> {
             text.push_str(prefix);
         }
     }
-    Ok(text)
+    Ok(Some(text))
 }
 
 #[cfg(test)]
@@ -278,7 +314,8 @@ mod tests {
 
     #[test]
     fn chains_and_sets_get_names_of_their_own() {
-        let copied = copy(TABLE, "t_").unwrap();
+        let Copied { text: copied, omitted } = copy(TABLE, "t_").unwrap();
+        assert_eq!(omitted, [""; 0]);
         for part in [
             "\tset t_friends {\n\t\ttype ipv4_addr\n",
             "\tchain t_input {\n\t\tct state established,related accept\n",
@@ -294,10 +331,17 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_words_is_refused() {
+    fn a_rule_that_has_no_words_is_left_out_and_told() {
         let text = TABLE.replace("limit rate 5/second accept", "xt match \"recent\" accept");
-        assert!(copy(&text, "t_").unwrap_err().contains("recent"));
+        let copied = copy(&text, "t_").unwrap();
+        assert_eq!(copied.omitted, ["xt match \"recent\" accept"]);
+        let text =
+            TABLE.replace("limit rate 5/second accept", "meta l4proto ipv6-icmp xt match icmp6 accept");
+        assert_eq!(copy(&text, "t_").unwrap().omitted, [""; 0], "no published port is of ICMP");
+        assert!(copied.text.contains("\tchain t_web {\n\t}\n"), "{}", copied.text);
+        assert!(copied.text.contains("\t\tct state established,related accept\n"), "{}", copied.text);
+        assert!(copy(&TABLE.replace("type ipv4_addr", "xt match \"x\""), "t_").is_err());
         assert!(copy(&"x".repeat(LARGEST + 1), "t_").is_err());
-        assert_eq!(copy("", "t_").unwrap(), "");
+        assert_eq!(copy("", "t_").unwrap(), Copied::default());
     }
 }

@@ -11,6 +11,7 @@
 //! set published, addressed, published6, addressed6
 //!                        the ports and addresses of the maps, for the judges
 //! set members, members6  subnets of all our bridges
+//! chain made_…           empty: by its name the tables are told from others that somebody put in their place
 //! set guests, guests6    (table bridge) port of a bridge . hardware address . address of a container
 //! map addressed_ports, addressed_ports6
 //!                        address . protocol . port of the host  → address . port of a container
@@ -38,18 +39,17 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use insula_base::{Kind, Kinded};
 use insula_sys::netlink::Socket;
 
+use self::batch::Family;
 use self::mirror::Mirror;
 use crate::netlink;
 use crate::netlink::message::messages;
-
-pub use policy::forward_warnings;
 
 /// A bridge whose containers are masqueraded and kept apart from others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -206,6 +206,14 @@ impl AsFd for Changes {
     }
 }
 
+/// By what the tables are known that were put in place last.
+#[derive(Debug)]
+struct Made {
+    /// A chain that they have, and none before them.
+    mark: String,
+    seals: Vec<(Family, batch::Seal)>,
+}
+
 /// The table of one instance, in the network namespace of the thread that opened it, which is the
 /// one to call [`Firewall::install`] too.
 ///
@@ -220,6 +228,8 @@ pub struct Firewall {
     exposed: Vec<String>,
     socket: Mutex<Socket>,
     mirror: Mutex<Mirror>,
+    /// Nothing while the tables are not in place.
+    made: Mutex<Option<Made>>,
     /// Whether there is a table for bridges, in kernels that can.
     bridged: AtomicBool,
 }
@@ -245,6 +255,7 @@ impl Firewall {
             name,
             socket: Mutex::new(socket),
             mirror: Mutex::default(),
+            made: Mutex::default(),
             bridged: AtomicBool::new(true),
         })
     }
@@ -266,33 +277,18 @@ impl Firewall {
     ///
     /// Input chains of others that cannot be copied are left out, and [`Firewall::warnings`] says so.
     pub fn install(&self, zones: &[Zone], forwards: &[Forward], guests: &[Guest]) -> Result<(), Error> {
-        let mut mirror = mirror::read(&self.table)?;
-        // What is refused is not tried again before it changes.
-        mirror.seen = mirror.seen();
         let bridged = self.bridged.load(Ordering::Relaxed);
         let ours = text::Parts { zones, forwards, guests, mirror: "", bridged, exposed: &self.exposed };
-        let both = text::Parts { mirror: &mirror.text, ..ours };
-        let mut output = nft(&text::tables(&self.table, &both))?;
-        if !output.status.success() && !mirror.text.is_empty() {
-            // Theirs may be what is refused.
-            mirror.warnings.push(format!(
-                "input rules of other nftables tables do not guard published ports: {}",
-                String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default()
-            ));
-            mirror.text.clear();
-            output = nft(&text::tables(&self.table, &ours))?;
-        }
+        let (mut mirror, mut output) = self.install_guarded(ours)?;
         if !output.status.success() && bridged {
-            let unbridged = text::Parts { bridged: false, ..ours };
-            let second = nft(&text::tables(&self.table, &unbridged))?;
-            if second.status.success() {
+            output = self.replace(&text::Parts { bridged: false, ..ours })?;
+            if output.status.success() {
                 self.bridged.store(false, Ordering::Relaxed);
                 mirror.warnings.push(
                     "this kernel does not filter bridges (NF_TABLES_BRIDGE): containers with NET_RAW may send \
                      from others' addresses, and com.docker.network.bridge.enable_icc=false has no effect"
                         .to_owned(),
                 );
-                output = second;
             }
         }
         if output.status.success() {
@@ -304,15 +300,94 @@ impl Firewall {
         Err(Error::Refused { table: self.table.clone(), message })
     }
 
+    /// The table with the copies of others' chains, without them where they are what is refused.
+    fn install_guarded(&self, ours: text::Parts<'_>) -> Result<(Mirror, Output), Error> {
+        /// Times that rules may change while they are read.
+        const MOST_READINGS: usize = 5;
+        let mut mirror = mirror::read(&self.table)?;
+        let mut readings = 1;
+        loop {
+            // What is refused is not tried again before it changes.
+            mirror.seen = mirror.seen();
+            let output = self.replace(&text::Parts { mirror: &mirror.text, ..ours })?;
+            if output.status.success() || mirror.text.is_empty() {
+                return Ok((mirror, output));
+            }
+            let again = mirror::read(&self.table)?;
+            if again.seen() == mirror.seen || readings == MOST_READINGS {
+                mirror.warnings.push(format!(
+                    "input rules of other nftables tables do not guard published ports: {}",
+                    String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default()
+                ));
+                mirror.text.clear();
+                return Ok((mirror, self.replace(&ours)?));
+            }
+            (mirror, readings) = (again, readings + 1);
+        }
+    }
+
+    /// Puts tables in place, and notes by what they will be known.
+    fn replace(&self, parts: &text::Parts<'_>) -> Result<Output, Error> {
+        let mark = format!("made_{}", insula_base::random_hex(8));
+        let made = text::tables(&self.table, parts);
+        let output = nft(&format!("{made}{}", text::marks(&self.table, &mark, parts.bridged)))?;
+        if output.status.success() {
+            let families: &[_] = if parts.bridged { &Family::ALL } else { &Family::ALL[..1] };
+            let seals = families.iter().map(|family| {
+                // One that is gone already is one that has been altered.
+                let found = batch::seal(&self.socket(), &self.table, *family, &mark)?;
+                let handle = found.map_or(0, |seal| seal.handle);
+                Ok((*family, batch::Seal { handle, rules: text::rules(&made, family.name()) }))
+            });
+            let seals = seals.collect::<Result<_, Error>>()?;
+            *self.made() = Some(Made { mark, seals });
+        }
+        Ok(output)
+    }
+
     /// Whether the input chains of others are other ones than those that were copied.
     pub fn outdated(&self) -> Result<bool, Error> {
         Ok(mirror::read(&self.table)?.seen() != self.mirror().seen)
     }
 
+    /// Whether somebody has removed the tables since they were put in place, emptied them, or put others
+    /// in their place, as one who flushes the ruleset does, or who loads one that was saved.
+    pub fn altered(&self) -> Result<bool, Error> {
+        let made = self.made();
+        let Some(made) = made.as_ref() else { return Ok(false) };
+        let socket = self.socket();
+        for (family, seal) in &made.seals {
+            let intact =
+                || Ok::<_, Error>(batch::seal(&socket, &self.table, *family, &made.mark)? == Some(*seal));
+            // A list of rules that is read while others change theirs may have gaps.
+            if !intact()? && !intact()? && !intact()? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn made(&self) -> MutexGuard<'_, Option<Made>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What of the host's filter does not guard published ports, for the user.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        self.mirror().warnings.clone()
+        self.mirror().warnings.iter().cloned().chain(policy::input_warnings()).collect()
+    }
+
+    /// Which rules of others drop forwarded packets by default, as dockerd's do, and how to let a bridge's pass;
+    /// rules for IPv6 alone count when the bridge has it. Starts programs when there are such rules.
+    pub fn forward_warnings(&self, bridge: &str, v6: bool) -> Result<Vec<String>, Error> {
+        policy::forward_warnings(&self.socket(), &self.table, bridge, v6)
+    }
+
+    /// Which of these ports (address, name of the protocol, number) other hosts would not reach if they were
+    /// published, since the input rules of others drop by default and do not name them, and how to change it.
+    /// Starts programs when there are such rules.
+    pub fn port_warnings(&self, ports: &[(Option<IpAddr>, &str, u16)]) -> Result<Vec<String>, Error> {
+        policy::port_warnings(&self.socket(), &self.table, ports)
     }
 
     fn mirror(&self) -> MutexGuard<'_, Mirror> {
@@ -321,13 +396,14 @@ impl Firewall {
 
     /// Removes the tables and everything in them; that they are gone already is fine.
     pub fn uninstall(&self) -> Result<(), Error> {
-        for family in [batch::Family::Inet, batch::Family::Bridge] {
+        for family in Family::ALL {
             match batch::delete_table(&self.socket(), &self.table, family) {
                 Err(error) if error.is_missing() => {}
                 result => result?,
             }
         }
         *self.mirror() = Mirror::default();
+        *self.made() = None;
         Ok(())
     }
 
@@ -392,7 +468,7 @@ impl Firewall {
 }
 
 /// Runs `nft -f -`. Daemons' `PATH` may lack the folder of system programs.
-fn nft(text: &str) -> Result<std::process::Output, Error> {
+fn nft(text: &str) -> Result<Output, Error> {
     for program in ["nft", "/usr/sbin/nft", "/sbin/nft"] {
         let mut command = Command::new(program);
         command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());

@@ -232,14 +232,14 @@ fn the_administrators_drop_stands() {
             "table inet theirs { chain forward { type filter hook forward priority 10; policy drop; }\n}\n";
         assert!(nft(text).unwrap().status.success());
         assert_eq!(inside(&lan.elsewhere, || fetch_in_vain("198.51.100.1:8080")), None);
-        let warnings = forward_warnings("insula-test", "insula-test-b", true).unwrap();
+        let warnings = lan.firewall.forward_warnings("insula-test-b", true).unwrap();
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("inet theirs forward"), "{warnings:?}");
         let allow = "insert rule inet theirs forward iifname insula-test-b accept
                      insert rule inet theirs forward oifname insula-test-b accept";
         assert!(nft(allow).unwrap().status.success());
         assert!(inside(&lan.elsewhere, || fetch("198.51.100.1:8080")).is_some());
-        assert_eq!(forward_warnings("insula-test", "insula-test-b", false).unwrap(), [""; 0]);
+        assert_eq!(lan.firewall.forward_warnings("insula-test-b", false).unwrap(), [""; 0]);
     });
 }
 
@@ -260,7 +260,7 @@ fn a_dropping_policy_of_iptables_is_seen_and_the_advice_helps() {
             serve(&lan.first, 80);
             lan.firewall.add(&[forward(8080, None)], &[]).unwrap();
             assert_eq!(inside(&lan.elsewhere, || fetch_in_vain("198.51.100.1:8080")), None);
-            let warnings = forward_warnings("insula-test", "insula-test-b", false).unwrap();
+            let warnings = lan.firewall.forward_warnings("insula-test-b", false).unwrap();
             assert_eq!(warnings.len(), 1, "{warnings:?}");
             let (_, advice) = warnings[0].split_once("allow them with: ").unwrap();
             for line in advice.split("; ") {
@@ -269,7 +269,7 @@ fn a_dropping_policy_of_iptables_is_seen_and_the_advice_helps() {
                 assert!(run(&format!("{program} {arguments}")).unwrap().success());
             }
             assert!(inside(&lan.elsewhere, || fetch("198.51.100.1:8080")).is_some());
-            assert_eq!(forward_warnings("insula-test", "insula-test-b", false).unwrap(), [""; 0]);
+            assert_eq!(lan.firewall.forward_warnings("insula-test-b", false).unwrap(), [""; 0]);
         });
     }
 }
@@ -466,6 +466,87 @@ fn ports_may_be_reached_by_chosen_interfaces_alone() {
             assert!(fetch("127.0.0.1:8080").is_some(), "the host");
         }
     });
+}
+
+#[test]
+fn tables_that_others_removed_emptied_or_replaced_are_told() {
+    isolated(|| {
+        let firewall = Firewall::open("insula-test".to_owned(), Vec::new()).unwrap();
+        assert!(!firewall.altered().unwrap(), "there is none yet");
+        let install = || firewall.install(&[], &[forward(80, None)], &guests()).unwrap();
+        install();
+        assert!(!firewall.altered().unwrap(), "as it was made");
+        nft_script(
+            "table inet theirs {
+                 set s { type inet_service; elements = { 22, 80 }; }
+                 chain other { accept; }
+                 chain in { type filter hook input priority 0; tcp dport @s accept; jump other; drop; }
+             }",
+        );
+        install();
+        assert!(!firewall.altered().unwrap(), "with copies of others");
+        let saved = Command::new("nft").args(["list", "ruleset"]).output().unwrap().stdout;
+        let saved = format!("flush ruleset\n{}", String::from_utf8(saved).unwrap());
+        for theirs in [
+            "flush ruleset",
+            "delete table bridge insula-test",
+            "flush table inet insula-test",
+            "flush chain inet insula-test forward",
+            "insert rule inet insula-test forward accept",
+            &saved,
+        ] {
+            install();
+            firewall.add(&[forward(81, None)], &[]).unwrap();
+            firewall.remove(&[forward(80, None)], &[]).unwrap();
+            assert!(!firewall.altered().unwrap(), "what we add ourselves");
+            nft_script("table inet other { chain c { accept; }\n}");
+            assert!(!firewall.altered().unwrap(), "others' own tables");
+            nft_script(theirs);
+            assert!(firewall.altered().unwrap(), "{theirs}");
+        }
+        firewall.uninstall().unwrap();
+        assert!(!firewall.altered().unwrap());
+    });
+}
+
+/// Ends of chains by which firewalls drop although their policy accepts.
+#[test]
+fn a_chain_that_ends_in_a_drop_counts_as_one_that_drops() {
+    for end in
+        ["drop", "counter drop", "reject with icmpx admin-prohibited", "log prefix \"x\" counter reject"]
+    {
+        isolated(move || {
+            let firewall = Firewall::open("insula-test".to_owned(), Vec::new()).unwrap();
+            let chains = |end: &str| {
+                nft_script(&format!(
+                    "table inet theirs {{
+                         chain in {{ type filter hook input priority 0; tcp dport 22 accept; {end}; }}
+                         chain through {{ type filter hook forward priority 0; ct state new accept; {end}; }}
+                     }}"
+                ));
+            };
+            let ports = [(None, "tcp", 22), (None, "tcp", 8080), (Some([127, 0, 0, 1].into()), "tcp", 81)];
+            let warnings = || {
+                let mut all = firewall.port_warnings(&ports).unwrap();
+                all.extend(firewall.forward_warnings("insula-test-b", false).unwrap());
+                all
+            };
+            chains("tcp dport 1 drop");
+            assert_eq!(warnings(), [""; 0]);
+            nft_script("delete table inet theirs");
+            chains(end);
+            let found = warnings();
+            assert_eq!(found.len(), 2, "{found:?}");
+            assert!(found[0].contains("does not name 8080/tcp: "), "{found:?}");
+            assert!(found[1].contains("inet theirs through"), "{found:?}");
+            for warning in found {
+                for line in warning.split_once("allow them with: ").unwrap().1.split("; ") {
+                    nft_script(line.strip_prefix("nft ").unwrap());
+                }
+            }
+            assert_eq!(warnings(), [""; 0]);
+        });
+    }
 }
 
 #[test]

@@ -48,6 +48,28 @@ table bridge {name} {{
     text
 }
 
+/// An empty chain for each of the tables, by which they are known to be those that were made now.
+pub(super) fn marks(name: &str, mark: &str, bridged: bool) -> String {
+    let of = |family: &str| format!("table {family} {name} {{\n\tchain {mark} {{\n\t}}\n}}\n");
+    format!("{}{}", of("inet"), if bridged { of("bridge") } else { String::new() })
+}
+
+/// How many rules a text of tables has for those of a family, but for copies of others' rules.
+pub(super) fn rules(text: &str, family: &str) -> usize {
+    let (mut count, mut within, mut ours) = (0, false, false);
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        match line.bytes().take_while(|byte| *byte == b'\t').count() {
+            0 if first == "table" => within = second == family,
+            1 => ours = first == "chain" && !second.starts_with(super::mirror::PREFIX),
+            2 if within && ours && first != "type" && !first.is_empty() => count += 1,
+            _ => {}
+        }
+    }
+    count
+}
+
 fn zone_sets(zones: &[Zone]) -> String {
     let names = |wanted: fn(&Zone) -> bool| {
         elements(zones.iter().filter(|zone| wanted(zone)).map(|zone| format!("\"{}\"", zone.bridge)))

@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use insula_base::{ContainerId, Instance, NetworkId, random_hex};
-use insula_host::firewall::{self, Firewall};
+use insula_host::firewall::Firewall;
 use insula_host::netlink::Routes;
 use insula_store::Store;
 
@@ -181,9 +181,17 @@ impl Networks {
         Ok(warnings)
     }
 
-    /// Follows what others have changed of the host's rules: their input chains guard published ports.
+    /// Follows what others have changed of the host's rules: their input chains guard published ports, and what
+    /// they have removed of ours is made again.
     pub fn follow_rules(&self) -> Result<(), Error> {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        if self.firewall.altered()? {
+            tracing::warn!(
+                table = self.firewall.table(),
+                "another program removed or changed our rules: they are made again"
+            );
+            return self.bring_up(&mut inner);
+        }
         if self.firewall.installed()? && self.firewall.outdated()? {
             tracing::info!("the host's filter has changed: it guards published ports anew");
             self.install_rules(&inner)?;
@@ -215,12 +223,36 @@ impl Networks {
         let mut warnings = self.firewall.warnings();
         for bridge in inner.networks.iter().filter_map(Network::bridge) {
             if inner.routes.link(&bridge.link)?.is_some() {
-                warnings.extend(firewall::forward_warnings(
-                    self.firewall.table(),
-                    &bridge.link,
-                    bridge.addressing.v6.is_some(),
-                )?);
+                let v6 = bridge.addressing.v6.is_some();
+                warnings.extend(self.firewall.forward_warnings(&bridge.link, v6)?);
             }
+        }
+        Ok(warnings)
+    }
+
+    /// For who publishes `ports` of a container in these networks: what of the host's configuration will be in
+    /// the way, and how to change it. Networks that are not there have no answer.
+    pub fn foresee(&self, networks: &[&str], ports: &[PortRequest]) -> Result<Vec<String>, Error> {
+        let inner = self.lock();
+        let all = networks.iter().filter_map(|name| inner.find(name).ok());
+        let bridges: Vec<_> = all.filter_map(Network::bridge).collect();
+        let binding = self.options.publish.map(IpAddr::V4);
+        let wanted = ports.iter().filter_map(|port| {
+            // A port that is yet to be chosen cannot be told.
+            let range = port
+                .host_ports
+                .as_ref()
+                .filter(|range| *range.start() > 0 && range.start() == range.end())?;
+            Some((port.host_ip.or(binding), port.proto.name(), *range.start()))
+        });
+        let wanted: Vec<_> = wanted.collect();
+        if bridges.is_empty() || ports.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut warnings = self.firewall.port_warnings(&wanted)?;
+        for bridge in bridges {
+            let v6 = bridge.addressing.v6.is_some();
+            warnings.extend(self.firewall.forward_warnings(&bridge.link, v6)?);
         }
         Ok(warnings)
     }
