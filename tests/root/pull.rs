@@ -155,9 +155,11 @@ fn what_is_no_image_is_named() {
     let artifact = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "artifactType": "application/x.sbom", "config": empty, "layers": [empty]});
     registry.put_manifest("app", "artifact", &artifact);
-    daemon
-        .insula(&["pull", &registry.name("app:artifact")])
-        .fails(1, &["not an image", "application/x.sbom"]);
+    let name = registry.name("app:artifact");
+    daemon.insula(&["pull", &name]).ok();
+    daemon.insula(&["run", "--rm", &name]).fails(125, &["not an image", "application/x.sbom"]);
+    daemon.insula(&["rmi", &name]).ok();
+    is_empty(&daemon);
     // Layers that are not what the configuration says.
     let mut wrong = registry.put_parts(&image(), "app", Compression::Gzip);
     wrong["layers"].as_array_mut().unwrap().swap(0, 1);

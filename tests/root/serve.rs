@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use insula_tests::images::{Compression, Image, Layer, busybox};
+use insula_tests::registry::Registry;
 use insula_tests::{Daemon, Outcome, daemon, registry, text};
 use serde_json::{Value, json};
 
@@ -201,6 +202,133 @@ fn others_push_with_a_password() {
     assert!(
         digests.contains(&registry.manifest("app", "1").header("docker-content-digest").unwrap().to_owned())
     );
+}
+
+/// An artifact about another manifest, in a registry; its digest.
+fn put_artifact(registry: &Registry, repository: &str, tag: &str, about: &Value) -> String {
+    let config = registry.put_blob(repository, "application/vnd.oci.empty.v1+json", b"{}");
+    let parts = registry.put_blob(repository, "text/spdx+json", br#"{"spdxVersion":"SPDX-2.3"}"#);
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "artifactType": "text/spdx+json", "config": config, "layers": [parts], "subject": about,
+        "annotations": {"by": "a test"},
+    });
+    registry.put_manifest(repository, tag, &manifest)
+}
+
+/// An index of an image for this host and one for another in a registry; its descriptor.
+fn put_index(registry: &Registry, repository: &str, tag: &str) -> Value {
+    let mut entries = Vec::new();
+    let host = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    for (architecture, content) in [("s390x", b"foreign\n"), (host, b"at home\n")] {
+        let image = image("multi:1", content);
+        let manifest = registry.put_parts(&image, repository, Compression::Gzip);
+        let digest = registry.put_manifest(repository, architecture, &manifest);
+        entries.push(json!({
+            "mediaType": manifest["mediaType"], "digest": digest, "size": manifest.to_string().len(),
+            "platform": {"os": "linux", "architecture": architecture}, "annotations": {"kept": "as it is"},
+        }));
+    }
+    let index = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries,
+        "annotations": {"unknown": "to insula"},
+    });
+    let digest = registry.put_manifest(repository, tag, &index);
+    json!({"mediaType": index["mediaType"], "digest": digest, "size": index.to_string().len()})
+}
+
+fn digest_of(registry: &Registry, repository: &str, tag: &str) -> String {
+    registry.manifest(repository, tag).header("docker-content-digest").unwrap().to_owned()
+}
+
+#[test]
+fn indexes_and_artifacts_go_through_as_they_are() {
+    let registry = registry!();
+    let (one, other) = (daemon!(bare), Daemon::bare());
+    let index = put_index(&registry, "multi", "1");
+    let index_digest = index["digest"].as_str().unwrap();
+    let parts = put_artifact(&registry, "multi", "parts", &index);
+    for name in ["multi:1", "multi:parts"] {
+        one.insula(&["pull", "-q", "--platform", "all", &registry.name(name)]).ok();
+    }
+    assert_eq!(one.insula(&[&ALONE[..], &[&registry.name("multi:1")]].concat()).ok(), "at home");
+    one.insula(&["run", "--rm", &registry.name("multi:parts")]).fails(125, &["artifact of type", "spdx"]);
+    // Under other names and in another repository they are the same.
+    for (from, to, digest) in [("multi:1", "copy:1", index_digest), ("multi:parts", "copy:parts", &parts)] {
+        one.insula(&["tag", &registry.name(from), &registry.name(to)]).ok();
+        one.insula(&["push", &registry.name(to)]).shows(&[&format!("digest: {digest}")]);
+        let (repository, tag) = to.split_once(':').unwrap();
+        assert_eq!(digest_of(&registry, repository, tag), digest);
+    }
+    let served = Served::start(&one, &[]);
+    let referrers = served.json(&format!("/v2/multi/referrers/{index_digest}"));
+    assert_eq!(referrers["manifests"].as_array().unwrap().len(), 1, "{referrers}");
+    let found = &referrers["manifests"][0];
+    assert_eq!(
+        (found["digest"].as_str(), &found["annotations"]["by"]),
+        (Some(parts.as_str()), &json!("a test"))
+    );
+    assert_eq!(found["artifactType"], "text/spdx+json");
+    let path = format!("/v2/multi/referrers/{index_digest}?artifactType=x");
+    let (status, head, body) = served.ask(&format!("GET {path}"), "");
+    assert!(status == 200 && head.contains("oci-filters-applied: artifacttype"), "{head}");
+    assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["manifests"], json!([]));
+    assert_eq!(served.json(&format!("/v2/nosuch/referrers/{index_digest}"))["manifests"], json!([]));
+    let by_digest = format!("multi@{index_digest}");
+    for name in ["multi:1", &by_digest] {
+        other.insula(&["pull", "-q", "--platform", "all", &served.name(name)]).ok();
+        let digests = other.insula(&["image", "inspect", "-f", "{{json .RepoDigests}}", &served.name(name)]);
+        assert!(digests.ok().contains(index_digest), "{}", digests.ok());
+    }
+    other
+        .insula(&["manifest", "inspect", "--insecure", &served.name("multi:1")])
+        .shows(&["s390x", "as it is"]);
+    // With its names goes all of it.
+    for name in ["multi:1", "multi:parts", "copy:1", "copy:parts"] {
+        one.insula(&["rmi", &registry.name(name)]).ok();
+    }
+    assert_eq!(one.insula(&["images", "-aq", "--filter", "reference=*/*"]).ok(), "");
+    let blobs = one.instance().root().join("content/blobs/sha256");
+    assert_eq!(fs::read_dir(&blobs).unwrap().count(), 0, "{blobs:?}");
+    one.insula(&["system", "check"]).ok();
+}
+
+#[test]
+fn what_was_pushed_in_two_forms_is_pulled_by_both_digests() {
+    let registry = registry!();
+    let (one, other) = (daemon!(bare), Daemon::bare());
+    let served = Served::start(
+        &one,
+        &[
+            "--writable",
+            "--htpasswd",
+            text(&{
+                let users = one.folder().join("htpasswd");
+                fs::write(&users, HTPASSWD).unwrap();
+                users
+            }),
+        ],
+    );
+    let login = ["login", "-u", "ann", "--password-stdin", &served.address];
+    other.insula_with(&login, b"secret").shows(&["Login Succeeded"]);
+    let mut digests = Vec::new();
+    for (tag, compression) in
+        [("plain", Compression::Plain), ("gzip", Compression::Gzip), ("zstd", Compression::Zstd)]
+    {
+        let digest = registry.put(&image("app:1", b"hello\n"), "app", tag, compression);
+        let (from, to) = (registry.name(&format!("app:{tag}")), served.name("app:1"));
+        other.insula(&["pull", "-q", &from]).ok();
+        other.insula(&["tag", &from, &to]).ok();
+        other.insula(&["push", &to]).shows(&[&format!("1: digest: {digest}")]);
+        digests.push(digest);
+    }
+    for digest in &digests {
+        let third = Daemon::bare();
+        third.insula_with(&login, b"secret").ok();
+        let name = served.name(&format!("app@{digest}"));
+        third.insula(&["pull", "-q", &name]).ok();
+        assert_eq!(third.insula(&[&ALONE[..], &[&name]].concat()).ok(), "hello");
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub(crate) enum Target<'a> {
     Blob { name: &'a str, digest: &'a str },
     Uploads { name: &'a str },
     Upload { name: &'a str, id: &'a str },
+    Referrers { name: &'a str, digest: &'a str },
 }
 
 /// Bytes of a name of a repository (distribution specification, "Pulling manifests").
@@ -31,6 +32,8 @@ impl<'a> Target<'a> {
                 Self::Upload { name, id: last }
             } else if let Some(name) = before.strip_suffix("/manifests") {
                 Self::Manifest { name, reference: last }
+            } else if let Some(name) = before.strip_suffix("/referrers") {
+                Self::Referrers { name, digest: last }
             } else {
                 Self::Blob { name: before.strip_suffix("/blobs")?, digest: last }
             }
@@ -45,7 +48,8 @@ impl<'a> Target<'a> {
             | Self::Manifest { name, .. }
             | Self::Blob { name, .. }
             | Self::Uploads { name }
-            | Self::Upload { name, .. } => name,
+            | Self::Upload { name, .. }
+            | Self::Referrers { name, .. } => name,
         }
     }
 }
@@ -99,6 +103,10 @@ mod tests {
         assert_eq!(Target::of("a/blobs/sha256:12"), Some(Target::Blob { name: "a", digest: "sha256:12" }));
         assert_eq!(Target::of("a/blobs/uploads/"), Some(Target::Uploads { name: "a" }));
         assert_eq!(Target::of("a/blobs/uploads/7"), Some(Target::Upload { name: "a", id: "7" }));
+        assert_eq!(
+            Target::of("a/b/referrers/sha256:12"),
+            Some(Target::Referrers { name: "a/b", digest: "sha256:12" })
+        );
         for nothing in ["", "a", "a/b", "/manifests/1", "/tags/list", "manifests/1", "a/manifest/1"] {
             assert_eq!(Target::of(nothing), None, "{nothing}");
         }

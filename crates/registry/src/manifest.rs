@@ -43,7 +43,7 @@ pub struct Document {
 pub struct Resolved {
     /// What the name itself stands for: an index, or the manifest.
     pub top: Document,
-    /// The image's manifest.
+    /// The image's manifest, or an artifact's.
     pub document: Document,
     pub manifest: Manifest,
 }
@@ -170,7 +170,7 @@ impl Repository {
         .await
     }
 
-    /// The image that a tag or a digest stands for on a platform.
+    /// What a tag or a digest stands for on a platform: an image, or an artifact of another kind.
     pub async fn resolve(
         &self,
         tag: Option<&str>,
@@ -185,7 +185,7 @@ impl Repository {
         let mut document = top.clone();
         for _ in 0..DEPTH_MAX {
             if document.kind == DocumentKind::Manifest {
-                let manifest = document.image(&name)?;
+                let manifest = Manifest::parse(&document.bytes)?;
                 return Ok(Resolved { top, document, manifest });
             }
             let index = Index::parse(&document.bytes)?;

@@ -26,6 +26,14 @@ impl Registries {
         Self { http: Arc::new(Http::new(options)) }
     }
 
+    /// The same, but with whoever answers for one registry, TLS or not, as if it were configured as insecure.
+    pub fn trusting(&self, domain: &str) -> Result<Self> {
+        let mut options = self.options().clone();
+        let insecure = domain.parse().map_err(|error| Error::Invalid(format!("{domain:?}: {error}")))?;
+        options.insecure.push(insecure);
+        Ok(Self::new(options))
+    }
+
     /// How they are configured.
     #[must_use]
     pub fn options(&self) -> &Options {

@@ -114,9 +114,33 @@ pub struct Manifest {
     pub layers: Vec<Descriptor>,
     #[serde(default, deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
+    /// What an artifact is, where that is no image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+    /// The manifest that it says something about: a signature, a list of parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<Descriptor>,
 }
 
 impl Manifest {
+    /// Whether it is the manifest of something that can be run, by what its parts are said to be.
+    #[must_use]
+    pub fn is_image(&self) -> bool {
+        let of_image = |media_type: &str| {
+            let begins = ["application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."];
+            media_type.is_empty() || begins.iter().any(|begin| media_type.starts_with(begin))
+        };
+        matches!(self.config.media_type.as_str(), media::CONFIG | media::DOCKER_CONFIG | "")
+            && self.layers.iter().all(|layer| of_image(&layer.media_type))
+    }
+
+    /// What an artifact is called: what it says, or else what its configuration is.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        let said = self.artifact_type.as_deref().filter(|kind| !kind.is_empty());
+        said.unwrap_or(&self.config.media_type)
+    }
+
     /// Reads and checks a manifest.
     pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
         const WHAT: &str = "image manifest";

@@ -41,8 +41,8 @@ pub use content::Content;
 pub use error::{Error, Result};
 pub use images::{
     BlobReader, CommitOptions, Composed, Difference, Force, Image, ImageKind, Images, ImportOptions,
-    Ingested, IngestedLayer, LayerBlob, LayerLease, LayerPlace, Loaded, Names, Part, Progress, Removal,
-    Scratch, StagedLayer,
+    Ingested, IngestedBlob, IngestedLayer, LayerBlob, LayerLease, LayerPlace, Loaded, Names, Part, Progress,
+    Removal, Scratch, StagedLayer, Standing,
 };
 pub use layers::{Layer, Layers};
 pub use root::{ContainerDir, MOUNT_POINTS, StagedUpper, Store};

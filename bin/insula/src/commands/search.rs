@@ -90,11 +90,15 @@ fn row(one: &SearchResult, whole: bool) -> Row {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   insula manifest inspect debian:bookworm
-  insula manifest inspect -v registry.example:5000/team/app:1.2")]
+  insula manifest inspect -v registry.example:5000/team/app:1.2
+  insula manifest inspect --insecure registry.lan:5000/app:1")]
 pub(crate) struct InspectManifestArgs {
     /// Of a list its manifests, with descriptors and content
     #[arg(short, long)]
     verbose: bool,
+    /// Believe whoever answers for the registry, with a certificate that nobody vouches for or without TLS
+    #[arg(long)]
+    insecure: bool,
     /// NAME[:TAG] or NAME@DIGEST
     image: String,
 }
@@ -104,7 +108,7 @@ impl Run for InspectManifestArgs {
         let name = Reference::parse(&self.image)?;
         let auth = credentials(&self.image)?;
         let client = context.client().await?;
-        let documents = client.remote_manifests(&name.familiar(), self.verbose, &auth).await?;
+        let documents = client.remote_manifests(&name.familiar(), self.verbose, self.insecure, &auth).await?;
         if !self.verbose {
             let Some(first) = documents.first() else { bail!("no such manifest: {}", self.image) };
             printer::line(&json::indent_with(&first.text()?, "\t"))?;

@@ -17,12 +17,13 @@ use crate::registry::{self, progress};
   insula pull nginx
   insula pull registry.example:5000/team/app:1.2
   insula pull --platform linux/arm64 debian:bookworm
+  insula pull --platform all registry.example/app:1        every image of it, to be pushed on whole
   insula pull -a registry.example:5000/team/app")]
 pub(crate) struct PullArgs {
     /// All tags of the repository
     #[arg(short, long)]
     all_tags: bool,
-    /// Of a multi-platform image this one: os/architecture[/variant]
+    /// Of a multi-platform image this one: os/architecture[/variant], or all
     #[arg(long, value_name = "PLATFORM", default_value = "", hide_default_value = true)]
     platform: String,
     /// Print nothing but the image's name

@@ -37,7 +37,7 @@ const HEAD_MAX: usize = 32 << 10;
 /// Headers that go on to the daemon, and those of its answers that come back.
 const ASKED: [HeaderName; 5] =
     [header::ACCEPT, header::RANGE, header::CONTENT_RANGE, header::CONTENT_TYPE, header::CONTENT_LENGTH];
-const ANSWERED: [HeaderName; 10] = [
+const ANSWERED: [HeaderName; 12] = [
     header::CONTENT_TYPE,
     header::CONTENT_LENGTH,
     header::CONTENT_RANGE,
@@ -48,6 +48,8 @@ const ANSWERED: [HeaderName; 10] = [
     header::LINK,
     HeaderName::from_static("docker-content-digest"),
     HeaderName::from_static("docker-upload-uuid"),
+    HeaderName::from_static("oci-subject"),
+    HeaderName::from_static("oci-filters-applied"),
 ];
 
 type Body = BoxBody<Bytes, hyper::Error>;

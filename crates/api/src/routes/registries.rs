@@ -57,7 +57,10 @@ async fn distribution(
     let (images, credentials) = (api.engine.images(), credentials(&headers)?);
     match verb {
         "json" => json(&images.distribution(name, &credentials).await?),
-        "manifest" => json(&images.remote_manifests(name, params.flag("detail"), &credentials).await?),
+        "manifest" => {
+            let (detail, insecure) = (params.flag("detail"), params.flag("insecure"));
+            json(&images.remote_manifests(name, detail, insecure, &credentials).await?)
+        }
         _ => Err(ApiError::no_page()),
     }
 }

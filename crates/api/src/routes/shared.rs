@@ -29,6 +29,9 @@ const PIECE: usize = 1 << 20;
 
 const DIGEST: &str = "docker-content-digest";
 const UPLOAD: &str = "docker-upload-uuid";
+/// Of the distribution specification 1.1.
+const SUBJECT: &str = "oci-subject";
+const FILTERED: &str = "oci-filters-applied";
 
 pub(super) fn routes() -> Router<Api> {
     Router::new().route("/insula/registry/", any(base)).route("/insula/registry/{*rest}", any(below))
@@ -112,8 +115,9 @@ async fn below(
         Target::Tags { name } if reads => tags(images, name, &params).await,
         Target::Manifest { name, reference } if reads => manifest(images, name, reference, &method).await,
         Target::Manifest { name, reference } if method == Method::PUT => {
-            put_manifest(images, name, reference, body).await
+            put_manifest(images, name, reference, &headers, body).await
         }
+        Target::Referrers { name, digest } if reads => referrers(images, name, digest, &params).await,
         Target::Blob { digest, .. } if reads => blob(images, digest, &method, &headers).await,
         Target::Uploads { name } if method == Method::POST => begin(images, name, &params, body).await,
         Target::Upload { name, id } => upload(images, name, id, &method, &headers, &params, body).await,
@@ -168,15 +172,39 @@ async fn manifest(images: &Images, name: &str, reference: &str, method: &Method)
     Ok(response)
 }
 
-async fn put_manifest(images: &Images, name: &str, reference: &str, body: Body) -> Answer {
+async fn put_manifest(
+    images: &Images,
+    name: &str,
+    reference: &str,
+    headers: &HeaderMap,
+    body: Body,
+) -> Answer {
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media_type = media_type.unwrap_or_default();
     let bytes = read_bounded(body, MANIFEST_MAX).await.map_err(|error| {
         Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "MANIFEST_INVALID", error.to_string())
     })?;
-    let put = images.put_manifest(name, reference, bytes.to_vec()).await;
+    let put = images.put_manifest(name, reference, media_type, bytes.to_vec()).await;
     let put = put.map_err(Failure::of("MANIFEST_BLOB_UNKNOWN", "MANIFEST_INVALID"))?;
     let mut response = answer(StatusCode::CREATED, "application/json", Body::empty());
     set(&mut response, header::LOCATION.as_str(), &format!("/v2/{name}/manifests/{}", put.digest));
     set(&mut response, DIGEST, put.digest.as_str());
+    if let Some(subject) = &put.subject {
+        set(&mut response, SUBJECT, subject.as_str());
+    }
+    Ok(response)
+}
+
+/// What says something about a manifest, which need not be here itself.
+async fn referrers(images: &Images, name: &str, subject: &str, params: &Params) -> Answer {
+    let (subject, kind) = (digest(subject)?, params.text("artifactType"));
+    let found = images.referrers(name, &subject, kind).await;
+    let found = found.map_err(Failure::of("NAME_UNKNOWN", "NAME_INVALID"))?;
+    let mut response =
+        answer(StatusCode::OK, "application/vnd.oci.image.index.v1+json", found.document.to_string());
+    if kind.is_some() {
+        set(&mut response, FILTERED, "artifactType");
+    }
     Ok(response)
 }
 

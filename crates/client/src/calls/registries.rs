@@ -31,9 +31,10 @@ impl Client {
         &self,
         name: &str,
         detail: bool,
+        insecure: bool,
         auth: &AuthConfig,
     ) -> Result<Vec<RemoteManifest>> {
-        let query = Query::new().with_flag("detail", detail);
+        let query = Query::new().with_flag("detail", detail).with_flag("insecure", insecure);
         let call = Call::get(format!("/distribution/{}/manifest{}", encode(name), query.as_str()));
         self.document(call.with_credentials(auth), RequestBody::Empty).await
     }

@@ -68,6 +68,11 @@ impl Building {
             _ => self.pulled(name, platform, &self.report).await?,
         };
         if image.kind != ImageKind::Stored {
+            if let ImageKind::Artifact { kind } = &image.kind {
+                return Err(Error::InvalidArgument(format!(
+                    "{name} is an artifact of type {kind:?}, not an image"
+                )));
+            }
             return Err(Error::Unsupported(format!(
                 "{name} is this host's own file system, on which no image can be built"
             )));

@@ -53,6 +53,9 @@ async fn repair(engine: &Engine, part: &Part, having: &[(Digest, Vec<Reference>)
             }
             Err(Error::NotFound("no registry is known to have it: load or pull its image again".to_owned()))
         }
+        Part::Kept(_) => {
+            Err(Error::NotFound("it is a part of an artifact: remove that, and pull it again".to_owned()))
+        }
         Part::Blob { digest, diff, size, media_type } => {
             let blob = Descriptor {
                 media_type: media_type.clone(),

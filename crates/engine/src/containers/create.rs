@@ -63,6 +63,11 @@ impl Engine {
             return Err(Error::InvalidArgument("no image was specified".to_owned()));
         }
         let image = self.images().resolve(&reference).map_err(|error| no_image(error, &reference))?;
+        if let ImageKind::Artifact { kind } = &image.kind {
+            return Err(Error::InvalidArgument(format!(
+                "{reference} is an artifact of type {kind:?}, not an image: it has no programs"
+            )));
+        }
         check_platform(platform.as_deref(), &image)?;
         self.create_of(name, image, (config, host, networking), Own::default()).map(|(_, answer)| answer)
     }

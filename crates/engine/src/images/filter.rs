@@ -41,7 +41,7 @@ pub(super) fn prunable(images: &Images, filters: &Filters) -> Result<Vec<Image>>
     conditions.dangling = if conditions.dangling == Some(false) { None } else { Some(true) };
     let mut unused = Vec::new();
     for image in images.list()? {
-        let stored = image.kind == ImageKind::Stored;
+        let stored = !matches!(image.kind, ImageKind::Host { .. });
         if stored && conditions.hold(&image) && images.users(&image.id)?.is_empty() {
             unused.push(image);
         }

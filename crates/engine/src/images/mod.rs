@@ -26,7 +26,7 @@ use self::progress::Reporter;
 use self::registry::LayerJobs;
 pub use self::registry::{PullRequest, PushRequest};
 use self::shared::Uploads;
-pub use self::shared::{SharedBlob, SharedManifest};
+pub use self::shared::{Referrers, SharedBlob, SharedManifest};
 use crate::archive::{ArchiveChunks, produce};
 use crate::events::{EventType, Events};
 use crate::filters::Filters;

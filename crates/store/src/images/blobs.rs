@@ -72,6 +72,9 @@ impl Images {
     /// The manifest of an image: the very bytes that it came with, or one whose layers are plain.
     /// Every blob that it names can be opened.
     pub fn manifest(&self, image: &Image) -> Result<Vec<u8>> {
+        if let (ImageKind::Artifact { .. }, Some(digest)) = (&image.kind, &image.manifest) {
+            return self.content.read(digest, DOCUMENT_MAX as u64);
+        }
         if let Some(digest) = &image.manifest {
             let bytes = self.content.read(digest, DOCUMENT_MAX as u64)?;
             let layers = Manifest::parse(&bytes)?.layers;

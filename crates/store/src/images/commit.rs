@@ -107,7 +107,10 @@ impl Images {
                     LayerRow { chain: chain.clone(), diff: diffs[position].clone(), size: unpacked.size };
                 placed.layers.insert(chain.clone(), row);
             }
-            for bytes in [Some(&image.config_bytes), image.manifest.as_ref()].into_iter().flatten() {
+            for bytes in [Some(&image.config_bytes), image.manifest.as_ref(), image.index.as_ref()]
+                .into_iter()
+                .flatten()
+            {
                 if !self.content.contains(&content::digest(bytes)) {
                     placed.blobs.push(self.content.write(bytes)?);
                 }
@@ -203,7 +206,7 @@ impl Images {
     fn write_rows(&self, images: &[Found], placed: &Placed) -> Result<Vec<Digest>> {
         self.state.transaction(|tx| {
             let sql = tx.sql();
-            let before = rows::manifests(sql)?;
+            let before = rows::documents(sql)?;
             for row in placed.layers.values() {
                 rows::add_layer(sql, row)?;
             }
@@ -226,19 +229,20 @@ impl Images {
                     &self.boot,
                 )?;
                 for reference in &image.references {
-                    rows::set_name(sql, reference, &image.id)?;
+                    let document = image.index.as_deref().or(image.manifest.as_deref()).map(content::digest);
+                    rows::set_name(sql, reference, &image.id, document.as_ref())?;
                 }
                 for place in &image.places {
                     rows::add_place(sql, place)?;
                 }
             }
-            let now = rows::manifests(sql)?;
+            let now = rows::contents(sql)?;
             Ok(before.difference(&now).cloned().collect())
         })
     }
 
     /// What cannot be removed now is swept at the next open.
-    fn drop_documents(&self, digests: &[Digest]) {
+    pub(super) fn drop_documents(&self, digests: &[Digest]) {
         for digest in digests {
             if let Err(error) = self.content.remove(digest) {
                 tracing::warn!(error = &error as &dyn std::error::Error, "a replaced manifest is left");

@@ -97,6 +97,7 @@ impl Images {
             serde_json::to_vec(&config).map_err(|_| Error::Defect("a configuration is always JSON"))?;
         let id = content::digest(&config_bytes);
         let found = Found {
+            index: None,
             id: id.clone(),
             config,
             config_bytes,

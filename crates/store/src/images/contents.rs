@@ -19,6 +19,8 @@ const DEPTH_MAX: usize = 4;
 /// An image of an archive.
 #[derive(Debug)]
 pub(super) struct Found {
+    /// The index that its names stand for in registries, if that is not the manifest.
+    pub(super) index: Option<Vec<u8>>,
     pub(super) id: Digest,
     pub(super) config: ImageConfig,
     pub(super) config_bytes: Vec<u8>,
@@ -102,6 +104,7 @@ fn from_entry(
         })
         .collect::<Result<_>>()?;
     Ok(Found {
+        index: None,
         config: ImageConfig::parse(bytes)?,
         config_bytes: bytes.to_vec(),
         manifest: manifest_of(gathered, &id, manifests)?,
@@ -130,8 +133,15 @@ fn manifest_of(
 fn from_manifest(gathered: &Gathered, descriptor: &Descriptor, digest: &Digest) -> Result<Found> {
     let bytes = gathered.blob(digest)?;
     let manifest = Manifest::parse(bytes)?;
+    if !manifest.is_image() {
+        return Err(Error::Unsupported(format!(
+            "{digest} is an artifact of type {:?}: artifacts are pulled from registries and not loaded",
+            manifest.kind()
+        )));
+    }
     let config = gathered.blob(&manifest.config.digest)?;
     Ok(Found {
+        index: None,
         id: manifest.config.digest.clone(),
         config: ImageConfig::parse(config)?,
         config_bytes: config.to_vec(),

@@ -61,6 +61,7 @@ pub(super) fn import(
     let config_bytes =
         serde_json::to_vec(&config).map_err(|_| Error::Defect("a configuration is always JSON"))?;
     let found = Found {
+        index: None,
         id: content::digest(&config_bytes),
         config,
         config_bytes,

@@ -49,6 +49,8 @@ impl IngestedLayer {
 #[derive(Debug, Clone)]
 pub struct Ingested {
     pub manifest: Vec<u8>,
+    /// The index that the names stand for in registries, if that is not the manifest.
+    pub index: Option<Vec<u8>>,
     pub config: Vec<u8>,
     pub references: Vec<Reference>,
     /// Registry and repository that the layers are in, if they are.
@@ -118,6 +120,7 @@ impl Images {
         let id = content::digest(&image.config);
         check("the configuration", &manifest.config.digest, &id)?;
         let found = Found {
+            index: image.index.clone(),
             id,
             layers: manifest
                 .layers

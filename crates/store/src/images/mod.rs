@@ -1,5 +1,6 @@
 //! Images: names, a configuration, layers.
 
+mod artifact;
 mod blobs;
 mod builtin;
 mod commit;
@@ -28,6 +29,7 @@ use insula_base::Digest;
 use insula_spec::image::{DOCUMENT_MAX, ImageConfig, RunConfig};
 use insula_spec::reference::Reference;
 
+pub use self::artifact::{IngestedBlob, Standing};
 pub use self::blobs::{BlobReader, LayerBlob};
 pub use self::commit_upper::{CommitOptions, StagedDiff};
 pub use self::ingest::{Ingested, IngestedLayer, LayerPlace};
@@ -65,7 +67,7 @@ impl Image {
     #[must_use]
     pub fn hidden(&self) -> &[String] {
         match &self.kind {
-            ImageKind::Stored => &[],
+            ImageKind::Stored | ImageKind::Artifact { .. } => &[],
             ImageKind::Host { hidden } => hidden,
         }
     }
@@ -79,6 +81,9 @@ pub enum ImageKind {
     /// Built in: the host's own root file system, less what is hidden (files and folders; those
     /// that do not exist are left out).
     Host { hidden: Vec<String> },
+    /// No image, but something that registries keep as they keep images: it has blobs and no layers, and its id
+    /// is the digest of its manifest. `kind` is its type.
+    Artifact { kind: String },
 }
 
 /// What happens while an image is loaded.
@@ -260,12 +265,21 @@ impl Images {
         if builtin::resolve(source, &self.root).is_some() {
             return Err(Error::Builtin(source.to_owned()));
         }
-        self.state.transaction(|tx| {
-            let (row, _) = find(tx, source)?;
+        let _changes = self.changes();
+        let (before, dropped) = self.state.transaction(|tx| {
+            let (row, by) = find(tx, source)?;
+            let documents = rows::documents(tx.sql())?;
+            let document = match by {
+                FoundBy::Name(name) => rows::document_of(tx.sql(), &name)?,
+                FoundBy::Id => None,
+            };
             let before = rows::named(tx.sql(), target)?.filter(|id| *id != row.id);
-            rows::set_name(tx.sql(), target, &row.id)?;
-            Ok(before)
-        })
+            rows::set_name(tx.sql(), target, &row.id, document.as_ref())?;
+            let now = rows::contents(tx.sql())?;
+            Ok::<_, Error>((before, documents.difference(&now).cloned().collect::<Vec<_>>()))
+        })?;
+        self.drop_documents(&dropped);
+        Ok(before)
     }
 
     /// Notes that `owner` (a container) needs the image's layers, until it is released; within the
@@ -295,6 +309,9 @@ impl Images {
     }
 
     fn image(&self, row: &rows::ImageRow) -> Result<Image> {
+        if row.manifest.as_ref() == Some(&row.id) {
+            return self.artifact(row);
+        }
         let config = ImageConfig::parse(&self.content.read(&row.id, DOCUMENT_MAX as u64)?)?;
         let (references, layers) = self.state.transaction(|tx| {
             Ok::<_, Error>((rows::names_of(tx.sql(), &row.id)?, rows::layers_of(tx.sql(), &row.id)?))

@@ -79,18 +79,13 @@ impl Images {
 
     fn sweep_files(&self) -> Result<()> {
         let (chains, diffs, blobs) = self.state.transaction(|tx| {
-            let mut blobs: HashSet<Digest> = rows::images(tx.sql())?
-                .into_iter()
-                .flat_map(|row| [Some(row.id), row.manifest])
-                .flatten()
-                .collect();
             for blob in rows::blobs(tx.sql())? {
-                if self.content.contains(&blob.digest) {
-                    blobs.insert(blob.digest);
-                } else {
+                if !self.content.contains(&blob.digest) {
                     rows::remove_blob(tx.sql(), &blob.digest)?;
                 }
             }
+            rows::drop_artifact_blobs(tx.sql())?;
+            let blobs: HashSet<Digest> = rows::contents(tx.sql())?;
             let chains = rows::all_layers(tx.sql())?.into_iter().collect::<HashSet<_>>();
             Ok::<_, Error>((chains, rows::all_diffs(tx.sql())?, blobs))
         })?;

@@ -6,9 +6,11 @@
 //! - while a container uses it: only with force, and not while that runs. The container keeps the
 //!   layers until it is removed.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use insula_base::{ChainId, DiffId, Digest};
+use insula_spec::image::{DOCUMENT_MAX, Index};
 use insula_spec::reference::Reference;
 
 use super::{Force, FoundBy, Images, LayerLease, Removal, builtin, find, rows};
@@ -25,6 +27,21 @@ struct Freed {
 }
 
 impl Freed {
+    fn absorb(&mut self, other: Self) {
+        self.removals.extend(other.removals);
+        self.blobs.extend(other.blobs);
+        self.chains.extend(other.chains);
+        self.diffs.extend(other.diffs);
+    }
+
+    /// What is left of blobs when all rows are as they will be.
+    fn settle(mut self, tx: &Transaction<'_>) -> Result<Self> {
+        self.blobs.extend(rows::drop_artifact_blobs(tx.sql())?);
+        let wanted = rows::contents(tx.sql())?;
+        self.blobs.retain(|digest| !wanted.contains(digest));
+        Ok(self)
+    }
+
     fn add(&mut self, tx: &Transaction<'_>, layers: Vec<rows::LayerRow>) -> Result<()> {
         if layers.is_empty() {
             return Ok(());
@@ -49,7 +66,8 @@ impl Images {
             let (image, by) = find(tx, text)?;
             let names = rows::names_of(tx.sql(), &image.id)?;
             let users = rows::users(tx.sql(), &image.id)?;
-            match &by {
+            let documents = rows::documents(tx.sql())?;
+            let mut freed = match &by {
                 FoundBy::Name(name) if with_it(&names, name).len() < names.len() => {
                     untag(tx, &with_it(&names, name))
                 }
@@ -65,10 +83,33 @@ impl Images {
                     check_id(&image.id, &names, &users, force, running)?;
                     self.delete(tx, &image, &names)
                 }
-            }
+            }?;
+            self.delete_parts(tx, documents, &mut freed)?;
+            freed.settle(tx)
         })?;
         let removals = self.clean_up(freed);
         Ok(removals)
+    }
+
+    /// With an index that no name stands for any more go those of its images that have no names but their
+    /// digests'.
+    fn delete_parts(&self, tx: &Transaction<'_>, before: HashSet<Digest>, freed: &mut Freed) -> Result<()> {
+        let now = rows::documents(tx.sql())?;
+        for gone in before.difference(&now) {
+            let bytes = self.content.read(gone, DOCUMENT_MAX as u64);
+            // A manifest has no parts, and one that is damaged is only to be removed.
+            let Some(index) = bytes.ok().and_then(|bytes| Index::parse(&bytes).ok()) else { continue };
+            for entry in &index.manifests {
+                let Some(id) = rows::with_manifest(tx.sql(), &entry.digest)? else { continue };
+                let Some(image) = rows::image(tx.sql(), &id)? else { continue };
+                let names = rows::names_of(tx.sql(), &id)?;
+                let own = names.iter().all(|name| name.digest() == Some(&entry.digest));
+                if own && rows::users(tx.sql(), &id)?.is_empty() {
+                    freed.absorb(self.delete(tx, &image, &names)?);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Removes layers that nothing needs any more: what a lease held alone until a moment ago.
@@ -78,7 +119,7 @@ impl Images {
             let mut freed = Freed::default();
             let orphans = rows::drop_orphans(tx.sql(), &|diff| self.leases.holds(diff))?;
             freed.add(tx, orphans)?;
-            Ok::<_, Error>(freed)
+            freed.settle(tx)
         })?;
         self.clean_up(freed);
         Ok(())
@@ -103,11 +144,7 @@ impl Images {
         layers.extend(rows::drop_orphans(tx.sql(), &leased)?);
         freed.add(tx, layers)?;
         freed.blobs.push(image.id.clone());
-        if let Some(manifest) = &image.manifest
-            && !rows::images(tx.sql())?.iter().any(|other| other.manifest.as_ref() == Some(manifest))
-        {
-            freed.blobs.push(manifest.clone());
-        }
+        freed.blobs.extend(image.manifest.clone());
         Ok(freed)
     }
 
@@ -128,7 +165,7 @@ impl Images {
                 let layers = rows::drop_layers(tx.sql(), &id, &|diff| self.leases.holds(diff))?;
                 freed.add(tx, layers)?;
             }
-            Ok::<_, Error>(freed)
+            freed.settle(tx)
         })?;
         self.clean_up(freed);
         Ok(())
@@ -196,11 +233,13 @@ fn with_it(names: &[Reference], name: &Reference) -> Vec<Reference> {
 }
 
 fn untag(tx: &Transaction<'_>, names: &[Reference]) -> Result<Freed> {
+    let mut freed = Freed::default();
     for name in names {
+        freed.blobs.extend(rows::document_of(tx.sql(), name)?);
         rows::remove_name(tx.sql(), name)?;
+        freed.removals.push(Removal::Untagged(name.clone()));
     }
-    let removals = names.iter().cloned().map(Removal::Untagged).collect();
-    Ok(Freed { removals, ..Freed::default() })
+    Ok(freed)
 }
 
 fn check_name(name: &Reference, id: &Digest, users: &[String], force: Force) -> Result<()> {

@@ -5,7 +5,10 @@
 //! images        id → manifest, size of all layers; `unsynced` holds the host's boot id from the
 //!               load until the files of the image were flushed to the disk
 //! image_layers  (image, position) → chain_id, lowest first; kept while the image exists or is used
-//! image_names   complete name → image
+//! image_names   complete name → image; `document` is what the name stands for in registries: an index, or one
+//!               of the manifests that the image has been known by
+//! artifact_blobs  (artifact, digest): an artifact is an image whose id is its manifest's digest; its blobs are in
+//!               content/blobs as they came
 //! layer_places  diff_id → a blob of a registry's repository that holds the layer: what need not be
 //!               uploaded there again, and can be mounted from there
 //! layer_blobs   digest → diff_id: content/blobs has the layer's archive in the compressed form that
@@ -216,9 +219,57 @@ pub(super) fn images(sql: Sql<'_>) -> Result<Vec<ImageRow>> {
     sql.rows("read images", "SELECT id, manifest, size FROM images", (), image_row)
 }
 
-/// The manifests of all images.
-pub(super) fn manifests(sql: Sql<'_>) -> Result<HashSet<Digest>> {
-    Ok(images(sql)?.into_iter().filter_map(|row| row.manifest).collect())
+/// The manifests of all images, and all that names stand for.
+pub(super) fn documents(sql: Sql<'_>) -> Result<HashSet<Digest>> {
+    let text = "SELECT manifest FROM images WHERE manifest IS NOT NULL
+                UNION SELECT document FROM image_names WHERE document IS NOT NULL";
+    Ok(sql.rows("read manifests", text, (), |row| parsed(row, 0))?.into_iter().collect())
+}
+
+/// Everything that has to be below content/blobs.
+pub(super) fn contents(sql: Sql<'_>) -> Result<HashSet<Digest>> {
+    let text =
+        "SELECT id FROM images UNION SELECT digest FROM layer_blobs UNION SELECT digest FROM artifact_blobs";
+    let mut all = documents(sql)?;
+    all.extend(sql.rows::<Digest>("read blobs", text, (), |row| parsed(row, 0))?);
+    Ok(all)
+}
+
+/// The image that has this manifest.
+pub(super) fn with_manifest(sql: Sql<'_>, manifest: &Digest) -> Result<Option<Digest>> {
+    let text = "SELECT id FROM images WHERE manifest = ?1
+                UNION SELECT image FROM image_names WHERE document = ?1 LIMIT 1";
+    sql.row("find an image by its manifest", text, (manifest.as_str(),), |row| parsed(row, 0))
+}
+
+pub(super) fn add_artifact_blob(sql: Sql<'_>, artifact: &Digest, digest: &Digest) -> Result<()> {
+    let text = "INSERT OR IGNORE INTO artifact_blobs (artifact, digest) VALUES (?1, ?2)";
+    sql.execute("note a blob of an artifact", text, (artifact.as_str(), digest.as_str())).map(drop)
+}
+
+/// The blobs of all artifacts.
+pub(super) fn artifact_blobs(sql: Sql<'_>) -> Result<HashSet<Digest>> {
+    let text = "SELECT DISTINCT digest FROM artifact_blobs";
+    Ok(sql.rows("read the blobs of artifacts", text, (), |row| parsed(row, 0))?.into_iter().collect())
+}
+
+pub(super) fn has_artifact_blob(sql: Sql<'_>, artifact: &Digest, digest: &Digest) -> Result<bool> {
+    let text = "SELECT 1 FROM artifact_blobs WHERE artifact = ?1 AND digest = ?2";
+    let found =
+        sql.row("read a blob of an artifact", text, (artifact.as_str(), digest.as_str()), |_| Ok(()))?;
+    Ok(found.is_some())
+}
+
+/// Forgets the blobs of artifacts that are not here, and returns them.
+pub(super) fn drop_artifact_blobs(sql: Sql<'_>) -> Result<Vec<Digest>> {
+    let text = "DELETE FROM artifact_blobs WHERE artifact NOT IN (SELECT id FROM images) RETURNING digest";
+    sql.rows("forget the blobs of artifacts", text, (), |row| parsed(row, 0))
+}
+
+/// What a name stands for in registries.
+pub(super) fn document_of(sql: Sql<'_>, name: &Reference) -> Result<Option<Digest>> {
+    let text = "SELECT document FROM image_names WHERE name = ?1 AND document IS NOT NULL";
+    sql.row("read a name", text, (name.to_string(),), |row| parsed(row, 0))
 }
 
 /// At most two images whose ids begin with these hexadecimal digits.
@@ -322,10 +373,11 @@ pub(super) fn named(sql: Sql<'_>, name: &Reference) -> Result<Option<Digest>> {
     sql.row("read a name", text, (name.to_string(),), |row| parsed(row, 0))
 }
 
-pub(super) fn set_name(sql: Sql<'_>, name: &Reference, id: &Digest) -> Result<()> {
-    let text =
-        "INSERT INTO image_names (name, image) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET image = ?2";
-    sql.execute("set a name", text, (name.to_string(), id.as_str())).map(drop)
+/// `document` is what the name stands for in registries, if that is known.
+pub(super) fn set_name(sql: Sql<'_>, name: &Reference, id: &Digest, document: Option<&Digest>) -> Result<()> {
+    let text = "INSERT INTO image_names (name, image, document) VALUES (?1, ?2, ?3)
+                ON CONFLICT (name) DO UPDATE SET image = ?2, document = ?3";
+    sql.execute("set a name", text, (name.to_string(), id.as_str(), document.map(Digest::as_str))).map(drop)
 }
 
 pub(super) fn remove_name(sql: Sql<'_>, name: &Reference) -> Result<()> {

@@ -57,8 +57,10 @@ impl Images {
         let mut blobs: BTreeMap<Digest, Blob> = BTreeMap::new();
         for image in &saved {
             let manifest = Manifest::parse(&image.manifest)?;
-            let config = self.content.read(&image.image.id, insula_spec::image::DOCUMENT_MAX as u64)?;
-            blobs.insert(image.image.id.clone(), Blob::Document(config));
+            // An artifact's may be the same empty one as another's.
+            let config =
+                self.content.read(&manifest.config.digest, insula_spec::image::DOCUMENT_MAX as u64)?;
+            blobs.insert(manifest.config.digest.clone(), Blob::Document(config));
             blobs.insert(content::digest(&image.manifest), Blob::Document(image.manifest.clone()));
             for layer in manifest.layers.into_iter().filter(|layer| !without.contains(&layer.digest)) {
                 blobs.insert(layer.digest, Blob::Layer(layer.size));
@@ -95,7 +97,7 @@ impl Images {
         let mut saved: Vec<Saved> = Vec::new();
         for name in names {
             for (image, references) in self.meant(name)? {
-                if image.kind != ImageKind::Stored {
+                if matches!(image.kind, ImageKind::Host { .. }) {
                     return Err(Error::Builtin(name.clone()));
                 }
                 match saved.iter_mut().find(|other| other.image.id == image.id) {
@@ -123,7 +125,7 @@ impl Images {
             let found: Vec<_> = self
                 .list()?
                 .into_iter()
-                .filter(|image| image.kind == ImageKind::Stored)
+                .filter(|image| !matches!(image.kind, ImageKind::Host { .. }))
                 .filter_map(|image| {
                     let names: Vec<_> =
                         image.references.iter().filter(|other| of_it(other)).cloned().collect();
@@ -221,6 +223,8 @@ fn entries(saved: &[Saved]) -> Result<Vec<ArchiveEntry>> {
     let member = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
     saved
         .iter()
+        // Who reads this document knows images only.
+        .filter(|image| image.image.kind == ImageKind::Stored)
         .map(|image| {
             Ok(ArchiveEntry {
                 config: member(&image.image.id),

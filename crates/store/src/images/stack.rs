@@ -83,6 +83,12 @@ impl Images {
 
 /// The folders of the layers, open.
 fn stored(image: &Image) -> Result<Vec<(PathBuf, OwnedFd)>> {
+    if let ImageKind::Artifact { kind } = &image.kind {
+        return Err(Error::Unsupported(format!(
+            "{} is an artifact of type {kind:?} and has no layers",
+            image.id
+        )));
+    }
     if image.kind != ImageKind::Stored {
         return Err(Error::Unsupported(format!("image {} is the host's own and has no layers", image.id)));
     }

@@ -521,7 +521,12 @@ fn a_layer_of_an_older_store_gets_its_recipe_when_it_comes_again() {
     // As version 1 of the layout was written first.
     std::fs::remove_dir_all(folder.path().join("layers/recipes")).unwrap();
     let connection = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
-    connection.execute_batch("DROP TABLE layer_blobs; PRAGMA user_version = 2").unwrap();
+    connection
+        .execute_batch(
+            "DROP TABLE layer_blobs; DROP TABLE artifact_blobs;
+                 ALTER TABLE image_names DROP COLUMN document; PRAGMA user_version = 2",
+        )
+        .unwrap();
     drop(connection);
     let store = Store::open(folder.path()).unwrap();
     let image = store.images().resolve("app").unwrap();

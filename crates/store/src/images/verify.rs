@@ -24,6 +24,8 @@ const PIECE: usize = 256 << 10;
 pub enum Part {
     /// The configuration or the manifest of an image.
     Document(Digest),
+    /// A blob of an artifact, as it came.
+    Kept(Digest),
     /// The archive of a layer in the compressed form that it came in.
     Blob { digest: Digest, diff: DiffId, size: u64, media_type: String },
     /// The files of a layer at its place in a stack, or what makes its archive again.
@@ -36,7 +38,7 @@ impl Part {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Document(_) => "document",
-            Self::Blob { .. } => "blob",
+            Self::Blob { .. } | Self::Kept(_) => "blob",
             Self::Layer { .. } => "layer",
         }
     }
@@ -45,7 +47,7 @@ impl Part {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Document(digest) | Self::Blob { digest, .. } => digest.fmt(f),
+            Self::Document(digest) | Self::Kept(digest) | Self::Blob { digest, .. } => digest.fmt(f),
             Self::Layer { chain, .. } => chain.fmt(f),
         }
     }
@@ -56,8 +58,9 @@ impl Images {
     pub fn parts(&self) -> Result<Vec<Part>> {
         self.state.transaction(|tx| {
             let sql = tx.sql();
-            let documents = rows::images(sql)?.into_iter().flat_map(|row| [Some(row.id), row.manifest]);
-            let mut parts: BTreeSet<Part> = documents.flatten().map(Part::Document).collect();
+            let documents = rows::images(sql)?.into_iter().map(|row| row.id).chain(rows::documents(sql)?);
+            let mut parts: BTreeSet<Part> = documents.map(Part::Document).collect();
+            parts.extend(rows::artifact_blobs(sql)?.into_iter().map(Part::Kept));
             parts.extend(rows::blobs(sql)?.into_iter().map(|row| Part::Blob {
                 digest: row.digest,
                 diff: row.diff,
@@ -75,7 +78,7 @@ impl Images {
     /// What is wrong with a part, if anything is. One that was removed since it was listed is not wrong.
     pub fn verify(&self, part: &Part) -> Result<Option<String>> {
         let _lease = match part {
-            Part::Document(_) => None,
+            Part::Document(_) | Part::Kept(_) => None,
             Part::Blob { diff, .. } | Part::Layer { diff, .. } => Some(self.lease_all(vec![diff.clone()])),
         };
         let wrong = match part {
@@ -83,10 +86,12 @@ impl Images {
                 Ok(bytes) => differs(digest, &content::digest(&bytes)),
                 Err(error) => Some(said(&error)),
             },
-            Part::Blob { digest, .. } => match self.content.open_blob(digest).and_then(hash) {
-                Ok(found) => differs(digest, &found),
-                Err(error) => Some(said(&error)),
-            },
+            Part::Kept(digest) | Part::Blob { digest, .. } => {
+                match self.content.open_blob(digest).and_then(hash) {
+                    Ok(found) => differs(digest, &found),
+                    Err(error) => Some(said(&error)),
+                }
+            }
             Part::Layer { chain, diff } => match self.layers.replay(diff, chain).and_then(hash) {
                 Ok(found) => differs(&diff.0, &found),
                 Err(error) => Some(said(&error)),
@@ -103,13 +108,25 @@ impl Images {
             let mut having = Vec::new();
             for row in rows::images(sql)? {
                 let layers = rows::layers_of(sql, &row.id)?;
+                let mut names = rows::names_of(sql, &row.id)?;
                 let has = match part {
-                    Part::Document(digest) => row.id == *digest || row.manifest.as_ref() == Some(digest),
+                    Part::Document(digest) if row.id == *digest || row.manifest.as_ref() == Some(digest) => {
+                        true
+                    }
+                    Part::Document(digest) => {
+                        let mut standing = Vec::new();
+                        for name in names {
+                            let document = rows::document_of(sql, &name)?;
+                            standing.extend((document.as_ref() == Some(digest)).then_some(name));
+                        }
+                        names = standing;
+                        !names.is_empty()
+                    }
+                    Part::Kept(digest) => rows::has_artifact_blob(sql, &row.id, digest)?,
                     Part::Blob { diff, .. } => layers.iter().any(|layer| layer.diff == *diff),
                     Part::Layer { chain, .. } => layers.iter().any(|layer| layer.chain == *chain),
                 };
                 if has {
-                    let names = rows::names_of(sql, &row.id)?;
                     having.push((row.id, names));
                 }
             }
@@ -121,11 +138,7 @@ impl Images {
         self.state.transaction(|tx| {
             let sql = tx.sql();
             Ok(match part {
-                Part::Document(digest) => {
-                    let has =
-                        |row: &rows::ImageRow| row.id == *digest || row.manifest.as_ref() == Some(digest);
-                    rows::images(sql)?.iter().any(has)
-                }
+                Part::Document(digest) | Part::Kept(digest) => rows::contents(sql)?.contains(digest),
                 Part::Blob { digest, .. } => rows::blob(sql, digest)?.is_some(),
                 Part::Layer { chain, .. } => rows::layer(sql, chain)?.is_some(),
             })

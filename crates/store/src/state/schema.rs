@@ -82,6 +82,15 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX layer_blobs_diff ON layer_blobs (diff_id);
 ",
+    "
+    ALTER TABLE image_names ADD COLUMN document TEXT;
+    CREATE TABLE artifact_blobs (
+        artifact TEXT NOT NULL,
+        digest   TEXT NOT NULL,
+        PRIMARY KEY (artifact, digest)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX artifact_blobs_digest ON artifact_blobs (digest);
+",
 ];
 
 /// Brings the schema to the latest version, one transaction a step.

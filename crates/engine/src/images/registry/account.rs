@@ -92,14 +92,18 @@ impl Images {
     }
 
     /// The document that a name stands for at its registry; with `detail` the manifests of an index
-    /// in its place.
+    /// in its place. `insecure`: whoever answers for the registry is believed, TLS or not.
     pub async fn remote_manifests(
         &self,
         name: &str,
         detail: bool,
+        insecure: bool,
         credentials: &Credentials,
     ) -> Result<Vec<RemoteManifest>> {
-        let (source, reference) = self.origin(name, credentials)?;
+        let reference = Reference::parse(name).map_err(insula_store::Error::from)?;
+        let trusting = insecure.then(|| self.registries.trusting(reference.domain())).transpose()?;
+        let registries = trusting.as_ref().unwrap_or(&self.registries);
+        let source = registries.target(&reference, credentials)?;
         let top = source.manifest(reference.tag(), reference.digest()).await?;
         if !detail || top.kind == DocumentKind::Manifest {
             return Ok(vec![shown(&reference, &top, None)]);

@@ -1,6 +1,7 @@
 //! Images from and to registries.
 
 mod account;
+mod artifact;
 mod content;
 mod jobs;
 mod lines;

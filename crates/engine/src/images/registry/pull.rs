@@ -19,6 +19,9 @@ use crate::images::{Images, ProgressSender};
 use crate::measures::Operation;
 use crate::{Error, Result, blocking};
 
+/// The platform that stands for all of an index.
+const WHOLE: &str = "all";
+
 /// Between two lines about the same layer.
 const PACE: Duration = Duration::from_millis(100);
 /// A layer may be removed between the look for it and the commit; then it is fetched after all.
@@ -31,15 +34,15 @@ pub struct PullRequest {
     pub name: String,
     /// A tag or a digest, or empty.
     pub tag: String,
-    /// Empty: what this host runs.
+    /// Empty: what this host runs; `all`: the whole of an index.
     pub platform: String,
     pub credentials: Credentials,
 }
 
 /// What a pull brought.
-struct Pulled {
-    digest: Digest,
-    newer: bool,
+pub(super) struct Pulled {
+    pub(super) digest: Digest,
+    pub(super) newer: bool,
 }
 
 impl Images {
@@ -50,7 +53,9 @@ impl Images {
 
     async fn pull_all(&self, request: PullRequest, progress: ProgressSender) -> Result<()> {
         let lines = Lines::new(progress);
-        let wanted = Wanted::parse(&request.platform).map_err(|e| Error::InvalidArgument(e.to_string()))?;
+        let whole = request.platform == WHOLE;
+        let platform = if whole { "" } else { &request.platform };
+        let wanted = Wanted::parse(platform).map_err(|e| Error::InvalidArgument(e.to_string()))?;
         let (reference, all) = requested(&request)?;
         let mut references = vec![reference.clone()];
         if all {
@@ -58,7 +63,11 @@ impl Images {
         }
         let mut newer = false;
         for reference in &references {
-            let pulled = self.pull_one(reference, &wanted, &request.credentials, &lines).await?;
+            let pulled = match whole {
+                // Futures of this size are on the heap, not on the stack of whoever waits.
+                true => Box::pin(self.pull_whole(reference, &request.credentials, &lines)).await?,
+                false => Box::pin(self.pull_one(reference, &wanted, &request.credentials, &lines)).await?,
+            };
             lines.status(format!("Digest: {}", pulled.digest)).await;
             newer |= pulled.newer;
         }
@@ -83,7 +92,7 @@ impl Images {
             .map_err(insula_store::Error::from)?)
     }
 
-    async fn pull_one(
+    pub(super) async fn pull_one(
         &self,
         reference: &Reference,
         wanted: &Wanted,
@@ -94,6 +103,9 @@ impl Images {
         let (resolved, sources) = resolve(reference, sources, wanted).await?;
         let tag = reference.digest().map_or_else(|| reference.tag().unwrap_or_default(), Digest::as_str);
         lines.about(tag, format!("Pulling from {}", reference.path())).await;
+        if !resolved.manifest.is_image() {
+            return Box::pin(self.pull_artifact(reference, &resolved, &sources, lines)).await;
+        }
         let config = self.configuration(&resolved, &sources).await?;
         let layers = layers(&resolved, &config, reference, wanted)?;
         let digest = resolved.top.digest.clone();
@@ -147,7 +159,13 @@ impl Images {
         let mut jobs: HashMap<&DiffId, Arc<Job>> = HashMap::new();
         for (blob, diff) in layers {
             let id = blob.digest.short();
-            if jobs.contains_key(diff) || self.store.images().has_layer(diff)? {
+            // One that is here in another form has to come in this one too: it may be pushed as it was pulled.
+            let here = || {
+                Ok::<_, Error>(
+                    self.store.images().has_layer(diff)? && self.store.images().has_blob(&blob.digest)?,
+                )
+            };
+            if jobs.contains_key(diff) || here()? {
                 lines.about(id, "Already exists").await;
                 continue;
             }
@@ -188,7 +206,7 @@ fn requested(request: &PullRequest) -> Result<(Reference, bool)> {
 }
 
 /// What the name stands for, at the first place that knows; and the places from there on.
-async fn resolve(
+pub(super) async fn resolve(
     reference: &Reference,
     mut sources: Vec<Repository>,
     wanted: &Wanted,
@@ -258,6 +276,7 @@ fn ingested(reference: &Reference, resolved: &Resolved, config: Vec<u8>) -> Resu
     let tagged = (reference.digest().is_none()).then(|| reference.clone());
     Ok(Ingested {
         manifest: resolved.document.bytes.clone(),
+        index: (resolved.top.digest != resolved.document.digest).then(|| resolved.top.bytes.clone()),
         config,
         references: tagged.into_iter().chain([by_digest]).collect(),
         origin: Some(reference.clone()),

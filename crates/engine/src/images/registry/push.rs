@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use insula_base::{DiffId, Digest};
 use insula_registry::{Content, Credentials, Pushed, Repository, Sent};
-use insula_spec::image::{DOCUMENT_MAX, Descriptor, Manifest, media};
+use insula_spec::image::{DOCUMENT_MAX, Descriptor, Index, Manifest, media};
 use insula_spec::reference::Reference;
-use insula_store::{Image, LayerPlace};
+use insula_store::{Image, ImageKind, LayerPlace, Standing};
 use insula_sys::failpoint::failpoint;
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -60,7 +60,8 @@ impl Images {
         lines.status(format!("The push refers to repository [{}]", name.name())).await;
         let names = if all { self.tags_here(&name)? } else { vec![name] };
         for name in &names {
-            self.push_one(name, &request.credentials, &lines).await?;
+            // Futures of this size are on the heap, not on the stack of whoever waits.
+            Box::pin(self.push_one(name, &request.credentials, &lines)).await?;
         }
         Ok(())
     }
@@ -88,8 +89,88 @@ impl Images {
             error => error,
         };
         let image = self.resolve(&name.to_string()).map_err(missing)?;
+        let (store, named) = (self.store.clone(), name.clone());
+        let standing = blocking(move || Ok(store.images().standing(&named)?)).await?;
+        let given = match standing {
+            Some(Standing::Index { bytes, here, missing: 0 }) => {
+                return Box::pin(self.push_index(name, &image, (bytes, here), credentials, lines)).await;
+            }
+            Some(Standing::Index { missing, here, .. }) => {
+                let count = here.len() + missing;
+                lines
+                    .status(format!(
+                        "{} of the {count} images of the index are not here: only this host's is pushed (pull \
+                         --platform all)",
+                        missing
+                    ))
+                    .await;
+                None
+            }
+            Some(Standing::Manifest(bytes)) => Some(bytes),
+            None => None,
+        };
+        let tag = name.tag().unwrap_or_default();
+        let (digest, size) =
+            Box::pin(self.push_document(name, tag, &image, given, credentials, lines)).await?;
+        lines.status(format!("{tag}: digest: {digest} size: {size}")).await;
+        lines.aux(json!({"Tag": tag, "Digest": digest.as_str(), "Size": size})).await;
+        self.publish("push", &image.id, &name.familiar());
+        Ok(())
+    }
+
+    /// Pushes every image of an index, and then the index.
+    async fn push_index(
+        &self,
+        name: &Reference,
+        image: &Image,
+        (bytes, parts): (Vec<u8>, Vec<(Digest, Digest)>),
+        credentials: &Credentials,
+        lines: &Lines,
+    ) -> Result<()> {
+        for (manifest, id) in parts {
+            let part = self.resolve(id.as_str())?;
+            let document = self.store.content().read(&manifest, DOCUMENT_MAX as u64)?;
+            let (found, _) = Box::pin(self.push_document(
+                name,
+                manifest.as_str(),
+                &part,
+                Some(document),
+                credentials,
+                lines,
+            ))
+            .await?;
+            if found != manifest {
+                return Err(Error::Internal(format!("{manifest} would be pushed as {found}")));
+            }
+        }
+        let media_type = Index::parse(&bytes).map_err(insula_store::Error::from)?.media_type;
+        let media_type = media_type.unwrap_or_else(|| media::INDEX.to_owned());
+        let tag = name.tag().unwrap_or_default();
+        let digest =
+            self.registries.target(name, credentials)?.put_manifest(tag, &media_type, &bytes).await?;
+        let by_digest = Reference::parse(&format!("{}@{digest}", name.name()));
+        let by_digest = by_digest.map_err(insula_store::Error::from)?;
+        let (store, id, size) = (self.store.clone(), image.id.clone(), bytes.len());
+        blocking(move || Ok(store.images().name_document(&by_digest, &bytes, &id)?)).await?;
+        lines.status(format!("{tag}: digest: {digest} size: {size}")).await;
+        lines.aux(json!({"Tag": tag, "Digest": digest.as_str(), "Size": size})).await;
+        self.publish("push", &image.id, &name.familiar());
+        Ok(())
+    }
+
+    /// Pushes a manifest with its blobs as a tag or by its digest: the one that is given, whose blobs are here, or
+    /// the image's own. Its digest and size.
+    async fn push_document(
+        &self,
+        name: &Reference,
+        as_what: &str,
+        image: &Image,
+        given: Option<Vec<u8>>,
+        credentials: &Credentials,
+        lines: &Lines,
+    ) -> Result<(Digest, usize)> {
         let (this, of_image) = (self.clone(), image.clone());
-        let (document, layers) = blocking(move || this.outgoing(&of_image)).await?;
+        let (document, layers) = blocking(move || this.outgoing(&of_image, given)).await?;
         let mut others: Vec<String> = Vec::new();
         let near = |place: &LayerPlace| place.registry == name.domain() && place.repository != name.path();
         for place in layers.iter().flat_map(|layer| &layer.places).filter(|place| near(place)) {
@@ -98,28 +179,43 @@ impl Images {
             }
         }
         let target = self.registries.target(name, credentials)?.reading(&others);
-        let blobs = self.push_layers(name, &target, layers, lines).await?;
+        let blobs = Box::pin(self.push_layers(name, &target, layers, lines)).await?;
         failpoint("push.layers");
-        let config = self.push_configuration(&target, &image).await?;
+        let of = match &document {
+            Some(bytes) => Manifest::parse(bytes).map_err(insula_store::Error::from)?.config,
+            None => configuration(&image.id),
+        };
+        let config = Box::pin(self.push_configuration(&target, of)).await?;
         let document = match document {
             Some(bytes) => bytes,
             None => made(&config, &blobs)?,
         };
         let media_type = Manifest::parse(&document).map_err(insula_store::Error::from)?.media_type;
         let media_type = media_type.unwrap_or_else(|| media::MANIFEST.to_owned());
-        let tag = name.tag().unwrap_or_default();
-        let digest = target.put_manifest(tag, &media_type, &document).await?;
+        let digest = target.put_manifest(as_what, &media_type, &document).await?;
         failpoint("push.manifest");
-        self.remember(name, &image, &digest, &blobs).await?;
-        lines.status(format!("{tag}: digest: {digest} size: {}", document.len())).await;
-        lines.aux(json!({"Tag": tag, "Digest": digest.as_str(), "Size": document.len()})).await;
-        self.publish("push", &image.id, &name.familiar());
-        Ok(())
+        let size = document.len();
+        self.remember(name, image, document, &blobs).await?;
+        Ok((digest, size))
     }
 
     /// The manifest to push, if there is one whose blobs are here, and the layers.
-    fn outgoing(&self, image: &Image) -> Result<(Option<Vec<u8>>, Vec<Outgoing>)> {
+    fn outgoing(&self, image: &Image, given: Option<Vec<u8>>) -> Result<(Option<Vec<u8>>, Vec<Outgoing>)> {
         let images = self.store.images();
+        let artifact = matches!(image.kind, ImageKind::Artifact { .. });
+        if given.is_some() || artifact {
+            let bytes = given.map_or_else(|| images.manifest(image), Ok)?;
+            let blobs = Manifest::parse(&bytes).map_err(insula_store::Error::from)?.layers;
+            let diffs =
+                image.layers.iter().map(|layer| Some(layer.diff_id.clone())).chain(std::iter::repeat(None));
+            let layers = blobs.into_iter().zip(diffs).map(|(blob, diff)| {
+                // A blob of an artifact is what it is.
+                let diff = diff.unwrap_or_else(|| DiffId(blob.digest.clone()));
+                let places = if artifact { Vec::new() } else { images.places(&diff)? };
+                Ok(Outgoing { diff, blob: Some(blob), places })
+            });
+            return Ok((Some(bytes), layers.collect::<Result<_>>()?));
+        }
         let bytes = images.manifest(image)?;
         let blobs = images.layer_blobs(image)?;
         // Plain layers of a manifest made here are better compressed on the way.
@@ -203,15 +299,9 @@ impl Images {
         Ok(blob)
     }
 
-    async fn push_configuration(&self, target: &Repository, image: &Image) -> Result<Descriptor> {
-        let bytes = Bytes::from(self.store.content().read(&image.id, DOCUMENT_MAX as u64)?);
-        let blob = Descriptor {
-            media_type: media::CONFIG.to_owned(),
-            digest: image.id.clone(),
-            size: bytes.len() as u64,
-            annotations: Default::default(),
-            platform: None,
-        };
+    async fn push_configuration(&self, target: &Repository, mut blob: Descriptor) -> Result<Descriptor> {
+        let bytes = Bytes::from(self.store.content().read(&blob.digest, DOCUMENT_MAX as u64)?);
+        blob.size = bytes.len() as u64;
         let (content, sent): (Arc<dyn Content>, Sent) = (Arc::new(bytes), Arc::new(|_| {}));
         target.push_blob(&blob, &[], &content, &sent).await?;
         Ok(blob)
@@ -222,12 +312,15 @@ impl Images {
         &self,
         name: &Reference,
         image: &Image,
-        digest: &Digest,
+        document: Vec<u8>,
         blobs: &[(DiffId, Descriptor)],
     ) -> Result<()> {
+        let digest = digest_of(&document);
         let by_digest = Reference::parse(&format!("{}@{digest}", name.name()));
         let by_digest = by_digest.map_err(insula_store::Error::from)?;
-        let (store, id, name, blobs) = (self.store.clone(), image.id.clone(), name.clone(), blobs.to_vec());
+        let (store, id, name) = (self.store.clone(), image.id.clone(), name.clone());
+        let artifact = matches!(image.kind, ImageKind::Artifact { .. });
+        let blobs = if artifact { Vec::new() } else { blobs.to_vec() };
         blocking(move || {
             for (diff, blob) in &blobs {
                 let place = LayerPlace {
@@ -237,7 +330,8 @@ impl Images {
                 };
                 store.images().add_place(diff, &place)?;
             }
-            store.images().tag(id.as_str(), &by_digest)?;
+            // What it is known by there stays what it is.
+            store.images().name_document(&by_digest, &document, &id)?;
             Ok(())
         })
         .await
@@ -271,8 +365,20 @@ fn made(config: &Descriptor, blobs: &[(DiffId, Descriptor)]) -> Result<Vec<u8>> 
         config: config.clone(),
         layers: blobs.iter().map(|(_, blob)| blob.clone()).collect(),
         annotations: Default::default(),
+        artifact_type: None,
+        subject: None,
     };
     serde_json::to_vec(&manifest).map_err(|error| Error::Internal(error.to_string()))
+}
+
+fn configuration(image: &Digest) -> Descriptor {
+    Descriptor {
+        media_type: media::CONFIG.to_owned(),
+        digest: image.clone(),
+        size: 0,
+        annotations: Default::default(),
+        platform: None,
+    }
 }
 
 fn digest_of(bytes: &[u8]) -> Digest {

@@ -65,6 +65,9 @@ impl Images {
                     continue;
                 }
             };
+            if resolved.top.digest == *digest {
+                return Ok(resolved.top.bytes);
+            }
             if image != digest {
                 return Ok(resolved.document.bytes);
             }

@@ -9,15 +9,16 @@
 //! ```
 
 mod blob;
+mod documents;
 mod upload;
 
 use std::collections::BTreeSet;
 
 use insula_base::Digest;
-use insula_spec::image::{Manifest, media};
 use insula_spec::reference::Reference;
 
 pub use self::blob::SharedBlob;
+pub use self::documents::Referrers;
 pub(crate) use self::upload::Uploads;
 use crate::images::Images;
 use crate::{Error, Result, blocking};
@@ -28,6 +29,8 @@ pub struct SharedManifest {
     pub bytes: Vec<u8>,
     pub digest: Digest,
     pub media_type: String,
+    /// What it says something about, if it does.
+    pub subject: Option<Digest>,
 }
 
 impl Images {
@@ -64,25 +67,14 @@ impl Images {
                 Some(digest) => Some(digest.map_err(insula_store::Error::from)?),
                 None => None,
             };
-            let ids: Vec<&Digest> = match &wanted {
-                Some(_) => found.iter().map(|(_, id)| id).collect::<BTreeSet<_>>().into_iter().collect(),
-                None => found
-                    .iter()
-                    .find(|(name, _)| name.tag() == Some(&reference))
-                    .map(|(_, id)| id)
-                    .into_iter()
-                    .collect(),
+            let bytes = match &wanted {
+                Some(digest) => documents::by_digest(images, &found, digest)?,
+                None => match found.iter().find(|(name, _)| name.tag() == Some(&reference)) {
+                    Some((name, id)) => Some(documents::by_name(images, name, id)?),
+                    None => None,
+                },
             };
-            for id in ids {
-                let bytes = images.manifest(&images.resolve(id.as_str())?)?;
-                let digest = digest_of(&bytes);
-                if wanted.as_ref().is_none_or(|wanted| *wanted == digest) {
-                    let media_type = Manifest::parse(&bytes).map_err(insula_store::Error::from)?.media_type;
-                    let media_type = media_type.unwrap_or_else(|| media::MANIFEST.to_owned());
-                    return Ok(SharedManifest { bytes, digest, media_type });
-                }
-            }
-            Err(unknown())
+            documents::shared(bytes.ok_or_else(unknown)?)
         })
         .await
     }

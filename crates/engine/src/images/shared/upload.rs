@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use insula_base::{DiffId, Digest};
-use insula_spec::image::{DOCUMENT_MAX, Descriptor, ImageConfig, Manifest};
+use insula_registry::{Document, DocumentKind, Wanted};
+use insula_spec::image::{DOCUMENT_MAX, Descriptor, ImageConfig, Index, Manifest};
 use insula_spec::reference::Reference;
 use insula_store::{Ingested, IngestedLayer};
 use sha2::{Digest as _, Sha256};
@@ -19,6 +20,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::JoinSet;
 
 use super::SharedManifest;
+use super::documents::shared;
 use crate::images::Images;
 use crate::images::registry::unnamed;
 use crate::{Error, Result, blocking};
@@ -152,17 +154,45 @@ impl Images {
         }
     }
 
-    /// Makes the image of a manifest appear, whose blobs are in the store or were pushed.
-    pub async fn put_manifest(&self, name: &str, reference: &str, bytes: Vec<u8>) -> Result<SharedManifest> {
+    /// Makes appear what a manifest or an index stands for, whose blobs or manifests are in the store or were
+    /// pushed.
+    pub async fn put_manifest(
+        &self,
+        name: &str,
+        reference: &str,
+        media_type: &str,
+        bytes: Vec<u8>,
+    ) -> Result<SharedManifest> {
         let target = target(name, reference)?;
-        let digest = super::digest_of(&bytes);
-        if let Some(expected) = target.digest().filter(|expected| **expected != digest) {
-            let (expected, found) = (expected.clone(), digest);
+        let document = Document::parse(bytes, media_type, &target.familiar())
+            .map_err(|error| Error::InvalidArgument(insula_base::chain(&error)))?;
+        if let Some(expected) = target.digest().filter(|expected| **expected != document.digest) {
+            let (expected, found) = (expected.clone(), document.digest);
             return Err(
                 insula_store::Error::Mismatch { what: "the manifest".to_owned(), expected, found }.into()
             );
         }
-        let manifest = Manifest::parse(&bytes).map_err(insula_store::Error::from)?;
+        let names = names_of(&target, &document.digest)?;
+        let loaded = match document.kind {
+            DocumentKind::Index => self.put_index(&names, document.bytes.clone()).await?,
+            DocumentKind::Manifest => {
+                let manifest = Manifest::parse(&document.bytes).map_err(insula_store::Error::from)?;
+                let id = match manifest.is_image() {
+                    true => self.put_image(&names, &manifest, document.bytes.clone()).await?,
+                    false => self.put_artifact(&names, &manifest, document.bytes.clone()).await?,
+                };
+                let mut table = self.uploads.table();
+                for blob in manifest.layers.iter().chain([&manifest.config]) {
+                    table.arrived.remove(&blob.digest);
+                }
+                id
+            }
+        };
+        self.publish("load", &loaded, &target.familiar());
+        shared(document.bytes)
+    }
+
+    async fn put_image(&self, names: &[Reference], manifest: &Manifest, bytes: Vec<u8>) -> Result<Digest> {
         let config = self.pushed_document(&manifest.config).await?;
         let parsed = ImageConfig::parse(&config).map_err(insula_store::Error::from)?;
         if parsed.rootfs.diff_ids.len() != manifest.layers.len() {
@@ -176,18 +206,60 @@ impl Images {
         let lease = self.lease(&layers).await?;
         let arrived = self.take_in(layers, lease.layers()).await?;
         let image =
-            Ingested { manifest: bytes.clone(), config, references: vec![target.clone()], origin: None };
+            Ingested { manifest: bytes, index: None, config, references: names.to_vec(), origin: None };
         let store = self.store.clone();
         let loaded = blocking(move || Ok(store.images().commit_ingested(&image, &arrived)?)).await?;
         drop(lease);
-        {
-            let mut table = self.uploads.table();
-            for blob in manifest.layers.iter().chain([&manifest.config]) {
-                table.arrived.remove(&blob.digest);
+        Ok(loaded.id)
+    }
+
+    async fn put_artifact(&self, names: &[Reference], manifest: &Manifest, bytes: Vec<u8>) -> Result<Digest> {
+        let mut arrived: Vec<(Descriptor, Arc<Arrived>)> = Vec::new();
+        for blob in manifest.layers.iter().chain([&manifest.config]) {
+            if arrived.iter().any(|(other, _)| other.digest == blob.digest)
+                || self.store.content().contains(&blob.digest)
+            {
+                continue;
             }
+            let found = self.uploads.arrived(&blob.digest).ok_or_else(|| unknown(&blob.digest))?;
+            arrived.push((blob.clone(), found));
         }
-        self.publish("load", &loaded.id, &target.familiar());
-        Ok(SharedManifest { bytes, digest, media_type: manifest.media_type.unwrap_or_default() })
+        let (store, names) = (self.store.clone(), names.to_vec());
+        let loaded = blocking(move || {
+            let images = store.images();
+            let mut blobs = Vec::with_capacity(arrived.len());
+            for (blob, arrived) in &arrived {
+                let mut from = At { blob: arrived, offset: 0 };
+                let mut next = || from.piece().map_err(insula_store::Error::Input);
+                blobs.push(images.ingest_blob(blob, &mut next)?);
+            }
+            Ok(images.commit_artifact(&bytes, &names, blobs)?)
+        });
+        Ok(loaded.await?.id)
+    }
+
+    /// All that an index lists has to be here: whoever pulls it gets all of it.
+    async fn put_index(&self, names: &[Reference], bytes: Vec<u8>) -> Result<Digest> {
+        let index = Index::parse(&bytes).map_err(insula_store::Error::from)?;
+        let chosen = Wanted::host().choose(&index.manifests).or_else(|| index.manifests.first()).cloned();
+        let chosen = chosen.ok_or_else(|| Error::InvalidArgument("the index lists nothing".to_owned()))?;
+        let (store, names) = (self.store.clone(), names.to_vec());
+        blocking(move || {
+            let images = store.images();
+            let mut meant = None;
+            for entry in &index.manifests {
+                let id = images.with_manifest(&entry.digest)?.ok_or_else(|| unknown(&entry.digest))?;
+                if entry.digest == chosen.digest {
+                    meant = Some(id);
+                }
+            }
+            let id = meant.ok_or_else(|| unknown(&chosen.digest))?;
+            for name in &names {
+                images.name_document(name, &bytes, &id)?;
+            }
+            Ok(id)
+        })
+        .await
     }
 
     async fn lease(&self, layers: &[(Descriptor, DiffId)]) -> Result<insula_store::LayerLease> {
@@ -206,7 +278,9 @@ impl Images {
         let mut taken: Vec<Arc<IngestedLayer>> = Vec::new();
         let mut seen = Vec::new();
         for (blob, diff) in layers {
-            if here.contains(&diff) || seen.contains(&diff) {
+            // One that is here in another form has to come in this one too: it is pulled by this digest.
+            let known = here.contains(&diff) && self.store.images().has_blob(&blob.digest)?;
+            if known || seen.contains(&diff) {
                 continue;
             }
             seen.push(diff.clone());
@@ -251,6 +325,14 @@ impl Images {
         })
         .await
     }
+}
+
+/// A digest is a name too: what was pushed is pulled by it, whatever else comes under the tag.
+fn names_of(target: &Reference, digest: &Digest) -> Result<Vec<Reference>> {
+    let by_digest = format!("{}@{digest}", target.name());
+    let by_digest = Reference::parse(&by_digest).map_err(insula_store::Error::from)?;
+    let tagged = target.digest().is_none().then(|| target.clone());
+    Ok(tagged.into_iter().chain([by_digest]).collect())
 }
 
 /// A manifest names a blob that was not pushed.

@@ -36,9 +36,12 @@ fn documents(layers: &[&[u8]], note: &str) -> Ingested {
         config: descriptor(&config),
         layers: blobs,
         annotations: Default::default(),
+        artifact_type: None,
+        subject: None,
     };
     Ingested {
         manifest: serde_json::to_vec(&manifest).unwrap(),
+        index: None,
         config,
         references: vec!["r.test/a:1".parse().unwrap(), format!("r.test/a@{DIGEST}").parse().unwrap()],
         origin: Some("r.test/a:1".parse().unwrap()),
@@ -157,4 +160,50 @@ fn the_manifest_of_the_last_pull_is_kept() {
     assert_eq!(stored.manifest, Some(content::digest(&second.manifest)));
     assert!(store.content().contains(&content::digest(&second.manifest)));
     assert!(!store.content().contains(&content::digest(&first.manifest)));
+}
+
+/// A list of parts of another image, of one blob.
+fn artifact(blob: &[u8], kind: &str) -> Vec<u8> {
+    let empty = json!({"mediaType": "application/vnd.oci.empty.v1+json", "digest": content::digest(b"{}"), "size": 2});
+    let layer = json!({"mediaType": "text/plain", "digest": content::digest(blob), "size": blob.len()});
+    json!({"schemaVersion": 2, "artifactType": kind, "config": empty, "layers": [layer]})
+        .to_string()
+        .into_bytes()
+}
+
+#[test]
+fn artifacts_come_and_go_with_their_blobs() {
+    let (folder, store) = store();
+    let take = |bytes: &'static [u8]| {
+        let mut pieces = [bytes::Bytes::from_static(bytes)].into_iter();
+        store.images().ingest_blob(&descriptor(bytes), &mut || Ok(pieces.next()))
+    };
+    let wrong = descriptor(b"other");
+    let mut pieces = [bytes::Bytes::from_static(b"parts")].into_iter();
+    store.images().ingest_blob(&wrong, &mut || Ok(pieces.next())).unwrap_err();
+    let names = |tag: &str| vec![format!("r.test/a:{tag}").parse::<Reference>().unwrap()];
+    let one = artifact(b"parts", "x/one");
+    // Without its blobs there is none.
+    let missing = store.images().commit_artifact(&one, &names("one"), vec![take(b"{}").unwrap()]);
+    assert!(matches!(missing, Err(Error::NoContent(_))), "{missing:?}");
+    assert!(store.content().all().unwrap().is_empty());
+    let blobs = vec![take(b"{}").unwrap(), take(b"parts").unwrap()];
+    let id = store.images().commit_artifact(&one, &names("one"), blobs).unwrap().id;
+    let other = artifact(b"parts", "x/two");
+    store.images().commit_artifact(&other, &names("two"), Vec::new()).unwrap();
+    let image = store.images().resolve("r.test/a:one").unwrap();
+    assert_eq!(image.kind, ImageKind::Artifact { kind: "x/one".to_owned() });
+    assert_eq!((image.id.clone(), image.size, image.layers.len()), (id, 7, 0));
+    assert_eq!(store.images().manifest(&image).unwrap(), one);
+    assert!(
+        matches!(store.images().standing(&names("one")[0]), Ok(Some(Standing::Manifest(bytes))) if bytes == one)
+    );
+    drop(store);
+    let store = Store::open(folder.path()).unwrap();
+    // What the other one has too stays.
+    store.images().remove("r.test/a:one", Force::No, &|_| false).unwrap();
+    store.images().wait_synced();
+    assert_eq!(store.content().all().unwrap().len(), 3);
+    store.images().remove("r.test/a:two", Force::No, &|_| false).unwrap();
+    assert!(store.content().all().unwrap().is_empty());
 }

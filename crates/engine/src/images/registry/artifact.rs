@@ -1,0 +1,156 @@
+//! What registries keep beside images of this host: artifacts, as they are, and the whole of an index.
+
+use insula_base::Digest;
+use insula_registry::{Blob, Credentials, DocumentKind, Repository, Resolved, Wanted};
+use insula_spec::image::{Descriptor, Index};
+use insula_spec::reference::Reference;
+use insula_store::IngestedBlob;
+use tokio::sync::mpsc;
+
+use super::lines::Lines;
+use super::pull::{Pulled, resolve};
+use crate::images::Images;
+use crate::{Error, Result, blocking};
+
+/// Pieces on their way to the store.
+const WAITING: usize = 2;
+
+impl Images {
+    /// Pulls an artifact: its manifest and its blobs, as they are.
+    pub(super) async fn pull_artifact(
+        &self,
+        reference: &Reference,
+        resolved: &Resolved,
+        sources: &[Repository],
+        lines: &Lines,
+    ) -> Result<Pulled> {
+        let (manifest, document) = (&resolved.manifest, &resolved.document);
+        let mut blobs: Vec<IngestedBlob> = Vec::new();
+        let mut seen: Vec<&Digest> = Vec::new();
+        for blob in manifest.layers.iter().chain([&manifest.config]) {
+            if seen.contains(&&blob.digest) {
+                continue;
+            }
+            seen.push(&blob.digest);
+            let id = blob.digest.short();
+            if self.store.content().contains(&blob.digest) {
+                lines.about(id, "Already exists").await;
+                continue;
+            }
+            lines.state(id, "Pulling fs layer").await;
+            blobs.push(Box::pin(self.fetch_blob(blob, sources)).await?);
+            lines.state(id, "Download complete").await;
+            lines.state(id, "Pull complete").await;
+        }
+        let digest = resolved.top.digest.clone();
+        let by_digest = format!("{}@{}", reference.name(), document.digest);
+        let by_digest = Reference::parse(&by_digest).map_err(insula_store::Error::from)?;
+        let tagged = reference.digest().is_none().then(|| reference.clone());
+        let names: Vec<Reference> = tagged.into_iter().chain([by_digest]).collect();
+        let before = self.store.images().resolve(&reference.to_string()).ok().map(|image| image.id);
+        let (store, bytes) = (self.store.clone(), document.bytes.clone());
+        let loaded = blocking(move || Ok(store.images().commit_artifact(&bytes, &names, blobs)?)).await?;
+        self.publish("pull", &loaded.id, &reference.familiar());
+        Ok(Pulled { digest, newer: before != Some(loaded.id) })
+    }
+
+    async fn fetch_blob(&self, blob: &Descriptor, sources: &[Repository]) -> Result<IngestedBlob> {
+        let download = Blob::new(sources.to_vec(), blob);
+        let mut download =
+            download.ok_or_else(|| Error::Internal("a blob that is nowhere to be had".to_owned()))?;
+        let (sender, mut receiver) = mpsc::channel(WAITING);
+        let (store, blob) = (self.store.clone(), blob.clone());
+        let taking = tokio::spawn(blocking(move || {
+            let mut next = || match receiver.blocking_recv() {
+                Some(piece) => Ok(piece),
+                // The download failed or was given up; this is no end of the blob.
+                None => Err(insula_store::Error::Input(std::io::Error::other("the download ended early"))),
+            };
+            Ok(store.images().ingest_blob(&blob, &mut next)?)
+        }));
+        let fed = loop {
+            match download.next().await {
+                Ok(piece) => {
+                    let last = piece.is_none();
+                    if sender.send(piece).await.is_err() || last {
+                        break Ok(());
+                    }
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        drop(sender);
+        let taken =
+            taking.await.unwrap_or_else(|error| Err(Error::Internal(format!("a thread ended: {error}"))));
+        // If the download failed, that is the reason for whatever the store says.
+        fed?;
+        taken
+    }
+
+    /// Pulls every image of an index, each by its digest; the name is the one that this host runs, or else the
+    /// first.
+    pub(super) async fn pull_whole(
+        &self,
+        reference: &Reference,
+        credentials: &Credentials,
+        lines: &Lines,
+    ) -> Result<Pulled> {
+        let sources = self.registries.sources(reference, credentials)?;
+        let source = sources.first().ok_or_else(|| Error::Internal("no source".to_owned()))?;
+        let host = Wanted::host();
+        let top = source.manifest(reference.tag(), reference.digest()).await?;
+        if top.kind == DocumentKind::Manifest {
+            return Box::pin(self.pull_one(reference, &host, credentials, lines)).await;
+        }
+        let index = Index::parse(&top.bytes).map_err(insula_store::Error::from)?;
+        let mut newer = false;
+        for entry in &index.manifests {
+            let name = format!("{}@{}", reference.name(), entry.digest);
+            let name = Reference::parse(&name).map_err(insula_store::Error::from)?;
+            newer |= Box::pin(self.pull_entry(&name, entry, credentials, lines)).await?.newer;
+        }
+        let chosen = host.choose(&index.manifests).or_else(|| index.manifests.first());
+        let chosen =
+            chosen.ok_or_else(|| Error::InvalidArgument(format!("{} is empty", reference.familiar())))?;
+        let (store, chosen) = (self.store.clone(), chosen.digest.clone());
+        let by_digest = format!("{}@{}", reference.name(), top.digest);
+        let by_digest = Reference::parse(&by_digest).map_err(insula_store::Error::from)?;
+        let tagged = reference.digest().is_none().then(|| reference.clone());
+        let digest = top.digest.clone();
+        blocking(move || {
+            let images = store.images();
+            let id = images.with_manifest(&chosen)?;
+            let id = id.ok_or_else(|| insula_store::Error::NoImage(chosen.to_string()))?;
+            for name in tagged.into_iter().chain([by_digest]) {
+                images.name_document(&name, &top.bytes, &id)?;
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(Pulled { digest, newer })
+    }
+
+    /// What this host could not even unpack is kept as it is.
+    async fn pull_entry(
+        &self,
+        name: &Reference,
+        entry: &Descriptor,
+        credentials: &Credentials,
+        lines: &Lines,
+    ) -> Result<Pulled> {
+        if entry.is_index() {
+            return Err(Error::Unsupported(format!(
+                "{} is an index within an index: pull it by its digest",
+                name.familiar()
+            )));
+        }
+        let host = Wanted::host();
+        let foreign = entry.platform.as_ref().is_some_and(|platform| platform.os != "linux");
+        if !foreign {
+            return Box::pin(self.pull_one(name, &host, credentials, lines)).await;
+        }
+        let sources = self.registries.sources(name, credentials)?;
+        let (resolved, sources) = resolve(name, sources, &host).await?;
+        Box::pin(self.pull_artifact(name, &resolved, &sources, lines)).await
+    }
+}
