@@ -10,7 +10,7 @@ PROGRAMS = insula insulad insula-monitor insula-proxy insula-agent insula-vmm in
 help:
 	@echo 'make demo      build the release and show the main job, then clean up'
 	@echo 'make test      run all tests (those that need root say so when they skip)'
-	@echo 'make bench     compare with docker, podman, crun and runc; writes bench/RESULTS.md'
+	@echo 'make bench     compare with docker, podman, skopeo, crun and runc; writes bench/RESULTS.md'
 	@echo 'make release   static programs in $(OUT)'
 	@echo 'make install   put them below PREFIX=$(PREFIX)'
 
@@ -44,5 +44,5 @@ test:
 	scripts/test
 
 bench: release
-	@scripts/require-packages busybox:busybox-static docker:docker.io podman:podman crun:crun runc:runc nft:nftables ip:iproute2 iptables:iptables
+	@scripts/require-packages busybox:busybox-static docker:docker.io podman:podman crun:crun runc:runc nft:nftables ip:iproute2 iptables:iptables skopeo:skopeo docker-registry:docker-registry du:coreutils
 	INSULA_BIN_DIR=$(CURDIR)/$(OUT) cargo run --release --package insula-bench -- $(BENCH)

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::image;
 use crate::memory::Memory;
-use crate::peer::{Peer, Scenario};
+use crate::peer::{Images, Peer, Scenario};
 use crate::worker::{Worker, execute, words};
 
 #[derive(Debug)]
@@ -75,6 +75,10 @@ impl Peer for Bundle {
 
     fn memory(&mut self) -> anyhow::Result<Option<Memory>> {
         Ok(None)
+    }
+
+    fn images(&mut self) -> Option<&mut dyn Images> {
+        None
     }
 
     fn clean(&mut self) {

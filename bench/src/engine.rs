@@ -10,7 +10,7 @@ use anyhow::Context;
 use crate::daemon::Daemon;
 use crate::image;
 use crate::memory::{Memory, helpers, pss, rss};
-use crate::peer::{Peer, Scenario};
+use crate::peer::{Images, Peer, Scenario};
 use crate::worker::{Done, Worker, execute, words};
 
 /// Idle containers that memory is averaged over.
@@ -27,6 +27,10 @@ trait Dialect {
     /// How a running container is removed at once.
     fn removal(&self) -> &'static [&'static str] {
         &["rm", "-f"]
+    }
+    /// What `push` and `pull` need for a registry without TLS.
+    fn insecure(&self) -> &'static [&'static str] {
+        &[]
     }
     /// Starts what it needs.
     fn begin(&mut self) -> anyhow::Result<()>;
@@ -45,7 +49,7 @@ impl<D: Dialect> Peer for D {
     }
 
     fn prepare(&mut self) -> anyhow::Result<()> {
-        let folder = self.folder().to_owned();
+        let folder = Dialect::folder(self).to_owned();
         fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         self.begin()?;
         let archive = image::archive(&folder)?;
@@ -94,12 +98,38 @@ impl<D: Dialect> Peer for D {
         Ok(Some(Memory { helper_pss: total / IDLE as u64, daemon_rss }))
     }
 
+    fn images(&mut self) -> Option<&mut dyn Images> {
+        Some(self)
+    }
+
     fn clean(&mut self) {
         // What is not there cannot be removed; what is there must not stay.
         for name in (0..IDLE).map(|n| format!("idle{n}")).chain(["timed".to_owned()]) {
             let _ = remove(self, &name);
         }
         self.end();
+    }
+}
+
+impl<D: Dialect> Images for D {
+    fn timed(&mut self, words: &[&str]) -> anyhow::Result<Duration> {
+        timed(self, words)
+    }
+
+    fn output(&mut self, words: &[&str]) -> anyhow::Result<String> {
+        call(self, words)
+    }
+
+    fn insecure(&self) -> &'static [&'static str] {
+        Dialect::insecure(self)
+    }
+
+    fn removal(&self) -> &'static [&'static str] {
+        Dialect::removal(self)
+    }
+
+    fn folder(&self) -> &Path {
+        Dialect::folder(self)
     }
 }
 
@@ -307,6 +337,10 @@ impl Dialect for Podman {
         // env(1) replaces itself by podman: one exec, 0.5 ms of 150.
         let words = [vec!["env".to_owned(), setting], words.to_vec()].concat();
         self.worker.as_mut().context("podman was not prepared")?.execute(&words)
+    }
+
+    fn insecure(&self) -> &'static [&'static str] {
+        &["--tls-verify=false"]
     }
 
     fn removal(&self) -> &'static [&'static str] {

@@ -9,6 +9,7 @@ mod daemon;
 mod engine;
 mod facts;
 mod image;
+mod images;
 mod memory;
 mod peer;
 mod report;
@@ -23,13 +24,15 @@ use anyhow::{Context, bail};
 use crate::peer::{Peer, Scenario};
 use crate::report::Report;
 
-const USAGE: &str = "usage: insula-bench [--rounds N] [--short] [--only NAME,NAME] [--out FILE]
+const USAGE: &str = "usage: insula-bench [--rounds N] [--short] [--images N] [--only NAME,NAME] [--out FILE]
 
 Compares insula (programs from INSULA_BIN_DIR) with docker, podman, crun and runc, as far as they
-are installed, and writes bench/RESULTS.md. Needs root.";
+are installed, and writes bench/RESULTS.md. Needs root. --images 0 leaves images of some size out.";
 
 struct Options {
     rounds: usize,
+    /// At most; as many as there is time for.
+    images: usize,
     only: Option<Vec<String>>,
     out: PathBuf,
 }
@@ -58,7 +61,12 @@ fn run() -> anyhow::Result<()> {
     }
     let folder = tempfile::Builder::new().prefix("insula-bench-").tempdir().context("make a folder")?;
     let mut peers = peer::all(folder.path(), options.only.as_deref())?;
-    let result = compare(&mut peers, options.rounds);
+    let result = compare(&mut peers, options.rounds).and_then(|mut report| {
+        if options.images > 0 {
+            report.images(images::compare(folder.path(), &mut peers, options.images)?);
+        }
+        Ok(report)
+    });
     for peer in &mut peers {
         peer.clean();
     }
@@ -70,13 +78,14 @@ fn run() -> anyhow::Result<()> {
 }
 
 fn options(arguments: &[String]) -> anyhow::Result<Options> {
-    let mut options = Options { rounds: 15, only: None, out: "bench/RESULTS.md".into() };
+    let mut options = Options { rounds: 15, images: 3, only: None, out: "bench/RESULTS.md".into() };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         let mut value = || rest.next().with_context(|| format!("{argument} takes a value\n{USAGE}"));
         match argument.as_str() {
             "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
-            "--short" => options.rounds = 3,
+            "--images" => options.images = value()?.parse().context("--images takes a number")?,
+            "--short" => (options.rounds, options.images) = (3, 1),
             "--only" => options.only = Some(value()?.split(',').map(str::to_owned).collect()),
             "--out" => options.out = value()?.into(),
             other => bail!("unknown argument {other}\n{USAGE}"),

@@ -39,8 +39,24 @@ pub(crate) trait Peer {
     fn time(&mut self, scenario: Scenario) -> anyhow::Result<Option<Duration>>;
     /// `None` where nothing stays beside the workload.
     fn memory(&mut self) -> anyhow::Result<Option<Memory>>;
+    /// What it can do with images; `None` where it knows none.
+    fn images(&mut self) -> Option<&mut dyn Images>;
     /// Removes everything; also after a failure half way.
     fn clean(&mut self);
+}
+
+/// An engine's commands, as one types them.
+pub(crate) trait Images {
+    /// How long a command takes that succeeds.
+    fn timed(&mut self, words: &[&str]) -> anyhow::Result<Duration>;
+    /// What a command that succeeds writes.
+    fn output(&mut self, words: &[&str]) -> anyhow::Result<String>;
+    /// What `push` and `pull` need for a registry without TLS.
+    fn insecure(&self) -> &'static [&'static str];
+    /// How running containers are removed at once.
+    fn removal(&self) -> &'static [&'static str];
+    /// All that it has is below.
+    fn folder(&self) -> &Path;
 }
 
 /// Every peer that is installed, those of `only` if given.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::facts;
+use crate::images::Seen;
 use crate::memory::Memory;
 use crate::peer::Scenario;
 use crate::sample::Samples;
@@ -16,13 +17,20 @@ pub(crate) struct Report {
     versions: Vec<(String, String)>,
     times: BTreeMap<Scenario, Vec<(String, Samples)>>,
     memory: Vec<(String, Memory)>,
+    images: Seen,
 }
 
-const OURS: &str = "insula";
+pub(crate) const OURS: &str = "insula";
 
 impl Report {
     pub(crate) fn new(rounds: usize) -> Self {
-        Self { rounds, versions: Vec::new(), times: BTreeMap::new(), memory: Vec::new() }
+        Self {
+            rounds,
+            versions: Vec::new(),
+            times: BTreeMap::new(),
+            memory: Vec::new(),
+            images: Seen::default(),
+        }
     }
 
     pub(crate) fn version(&mut self, name: &str, version: &str) {
@@ -31,6 +39,10 @@ impl Report {
 
     pub(crate) fn memory(&mut self, name: &str, memory: Option<Memory>) {
         self.memory.extend(memory.map(|memory| (name.to_owned(), memory)));
+    }
+
+    pub(crate) fn images(&mut self, seen: Seen) {
+        self.images = seen;
     }
 
     pub(crate) fn samples(&mut self, scenario: Scenario, name: &str) -> &mut Samples {
@@ -84,7 +96,7 @@ impl Report {
     }
 }
 
-fn ratio(theirs: f64, ours: f64) -> String {
+pub(crate) fn ratio(theirs: f64, ours: f64) -> String {
     let times = theirs / ours;
     if times >= 1.0 { format!("{times:.1} × faster") } else { format!("{:.1} × slower", 1.0 / times) }
 }
@@ -107,7 +119,8 @@ impl fmt::Display for Report {
             writeln!(f, "- {name}: {}", version.lines().next().unwrap_or_default())?;
         }
         Scenario::ALL.into_iter().try_for_each(|scenario| self.scenario(f, scenario))?;
-        self.memories(f)
+        self.memories(f)?;
+        self.images.fmt(f)
     }
 }
 
