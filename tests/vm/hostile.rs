@@ -75,7 +75,14 @@ fn an_agent_that_ends() {
     let Some(outcome) = run_with_agent(&program("hostile: farewell\n", END)) else { return };
     let late = outcome.stderr.contains("did not answer within 15 s");
     // The kernel says what it thinks of that.
-    let said =
-        outcome.stderr.contains("the machine ended") || outcome.stderr.contains("qemu-system-x86_64 ended");
-    assert!(late || said && outcome.stderr.contains("Attempted to kill init"), "{outcome}");
+    assert!(late || outcome.stderr.contains("Attempted to kill init"), "{outcome}");
+}
+
+#[test]
+fn a_machine_that_cannot_be_made_says_why() {
+    let Some(daemon) = crate::walls::daemon_with(&["--vm-templates", "off"]) else { return };
+    // More than a processor can address.
+    let run = ["run", "--rm", "--isolation", "vm", "--network", "none", "-m", "1000t", "busybox", "true"];
+    let outcome = daemon.insula(&run);
+    outcome.fails(125, &["its console ends with", "memory"]);
 }

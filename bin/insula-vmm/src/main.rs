@@ -26,7 +26,14 @@ const RESET: u8 = 3;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().init();
+    // Standard error is the console's other way out, which may be full: what it does not take is lost, and a
+    // word about that would be lost with a panic.
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .log_internal_errors(false)
+        .init();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let ["relay", port, server] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         return match relay(port, server) {

@@ -26,6 +26,8 @@ pub struct JailPlan<'a> {
     pub args: &'a [String],
     /// Open in the program, under the numbers that they have here.
     pub kept: &'a [BorrowedFd<'a>],
+    /// Its standard error; without one it is the caller's.
+    pub stderr: Option<BorrowedFd<'a>>,
     pub uid: u32,
     pub gid: u32,
     pub entry: &'a Entry,
@@ -78,6 +80,9 @@ pub(crate) fn listen(outside: &Channel, child: Guard) -> Result<Jailed> {
 
 fn enter(plan: &JailPlan<'_>, channel: &Channel) -> Result<std::convert::Infallible> {
     plan.entry.enter()?;
+    if let Some(stderr) = plan.stderr {
+        rustix::stdio::dup2_stderr(stderr).context("dup2", "standard error")?;
+    }
     keep(plan.kept, channel)?;
     let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", alone).context("mount", "the namespace as private")?;

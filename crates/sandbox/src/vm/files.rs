@@ -64,7 +64,7 @@ pub(super) fn relay(
     }
     let args = ["relay".to_owned(), port.as_raw_fd().to_string(), server.as_raw_fd().to_string()];
     let kept = [port.as_fd(), server.as_fd()];
-    Ok(jail(&JailPlan { program: vmm, args: &args, kept: &kept, uid: user, gid: user, entry })?)
+    Ok(jail(&JailPlan { program: vmm, args: &args, kept: &kept, stderr: None, uid: user, gid: user, entry })?)
 }
 
 /// A socket that listens, and a connection to it that waits to be accepted; nobody else can connect.

@@ -57,6 +57,8 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
         program,
         args: &[document.to_string()],
         kept: &kept,
+        // What it says is as much the guest's doing as what that prints, and bounded like it.
+        stderr: Some(console_inside.as_fd()),
         uid: parts.uid,
         gid: parts.gid,
         entry: parts.entry,

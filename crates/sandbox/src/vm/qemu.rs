@@ -63,6 +63,8 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
         program,
         args: &arguments.0,
         kept: &kept,
+        // What it says is as much the guest's doing as what that prints, and bounded like it.
+        stderr: Some(console_inside.as_fd()),
         uid: parts.uid,
         gid: parts.gid,
         entry: parts.entry,
