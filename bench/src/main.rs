@@ -61,12 +61,15 @@ fn run() -> anyhow::Result<()> {
     }
     let folder = tempfile::Builder::new().prefix("insula-bench-").tempdir().context("make a folder")?;
     let mut peers = peer::all(folder.path(), options.only.as_deref())?;
-    let result = compare(&mut peers, options.rounds).and_then(|mut report| {
-        if options.images > 0 {
-            report.images(images::compare(folder.path(), &mut peers, options.images)?);
+    let mut result = compare(&mut peers, options.rounds);
+    if let Ok(report) = &mut result
+        && options.images > 0
+    {
+        match images::compare(folder.path(), &mut peers, options.images) {
+            Ok(seen) => report.images(seen),
+            Err(error) => eprintln!("bench: images are left out: {error:#}"),
         }
-        Ok(report)
-    });
+    }
     for peer in &mut peers {
         peer.clean();
     }

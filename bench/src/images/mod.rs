@@ -8,7 +8,7 @@ mod measure;
 mod registry;
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -125,25 +125,37 @@ pub(crate) fn compare(folder: &Path, peers: &mut [Box<dyn Peer>], rounds: usize)
     }
     let given = Given { folder: &folder, registry, archives };
     let (began, mut seen) = (Instant::now(), Seen::default());
+    let mut left_out: BTreeSet<String> = BTreeSet::new();
     while seen.rounds < rounds && began.elapsed() < BUDGET {
         seen.rounds += 1;
         eprintln!("bench: images, round {} of at most {rounds}", seen.rounds);
         for (shape, archive) in &given.archives {
             for peer in peers.iter_mut() {
                 let name = peer.name().to_owned();
+                if left_out.contains(&name) {
+                    continue;
+                }
                 let Some(images) = peer.images() else { continue };
                 let life = Life { given: &given, images, name: &name, shape: *shape, seen: &mut seen };
-                life.run(archive).with_context(|| format!("{name} with the {} image", shape.name))?;
+                if let Err(error) = life.run(archive) {
+                    eprintln!("bench: {name} is left out of images ({}): {error:#}", shape.name);
+                    left_out.insert(name);
+                }
             }
             by_skopeo(&given, *shape, archive, &mut seen)?;
         }
     }
     for peer in peers.iter_mut() {
         let name = peer.name().to_owned();
+        if left_out.contains(&name) {
+            continue;
+        }
         let Some(images) = peer.images() else { continue };
         eprintln!("bench: {MANY} containers with {name}");
-        let many = many(&given, images).with_context(|| format!("{MANY} containers with {name}"))?;
-        seen.many.push((name, many));
+        match many(&given, images) {
+            Ok(many) => seen.many.push((name, many)),
+            Err(error) => eprintln!("bench: {name} is left out of {MANY} containers: {error:#}"),
+        }
     }
     Ok(seen)
 }
@@ -237,25 +249,31 @@ fn by_skopeo(given: &Given<'_>, shape: Shape, archive: &Path, seen: &mut Seen) -
     std::fs::remove_dir_all(&folder).context("remove what skopeo made")
 }
 
-/// Disk and memory of many containers of the large image.
+/// Disk and memory of many containers of the large image. Whatever fails, none of them stays.
 fn many(given: &Given<'_>, images: &mut dyn Images) -> anyhow::Result<Many> {
     let (shape, archive) = &given.archives[0];
     let image = format!("{}:1", shape.name);
     images.output(&["load", "-i", &archive.display().to_string()])?;
     let names: Vec<String> = (0..MANY).map(|number| format!("many{number}")).collect();
+    let all: Vec<&str> = names.iter().map(String::as_str).collect();
+    let measured = measured(images, &image, &all);
+    let removal = images.removal();
+    let removed = images.output(&[removal, &all].concat());
+    let measured = measured?;
+    removed?;
+    images.output(&["rmi", &image])?;
+    Ok(measured)
+}
+
+fn measured(images: &mut dyn Images, image: &str, names: &[&str]) -> anyhow::Result<Many> {
     let folder = images.folder().to_owned();
     let before = disk(&folder)?;
-    for name in &names {
-        images.output(&["run", "-d", "--network", "none", "--name", name, &image, "/bin/sleep", "1000"])?;
+    for name in names {
+        images.output(&["run", "-d", "--network", "none", "--name", name, image, "/bin/sleep", "1000"])?;
     }
     let disk = disk(&folder)?.saturating_sub(before);
-    let all: Vec<&str> = names.iter().map(String::as_str).collect();
-    let pids = images.output(&[&["inspect", "-f", "{{.State.Pid}}"], all.as_slice()].concat())?;
+    let pids = images.output(&[&["inspect", "-f", "{{.State.Pid}}"], names].concat())?;
     let pids: Vec<u32> =
         pids.lines().map(|pid| pid.trim().parse()).collect::<Result<_, _>>().context("pids")?;
-    let memory = shared(&pids)?;
-    let removal = images.removal();
-    images.output(&[removal, &all].concat())?;
-    images.output(&["rmi", &image])?;
-    Ok(Many { disk, memory })
+    Ok(Many { disk, memory: shared(&pids)? })
 }

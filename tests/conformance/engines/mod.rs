@@ -1,5 +1,6 @@
 //! Other people's engines, from Debian's packages, with `insula-runtime` for a runtime.
 
+mod archives;
 mod place;
 
 use std::fs;
@@ -88,6 +89,7 @@ fn podman() {
     };
     of(engine(&["load", "-i", &place.at("busybox.tar")])).ok();
     lives(&place, engine);
+    archives::trade(&place, engine);
 }
 
 #[test]
@@ -110,6 +112,7 @@ fn dockerd() {
     place.daemon(&mut daemon, || engine(&["version"]));
     of(engine(&["load", "-i", &place.at("busybox.tar")])).ok();
     lives(&place, engine);
+    archives::trade(&place, engine);
     // Docker plugs its network in by a hook of the bundle.
     let parent = format!("/{}", place.group);
     let run = ["run", "--rm", "--cgroup-parent", &parent, "busybox", "ip", "-4", "-o", "addr"];
