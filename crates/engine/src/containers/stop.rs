@@ -4,6 +4,7 @@ use insula_sys::failpoint::failpoint;
 use std::sync::Arc;
 use std::time::Duration;
 
+use insula_base::Kind;
 use insula_proto::{Call, Empty, Resize, Signal};
 
 use super::container::{Container, Progress};
@@ -110,11 +111,11 @@ impl Engine {
     async fn signal(&self, container: &Container, signal: i32) -> Result<()> {
         let task = container.task()?;
         let call = Call::Signal(Signal { signal, ..Signal::default() });
-        task.call(call, &[]).await.map_err(|error| not_running(error, &container.id))?;
+        task.call(call, &[]).await.map_err(|error| ended_meanwhile(error, container))?;
         let paused = std::mem::take(&mut container.state().paused);
         if paused {
             // A frozen process ends when it thaws.
-            task.call(Call::Thaw(Empty {}), &[]).await.map_err(|error| not_running(error, &container.id))?;
+            task.call(Call::Thaw(Empty {}), &[]).await.map_err(|error| ended_meanwhile(error, container))?;
         }
         Ok(())
     }
@@ -178,6 +179,16 @@ impl Engine {
         let (height, width) = (rows.to_string(), columns.to_string());
         self.publish(&container.row(), "resize", &[("height", &height), ("width", &width)]);
         Ok(())
+    }
+}
+
+/// The only conflict of a signal is with the end: the monitor knew of it before the daemon does.
+fn ended_meanwhile(error: Error, container: &Container) -> Error {
+    match error {
+        Error::Wall { kind: Kind::Conflict, .. } => {
+            Error::Conflict(format!("container {} is not running", container.id))
+        }
+        error => not_running(error, &container.id),
     }
 }
 
