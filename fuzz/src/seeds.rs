@@ -120,7 +120,7 @@ pub(crate) fn log_entries() -> Vec<Vec<u8>> {
 }
 
 pub(crate) fn task_frames() -> Vec<Vec<u8>> {
-    let signal = Request { id: 7, call: Some(Call::Signal(Signal { signal: 9, ..Signal::default() })) };
+    let signal = Request::new(7, Call::Signal(Signal { signal: 9, ..Signal::default() }));
     let one = insula_proto::encode(&signal);
     vec![[one.clone(), one.clone()].concat(), one]
 }

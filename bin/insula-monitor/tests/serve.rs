@@ -138,7 +138,7 @@ impl Session {
     fn send(&mut self, call: Call, sockets: &[OwnedFd]) -> u64 {
         let id = self.next;
         self.next += 1;
-        let frame = encode(&Request { id, call: Some(call) });
+        let frame = encode(&Request::new(id, call));
         let with: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
         insula_sys::socket::send_all(self.stream.as_fd(), &frame, &with).unwrap();
         id
@@ -550,4 +550,49 @@ fn a_death_for_want_of_memory_is_told_before_the_exit() {
         assert!(matches!(event, Outcome::Oom(_)), "{event:?}");
         assert_eq!(session.exit_code(), 137);
     }
+}
+
+#[test]
+fn a_newer_daemon_is_answered_clearly() {
+    if !root() {
+        return;
+    }
+    let mut session = Session::new();
+    let plan = session.plan(&["sleep", "1000"]);
+    assert!(matches!(session.create(&plan, Vec::new()), Outcome::Started(_)));
+    // A call of a number that is not given yet, with two descriptors that this monitor knows nothing of.
+    let id = session.next;
+    session.next += 1;
+    let unknown = Request { id, call: None, descriptors: 2 };
+    let mut bytes = encode(&unknown).split_off(4);
+    bytes.extend([0xa2, 0x38, 3, b'n', b'e', b'w']);
+    let frame = [&u32::try_from(bytes.len()).unwrap().to_le_bytes()[..], &bytes].concat();
+    let (first, second) = UnixStream::pair().unwrap();
+    let with = [first.as_fd(), second.as_fd()];
+    insula_sys::socket::send_all(session.stream.as_fd(), &frame, &with).unwrap();
+    let reply = session.receive();
+    assert_eq!(reply.id, id);
+    let Some(Outcome::Failed(failed)) = reply.outcome else { panic!("{reply:?}") };
+    assert_eq!((failed.kind(), failed.exit_code), (insula_base::Kind::Unsupported, 0), "{failed:?}");
+    assert!(failed.message.contains("does not know"), "{failed:?}");
+    // Its descriptors are closed, and are not those of the next request.
+    drop((first, second));
+    let (client, theirs) = UnixStream::pair().unwrap();
+    let attach = insula_proto::Attach {
+        exec: String::new(),
+        attachment: Some(Attachment { stdout: true, ..Attachment::default() }),
+    };
+    assert!(matches!(session.call(Call::Attach(attach), &[theirs.into()]), Outcome::Done(_)));
+    // A field that is not known is passed over: the signal is what an older daemon would have sent.
+    let signal = Request::new(session.next, Call::Signal(Signal { signal: 9, ..Signal::default() }));
+    session.next += 1;
+    let mut bytes = encode(&signal).split_off(4);
+    bytes.extend([0xa2, 0x38, 3, b'n', b'e', b'w']);
+    let frame = [&u32::try_from(bytes.len()).unwrap().to_le_bytes()[..], &bytes].concat();
+    insula_sys::socket::send_all(session.stream.as_fd(), &frame, &[]).unwrap();
+    assert_eq!(session.exit_code(), 137);
+    let mut end = Vec::new();
+    let mut client = client;
+    client.read_to_end(&mut end).unwrap();
+    assert_eq!(end, b"");
 }

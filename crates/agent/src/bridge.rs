@@ -200,6 +200,7 @@ impl Bridge {
             _ => {}
         }
         let descriptors: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
+        request.descriptors = u32::from(theirs.is_some());
         let sent = self.monitor.as_ref().is_some_and(|monitor| {
             insula_sys::socket::send_all(monitor.as_fd(), &insula_proto::encode(&request), &descriptors)
                 .is_ok()
@@ -359,7 +360,7 @@ mod tests {
     }
 
     fn status(id: u64) -> Request {
-        Request { id, call: Some(Call::Status(Empty {})) }
+        Request::new(id, Call::Status(Empty {}))
     }
 
     #[test]

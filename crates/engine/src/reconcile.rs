@@ -15,7 +15,7 @@ use crate::containers::create::ID_POOL;
 use crate::containers::leftovers;
 use crate::containers::row::{Phase, Row};
 use crate::monitor::{Connection, SandboxFolder};
-use crate::{Engine, Result};
+use crate::{Engine, Error, Result};
 
 /// How long a monitor that was cut off in the middle of a start may take to end.
 const CUT_OFF: Duration = Duration::from_secs(3);
@@ -35,7 +35,7 @@ impl Engine {
         self.discard_unfinished();
         let containers = self.0.containers.all();
         for container in &containers {
-            if container.row().phase.live() && !self.take_up(container).await {
+            if container.row().phase.live() && !self.take_up(container).await? {
                 ended.push(container.clone());
             }
             self.let_go_again(container).await;
@@ -68,14 +68,26 @@ impl Engine {
     }
 
     /// Whether the container lives on.
-    async fn take_up(&self, container: &Arc<Container>) -> bool {
+    ///
+    /// # Errors
+    /// [`insula_base::Kind::Unsupported`]: a newer daemon has started it, whose monitor this one could misunderstand.
+    async fn take_up(&self, container: &Arc<Container>) -> Result<bool> {
         let row = container.row();
         let sandbox = self.sandbox(&row);
         if !row.boot.is_empty() && row.boot != self.0.boot {
             // What its folder says is about another boot's processes.
-            return false;
+            return Ok(false);
         }
-        match connect(&sandbox).await {
+        let lives = match connect(&sandbox).await {
+            Some((_, status)) if status.version > insula_proto::VERSION => {
+                return Err(Error::Unsupported(format!(
+                    "container {} was started by a newer daemon: its monitor speaks version {} of the task \
+                     protocol, and this daemon up to {}: start the newer one, or stop the container with it",
+                    row.name,
+                    status.version,
+                    insula_proto::VERSION
+                )));
+            }
             Some((connection, status)) if status.phase() == TaskPhase::Running => {
                 let confirmed = container.change(self.store(), |row| {
                     row.phase = Phase::Running { pid: status.pid };
@@ -97,7 +109,8 @@ impl Engine {
                 false
             }
             None => false,
-        }
+        };
+        Ok(lives)
     }
 
     /// What follows from ends that nobody saw, and what policies want.
@@ -190,7 +203,7 @@ impl Engine {
         Ok(())
     }
 
-    fn sandboxes(&self) -> Vec<ContainerId> {
+    pub(crate) fn sandboxes(&self) -> Vec<ContainerId> {
         let folder = self.instance().run().join("sandboxes");
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()

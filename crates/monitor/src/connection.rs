@@ -64,8 +64,10 @@ impl Connection {
     pub(crate) fn next(&mut self) -> Option<(Request, Vec<OwnedFd>)> {
         let next = self.reader.pop::<Request>().and_then(|request| {
             let Some(request) = request else { return Ok(None) };
-            let count = request.call.as_ref().map_or(0, insula_proto::Call::descriptors);
-            Ok(Some((request, self.reader.take(count)?)))
+            let mut descriptors = self.reader.take(request.descriptors())?;
+            // Those that a newer daemon sends with what is not known here are closed.
+            descriptors.truncate(request.call.as_ref().map_or(0, insula_proto::Call::descriptors));
+            Ok(Some((request, descriptors)))
         });
         next.unwrap_or_else(|_| {
             self.broken = true;

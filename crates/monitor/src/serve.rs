@@ -10,7 +10,7 @@ use std::time::Duration;
 use insula_proto::{ExecExited, Exited, Outcome, Phase};
 use insula_sandbox::{Event, Sandbox};
 use rustix::fs::{Mode, OFlags};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::clock;
 use crate::connection::Connection;
@@ -275,8 +275,10 @@ impl<S: Sandbox> Monitor<S> {
             .context("socket", path.display())?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = rustix::fs::open(&folder, flags, Mode::empty()).context("open", folder.display())?;
-        let short = insula_sys::socket::path_in(opened.as_fd(), record::SOCKET);
-        let address = rustix::net::SocketAddrUnix::new(short).context("bind", path.display())?;
+        // The whole path, where it fits: /proc/net/unix shows it, even when the folder is gone.
+        let short = || insula_sys::socket::path_in(opened.as_fd(), record::SOCKET);
+        let address = SocketAddrUnix::new(&path).or_else(|_| SocketAddrUnix::new(short()));
+        let address = address.context("bind", path.display())?;
         rustix::net::bind(&socket, &address).context("bind", path.display())?;
         rustix::net::listen(&socket, 16).context("listen", path.display())?;
         let token = self.poll.add(socket.as_fd(), Interest::READ, Place::Listener)?;

@@ -104,7 +104,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn signal(id: u64) -> Request {
-        Request { id, call: Some(Call::Signal(Signal { exec: "e".into(), signal: 15, ..Signal::default() })) }
+        Request::new(id, Call::Signal(Signal { exec: "e".into(), signal: 15, ..Signal::default() }))
     }
 
     #[test]

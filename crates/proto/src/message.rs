@@ -11,6 +11,27 @@ pub struct Request {
     pub id: u64,
     #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 30, 31")]
     pub call: Option<Call>,
+    /// How many descriptors come with it, for who does not know the call, or does not know that it has so many:
+    /// they must not be taken for those of a later request.
+    #[prost(uint32, tag = "16")]
+    pub descriptors: u32,
+}
+
+impl Request {
+    /// With this many descriptors.
+    #[must_use]
+    pub fn new(id: u64, call: Call) -> Self {
+        // A handful; MAX_DESCRIPTORS bounds them.
+        let descriptors = call.descriptors() as u32;
+        Self { id, call: Some(call), descriptors }
+    }
+
+    /// How many descriptors are to be taken with it.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        let known = self.call.as_ref().map_or(0, Call::descriptors);
+        known.max(usize::try_from(self.descriptors).unwrap_or(usize::MAX))
+    }
 }
 
 /// What a request asks for, and in which phase it is legal.

@@ -57,7 +57,7 @@ impl Connection {
     /// Asks and waits, with no task in between.
     pub(crate) async fn call(&mut self, call: Call, descriptors: &[OwnedFd]) -> Result<Outcome> {
         const ID: u64 = 1;
-        let frame = encode(&Request { id: ID, call: Some(call) });
+        let frame = encode(&Request::new(ID, call));
         send(&self.socket, &frame, descriptors).await?;
         loop {
             match receive(&self.socket, &mut self.reader).await? {

@@ -81,7 +81,7 @@ impl Task {
         };
         {
             let _one = self.sending.lock().await;
-            let frame = encode(&Request { id, call: Some(call) });
+            let frame = encode(&Request::new(id, call));
             if let Err(error) = send(&self.shared.socket, &frame, descriptors).await {
                 self.shared.lock().calls.remove(&id);
                 return Err(error);

@@ -92,7 +92,7 @@ impl Link {
     }
 
     fn send(&mut self, id: u32, call: Call) {
-        let request = Request { id: id.into(), call: Some(call) };
+        let request = Request::new(id.into(), call);
         let bytes = prost_bytes(&request);
         put_frame(&mut self.out, Kind::Request, 0, &bytes);
         self.answer = None;
