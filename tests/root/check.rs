@@ -51,14 +51,12 @@ fn what_was_pulled_is_repaired() {
     registry.put(&image("app:1"), "app", "1", Compression::Gzip);
     let name = registry.name("app:1");
     daemon.insula(&["pull", &name]).ok();
-    daemon
-        .insula(&["system", "check"])
-        .shows(&["Checked 2 blobs, 2 documents, 2 layers: nothing is damaged"]);
+    daemon.insula(&["system", "check"]).shows(&["2 blobs, 2 documents, 2 layers", ": nothing is wrong"]);
     let before = fs::read(precious(&daemon)).unwrap();
     damage(&precious(&daemon));
     fails(
         &daemon,
-        &["layer sha256:", "its content has", &name, "1 damaged; --repair repairs what can be"],
+        &["layer sha256:", "its content has", &name, "1 wrong; --repair repairs what can be"],
         &[],
     );
     assert_eq!(fs::read(precious(&daemon)).unwrap(), b"damaged! content\n", "a look changes nothing");
@@ -79,7 +77,7 @@ fn what_was_pulled_is_repaired() {
     daemon.insula(&["images"]).ok();
     daemon
         .insula(&["system", "check", "--repair"])
-        .shows(&["fetched from 127.0.0.1:", "5 damaged, all repaired"]);
+        .shows(&["fetched from 127.0.0.1:", "5 wrong, all repaired"]);
     assert!(found(&daemon).is_empty());
     let again: Value = serde_json::from_str(daemon.insula(&["image", "inspect", &name]).ok()).unwrap();
     assert_eq!(inspected, again);
@@ -94,7 +92,7 @@ fn what_nobody_has_is_told() {
     let daemon = daemon!(bare);
     daemon.load(&image("app:1").docker_archive()).ok();
     damage(&precious(&daemon));
-    fails(&daemon, &["app:1", "no registry is known to have it", "1 damaged, 1 not repaired"], &["--repair"]);
+    fails(&daemon, &["app:1", "no registry is known to have it", "1 wrong, 1 not repaired"], &["--repair"]);
     // What makes the archives again is as needed as the files.
     let recipes = daemon.instance().root().join("layers/recipes");
     for recipe in fs::read_dir(recipes).unwrap() {

@@ -15,6 +15,7 @@ mod health;
 mod idmaps;
 mod images;
 mod layers;
+mod leftovers;
 mod lifecycle;
 mod limits;
 mod logs;

@@ -222,6 +222,25 @@ impl Volumes {
         self.events.publish(EventType::Volume, action, name, attributes);
     }
 
+    /// Names of all that have a row.
+    pub(crate) fn names(&self) -> Result<Vec<String>> {
+        Ok(self.all()?.into_iter().map(|volume| volume.name).collect())
+    }
+
+    /// Names of all that have a folder, those on their way out aside.
+    pub(crate) fn folders(&self) -> Result<Vec<String>> {
+        let folder = self.store.volumes_dir();
+        let entries = fs::read_dir(&folder).map_err(|e| Error::io("readdir", &folder, e))?;
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        Ok(names.filter(|name| self.data(name).is_ok_and(|data| data.is_dir())).collect())
+    }
+
+    /// Makes the row or the folder of a volume of which one is gone; what there is stays as it is.
+    pub(crate) fn adopt(&self, name: &str) -> Result<()> {
+        let request = VolumeCreateRequest { name: name.to_owned(), ..VolumeCreateRequest::default() };
+        self.create(request).map(drop)
+    }
+
     fn all(&self) -> Result<Vec<Volume>> {
         let records = self.store.state().records(Collection::Volumes).all()?;
         let mut volumes: Vec<Volume> = records.iter().map(read).collect::<Result<_>>()?;

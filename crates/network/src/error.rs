@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use insula_base::{Kind, Kinded};
+use insula_base::{ContainerId, Kind, Kinded};
 
 use crate::Proto;
 
@@ -90,6 +90,9 @@ pub enum Error {
     /// Somebody else's interface has the name.
     #[error("bridge name {link} is taken: this host has an interface of that name")]
     LinkTaken { link: String },
+    /// What only a start makes.
+    #[error("interface {name} is made by a start alone: restart the container {}", .container.short())]
+    InterfaceLost { name: String, container: ContainerId },
     /// Containers are in it.
     #[error("error while removing network: network {name} has active endpoints ({containers})")]
     InUse { name: String, containers: String },
@@ -223,6 +226,7 @@ impl Kinded for Error {
             | Self::AddressInUse6 { .. }
             | Self::AddressInUse { .. }
             | Self::PortTaken { .. }
+            | Self::InterfaceLost { .. }
             | Self::PortsExhausted { .. } => Kind::Conflict,
             Self::AddressesExhausted { .. } | Self::PoolsExhausted { .. } => Kind::Unavailable,
             Self::Reserve { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {

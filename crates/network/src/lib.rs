@@ -19,7 +19,7 @@ mod subnet6;
 pub use endpoint::{Attachment, ConnectRequest, Endpoint, EndpointRequest, Mode};
 pub use error::Error;
 pub use network::{Addressing, BridgeNetwork, BridgeV6, Driver, MacvlanNetwork, Network, ParentOrigin};
-pub use networks::{MOST_PORTS, Networks, Options};
+pub use networks::{Deviation, MOST_PORTS, Networks, Options};
 pub use pool::{Pool, Subnet};
 pub use port::{PortRequest, Proto, PublishedPort};
 pub use request::{NetworkRequest, SubnetRequest};

@@ -8,11 +8,13 @@ use crate::context::Context;
 use crate::failure::{Failure, Outcome};
 use crate::printer;
 
-/// Find what is damaged: layers and images that are not what their digests say
+/// Find what is damaged or left over, on the disk and on the host
 ///
-/// Reads everything and changes nothing, unless --repair is given: then damaged layers are unpacked again, and
-/// what is missing is fetched from the registries that it came from. The exit code is 1 if something is damaged
-/// and stays so.
+/// Layers and images that are not what their digests say; monitors, control groups, mounts, interfaces, rules of
+/// the firewall, addresses and folders that belong to no container, and those that a container should have.
+/// Reads everything and changes nothing, unless --repair is given: then what belongs to nobody is taken away,
+/// what is missing is made again, damaged layers are unpacked again or fetched from the registries that they came
+/// from. The exit code is 1 if something is wrong and stays so.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   insula system check
@@ -83,10 +85,10 @@ fn text(finding: &CheckFinding) -> String {
 
 fn summary(found: u64, left: u64, repair: bool) -> String {
     match (found, left) {
-        (0, _) => "nothing is damaged".to_owned(),
-        (found, _) if !repair => format!("{found} damaged; --repair repairs what can be"),
-        (found, 0) => format!("{found} damaged, all repaired"),
-        (found, left) => format!("{found} damaged, {left} not repaired"),
+        (0, _) => "nothing is wrong".to_owned(),
+        (found, _) if !repair => format!("{found} wrong; --repair repairs what can be"),
+        (found, 0) => format!("{found} wrong, all repaired"),
+        (found, left) => format!("{found} wrong, {left} not repaired"),
     }
 }
 

@@ -5,14 +5,18 @@
 //! [`Engine::check`].
 
 mod content;
+mod folders;
+mod network;
+mod processes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
-use insula_base::chain;
+use insula_base::{ContainerId, chain};
 use insula_models::{CheckFinding, CheckLine};
 use tokio::sync::mpsc;
 
-use crate::{Engine, Error, Result};
+use crate::{Engine, Error, Result, blocking};
 
 /// What becomes of what is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,8 +41,53 @@ impl Engine {
     }
 
     async fn inspect_all(&self, report: &mut Report) -> Result<()> {
+        processes::inspect(self, report).await?;
+        network::inspect(self, report).await?;
+        folders::inspect(self, report).await?;
         content::inspect(self, report).await
     }
+
+    /// Ids of containers, and which of them have a sandbox, or may have.
+    fn known(&self) -> Known {
+        let rows = self.0.containers.all().into_iter().map(|container| container.row());
+        let mut known = Known::default();
+        for row in rows {
+            if row.phase.live() {
+                known.live.insert(row.id.clone());
+            }
+            known.all.insert(row.id.clone());
+        }
+        known
+    }
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    all: HashSet<ContainerId>,
+    live: HashSet<ContainerId>,
+}
+
+/// How often what is found is looked at again, and the pause before each look: what a container has in the
+/// middle of its start or end comes or goes meanwhile.
+const LOOKS: usize = 8;
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// What `look` finds again and again. Where there is nothing to be found it looks once.
+async fn lasting<T, F>(look: F) -> Result<Vec<T>>
+where
+    T: PartialEq + Send + 'static,
+    F: Fn() -> Result<Vec<T>> + Clone + Send + 'static,
+{
+    let mut found = blocking(look.clone()).await?;
+    for _ in 1..LOOKS {
+        if found.is_empty() {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+        let again = blocking(look.clone()).await?;
+        found.retain(|one| again.contains(one));
+    }
+    Ok(found)
 }
 
 /// What an inspection tells.
@@ -64,7 +113,13 @@ pub(crate) struct Finding {
 impl Report {
     /// Something was looked at.
     pub(crate) fn looked_at(&mut self, kind: &'static str) {
-        *self.checked.entry(kind).or_default() += 1;
+        self.looked_at_many(kind, 1);
+    }
+
+    pub(crate) fn looked_at_many(&mut self, kind: &'static str, count: usize) {
+        if count > 0 {
+            *self.checked.entry(kind).or_default() += count as u64;
+        }
     }
 
     /// Something is wrong. `repair` is done only where that is wanted; it returns what was done, in a few

@@ -8,6 +8,7 @@ mod spares;
 mod task;
 
 pub(crate) use connection::Connection;
+pub(crate) use process::Process;
 pub(crate) use record::{LaunchRecord, SandboxFolder};
 pub(crate) use spares::Spares;
 pub(crate) use task::Task;

@@ -10,17 +10,17 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    /// When the process began, if there is one with this pid.
+    pub(crate) fn start_time(pid: i32) -> Option<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        fields(&stat).map(|(_, started)| started)
+    }
+
     /// Whether it still runs; a zombie does not.
     pub(crate) fn alive(self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
         fields(&stat).is_some_and(|(state, started)| started == self.started && !matches!(state, "Z" | "X"))
     }
-}
-
-/// When the process began, if there is one with this pid.
-pub(crate) fn start_time(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    fields(&stat).map(|(_, started)| started)
 }
 
 /// State and start time. The name of the program, in brackets, may hold anything.
@@ -38,10 +38,10 @@ mod tests {
     #[test]
     fn a_process_is_told_from_its_successor() {
         let pid = std::process::id() as i32;
-        let started = start_time(pid).unwrap();
+        let started = Process::start_time(pid).unwrap();
         assert!(Process { pid, started }.alive());
         assert!(!Process { pid, started: started + 1 }.alive());
-        assert_eq!(start_time(i32::MAX), None);
+        assert_eq!(Process::start_time(i32::MAX), None);
     }
 
     #[test]

@@ -42,6 +42,8 @@ struct ExitRecord {
 }
 
 impl SandboxFolder {
+    pub(crate) const SOCKET: &str = "task.sock";
+
     pub(crate) fn new(path: PathBuf) -> Self {
         Self(path)
     }
@@ -51,7 +53,7 @@ impl SandboxFolder {
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        self.0.join("task.sock")
+        self.0.join(Self::SOCKET)
     }
 
     /// Makes the folder anew with its launch record.

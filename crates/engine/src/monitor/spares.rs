@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::process::{Process, start_time};
+use super::process::Process;
 use super::program::Program;
 use crate::{Error, Result};
 
@@ -73,6 +73,16 @@ impl Spares {
         }
     }
 
+    /// Those that wait, and whether they still listen.
+    pub(crate) fn waiting(&self) -> Vec<(Process, bool)> {
+        lock(&self.inner).waiting.iter().map(|spare| (spare.process, spare.alive())).collect()
+    }
+
+    /// Forgets those that wait no more.
+    pub(crate) fn drop_ended(&self) {
+        lock(&self.inner).waiting.retain(Spare::alive);
+    }
+
     /// When somebody should refill the pool; never while somebody is about to.
     pub(crate) fn wanted(&self) -> Option<Duration> {
         let mut inner = lock(&self.inner);
@@ -109,7 +119,7 @@ impl Spares {
         // The kernel's pids fit.
         let pid = child.id() as i32;
         lock(&self.inner).children.push(child);
-        let started = start_time(pid).unwrap_or_default();
+        let started = Process::start_time(pid).unwrap_or_default();
         Ok(Spare { process: Process { pid, started }, socket: ours })
     }
 }

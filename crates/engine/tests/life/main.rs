@@ -208,14 +208,14 @@ async fn a_program_that_is_not_there_is_said_with_its_code() {
 async fn stop_asks_first_and_kills_then() {
     let root = tempfile::tempdir().unwrap();
     let engine = engine(root.path()).await;
-    for (name, word, code) in [("kind", "sleep", 143), ("deaf", "deaf", 137)] {
+    for (name, word, code) in [("kind", "sleep", 143), ("deaf", "deaf", 137), ("late", "late", 137)] {
         create(&engine, name, request(&[word])).await;
         engine.start_container(name).await.unwrap();
         assert_eq!(engine.start_container(name).await.unwrap(), Change::Nothing);
         let error = engine.remove_container(name, RemoveRequest::default()).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Conflict);
         let patience = StopRequest { timeout: Some(0), ..StopRequest::default() };
-        let patience = if word == "deaf" { patience } else { StopRequest::default() };
+        let patience = if word == "sleep" { StopRequest::default() } else { patience };
         assert_eq!(engine.stop_container(name, patience).await.unwrap(), Change::Done);
         assert_eq!(engine.stop_container(name, StopRequest::default()).await.unwrap(), Change::Nothing);
         assert_eq!(engine.inspect_container(name, false).await.unwrap().state.exit_code, code);
@@ -439,7 +439,58 @@ fn signal(task: &Path, signal: i32) {
     use std::io::Write;
     let mut socket = UnixStream::connect(task).unwrap();
     let call = Call::Signal(Signal { signal, ..Signal::default() });
-    socket.write_all(&encode(&Request { id: 1, call: Some(call) })).unwrap();
+    socket.write_all(&encode(&Request::new(1, call))).unwrap();
     let mut rest = Vec::new();
     let _ = socket.read_to_end(&mut rest);
+}
+
+/// Kinds, subjects and outcomes of a check.
+async fn checked(engine: &Engine, repair: insula_engine::check::Repair) -> Vec<insula_models::CheckFinding> {
+    let (sender, mut lines) = tokio::sync::mpsc::channel(16);
+    let engine = engine.clone();
+    tokio::spawn(async move { engine.check(repair, sender).await });
+    let mut found = Vec::new();
+    while let Some(line) = lines.recv().await {
+        assert_eq!(line.error, "");
+        found.extend(line.finding);
+    }
+    found
+}
+
+#[tokio::test]
+async fn ids_that_nobody_has_are_free_again() {
+    use insula_engine::check::Repair;
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    create(&engine, "one", request(&["sleep"])).await;
+    assert_eq!(checked(&engine, Repair::No).await, []);
+    let allocations = engine.store().state().allocations();
+    allocations.allocate("ids", 900..901, None, &"ab".repeat(32)).unwrap();
+    for repair in [Repair::No, Repair::Yes] {
+        let found = checked(&engine, repair).await;
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!((found[0].kind.as_str(), found[0].subject.as_str()), ("ids", "900"));
+        assert_eq!(found[0].repaired, if repair == Repair::Yes { "free again" } else { "" });
+    }
+    assert_eq!(checked(&engine, Repair::No).await, []);
+    assert!(!allocations.all("ids").unwrap().iter().any(|allocation| allocation.number == 900));
+}
+
+/// A downgrade: what runs is left to a daemon that understands it.
+#[tokio::test]
+async fn a_monitor_of_a_newer_protocol_is_left_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    create(&engine, "future", request(&["future"])).await;
+    engine.start_container("future").await.unwrap();
+    drop(engine);
+    let error = Engine::open(config(root.path())).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unsupported);
+    assert!(error.to_string().contains("future") && error.to_string().contains("version 99"), "{error}");
+    let instance = config(root.path()).instance;
+    let sandbox = std::fs::read_dir(instance.run().join("sandboxes")).unwrap().next().unwrap().unwrap();
+    // When its monitor has ended nothing stands in the way any more.
+    signal(&sandbox.path().join("task.sock"), 9);
+    let engine = open(root.path()).await;
+    assert_eq!(status(&engine, "future").await, "exited");
 }

@@ -3,6 +3,8 @@
 //! ```text
 //! exit N      starts, writes the exit record, tells the exit
 //! sleep       runs until it is signalled; `deaf` too, but for KILL
+//! late        as `deaf`; it has ended by itself when KILL comes
+//! future      sleeps, and says that it speaks version 99 of the protocol
 //! missing     cannot be executed: 127
 //! vanish      starts, and the monitor dies without a word at the first signal
 //! ```
@@ -79,7 +81,11 @@ fn answer(
     match call {
         Call::Create(call) => create(sandbox, socket, &call, descriptors),
         Call::Exec(call) => exec(&call, descriptors),
-        Call::Signal(call) => (done.0, signalled(sandbox, call.signal)),
+        Call::Signal(call) => {
+            let late = sandbox.lock().unwrap().words[0] == "late" && call.signal == 9;
+            let outcome = if late { over() } else { done.0 };
+            (outcome, signalled(sandbox, call.signal))
+        }
         Call::Freeze(_) | Call::Thaw(_) => {
             sandbox.lock().unwrap().frozen = matches!(call, Call::Freeze(_));
             done
@@ -158,7 +164,7 @@ fn signalled(sandbox: &Shared, signal: i32) -> Option<Outcome> {
     let word = sandbox.lock().unwrap().words[0].clone();
     match word.as_str() {
         "vanish" => std::process::exit(1),
-        "deaf" if signal != 9 => None,
+        "deaf" | "late" if signal != 9 => None,
         _ => Some(ended(sandbox, 128 + signal)),
     }
 }
@@ -192,7 +198,7 @@ fn status(sandbox: &Sandbox) -> Status {
         started: now(),
         frozen: sandbox.frozen,
         exit: sandbox.exit.clone(),
-        version: insula_proto::VERSION,
+        version: if sandbox.words.iter().any(|word| word == "future") { 99 } else { insula_proto::VERSION },
         execs: Vec::new(),
     }
 }
@@ -207,6 +213,12 @@ fn failed(message: &str) -> Outcome {
         message: message.to_owned(),
         exit_code: 127,
     })
+}
+
+/// As a monitor says whose container has just ended.
+fn over() -> Outcome {
+    let message = "the container is empty, not created".to_owned();
+    Outcome::Failed(Failed { kind: Kind::Conflict.code(), message, exit_code: 0 })
 }
 
 fn pid() -> i32 {

@@ -1,5 +1,6 @@
 //! Elements of the table's maps by nf_tables netlink messages.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use insula_sys::netlink::{Family as SocketFamily, Socket};
@@ -20,7 +21,8 @@ const DELTABLE: u16 = SUBSYSTEM << 8 | 2;
 const GETCHAIN: u16 = SUBSYSTEM << 8 | 4;
 const NEWRULE: u16 = SUBSYSTEM << 8 | 6;
 const GETRULE: u16 = SUBSYSTEM << 8 | 7;
-const NEWSETELEM: u16 = SUBSYSTEM << 8 | 12;
+pub(super) const NEWSETELEM: u16 = SUBSYSTEM << 8 | 12;
+const GETSETELEM: u16 = SUBSYSTEM << 8 | 13;
 const DELSETELEM: u16 = SUBSYSTEM << 8 | 14;
 
 const TABLE_NAME: u16 = 1;
@@ -41,6 +43,38 @@ const DATA_VALUE: u16 = 1;
 const FRAME: [u8; 4] = [0, 0, 0, SUBSYSTEM as u8];
 const INET: [u8; 4] = [1, 0, 0, 0];
 
+/// A map or set of ports.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PortList {
+    pub(super) name: &'static str,
+    v4: bool,
+    /// Of ports that are published on one address of the host.
+    addressed: bool,
+    /// Whether it says where the port leads.
+    pub(super) mapped: bool,
+}
+
+impl PortList {
+    pub(super) fn has(&self, forward: &Forward) -> bool {
+        forward.to.is_ipv4() == self.v4 && forward.address.is_some() == self.addressed
+    }
+}
+
+const fn ports(name: &'static str, v4: bool, addressed: bool, mapped: bool) -> PortList {
+    PortList { name, v4, addressed, mapped }
+}
+
+pub(super) const PORT_LISTS: [PortList; 8] = [
+    ports("ports", true, false, true),
+    ports("addressed_ports", true, true, true),
+    ports("published", true, false, false),
+    ports("addressed", true, true, false),
+    ports("ports6", false, false, true),
+    ports("addressed_ports6", false, true, true),
+    ports("published6", false, false, false),
+    ports("addressed6", false, true, false),
+];
+
 /// Which packets a table sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
@@ -59,7 +93,7 @@ impl Family {
         }
     }
 
-    fn header(self) -> &'static [u8; 4] {
+    pub(super) fn header(self) -> &'static [u8; 4] {
         match self {
             Self::Inet => &INET,
             Self::Bridge => &[7, 0, 0, 0],
@@ -186,6 +220,43 @@ pub(super) fn rules(
     Ok(())
 }
 
+/// Key and, in a map, data of every element of a set as the kernel has them.
+pub(super) fn read(
+    socket: &Socket,
+    table: &str,
+    family: Family,
+    set: &str,
+) -> Result<BTreeSet<Vec<u8>>, Error> {
+    let mut found = BTreeSet::new();
+    let mut batch = Batch::new();
+    batch.begin(GETSETELEM, DUMP, family.header(), "list a set of the nftables table", table);
+    batch.text(LIST_TABLE, table);
+    batch.text(LIST_SET, set);
+    batch.exchange(socket, |kind, payload| {
+        if kind == NEWSETELEM {
+            found.extend(elements_of(payload.get(4..).unwrap_or_default()));
+        }
+    })?;
+    Ok(found)
+}
+
+fn elements_of(payload: &[u8]) -> Vec<Vec<u8>> {
+    let within = |bytes: &'_ [u8], wanted| {
+        attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value.to_vec())
+    };
+    let Some(list) = within(payload, LIST_ELEMENTS) else { return Vec::new() };
+    let elements = attributes(&list).filter(|(kind, _)| *kind == LIST_ELEM);
+    elements
+        .filter_map(|(_, element)| {
+            let mut bytes = within(&within(element, ELEM_KEY)?, DATA_VALUE)?;
+            if let Some(data) = within(element, ELEM_DATA) {
+                bytes.extend(within(&data, DATA_VALUE)?);
+            }
+            Some(bytes)
+        })
+        .collect()
+}
+
 /// One message a map that has elements.
 fn elements<'a>(
     batch: &mut Batch<'a>,
@@ -195,20 +266,9 @@ fn elements<'a>(
     table: &'a str,
     forwards: &[Forward],
 ) {
-    let lists = [
-        ("ports", true, false, true),
-        ("addressed_ports", true, true, true),
-        ("published", true, false, false),
-        ("addressed", true, true, false),
-        ("ports6", false, false, true),
-        ("addressed_ports6", false, true, true),
-        ("published6", false, false, false),
-        ("addressed6", false, true, false),
-    ];
-    for (map, v4, addressed, mapped) in lists {
-        let member =
-            |forward: &&Forward| forward.to.is_ipv4() == v4 && forward.address.is_some() == addressed;
-        let mut members = forwards.iter().filter(member).peekable();
+    for list in &PORT_LISTS {
+        let PortList { name: map, mapped, .. } = *list;
+        let mut members = forwards.iter().filter(|forward| list.has(forward)).peekable();
         if members.peek().is_none() {
             continue;
         }
@@ -288,7 +348,7 @@ fn admitted<'a>(
 }
 
 /// Name of the port in 16 bytes, hardware address in 8, address.
-fn guest_key(guest: &Guest) -> Vec<u8> {
+pub(super) fn guest_key(guest: &Guest) -> Vec<u8> {
     let mut key = vec![0; 24];
     let name = guest.port.as_bytes();
     let length = name.len().min(15);
@@ -312,7 +372,7 @@ fn value(batch: &mut Batch<'_>, kind: u16, bytes: &[u8]) {
 }
 
 /// Each part of a concatenation begins at a multiple of four bytes.
-fn key(forward: &Forward) -> Vec<u8> {
+pub(super) fn key(forward: &Forward) -> Vec<u8> {
     let mut key = Vec::with_capacity(24);
     if let Some(address) = forward.address {
         push_address(&mut key, address);
@@ -322,7 +382,7 @@ fn key(forward: &Forward) -> Vec<u8> {
     key
 }
 
-fn target(forward: &Forward) -> Vec<u8> {
+pub(super) fn target(forward: &Forward) -> Vec<u8> {
     let mut target = Vec::with_capacity(20);
     push_address(&mut target, forward.to);
     push_port(&mut target, forward.to_port);

@@ -31,6 +31,7 @@
 //! are elements of the maps, added and removed by a netlink message of our own: no program is started.
 
 mod batch;
+mod check;
 mod mirror;
 mod policy;
 mod text;
@@ -50,6 +51,8 @@ use self::batch::Family;
 use self::mirror::Mirror;
 use crate::netlink;
 use crate::netlink::message::messages;
+
+pub use check::{Deviation, Element};
 
 /// A bridge whose containers are masqueraded and kept apart from others.
 #[derive(Debug, Clone, PartialEq, Eq)]

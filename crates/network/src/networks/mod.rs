@@ -5,6 +5,7 @@
 //! attempt left, [`Networks::reconcile`] what belongs to nobody. The bridge and the firewall's table
 //! are looked for each time, which costs microseconds, and made again should somebody have removed them.
 
+mod check;
 mod declare;
 mod join;
 mod parent;
@@ -20,6 +21,7 @@ use insula_host::firewall::Firewall;
 use insula_host::netlink::Routes;
 use insula_store::Store;
 
+pub use self::check::Deviation;
 use self::parent::ensure_parent;
 use crate::names::Directory;
 use crate::network::BridgeNetwork;

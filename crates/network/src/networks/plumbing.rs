@@ -210,7 +210,7 @@ fn others_forward(inner: &Inner, ours: &[&str]) -> Result<bool, Error> {
 }
 
 /// Whether it is the host's end of a container's interface, by its name. Its bridge may be gone before it.
-fn is_end(name: &str) -> bool {
+pub(super) fn is_end(name: &str) -> bool {
     let digits = name.strip_prefix("veth").unwrap_or_default();
     digits.len() == 10 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

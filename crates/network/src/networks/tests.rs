@@ -708,3 +708,74 @@ fn warm_starts_are_measured() {
         assert_eq!(networks.endpoints().unwrap(), []);
     });
 }
+
+#[test]
+fn what_differs_from_the_rows_is_found_and_set_right() {
+    isolated(|| {
+        let root = Root::new();
+        let networks = root.open(Options::default());
+        let request = request(vec![port(18_091)]);
+        let endpoint = networks.prepare(&request).unwrap();
+        let _namespace = start(&endpoint);
+        let live = HashSet::from([request.container.clone()]);
+        assert_eq!(networks.deviations(&live).unwrap(), []);
+        let (bridge, end) = {
+            let plan = endpoint.interfaces().remove(0);
+            (plan.bridge, plan.host_name)
+        };
+        let network = networks.get("bridge").unwrap();
+        let allocations = networks.store.state().allocations();
+        let address = IpAddr::V4(endpoint.address().unwrap());
+        let (pool, number) = network.place(address);
+        // One of each kind, by hand.
+        allocations.release(&pool, number).unwrap();
+        allocations.allocate(&pool, number + 1..number + 2, None, "nobody").unwrap();
+        {
+            let inner = networks.lock();
+            let lost = netlink::Bridge {
+                name: format!("{}-01234", networks.links),
+                mac: [2, 0, 0, 0, 0, 1],
+                mtu: 1500,
+                addresses: Vec::new(),
+            };
+            inner.routes.ensure_bridge(&lost).unwrap();
+            inner.routes.set_master(&end, None).unwrap();
+        }
+        networks.firewall.remove(&plumbing::forwards(&endpoint), &[]).unwrap();
+        let found = networks.deviations(&live).unwrap();
+        let has = |wanted: &Deviation| assert!(found.contains(wanted), "{wanted:?} is not in {found:?}");
+        has(&Deviation::NoAddress { address, container: request.container.clone() });
+        has(&Deviation::Address { pool, number: number + 1, owner: "nobody".to_owned() });
+        has(&Deviation::Bridge { name: format!("{}-01234", networks.links) });
+        has(&Deviation::Unplugged {
+            name: end,
+            bridge: bridge.clone(),
+            container: request.container.clone(),
+        });
+        assert!(found.iter().any(|one| matches!(one, Deviation::Rules(firewall::Deviation::Missing(_)))));
+        for deviation in &found {
+            networks.repair(deviation).unwrap();
+        }
+        assert_eq!(networks.deviations(&live).unwrap(), []);
+        assert!(greeted(&format!("{address}:80")) && greeted("127.0.0.1:18091"));
+        // A bridge that is gone, with the container's end of it.
+        networks.lock().routes.delete(&bridge).unwrap();
+        let found = networks.deviations(&live).unwrap();
+        assert!(matches!(&found[..], [Deviation::NoBridge { .. }, Deviation::Unplugged { .. }]), "{found:?}");
+        for deviation in &found {
+            networks.repair(deviation).unwrap();
+        }
+        assert!(greeted(&format!("{address}:80")));
+        // What a container has that does not run.
+        let found = networks.deviations(&HashSet::new()).unwrap();
+        assert_eq!(found, [Deviation::Endpoint { container: request.container }]);
+        networks.repair(&found[0]).unwrap();
+        let left = networks.deviations(&HashSet::new()).unwrap();
+        // Its end is still in the bridge, as its namespace is still there.
+        assert!(matches!(&left[..], [Deviation::Interface { .. }]), "{left:?}");
+        networks.repair(&left[0]).unwrap();
+        assert_eq!(networks.deviations(&HashSet::new()).unwrap(), []);
+        assert!(networks.retire().unwrap());
+        assert_eq!(networks.deviations(&HashSet::new()).unwrap(), []);
+    });
+}

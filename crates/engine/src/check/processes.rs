@@ -1,0 +1,310 @@
+//! Monitors and what they stand for: sandboxes, control groups, mounts, and spares.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use insula_base::ContainerId;
+use insula_proto::{Call, Empty};
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Signal};
+use tokio::sync::MutexGuard;
+
+use super::network::name;
+use super::{Finding, Known, Report, lasting};
+use crate::containers::container::Container;
+use crate::containers::leftovers;
+use crate::containers::row::Phase;
+use crate::monitor::{Connection, Process, SandboxFolder};
+use crate::{Engine, Error, Result, blocking};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Wrong {
+    /// A folder of run-time state of a container that does not run.
+    Sandbox(ContainerId),
+    /// A container runs, and what tells a later daemon of it is gone.
+    NoSandbox(ContainerId),
+    /// A control group of nobody, below the instance's.
+    Cgroup(String),
+    /// A monitor without a container.
+    Monitor { process: Process, socket: PathBuf },
+    /// A mount in a folder where there is none.
+    Mount { target: PathBuf, kind: String },
+    /// A spare that has ended, or does not listen any more.
+    Spare(Process),
+}
+
+pub(super) async fn inspect(engine: &Engine, report: &mut Report) -> Result<()> {
+    report.go_on()?;
+    report.looked_at_many("sandbox", engine.sandboxes().len());
+    report.looked_at_many("cgroup", leftovers::below(&engine.instance().cgroup())?.len());
+    report.looked_at_many("spare", engine.0.spares.waiting().len());
+    let found = {
+        let engine = engine.clone();
+        lasting(move || look(&engine)).await?
+    };
+    for wrong in found {
+        report.found(finding(engine, &wrong), repair(engine, &wrong)).await?;
+    }
+    Ok(())
+}
+
+/// What there is first, and rows then: a row is there before anything else is made, and goes last.
+fn look(engine: &Engine) -> Result<Vec<Wrong>> {
+    let sandboxes = engine.sandboxes();
+    let cgroups = leftovers::below(&engine.instance().cgroup())?;
+    let monitors = monitors(&engine.instance().run().join("sandboxes"));
+    let mounts = mounts(engine)?;
+    let spares = engine.0.spares.waiting().into_iter().filter(|(_, alive)| !alive);
+    let known = engine.known();
+    let mut found: Vec<Wrong> = spares.map(|(process, _)| Wrong::Spare(process)).collect();
+    // What is in a folder goes before it, and what was mounted last goes first.
+    found.extend(mounts.into_iter().rev());
+    for (socket, process) in monitors {
+        let id = socket.parent().and_then(Path::file_name).and_then(|name| name.to_str()?.parse().ok());
+        let live = id.is_some_and(|id| belongs(engine, &known, &id, process));
+        if !live {
+            found.push(Wrong::Monitor { process, socket });
+        }
+    }
+    found.extend(sandboxes.iter().filter(|id| !known.live.contains(*id)).cloned().map(Wrong::Sandbox));
+    let running = known.live.iter().filter(|id| {
+        let row = engine.0.containers.get(id).map(|container| container.row());
+        row.is_some_and(|row| matches!(row.phase, Phase::Running { .. }))
+    });
+    let without = running.filter(|id| engine.sandbox_of(id).launch().is_none());
+    found.extend(without.cloned().map(Wrong::NoSandbox));
+    let ids = cgroups.into_iter().filter_map(|name| Some((name.parse::<ContainerId>().ok()?, name)));
+    found.extend(ids.filter(|(id, _)| !known.live.contains(id)).map(|(_, name)| Wrong::Cgroup(name)));
+    Ok(found)
+}
+
+/// Whether a monitor is the one of a container that lives.
+fn belongs(engine: &Engine, known: &Known, id: &ContainerId, process: Process) -> bool {
+    let launched = engine.sandbox_of(id).launch().map(|launch| launch.monitor);
+    known.live.contains(id) && launched.is_none_or(|launched| launched == process)
+}
+
+/// Sockets of monitors below `folder`, and who listens at them. A machine has others there.
+///
+/// A socket tells its path even when its file is gone (proc(5), `/proc/net/unix`).
+fn monitors(folder: &Path) -> Vec<(PathBuf, Process)> {
+    let table = fs::read("/proc/net/unix").unwrap_or_default();
+    let mut sockets = BTreeMap::new();
+    for line in table.split(|byte| *byte == b'\n') {
+        let text = String::from_utf8_lossy(line);
+        let ours = |path: &Path| path.starts_with(folder) && path.ends_with(SandboxFolder::SOCKET);
+        if let Some((inode, path)) = listener(&text).filter(|(_, path)| ours(path)) {
+            sockets.insert(format!("socket:[{inode}]"), path);
+        }
+    }
+    if sockets.is_empty() {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    for pid in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = pid.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let opened = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let links = opened.filter_map(|entry| fs::read_link(entry.path()).ok());
+        let socket = links.filter_map(|link| sockets.get(link.to_str()?).cloned()).next();
+        if let (Some(socket), Some(started)) = (socket, Process::start_time(pid)) {
+            found.push((socket, Process { pid, started }));
+        }
+    }
+    found
+}
+
+/// Inode and path of a socket that somebody listens at: Num, RefCount, Protocol, Flags, Type, St, Inode, and
+/// the rest of the line.
+fn listener(line: &str) -> Option<(&str, PathBuf)> {
+    const LISTENS: &str = "00010000";
+    let mut rest = line;
+    let mut fields = [""; 7];
+    for field in &mut fields {
+        (*field, rest) = rest.trim_start().split_once(' ')?;
+    }
+    (fields[3] == LISTENS).then(|| (fields[6], PathBuf::from(rest)))
+}
+
+/// Mounts where the engine keeps its own and mounts nothing for long. Volumes may be mounts of an administrator.
+fn mounts(engine: &Engine) -> Result<Vec<Wrong>> {
+    const TABLE: &str = "/proc/self/mountinfo";
+    let text = fs::read_to_string(TABLE).map_err(|e| Error::io("read", TABLE.as_ref(), e))?;
+    let root = engine.store().root();
+    let folders = ["containers", "layers", "points"].map(|name| root.join(name));
+    let folders: Vec<PathBuf> =
+        folders.into_iter().chain([engine.instance().run().join("sandboxes")]).collect();
+    Ok(text.lines().filter_map(|line| mount_below(line, &folders)).collect())
+}
+
+/// proc_pid_mountinfo(5): the fifth field is the target, the first after ` - ` the kind of file system.
+fn mount_below(line: &str, folders: &[PathBuf]) -> Option<Wrong> {
+    let (fields, rest) = line.split_once(" - ")?;
+    let target = PathBuf::from(unescape(fields.split(' ').nth(4)?));
+    // A whole folder may be a disk of its own.
+    let below = |folder: &PathBuf| target.starts_with(folder) && target != *folder;
+    let kind = rest.split(' ').next().unwrap_or_default().to_owned();
+    folders.iter().any(below).then_some(Wrong::Mount { target, kind })
+}
+
+/// Spaces and the like are written as three octal digits.
+fn unescape(text: &str) -> std::ffi::OsString {
+    let bytes = text.as_bytes();
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let digits = bytes.get(at + 1..at + 4).filter(|_| bytes[at] == b'\\');
+        let octal = digits
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        plain.push(octal.unwrap_or(bytes[at]));
+        at += if octal.is_some() { 4 } else { 1 };
+    }
+    std::ffi::OsStr::from_bytes(&plain).to_owned()
+}
+
+fn finding(engine: &Engine, wrong: &Wrong) -> Finding {
+    let (kind, subject, problem, user) = match wrong {
+        Wrong::Sandbox(id) => {
+            let path = engine.sandbox_of(id).path().display().to_string();
+            let problem = "it is left of a container that does not run".to_owned();
+            ("sandbox", path, problem, engine.known().all.contains(id).then_some(id))
+        }
+        Wrong::NoSandbox(id) => (
+            "sandbox",
+            engine.sandbox_of(id).path().display().to_string(),
+            "its launch record is gone: the next daemon will not find the container".to_owned(),
+            Some(id),
+        ),
+        Wrong::Cgroup(name) => (
+            "cgroup",
+            format!("{}/{name}", engine.instance().cgroup()),
+            "no container that runs has it".to_owned(),
+            None,
+        ),
+        Wrong::Monitor { process, socket } => (
+            "monitor",
+            process.pid.to_string(),
+            format!("it listens at {}, and no container that runs has it", socket.display()),
+            None,
+        ),
+        Wrong::Mount { target, kind } if kind == "nsfs" => {
+            ("namespace", target.display().to_string(), "it is pinned, and nobody uses it".to_owned(), None)
+        }
+        Wrong::Mount { target, kind } => {
+            ("mount", target.display().to_string(), format!("{kind} is mounted, and nobody uses it"), None)
+        }
+        Wrong::Spare(process) => {
+            ("spare", process.pid.to_string(), "the monitor that waited has ended".to_owned(), None)
+        }
+    };
+    Finding { kind, subject, problem, used_by: user.map(|id| name(engine, id)).into_iter().collect() }
+}
+
+async fn repair(engine: &Engine, wrong: &Wrong) -> Result<String> {
+    let done = match wrong {
+        Wrong::Sandbox(id) => {
+            let sandbox = engine.sandbox_of(id);
+            let container = engine.0.containers.get(id);
+            let _turn = engine.still_at_rest(container.as_deref()).await?;
+            if let Ok((mut connection, _)) = Connection::open(&sandbox.socket()).await {
+                // It may end before it answers.
+                let _ = connection.call(Call::Destroy(Empty {}), &[]).await;
+            }
+            let cgroup = format!("{}/{id}", engine.instance().cgroup());
+            blocking(move || {
+                leftovers::kill(&sandbox, &cgroup);
+                sandbox.remove()
+            })
+            .await?;
+            "removed"
+        }
+        Wrong::NoSandbox(id) => {
+            let why = format!("stop container {} and start it again", id.short());
+            return Err(Error::Conflict(why));
+        }
+        Wrong::Cgroup(name) => {
+            let path = format!("{}/{name}", engine.instance().cgroup());
+            let container = name.parse().ok().and_then(|id| engine.0.containers.get(&id));
+            let _turn = engine.still_at_rest(container.as_deref()).await?;
+            blocking(move || leftovers::free(&path)).await?;
+            "removed, with every process in it"
+        }
+        Wrong::Monitor { process, .. } => {
+            let pid = Pid::from_raw(process.pid).filter(|_| process.alive());
+            let killed = pid.map_or(Ok(()), |pid| rustix::process::kill_process(pid, Signal::KILL));
+            killed.map_err(|e| Error::io("kill", Path::new(&process.pid.to_string()), e))?;
+            "killed"
+        }
+        Wrong::Mount { target, .. } => {
+            rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+                .map_err(|e| Error::io("unmount", target, e))?;
+            "unmounted"
+        }
+        Wrong::Spare(_) => {
+            let spares = engine.0.spares.clone();
+            blocking(move || {
+                spares.drop_ended();
+                spares.refill()
+            })
+            .await?;
+            "another one waits"
+        }
+    };
+    Ok(done.to_owned())
+}
+
+impl Engine {
+    /// Nobody starts the container, if there is one, as long as the answer is held.
+    async fn still_at_rest<'a>(
+        &self,
+        container: Option<&'a Container>,
+    ) -> Result<Option<MutexGuard<'a, ()>>> {
+        let Some(container) = container else { return Ok(None) };
+        let turn = container.turn.lock().await;
+        if container.row().phase.live() {
+            return Err(Error::Conflict(format!("container {} was started meanwhile", container.id.short())));
+        }
+        Ok(Some(turn))
+    }
+
+    fn sandbox_of(&self, id: &ContainerId) -> SandboxFolder {
+        SandboxFolder::new(self.instance().sandbox(id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn mounts_below_our_folders_are_found() {
+        let folders = [PathBuf::from("/r/layers"), PathBuf::from("/r/a b")];
+        let line = |target: &str| format!("40 22 0:38 / {target} rw,relatime shared:1 - nsfs nsfs rw");
+        let found = |target: &str| mount_below(&line(target), &folders);
+        let mount = |target: &str| Some(Wrong::Mount { target: target.into(), kind: "nsfs".to_owned() });
+        assert_eq!(found("/r/layers/x"), mount("/r/layers/x"));
+        assert_eq!(found("/r/a\\040b/c"), mount("/r/a b/c"));
+        for other in ["/r/layers", "/r/layersx/y", "/r/volumes/x", "/"] {
+            assert_eq!(found(other), None, "{other}");
+        }
+        assert_eq!(mount_below("", &folders), None);
+        assert_eq!(unescape("a\\09b\\"), "a\\09b\\");
+    }
+
+    #[test]
+    fn who_listens_is_found_by_the_path_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a b").join("task.sock");
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let found: HashSet<i32> =
+            monitors(folder.path()).into_iter().map(|(_, process)| process.pid).collect();
+        assert_eq!(found, HashSet::from([std::process::id() as i32]));
+        assert!(monitors(&folder.path().join("c")).is_empty());
+    }
+}
