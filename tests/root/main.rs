@@ -8,6 +8,7 @@ mod bundles;
 mod check;
 mod confinement;
 mod crash;
+mod diagnose;
 mod faults;
 mod files;
 mod firewalls;

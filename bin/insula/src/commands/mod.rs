@@ -6,6 +6,7 @@ mod bundle;
 mod check;
 mod cp;
 mod df;
+mod diagnose;
 mod events;
 mod exec;
 mod generate;

@@ -1,5 +1,7 @@
 //! `info version`.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use insula_models::{ApiVersion, SystemInfo, Version};
 use serde_json::json;
@@ -115,8 +117,20 @@ fn print_formatted(document: &serde_json::Value, format: &str) -> anyhow::Result
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   insula info
-  insula info -f '{{.CgroupVersion}}'")]
+  insula info -f '{{.CgroupVersion}}'
+  insula system info --diagnose=fault.tar.gz")]
 pub(crate) struct InfoArgs {
+    /// Write all that helps to find a fault to a new file [default: insula-diagnosis.tar.gz]; variables, labels,
+    /// command lines and credentials are left out
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "insula-diagnosis.tar.gz",
+        conflicts_with = "format"
+    )]
+    diagnose: Option<PathBuf>,
     /// Go template, or 'json'
     #[arg(short, long, value_name = "FORMAT", default_value = "", hide_default_value = true)]
     format: String,
@@ -124,6 +138,9 @@ pub(crate) struct InfoArgs {
 
 impl Run for InfoArgs {
     async fn run(self, context: Context) -> Outcome {
+        if let Some(path) = &self.diagnose {
+            return super::diagnose::write(context, path).await;
+        }
         let info = context.client().await?.info().await?;
         if !self.format.is_empty() {
             print_formatted(&serde_json::to_value(&info)?, &self.format)?;
