@@ -75,6 +75,21 @@ impl Daemon {
         self.mounts.push(path.to_owned());
     }
 
+    /// Mounts a file system of this size (`32m`) at `path`, as [`Self::mount`].
+    pub fn mount_small(&mut self, path: &Path, size: &str) {
+        std::fs::create_dir_all(path).unwrap();
+        let data = std::ffi::CString::new(format!("mode=755,size={size}")).unwrap();
+        rustix::mount::mount(
+            "tmpfs",
+            path,
+            "tmpfs",
+            rustix::mount::MountFlags::empty(),
+            Some(data.as_c_str()),
+        )
+        .unwrap();
+        self.mounts.push(path.to_owned());
+    }
+
     /// Its folders and names.
     #[must_use]
     pub fn instance(&self) -> &Instance {

@@ -21,6 +21,7 @@ use insula_models::{
 use insula_store::{Collection, Error as StoreError, Record, Store, Transaction};
 use jiff::Timestamp;
 
+use crate::containers::copyup::take_back;
 use crate::events::{EventType, Events};
 use crate::filters::{Filters, check_names, has_label, one_bool};
 use crate::{Error, Result, blocking};
@@ -60,7 +61,9 @@ impl Volumes {
         let volumes = Self { store, events };
         // One whose create was cut off is empty; one whose removal was is as it would be then.
         for volume in volumes.all()? {
-            make_data(&volumes.data(&volume.name)?)?;
+            let data = volumes.data(&volume.name)?;
+            make_data(&data)?;
+            take_back(&data)?;
         }
         Ok(volumes)
     }

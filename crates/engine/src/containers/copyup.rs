@@ -1,8 +1,10 @@
 //! What an image has at the target of a new volume is copied into it, owners and all, so that the
-//! volume begins as the image would have it.
+//! volume begins as the image would have it. Half of it is worse than nothing, since a volume with something in
+//! it is not filled again: beside its data stands what is being copied, and whoever finds that takes it back.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
@@ -13,6 +15,38 @@ use crate::{Error, Result};
 
 /// Folders below each other: past any real tree, short of this thread's stack.
 const DEEPEST: usize = 256;
+
+/// Beside the data of a volume that is being filled: the names that are copied, a zero behind each.
+const FILLING: &str = "filling";
+
+/// Takes back what was copied to `volume` when it was cut off. What others have put there has other names.
+pub(crate) fn take_back(volume: &Path) -> Result<()> {
+    let Some(list) = volume.parent().map(|folder| folder.join(FILLING)) else { return Ok(()) };
+    let names = match std::fs::read(&list) {
+        Ok(names) => names,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io("read", &list, error)),
+    };
+    for name in names.split(|byte| *byte == 0).filter(|name| is_name(name)) {
+        let path = volume.join(OsStr::from_bytes(name));
+        let removed = match std::fs::symlink_metadata(&path) {
+            Ok(stat) if stat.is_dir() => std::fs::remove_dir_all(&path),
+            Ok(_) => std::fs::remove_file(&path),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", &path, error));
+            }
+            _ => {}
+        }
+    }
+    std::fs::remove_file(&list).map_err(|e| Error::io("remove", &list, e))
+}
+
+fn is_name(name: &[u8]) -> bool {
+    !name.is_empty() && !matches!(name, b"." | b"..") && !name.contains(&b'/')
+}
 
 /// Fills the folder `volume` if it is empty. An image that has no folder at `target` gives nothing.
 pub(super) fn fill(layers: &[PathBuf], hidden: &[String], target: &str, volume: &Path) -> Result<()> {
@@ -29,7 +63,16 @@ pub(super) fn fill(layers: &[PathBuf], hidden: &[String], target: &str, volume: 
         Err(error) => return Err(error),
     };
     let Some(from) = place.dir() else { return Ok(()) };
-    folder(&tree, from, &place.path, to.as_fd(), 0).map_err(fail)?;
+    let names = from.names().map_err(fail)?;
+    let list = volume.with_file_name(FILLING);
+    let text: Vec<u8> = names.iter().flat_map(|name| [name.as_bytes(), &[0]].concat()).collect();
+    insula_base::replace(&list, &text, 0o600, insula_base::Durability::Process)
+        .map_err(|e| Error::io("write", &list, e))?;
+    if let Err(error) = folder(&tree, from, &place.path, to.as_fd(), 0) {
+        take_back(volume)?;
+        return Err(fail(error));
+    }
+    std::fs::remove_file(&list).map_err(|e| Error::io("remove", &list, e))?;
     if let Some(top) = from.topmost() {
         let stat = rustix::fs::fstat(top).map_err(fail)?;
         own(&to, &stat).map_err(fail)?;
@@ -119,10 +162,34 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     #[test]
+    fn half_of_it_is_taken_back() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        fs::create_dir_all(path("layer/srv/sub")).unwrap();
+        fs::create_dir_all(path("vol/_data/sub")).unwrap();
+        fs::write(path("layer/srv/sub/b"), "b").unwrap();
+        fs::write(path("layer/srv/a"), "a").unwrap();
+        // What a daemon leaves that is killed in the middle, and what somebody else has put beside it.
+        fs::write(path("vol/filling"), b"a\0sub\0../layer\0..\0\0").unwrap();
+        fs::write(path("vol/_data/sub/b"), "").unwrap();
+        fs::write(path("vol/_data/theirs"), "theirs").unwrap();
+        take_back(&path("vol/_data")).unwrap();
+        let names: Vec<_> =
+            fs::read_dir(path("vol/_data")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["theirs"]);
+        fs::remove_file(path("vol/_data/theirs")).unwrap();
+        fill(&[path("layer")], &[], "/srv", &path("vol/_data")).unwrap();
+        assert_eq!(fs::read_to_string(path("vol/_data/sub/b")).unwrap(), "b");
+        assert!(!path("vol/filling").exists());
+        take_back(&path("vol/_data")).unwrap();
+        assert_eq!(fs::read_to_string(path("vol/_data/a")).unwrap(), "a");
+    }
+
+    #[test]
     fn the_merged_content_is_copied_once() {
         let root = tempfile::tempdir().unwrap();
         let path = |name: &str| root.path().join(name);
-        for folder in ["low/srv/sub", "high/srv", "high/data", "volume", "other"] {
+        for folder in ["low/srv/sub", "high/srv", "high/data", "v/volume", "o/other"] {
             fs::create_dir_all(path(folder)).unwrap();
         }
         fs::write(path("low/srv/a"), "low").unwrap();
@@ -133,17 +200,17 @@ mod tests {
         symlink("/etc", path("low/srv/out")).unwrap();
         let layers = [path("low"), path("high")];
         // By a link of the image's own, which stays inside.
-        fill(&layers, &[], "/data/link", &path("volume")).unwrap();
-        assert_eq!(fs::read_to_string(path("volume/a")).unwrap(), "high");
-        assert_eq!(fs::metadata(path("volume/a")).unwrap().mode() & 0o777, 0o640);
-        assert_eq!(fs::read_to_string(path("volume/sub/b")).unwrap(), "b");
-        assert_eq!(fs::read_link(path("volume/out")).unwrap(), Path::new("/etc"));
-        fs::write(path("volume/a"), "mine").unwrap();
-        fill(&layers, &[], "/srv", &path("volume")).unwrap();
-        assert_eq!(fs::read_to_string(path("volume/a")).unwrap(), "mine");
-        fill(&layers, &[], "/nowhere/at/all", &path("other")).unwrap();
-        fill(&layers, &[], "/srv/a/below", &path("other")).unwrap();
-        assert_eq!(fs::read_dir(path("other")).unwrap().count(), 0);
+        fill(&layers, &[], "/data/link", &path("v/volume")).unwrap();
+        assert_eq!(fs::read_to_string(path("v/volume/a")).unwrap(), "high");
+        assert_eq!(fs::metadata(path("v/volume/a")).unwrap().mode() & 0o777, 0o640);
+        assert_eq!(fs::read_to_string(path("v/volume/sub/b")).unwrap(), "b");
+        assert_eq!(fs::read_link(path("v/volume/out")).unwrap(), Path::new("/etc"));
+        fs::write(path("v/volume/a"), "mine").unwrap();
+        fill(&layers, &[], "/srv", &path("v/volume")).unwrap();
+        assert_eq!(fs::read_to_string(path("v/volume/a")).unwrap(), "mine");
+        fill(&layers, &[], "/nowhere/at/all", &path("o/other")).unwrap();
+        fill(&layers, &[], "/srv/a/below", &path("o/other")).unwrap();
+        assert_eq!(fs::read_dir(path("o/other")).unwrap().count(), 0);
     }
     #[test]
     fn what_the_image_hides_is_not_copied() {
@@ -156,10 +223,10 @@ mod tests {
             fs::write(path(file), "secret").unwrap();
         }
         let hidden: Vec<String> = ["/etc/shadow", "/etc/keys", "/root"].map(str::to_owned).into();
-        fill(&[path("low")], &hidden, "/etc", &path("volume")).unwrap();
-        assert!(path("volume/passwd").exists() && !path("volume/shadow").exists());
-        assert_eq!(fs::read_dir(path("volume/keys")).unwrap().count(), 0);
-        fill(&[path("low")], &hidden, "/root", &path("other")).unwrap();
-        assert_eq!(fs::read_dir(path("other")).unwrap().count(), 0);
+        fill(&[path("low")], &hidden, "/etc", &path("v/volume")).unwrap();
+        assert!(path("v/volume/passwd").exists() && !path("v/volume/shadow").exists());
+        assert_eq!(fs::read_dir(path("v/volume/keys")).unwrap().count(), 0);
+        fill(&[path("low")], &hidden, "/root", &path("o/other")).unwrap();
+        assert_eq!(fs::read_dir(path("o/other")).unwrap().count(), 0);
     }
 }

@@ -6,7 +6,7 @@
 pub(crate) mod attach;
 pub(crate) mod check;
 pub(crate) mod container;
-mod copyup;
+pub(crate) mod copyup;
 pub(crate) mod create;
 mod endpoints;
 mod files;
