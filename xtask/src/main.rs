@@ -1,7 +1,8 @@
-//! Checks and chores of the repository: `cargo xtask layering`.
+//! Checks and chores of the repository: `cargo xtask layering`, `cargo xtask soak`.
 
 mod graph;
 mod layering;
+mod soak;
 mod source;
 
 use std::process::ExitCode;
@@ -9,15 +10,25 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 const USAGE: &str = "usage: cargo xtask layering
+       cargo xtask soak [--minutes N | --seconds N] [--seed N]
 
 layering   holds the arrows between the crates, keeps tokio in the daemon and the CLI,
-           and unsafe code in crates/sys and crates/vmm";
+           and unsafe code in crates/sys and crates/vmm
+soak       does a mix of everything, for 5 minutes if nothing else is said, and ends with a
+           look for what is left and with what insulad and the monitors take: needs root";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
         ["layering"] => finish(check_layering()),
+        ["soak", rest @ ..] => match soak::options(rest) {
+            Ok(options) => soak::run(&options),
+            Err(error) => {
+                eprintln!("soak: {error:#}\n{USAGE}");
+                ExitCode::from(2)
+            }
+        },
         ["--help" | "-h" | "help"] => {
             eprintln!("{USAGE}");
             ExitCode::SUCCESS
