@@ -4,6 +4,7 @@ use insula_sys::failpoint::failpoint;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use insula_base::{Kind, Kinded};
 use insula_models::Health;
 use insula_proto::{Exited, Outcome};
 use jiff::Timestamp;
@@ -94,6 +95,31 @@ impl Engine {
         }
     }
 
+    /// What is kept of an end. On a full disk it takes what is kept for that.
+    fn put_down(&self, container: &Container, row: &Row) -> Result<()> {
+        let full = match self.put_down_once(container, row) {
+            Err(error) if error.kind() == Kind::Unavailable => error,
+            done => return done,
+        };
+        if !self.store().spend_reserve() {
+            return Err(full);
+        }
+        let done = self.put_down_once(container, row);
+        self.store().refill_reserve();
+        done
+    }
+
+    /// Every step may be repeated.
+    fn put_down_once(&self, container: &Container, row: &Row) -> Result<()> {
+        self.networks().release(&container.id)?;
+        failpoint("exit.released");
+        container.change(self.store(), |_| {})?;
+        failpoint("exit.row");
+        self.sandbox(row).remove()?;
+        failpoint("exit.folder");
+        Ok(())
+    }
+
     async fn apply(&self, container: &Arc<Container>, phase: Phase) -> Result<()> {
         let Phase::Exited { code, oom, at, .. } = phase else { return Ok(()) };
         failpoint("exit.heard");
@@ -115,12 +141,15 @@ impl Engine {
         // A container that goes now needs no row of its end: its sandbox's record stays until the row is gone.
         if again || !row.host.auto_remove {
             self.publish_connections(&row, "disconnect")?;
-            self.networks().release(&container.id)?;
-            failpoint("exit.released");
-            container.change(self.store(), |_| {})?;
-            failpoint("exit.row");
-            self.sandbox(&row).remove()?;
-            failpoint("exit.folder");
+            if let Err(error) = self.put_down(container, &row) {
+                // Its record is still there, for the next daemon. Whoever waits for the end is told of it.
+                let error = insula_base::chain(&error);
+                tracing::error!(
+                    container = container.id.short(),
+                    error,
+                    "the end of a container is not written"
+                );
+            }
         }
         let seconds = ran.unwrap_or_default().as_secs().to_string();
         self.publish(&row, "die", &[("exitCode", &code.to_string()), ("execDuration", &seconds)]);
