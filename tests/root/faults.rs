@@ -125,16 +125,51 @@ fn a_frozen_process_that_ignores_sigterm_is_stopped() {
     assert_eq!(daemon.inspect("box", "/State/Paused"), false);
 }
 
+/// The process that watches over a container's first one.
+fn monitor_of(pid: u64) -> i32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap();
+    let command = std::fs::read_to_string(format!("/proc/{parent}/cmdline")).unwrap();
+    assert!(command.contains("insula-monitor"), "{command}");
+    parent
+}
+
+#[test]
+fn a_monitor_that_memory_runs_out_for_takes_its_container_along() {
+    let memory = Path::new("/sys/fs/cgroup/memory");
+    if insula_tests::is_root() && !memory.is_dir() {
+        return insula_tests::skip("memory", "there is no hierarchy of version 1 for memory");
+    }
+    let daemon = daemon!();
+    daemon.sleeper(SLEEPER);
+    let (pid, monitor) = (daemon.pid_of("box"), monitor_of(daemon.pid_of("box")));
+    let group = memory.join(format!("insula-test-{}", insula_base::random_hex(4)));
+    std::fs::create_dir(&group).unwrap();
+    let _removed = insula_tests::OnDrop(|| insula_tests::remove_cgroups(&group));
+    let write = |file: &str, text: &str| std::fs::write(group.join(file), text);
+    write("memory.limit_in_bytes", "4096").unwrap();
+    // Where there is swap.
+    let _ = write("memory.memsw.limit_in_bytes", "4096");
+    write("cgroup.procs", &monitor.to_string()).unwrap();
+    // Whatever it is asked to do now takes memory.
+    eventually("the kernel kills it", || {
+        let _ = daemon.insula(&["exec", "box", "true"]);
+        let counts = std::fs::read_to_string(group.join("memory.oom_control")).unwrap();
+        let killed = counts.lines().any(|line| line.starts_with("oom_kill ") && line != "oom_kill 0");
+        (killed && daemon.inspect("box", "/State/Status") == "exited").then_some(())
+    });
+    assert_eq!(daemon.inspect("box", "/State/ExitCode"), 255);
+    eventually("nothing of it runs on", || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
+    daemon.insula(&["start", "box"]).ok();
+    daemon.exec("box", "true").ok();
+}
+
 #[test]
 fn a_monitor_that_is_killed_takes_its_container_along_and_is_told() {
     let daemon = daemon!();
     let id = daemon.sleeper(SLEEPER);
     let pid = daemon.pid_of("box");
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap();
-    let monitor = rustix::process::Pid::from_raw(parent).unwrap();
-    let command = std::fs::read_to_string(format!("/proc/{parent}/cmdline")).unwrap();
-    assert!(command.contains("insula-monitor"), "{command}");
+    let monitor = rustix::process::Pid::from_raw(monitor_of(pid)).unwrap();
     // As the kernel does when memory runs out.
     rustix::process::kill_process(monitor, rustix::process::Signal::KILL).unwrap();
     daemon.reaches(&id, "exited");
