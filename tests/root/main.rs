@@ -12,6 +12,7 @@ mod diagnose;
 mod faults;
 mod files;
 mod firewalls;
+mod full_disk;
 mod health;
 mod idmaps;
 mod images;

@@ -752,7 +752,11 @@ fn what_differs_from_the_rows_is_found_and_set_right() {
             bridge: bridge.clone(),
             container: request.container.clone(),
         });
-        assert!(found.iter().any(|one| matches!(one, Deviation::Rules(firewall::Deviation::Missing(_)))));
+        assert!(
+            found
+                .iter()
+                .any(|one| matches!(one, Deviation::Rules(insula_host::firewall::Deviation::Missing(_))))
+        );
         for deviation in &found {
             networks.repair(deviation).unwrap();
         }
