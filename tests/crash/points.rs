@@ -14,7 +14,8 @@ const PORT: &str = "127.0.0.1::80";
 /// A container that has something of everything.
 fn create(daemon: &Daemon, name: &str) {
     let made = ["create", "--init", "--name", name, "-v", "/anonymous", "-v", "named:/named", "-p", PORT];
-    daemon.insula(&[&made[..], &["busybox", "sleep", "1000"]].concat());
+    let size = ["--storage-opt", "size=8m"];
+    daemon.insula(&[&made[..], &size, &["busybox", "sleep", "1000"]].concat());
 }
 
 fn arm(daemon: &Daemon, point: &str) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use insula_tests::{Daemon, eventually};
@@ -34,7 +34,11 @@ pub(crate) fn check(daemon: &Daemon, when: &str) {
         let leaks = daemon.leaks();
         let groups: BTreeSet<String> = leaks.cgroups.iter().map(file_name).collect();
         let sandboxes: BTreeSet<String> = leaks.sandboxes.iter().map(file_name).collect();
-        let fits = groups == running && sandboxes == running && leaks.mounts.is_empty();
+        // Of one that was not used since the host has started nothing is mounted.
+        let of =
+            |path: &PathBuf, name| ids.iter().any(|id| *path == root.join("containers").join(id).join(name));
+        let mounts = leaks.mounts.iter().all(|path| of(path, "layer"));
+        let fits = groups == running && sandboxes == running && mounts;
         fits.then_some(())
     });
     for folder in ["layers/tmp", "content/ingest"] {
@@ -66,6 +70,7 @@ pub(crate) fn clear(daemon: &Daemon, when: &str) {
     eventually(&format!("nothing is left, {when}"), || {
         let leaks = daemon.leaks();
         let bare = leaks.cgroups.is_empty() && leaks.sandboxes.is_empty() && leaks.ports.is_empty();
+        let bare = bare && leaks.mounts.is_empty();
         (bare && elements(daemon) == 0).then_some(())
     });
 }

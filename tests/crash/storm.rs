@@ -50,6 +50,10 @@ const VERBS: [Verb; 7] =
 impl Verb {
     fn words(self, name: &str) -> Vec<String> {
         let words: &[&str] = match self {
+            // Some of them have disks of their own.
+            Self::Create if name < "m" => {
+                &["create", "--storage-opt", "size=8m", "--name", name, "busybox", "sleep", "1000"]
+            }
             Self::Create => &["create", "--init", "-v", "/v", "--name", name, "busybox", "sleep", "1000"],
             Self::Start => &["start", name],
             Self::Stop => &["stop", "-t", "3", name],

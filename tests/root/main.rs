@@ -26,6 +26,7 @@ mod network;
 mod process;
 mod pull;
 mod push;
+mod quotas;
 mod restart;
 mod run;
 mod saves;

@@ -16,6 +16,9 @@ use crate::Outcome;
 pub struct Leaks {
     pub processes: Vec<u32>,
     pub mounts: Vec<PathBuf>,
+    /// Files that are the content of loop devices. They go with the last mount: a mount namespace that anybody has
+    /// made on this host meanwhile keeps a copy of it, so these do not count as left.
+    pub disks: Vec<PathBuf>,
     /// Cgroups of containers.
     pub cgroups: Vec<PathBuf>,
     /// Interfaces plugged into the instance's bridge.
@@ -33,6 +36,7 @@ impl Leaks {
         Self {
             processes: processes(instance, folder),
             mounts: mounts_below(folder),
+            disks: disks_below(folder),
             cgroups: roots(instance).iter().flat_map(|root| folders_in(root)).collect(),
             ports: names_in(&PathBuf::from("/sys/class/net").join(instance.bridge()).join("brif")),
             sandboxes: folders_in(&sandboxes),
@@ -150,6 +154,14 @@ fn processes(instance: &Instance, folder: &Path) -> Vec<u32> {
             ours || groups.lines().any(|line| format!("{line}/").contains(&group))
         })
         .collect()
+}
+
+/// Files that loop devices have, those that are gone among them.
+fn disks_below(folder: &Path) -> Vec<PathBuf> {
+    let devices = Path::new("/sys/block");
+    let files = names_in(devices).into_iter().map(|name| devices.join(name).join("loop/backing_file"));
+    let files = files.filter_map(|file| fs::read_to_string(file).ok());
+    files.map(|file| PathBuf::from(file.trim_end())).filter(|file| file.starts_with(folder)).collect()
 }
 
 fn mounts_below(folder: &Path) -> Vec<PathBuf> {

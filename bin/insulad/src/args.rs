@@ -146,6 +146,9 @@ pub(crate) struct Options {
     /// Program that serves them [default: insula-proxy beside this one]
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) proxy: Option<PathBuf>,
+    /// Option of writable layers for which none is asked (run --storage-opt): size=10g [default: no size]
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) storage_opt: Vec<String>,
 }
 
 /// For `--vm-backend`.
@@ -213,6 +216,7 @@ impl Options {
             publish_host_http: list(self.publish_host_http, other.publish_host_http),
             publish_host_https: list(self.publish_host_https, other.publish_host_https),
             publish_host_certs: self.publish_host_certs.or(other.publish_host_certs),
+            storage_opt: list(self.storage_opt, other.storage_opt),
             proxy: self.proxy.or(other.proxy),
         }
     }

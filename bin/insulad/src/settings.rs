@@ -36,6 +36,8 @@ pub(crate) struct Settings {
     pub(crate) registries: insula_registry::Options,
     pub(crate) network: insula_engine::NetworkOptions,
     pub(crate) sites: insula_engine::SiteOptions,
+    /// Size of writable layers for which none is asked.
+    pub(crate) storage_size: Option<String>,
 }
 
 impl Settings {
@@ -71,6 +73,7 @@ impl Settings {
             registries: options.registries().context("registries")?,
             network: options.network()?,
             sites: options.sites()?,
+            storage_size: storage_size(&options)?,
             authorization: Authorization::new(&options.authorization),
             sockets,
             group,
@@ -128,6 +131,18 @@ fn tls(options: &Options) -> Result<Option<TlsFiles>> {
     }
 }
 
+/// By the name that `run` has for it, or Docker's daemon.
+fn storage_size(options: &Options) -> Result<Option<String>> {
+    let mut size = None;
+    for text in &options.storage_opt {
+        let named = text.strip_prefix("size=").or_else(|| text.strip_prefix("overlay2.size="));
+        let Some(value) = named else { bail!("storage-opt {text:?}: size=BYTES is expected (size=10g)") };
+        insula_engine::parse_storage_size(value).with_context(|| format!("storage-opt {text:?}"))?;
+        size = Some(value.to_owned());
+    }
+    Ok(size)
+}
+
 fn is_plugin(text: &str) -> bool {
     let path = text.strip_prefix("unix://").unwrap_or(text);
     path.starts_with('/') || (!path.is_empty() && !path.contains('/') && !path.starts_with('.'))
@@ -168,6 +183,9 @@ mod tests {
         assert_eq!(settings.sockets, [Path::new("/b/insula.sock")]);
         assert_eq!(settings.policy.forbidden, [Forbidden::Privileged]);
         assert_eq!(settings.log, "debug");
+        let settings =
+            self::settings(&["--storage-opt", "overlay2.size=2g"], "storage-opt = [\"size=1g\"]").unwrap();
+        assert_eq!(settings.storage_size.as_deref(), Some("2g"));
     }
 
     #[test]
@@ -198,6 +216,8 @@ mod tests {
             ("tlscert = \"/x\"\ntlskey = \"/x\"\ntlscacert = \"/x\"", "\"/x\""),
             ("group = \"no such group\"", "is not in /etc/group"),
             ("authorization = [\"../x\"]", "the absolute path"),
+            ("storage-opt = [\"size=1k\"]", "too small"),
+            ("storage-opt = [\"dm.basesize=1g\"]", "size=BYTES"),
         ] {
             let error = format!("{:#}", settings(&[], file).unwrap_err());
             assert!(error.contains(why), "{file}: {error}");

@@ -59,6 +59,8 @@ pub struct Config {
     pub network: insula_network::Options,
     /// Where host names are served.
     pub sites: crate::sites::Options,
+    /// Size of writable layers for which none is asked, as `HostConfig.StorageOpt` has it.
+    pub storage_size: Option<String>,
 }
 
 /// All use cases. Clones are the same engine.
@@ -177,6 +179,7 @@ impl Engine {
     /// Takes back what the host has for all containers together, bridges, rules and the group above theirs, if
     /// none runs. For the very end: the next start makes it anew.
     pub async fn retire(&self) {
+        self.detach_disks().await;
         if self.0.containers.all().iter().any(|container| container.row().phase.live()) {
             return;
         }

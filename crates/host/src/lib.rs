@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod confine;
+pub mod disk;
 pub mod firewall;
 pub mod guest;
 pub mod hardware;

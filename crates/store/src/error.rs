@@ -123,6 +123,9 @@ pub enum Error {
     Reference(#[from] ReferenceError),
     #[error(transparent)]
     Digest(#[from] DigestError),
+    /// The disk of a writable layer.
+    #[error(transparent)]
+    Disk(#[from] insula_host::disk::Error),
     /// A defect of this program.
     #[error("{0}")]
     Defect(&'static str),
@@ -179,6 +182,7 @@ impl Kinded for Error {
             Self::Document(error) => error.kind(),
             Self::Reference(error) => error.kind(),
             Self::Digest(error) => error.kind(),
+            Self::Disk(error) => error.kind(),
         }
     }
 }

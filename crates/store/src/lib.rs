@@ -16,7 +16,7 @@
 //!   layers/recipes/<64>/      what makes the archive of a layer again, named by its diff id; see `recipe`
 //!   layers/tmp/               layers not yet complete, or on their way out; swept at open
 //!   points/                   what the engine mounts on in every container, empty: their lowest layer
-//!   containers/<64>/          upper/ work/ logs/
+//!   containers/<64>/          upper/ work/ logs/; see `containers`
 //!   volumes/<name>/_data/
 //!   caches/<key>/             what commands of builds keep from one build to the next
 //!   reserve                   room for the records of a removal when the disk is full
@@ -24,6 +24,7 @@
 
 pub mod archive;
 mod caches;
+mod containers;
 mod content;
 mod error;
 pub mod images;
@@ -37,6 +38,7 @@ mod usage;
 pub mod workload;
 
 pub use caches::CacheOwner;
+pub use containers::{ContainerDir, StagedUpper};
 pub use content::Content;
 pub use error::{Error, Result};
 pub use images::{
@@ -45,6 +47,6 @@ pub use images::{
     Removal, Scratch, StagedLayer, Standing,
 };
 pub use layers::{Layer, Layers};
-pub use root::{ContainerDir, MOUNT_POINTS, StagedUpper, Store};
+pub use root::{MOUNT_POINTS, Store};
 pub use state::{Allocation, Allocations, Collection, Record, Records, State, Transaction};
 pub use usage::{ContainerUsage, Usage};

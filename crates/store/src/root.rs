@@ -6,15 +6,15 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use insula_base::{ContainerId, Durability, Kind, Kinded};
+use insula_base::{Durability, Kind, Kinded};
 use rustix::fs::{FallocateFlags, FlockOperation, fcntl_lock, flock};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, fcntl_getlk};
 
-use crate::{Content, Error, Images, Layers, Result, State, tree};
+use crate::{Content, Error, Images, Layers, Result, State, containers, tree};
 
 /// Raised when an older version could no longer read what is below the root.
 const LAYOUT: u32 = 1;
@@ -29,6 +29,8 @@ pub struct Store {
     content: Arc<Content>,
     layers: Arc<Layers>,
     images: Images,
+    /// Held by who looks whether a disk of a container is mounted, and then mounts it.
+    pub(crate) disks: Mutex<()>,
     _lock: File,
 }
 
@@ -55,13 +57,21 @@ impl Store {
         let containers = root.join("containers");
         make_private(&containers)?;
         make_private(&root.join("volumes"))?;
-        sweep_containers(&containers)?;
+        containers::sweep(&containers)?;
         make_points(&root.join(POINTS))?;
         let state = Arc::new(State::open(&root.join("state.db"))?);
         let content = Arc::new(Content::open(&root.join("content"))?);
         let layers = Arc::new(Layers::open(&root.join("layers"))?);
         let images = Images::open(root, &state, &content, &layers)?;
-        let store = Self { root: root.to_owned(), state, content, layers, images, _lock: lock };
+        let store = Self {
+            root: root.to_owned(),
+            state,
+            content,
+            layers,
+            images,
+            disks: Mutex::new(()),
+            _lock: lock,
+        };
         store.open_caches()?;
         store.refill_reserve();
         Ok(store)
@@ -153,122 +163,6 @@ impl Store {
     pub fn points(&self) -> PathBuf {
         self.root.join(POINTS)
     }
-
-    /// Where a container's folders are, made or not.
-    #[must_use]
-    pub fn container_dir(&self, id: &ContainerId) -> ContainerDir {
-        ContainerDir { path: self.root.join("containers").join(id.as_str()) }
-    }
-
-    /// Makes a container's folders; that they are there already is no error.
-    pub fn create_container_dir(&self, id: &ContainerId) -> Result<ContainerDir> {
-        self.make_container_dir(id, None)
-    }
-
-    /// The same with a writable layer that was made before, below [`Store::begin_upper`]'s folder.
-    pub fn restore_container_dir(&self, id: &ContainerId, upper: &StagedUpper) -> Result<ContainerDir> {
-        self.make_container_dir(id, Some(&upper.path))
-    }
-
-    fn make_container_dir(&self, id: &ContainerId, upper: Option<&Path>) -> Result<ContainerDir> {
-        let folder = self.container_dir(id);
-        make_folder(&folder.path, 0o700)?;
-        match upper {
-            Some(staged) => {
-                fs::rename(staged, folder.upper()).map_err(|e| Error::io("rename", staged, e))?;
-            }
-            // Overlay shows the upper folder's own mode as the mode of the container's root.
-            None => make_folder(&folder.upper(), 0o755)?,
-        }
-        make_folder(&folder.work(), 0o700)?;
-        make_folder(&folder.logs(), 0o700)?;
-        Ok(folder)
-    }
-
-    /// A writable layer for a container that is still to be made. What a crash leaves is swept at the next
-    /// open.
-    pub fn begin_upper(&self) -> Result<StagedUpper> {
-        let name = format!("{DYING}{}", insula_base::random_hex(8));
-        let path = self.root.join("containers").join(name);
-        make_folder(&path, 0o755)?;
-        Ok(StagedUpper { path })
-    }
-
-    /// Removes a container's folders and everything in them. They vanish at once by a rename; what
-    /// is then left half removed by a crash is swept at the next open.
-    pub fn remove_container_dir(&self, id: &ContainerId) -> Result<()> {
-        discard(&self.container_dir(id).path, &self.root.join("containers"))
-    }
-
-    /// Every container that has a folder.
-    pub fn container_dirs(&self) -> Result<Vec<ContainerId>> {
-        let path = self.root.join("containers");
-        let mut ids = Vec::new();
-        for entry in fs::read_dir(&path).map_err(|e| Error::io("readdir", &path, e))? {
-            let entry = entry.map_err(|e| Error::io("readdir", &path, e))?;
-            ids.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
-        }
-        Ok(ids)
-    }
-}
-
-/// A writable layer that no container has yet. Dropped, it is gone.
-#[derive(Debug)]
-pub struct StagedUpper {
-    path: PathBuf,
-}
-
-impl StagedUpper {
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for StagedUpper {
-    fn drop(&mut self) {
-        // With its container it is elsewhere.
-        if self.path.exists()
-            && let Err(error) = remove_any(&self.path)
-        {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "a writable layer is left for the next open"
-            );
-        }
-    }
-}
-
-/// The folders of one container.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ContainerDir {
-    path: PathBuf,
-}
-
-impl ContainerDir {
-    /// The folder of the container.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The writable layer.
-    #[must_use]
-    pub fn upper(&self) -> PathBuf {
-        self.path.join("upper")
-    }
-
-    /// Overlay's scratch folder, on the same file system.
-    #[must_use]
-    pub fn work(&self) -> PathBuf {
-        self.path.join("work")
-    }
-
-    /// Log files.
-    #[must_use]
-    pub fn logs(&self) -> PathBuf {
-        self.path.join("logs")
-    }
 }
 
 /// Makes one folder and those above it; it may exist.
@@ -330,17 +224,7 @@ fn make_points(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-const DYING: &str = ".removed-";
-
-fn sweep_containers(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(|e| Error::io("readdir", folder, e))? {
-        let entry = entry.map_err(|e| Error::io("readdir", folder, e))?;
-        if entry.file_name().as_encoded_bytes().starts_with(DYING.as_bytes()) {
-            remove_any(&entry.path())?;
-        }
-    }
-    Ok(())
-}
+pub(crate) const DYING: &str = ".removed-";
 
 /// Removes a file or a tree.
 pub(crate) fn remove_any(path: &Path) -> Result<()> {
@@ -546,22 +430,6 @@ mod tests {
             assert_eq!(found.is_dir(), !name.starts_with("etc/"), "{name}");
             assert_eq!(found.permissions().mode() & 0o777, if found.is_dir() { 0o755 } else { 0o644 });
         }
-    }
-
-    #[test]
-    fn container_folders_come_and_go() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
-        let id = ContainerId::random();
-        let made = store.create_container_dir(&id).unwrap();
-        store.create_container_dir(&id).unwrap();
-        fs::write(made.upper().join("file"), "x").unwrap();
-        assert!(made.work().is_dir() && made.logs().is_dir());
-        assert_eq!(store.container_dirs().unwrap(), std::slice::from_ref(&id));
-        store.remove_container_dir(&id).unwrap();
-        store.remove_container_dir(&id).unwrap();
-        assert!(store.container_dirs().unwrap().is_empty());
-        assert_eq!(fs::read_dir(folder.path().join("containers")).unwrap().count(), 0);
     }
 
     #[test]

@@ -138,7 +138,8 @@ fn count_containers(count: &mut Count, path: &Path, usage: &mut Usage) -> Result
         for (name, path) in children(&path)? {
             let bytes = count.tree(&path)?;
             match name.as_str() {
-                "upper" => one.upper += bytes,
+                // The disk of one with a size has all that is in it.
+                "upper" | "disk" => one.upper += bytes,
                 "logs" => one.logs += bytes,
                 _ => one.other += bytes,
             }
@@ -218,7 +219,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
         let id: ContainerId = "7".repeat(64).parse().unwrap();
-        let container = store.create_container_dir(&id).unwrap();
+        let container = store.create_container_dir(&id, None).unwrap();
         fs::write(container.upper().join("file"), vec![1; 100_000]).unwrap();
         fs::write(container.logs().join("json.log"), vec![1; 10_000]).unwrap();
         let data = store.volume_data("data").unwrap();

@@ -5,6 +5,7 @@
 pub const ALL: &[(&str, &str)] = &[
     ("create.row", "the row with its ids and its hold on the image is written"),
     ("create.volumes", "the sources of its mounts are there"),
+    ("create.disk", "the disk of its writable layer is mounted and empty"),
     ("create.folders", "its folders are there, nobody was told"),
     ("start.intent", "the row says that it is being started"),
     ("start.endpoint", "address, ports and rules are given"),
@@ -25,6 +26,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("remove.released", "it has no address any more"),
     ("remove.volumes", "volumes that were its own are gone"),
     ("remove.row", "the row, its ids and its hold on the image are gone"),
+    ("remove.disk", "the disk of its writable layer is not mounted any more, its file is there"),
     ("remove.folders", "its folders are gone, nobody was told"),
     ("exec.created", "an exec is known"),
     ("exec.answered", "the monitor has started it"),

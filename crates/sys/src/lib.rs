@@ -12,6 +12,7 @@ pub mod fsid;
 pub mod inherit;
 pub mod kvm;
 pub mod landlock;
+pub mod loop_device;
 pub mod memory;
 pub mod mount;
 pub mod netlink;

@@ -162,6 +162,9 @@ pub(crate) struct StorageFlags {
     /// Size of /dev/shm
     #[arg(long, value_name = "BYTES")]
     pub(crate) shm_size: Option<String>,
+    /// Option of the writable layer: size=10g, what it and all that is written to it may take
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) storage_opt: Vec<String>,
     /// Mount a tmpfs: PATH[:OPTIONS]
     #[arg(long, value_name = "PATH")]
     pub(crate) tmpfs: Vec<String>,

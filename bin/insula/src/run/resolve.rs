@@ -147,6 +147,10 @@ fn storage(request: &mut ContainerCreateRequest, flags: &StorageFlags) -> anyhow
     host.tmpfs = flags.tmpfs.iter().map(|text| mounts::tmpfs(text)).collect::<Result<_, _>>()?;
     host.volumes_from = flags.volumes_from.clone();
     host.devices = flags.device.iter().map(|text| devices::device(text)).collect::<Result<_, _>>()?;
+    for text in &flags.storage_opt {
+        let (name, value) = text.split_once('=').ok_or_else(|| anyhow::anyhow!("invalid storage option"))?;
+        host.storage_opt.insert(name.to_owned(), value.to_owned());
+    }
     if let Some(size) = &flags.shm_size {
         host.shm_size = options::bytes("shm-size", size)?;
     }
@@ -323,7 +327,7 @@ mod tests {
              --restart on-failure:2 --init=systemd --add-host a:1.2.3.4 --cap-add NET_ADMIN --userns host \
              --oom-score-adj -500 --security-opt seccomp=unconfined --security-opt no-new-privileges \
              --health-cmd true --health-interval 1m30s --health-retries 2 --health-on-failure kill \
-             --sysctl net.core.somaxconn=5 --device-read-bps /dev/sda:1m --ulimit nofile=5 -h box image",
+             --sysctl net.core.somaxconn=5 --storage-opt size=1g --device-read-bps /dev/sda:1m --ulimit nofile=5 -h box image",
         )
         .unwrap();
         let host = &request.host_config;

@@ -7,6 +7,7 @@ use insula_base::ContainerId;
 use super::network::name;
 use super::{Finding, Report, lasting};
 use crate::containers::create::ID_POOL;
+use crate::containers::storage;
 use crate::{Engine, Error, Result, blocking};
 
 /// What is wrong with one of them.
@@ -95,7 +96,8 @@ fn repair(engine: &Engine, wrong: &Wrong) -> Result<String> {
             if engine.is_running(id.as_str()) {
                 return Err(Error::Conflict(format!("container {} runs: stop it first", id.short())));
             }
-            engine.store().create_container_dir(id)?;
+            let size = storage::size(&engine.find(id.as_str())?.row().host)?;
+            engine.store().create_container_dir(id, size)?;
             "made again, without what the container had changed"
         }
         Wrong::Folder(id) => {

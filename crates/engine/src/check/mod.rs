@@ -5,6 +5,7 @@
 //! [`Engine::check`].
 
 mod content;
+mod disks;
 mod folders;
 mod network;
 mod processes;
@@ -44,7 +45,8 @@ impl Engine {
         processes::inspect(self, report).await?;
         network::inspect(self, report).await?;
         folders::inspect(self, report).await?;
-        content::inspect(self, report).await
+        content::inspect(self, report).await?;
+        disks::inspect(self, report).await
     }
 
     /// Ids of containers, and which of them have a sandbox, or may have.

@@ -55,9 +55,10 @@ fn look(engine: &Engine) -> Result<Vec<Wrong>> {
     let sandboxes = engine.sandboxes();
     let cgroups = leftovers::below(&engine.instance().cgroup())?;
     let monitors = monitors(&engine.instance().run().join("sandboxes"));
-    let mounts = mounts(engine)?;
+    let mut mounts = mounts(engine)?;
     let spares = engine.0.spares.waiting().into_iter().filter(|(_, alive)| !alive);
     let known = engine.known();
+    mounts.retain(|wrong| !matches!(wrong, Wrong::Mount { target, .. } if is_disk(engine, &known, target)));
     let mut found: Vec<Wrong> = spares.map(|(process, _)| Wrong::Spare(process)).collect();
     // What is in a folder goes before it, and what was mounted last goes first.
     found.extend(mounts.into_iter().rev());
@@ -78,6 +79,12 @@ fn look(engine: &Engine) -> Result<Vec<Wrong>> {
     let ids = cgroups.into_iter().filter_map(|name| Some((name.parse::<ContainerId>().ok()?, name)));
     found.extend(ids.filter(|(id, _)| !known.live.contains(id)).map(|(_, name)| Wrong::Cgroup(name)));
     Ok(found)
+}
+
+/// Whether a mount is the disk of a container's writable layer.
+fn is_disk(engine: &Engine, known: &Known, target: &Path) -> bool {
+    let name = engine.store().disk_at(target);
+    name.is_some_and(|name| name.parse().map_or(true, |id: ContainerId| known.all.contains(&id)))
 }
 
 /// Whether a monitor is the one of a container that lives.

@@ -9,7 +9,7 @@ use insula_network::Mode;
 use insula_spec::plan::Rlimit;
 
 use super::health::{self, OnFailure};
-use super::signals;
+use super::{signals, storage};
 use crate::plan::{devices, security};
 use crate::{Error, Result};
 
@@ -25,6 +25,7 @@ pub(super) fn check(config: &ContainerConfig, host: &HostConfig) -> Result<Vec<S
     check_restart(&host.restart_policy, host.auto_remove)?;
     check_memory(&host.into(), &mut warnings)?;
     check_cpu(&host.into())?;
+    storage::size(host)?;
     check_rest(host, &mut warnings)?;
     Ok(warnings)
 }
@@ -137,7 +138,6 @@ fn check_unsupported(host: &HostConfig) -> Result<()> {
         ("CgroupParent", !host.cgroup_parent.is_empty()),
         ("Cgroup", !host.cgroup.is_empty()),
         ("DeviceRequests", !host.device_requests.is_empty()),
-        ("StorageOpt", !host.storage_opt.is_empty()),
         ("BlkioWeightDevice", !host.blkio_weight_device.is_empty()),
         ("CpuRealtimePeriod", host.cpu_realtime_period != 0),
         ("CpuRealtimeRuntime", host.cpu_realtime_runtime != 0),

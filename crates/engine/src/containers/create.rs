@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use super::container::Container;
 use super::row::{IdRange, ImageRow, MountRow, Phase, Row, SourceRow};
-use super::{check, copyup, merge, mounts, names, ports};
+use super::{check, copyup, merge, mounts, names, ports, storage};
 use crate::{Engine, Error, Result, blocking, plan, sites};
 
 /// Ids of the host from which containers get theirs: above those that systemd and shadow hand out.
@@ -93,6 +93,7 @@ impl Engine {
         (config, mut host, networking): (ContainerConfig, HostConfig, NetworkingConfig),
         own: Own,
     ) -> Result<(Arc<Container>, ContainerCreateResponse)> {
+        self.default_storage(&mut host);
         let reference = config.image.clone();
         let policy = &self.0.config.policy;
         policy.check(&host, matches!(image.kind, ImageKind::Host { .. }))?;
@@ -238,7 +239,10 @@ impl Engine {
         failpoint("create.volumes");
         match upper {
             Some(upper) => self.store().restore_container_dir(&container.id, upper)?,
-            None => self.store().create_container_dir(&container.id)?,
+            None => {
+                let size = storage::size(&container.row().host)?;
+                self.store().create_container_dir(&container.id, size)?
+            }
         };
         failpoint("create.folders");
         Ok(())

@@ -51,7 +51,7 @@ impl Engine {
             id: row.id.clone(),
             layers: row.image.layers.clone(),
             points: self.store().points(),
-            upper: self.store().container_dir(&row.id).upper(),
+            upper: self.store().attach_container_dir(&row.id)?.upper(),
             hidden: row.image.hidden.clone(),
             readonly: row.host.readonly_rootfs,
             root: self.root_of(&row),

@@ -71,8 +71,8 @@ impl Engine {
 
     /// Bytes of the writable layer, and of all layers.
     pub(super) async fn sizes(&self, row: &Row) -> Result<(i64, i64)> {
-        let upper = self.store().container_dir(&row.id).upper();
-        let rw = blocking(move || volumes::disk_use(&upper)).await?;
+        let folder = self.writable_dir(&row.id).await?;
+        let rw = blocking(move || volumes::disk_use(&folder.upper())).await?;
         let image = self.images().resolve(row.image.id.as_str()).map_or(0, |image| image.size);
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         Ok((signed(rw), signed(image + rw)))

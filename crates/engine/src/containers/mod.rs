@@ -26,6 +26,7 @@ mod start;
 mod stats;
 pub(crate) mod still;
 mod stop;
+pub(crate) mod storage;
 mod top;
 mod update;
 mod wait;

@@ -91,7 +91,7 @@ impl Engine {
         failpoint("start.launch");
         let names = self.write_names(row, &endpoint, &sandbox)?;
         failpoint("start.names");
-        let folder = self.store().container_dir(&row.id);
+        let folder = self.writable_dir(&row.id).await?;
         let (machine, copy, wanted) = self.machine(row, &sandbox, endpoint.interfaces().len()).await?;
         let mut plan = plan::build(Inputs {
             row,

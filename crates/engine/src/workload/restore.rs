@@ -225,7 +225,7 @@ impl<'a> Made<'a> {
     ) -> Result<(String, Vec<String>)> {
         let store = self.engine.store();
         let image = self.engine.images().resolve(digest(&wanted.image)?.as_str())?;
-        let upper = store.begin_upper()?;
+        let upper = store.begin_upper(self.engine.storage_size(&wanted.host_config)?)?;
         file.unpack(&digest(&wanted.layer)?, upper.path(), Whiteouts::Overlay)?;
         let mounts = wanted.mounts.iter().map(mount_row).collect::<Result<_>>()?;
         let networking = NetworkingConfig { endpoints_config: wanted.networks.clone() };

@@ -1,0 +1,105 @@
+//! How much a container may write: `HostConfig.StorageOpt`.
+
+use insula_base::{ContainerId, format_decimal, parse_bytes};
+use insula_host::disk;
+use insula_models::HostConfig;
+use insula_store::ContainerDir;
+
+use crate::{Engine, Error, Result, blocking};
+
+/// The one option that there is, by Docker's name.
+const SIZE: &str = "size";
+
+/// Bytes that the writable layer may take; `None` for all that there are, which `0` says too.
+pub(crate) fn size(host: &HostConfig) -> Result<Option<u64>> {
+    let mut size = None;
+    for (name, text) in &host.storage_opt {
+        if !name.eq_ignore_ascii_case(SIZE) {
+            return Err(Error::InvalidArgument(format!(
+                "Unknown option {name}: of a writable layer the size can be said (size=10g)"
+            )));
+        }
+        size = parse(text)?;
+    }
+    Ok(size)
+}
+
+/// The same of a text, as `insulad --storage-opt size=…` has it too.
+pub fn parse(text: &str) -> Result<Option<u64>> {
+    let bytes = parse_bytes(text)
+        .map_err(|error| Error::InvalidArgument(format!("invalid size of the writable layer: {error}")))?;
+    match bytes {
+        0 => Ok(None),
+        bytes if bytes < disk::SMALLEST => Err(Error::InvalidArgument(format!(
+            "invalid size of the writable layer: {text} is too small, at least {} are needed (size=4m)",
+            format_decimal(disk::SMALLEST)
+        ))),
+        bytes => Ok(Some(bytes)),
+    }
+}
+
+impl Engine {
+    /// What the daemon's configuration says for those that do not say it.
+    pub(super) fn default_storage(&self, host: &mut HostConfig) {
+        if let Some(text) = &self.0.config.storage_size
+            && !host.storage_opt.keys().any(|name| name.eq_ignore_ascii_case(SIZE))
+        {
+            host.storage_opt.insert(SIZE.to_owned(), text.clone());
+        }
+    }
+
+    /// The size of the writable layer that a container with this configuration gets here.
+    pub(crate) fn storage_size(&self, host: &HostConfig) -> Result<Option<u64>> {
+        let mut host = host.clone();
+        self.default_storage(&mut host);
+        size(&host)
+    }
+
+    /// A container's folders, the writable layer there to be used.
+    pub(crate) async fn writable_dir(&self, id: &ContainerId) -> Result<ContainerDir> {
+        let folder = self.store().container_dir(id);
+        if !folder.is_sized() {
+            return Ok(folder);
+        }
+        let (engine, id) = (self.clone(), id.clone());
+        blocking(move || Ok(engine.store().attach_container_dir(&id)?)).await
+    }
+
+    /// Unmounts the disks of containers that do not run: for the very end.
+    pub(crate) async fn detach_disks(&self) {
+        for container in self.0.containers.all() {
+            let _turn = container.turn.lock().await;
+            if container.row().phase.live() || !self.store().container_dir(&container.id).is_sized() {
+                continue;
+            }
+            let (engine, id) = (self.clone(), container.id.clone());
+            let detached = blocking(move || Ok(engine.store().detach_container_dir(&id)?)).await;
+            if let Err(error) = detached {
+                let error = insula_base::chain(&error);
+                tracing::warn!(container = container.id.short(), error, "unmount its disk");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(name: &str, value: &str) -> Result<Option<u64>> {
+        let storage_opt = [(name.to_owned(), value.to_owned())].into();
+        size(&HostConfig { storage_opt, ..HostConfig::default() })
+    }
+
+    #[test]
+    fn sizes_are_as_docker_reads_them() {
+        assert_eq!(size(&HostConfig::default()).unwrap(), None);
+        assert_eq!(of("size", "20m").unwrap(), Some(20 << 20));
+        assert_eq!(of("Size", "1.5G").unwrap(), Some(3 << 29));
+        assert_eq!(of("size", "0").unwrap(), None);
+        for (name, value) in [("size", ""), ("size", "-1"), ("size", "4194303"), ("size", "x"), ("siz", "1g")]
+        {
+            assert!(matches!(of(name, value), Err(Error::InvalidArgument(_))), "{name}={value}");
+        }
+    }
+}

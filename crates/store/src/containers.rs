@@ -1,0 +1,350 @@
+//! The folders of containers.
+//!
+//! ```text
+//! containers/<id>/
+//!   upper  work          the writable layer, where nobody asked for its size; or
+//!   disk                 a file with a file system of that size (insula_host::disk), and
+//!   layer/               where it is mounted: upper and work are in there
+//!   logs                 the last one that is made
+//! containers/.removed-*  on its way out, or in; swept at the next open
+//! ```
+//!
+//! A disk is mounted from when it is made, or first used after the host has started, until its container goes or
+//! the daemon ends in order. That it is mounted already, by a daemon that was killed, is as good.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+
+use insula_base::ContainerId;
+use insula_host::disk;
+use insula_sys::failpoint::failpoint;
+
+use crate::root::{DYING, make_folder, remove_any, set_aside};
+use crate::{Error, Result, Store};
+
+const DISK: &str = "disk";
+const LAYER: &str = "layer";
+
+impl Store {
+    /// Where a container's folders are, made or not. Those of a writable layer with a size of its own are seen
+    /// after [`Store::attach_container_dir`] only.
+    #[must_use]
+    pub fn container_dir(&self, id: &ContainerId) -> ContainerDir {
+        ContainerDir::at(self.containers_dir().join(id.as_str()))
+    }
+
+    /// Makes a container's folders; that they are there already is no error. `size` is that of its writable
+    /// layer, in bytes.
+    pub fn create_container_dir(&self, id: &ContainerId, size: Option<u64>) -> Result<ContainerDir> {
+        let path = self.containers_dir().join(id.as_str());
+        make_folder(&path, 0o700)?;
+        let folder = make_layer(&path, size)?;
+        make_folder(&folder.logs(), 0o700)?;
+        Ok(folder)
+    }
+
+    /// The same with a writable layer that was made before; it has the size that it was begun with.
+    pub fn restore_container_dir(&self, id: &ContainerId, upper: &StagedUpper) -> Result<ContainerDir> {
+        let path = self.containers_dir().join(id.as_str());
+        fs::rename(&upper.folder.path, &path).map_err(|e| Error::io("rename", &upper.folder.path, e))?;
+        let folder = ContainerDir::at(path);
+        make_folder(&folder.logs(), 0o700)?;
+        Ok(folder)
+    }
+
+    /// A writable layer for a container that is still to be made, of this size. What a crash leaves is swept at
+    /// the next open.
+    pub fn begin_upper(&self, size: Option<u64>) -> Result<StagedUpper> {
+        let name = format!("{DYING}{}", insula_base::random_hex(8));
+        let path = self.containers_dir().join(name);
+        make_folder(&path, 0o700)?;
+        // From here on it is removed when something fails.
+        let mut staged =
+            StagedUpper { folder: ContainerDir { path, sized: size.is_some() }, upper: PathBuf::new() };
+        staged.folder = make_layer(&staged.folder.path, size)?;
+        staged.upper = staged.folder.upper();
+        Ok(staged)
+    }
+
+    /// A container's folders, its writable layer to be seen.
+    pub fn attach_container_dir(&self, id: &ContainerId) -> Result<ContainerDir> {
+        let folder = self.container_dir(id);
+        if folder.sized {
+            let _turn = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
+            if !disk::is_mounted(&folder.layer())? {
+                disk::mount(&folder.disk(), &folder.layer())?;
+            }
+        }
+        Ok(folder)
+    }
+
+    /// Unmounts a container's disk, if it has one. For one that does not run.
+    pub fn detach_container_dir(&self, id: &ContainerId) -> Result<()> {
+        let _turn = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
+        self.container_dir(id).detach()
+    }
+
+    /// The folder whose disk a mount at `target` is: a container's by its id, or, by another name, one that is
+    /// being made or removed.
+    #[must_use]
+    pub fn disk_at<'a>(&self, target: &'a Path) -> Option<&'a str> {
+        let name = target.strip_prefix(self.containers_dir()).ok()?.parent()?.to_str()?;
+        let whole = !name.is_empty() && !name.contains('/') && target.ends_with(LAYER);
+        whole.then_some(name)
+    }
+
+    /// Repairs a container's disk, which must not be in use.
+    pub fn repair_container_disk(&self, id: &ContainerId) -> Result<()> {
+        let folder = self.container_dir(id);
+        self.detach_container_dir(id)?;
+        Ok(disk::repair(&folder.disk())?)
+    }
+
+    /// Removes a container's folders and everything in them. They vanish at once by a rename; what
+    /// is then left half removed by a crash is swept at the next open.
+    pub fn remove_container_dir(&self, id: &ContainerId) -> Result<()> {
+        match set_aside(&self.container_dir(id).path, &self.containers_dir())? {
+            Some(dying) => remove_folder(dying),
+            None => Ok(()),
+        }
+    }
+
+    /// Every container that has a folder.
+    pub fn container_dirs(&self) -> Result<Vec<ContainerId>> {
+        let path = self.containers_dir();
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&path).map_err(|e| Error::io("readdir", &path, e))? {
+            let entry = entry.map_err(|e| Error::io("readdir", &path, e))?;
+            ids.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
+        }
+        Ok(ids)
+    }
+
+    fn containers_dir(&self) -> PathBuf {
+        self.root().join("containers")
+    }
+}
+
+/// A writable layer that no container has yet. Dropped, it is gone.
+#[derive(Debug)]
+pub struct StagedUpper {
+    folder: ContainerDir,
+    upper: PathBuf,
+}
+
+impl StagedUpper {
+    /// The folder to fill.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.upper
+    }
+}
+
+impl Drop for StagedUpper {
+    fn drop(&mut self) {
+        // With its container it is elsewhere.
+        if self.folder.path.exists()
+            && let Err(error) = remove_folder(self.folder.path.clone())
+        {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "a writable layer is left for the next open"
+            );
+        }
+    }
+}
+
+/// The folders of one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerDir {
+    path: PathBuf,
+    /// Its writable layer is on a disk of its own.
+    sized: bool,
+}
+
+impl ContainerDir {
+    fn at(path: PathBuf) -> Self {
+        let sized = path.join(LAYER).is_dir();
+        Self { path, sized }
+    }
+
+    /// The folder of the container.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The writable layer.
+    #[must_use]
+    pub fn upper(&self) -> PathBuf {
+        self.writable().join("upper")
+    }
+
+    /// Overlay's scratch folder, on the same file system.
+    #[must_use]
+    pub fn work(&self) -> PathBuf {
+        self.writable().join("work")
+    }
+
+    /// Log files.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.path.join("logs")
+    }
+
+    /// Whether the writable layer has a disk, and with it a size, of its own.
+    #[must_use]
+    pub fn is_sized(&self) -> bool {
+        self.sized
+    }
+
+    /// The file that the disk is.
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        self.path.join(DISK)
+    }
+
+    fn layer(&self) -> PathBuf {
+        self.path.join(LAYER)
+    }
+
+    fn writable(&self) -> PathBuf {
+        if self.sized { self.layer() } else { self.path.clone() }
+    }
+
+    fn detach(&self) -> Result<()> {
+        if self.sized && disk::is_mounted(&self.layer())? {
+            disk::unmount(&self.layer())?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the writable layer in the folder of a container.
+fn make_layer(path: &Path, size: Option<u64>) -> Result<ContainerDir> {
+    if let Some(bytes) = size {
+        let layer = path.join(LAYER);
+        match DirBuilder::new().mode(0o700).create(&layer) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made
+                .map_err(|e| Error::io("mkdir", &layer, e))
+                .and_then(|()| Ok(disk::make(&path.join(DISK), bytes)?))?,
+        }
+        if !disk::is_mounted(&layer)? {
+            disk::mount(&path.join(DISK), &layer)?;
+        }
+        failpoint("create.disk");
+    }
+    let folder = ContainerDir::at(path.to_owned());
+    // Overlay shows the upper folder's own mode as the mode of the container's root.
+    make_folder(&folder.upper(), 0o755)?;
+    make_folder(&folder.work(), 0o700)?;
+    if folder.sized {
+        // overlayfs replaces it with one of its own. On a disk that is full there would be no block for a first
+        // one, and overlayfs would mount the layer read-only without a word.
+        make_folder(&folder.work().join("work"), 0o000)?;
+    }
+    Ok(folder)
+}
+
+/// Removes the folder of a container that nobody finds any more.
+fn remove_folder(dying: PathBuf) -> Result<()> {
+    let folder = ContainerDir::at(dying);
+    if folder.sized {
+        folder.detach()?;
+        failpoint("remove.disk");
+    }
+    remove_any(&folder.path)
+}
+
+/// Removes what was on its way out, or in, when the last daemon ended.
+pub(crate) fn sweep(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(|e| Error::io("readdir", folder, e))? {
+        let entry = entry.map_err(|e| Error::io("readdir", folder, e))?;
+        if entry.file_name().as_encoded_bytes().starts_with(DYING.as_bytes()) {
+            remove_folder(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_of_disks_are_told_from_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let at = |path: &str| store.disk_at(&store.containers_dir().join(path)).map(str::to_owned);
+        assert_eq!(at("abc/layer").as_deref(), Some("abc"));
+        for other in ["layer", "abc", "abc/upper", "abc/layer/layer", "../layers/abc/layer"] {
+            assert_eq!(at(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn container_folders_come_and_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let id = ContainerId::random();
+        let made = store.create_container_dir(&id, None).unwrap();
+        store.create_container_dir(&id, None).unwrap();
+        fs::write(made.upper().join("file"), "x").unwrap();
+        assert!(made.work().is_dir() && made.logs().is_dir() && !made.is_sized());
+        assert_eq!(store.attach_container_dir(&id).unwrap(), made);
+        assert_eq!(store.container_dirs().unwrap(), std::slice::from_ref(&id));
+        store.remove_container_dir(&id).unwrap();
+        store.remove_container_dir(&id).unwrap();
+        assert!(store.container_dirs().unwrap().is_empty());
+        assert_eq!(fs::read_dir(folder.path().join("containers")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_writable_layer_that_nobody_wants_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let (kept, id) = (store.begin_upper(None).unwrap(), ContainerId::random());
+        fs::write(kept.path().join("file"), "x").unwrap();
+        let restored = store.restore_container_dir(&id, &kept).unwrap();
+        drop(kept);
+        assert_eq!(fs::read(restored.upper().join("file")).unwrap(), b"x");
+        drop(store.begin_upper(None).unwrap());
+        assert_eq!(store.container_dirs().unwrap(), [id]);
+        assert_eq!(fs::read_dir(folder.path().join("containers")).unwrap().count(), 1);
+    }
+
+    /// Where nothing is mounted, since who removed it has failed, its content is on no disk.
+    #[test]
+    fn a_layer_with_a_size_comes_and_goes() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(!std::env::var("INSULA_TEST_REQUIRE").unwrap_or_default().contains("root"), "needs root");
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let id = ContainerId::random();
+        let staged = store.begin_upper(Some(disk::SMALLEST)).unwrap();
+        fs::write(staged.path().join("file"), "x").unwrap();
+        let made = store.restore_container_dir(&id, &staged).unwrap();
+        drop(staged);
+        assert!(made.is_sized());
+        assert_eq!(fs::read(made.upper().join("file")).unwrap(), b"x");
+        store.detach_container_dir(&id).unwrap();
+        store.detach_container_dir(&id).unwrap();
+        assert!(!made.upper().exists());
+        store.attach_container_dir(&id).unwrap();
+        assert_eq!(fs::read(made.upper().join("file")).unwrap(), b"x");
+        let too_much = fs::write(made.upper().join("large"), vec![1; (disk::SMALLEST + 1) as usize]);
+        assert_eq!(too_much.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        drop(store);
+        // As a killed daemon leaves one that it was removing.
+        fs::rename(made.path(), folder.path().join("containers/.removed-1")).unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        assert_eq!(fs::read_dir(folder.path().join("containers")).unwrap().count(), 0);
+    }
+}
