@@ -212,11 +212,12 @@ mod tests {
         fill(&layers, &[], "/srv/a/below", &path("o/other")).unwrap();
         assert_eq!(fs::read_dir(path("o/other")).unwrap().count(), 0);
     }
+
     #[test]
     fn what_the_image_hides_is_not_copied() {
         let root = tempfile::tempdir().unwrap();
         let path = |name: &str| root.path().join(name);
-        for folder in ["low/etc/keys", "low/root", "volume", "other"] {
+        for folder in ["low/etc/keys", "low/root", "v/volume", "o/other"] {
             fs::create_dir_all(path(folder)).unwrap();
         }
         for file in ["low/etc/shadow", "low/etc/passwd", "low/etc/keys/k", "low/root/token"] {

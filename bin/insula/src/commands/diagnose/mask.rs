@@ -93,10 +93,10 @@ fn line_without_credentials(line: &str) -> String {
     let lower = text.to_ascii_lowercase();
     let named =
         ["password", "passwd", "secret", "token", "credential"].into_iter().find_map(|word| lower.find(word));
-    match named.and_then(|at| text[at..].find(['=', ':', ' ']).map(|end| at + end + 1)) {
-        Some(end) => format!("{}{MASKED}", &text[..end]),
-        None => text,
-    }
+    let separator = ['=', ':', ' '];
+    let Some(at) = named.and_then(|at| Some(at + text[at..].find(separator)?)) else { return text };
+    let value = text[at..].trim_start_matches(separator);
+    format!("{}{MASKED}", &text[..text.len() - value.len()])
 }
 
 #[cfg(test)]
@@ -140,7 +140,7 @@ mod tests {
                 "--registry-mirror=https://u:p@w@m.example,http://v:q@n",
                 "--registry-mirror=https://***@m.example,http://***@n",
             ),
-            ("http-password = \"x\"", "http-password =***"),
+            ("http-password = \"x\"", "http-password = ***"),
             ("--root /srv", "--root /srv"),
             ("unix:///run/a@b.sock", "unix:///run/a@b.sock"),
         ] {
