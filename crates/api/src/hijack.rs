@@ -6,7 +6,8 @@
 //! output, and what it sends as the request's body is the input.
 
 use std::future::Future;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -16,7 +17,7 @@ use http_body_util::BodyExt;
 use hyper::ext::ReasonPhrase;
 use hyper::upgrade::{OnUpgrade, Parts, Upgraded};
 use hyper_util::rt::TokioIo;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::oneshot;
@@ -59,6 +60,26 @@ pub(crate) struct Taken {
     pub(crate) descriptor: OwnedFd,
     /// What the client sent behind its request.
     pub(crate) already_read: Vec<u8>,
+}
+
+impl Taken {
+    /// Waits until the client has read the head of the answer, for a moment at most. Some clients read it through a
+    /// buffer that they then leave aside (docker-py does), and with it what came right behind.
+    pub(crate) async fn head_is_read(&self) {
+        const MOMENT: Duration = Duration::from_secs(1);
+        let Ok(socket) = self.descriptor.try_clone() else { return };
+        let Ok(socket) = UnixStream::from_std(socket.into()) else { return };
+        let read =
+            socket.async_io(Interest::WRITABLE, || match insula_sys::socket::unread(socket.as_fd())? {
+                0 => Ok(()),
+                // What is read makes room, which wakes who waits for it.
+                _ => Err(std::io::ErrorKind::WouldBlock.into()),
+            });
+        // One that reads nothing, or cannot be asked, is served as it is.
+        if let Ok(Err(error)) = tokio::time::timeout(MOMENT, read).await {
+            tracing::debug!(%error, "whether a client has read the answer is not known");
+        }
+    }
 }
 
 /// What is left of a request whose connection is to be taken over.
@@ -233,6 +254,7 @@ mod tests {
     use crate::app::Site;
     use crate::authorization::Authorization;
     use crate::{listen, server};
+    use std::task::Poll;
 
     /// Serves routes on a socket of its own until it is dropped.
     struct Fake {
@@ -288,6 +310,21 @@ mod tests {
             bytes.push(byte[0]);
         }
         String::from_utf8(bytes).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_client_reads_the_head_before_anything_comes_behind_it() {
+        let (mut ours, mut client) = UnixStream::pair().unwrap();
+        ours.write_all(b"head").await.unwrap();
+        let taken = Taken { descriptor: ours.into_std().unwrap().into(), already_read: Vec::new() };
+        let mut read = std::pin::pin!(taken.head_is_read());
+        for count in [1, 3] {
+            let poll = std::future::poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await;
+            assert!(poll.is_pending());
+            client.read_exact(&mut [0; 4][..count]).await.unwrap();
+        }
+        read.await;
+        assert_eq!(insula_sys::socket::unread(taken.descriptor.as_fd()).unwrap(), 0);
     }
 
     #[tokio::test]

@@ -2,13 +2,15 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::{Errno, Result};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
 };
+
+use crate::process::check;
 
 /// The most descriptors that one call sends or receives here.
 pub const MAX_DESCRIPTORS: usize = 32;
@@ -55,6 +57,16 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Vec<O
         }
     }
     Ok((message.bytes, descriptors))
+}
+
+/// How many bytes of what was written to a unix stream socket the other side has not read, SIOCOUTQ as
+/// unix(7) has it: with what the kernel needs around them.
+pub fn unread(socket: BorrowedFd<'_>) -> Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ, which SIOCOUTQ is, writes an int, which lives past the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+    // While the last of it is given back, the kernel holds one.
+    Ok(usize::try_from(bytes).unwrap_or(0).saturating_sub(1))
 }
 
 /// A path for bind(2) and connect(2) to a socket in an open folder: short, however long the folder's

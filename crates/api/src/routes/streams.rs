@@ -133,6 +133,9 @@ async fn attach(
     let takeover = Takeover::of(request);
     takeover.answer(framing, version, move |taken| async move {
         let told = taken.descriptor.try_clone();
+        if options.logs {
+            taken.head_is_read().await;
+        }
         let result = api.engine.attach(target.id.as_str(), options, attached(taken)).await;
         drop(pending);
         if let Err(error) = result {
@@ -200,6 +203,7 @@ async fn start_exec(
     let framing = Framing::of_tty(api.engine.exec_target(&id).await?.tty);
     Takeover::of(request).answer(framing, version, move |taken| async move {
         let told = taken.descriptor.try_clone();
+        taken.head_is_read().await;
         if let Err(error) = api.engine.start_exec(&id, start, Some(attached(taken))).await {
             hijack::tell(told, framing, &chain(&error)).await;
         }
