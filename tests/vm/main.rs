@@ -79,7 +79,7 @@ check() { # NAME EXPECTED COMMAND…
 }
 insulad >/tmp/insulad.log 2>&1 &
 tries=0
-until [ -S /run/insula/insula.sock ] || [ $tries -gt 100 ]; do tries=$((tries + 1)); usleep 100000; done
+until [ -S /run/insula/insula.sock ] || [ $tries -gt 1200 ]; do tries=$((tries + 1)); usleep 100000; done
 insula load -i /files/busybox.tar
 check version 1 insula info -f '{{.CgroupVersion}}'
 id=$(insula run -d --init --network none -m 64m --cpus 0.5 --pids-limit 33 --cpu-shares 512 --cpuset-cpus 0 --name box busybox sleep 1000)
