@@ -7,6 +7,7 @@ mod build;
 mod bundles;
 mod check;
 mod confinement;
+mod copies;
 mod crash;
 mod diagnose;
 mod faults;

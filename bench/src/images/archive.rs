@@ -75,13 +75,12 @@ fn write_layer(folder: &Path, path: &Path, shape: Shape, number: u64) -> anyhow:
         layer.append_dir_all(".", image::tree(&tree)?).context("add busybox")?;
         std::fs::remove_dir_all(&tree).context("remove the tree of busybox")?;
     }
-    let mut content = Content { state: number + 1, left: 0, text: false };
+    let mut content = Content::new(number + 1);
     for file in 0..shape.size / shape.layers / FILE {
         // From an eighth of the mean to nearly twice it; of three files two are text.
-        let size = FILE / 8 + content.next() % (FILE * 7 / 4);
-        (content.left, content.text) = (size, file % 3 != 0);
+        let size = FILE / 8 + content.size(FILE * 7 / 4);
         let name = format!("data/{number}/{}/{file}", file % 64);
-        layer.append_data(&mut header(size), name, &mut content)?;
+        layer.append_data(&mut header(size), name, content.of(size, file % 3 != 0))?;
     }
     let mut hashed = layer.into_inner()?;
     hashed.file.flush().context("write a layer")?;
@@ -117,7 +116,7 @@ impl Write for Hashed {
 }
 
 /// Bytes of files: xorshift's, or words chosen by it.
-struct Content {
+pub(crate) struct Content {
     state: u64,
     left: u64,
     text: bool,
@@ -143,6 +142,21 @@ const WORDS: [&[u8; 8]; 16] = [
 ];
 
 impl Content {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { state: seed, left: 0, text: false }
+    }
+
+    /// The next file.
+    pub(crate) fn of(&mut self, size: u64, text: bool) -> &mut Self {
+        (self.left, self.text) = (size, text);
+        self
+    }
+
+    /// Some size below a bound.
+    pub(crate) fn size(&mut self, below: u64) -> u64 {
+        self.next() % below
+    }
+
     fn next(&mut self) -> u64 {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;

@@ -4,6 +4,7 @@
 //! Each round is one life of each image with each engine: load, push, save, commit, export, rmi, pull, rmi.
 
 mod archive;
+mod copies;
 mod measure;
 mod registry;
 mod table;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use self::archive::Shape;
+use self::copies::Copies;
 use self::measure::{Shared, disk, peak, shared};
 use self::registry::Registry;
 use crate::peer::{Images, Peer};
@@ -36,12 +38,27 @@ pub(crate) enum Step {
     Save,
     Commit,
     Export,
+    FileIn,
+    FileOut,
+    TreeIn,
+    TreeOut,
     Remove,
 }
 
 impl Step {
-    const ALL: [Self; 7] =
-        [Self::Load, Self::Pull, Self::Push, Self::Save, Self::Commit, Self::Export, Self::Remove];
+    const ALL: [Self; 11] = [
+        Self::Load,
+        Self::Pull,
+        Self::Push,
+        Self::Save,
+        Self::Commit,
+        Self::Export,
+        Self::FileIn,
+        Self::FileOut,
+        Self::TreeIn,
+        Self::TreeOut,
+        Self::Remove,
+    ];
 
     fn title(self) -> &'static str {
         match self {
@@ -51,6 +68,10 @@ impl Step {
             Self::Save => "save",
             Self::Commit => "commit of 20 MB",
             Self::Export => "export",
+            Self::FileIn => "cp of 100 MB in",
+            Self::FileOut => "cp of 100 MB out",
+            Self::TreeIn => "cp of 5000 files in",
+            Self::TreeOut => "cp of 5000 files out",
             Self::Remove => "rmi",
         }
     }
@@ -98,6 +119,7 @@ struct Given<'a> {
     folder: &'a Path,
     registry: Registry,
     archives: Vec<(Shape, PathBuf)>,
+    copies: Copies,
 }
 
 impl Given<'_> {
@@ -123,7 +145,7 @@ pub(crate) fn compare(folder: &Path, peers: &mut [Box<dyn Peer>], rounds: usize)
         registry.bring(&archive, &format!("{}:1", shape.name))?;
         archives.push((shape, archive));
     }
-    let given = Given { folder: &folder, registry, archives };
+    let given = Given { folder: &folder, registry, archives, copies: Copies::make()? };
     let (began, mut seen) = (Instant::now(), Seen::default());
     let mut left_out: BTreeSet<String> = BTreeSet::new();
     while seen.rounds < rounds && began.elapsed() < BUDGET {
@@ -213,6 +235,9 @@ impl Life<'_> {
         self.step(Step::Commit, &["commit", "timed", "made:1"])?;
         self.step(Step::Export, &["export", "-o", &out, "timed"])?;
         std::fs::remove_file(&out).context("remove what was exported")?;
+        if self.shape == Shape::SINGLE {
+            self.copies()?;
+        }
         let removal = self.images.removal();
         self.images.output(&[removal, &["timed"]].concat())?;
         self.images.output(&["rmi", "made:1"])?;
@@ -226,6 +251,21 @@ impl Life<'_> {
             self.seen.peak(self.name, most);
         }
         self.images.output(&["rmi", &there]).map(drop)
+    }
+}
+
+impl Life<'_> {
+    /// Both ways, into and out of a container that runs.
+    fn copies(&mut self) -> anyhow::Result<()> {
+        let given = self.given;
+        let turns =
+            [(Copies::FILE, Step::FileIn, Step::FileOut), (Copies::TREE, Step::TreeIn, Step::TreeOut)];
+        for (name, into, out) in turns {
+            let inside = format!("timed:/{name}");
+            self.step(into, &["cp", &given.copies.source(name).display().to_string(), &inside])?;
+            self.step(out, &["cp", &inside, &given.copies.target(name)?.display().to_string()])?;
+        }
+        Ok(())
     }
 }
 

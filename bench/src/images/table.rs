@@ -22,7 +22,10 @@ impl fmt::Display for Seen {
             f,
             "the same gzip blobs from a registry on loopback, pushes go to an empty one there. {SKOPEO}"
         )?;
-        writeln!(f, "copies only: it unpacks nothing, and pushes from the archive.")?;
+        writeln!(
+            f,
+            "copies only: it unpacks nothing, and pushes from the archive. Files are copied (cp) from and to memory."
+        )?;
         Shape::ALL.into_iter().try_for_each(|shape| self.shape(f, shape))?;
         self.costs(f)
     }

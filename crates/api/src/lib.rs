@@ -19,6 +19,7 @@ mod routes;
 mod server;
 mod stream;
 mod tls;
+mod upload;
 mod version;
 mod web_socket;
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use insula_base::{Durability, Kind, Kinded};
-use rustix::fs::{FallocateFlags, FlockOperation, fcntl_lock, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, IFlags, fcntl_lock, flock, ioctl_getflags, ioctl_setflags};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, fcntl_getlk};
 
@@ -57,6 +57,9 @@ impl Store {
         let containers = root.join("containers");
         make_private(&containers)?;
         make_private(&root.join("volumes"))?;
+        for folder in [&containers, &root.join("volumes")] {
+            spread(folder)?;
+        }
         containers::sweep(&containers)?;
         make_points(&root.join(POINTS))?;
         let state = Arc::new(State::open(&root.join("state.db"))?);
@@ -180,6 +183,20 @@ pub(crate) fn make_folder(path: &Path, mode: u32) -> Result<()> {
 pub(crate) fn make_private(path: &Path) -> Result<()> {
     make_folder(path, 0o700)?;
     fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(|e| Error::io("chmod", path, e))
+}
+
+/// Has ext4 begin each tree in this folder far from the others, as it does for those below `/` (ext4(5),
+/// `T` of chattr(1)): otherwise all of them fill the same block groups, and who makes many files waits for
+/// who makes or has just removed as many. Other file systems go their own way.
+pub(crate) fn spread(folder: &Path) -> Result<()> {
+    let open = File::open(folder).map_err(|e| Error::io("open", folder, e))?;
+    let Ok(flags) = ioctl_getflags(&open) else { return Ok(()) };
+    if !flags.contains(IFlags::TOPDIR)
+        && let Err(error) = ioctl_setflags(&open, flags | IFlags::TOPDIR)
+    {
+        tracing::debug!(folder = %folder.display(), %error, "trees are not spread");
+    }
+    Ok(())
 }
 
 /// Removes what is in a folder.
@@ -347,6 +364,23 @@ mod tests {
             drop(shared);
             next.join().unwrap().unwrap();
         });
+    }
+
+    #[test]
+    fn trees_are_spread_where_the_file_system_does_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let topdir =
+            |path: &Path| ioctl_getflags(File::open(path).unwrap()).map(|f| f.contains(IFlags::TOPDIR));
+        let probe = File::open(folder.path()).unwrap();
+        let able =
+            ioctl_getflags(&probe).is_ok_and(|flags| ioctl_setflags(&probe, flags | IFlags::TOPDIR).is_ok());
+        let root = folder.path().join("root");
+        drop(Store::open(&root).unwrap());
+        for name in ["containers", "volumes", "layers/tmp"] {
+            assert_eq!(topdir(&root.join(name)).unwrap_or(false), able, "{name}");
+        }
+        // Not what is in a tree: that stays together.
+        assert!(!topdir(&root.join("points/etc")).unwrap_or(false));
     }
 
     #[test]

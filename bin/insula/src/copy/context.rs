@@ -1,11 +1,13 @@
 //! A folder as the context of a build: a tar of what its `.dockerignore` leaves.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use insula_build::Ignore;
+
+use super::pack::{append_file, at};
 
 /// What is sent.
 #[derive(Debug)]
@@ -72,14 +74,8 @@ impl Context {
         }
         if kind.is_file() {
             let file = File::open(path).map_err(|error| at(path, error))?;
-            header.set_size(metadata.len());
-            // A file that grows or shrinks meanwhile keeps the size that the header promises.
-            return builder.append_data(&mut header, name, file.chain(io::repeat(0)).take(metadata.len()));
+            return append_file(builder, &mut header, name, &file, metadata.len(), &mut Vec::new());
         }
         builder.append_data(&mut header, name, io::empty())
     }
-}
-
-fn at(path: &Path, error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }

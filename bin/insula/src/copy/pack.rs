@@ -1,9 +1,18 @@
 //! A local file or folder as a tar stream.
+//!
+//! Somebody else may write to the folder meanwhile, a container it is mounted in for one: what is below it
+//! is opened folder by folder, and no symbolic link is followed there.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
 
 /// What is packed and what it is called in the archive.
 #[derive(Debug, Clone)]
@@ -19,61 +28,138 @@ pub(crate) struct Source {
 
 /// Writes the archive; errors name the file.
 pub(crate) fn pack(source: &Source, sink: &mut dyn Write) -> io::Result<()> {
-    let mut builder = tar::Builder::new(sink);
-    let metadata = if source.follow { source.path.metadata() } else { source.path.symlink_metadata() };
-    let metadata = metadata.map_err(|error| at(&source.path, error))?;
-    entry(&mut builder, source, &source.path, &source.name, &metadata)?;
-    builder.finish()
+    let found =
+        open_path(CWD, &source.path, source.follow).map_err(|error| at(&source.path, error.into()))?;
+    let mut packing =
+        Packing { tar: tar::Builder::new(sink), keep_owner: source.keep_owner, piece: Vec::new() };
+    packing.entry(found, &source.path, &source.name)?;
+    packing.tar.finish()
 }
 
-fn at(path: &Path, error: io::Error) -> io::Error {
+pub(super) fn at(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-fn entry(
-    builder: &mut tar::Builder<&mut dyn Write>,
-    source: &Source,
-    path: &Path,
-    name: &Path,
-    metadata: &Metadata,
-) -> io::Result<()> {
-    let kind = metadata.file_type();
-    if kind.is_socket() {
-        return Ok(());
-    }
-    let mut header = tar::Header::new_gnu();
-    header.set_metadata(metadata);
-    if !source.keep_owner {
-        header.set_uid(0);
-        header.set_gid(0);
-    }
-    if kind.is_dir() {
-        if !name.as_os_str().is_empty() {
+/// What is there, without opening it.
+fn open_path(folder: BorrowedFd<'_>, name: &Path, follow: bool) -> rustix::io::Result<File> {
+    let nofollow = if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
+    rustix::fs::openat(folder, name, OFlags::PATH | OFlags::CLOEXEC | nofollow, Mode::empty()).map(File::from)
+}
+
+/// The same for reading.
+fn reopen(found: &File) -> rustix::io::Result<OwnedFd> {
+    let same = format!("/proc/self/fd/{}", found.as_raw_fd());
+    rustix::fs::openat(CWD, same, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+struct Packing<'a> {
+    tar: tar::Builder<&'a mut dyn Write>,
+    keep_owner: bool,
+    piece: Vec<u8>,
+}
+
+impl Packing<'_> {
+    fn entry(&mut self, found: File, path: &Path, name: &Path) -> io::Result<()> {
+        let fail = |error: Errno| at(path, error.into());
+        let metadata = found.metadata().map_err(|error| at(path, error))?;
+        let kind = metadata.file_type();
+        if kind.is_socket() {
+            return Ok(());
+        }
+        let mut header = self.header(&metadata);
+        if kind.is_dir() {
+            if !name.as_os_str().is_empty() {
+                header.set_size(0);
+                self.tar.append_data(&mut header, name, io::empty())?;
+            }
+            let folder = reopen(&found).map_err(fail)?;
+            drop(found);
+            return self.folder(&folder, path, name);
+        }
+        if kind.is_symlink() {
+            let target = rustix::fs::readlinkat(&found, "", Vec::new()).map_err(fail)?;
             header.set_size(0);
-            builder.append_data(&mut header, name, io::empty())?;
+            return self.tar.append_link(&mut header, name, OsStr::from_bytes(target.as_bytes()));
         }
-        let mut children: Vec<_> =
-            path.read_dir().and_then(Iterator::collect::<io::Result<_>>).map_err(|error| at(path, error))?;
-        children.sort_by_key(std::fs::DirEntry::file_name);
-        for child in children {
-            let child_path = child.path();
-            let metadata = child_path.symlink_metadata().map_err(|error| at(&child_path, error))?;
-            entry(builder, source, &child_path, &name.join(child.file_name()), &metadata)?;
+        if kind.is_file() {
+            let file = File::from(reopen(&found).map_err(fail)?);
+            return append_file(&mut self.tar, &mut header, name, &file, metadata.len(), &mut self.piece)
+                .map_err(|error| at(path, error));
         }
-        return Ok(());
-    }
-    if kind.is_symlink() {
-        let target = path.read_link().map_err(|error| at(path, error))?;
         header.set_size(0);
-        return builder.append_link(&mut header, name, target);
+        self.tar.append_data(&mut header, name, io::empty())
     }
-    if kind.is_file() {
-        let file = File::open(path).map_err(|error| at(path, error))?;
-        // A file that grows or shrinks meanwhile keeps the size that the header promises.
-        let content = file.chain(io::repeat(0)).take(metadata.len());
-        header.set_size(metadata.len());
-        return builder.append_data(&mut header, name, content);
+
+    fn folder(&mut self, folder: &OwnedFd, path: &Path, name: &Path) -> io::Result<()> {
+        for child in names(folder).map_err(|error| at(path, error.into()))? {
+            let child_path = path.join(&child);
+            let found = open_path(folder.as_fd(), Path::new(&child), false);
+            let found = found.map_err(|error| at(&child_path, error.into()))?;
+            self.entry(found, &child_path, &name.join(&child))?;
+        }
+        Ok(())
     }
-    header.set_size(0);
-    builder.append_data(&mut header, name, io::empty())
+
+    fn header(&self, metadata: &Metadata) -> tar::Header {
+        let mut header = tar::Header::new_gnu();
+        header.set_metadata(metadata);
+        if !self.keep_owner {
+            header.set_uid(0);
+            header.set_gid(0);
+        }
+        header
+    }
+}
+
+/// What is in a folder, sorted.
+fn names(folder: &OwnedFd) -> rustix::io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(folder)? {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            names.push(OsString::from_vec(entry.file_name().to_bytes().to_vec()));
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Bytes of a file that are read at a time.
+const PIECE: usize = 256 << 10;
+/// What everything in an archive is a multiple of.
+const BLOCK: usize = 512;
+
+/// Writes a file of this size. One that grows or shrinks meanwhile keeps the size that the header promises.
+/// `piece` is scratch space.
+pub(super) fn append_file(
+    tar: &mut tar::Builder<&mut dyn Write>,
+    header: &mut tar::Header,
+    name: impl AsRef<Path>,
+    mut file: &File,
+    size: u64,
+    piece: &mut Vec<u8>,
+) -> io::Result<()> {
+    header.set_size(size);
+    tar.append_data(header, name, io::empty())?;
+    let out = tar.get_mut();
+    let mut left = size;
+    while left > 0 {
+        let want = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
+        if piece.len() < want {
+            piece.resize(want, 0);
+        }
+        let count = match file.read(&mut piece[..want]) {
+            Ok(0) => {
+                piece[..want].fill(0);
+                want
+            }
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        out.write_all(&piece[..count])?;
+        left -= count as u64;
+    }
+    let padding = usize::try_from(size.next_multiple_of(BLOCK as u64) - size).unwrap_or(0);
+    out.write_all(&[0; BLOCK][..padding])
 }

@@ -4,7 +4,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -14,6 +14,9 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::printer;
+
+/// Bytes of a file that are written at a time.
+const PIECE: usize = 256 << 10;
 
 /// Where entries go.
 #[derive(Debug)]
@@ -44,6 +47,7 @@ struct Attributes {
 /// Unpacks everything; returns the bytes of files.
 pub(crate) fn unpack(stream: impl Read, target: &Target) -> anyhow::Result<u64> {
     let mut late = Vec::new();
+    let mut piece = vec![0; PIECE];
     let mut bytes = 0;
     for entry in tar::Archive::new(stream).entries().context("read the archive")? {
         let mut entry = entry.context("read the archive")?;
@@ -55,7 +59,7 @@ pub(crate) fn unpack(stream: impl Read, target: &Target) -> anyhow::Result<u64> 
             bail!("the archive has a file where a folder is copied");
         }
         bytes += target
-            .entry(&mut entry, &path, &mut late)
+            .entry(&mut entry, &path, &mut late, &mut piece)
             .with_context(|| format!("unpack {}", path.display()))?;
     }
     for folder in late.iter().rev() {
@@ -110,6 +114,7 @@ impl Target {
         entry: &mut tar::Entry<'_, R>,
         path: &Path,
         late: &mut Vec<Late>,
+        piece: &mut [u8],
     ) -> anyhow::Result<u64> {
         let (parent, name) = self.parent(path)?;
         let attributes = self.attributes(entry.header())?;
@@ -138,7 +143,7 @@ impl Target {
             rustix::fs::mknodat(&parent, name, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0)
                 .context("mknodat")?;
         } else {
-            return write_file(entry, &parent, name, attributes);
+            return write_file(entry, &parent, name, attributes, piece);
         }
         Ok(0)
     }
@@ -190,11 +195,23 @@ fn write_file(
     parent: &OwnedFd,
     name: &OsStr,
     attributes: Attributes,
+    piece: &mut [u8],
 ) -> anyhow::Result<u64> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600)).context("openat")?;
     let mut file = File::from(file);
-    let bytes = io::copy(content, &mut file).context("write")?;
+    let mut bytes = 0;
+    loop {
+        match content.read(piece) {
+            Ok(0) => break,
+            Ok(count) => {
+                file.write_all(&piece[..count]).context("write")?;
+                bytes += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).context("read the archive"),
+        }
+    }
     apply(file.as_fd(), attributes)?;
     Ok(bytes)
 }

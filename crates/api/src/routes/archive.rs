@@ -13,8 +13,8 @@ use insula_models::PathStat;
 
 use crate::error::ApiError;
 use crate::request::Params;
-use crate::routes::images::reader;
 use crate::routes::{Answer, Api};
+use crate::upload::Upload;
 
 const PATH_STAT: HeaderName = HeaderName::from_static("x-docker-container-path-stat");
 
@@ -55,7 +55,7 @@ pub(super) fn tar(archive: ArchiveChunks) -> Response {
 
 async fn write(State(api): State<Api>, Path(id): Path<String>, params: Params, body: Body) -> Answer {
     let options = WriteOptions { keep_kinds: params.flag("noOverwriteDirNonDir") };
-    api.engine.write_archive(&id, path(&params)?, reader(body), options).await?;
+    api.engine.write_archive(&id, path(&params)?, Upload::new(body), options).await?;
     Ok(StatusCode::OK.into_response())
 }
 

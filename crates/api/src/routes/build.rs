@@ -20,8 +20,9 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::error::ApiError;
 use crate::request::Params;
-use crate::routes::images::{reader, transferred};
+use crate::routes::images::transferred;
 use crate::routes::{Answer, Api, json};
+use crate::upload::Upload;
 
 /// Bytes of one secret, as in BuildKit, and of everything in front of a context.
 const SECRET_MAX: usize = 500 << 10;
@@ -43,7 +44,7 @@ pub(super) fn routes() -> Router<Api> {
 async fn build(State(api): State<Api>, headers: HeaderMap, params: Params, body: Body) -> Answer {
     let request = request(&headers, &params)?;
     let engine = api.engine.clone();
-    transferred(move |progress| async move { engine.build(reader(body), request, progress).await }).await
+    transferred(move |progress| async move { engine.build(Upload::new(body), request, progress).await }).await
 }
 
 /// insula's own: a document with its length, four bytes of it, is in front of the context.

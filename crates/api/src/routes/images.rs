@@ -5,13 +5,11 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
-use futures_util::TryStreamExt;
 use http::{HeaderMap, Method};
 use insula_engine::images::{CommitRequest, ImportRequest, ProgressSender, PullRequest, PushRequest};
 use insula_models::{ApiVersion, ErrorDetail, IdResponse, ProgressMessage};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::error::ApiError;
 use crate::request::Params;
@@ -19,6 +17,7 @@ use crate::routes::archive::tar;
 use crate::routes::registries::credentials;
 use crate::routes::{Answer, Api, Version, json, json_with, shaped};
 use crate::stream;
+use crate::upload::Upload;
 
 /// Lines of progress that wait for a slow client.
 const BACKLOG: usize = 64;
@@ -54,7 +53,7 @@ async fn list(State(api): State<Api>, Version(version): Version, params: Params)
 async fn load(State(api): State<Api>, params: Params, body: Body) -> Answer {
     let quiet = params.flag("quiet");
     let images = api.engine.images().clone();
-    Ok(streamed(quiet, move |progress| async move { images.load(reader(body), progress).await }))
+    Ok(streamed(quiet, move |progress| async move { images.load(Upload::new(body), progress).await }))
 }
 
 /// `fromImage` pulls, `fromSrc` imports.
@@ -82,7 +81,10 @@ async fn create(State(api): State<Api>, headers: HeaderMap, params: Params, body
         platform: params.text("platform").unwrap_or_default().to_owned(),
     };
     let images = api.engine.images().clone();
-    Ok(streamed(false, move |progress| async move { images.import(reader(body), request, progress).await }))
+    Ok(streamed(
+        false,
+        move |progress| async move { images.import(Upload::new(body), request, progress).await },
+    ))
 }
 
 async fn pull(api: &Api, headers: &HeaderMap, params: &Params, name: &str) -> Answer {
@@ -168,12 +170,6 @@ async fn named(
 
 async fn remove(api: &Api, name: &str, params: &Params) -> Answer {
     json(&api.engine.remove_image(name, params.flag("force")).await?)
-}
-
-/// The request's body for a thread that may block.
-pub(super) fn reader(body: Body) -> impl std::io::Read + Send + 'static {
-    let stream = body.into_data_stream().map_err(std::io::Error::other);
-    SyncIoBridge::new(StreamReader::new(Box::pin(stream)))
 }
 
 /// Answers with the progress of `work`, errors included: the status is sent before the work is done.

@@ -11,8 +11,8 @@ use insula_engine::workload::{BundleRequest, Changes};
 use crate::error::ApiError;
 use crate::request::{Params, read_bounded};
 use crate::routes::archive::tar;
-use crate::routes::images::reader;
 use crate::routes::{Answer, Api, json};
+use crate::upload::Upload;
 
 /// Bytes of the document of a bundle.
 const DOCUMENT_MAX: usize = 16 << 20;
@@ -41,7 +41,7 @@ async fn bundle(State(api): State<Api>, params: Params) -> Answer {
 }
 
 async fn unbundle(State(api): State<Api>, params: Params, body: Body) -> Answer {
-    json(&api.engine.unbundle(reader(body), changes(&params)?).await?)
+    json(&api.engine.unbundle(Upload::new(body), changes(&params)?).await?)
 }
 
 /// The document alone, `insula.json`, and what would be in its way.

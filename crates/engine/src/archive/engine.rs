@@ -1,7 +1,7 @@
 //! Files of containers by the names that clients call them.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 
 use insula_models::{ChangeItem, PathStat};
@@ -42,7 +42,7 @@ impl Engine {
         &self,
         reference: &str,
         path: &str,
-        archive: impl Read + Send + 'static,
+        archive: impl BufRead + Send + 'static,
         options: WriteOptions,
     ) -> Result<()> {
         let id = self.container_files(reference)?.id;

@@ -9,7 +9,7 @@ mod read;
 mod stat;
 mod write;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, Write};
 use std::path::PathBuf;
 
 use insula_models::PathStat;
@@ -70,7 +70,7 @@ impl Files {
     }
 
     /// Unpacks a tar, plain or compressed with gzip, into the folder at `path`.
-    pub fn write(&self, path: &str, archive: impl Read + Send, options: WriteOptions) -> Result<()> {
+    pub fn write(&self, path: &str, archive: impl BufRead + Send, options: WriteOptions) -> Result<()> {
         if self.readonly {
             return Err(Error::Denied("container rootfs is marked read-only".to_owned()));
         }
@@ -137,6 +137,7 @@ fn base_name(path: &str) -> &str {
 mod tests {
     use super::*;
     use std::fs;
+    use std::io::Read as _;
     use std::os::unix::fs::{MetadataExt, symlink};
     use std::path::Path;
 

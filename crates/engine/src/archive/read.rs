@@ -20,10 +20,14 @@ use crate::{Error, Result};
 const DEPTH_MAX: usize = 1024;
 /// What fits into a header; longer names go into an extension of their own.
 const NAME_MAX: usize = 100;
+/// Bytes of a file that are read at a time.
+const PIECE: usize = 256 << 10;
+/// What everything in an archive is a multiple of.
+const BLOCK: usize = 512;
 
 /// Writes what is at `place`; names begin with the last part of `path`, with a slash for the root.
 pub(super) fn pack(tree: &Tree, place: &Place, path: &str, out: impl Write) -> Result<()> {
-    let mut packing = Packing { tree, tar: Builder::new(out), links: BTreeMap::new() };
+    let mut packing = Packing::new(tree, out);
     let base = base_name(path);
     match (place.dir(), place.parent(), &place.entry) {
         (Some(dir), _, _) => {
@@ -40,7 +44,7 @@ pub(super) fn pack(tree: &Tree, place: &Place, path: &str, out: impl Write) -> R
 
 /// Writes what is below the root.
 pub(super) fn pack_root(tree: &Tree, root: &Place, out: impl Write) -> Result<()> {
-    let mut packing = Packing { tree, tar: Builder::new(out), links: BTreeMap::new() };
+    let mut packing = Packing::new(tree, out);
     let dir = root.dir().ok_or_else(|| Error::io("look up", &root.path, Errno::NOENT))?;
     packing.content(b"", &root.path, dir, 0)?;
     packing.tar.finish().map_err(|error| Error::io("write the archive of", &root.path, error))
@@ -51,13 +55,18 @@ struct Packing<'a, W: Write> {
     tar: Builder<W>,
     /// Files with several names: the name that has the content.
     links: BTreeMap<(u64, u64), Vec<u8>>,
+    piece: Vec<u8>,
 }
 
-impl<W: Write> Packing<'_, W> {
+impl<'a, W: Write> Packing<'a, W> {
+    fn new(tree: &'a Tree, out: W) -> Self {
+        Self { tree, tar: Builder::new(out), links: BTreeMap::new(), piece: Vec::new() }
+    }
+
     fn folder(&mut self, name: &[u8], path: &Path, stat: &Stat, dir: &Dir, depth: usize) -> Result<()> {
         let name = if name.ends_with(b"/") { name.to_vec() } else { [name, b"/"].concat() };
         let mut header = self.header(stat, EntryType::Directory);
-        self.write(&mut header, &name, &[], path, io::empty())?;
+        self.write(&mut header, &name, &[], path)?;
         self.content(&name, path, dir, depth)
     }
 
@@ -87,7 +96,7 @@ impl<W: Write> Packing<'_, W> {
                 let target =
                     dir.read_link(child, entry).map_err(|error| Error::io("readlink", path, error))?;
                 let mut header = self.header(stat, EntryType::Symlink);
-                return self.write(&mut header, name, target.as_bytes(), path, io::empty());
+                return self.write(&mut header, name, target.as_bytes(), path);
             }
             _ => {}
         }
@@ -102,7 +111,7 @@ impl<W: Write> Packing<'_, W> {
         let number = |error| Error::io("write the device number of", path, error);
         header.set_device_major(major(stat.st_rdev)).map_err(number)?;
         header.set_device_minor(minor(stat.st_rdev)).map_err(number)?;
-        self.write(&mut header, name, &[], path, io::empty())
+        self.write(&mut header, name, &[], path)
     }
 
     fn file(&mut self, name: &[u8], path: &Path, dir: &Dir, child: &OsStr, entry: &Entry) -> Result<()> {
@@ -110,28 +119,50 @@ impl<W: Write> Packing<'_, W> {
         if let Some(first) = self.links.get(&identity) {
             let first = first.clone();
             let mut header = self.header(&entry.stat, EntryType::Link);
-            return self.write(&mut header, name, &first, path, io::empty());
+            return self.write(&mut header, name, &first, path);
         }
         let fail = |error: Errno| Error::io("open", path, error);
         let opened = match dir.open(child, entry) {
             Ok(opened) => opened,
-            Err(Errno::NOENT) => return Ok(()),
+            // It went away since it was looked at, or something else is there.
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(()),
             Err(error) => return Err(fail(error)),
         };
-        // It may have been replaced since it was looked at.
         let stat = rustix::fs::fstat(&opened).map_err(fail)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Ok(());
-        }
         if stat.st_nlink > 1 {
             self.links.insert(identity, name.to_vec());
         }
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let mut header = self.header(&stat, EntryType::Regular);
         header.set_size(size);
-        // A file that shrinks is filled up with zeros, one that grows is cut: the header is out.
-        let content = File::from(opened).chain(io::repeat(0)).take(size);
-        self.write(&mut header, name, &[], path, content)
+        self.write(&mut header, name, &[], path)?;
+        self.copy(&File::from(opened), size).map_err(|error| Error::io("write the archive of", path, error))
+    }
+
+    /// Content and padding. A file that shrinks is filled up with zeros, one that grows is cut: the header
+    /// is out.
+    fn copy(&mut self, mut file: &File, size: u64) -> io::Result<()> {
+        let out = self.tar.get_mut();
+        let mut left = size;
+        while left > 0 {
+            let want = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
+            if self.piece.len() < want {
+                self.piece.resize(want, 0);
+            }
+            let count = match file.read(&mut self.piece[..want]) {
+                Ok(0) => {
+                    self.piece[..want].fill(0);
+                    want
+                }
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            out.write_all(&self.piece[..count])?;
+            left -= count as u64;
+        }
+        let padding = size.next_multiple_of(BLOCK as u64) - size;
+        out.write_all(&[0; BLOCK][..usize::try_from(padding).unwrap_or(0)])
     }
 
     fn header(&self, stat: &Stat, kind: EntryType) -> Header {
@@ -145,14 +176,8 @@ impl<W: Write> Packing<'_, W> {
         header
     }
 
-    fn write(
-        &mut self,
-        header: &mut Header,
-        name: &[u8],
-        link: &[u8],
-        path: &Path,
-        content: impl Read,
-    ) -> Result<()> {
+    /// A member without its content.
+    fn write(&mut self, header: &mut Header, name: &[u8], link: &[u8], path: &Path) -> Result<()> {
         let fail = |error: io::Error| Error::io("write the archive of", path, error);
         let extensions = [("path", name), ("linkpath", link)];
         let long: Vec<_> = extensions.into_iter().filter(|(_, text)| text.len() > NAME_MAX).collect();
@@ -165,6 +190,6 @@ impl<W: Write> Packing<'_, W> {
             field[..length].copy_from_slice(&text[..length]);
         }
         header.set_cksum();
-        self.tar.append(header, content).map_err(fail)
+        self.tar.append(header, io::empty()).map_err(fail)
     }
 }

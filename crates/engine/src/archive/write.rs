@@ -1,6 +1,6 @@
 //! From a tar into a tree.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -22,11 +22,11 @@ const XZ_MEMORY: u64 = 192 << 20;
 pub(super) fn unpack(
     tree: &Tree,
     place: &mut Place,
-    archive: impl Read + Send,
+    archive: impl BufRead + Send,
     options: WriteOptions,
 ) -> Result<()> {
     let folder = writable(tree, place)?;
-    let source = decompressed(BufReader::with_capacity(BUFFER, archive))?;
+    let source = decompressed(archive)?;
     let root = place.path.clone();
     let is_folder = |path: &Path| {
         let there = tree.resolve(&root.join(path), Last::Keep).ok()?;

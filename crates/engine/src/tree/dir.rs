@@ -225,10 +225,17 @@ impl Dir {
         is_opaque(self.parts.first().map(|part| &part.folder))
     }
 
-    /// Opens what [`Dir::lookup`] found, for reading; never waits for the other end of a FIFO.
+    /// Opens the regular file that [`Dir::lookup`] found, for reading. [`Errno::NXIO`] if there is something
+    /// else by now: it is looked at before it is opened, for opening a device may set it going.
     pub(crate) fn open(&self, name: &OsStr, entry: &Entry) -> Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        rustix::fs::openat(self.folder_of(entry), name, flags, Mode::empty())
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = rustix::fs::openat(self.folder_of(entry), name, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&found)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Errno::NXIO);
+        }
+        let same = format!("/proc/self/fd/{}", found.as_raw_fd());
+        rustix::fs::openat(CWD, same, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
     }
 
     /// The target of a symbolic link.

@@ -18,7 +18,7 @@ pub(crate) use unpack::unpack_recorded;
 pub use unpack::{IsFolder, Limits, Onto, Unpacked, Whiteouts, unpack, unpack_onto};
 
 use crate::recipe::{Recipes, Replay};
-use crate::root::{discard, empty, make_folder, make_private, remove_any};
+use crate::root::{discard, empty, make_folder, make_private, remove_any, spread};
 use crate::{Error, Result, tree};
 
 /// One unpacked layer of an image.
@@ -47,6 +47,7 @@ impl Layers {
         make_private(folder)?;
         let layers = Self { folder: folder.to_owned(), recipes: Recipes::open(folder)? };
         make_folder(&layers.temporary(), 0o700)?;
+        spread(&layers.temporary())?;
         empty(&layers.temporary())?;
         Ok(layers)
     }
