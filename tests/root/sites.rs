@@ -85,8 +85,16 @@ impl Served {
 fn a_host_name_leads_to_its_containers_whatever_becomes_of_the_daemon() {
     let mut served = Served::new(daemon!());
     assert_eq!(served.proxy(), None, "off until first used");
-    served.server("one", &["--publish-host", "one.example", "--publish-host", "both.example"]);
-    served.server("two", &["--label", "insula.http.host=both.example:80,*.two.example"]);
+    let one = ["--publish-host", "one.example", "--publish-host", "both.example/http"];
+    served.server("one", &one);
+    let names = ["both.example:80/http", "one.example:80"];
+    assert_eq!(served.daemon.inspect("one", "/NetworkSettings/HostNames"), serde_json::json!(names));
+    let ps = served.daemon.insula(&["ps", "--format", "{{.Ports}}"]).ok().to_owned();
+    assert_eq!(ps, "both.example->80/http, one.example->80/http");
+    let port = |words: &[&str]| served.daemon.insula(&[&["port", "one"], words].concat()).ok().to_owned();
+    assert_eq!(port(&[]), "80/http -> both.example\n80/http -> one.example");
+    assert_eq!(port(&["80/http"]), "both.example\none.example");
+    served.server("two", &["--label", "insula.http.host=both.example:80/http,*.two.example"]);
     served.reaches("one.example", "one");
     served.reaches("www.two.example", "two");
     holds("both answer", || {
@@ -152,7 +160,7 @@ fn certificates_are_taken_from_a_folder() {
     };
     write("a", "a.example");
     served.server("one", &["--publish-host", "a.example", "--publish-host", "b.example"]);
-    served.reaches("a.example", "one");
+    served.reaches("b.example", "one");
     let trusted = folder.join("a.crt");
     let get = |url: &str, flags: &[&str]| {
         served.curl(url, &[&["--cacert", text(&trusted)], flags].concat()).stdout.replace('\n', "")
@@ -161,7 +169,13 @@ fn certificates_are_taken_from_a_folder() {
     assert_eq!(get("https://a.example/", &["--http1.1"]), "one|200|1.1");
     let other = get("https://a.example/", &["-H", "Host: b.example"]);
     assert_eq!(other, "insula: the certificate of this connection is not for b.example|421|2");
-    assert_eq!(served.curl("http://a.example/", &["--http2-prior-knowledge"]).stdout, "one\n|200|2");
+    let sent = served.curl("http://a.example/x", &["--http2-prior-knowledge", "-D-"]).stdout;
+    let https = served.https.rsplit(':').next().unwrap();
+    assert!(
+        sent.contains(&format!("location: https://a.example:{https}/x\r\n")) && sent.ends_with("|301|2"),
+        "{sent}"
+    );
+    assert_eq!(served.curl("http://b.example/", &["--http2-prior-knowledge"]).stdout, "one\n|200|2");
     served.curl("https://b.example/", &["-k"]).exits(35);
     write("b", "b.example");
     let trusted = folder.join("b.crt");
@@ -214,7 +228,7 @@ fn what_cannot_be_served_is_said_first() {
     };
     refused(&["--publish-host", "a b"], "invalid host name \"a b\"");
     refused(&["--publish-host", "a:0"], "NAME[:PORT][/PROTOCOL] is expected");
-    refused(&["--label", "insula.http.host=a/udp"], "the protocol is http or tls");
+    refused(&["--label", "insula.http.host=a/udp"], "the protocol is http, h2c or tls");
     refused(&["--network", "none", "--publish-host", "a"], "the network mode none");
     refused(
         &["--expose", "81", "--expose", "82", "--publish-host", "a"],

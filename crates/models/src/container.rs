@@ -306,6 +306,9 @@ document! {
     /// The part of the network settings that lists show.
     NetworkSettingsSummary {
         networks: BTreeMap<String, EndpointSettings>,
+        /// insula's addition: names that the host's ports 80 and 443 lead here by, as `NAME:PORT/PROTOCOL`.
+        #[serde(skip_serializing_if = "is_zero")]
+        host_names: Vec<String>,
     }
 }
 

@@ -45,6 +45,9 @@ document! {
         ipv6_gateway: String,
         mac_address: String,
         networks: BTreeMap<String, EndpointSettings>,
+        /// insula's addition: names that the host's ports 80 and 443 lead here by, as `NAME:PORT/PROTOCOL`.
+        #[serde(skip_serializing_if = "is_zero")]
+        host_names: Vec<String>,
     }
 }
 

@@ -11,9 +11,43 @@ use hyper::body::Incoming;
 use tokio::time::{Sleep, sleep};
 
 use crate::limits;
+use crate::target::Use;
 
 /// A text of ours, or what a container sends.
-pub(crate) type ResponseBody = Either<Full<Bytes>, Incoming>;
+pub(crate) type ResponseBody = Either<Full<Bytes>, Answer>;
+
+/// What a container sends; the container counts as busy until it has been read or given up.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    inner: Incoming,
+    _busy: Option<Use>,
+}
+
+impl Answer {
+    pub(crate) fn new(inner: Incoming, busy: Option<Use>) -> Self {
+        Self { inner, _busy: busy }
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.inner).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
 
 /// What a client sends, as long as it goes on sending: one that stalls gives its container free.
 #[derive(Debug, Default)]

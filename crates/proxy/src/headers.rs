@@ -7,7 +7,7 @@ use http::header::{
     TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
-use http::uri::PathAndQuery;
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Uri, Version};
 use insula_spec::sites::HostName;
 
@@ -97,6 +97,33 @@ pub(crate) fn rewrite(parts: &mut Parts, asked: &Asked, client: IpAddr, secure: 
     if let Ok(client) = HeaderValue::from_str(&client.to_string()) {
         headers.insert(X_FORWARDED_FOR, client);
     }
+}
+
+/// Makes a request that was made one to a container one of HTTP/2, which has its host in its target
+/// (RFC 9113, 8.3.1). `trailers` is whether the client takes fields behind the body, as those of gRPC do.
+pub(crate) fn to_version_2(parts: &mut Parts, asked: &Asked, trailers: bool) -> Option<()> {
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    uri.scheme = Some(Scheme::HTTP);
+    uri.authority = Some(Authority::try_from(asked.authority.as_bytes()).ok()?);
+    parts.uri = Uri::from_parts(uri).ok()?;
+    parts.version = Version::HTTP_2;
+    parts.headers.remove(HOST);
+    if trailers {
+        parts.headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    Some(())
+}
+
+/// Whether a client takes fields behind a body.
+pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers.get_all(TE).iter().any(|value| tokens(value).any(|token| token == "trailers"))
+}
+
+/// Where a request is to be made again: the same with TLS.
+pub(crate) fn secured(parts: &Parts, asked: &Asked, port: u16) -> Option<HeaderValue> {
+    let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    HeaderValue::from_str(&format!("https://{}{port}{path}", asked.name)).ok()
 }
 
 /// HTTP/2 may send cookies one by one, HTTP/1.1 in one line only (RFC 9113, 8.2.3).

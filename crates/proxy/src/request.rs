@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, UPGRADE};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER, UPGRADE};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{Either, Full};
@@ -15,23 +15,28 @@ use hyper_util::rt::TokioIo;
 use insula_spec::sites::Speech;
 use tokio::io::copy_bidirectional;
 
-use crate::body::{RequestBody, ResponseBody};
+use crate::body::{Answer, RequestBody, ResponseBody};
 use crate::connection::Origin;
 use crate::headers::{self, Asked};
 use crate::limits;
 use crate::table::Site;
 use crate::target::{Sender, Use};
 
+/// What stays without TLS where there is a certificate: who proves that a name is its own, to get the next one, is
+/// asked there (RFC 8555, 8.3).
+const CHALLENGES: &str = "/.well-known/acme-challenge/";
+
 /// What is said instead of a container.
 #[derive(Debug)]
 struct Refusal {
     status: StatusCode,
     why: String,
+    location: Option<HeaderValue>,
 }
 
 impl Refusal {
     fn new(status: StatusCode, why: impl Into<String>) -> Self {
-        Self { status, why: why.into() }
+        Self { status, why: why.into(), location: None }
     }
 
     fn response(self) -> Response<ResponseBody> {
@@ -42,6 +47,9 @@ impl Refusal {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Some(location) = self.location {
+            headers.insert(LOCATION, location);
         }
         response
     }
@@ -70,12 +78,18 @@ async fn forward(
     let asked = headers::asked(&parts)
         .ok_or_else(|| Refusal::new(StatusCode::BAD_REQUEST, "the request names no host, or not one only"))?;
     let site = find(&asked, origin)?;
-    let upgrade = headers::upgrade(&parts);
+    lead_to_tls(&parts, &asked, &site, origin)?;
+    let trailers = headers::takes_trailers(&parts.headers);
+    let upgrade = headers::upgrade(&parts).filter(|_| site.speech != Speech::H2c);
     let arrival = &origin.arrival;
     headers::rewrite(&mut parts, &asked, arrival.client.address, arrival.secure, arrival.port);
     if let Some(protocol) = &upgrade {
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(UPGRADE, protocol.clone());
+    }
+    if site.speech == Speech::H2c {
+        headers::to_version_2(&mut parts, &asked, trailers)
+            .ok_or_else(|| Refusal::new(StatusCode::BAD_REQUEST, "the host is no authority"))?;
     }
     let (mut response, sender, chosen) = send(parts, RequestBody::new(body), &site, &asked).await?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -85,10 +99,33 @@ async fn forward(
         };
         return Ok(join(response, client, chosen, origin));
     }
-    keep_when_read(sender, chosen);
+    let busy = match sender {
+        Some(sender) => {
+            keep_when_read(sender, chosen);
+            None
+        }
+        None => Some(chosen),
+    };
     headers::strip(response.headers_mut());
     *response.version_mut() = Version::HTTP_11;
-    Ok(response.map(Either::Right))
+    Ok(response.map(|body| Either::Right(Answer::new(body, busy))))
+}
+
+/// Sends who came without TLS to where there is a certificate of the name.
+fn lead_to_tls(parts: &Parts, asked: &Asked, site: &Site, origin: &Arc<Origin>) -> Result<(), Refusal> {
+    let Some(port) = origin.shared.https.first().map(SocketAddr::port) else { return Ok(()) };
+    let wanted = site.speech == Speech::Http && !origin.arrival.secure;
+    if !wanted
+        || parts.uri.path().starts_with(CHALLENGES)
+        || origin.shared.table().identity(&asked.name).is_none()
+    {
+        return Ok(());
+    }
+    // The older status may make a GET of another method.
+    let safe = [Method::GET, Method::HEAD].contains(&parts.method);
+    let status = if safe { StatusCode::MOVED_PERMANENTLY } else { StatusCode::PERMANENT_REDIRECT };
+    let location = headers::secured(parts, asked, port);
+    Err(Refusal { location, ..Refusal::new(status, format!("{} is served with TLS", asked.name)) })
 }
 
 /// Who answers to the name, for a client that came this way.
@@ -110,16 +147,15 @@ fn find(asked: &Asked, origin: &Arc<Origin>) -> Result<Arc<Site>, Refusal> {
 }
 
 /// One container after the other, until one takes the request.
-async fn send(
-    parts: Parts,
-    body: RequestBody,
-    site: &Site,
-    asked: &Asked,
-) -> Result<(Response<Incoming>, Sender, Use), Refusal> {
+async fn send(parts: Parts, body: RequestBody, site: &Site, asked: &Asked) -> Result<Answered, Refusal> {
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut request = Request::from_parts(parts, body);
     while let Some(chosen) = site.choose(&tried) {
-        match attempt(request, chosen).await {
+        let attempted = match site.speech {
+            Speech::H2c => attempt_multiplexed(request, chosen).await,
+            _ => attempt(request, chosen).await,
+        };
+        match attempted {
             Ok(done) => return Ok(done),
             Err((Some(unsent), address, error)) => {
                 tracing::debug!(%address, %error, "a container does not take a request");
@@ -144,19 +180,19 @@ async fn send(
     })
 }
 
+/// What a container answers, and its connection if nobody else may use it meanwhile.
+type Answered = (Response<Incoming>, Option<Sender>, Use);
+
 /// The request comes back where the container has seen nothing of it, or may well see it twice.
 type Failed = (Option<Request<RequestBody>>, SocketAddr, io::Error);
 
-async fn attempt(
-    mut request: Request<RequestBody>,
-    chosen: Use,
-) -> Result<(Response<Incoming>, Sender, Use), Failed> {
+async fn attempt(mut request: Request<RequestBody>, chosen: Use) -> Result<Answered, Failed> {
     let target = chosen.0.clone();
     while let Some(mut sender) = target.kept() {
         // A kept connection may be closed by the container at the very moment of its use.
         let copy = repeatable(&request);
         match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, sender, chosen)),
+            Ok(response) => return Ok((response, Some(sender), chosen)),
             Err(mut failed) => match failed.take_message().or(copy) {
                 Some(unsent) => request = unsent,
                 None => return Err((None, target.address, io::Error::other(failed.into_error()))),
@@ -168,10 +204,36 @@ async fn attempt(
         Err(error) => return Err((Some(request), target.address, error)),
     };
     match sender.try_send_request(request).await {
-        Ok(response) => Ok((response, sender, chosen)),
+        Ok(response) => Ok((response, Some(sender), chosen)),
         Err(mut failed) => {
             let unsent = failed.take_message();
             Err((unsent, target.address, io::Error::other(failed.into_error())))
+        }
+    }
+}
+
+/// As [`attempt`], over the connection of HTTP/2 that requests share.
+async fn attempt_multiplexed(mut request: Request<RequestBody>, chosen: Use) -> Result<Answered, Failed> {
+    let target = chosen.0.clone();
+    loop {
+        let (mut shared, new) = match target.multiplexed().await {
+            Ok(found) => found,
+            Err(error) => return Err((Some(request), target.address, error)),
+        };
+        let copy = repeatable(&request);
+        let ready = shared.sender.ready().await;
+        let (unsent, error) = match ready {
+            Err(error) => (Some(request), error),
+            Ok(()) => match shared.sender.try_send_request(request).await {
+                Ok(response) => return Ok((response, None, chosen)),
+                Err(mut failed) => (failed.take_message().or(copy), failed.into_error()),
+            },
+        };
+        // A stream may fail alone; the next request has another connection then, and the others keep theirs.
+        target.forget(&shared).await;
+        match unsent {
+            Some(unsent) if !new => request = unsent,
+            unsent => return Err((unsent, target.address, io::Error::other(error))),
         }
     }
 }
@@ -185,6 +247,7 @@ fn repeatable(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     let mut copy = Request::new(RequestBody::default());
     copy.method_mut().clone_from(request.method());
     copy.uri_mut().clone_from(request.uri());
+    *copy.version_mut() = request.version();
     copy.headers_mut().clone_from(request.headers());
     Some(copy)
 }

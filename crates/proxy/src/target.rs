@@ -7,13 +7,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use hyper::client::conn::http1::{Builder, SendRequest};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
 use crate::body::RequestBody;
 use crate::limits;
 
 pub(crate) type Sender = SendRequest<RequestBody>;
+
+/// A connection of HTTP/2, which many requests share.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub(crate) sender: http2::SendRequest<RequestBody>,
+    /// When it was made, by which it is told from the next.
+    since: Instant,
+}
 
 /// One container at one port.
 #[derive(Debug)]
@@ -22,6 +31,8 @@ pub(crate) struct Target {
     /// Requests and connections under way.
     open: AtomicUsize,
     kept: Mutex<Vec<(Sender, Instant)>>,
+    /// With the time of its last use. Locked while it is made, so that one is.
+    shared: tokio::sync::Mutex<Option<(Shared, Instant)>>,
 }
 
 /// Counted for its target until it is dropped.
@@ -36,7 +47,12 @@ impl Drop for Use {
 
 impl Target {
     pub(crate) fn new(address: SocketAddr) -> Self {
-        Self { address, open: AtomicUsize::new(0), kept: Mutex::default() }
+        Self {
+            address,
+            open: AtomicUsize::new(0),
+            kept: Mutex::default(),
+            shared: tokio::sync::Mutex::default(),
+        }
     }
 
     pub(crate) fn open(&self) -> usize {
@@ -70,6 +86,39 @@ impl Target {
     /// Closes connections that nobody needed for long.
     pub(crate) fn tidy_up(&self) {
         self.lock().retain(|(sender, since)| !sender.is_closed() && since.elapsed() < limits::KEPT_TIME);
+        // One that is in use at the moment is no idle one.
+        if let Ok(mut shared) = self.shared.try_lock()
+            && self.open() == 0
+            && shared.as_ref().is_some_and(|(_, used)| used.elapsed() >= limits::KEPT_TIME)
+        {
+            *shared = None;
+        }
+    }
+
+    /// The connection of HTTP/2, and whether it was made for this.
+    pub(crate) async fn multiplexed(&self) -> io::Result<(Shared, bool)> {
+        let mut shared = self.shared.lock().await;
+        if let Some((found, used)) = shared.as_mut().filter(|(found, _)| !found.sender.is_closed()) {
+            *used = Instant::now();
+            return Ok((found.clone(), false));
+        }
+        let stream = TokioIo::new(self.connect().await?);
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new()).max_header_list_size(limits::HEAD as u32);
+        builder.max_send_buf_size(limits::HEAD);
+        let (sender, connection) = builder.handshake(stream).await.map_err(io::Error::other)?;
+        tokio::spawn(connection);
+        let made = Shared { sender, since: Instant::now() };
+        *shared = Some((made.clone(), made.since));
+        Ok((made, true))
+    }
+
+    /// That connection does not serve any more.
+    pub(crate) async fn forget(&self, failed: &Shared) {
+        let mut shared = self.shared.lock().await;
+        if shared.as_ref().is_some_and(|(known, _)| known.since == failed.since) {
+            *shared = None;
+        }
     }
 
     pub(crate) async fn connect(&self) -> io::Result<TcpStream> {

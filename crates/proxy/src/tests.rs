@@ -5,10 +5,13 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use http::{Request, StatusCode, Version};
-use http_body_util::{BodyExt, Empty};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use insula_spec::sites::{self, Certificate, Order, Reply, Served, Speech};
 use rustls::pki_types::pem::PemObject;
@@ -16,6 +19,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -360,6 +364,88 @@ async fn http_2_is_known_without_tls() {
     assert!(status == StatusCode::OK && body.starts_with("page\n"), "{body}");
     let stream = TcpStream::connect(proxy.http).await.unwrap();
     assert_eq!(two(stream, "http://b.org/").await.0, StatusCode::NOT_FOUND);
+}
+
+/// One of HTTP/2 that answers as servers of gRPC do, with what it was asked and on which of its connections.
+fn grpc(ended: watch::Receiver<()>) -> SocketAddr {
+    let count = AtomicUsize::new(0);
+    container(move |stream| {
+        let (number, mut ended) = (count.fetch_add(1, Ordering::Relaxed), ended.clone());
+        ended.mark_unchanged();
+        let answer = service_fn(move |request: Request<Incoming>| async move {
+            let te = request.headers().get("te").cloned();
+            let body = format!("{number} {:?} {} {te:?}", request.version(), request.uri());
+            let status =
+                HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from(0))]);
+            let body = Full::new(Bytes::from(body)).with_trailers(std::future::ready(Some(Ok(status))));
+            Ok::<_, std::convert::Infallible>(Response::new(body))
+        });
+        async move {
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::select! {
+                _ = builder.serve_connection(TokioIo::new(stream), answer) => {}
+                _ = ended.changed() => {}
+            }
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_container_may_speak_http_2() {
+    let mut proxy = Proxy::start().await;
+    let (end, ended) = watch::channel(());
+    proxy.tell(&[("g.org", Speech::H2c, &[grpc(ended)])], &[certificate("g.org")]).await;
+    let stream = TokioIo::new(TcpStream::connect(proxy.http).await.unwrap());
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    let ask = || {
+        let mut sender = sender.clone();
+        async move {
+            let request = Request::get("http://g.org/a.B/C").header("te", "trailers");
+            let response = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
+            let code = response.status();
+            let all = response.into_body().collect().await.unwrap();
+            assert_eq!(code, StatusCode::OK, "{all:?}");
+            let status = all.trailers().and_then(|trailers| trailers.get("grpc-status")).cloned();
+            assert_eq!(status, Some(HeaderValue::from(0)));
+            String::from_utf8(all.to_bytes().to_vec()).unwrap()
+        }
+    };
+    let expected = |number: u8| format!("{number} HTTP/2.0 http://g.org/a.B/C Some(\"trailers\")");
+    let (first, second) = tokio::join!(ask(), ask());
+    assert_eq!((first, second), (expected(0), expected(0)), "requests share the connection");
+    // Clients of HTTP/1.1 are understood as well.
+    let answer = proxy.get("g.org").await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200 OK") && answer.contains("0 HTTP/2.0 http://g.org/x None"),
+        "{answer}"
+    );
+    end.send(()).unwrap();
+    assert_eq!(ask().await, expected(1), "a connection that has ended is replaced");
+}
+
+#[tokio::test]
+async fn who_comes_without_tls_is_sent_to_the_certificate() {
+    let mut proxy = Proxy::start().await;
+    let page = site("page");
+    let sites: [(&str, Speech, &[SocketAddr]); 3] = [
+        ("a.org", Speech::Http, &[page]),
+        ("b.org", Speech::Plain, &[page]),
+        ("c.org", Speech::Http, &[page]),
+    ];
+    proxy.tell(&sites, &[certificate("a.org"), certificate("b.org")]).await;
+    let answer = proxy.get("A.org:8080").await;
+    let location = format!("\r\nlocation: https://a.org:{}/x\r\n", proxy.https.port());
+    assert!(answer.starts_with("HTTP/1.1 301 ") && answer.contains(&location), "{answer}");
+    let post = "POST /x?y HTTP/1.1\r\nHost: a.org\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let answer = proxy.say(post).await;
+    assert!(answer.starts_with("HTTP/1.1 308 ") && answer.contains("/x?y\r\n"), "{answer}");
+    for served in ["b.org", "c.org"] {
+        assert!(proxy.get(served).await.starts_with("HTTP/1.1 200 "), "{served}");
+    }
+    let challenge = "GET /.well-known/acme-challenge/t HTTP/1.1\r\nHost: a.org\r\nConnection: close\r\n\r\n";
+    assert!(proxy.say(challenge).await.starts_with("HTTP/1.1 200 "));
 }
 
 #[tokio::test]

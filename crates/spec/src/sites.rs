@@ -13,7 +13,7 @@ pub const LABEL: &str = "insula.http.host";
 /// Sites of one container.
 pub const MOST_SITES: usize = 1024;
 /// Raised when an older proxy could not read what it is told any more, or an older daemon its answers.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes of one message between daemon and proxy.
 pub const LARGEST_MESSAGE: usize = 64 << 20;
 
@@ -27,7 +27,7 @@ pub enum Error {
     Name(String),
     #[error("invalid site {0:?}: NAME[:PORT][/PROTOCOL] is expected")]
     Port(String),
-    #[error("invalid site {0:?}: the protocol is http or tls")]
+    #[error("invalid site {0:?}: the protocol is http, h2c or tls")]
     Protocol(String),
     #[error("{count} host names are more than the {MOST_SITES} of one container")]
     TooMany { count: usize },
@@ -111,8 +111,13 @@ impl fmt::Display for HostName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Speech {
-    /// HTTP/1.1; connections with TLS are decrypted before.
+    /// HTTP/1.1; connections with TLS are decrypted before. Where there is a certificate of the name, who comes
+    /// without TLS is sent there.
     Http,
+    /// The same, and who comes without TLS is served as well.
+    Plain,
+    /// HTTP/2 without TLS, as servers of gRPC speak it; who comes without TLS is served as well.
+    H2c,
     /// TLS of its own: connections are passed on unread.
     Tls,
 }
@@ -151,9 +156,11 @@ impl FromStr for Site {
 
     /// `NAME[:PORT][/PROTOCOL]`.
     fn from_str(text: &str) -> Result<Self, Error> {
-        let (place, protocol) = text.split_once('/').unwrap_or((text, "http"));
+        let (place, protocol) = text.split_once('/').unwrap_or((text, ""));
         let speech = match protocol {
-            "http" => Speech::Http,
+            "" if place == text => Speech::Http,
+            "http" => Speech::Plain,
+            "h2c" => Speech::H2c,
             "tls" => Speech::Tls,
             _ => return Err(Error::Protocol(shortened(text))),
         };
@@ -167,6 +174,21 @@ impl FromStr for Site {
             }
         };
         Ok(Self { name: name.parse()?, port, speech })
+    }
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)?;
+        if let Some(port) = self.port {
+            write!(f, ":{port}")?;
+        }
+        f.write_str(match self.speech {
+            Speech::Http => "",
+            Speech::Plain => "/http",
+            Speech::H2c => "/h2c",
+            Speech::Tls => "/tls",
+        })
     }
 }
 
@@ -257,7 +279,15 @@ mod tests {
             site("WWW.Example.org.:8080"),
             Site { name: HostName("www.example.org".into()), port: Some(8080), speech: Speech::Http }
         );
-        assert_eq!(site("a/tls").speech, Speech::Tls);
+        for (text, speech) in [
+            ("a", Speech::Http),
+            ("a:81/http", Speech::Plain),
+            ("*.a.b:50051/h2c", Speech::H2c),
+            ("a/tls", Speech::Tls),
+        ] {
+            assert_eq!((site(text).speech, site(text).to_string().as_str()), (speech, text));
+        }
+        assert!("a/".parse::<Site>().is_err());
         assert_eq!(site("*.example.org").name.as_str(), "*.example.org");
         for bad in [
             "",

@@ -120,7 +120,7 @@ fn row(container: &ContainerSummary, now: i64, cut: bool) -> Row {
             ("Command", quote(&command)),
             ("RunningFor", ago::ago(container.created, now)),
             ("Status", container.status.clone()),
-            ("Ports", ports::display(&container.ports)),
+            ("Ports", ports::with_names(&container.ports, &container.network_settings.host_names, cut)),
             ("Names", names.join(",")),
             ("Isolation", wall(container).to_owned()),
             ("Size", size(container)),

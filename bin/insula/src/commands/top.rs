@@ -2,11 +2,12 @@
 
 use clap::Args;
 use insula_models::ContainerUpdateRequest;
+use insula_spec::sites::Site;
 
 use crate::arguments::{Run, first_word};
 use crate::context::Context;
 use crate::failure::{self, Failure, Outcome};
-use crate::format::table;
+use crate::format::{ports, table};
 use crate::options::{self, limits};
 use crate::printer;
 
@@ -76,11 +77,12 @@ impl Run for DiffArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   insula port web
-  insula port web 80             where port 80 is published")]
+  insula port web 80             where port 80 is published
+  insula port web 80/http        names that lead to it (--publish-host)")]
 pub(crate) struct PortArgs {
     /// Name or id
     container: String,
-    /// Only this port: PORT[/PROTOCOL]
+    /// Only this port: PORT[/PROTOCOL]; host names have the protocols http, h2c and tls
     port: Option<String>,
 }
 
@@ -104,6 +106,15 @@ impl Run for PortArgs {
                 };
                 let target = format!("{ip}:{}", binding.host_port);
                 printer::line(&if wanted.is_some() { target } else { format!("{port} -> {target}") })?;
+            }
+        }
+        let sites = container.network_settings.host_names.iter().filter_map(|name| name.parse::<Site>().ok());
+        for site in sites {
+            let port = ports::at(&site);
+            if wanted.as_ref().is_none_or(|wanted| *wanted == port) {
+                found = true;
+                let name = site.name.as_str();
+                printer::line(&if wanted.is_some() { name.to_owned() } else { format!("{port} -> {name}") })?;
             }
         }
         match wanted {

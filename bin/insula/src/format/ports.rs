@@ -1,6 +1,7 @@
 //! The column PORTS: neighbouring ports are one range.
 
 use insula_models::PortSummary;
+use insula_spec::sites::{Site, Speech};
 
 /// `0.0.0.0:8080-8081->80-81/tcp, 443/tcp`.
 pub(crate) fn display(ports: &[PortSummary]) -> String {
@@ -16,6 +17,31 @@ pub(crate) fn display(ports: &[PortSummary]) -> String {
         }
     }
     ranges.iter().map(Range::text).collect::<Vec<_>>().join(", ")
+}
+
+/// Host names that one line shows, unless all are asked for.
+const MOST_NAMES: usize = 3;
+
+/// `shop.example.org->80/http`, behind the ports.
+pub(crate) fn with_names(ports: &[PortSummary], names: &[String], cut: bool) -> String {
+    let sites = names.iter().filter_map(|name| name.parse::<Site>().ok());
+    let mut all: Vec<String> = Some(display(ports)).filter(|text| !text.is_empty()).into_iter().collect();
+    let most = if cut { MOST_NAMES } else { usize::MAX };
+    all.extend(sites.take(most).map(|site| format!("{}->{}", site.name, at(&site))));
+    if names.len() > most {
+        all.push(format!("and {} more", names.len() - most));
+    }
+    all.join(", ")
+}
+
+/// A host name's end at the container: `80/http`.
+pub(crate) fn at(site: &Site) -> String {
+    let protocol = match site.speech {
+        Speech::Http | Speech::Plain => "http",
+        Speech::H2c => "h2c",
+        Speech::Tls => "tls",
+    };
+    format!("{}/{protocol}", site.port.unwrap_or_default())
 }
 
 struct Range<'a> {
@@ -87,5 +113,9 @@ mod tests {
             "0.0.0.0:8080-8081->80-81/tcp, [::]:8080-8081->80-81/tcp, 127.0.0.1:9000->90/tcp, 443-444/tcp"
         );
         assert_eq!(display(&[]), "");
+        let names = ["a.org:80", "*.b.org:50051/h2c", "c:8080/http", "d:443/tls"].map(str::to_owned);
+        let shown = "a.org->80/http, *.b.org->50051/h2c, c->8080/http, and 1 more";
+        assert_eq!(with_names(&[], &names, true), shown);
+        assert!(with_names(&ports[..1], &names, false).ends_with(", c->8080/http, d->443/tls"));
     }
 }

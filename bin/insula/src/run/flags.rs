@@ -219,8 +219,9 @@ pub(crate) struct NetworkFlags {
     /// Publish a port: [[IP:]HOST_PORT:]PORT[/PROTOCOL]
     #[arg(short, long, value_name = "PORT")]
     pub(crate) publish: Vec<String>,
-    /// Serve a host name at the host's ports 80 and 443: NAME[:PORT][/PROTOCOL]; the protocol is http (with TLS too,
-    /// where there is a certificate) or tls (of the container's own)
+    /// Serve a host name at the host's ports 80 and 443: NAME[:PORT][/PROTOCOL]. Where there is a certificate of it,
+    /// who comes without TLS is sent there, unless the protocol is http, or h2c (HTTP/2, for gRPC); with tls the
+    /// container has TLS of its own
     #[arg(long, value_name = "NAME")]
     pub(crate) publish_host: Vec<String>,
     /// Publish all exposed ports to free ports

@@ -25,6 +25,7 @@ use crate::terminal::{self, DetachKeys, RawMode};
   insula run --rm -it host bash                    a shell in a copy of this host
   insula run --rm busybox echo hello
   insula run -d --name web -p 8080:80 nginx        in the background, with a published port
+  insula run -d --publish-host www.example.org nginx   a site at the host's ports 80 and 443
   insula run --rm -v \"$PWD:/src\" -w /src debian make
   insula run --rm -m 256m --cpus 0.5 --read-only --tmpfs /tmp debian sh
   insula run -d --restart unhealthy --health-cmd 'wget -qO- localhost' nginx

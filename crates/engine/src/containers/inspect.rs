@@ -76,7 +76,7 @@ impl Engine {
             true => self.networks().endpoint(&row.id)?,
             false => None,
         };
-        let mut settings = NetworkSettings::default();
+        let mut settings = NetworkSettings { host_names: row.host_names(), ..NetworkSettings::default() };
         let Some(endpoint) = endpoint else {
             // What it will be connected to.
             for (name, asked) in self.asked(row) {

@@ -101,7 +101,10 @@ impl Engine {
                     .cloned()
                     .unwrap_or_default(),
             },
-            network_settings: NetworkSettingsSummary { networks: self.network_settings(&row)?.networks },
+            network_settings: NetworkSettingsSummary {
+                networks: self.network_settings(&row)?.networks,
+                host_names: if row.running() { row.host_names() } else { Vec::new() },
+            },
             mounts: inspect::mount_points(&row, &self.store().volumes_dir()),
         })
     }

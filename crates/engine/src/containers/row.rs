@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use insula_base::{ContainerId, Digest};
 use insula_models::{ContainerConfig, EndpointSettings, Health, HostConfig};
 use insula_network::Mode;
+use insula_spec::sites::Site;
 use insula_store::Record;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -266,6 +267,15 @@ impl Row {
     pub(crate) fn complete_endpoints(&mut self) {
         self.endpoints = self.endpoints(&self.host.network_mode);
         self.endpoints_complete = true;
+    }
+
+    /// Its host names, each with its port and what is spoken there.
+    pub(crate) fn host_names(&self) -> Vec<String> {
+        let of = |row: &SiteRow| {
+            let site = Site { name: row.name.clone(), port: Some(row.port), speech: row.speech };
+            site.to_string()
+        };
+        self.sites.iter().map(of).collect()
     }
 
     /// Names of volumes that it mounts.
