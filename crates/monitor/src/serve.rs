@@ -155,37 +155,45 @@ impl<S: Sandbox> Monitor<S> {
         }
     }
 
+    /// What fails here loses no event: no more may come that would wake anybody for it.
     fn sandbox_events(&mut self) -> Result<()> {
-        while let Some(event) = self.sandbox.next_event()? {
-            match event {
-                Event::Oom => {
+        let mut heard = Ok(());
+        loop {
+            match self.sandbox.next_event() {
+                Ok(Some(Event::Oom)) => {
                     self.oom = true;
                     self.tell(&Outcome::Oom(insula_proto::Empty {}));
                 }
-                Event::ExecExited { id, code } => self.exec_exited(id, code)?,
-                Event::Exited { code, error } => self.exited(code, error)?,
+                Ok(Some(Event::ExecExited { id, code })) => self.exec_exited(id, code),
+                Ok(Some(Event::Exited { code, error })) => self.exited(code, error),
+                Ok(None) => return heard,
+                Err(error) if heard.is_ok() => heard = Err(error.into()),
+                // It fails without end.
+                Err(error) => return Err(error.into()),
             }
         }
-        Ok(())
     }
 
-    fn exec_exited(&mut self, id: String, code: i32) -> Result<()> {
-        if let Some(process) = self.processes.iter_mut().find(|process| process.exec.as_ref() == Some(&id)) {
-            process.running = false;
-            process.streams.finish(&mut self.poll)?;
-        }
+    fn exec_exited(&mut self, id: String, code: i32) {
+        self.finish(|process| process.exec.as_ref() == Some(&id));
         self.tell(&Outcome::ExecExited(ExecExited { exec: id, code }));
-        Ok(())
+    }
+
+    /// Takes what is left of the output of processes that have ended.
+    fn finish(&mut self, ended: impl Fn(&Process) -> bool) {
+        for process in self.processes.iter_mut().filter(|process| ended(process)) {
+            process.running = false;
+            if let Err(error) = process.streams.finish(&mut self.poll) {
+                crate::report("the last output", &error);
+            }
+        }
     }
 
     /// The container is over: output first, then everything of the host's is freed, then the record
     /// is left, then it is told.
-    fn exited(&mut self, code: i32, error: String) -> Result<()> {
+    fn exited(&mut self, code: i32, error: String) {
         let at = clock::now();
-        for process in &mut self.processes {
-            process.running = false;
-            process.streams.finish(&mut self.poll)?;
-        }
+        self.finish(|_| true);
         failpoint("monitor.exit.drained");
         if let Err(error) = self.sandbox.destroy() {
             // The daemon sweeps what is found without an owner.
@@ -202,7 +210,6 @@ impl<S: Sandbox> Monitor<S> {
         self.phase = Phase::Ended;
         self.exit = Some(exited.clone());
         self.tell(&Outcome::Exited(exited));
-        Ok(())
     }
 
     fn tell(&mut self, outcome: &Outcome) {

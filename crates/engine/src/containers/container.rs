@@ -127,6 +127,13 @@ impl Container {
         self.progress.send_modify(change);
     }
 
+    /// Waits until an end that was heard of is put down to its last step, which takes away what it had: what
+    /// a start would give again, and what a removal takes away too.
+    pub(crate) async fn put_down(&self) {
+        // The sender is here.
+        let _ = self.subscribe().wait_for(|progress| !progress.running).await;
+    }
+
     /// Docker's word for where it stands.
     pub(crate) fn status(&self) -> &'static str {
         let state = self.state();

@@ -47,6 +47,7 @@ impl Engine {
 
     /// For who has the turn of a container that does not run. On a full disk it takes what is kept for that.
     pub(super) async fn remove_now(&self, container: &Arc<Container>, volumes: bool) -> Result<()> {
+        container.put_down().await;
         let full = match self.remove_once(container, volumes).await {
             Err(error) if error.kind() == Kind::Unavailable => error,
             done => return done,

@@ -4,7 +4,6 @@ use insula_sys::failpoint::failpoint;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use insula_base::Kind;
 use insula_network::{Endpoint, files};
@@ -56,7 +55,7 @@ impl Engine {
             Phase::Created | Phase::Starting | Phase::Exited { .. } => {}
         }
         container.cancel_restart();
-        put_down(container).await?;
+        container.put_down().await;
         let row = container.change(self.store(), |row| {
             row.phase = Phase::Starting;
             row.stopped = false;
@@ -304,20 +303,6 @@ pub(super) fn dns(row: &Row) -> Result<files::Dns> {
 /// A monitor's time.
 pub(super) fn moment(nanoseconds: i64) -> Timestamp {
     Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default()
-}
-
-/// Waits until the end before is applied to its last step: it would take away what the start gives.
-async fn put_down(container: &Container) -> Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(10);
-    let mut progress = container.subscribe();
-    let down = progress.wait_for(|progress| !progress.running);
-    match tokio::time::timeout(PATIENCE, down).await {
-        Ok(_) => Ok(()),
-        Err(_) => Err(Error::Conflict(format!(
-            "container {} has ended and is not put down yet: try again",
-            container.id
-        ))),
-    }
 }
 
 /// For those who ask a monitor that ends meanwhile.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use insula_base::Kind;
-use insula_proto::{Call, Empty, Resize, Signal};
+use insula_proto::{Call, Empty, Outcome, Resize, Signal};
 
 use super::container::{Container, Progress};
 use super::row::{Phase, Row};
@@ -19,6 +19,8 @@ use crate::{machines, plan};
 const DEATH: Duration = Duration::from_secs(10);
 /// The same where another kernel carries the signal out, perhaps an emulated one on a busy host.
 const DEATH_IN_A_MACHINE: Duration = Duration::from_secs(60);
+/// How long a monitor may take to say where it stands.
+const ANSWER: Duration = Duration::from_secs(5);
 /// SIGRTMIN+3 asks systemd to halt.
 const HALT: i32 = 37;
 
@@ -83,29 +85,30 @@ impl Engine {
             container.change(self.store(), by_a_user)?;
         }
         failpoint("kill.marked");
-        let mut progress = container.subscribe();
+        let mut end = End::of(&container);
         self.signal(&container, signal).await?;
         failpoint("kill.signalled");
         self.publish(&row, "kill", &[("signal", &signal.to_string())]);
         if signal == KILL {
             // As Docker: a container that was killed is gone when the answer comes.
-            let _ = tokio::time::timeout(death(&row), progress.wait_for(|progress| !progress.running)).await;
+            end.within(death(&row)).await;
         }
         Ok(())
     }
 
     /// Kills a container without waiting for its turn.
     pub(super) async fn kill_now(&self, container: &Arc<Container>) -> Result<()> {
-        let mut progress = container.subscribe();
+        let mut end = End::of(container);
         let row = container.row();
         if !row.running() {
+            container.put_down().await;
             return Ok(());
         }
         match self.signal(container, KILL).await {
             Ok(()) | Err(Error::Conflict(_)) => {}
             Err(error) => return Err(error),
         }
-        gone(&mut progress, death(&row)).await.then_some(()).ok_or_else(|| unkillable(container))
+        end.within(death(&row)).await.then_some(()).ok_or_else(|| unkillable(&row))
     }
 
     async fn signal(&self, container: &Container, signal: i32) -> Result<()> {
@@ -128,8 +131,9 @@ impl Engine {
             Some(seconds) => u64::try_from(seconds).ok(),
             None => row.stop_timeout(),
         };
-        let mut progress = container.subscribe();
+        let mut end = End::of(container);
         if !container.row().running() {
+            container.put_down().await;
             return Ok(());
         }
         match self.signal(container, signal).await {
@@ -139,8 +143,8 @@ impl Engine {
         failpoint("stop.signalled");
         self.publish(&row, "kill", &[("signal", &signal.to_string())]);
         let ended = match patience {
-            Some(seconds) => gone(&mut progress, Duration::from_secs(seconds)).await,
-            None => progress.wait_for(|progress| !progress.running).await.is_ok(),
+            Some(seconds) => end.within(Duration::from_secs(seconds)).await,
+            None => end.comes().await,
         };
         if ended { Ok(()) } else { self.kill_now(container).await }
     }
@@ -192,9 +196,48 @@ fn ended_meanwhile(error: Error, container: &Container) -> Error {
     }
 }
 
-async fn gone(progress: &mut tokio::sync::watch::Receiver<Progress>, patience: Duration) -> bool {
-    let gone = progress.wait_for(|progress| !progress.running);
-    matches!(tokio::time::timeout(patience, gone).await, Ok(Ok(_)))
+/// The next end of a container, for who is about to bring it about.
+struct End<'a> {
+    container: &'a Container,
+    progress: tokio::sync::watch::Receiver<Progress>,
+    /// Ends before it. A restart policy may have it running again before anybody looks.
+    exits: u64,
+}
+
+impl<'a> End<'a> {
+    fn of(container: &'a Container) -> Self {
+        let progress = container.subscribe();
+        let exits = progress.borrow().exits;
+        Self { container, progress, exits }
+    }
+
+    /// Waits for it, until it is put down; always true.
+    async fn comes(&mut self) -> bool {
+        let exits = self.exits;
+        self.progress.wait_for(|progress| !progress.running || progress.exits > exits).await.is_ok()
+    }
+
+    /// Whether the container ends in this time. What is put down about an end may take longer, where others
+    /// keep the firewall or the disk busy: that is waited for, and no reason to call it alive.
+    async fn within(&mut self, patience: Duration) -> bool {
+        match tokio::time::timeout(patience, self.comes()).await {
+            Ok(came) => came,
+            Err(_) if self.is_known().await => self.comes().await,
+            Err(_) => false,
+        }
+    }
+
+    /// Whether it was heard of, or is on its way from the monitor.
+    async fn is_known(&self) -> bool {
+        let Ok(task) = self.container.task() else { return true };
+        let status = task.call(Call::Status(Empty {}), &[]);
+        match tokio::time::timeout(ANSWER, status).await {
+            Ok(Ok(Outcome::Status(status))) => status.phase() == insula_proto::Phase::Ended,
+            // The monitor is gone, which is an end too.
+            Ok(_) => true,
+            Err(_) => false,
+        }
+    }
 }
 
 /// How long the end of a container that was killed may take.
@@ -202,10 +245,13 @@ fn death(row: &Row) -> Duration {
     if machines::wanted(&row.host.isolation) { DEATH_IN_A_MACHINE } else { DEATH }
 }
 
-fn unkillable(container: &Container) -> Error {
+fn unkillable(row: &Row) -> Error {
+    let what = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/wchan")).ok();
+    let waits = row.pid().and_then(what).filter(|text| !matches!(text.as_str(), "" | "0"));
+    let place = waits.map_or_else(String::new, |place| format!(" ({place})"));
     Error::Conflict(format!(
-        "container {} was killed and has not ended yet: it waits for something in the kernel; try again",
-        container.id
+        "container {} was killed and has not ended yet: it waits for something in the kernel{place}; try again",
+        row.id
     ))
 }
 
@@ -236,5 +282,24 @@ impl Container {
     pub(super) fn at_rest(&self) -> bool {
         let state = self.state();
         state.restarting.is_none() && !matches!(state.row().phase, Phase::Running { .. } | Phase::Starting)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_end_counts_that_is_put_down_late_and_followed_by_a_start() {
+        let container = Container::new(crate::containers::row::tests::row());
+        container.tell(|progress| progress.running = true);
+        let mut end = End::of(&container);
+        // It has no monitor any more: its end was heard of.
+        let killed = end.within(Duration::ZERO);
+        let again = async {
+            tokio::task::yield_now().await;
+            container.tell(|progress| progress.exits += 1);
+        };
+        assert!(tokio::join!(killed, again).0);
     }
 }

@@ -167,24 +167,31 @@ impl Running {
             self.events.push_back(Event::ExecExited { id: exec.id, code: reaped.code });
         }
         if reaped.pid == self.init.pid {
-            self.count_oom()?;
-            self.end(reaped.code)?;
+            let counted = self.count_oom();
+            return self.end(reaped.code).and(counted);
         }
         Ok(())
     }
 
     /// With the first process goes all the rest. In a pid namespace of its own the kernel has seen to that.
+    /// It is over whatever fails here.
     fn end(&mut self, code: i32) -> Result<()> {
         self.ended = true;
         // They would keep the namespace, and with it the interfaces.
         self.resolver = None;
+        let cleared = self.clear();
+        self.events.push_back(Event::Exited { code, error: String::new() });
+        cleared
+    }
+
+    /// Kills and reaps what is left besides the first process.
+    fn clear(&mut self) -> Result<()> {
         self.group.kill()?;
         for exec in std::mem::take(&mut self.execs) {
             let reaped = process::wait_for(exec.pid)
                 .map_err(|source| call("waitpid", "for a process of the container", source))?;
             self.events.push_back(Event::ExecExited { id: exec.id, code: reaped.code });
         }
-        self.events.push_back(Event::Exited { code, error: String::new() });
         Ok(())
     }
 
