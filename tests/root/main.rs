@@ -35,4 +35,5 @@ mod serve;
 mod sites;
 mod streams;
 mod terminal;
+mod upgrade;
 mod volumes;

@@ -353,7 +353,8 @@ fn processes_join_and_signals_reach_them() {
         .unwrap(),
         stdio: serde_json::to_vec(&StdioPlan::default()).unwrap(),
         attachments: vec![Attachment { stdout: true, stderr: true, ..Attachment::default() }],
-        privileged: false,
+        remembered: true,
+        ..Exec::default()
     };
     let outcome = session.call(Call::Exec(exec), &[theirs.into()]);
     assert!(matches!(outcome, Outcome::Started(_)), "{outcome:?}");
@@ -362,6 +363,8 @@ fn processes_join_and_signals_reach_them() {
     assert_eq!(text, "33\nbox\nsleep\n");
     let Outcome::ExecExited(exited) = session.event() else { panic!("not the exec's end") };
     assert_eq!((exited.exec.as_str(), exited.code), ("one", 3));
+    let Outcome::Status(status) = session.call(Call::Status(Empty {}), &[]) else { panic!("not a status") };
+    assert_eq!(status.ended_execs, [exited], "the next daemon is told too");
     for call in [Call::Freeze(Empty {}), Call::Thaw(Empty {}), Call::Stats(Empty {})] {
         let outcome = session.call(call, &[]);
         assert!(!matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
@@ -408,7 +411,7 @@ fn an_init_of_the_images_own_manages_its_groups() {
         process: serde_json::to_vec(&process(&["cat", "/proc/self/cgroup"])).unwrap(),
         stdio: serde_json::to_vec(&StdioPlan::default()).unwrap(),
         attachments: vec![Attachment { stdout: true, stderr: true, ..Attachment::default() }],
-        privileged: false,
+        ..Exec::default()
     };
     let outcome = session.call(Call::Exec(exec), &[theirs.into()]);
     assert!(matches!(outcome, Outcome::Started(_)), "{outcome:?}");

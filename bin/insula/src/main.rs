@@ -8,6 +8,7 @@ mod copy;
 mod daemon;
 mod failure;
 mod filters;
+mod follow;
 mod format;
 mod options;
 mod printer;

@@ -28,6 +28,8 @@ use insula_models::ApiVersion;
 use crate::error::ApiError;
 use crate::plain::{Claimed, Promise};
 
+const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
+
 /// How the two outputs travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Framing {
@@ -43,11 +45,18 @@ impl Framing {
         if tty { Self::Raw } else { Self::Multiplexed }
     }
 
+    /// As [`Self::of_tty`], for a client that may ask for frames of a terminal's output too, by the media type
+    /// in `Accept`: each record of a log is a frame then.
+    pub(crate) fn asked_for(tty: bool, headers: &http::HeaderMap) -> Self {
+        let accepts = headers.get(header::ACCEPT).is_some_and(|value| value == MULTIPLEXED);
+        if accepts { Self::Multiplexed } else { Self::of_tty(tty) }
+    }
+
     /// The media type of the streams.
     pub(crate) fn content_type(self, version: ApiVersion) -> HeaderValue {
         HeaderValue::from_static(match self {
             // The second name came with 1.42.
-            Self::Multiplexed if version >= ApiVersion::v1(42) => "application/vnd.docker.multiplexed-stream",
+            Self::Multiplexed if version >= ApiVersion::v1(42) => MULTIPLEXED,
             Self::Raw | Self::Multiplexed => "application/vnd.docker.raw-stream",
         })
     }

@@ -257,6 +257,8 @@ pub(crate) struct Call<'a> {
     registries: Option<HeaderValue>,
     upgrade: bool,
     accepts_not_modified: bool,
+    /// Of `Accept`.
+    accept: Option<&'static str>,
 }
 
 impl<'a> Call<'a> {
@@ -269,6 +271,7 @@ impl<'a> Call<'a> {
             registries: None,
             upgrade: false,
             accepts_not_modified: false,
+            accept: None,
         }
     }
 
@@ -282,6 +285,12 @@ impl<'a> Call<'a> {
 
     pub(crate) fn delete(path: String) -> Self {
         Self::new(Method::DELETE, path)
+    }
+
+    /// With the media type that is wanted.
+    pub(crate) fn accepting(mut self, media_type: &'static str) -> Self {
+        self.accept = Some(media_type);
+        self
     }
 
     pub(crate) fn json(mut self) -> Self {
@@ -340,6 +349,9 @@ impl<'a> Call<'a> {
             Request::builder().method(self.method.clone()).uri(uri).header(header::HOST, "insula");
         if let Some(content_type) = self.content_type {
             request = request.header(header::CONTENT_TYPE, content_type);
+        }
+        if let Some(media_type) = self.accept {
+            request = request.header(header::ACCEPT, media_type);
         }
         if let Some(credentials) = &self.credentials {
             request = request.header("x-registry-auth", credentials);

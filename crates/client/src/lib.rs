@@ -25,5 +25,5 @@ pub use connection::Client;
 pub use error::{Error, Result};
 pub use hijack::Hijacked;
 pub use query::{Filters, Query, encode};
-pub use stdcopy::{Demultiplexer, Source, StdcopyError};
+pub use stdcopy::{Demultiplexer, Frames, Source, StdcopyError};
 pub use stream::{ByteStream, JsonStream};

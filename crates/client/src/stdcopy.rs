@@ -16,6 +16,9 @@ pub enum StdcopyError {
     /// An unknown source.
     #[error("the output stream has a frame of unknown kind {0}")]
     Source(u8),
+    /// No record of a log is so large.
+    #[error("the output stream has a frame of {0} bytes")]
+    Size(usize),
     /// The daemon's own error, sent inside of the stream.
     #[error("{0}")]
     Daemon(String),
@@ -94,6 +97,45 @@ impl Demultiplexer {
     }
 }
 
+/// Takes a stream apart whose frames mean something each, as the records of a log do.
+#[derive(Debug, Default)]
+pub struct Frames {
+    /// What is not complete.
+    held: Vec<u8>,
+}
+
+/// No frame is larger: logs are written in pieces of 16 KiB, which readers may have to spell out.
+const MAX_FRAME: usize = 4 << 20;
+
+impl Frames {
+    /// Takes the next bytes; `sink` gets each frame that is complete.
+    pub fn feed<E: From<StdcopyError>>(
+        &mut self,
+        bytes: &[u8],
+        mut sink: impl FnMut(Source, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.held.extend_from_slice(bytes);
+        let mut rest = self.held.as_slice();
+        while let [kind, _, _, _, a, b, c, d, body @ ..] = rest {
+            let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+            if length > MAX_FRAME {
+                return Err(StdcopyError::Size(length).into());
+            }
+            let Some((payload, behind)) = body.split_at_checked(length) else { break };
+            match kind {
+                0 | 1 => sink(Source::Stdout, payload)?,
+                2 => sink(Source::Stderr, payload)?,
+                3 => return Err(StdcopyError::Daemon(String::from_utf8_lossy(payload).into_owned()).into()),
+                other => return Err(StdcopyError::Source(*other).into()),
+            }
+            rest = behind;
+        }
+        let used = self.held.len() - rest.len();
+        self.held.drain(..used);
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +168,33 @@ mod tests {
         for step in 1..=bytes.len() {
             assert_eq!(split(&bytes, step), Ok((b"one two".to_vec(), b"err".to_vec())), "{step}");
         }
+    }
+
+    #[test]
+    fn frames_come_whole_however_the_stream_is_cut() {
+        let bytes = [frame(1, b"one "), frame(2, b"err"), frame(1, b""), frame(1, b"two")].concat();
+        let whole = [
+            (Source::Stdout, "one "),
+            (Source::Stderr, "err"),
+            (Source::Stdout, ""),
+            (Source::Stdout, "two"),
+        ];
+        for step in 1..=bytes.len() {
+            let (mut frames, mut found) = (Frames::default(), Vec::new());
+            for piece in bytes.chunks(step) {
+                let keep = |source, payload: &[u8]| {
+                    found.push((source, String::from_utf8(payload.to_vec()).unwrap()));
+                    Ok::<(), StdcopyError>(())
+                };
+                frames.feed(piece, keep).unwrap();
+            }
+            assert_eq!(found, whole.map(|(source, text)| (source, text.to_owned())), "{step}");
+        }
+        let none = |_, _: &[u8]| Ok(());
+        assert_eq!(
+            Frames::default().feed(&[1, 0, 0, 0, 255, 0, 0, 0], none),
+            Err(StdcopyError::Size(255 << 24))
+        );
     }
 
     #[test]

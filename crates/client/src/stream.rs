@@ -10,6 +10,8 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 
+pub(crate) const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
+
 /// The bytes of an answer, as they come. The connection closes when it is dropped.
 #[derive(Debug)]
 pub struct ByteStream {
@@ -27,7 +29,7 @@ impl ByteStream {
     #[must_use]
     pub fn multiplexed(&self) -> Option<bool> {
         match self.content_type.as_deref() {
-            Some("application/vnd.docker.multiplexed-stream") => Some(true),
+            Some(MULTIPLEXED) => Some(true),
             Some("application/vnd.docker.raw-stream") => Some(false),
             _ => None,
         }

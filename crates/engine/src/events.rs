@@ -128,12 +128,9 @@ impl Events {
     ) -> EventStream {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         let past = since.map_or_else(VecDeque::new, |since| {
-            history
-                .kept
-                .iter()
-                .filter(|event| i128::from(event.time_nano) >= since.as_nanosecond())
-                .cloned()
-                .collect()
+            // What follows is later, even where its daemon's clock had been set back.
+            let before = |event: &&Arc<EventMessage>| i128::from(event.time_nano) < since.as_nanosecond();
+            history.kept.iter().skip_while(before).cloned().collect()
         });
         EventStream { past, future: self.sender.subscribe(), filter, until }
     }
@@ -379,6 +376,24 @@ mod tests {
             events.publish(EventType::Volume, "create", &n.to_string(), Labels::new());
         }
         assert!(slow.next().await.is_none(), "rather than a gap");
+    }
+
+    #[tokio::test]
+    async fn what_the_next_daemon_saw_is_later_even_when_the_clock_was_set_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(folder.path(), KEPT).unwrap();
+        let hour = Duration::from_secs(3600);
+        let ahead = Timestamp::now() + hour;
+        let nanoseconds = i64::try_from(ahead.as_nanosecond()).unwrap();
+        for (id, at) in [("old", 5), ("ahead", nanoseconds)] {
+            journal.append(&message(EventType::Volume, "create", id, Labels::new(), at));
+        }
+        drop(journal);
+        let events = Events::open(folder.path()).unwrap();
+        events.publish(EventType::Volume, "create", "next", Labels::new());
+        let mut stream = events.subscribe(EventFilter::default(), Some(ahead), None);
+        let ids = [stream.next().await.unwrap(), stream.next().await.unwrap()];
+        assert_eq!(ids.map(|event| event.actor.id.clone()), ["ahead", "next"]);
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
-//! Processes beside a container's first one. They live as long as the daemon remembers them; after
-//! it was restarted those that run go on, and nobody can ask for them any more.
+//! Processes beside a container's first one. The next daemon learns from the monitor which of them run, and how
+//! the last ones ended, so that who waits for one is told; what they were asked for with it does not know.
 
 pub(crate) mod probe;
 
@@ -59,6 +59,12 @@ impl Exec {
         self.state = ExecState::Ended { code };
         self.since = Instant::now();
         self.over.notify_waiters();
+    }
+
+    /// One that was started for another daemon.
+    fn found(state: ExecState) -> Self {
+        let request = ExecCreateRequest::default();
+        Self { request, state, pid: 0, since: Instant::now(), over: Arc::default() }
     }
 
     fn forgettable(&self) -> bool {
@@ -184,6 +190,18 @@ impl Engine {
         }
     }
 
+    /// Takes up what the monitor knows of those that were started for another daemon. Before it is listened to.
+    pub(crate) fn take_up_execs(&self, container: &Arc<Container>, status: &insula_proto::Status) {
+        let running = status.execs.iter().map(|id| (id, ExecState::Running));
+        let ended = status.ended_execs.iter().map(|one| (&one.exec, ExecState::Ended { code: one.code }));
+        let mut state = container.state();
+        for (id, found) in running.chain(ended) {
+            let Ok(id) = id.parse::<ExecId>() else { continue };
+            state.execs.insert(id.clone(), Exec::found(found));
+            self.0.execs.insert(id, container.id.clone());
+        }
+    }
+
     fn find_exec(&self, id: &str) -> Result<(Arc<Container>, ExecId)> {
         let missing = || Error::NotFound(format!("No such exec instance: {id}"));
         let exec: ExecId = self.0.execs.find(id).ok_or_else(missing)?;
@@ -262,6 +280,7 @@ fn call(
         stdio: serde_json::to_vec(&stdio).map_err(write)?,
         attachments: attachment.into_iter().collect(),
         privileged: request.privileged,
+        remembered: true,
     })
 }
 

@@ -97,6 +97,7 @@ impl Engine {
                     let error = insula_base::chain(&error);
                     tracing::error!(container = row.id.short(), error, "confirm what runs");
                 }
+                self.take_up_execs(container, &status);
                 self.adopt(container, connection, status.frozen);
                 self.resume_health(container, &status.execs).await;
                 true

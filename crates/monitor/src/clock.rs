@@ -8,18 +8,19 @@ pub(crate) fn now() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// `2026-01-31T08:05:09.012345678Z`; trailing zeros of the fraction are cut as Go's RFC3339Nano does.
-pub(crate) fn rfc3339(at: i64) -> String {
+/// `2026-01-31T08:05:09.012345678`: without the zone, and always nine digits.
+pub(crate) fn digits(at: i64) -> String {
     let (seconds, nanos) = (at.div_euclid(1_000_000_000), at.rem_euclid(1_000_000_000));
     let (year, month, day) = civil(seconds.div_euclid(86400));
     let time = seconds.rem_euclid(86400);
     let (hour, minute, second) = (time / 3600, time / 60 % 60, time % 60);
-    let mut text = format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}");
-    if nanos != 0 {
-        let fraction = format!("{nanos:09}");
-        text.push('.');
-        text.push_str(fraction.trim_end_matches('0'));
-    }
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}")
+}
+
+/// `2026-01-31T08:05:09.012345678Z`; trailing zeros of the fraction are cut as Go's RFC3339Nano does.
+pub(crate) fn rfc3339(at: i64) -> String {
+    let mut text = digits(at);
+    text.truncate(text.trim_end_matches('0').trim_end_matches('.').len());
     text.push('Z');
     text
 }

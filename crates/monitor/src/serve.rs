@@ -3,11 +3,12 @@
 mod requests;
 
 use insula_sys::failpoint::failpoint;
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use insula_proto::{ExecExited, Exited, Outcome, Phase};
+use insula_proto::{ExecExited, Exited, Outcome, Phase, Status};
 use insula_sandbox::{Event, Sandbox};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -39,6 +40,8 @@ pub struct Monitor<S> {
     processes: Vec<Process>,
     next_key: ProcessKey,
     destroyed: bool,
+    /// See [`Status::ended_execs`].
+    ended_execs: VecDeque<ExecExited>,
 }
 
 /// A process with its streams; the first one has no exec id.
@@ -46,6 +49,8 @@ struct Process {
     key: ProcessKey,
     exec: Option<String>,
     running: bool,
+    /// Whether later daemons are told how it ended.
+    remembered: bool,
     streams: ProcessStreams,
 }
 
@@ -80,6 +85,7 @@ impl<S: Sandbox> Monitor<S> {
             processes: Vec::new(),
             next_key: 0,
             destroyed: false,
+            ended_execs: VecDeque::new(),
         })
     }
 
@@ -175,8 +181,14 @@ impl<S: Sandbox> Monitor<S> {
     }
 
     fn exec_exited(&mut self, id: String, code: i32) {
-        self.finish(|process| process.exec.as_ref() == Some(&id));
-        self.tell(&Outcome::ExecExited(ExecExited { exec: id, code }));
+        let exited = ExecExited { exec: id, code };
+        let ended = |process: &Process| process.exec.as_ref() == Some(&exited.exec);
+        if self.processes.iter().any(|process| process.remembered && ended(process)) {
+            self.ended_execs.truncate(Status::ENDED_EXECS - 1);
+            self.ended_execs.push_front(exited.clone());
+        }
+        self.finish(ended);
+        self.tell(&Outcome::ExecExited(exited));
     }
 
     /// Takes what is left of the output of processes that have ended.

@@ -155,6 +155,9 @@ pub struct Exec {
     /// All capabilities and no seccomp filter.
     #[prost(bool, tag = "5")]
     pub privileged: bool,
+    /// How it ended is told to later daemons too ([`Status::ended_execs`]).
+    #[prost(bool, tag = "6")]
+    pub remembered: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -358,6 +361,15 @@ pub struct Status {
     /// Processes of `Exec` that run.
     #[prost(string, repeated, tag = "7")]
     pub execs: Vec<String>,
+    /// The last of those that ended and are [remembered](Exec::remembered), oldest first; monitors before this
+    /// field remember none.
+    #[prost(message, repeated, tag = "8")]
+    pub ended_execs: Vec<ExecExited>,
+}
+
+impl Status {
+    /// How many ended execs a monitor remembers.
+    pub const ENDED_EXECS: usize = 64;
 }
 
 /// Where a sandbox stands. It only ever goes down this list.

@@ -63,8 +63,10 @@ fn requests() -> Vec<(&'static str, Call)> {
                 stdio: text("{}"),
                 attachments: vec![attachment(), Attachment::default()],
                 privileged: true,
+                remembered: false,
             }),
         ),
+        ("exec-remembered", Call::Exec(Exec { exec: "e1".into(), remembered: true, ..Exec::default() })),
         ("signal", Call::Signal(Signal { exec: "e1".into(), signal: 15, all: true, group: true })),
         ("resize", Call::Resize(Resize { exec: "e1".into(), columns: 80, rows: 24 })),
         ("update", Call::Update(Update { resources: text("{}") })),
@@ -100,6 +102,16 @@ fn outcomes() -> Vec<(&'static str, Outcome)> {
                 exit: Some(exited()),
                 version: 1,
                 execs: vec!["e1".into()],
+                ended_execs: Vec::new(),
+            }),
+        ),
+        (
+            "stands-with-ended-execs",
+            Outcome::Status(Status {
+                phase: Phase::Running as i32,
+                version: 1,
+                ended_execs: vec![ExecExited { exec: "e1".into(), code: 3 }],
+                ..Status::default()
             }),
         ),
         ("exited", Outcome::Exited(exited())),

@@ -1,13 +1,15 @@
 //! `events`.
 
 use clap::Args;
-use insula_client::EventsOptions;
+use insula_client::{Address, EventsOptions, JsonStream};
 use insula_models::EventMessage;
+use jiff::Timestamp;
 
 use crate::arguments::Run;
 use crate::context::Context;
 use crate::failure::Outcome;
 use crate::filters;
+use crate::follow::{self, Place};
 use crate::format::ago;
 use crate::format::template::{self, Compiled};
 use crate::printer;
@@ -39,20 +41,63 @@ impl Run for EventsArgs {
             "" | "json" | "{{json .}}" => None,
             text => Some(Compiled::new(text)?),
         };
-        let options = EventsOptions {
+        let mut options = EventsOptions {
             since: ago::moment(&self.since)?,
             until: ago::moment(&self.until)?,
             filters: filters::parse(&self.filter)?,
         };
-        let mut events = context.client().await?.events(&options).await?;
-        while let Some(event) = events.next().await? {
-            printer::line(&match &template {
-                Some(template) => template.render(&template::value(&named(&event)))?,
-                None if self.format.is_empty() => line(&event),
-                None => serde_json::to_string(&event)?,
-            })?;
+        let (mut place, began) = (Place::default(), Timestamp::now());
+        let client = context.client().await?;
+        let mut events = client.events(&options).await?;
+        loop {
+            match events.next().await {
+                Ok(Some(event)) => {
+                    if place.passes(time(&event)) {
+                        printer::line(&self.shown(&event, template.as_ref())?)?;
+                    }
+                    continue;
+                }
+                Ok(None) if !options.until.is_empty() => return Ok(0),
+                // Without an end it is told to whoever has fallen too far behind.
+                Ok(None) => {}
+                Err(error) if follow::is_lost(&error) => {}
+                Err(error) => return Err(error.into()),
+            }
+            match place.resume() {
+                Some(latest) => options.since = latest.to_string(),
+                None if options.since.is_empty() => options.since = began.to_string(),
+                None => {}
+            }
+            events = asked_again(client.address(), &options).await?;
         }
-        Ok(0)
+    }
+}
+
+/// What the next daemon tells, or this one once more.
+async fn asked_again(address: &Address, options: &EventsOptions) -> anyhow::Result<JsonStream<EventMessage>> {
+    loop {
+        match follow::next_daemon(address).await?.events(options).await {
+            Err(error) if follow::is_lost(&error) => {}
+            other => return Ok(other?),
+        }
+    }
+}
+
+fn time(event: &EventMessage) -> Timestamp {
+    let nanoseconds = match event.time_nano {
+        0 => i128::from(event.time) * 1_000_000_000,
+        nanoseconds => i128::from(nanoseconds),
+    };
+    Timestamp::from_nanosecond(nanoseconds).unwrap_or_default()
+}
+
+impl EventsArgs {
+    fn shown(&self, event: &EventMessage, template: Option<&Compiled>) -> anyhow::Result<String> {
+        Ok(match template {
+            Some(template) => template.render(&template::value(&named(event)))?,
+            None if self.format.is_empty() => line(event),
+            None => serde_json::to_string(event)?,
+        })
     }
 }
 
@@ -73,15 +118,8 @@ fn named(event: &EventMessage) -> serde_json::Value {
 
 /// `TIME TYPE ACTION ID (name=value, …)`.
 fn line(event: &EventMessage) -> String {
-    let nanoseconds = if event.time_nano != 0 {
-        i128::from(event.time_nano)
-    } else {
-        i128::from(event.time) * 1_000_000_000
-    };
-    let time = jiff::Timestamp::from_nanosecond(nanoseconds).map_or_else(
-        |_| String::new(),
-        |time| time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%dT%H:%M:%S.%9f%:z").to_string(),
-    );
+    let local = time(event).to_zoned(jiff::tz::TimeZone::system());
+    let time = local.strftime("%Y-%m-%dT%H:%M:%S.%9f%:z").to_string();
     let mut text =
         format!("{} {} {} {}", time.replace("+00:00", "Z"), event.r#type, event.action, event.actor.id);
     if !event.actor.attributes.is_empty() {

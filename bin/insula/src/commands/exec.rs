@@ -1,12 +1,13 @@
 //! `exec`.
 
 use clap::Args;
-use insula_client::Client;
+use insula_client::{Client, Error};
 use insula_models::{ExecCreateRequest, ExecStartRequest};
 
 use crate::arguments::{Run, first_word};
 use crate::context::Context;
 use crate::failure::{self, Failure, Outcome};
+use crate::follow;
 use crate::options::env;
 use crate::run::attached::{Attached, Left, Target};
 use crate::run::start::start_failure;
@@ -119,10 +120,26 @@ impl ExecArgs {
         match left? {
             Left::Detached => Ok(0),
             Left::Signalled(number) => Ok(128 + u8::try_from(number).unwrap_or(0)),
-            Left::Ended => {
-                let exec = client.inspect_exec(id).await?;
-                Ok((exec.exit_code.unwrap_or(0) & 0xff) as u8)
+            Left::Ended => exit_code(client, id).await,
+        }
+    }
+}
+
+/// How the command ended, as the daemon knows it: the next one, if need be.
+async fn exit_code(client: &Client, id: &str) -> Outcome {
+    let mut asked = client.inspect_exec(id).await;
+    loop {
+        match asked {
+            Ok(exec) => return Ok((exec.exit_code.unwrap_or(0) & 0xff) as u8),
+            Err(Error::Daemon { status: 404, .. }) => {
+                let message = "the exit code of the command is not known: the daemon was replaced while it ran, or \
+                               its container was removed";
+                return Err(Failure { code: 125, message: message.to_owned() }.into());
             }
+            Err(error) if follow::is_lost(&error) => {
+                asked = follow::next_daemon(client.address()).await?.inspect_exec(id).await;
+            }
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -7,9 +7,10 @@ use insula_client::{AttachOptions, Client, Error};
 use crate::arguments::Run;
 use crate::context::Context;
 use crate::failure::{self, Failure, Outcome};
+use crate::follow;
 use crate::printer;
 use crate::run::attached::{Attached, Left, Target};
-use crate::run::exit::Exit;
+use crate::run::exit::{self, Exit};
 use crate::run::start::start;
 use crate::streams::{self, Wiring};
 use crate::terminal::{DetachKeys, RawMode};
@@ -251,20 +252,34 @@ impl Run for WaitArgs {
         let client = context.client().await?;
         let mut code = 0;
         for name in &self.containers.names {
-            let answer = match client.wait_container(name, "").await {
-                Ok(mut wait) => wait.next().await,
-                Err(error) => Err(error),
-            };
-            match answer {
-                Ok(Some(answer)) => printer::line(&answer.status_code.to_string())?,
-                Ok(None) => anyhow::bail!("the daemon ended before {name} did"),
+            match waited(&client, name).await {
+                Ok(status) => printer::line(&status.to_string())?,
                 Err(error) => {
-                    printer::error(&failure::describe_client(&error));
+                    printer::error(&failure::describe(&error));
                     code = 1;
                 }
             }
         }
         Ok(code)
+    }
+}
+
+/// The exit code of a container, whichever daemon tells it.
+async fn waited(client: &Client, name: &str) -> anyhow::Result<i64> {
+    let mut wait = client.wait_container(name, "").await?;
+    loop {
+        match wait.next().await {
+            Ok(Some(answer)) if !exit::is_ending(&answer) => return Ok(answer.status_code),
+            Ok(_) => {}
+            Err(error) if follow::is_lost(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+        wait = loop {
+            match follow::next_daemon(client.address()).await?.wait_container(name, "").await {
+                Err(error) if follow::is_lost(&error) => {}
+                other => break other?,
+            }
+        };
     }
 }
 

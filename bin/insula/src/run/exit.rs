@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::context::Context;
 use crate::failure::{Failure, Outcome};
+use crate::follow;
 
 /// Between two looks whether there is a daemon again.
 const LOOK: Duration = Duration::from_millis(100);
@@ -43,7 +44,10 @@ impl Exit {
             return code?;
         }
         // Most likely it merely takes long, and this changes nothing.
-        self.context.client().await?;
+        match self.context.address()? {
+            (address, true) => follow::next_daemon(&address).await?,
+            (_, false) => self.context.client().await?,
+        };
         (&mut self.code).await?
     }
 }
@@ -84,7 +88,7 @@ async fn ask_again(address: &Address, id: &str, condition: &str) -> Result<JsonS
 }
 
 /// The daemon ends in good order, and says so to who waits.
-fn is_ending(answer: &WaitResponse) -> bool {
+pub(crate) fn is_ending(answer: &WaitResponse) -> bool {
     answer.error.as_ref().is_some_and(|error| error.message == insula_models::WAIT_CUT_SHORT)
 }
 

@@ -7,7 +7,7 @@ use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use insula_base::chain;
 use insula_engine::filters::parse_moment;
 use insula_engine::logs::{LogLine, LogOptions, LogStream, Stream};
@@ -36,6 +36,7 @@ async fn logs(
     State(api): State<Api>,
     Path(id): Path<String>,
     Version(version): Version,
+    headers: HeaderMap,
     params: Params,
 ) -> Answer {
     let (stdout, stderr) = (params.flag("stdout"), params.flag("stderr"));
@@ -56,7 +57,7 @@ async fn logs(
         follow: params.flag("follow"),
     };
     let source = api.engine.log_source(&id)?;
-    let framing = Framing::of_tty(source.tty);
+    let framing = Framing::asked_for(source.tty, &headers);
     let log = api.engine.open_log(source, options).await?;
     let show = Show { framing, timestamps: params.flag("timestamps"), details: params.flag("details") };
     let body = stream::chunks(log, move |log| next_lines(log, show));

@@ -10,7 +10,7 @@ use crate::connection::{Call, Client, json};
 use crate::error::Result;
 use crate::hijack::Hijacked;
 use crate::query::{Filters, Query, encode};
-use crate::stream::{ByteStream, JsonStream};
+use crate::stream::{ByteStream, JsonStream, MULTIPLEXED};
 
 /// Which containers to list.
 #[derive(Debug, Clone, Default)]
@@ -151,8 +151,19 @@ impl Client {
         self.nothing(Call::post(path), RequestBody::Empty).await
     }
 
+    /// `GET /containers/{id}/logs`, one frame a record where the daemon knows how for every container
+    /// ([`ByteStream::multiplexed`]).
+    pub async fn log_records(&self, id: &str, options: &LogsOptions) -> Result<ByteStream> {
+        let call = Self::logs_call(id, options).accepting(MULTIPLEXED);
+        Ok(self.stream(call, RequestBody::Empty).await?.0)
+    }
+
     /// `GET /containers/{id}/logs`.
     pub async fn logs(&self, id: &str, options: &LogsOptions) -> Result<ByteStream> {
+        Ok(self.stream(Self::logs_call(id, options), RequestBody::Empty).await?.0)
+    }
+
+    fn logs_call(id: &str, options: &LogsOptions) -> Call<'static> {
         let query = Query::new()
             .with_flag("stdout", options.stdout)
             .with_flag("stderr", options.stderr)
@@ -162,8 +173,7 @@ impl Client {
             .with_text("since", &options.since)
             .with_text("until", &options.until)
             .with_text("tail", &options.tail);
-        let call = Call::get(format!("/containers/{}/logs{}", encode(id), query.as_str()));
-        Ok(self.stream(call, RequestBody::Empty).await?.0)
+        Call::get(format!("/containers/{}/logs{}", encode(id), query.as_str()))
     }
 
     /// `POST /containers/{id}/rename`.

@@ -90,6 +90,8 @@ impl Engine {
         for attachment in &mut call.attachments {
             attachment.multiplexed = false;
         }
+        // Nobody will ask for it: the next daemon ends what runs, and looks anew.
+        call.remembered = false;
         let run = async {
             let answer = task.call(Call::Exec(call), &[stream.descriptor]).await?;
             drop(answer);

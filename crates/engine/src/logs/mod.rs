@@ -28,7 +28,7 @@ const BATCH: usize = 64 << 10;
 pub struct LogOptions {
     pub stdout: bool,
     pub stderr: bool,
-    /// From then on.
+    /// From the first record of then or later on, whatever the clock did afterwards.
     pub since: Option<Timestamp>,
     /// Until then.
     pub until: Option<Timestamp>,
@@ -126,6 +126,9 @@ impl LogStream {
         .await?;
         self.files = Some(files);
         self.finished = batch.past_until;
+        if batch.began {
+            self.options.since = None;
+        }
         Ok(batch.lines)
     }
 }
@@ -154,12 +157,15 @@ impl Engine {
 
 struct Batch {
     lines: Vec<LogLine>,
+    /// A record of `since` or later was met: times of those behind it may be earlier, where the clock was set
+    /// back, and they are wanted too.
+    began: bool,
     /// A record after `until` was met.
     past_until: bool,
 }
 
 fn collect(files: &mut LogFiles, options: &LogOptions) -> io::Result<Batch> {
-    let mut batch = Batch { lines: Vec::new(), past_until: false };
+    let mut batch = Batch { lines: Vec::new(), began: options.since.is_none(), past_until: false };
     let mut size = 0;
     while size < BATCH {
         let Some(line) = files.next()? else { break };
@@ -171,7 +177,8 @@ fn collect(files: &mut LogFiles, options: &LogOptions) -> io::Result<Batch> {
             Stream::Stdout => options.stdout,
             Stream::Stderr => options.stderr,
         };
-        if wanted && options.since.is_none_or(|since| line.time >= since) {
+        batch.began |= options.since.is_some_and(|since| line.time >= since);
+        if wanted && batch.began {
             size += line.bytes.len() + size_of::<LogLine>();
             batch.lines.push(line);
         }
@@ -254,6 +261,17 @@ mod tests {
         assert_eq!(read_with(&path, LogOptions { until: at(1), ..options() }).await, ["0", "1"]);
         let tail = LogOptions { tail: Some(3), stdout: false, ..options() };
         assert_eq!(read_with(&path, tail).await, ["3", "5"]);
+    }
+
+    #[tokio::test]
+    async fn what_was_written_after_the_clock_was_set_back_is_later_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        for second in [10, 20, 30, 11, 12] {
+            append(&path, &format!("{second}"), "stdout", second);
+        }
+        let since = Some("2026-01-01T00:00:20Z".parse().unwrap());
+        assert_eq!(read_with(&path, LogOptions { since, ..options() }).await, ["20", "30", "11", "12"]);
     }
 
     #[tokio::test]

@@ -200,6 +200,7 @@ fn status(sandbox: &Sandbox) -> Status {
         exit: sandbox.exit.clone(),
         version: if sandbox.words.iter().any(|word| word == "future") { 99 } else { insula_proto::VERSION },
         execs: Vec::new(),
+        ended_execs: Vec::new(),
     }
 }
 

@@ -48,7 +48,7 @@ impl LogFile {
 
     pub(super) fn record(&mut self, record: &Record<'_>, moment: &Moment) {
         match &self.format {
-            Format::Json { attributes } => json(&mut self.batch, record, attributes, &moment.text),
+            Format::Json { attributes } => json(&mut self.batch, record, attributes, moment),
             Format::Local => local(&mut self.batch, record, moment.nanoseconds),
         }
         if self.batch.len() >= self.file.portion() {
@@ -90,7 +90,7 @@ fn name(stream: Stream) -> &'static str {
     }
 }
 
-fn json(out: &mut Vec<u8>, record: &Record<'_>, attributes: &[u8], time: &str) {
+fn json(out: &mut Vec<u8>, record: &Record<'_>, attributes: &[u8], moment: &Moment) {
     out.extend_from_slice(b"{\"log\":\"");
     escape(out, record.line);
     out.extend_from_slice(b"\",\"stream\":\"");
@@ -98,7 +98,7 @@ fn json(out: &mut Vec<u8>, record: &Record<'_>, attributes: &[u8], time: &str) {
     out.push(b'"');
     out.extend_from_slice(attributes);
     out.extend_from_slice(b",\"time\":\"");
-    out.extend_from_slice(time.as_bytes());
+    moment.append_to(out);
     out.extend_from_slice(b"\"}\n");
 }
 

@@ -45,18 +45,53 @@ struct Part<'a> {
     last: bool,
 }
 
-/// When a piece of output came.
+/// When a record came. Each has its own time, a nanosecond after the one before it at least, so that who reads
+/// a log can say up to where; only a clock that is set back begins anew.
 #[derive(Debug)]
 struct Moment {
     nanoseconds: i64,
-    /// RFC 3339.
-    text: String,
+    /// RFC 3339 to the last digit, without the zone.
+    digits: Vec<u8>,
 }
 
+/// Clocks that go back by less are not set back: they are read on different processors, or are coarse.
+const SET_BACK: i64 = 1_000_000_000;
+
 impl Moment {
-    fn now() -> Self {
-        let nanoseconds = clock::now();
-        Self { nanoseconds, text: clock::rfc3339(nanoseconds) }
+    /// That of the next record, which comes now. Times before `next` are taken.
+    fn now(next: i64) -> Self {
+        let now = clock::now();
+        let nanoseconds = if now < next && next - now < SET_BACK { next } else { now };
+        Self { nanoseconds, digits: clock::digits(nanoseconds).into_bytes() }
+    }
+
+    /// Goes on to the next record.
+    fn step(&mut self) {
+        const FRACTION: usize = "2026-01-31T08:05:09.".len();
+        self.nanoseconds += 1;
+        for digit in self.digits[FRACTION..].iter_mut().rev() {
+            if *digit < b'9' {
+                *digit += 1;
+                return;
+            }
+            *digit = b'0';
+        }
+        self.digits = clock::digits(self.nanoseconds).into_bytes();
+    }
+
+    /// As Go writes it: zeros at the end of the fraction are cut.
+    fn append_to(&self, out: &mut Vec<u8>) {
+        let mut text = self.digits.as_slice();
+        while let [shorter @ .., last] = text
+            && matches!(last, b'0' | b'.')
+        {
+            text = shorter;
+            if *last == b'.' {
+                break;
+            }
+        }
+        out.extend_from_slice(text);
+        out.push(b'Z');
     }
 }
 
@@ -66,6 +101,8 @@ pub(crate) struct Log {
     sinks: Vec<Sink>,
     /// What came after the last line end, for standard output and error.
     open: [OpenLine; 2],
+    /// Times before are taken.
+    next: i64,
 }
 
 #[derive(Debug)]
@@ -111,7 +148,7 @@ impl Log {
             };
             sinks.push(sink);
         }
-        Ok(Self { sinks, open: Default::default() })
+        Ok(Self { sinks, open: Default::default(), next: 0 })
     }
 
     /// Takes a piece of output. Whole lines are written at once, a rest is kept for later.
@@ -119,24 +156,25 @@ impl Log {
         if self.sinks.is_empty() {
             return;
         }
-        let moment = Moment::now();
+        let mut moment = Moment::now(self.next);
         let open = &mut self.open[stream as usize];
         while let Some(end) = line_end(open.bytes.len(), bytes) {
             let (line, rest) = bytes.split_at(end);
-            open.end(&mut self.sinks, stream, line, &moment);
+            open.end(&mut self.sinks, stream, line, &mut moment);
             bytes = rest;
         }
+        self.next = moment.nanoseconds;
         open.bytes.extend_from_slice(bytes);
         self.flush();
     }
 
     /// Writes what no line end followed. At the end of the stream.
     pub(crate) fn finish(&mut self) {
-        let moment = Moment::now();
+        let mut moment = Moment::now(self.next);
         for stream in [Stream::Stdout, Stream::Stderr] {
             let open = &mut self.open[stream as usize];
             if !open.bytes.is_empty() {
-                open.end(&mut self.sinks, stream, b"", &moment);
+                open.end(&mut self.sinks, stream, b"", &mut moment);
             }
         }
         self.flush();
@@ -181,8 +219,8 @@ impl Log {
 }
 
 impl OpenLine {
-    /// Writes it with what came last.
-    fn end(&mut self, sinks: &mut [Sink], stream: Stream, rest: &[u8], moment: &Moment) {
+    /// Writes it with what came last, at `moment`, which goes on.
+    fn end(&mut self, sinks: &mut [Sink], stream: Stream, rest: &[u8], moment: &mut Moment) {
         let complete = rest.ends_with(b"\n");
         let line = if self.bytes.is_empty() {
             rest
@@ -205,6 +243,7 @@ impl OpenLine {
                 Sink::Journal(journal) => journal.record(&record),
             }
         }
+        moment.step();
         self.bytes.clear();
         if complete {
             self.parts = None;
@@ -317,6 +356,33 @@ pub(super) mod tests {
             ("stdout", "rest"),
         ];
         assert_eq!(found, expected.map(|(s, l)| (s.to_owned(), l.to_owned())));
+    }
+
+    #[test]
+    fn each_record_has_its_own_time_and_a_clock_that_is_set_back_is_believed() {
+        let text = |moment: &Moment| {
+            let mut out = Vec::new();
+            moment.append_to(&mut out);
+            String::from_utf8(out).unwrap()
+        };
+        let mut moment = Moment { nanoseconds: 1_999_999_998, digits: clock::digits(1_999_999_998).into() };
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            seen.push(text(&moment));
+            assert_eq!(seen.last(), Some(&clock::rfc3339(moment.nanoseconds)));
+            moment.step();
+        }
+        let expected = ["01.999999998Z", "01.999999999Z", "02Z", "02.000000001Z"];
+        assert_eq!(seen, expected.map(|end| format!("1970-01-01T00:00:{end}")));
+        let now = clock::now();
+        assert_eq!(Moment::now(now + SET_BACK / 2).nanoseconds, now + SET_BACK / 2);
+        let back = Moment::now(now + 100 * SET_BACK).nanoseconds;
+        assert!((now..now + 50 * SET_BACK).contains(&back));
+        let folder = Folder::new();
+        let mut log = folder.local(0);
+        (0..3).for_each(|_| log.take(Stream::Stdout, &b"x\n".repeat(1000)));
+        let entries = folder.entries("x.log");
+        assert!(entries.len() == 3000 && entries.is_sorted_by(|a, b| a.time_nano < b.time_nano));
     }
 
     #[test]

@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn messages_have_the_form_that_is_asked_for() {
-        let moment = Moment { nanoseconds: 1_767_225_600_123_456_789, text: String::new() };
+        let moment = Moment { nanoseconds: 1_767_225_600_123_456_789, digits: Vec::new() };
         let pid = std::process::id();
         for (format, expected) in [
             (SyslogFormat::Local, format!("<27>Jan  1 01:00:00 web[{pid}]: ")),
@@ -219,7 +219,7 @@ mod tests {
         let receiver = UnixDatagram::bind(&path).unwrap();
         let address = SyslogAddress::Unixgram { path: path.clone() };
         let mut syslog = Syslog::connect(&plan(address.clone(), SyslogFormat::Local)).unwrap();
-        let moment = Moment { nanoseconds: 0, text: String::new() };
+        let moment = Moment { nanoseconds: 0, digits: Vec::new() };
         let hear = |receiver: &UnixDatagram| {
             let mut bytes = [0; 512];
             let count = receiver.recv(&mut bytes).unwrap();
@@ -246,7 +246,7 @@ mod tests {
         let _receiver = UnixDatagram::bind(&path).unwrap();
         let address = SyslogAddress::Unixgram { path };
         let mut syslog = Syslog::connect(&plan(address, SyslogFormat::Local)).unwrap();
-        let moment = Moment { nanoseconds: 0, text: String::new() };
+        let moment = Moment { nanoseconds: 0, digits: Vec::new() };
         for _ in 0..5000 {
             syslog.record(&record(&[b'x'; 1000]), &moment);
             syslog.flush();

@@ -113,6 +113,9 @@ impl<S: Sandbox> Monitor<S> {
         let pid = created.pid;
         let exec = Some(call.exec.clone());
         let warnings = self.adopt(exec, created, None, &stdio, call.attachments.clone(), descriptors)?;
+        if let Some(process) = self.processes.last_mut() {
+            process.remembered = call.remembered;
+        }
         Ok(started(pid, warnings, clock::now()))
     }
 
@@ -134,7 +137,7 @@ impl<S: Sandbox> Monitor<S> {
         for (socket, attachment) in descriptors.into_iter().zip(attachments) {
             streams.attach(&mut self.poll, socket, attachment, true)?;
         }
-        self.processes.push(Process { key, exec, running: true, streams });
+        self.processes.push(Process { key, exec, running: true, remembered: false, streams });
         Ok(created.warnings)
     }
 
@@ -191,6 +194,7 @@ impl<S: Sandbox> Monitor<S> {
             exit: self.exit.clone(),
             version: insula_proto::VERSION,
             execs: self.processes.iter().filter(|p| p.running).filter_map(|p| p.exec.clone()).collect(),
+            ended_execs: self.ended_execs.iter().rev().cloned().collect(),
         }
     }
 

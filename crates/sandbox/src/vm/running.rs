@@ -250,6 +250,8 @@ impl Running {
             stdio: json(&guest::stdio(&exec.stdio))?,
             attachments: Vec::new(),
             privileged: exec.privileged,
+            // That monitor serves one daemon for its whole life: this process.
+            remembered: false,
         });
         let (number, streams) = self.link.ask_process(Some(exec.id.clone()), &exec.stdio, call)?;
         match self.await_answer(number, events) {
