@@ -17,7 +17,7 @@ pub use address::Address;
 pub use body::{RequestBody, Upload};
 pub use calls::archive::Archive;
 pub use calls::build::BuildOptions;
-pub use calls::containers::{AttachOptions, ListOptions, LogsOptions};
+pub use calls::containers::{AttachOptions, ListOptions, LogsOptions, Removal};
 pub use calls::images::{CommitOptions, ImportOptions};
 pub use calls::system::EventsOptions;
 pub use calls::workload::UnbundleOptions;

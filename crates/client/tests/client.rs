@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 
 use fake::{Fake, Reply};
 use insula_base::{Kind, Kinded};
-use insula_client::{Address, AttachOptions, Client, Demultiplexer, Source, StdcopyError, Upload};
+use insula_client::{Address, AttachOptions, Client, Demultiplexer, Removal, Source, StdcopyError, Upload};
 use insula_models::ContainerCreateRequest;
 
 fn client(fake: &Fake) -> Client {
@@ -76,7 +76,7 @@ async fn names_and_queries_are_encoded() {
     let client = client(&fake);
     let request = ContainerCreateRequest { image: "x".to_owned(), ..ContainerCreateRequest::default() };
     assert_eq!(client.create_container("a b", "", &request).await.unwrap().id, "abc");
-    client.remove_container("a/b", true, false).await.unwrap();
+    client.remove_container("a/b", &Removal { force: true, ..Removal::default() }).await.unwrap();
     assert_eq!(
         fake.calls(),
         ["POST /v1.51/containers/create?name=a%20b", "DELETE /v1.51/containers/a%2Fb?force=1"]

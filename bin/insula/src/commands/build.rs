@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use insula_build::dockerfile::{Dockerfile, LARGEST, lint};
 use insula_build::{Base, Given, Ignore, Plan};
 use insula_client::{BuildOptions, JsonStream, Upload};
@@ -18,7 +20,10 @@ use crate::arguments::Run;
 use crate::context::Context;
 use crate::copy::context::Context as BuildContext;
 use crate::failure::{Failure, Outcome};
-use crate::{printer, registry};
+use crate::options::limits;
+use crate::run::resolve::security_option;
+use crate::usage::bad_flag;
+use crate::{filters, options, printer, registry};
 
 /// Build an image from a Dockerfile
 #[derive(Debug, Args)]
@@ -95,6 +100,38 @@ pub(crate) struct BuildArgs {
     /// A file or variable that commands may be given: id=ID[,src=FILE|,env=NAME]
     #[arg(long, value_name = "SECRET")]
     secret: Vec<String>,
+    /// Images to take layers from
+    #[arg(long, value_name = "IMAGE", value_delimiter = ',')]
+    cache_from: Vec<String>,
+    /// Control group that the commands' are made in
+    #[arg(long, value_name = "GROUP", default_value = "", hide_default_value = true)]
+    cgroup_parent: String,
+    /// Send the folder compressed
+    #[arg(long)]
+    compress: bool,
+    /// Memory nodes of the commands: 0-2,4
+    #[arg(long, value_name = "NODES", default_value = "", hide_default_value = true)]
+    cpuset_mems: String,
+    /// Images are not verified by content trust, which there is not: =false is refused
+    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", hide_default_value = true, action = clap::ArgAction::Set)]
+    disable_content_trust: bool,
+    /// Remove the commands' containers also when they fail, as is done anyway
+    #[arg(long)]
+    force_rm: bool,
+    /// Remove the commands' containers, as is done anyway: =false is refused
+    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", hide_default_value = true, action = clap::ArgAction::Set)]
+    rm: bool,
+    /// Security option of the commands: seccomp=FILE, seccomp=unconfined
+    #[arg(long, value_name = "OPTION")]
+    security_opt: Vec<String>,
+    /// One layer for all steps
+    #[arg(long)]
+    squash: bool,
+    /// Resource limit of the commands: NAME=SOFT[:HARD]
+    #[arg(long, value_name = "LIMIT")]
+    ulimit: Vec<String>,
     /// Say what is probably not meant, and build nothing
     #[arg(long)]
     check: bool,
@@ -104,6 +141,10 @@ pub(crate) struct BuildArgs {
 
 impl Run for BuildArgs {
     async fn run(self, context: Context) -> Outcome {
+        options::content_trust(self.disable_content_trust)?;
+        if !self.rm {
+            return Err(bad_flag("--rm", "false", "the containers of commands are not kept in this version"));
+        }
         let source = self.source()?;
         if self.check {
             return check(&source);
@@ -111,6 +152,11 @@ impl Run for BuildArgs {
         let options = self.options(&source)?;
         let client = context.client().await?;
         let upload = match source {
+            Source::Folder { context, .. } if self.compress => Upload::write(move |sink| {
+                let mut gzip = GzEncoder::new(sink, Compression::default());
+                context.pack(&mut gzip)?;
+                gzip.finish().map(drop)
+            }),
             Source::Folder { context, .. } => Upload::write(move |sink| context.pack(sink)),
             Source::Archive(head) => Upload::read(std::io::Cursor::new(head).chain(std::io::stdin())),
         };
@@ -238,6 +284,16 @@ impl BuildArgs {
             cpu_period: self.cpu_period,
             cpu_quota: self.cpu_quota,
             cpuset_cpus: self.cpuset_cpus.clone(),
+            cpuset_mems: self.cpuset_mems.clone(),
+            cgroup_parent: self.cgroup_parent.clone(),
+            cache_from: self.cache_from.clone(),
+            security_options: self
+                .security_opt
+                .iter()
+                .map(|text| security_option(text))
+                .collect::<anyhow::Result<_>>()?,
+            squash: self.squash,
+            ulimits: self.ulimit.iter().map(|text| limits::ulimit(text)).collect::<anyhow::Result<_>>()?,
             shm_size: bytes(&self.shm_size)?,
             isolation: self.isolation.clone(),
             secrets: self.secret.iter().map(|text| secrets::read(text)).collect::<anyhow::Result<_>>()?,
@@ -346,6 +402,9 @@ pub(crate) struct PruneBuilderArgs {
     /// Remove all of it, as is done anyway
     #[arg(short, long)]
     all: bool,
+    /// Only: until=24h, id=ID, type=regular
+    #[arg(long, value_name = "NAME=VALUE")]
+    filter: Vec<String>,
     /// Bytes that may stay
     #[arg(long, value_name = "BYTES")]
     keep_storage: Option<String>,
@@ -354,11 +413,11 @@ pub(crate) struct PruneBuilderArgs {
 impl Run for PruneBuilderArgs {
     async fn run(self, context: Context) -> Outcome {
         let keep = self.keep_storage.as_deref().map(insula_base::parse_bytes).transpose()?.unwrap_or(0);
-        let _ = self.all;
+        let filters = filters::parse(&self.filter)?;
         if !self.force && !super::prune::confirmed("This will remove what builds keep for the next one.")? {
             return Ok(0);
         }
-        let done = context.client().await?.prune_builds(keep).await?;
+        let done = context.client().await?.prune_builds(keep, &filters).await?;
         if !done.caches_deleted.is_empty() {
             printer::line("Deleted build cache objects:")?;
         }

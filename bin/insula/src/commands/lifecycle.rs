@@ -2,7 +2,7 @@
 
 use clap::Args;
 use insula_base::Kinded;
-use insula_client::{AttachOptions, Client, Error};
+use insula_client::{AttachOptions, Client, Error, Removal};
 
 use crate::arguments::Run;
 use crate::context::Context;
@@ -211,6 +211,9 @@ pub(crate) struct RmArgs {
     /// Kill the container first if it runs; a container that does not exist is no failure
     #[arg(short, long)]
     force: bool,
+    /// Remove a link, CONTAINER/ALIAS, and not the container
+    #[arg(short, long)]
+    link: bool,
     /// Remove the container's anonymous volumes too
     #[arg(short, long)]
     volumes: bool,
@@ -222,9 +225,10 @@ impl Run for RmArgs {
     async fn run(self, context: Context) -> Outcome {
         let client = &context.client().await?;
         let mut code = 0;
+        let removal = Removal { force: self.force, volumes: self.volumes, link: self.link };
         for name in &self.containers.names {
             let name = name.trim_matches('/');
-            match client.remove_container(name, self.force, self.volumes).await {
+            match client.remove_container(name, &removal).await {
                 Ok(()) => printer::line(name)?,
                 Err(error) => {
                     printer::error(&failure::describe_client(&error));

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use clap::Args;
 use insula_models::{
-    EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig, Network, NetworkConnectRequest,
+    ConfigReference, EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig, Network, NetworkConnectRequest,
     NetworkCreateRequest, NetworkDisconnectRequest,
 };
 
@@ -89,6 +89,9 @@ pub(crate) struct InspectNetworkArgs {
     /// Go template, or 'json'
     #[arg(short, long, value_name = "FORMAT", default_value = "", hide_default_value = true)]
     format: String,
+    /// The services of a swarm as well, of which there are none
+    #[arg(short, long)]
+    verbose: bool,
     /// Names or ids
     #[arg(required = true, value_name = "NETWORK")]
     names: Vec<String>,
@@ -115,12 +118,21 @@ pub(crate) struct CreateNetworkArgs {
     /// An address that no container is to get: NAME=ADDRESS
     #[arg(long, value_name = "NAME=ADDRESS")]
     aux_address: Vec<String>,
+    /// Network whose settings this one has
+    #[arg(long, value_name = "NETWORK")]
+    config_from: Option<String>,
+    /// Settings for other networks, and no network
+    #[arg(long)]
+    config_only: bool,
     /// Driver of the network
     #[arg(short, long, value_name = "DRIVER", default_value = "bridge")]
     driver: String,
     /// The host's address, one for each subnet
     #[arg(long, value_name = "IP")]
     gateway: Vec<String>,
+    /// The network of a swarm's published ports
+    #[arg(long)]
+    ingress: bool,
     /// Nothing goes in or out
     #[arg(long)]
     internal: bool,
@@ -142,6 +154,9 @@ pub(crate) struct CreateNetworkArgs {
     /// Option of the driver: NAME=VALUE
     #[arg(short, long, value_name = "NAME=VALUE")]
     opt: Vec<String>,
+    /// How far it reaches: local
+    #[arg(long, value_name = "SCOPE", default_value = "", hide_default_value = true)]
+    scope: String,
     /// Subnet, one for each family of addresses
     #[arg(long, value_name = "SUBNET")]
     subnet: Vec<String>,
@@ -163,9 +178,12 @@ impl Run for CreateNetworkArgs {
             enable_ipv6: Some(self.ipv6),
             internal: self.internal,
             attachable: self.attachable,
+            ingress: self.ingress,
+            config_only: self.config_only,
+            config_from: self.config_from.map(|network| ConfigReference { network }),
+            scope: self.scope,
             options: options::strict_pairs("opt", &self.opt)?,
             labels: options::pairs(&self.label),
-            ..NetworkCreateRequest::default()
         };
         let made = context.client().await?.create_network(&request).await?;
         if !made.warning.is_empty() {

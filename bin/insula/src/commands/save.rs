@@ -248,7 +248,7 @@ impl Run for HistoryArgs {
                             "CreatedSince",
                             if item.created <= 0 { "N/A".to_owned() } else { ago::ago(item.created, now) },
                         ),
-                        ("CreatedAt", ago::local(item.created)),
+                        ("CreatedAt", ago::rfc3339(item.created)),
                         ("CreatedBy", if self.no_trunc { command } else { cut(&command) }),
                         (
                             "Size",

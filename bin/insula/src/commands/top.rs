@@ -10,6 +10,7 @@ use crate::failure::{self, Failure, Outcome};
 use crate::format::{ports, table};
 use crate::options::{self, limits};
 use crate::printer;
+use crate::usage::bad_flag;
 
 /// Width of a column of `top`, as Docker has it.
 const TOP_COLUMN: usize = 20;
@@ -142,6 +143,12 @@ pub(crate) struct UpdateArgs {
     /// CPU quota in each period, microseconds
     #[arg(long, value_name = "MICROSECONDS", allow_negative_numbers = true)]
     cpu_quota: Option<i64>,
+    /// Period of real-time scheduling, microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    cpu_rt_period: Option<i64>,
+    /// Real-time scheduling in each period, microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    cpu_rt_runtime: Option<i64>,
     /// Weight of CPU time
     #[arg(short, long, value_name = "SHARES")]
     cpu_shares: Option<i64>,
@@ -154,6 +161,9 @@ pub(crate) struct UpdateArgs {
     /// Memory nodes that may be used
     #[arg(long, value_name = "LIST")]
     cpuset_mems: Option<String>,
+    /// Memory of the kernel's own
+    #[arg(long, value_name = "BYTES")]
+    kernel_memory: Option<String>,
     /// Memory
     #[arg(short, long, value_name = "BYTES")]
     memory: Option<String>,
@@ -179,6 +189,9 @@ pub(crate) struct UpdateArgs {
 
 impl UpdateArgs {
     fn request(&self) -> anyhow::Result<ContainerUpdateRequest> {
+        if let Some(size) = &self.kernel_memory {
+            return Err(bad_flag("--kernel-memory", size, options::NO_KERNEL_MEMORY));
+        }
         let bytes = |flag, text: &Option<String>| match text {
             Some(text) => options::bytes(flag, text),
             None => Ok(0),
@@ -191,6 +204,8 @@ impl UpdateArgs {
             nano_cpus: self.cpus.as_deref().map_or(Ok(0), limits::cpus)?,
             cpuset_cpus: self.cpuset_cpus.clone().unwrap_or_default(),
             cpuset_mems: self.cpuset_mems.clone().unwrap_or_default(),
+            cpu_realtime_period: self.cpu_rt_period.unwrap_or_default(),
+            cpu_realtime_runtime: self.cpu_rt_runtime.unwrap_or_default(),
             memory: bytes("memory", &self.memory)?,
             memory_reservation: bytes("memory-reservation", &self.memory_reservation)?,
             memory_swap: self.memory_swap.as_deref().map_or(Ok(0), limits::memory_swap)?,

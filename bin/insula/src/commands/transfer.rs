@@ -8,6 +8,7 @@ use insula_spec::reference::Reference;
 use crate::arguments::Run;
 use crate::context::Context;
 use crate::failure::Outcome;
+use crate::options;
 use crate::printer::{self, Sink};
 use crate::registry::{self, progress};
 
@@ -23,6 +24,10 @@ pub(crate) struct PullArgs {
     /// All tags of the repository
     #[arg(short, long)]
     all_tags: bool,
+    /// Images are not verified by content trust, which there is not: =false is refused
+    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", hide_default_value = true, action = clap::ArgAction::Set)]
+    disable_content_trust: bool,
     /// Of a multi-platform image this one: os/architecture[/variant], or all
     #[arg(long, value_name = "PLATFORM", default_value = "", hide_default_value = true)]
     platform: String,
@@ -35,6 +40,7 @@ pub(crate) struct PullArgs {
 
 impl Run for PullArgs {
     async fn run(self, context: Context) -> Outcome {
+        options::content_trust(self.disable_content_trust)?;
         let reference = Reference::parse(&self.image)?;
         let bare = !is_tagged(&self.image);
         if self.all_tags && !bare {
@@ -88,6 +94,10 @@ pub(crate) struct PushArgs {
     /// All tags of the repository
     #[arg(short, long)]
     all_tags: bool,
+    /// Images are not verified by content trust, which there is not: =false is refused
+    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", hide_default_value = true, action = clap::ArgAction::Set)]
+    disable_content_trust: bool,
     /// Print nothing but the image's name
     #[arg(short, long)]
     quiet: bool,
@@ -97,6 +107,7 @@ pub(crate) struct PushArgs {
 
 impl Run for PushArgs {
     async fn run(self, context: Context) -> Outcome {
+        options::content_trust(self.disable_content_trust)?;
         let reference = Reference::parse(&self.image)?;
         let bare = !is_tagged(&self.image);
         if self.all_tags && !bare {

@@ -39,6 +39,13 @@ pub(crate) fn local(created: i64) -> String {
     )
 }
 
+/// `2026-11-21T02:50:00Z`, in the local time zone.
+pub(crate) fn rfc3339(created: i64) -> String {
+    let time = jiff::Timestamp::from_second(created).unwrap_or_default();
+    let text = time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string();
+    text.strip_suffix("+00:00").map_or(text.clone(), |text| format!("{text}Z"))
+}
+
 /// Unix time of a moment given as RFC 3339, as Unix seconds, or as an age (`10m`, `1h30m`), in the
 /// form in which the API takes it.
 pub(crate) fn moment(text: &str) -> anyhow::Result<String> {

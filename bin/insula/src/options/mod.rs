@@ -32,6 +32,18 @@ pub(crate) fn strict_pairs(flag: &str, flags: &[String]) -> anyhow::Result<BTree
     Ok(pairs(flags))
 }
 
+/// Newer versions of the API have no such field, and newer kernels no such limit.
+pub(crate) const NO_KERNEL_MEMORY: &str =
+    "a limit of the kernel's own memory is not available: --memory counts it";
+
+/// Images are taken as registries and archives have them, which is what `--disable-content-trust` asks for.
+pub(crate) fn content_trust(disabled: bool) -> anyhow::Result<()> {
+    if disabled {
+        return Ok(());
+    }
+    Err(bad_flag("--disable-content-trust", "false", "content trust is not available in this version"))
+}
+
 /// Bytes; the error names the flag.
 pub(crate) fn bytes(flag: &str, text: &str) -> anyhow::Result<i64> {
     let wrong = |why: &dyn std::fmt::Display| bad_flag(&format!("--{flag}"), text, why);

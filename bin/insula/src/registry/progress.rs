@@ -71,6 +71,10 @@ impl Shown {
             // Numbers that change are for terminals.
             return Ok(());
         }
+        if message.aux.is_some() && message.status.is_empty() && message.stream.is_empty() {
+            // It is for programs.
+            return Ok(());
+        }
         self.leave();
         let text = match message.id.as_str() {
             "" => format!("{}{}", message.status, message.stream),

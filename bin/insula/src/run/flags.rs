@@ -19,6 +19,10 @@ pub(crate) struct CreateFlags {
     /// Write the container's id to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) cidfile: Option<String>,
+    /// Images are not verified by content trust, which there is not: =false is refused
+    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", hide_default_value = true, action = ArgAction::Set)]
+    pub(crate) disable_content_trust: bool,
     /// Domain name of the container
     #[arg(long, value_name = "NAME")]
     pub(crate) domainname: Option<String>,
@@ -79,6 +83,9 @@ pub(crate) struct CreateFlags {
     /// Remove the container and its anonymous volumes when it ends
     #[arg(long)]
     pub(crate) rm: bool,
+    /// Runtime: runc and insula name the one that there is
+    #[arg(long, value_name = "RUNTIME")]
+    pub(crate) runtime: Option<String>,
     /// Signal that stops the container
     #[arg(long, value_name = "SIGNAL")]
     pub(crate) stop_signal: Option<String>,
@@ -171,6 +178,9 @@ pub(crate) struct StorageFlags {
     /// Mount a folder of the host or a volume: [SOURCE:]TARGET[:ro]
     #[arg(short, long, value_name = "VOLUME")]
     pub(crate) volume: Vec<String>,
+    /// Driver of the volumes that --volume makes: local
+    #[arg(long, value_name = "DRIVER")]
+    pub(crate) volume_driver: Option<String>,
     /// Mount the volumes of another container: CONTAINER[:ro]
     #[arg(long, value_name = "CONTAINER")]
     pub(crate) volumes_from: Vec<String>,
@@ -236,12 +246,24 @@ pub(crate) struct LimitFlags {
     /// Weight of block I/O: 10 to 1000, 0 is not set
     #[arg(long, value_name = "WEIGHT")]
     pub(crate) blkio_weight: Option<u16>,
+    /// Weight of block I/O of one device: DEVICE:WEIGHT
+    #[arg(long, value_name = "DEVICE:WEIGHT")]
+    pub(crate) blkio_weight_device: Vec<String>,
+    /// Control group that the container's is made in
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) cgroup_parent: Option<String>,
     /// Period of the CPU quota, microseconds
     #[arg(long, value_name = "MICROSECONDS")]
     pub(crate) cpu_period: Option<i64>,
     /// CPU quota in each period, microseconds
     #[arg(long, value_name = "MICROSECONDS", allow_negative_numbers = true)]
     pub(crate) cpu_quota: Option<i64>,
+    /// Period of real-time scheduling, microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(crate) cpu_rt_period: Option<i64>,
+    /// Real-time scheduling in each period, microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(crate) cpu_rt_runtime: Option<i64>,
     /// Weight of CPU time
     #[arg(short, long, value_name = "SHARES")]
     pub(crate) cpu_shares: Option<i64>,
@@ -266,6 +288,12 @@ pub(crate) struct LimitFlags {
     /// Writes a second to a device: DEVICE:RATE
     #[arg(long, value_name = "DEVICE:RATE")]
     pub(crate) device_write_iops: Vec<String>,
+    /// GPUs: all, a number, or device=…,capabilities=…
+    #[arg(long, value_name = "GPUS")]
+    pub(crate) gpus: Vec<String>,
+    /// Memory of the kernel's own
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) kernel_memory: Option<String>,
     /// Memory
     #[arg(short, long, value_name = "BYTES")]
     pub(crate) memory: Option<String>,

@@ -17,6 +17,7 @@ use crate::usage::bad_flag;
 /// The request; whether the command will stay attached decides about the streams.
 pub(crate) fn request(flags: &CreateFlags, detached: bool) -> anyhow::Result<ContainerCreateRequest> {
     let (image, command) = first_word(&flags.words, "an image")?;
+    options::content_trust(flags.disable_content_trust)?;
     let mut request = ContainerCreateRequest {
         image: image.to_owned(),
         cmd: (!command.is_empty()).then(|| command.to_vec()),
@@ -90,6 +91,7 @@ fn life(host: &mut HostConfig, flags: &CreateFlags) -> anyhow::Result<()> {
         config: options::strict_pairs("log-opt", &flags.log_opt)?,
     };
     host.annotations = options::strict_pairs("annotation", &flags.annotation)?;
+    host.runtime = flags.runtime.clone().unwrap_or_default();
     host.isolation = flags.isolation.clone().unwrap_or_default();
     host.readonly_rootfs = flags.read_only;
     host.group_add = flags.group_add.clone();
@@ -145,6 +147,7 @@ fn storage(request: &mut ContainerCreateRequest, flags: &StorageFlags) -> anyhow
     let host = &mut request.host_config;
     host.mounts = flags.mount.iter().map(|text| mounts::mount(text)).collect::<Result<_, _>>()?;
     host.tmpfs = flags.tmpfs.iter().map(|text| mounts::tmpfs(text)).collect::<Result<_, _>>()?;
+    host.volume_driver = flags.volume_driver.clone().unwrap_or_default();
     host.volumes_from = flags.volumes_from.clone();
     host.devices = flags.device.iter().map(|text| devices::device(text)).collect::<Result<_, _>>()?;
     for text in &flags.storage_opt {
@@ -246,7 +249,16 @@ fn resources(host: &mut HostConfig, flags: &LimitFlags) -> anyhow::Result<()> {
     host.nano_cpus = flags.cpus.as_deref().map_or(Ok(0), limits::cpus)?;
     host.cpuset_cpus = flags.cpuset_cpus.clone().unwrap_or_default();
     host.cpuset_mems = flags.cpuset_mems.clone().unwrap_or_default();
+    host.cpu_realtime_period = flags.cpu_rt_period.unwrap_or_default();
+    host.cpu_realtime_runtime = flags.cpu_rt_runtime.unwrap_or_default();
+    if let Some(size) = &flags.kernel_memory {
+        return Err(bad_flag("--kernel-memory", size, options::NO_KERNEL_MEMORY));
+    }
+    host.cgroup_parent = flags.cgroup_parent.clone().unwrap_or_default();
+    host.device_requests = flags.gpus.iter().map(|text| devices::gpus(text)).collect::<Result<_, _>>()?;
     host.blkio_weight = flags.blkio_weight.unwrap_or_default();
+    let weights = flags.blkio_weight_device.iter().map(|text| devices::weight(text));
+    host.blkio_weight_device = weights.collect::<Result<_, _>>()?;
     let rates = |flag, texts: &[String]| -> anyhow::Result<Vec<ThrottleDevice>> {
         texts.iter().map(|text| devices::throttle(flag, text)).collect()
     };
@@ -286,7 +298,7 @@ fn security(host: &mut HostConfig, flags: &SecurityFlags) -> anyhow::Result<()> 
 }
 
 /// A profile is sent by content: its file is where the command runs.
-fn security_option(text: &str) -> anyhow::Result<String> {
+pub(crate) fn security_option(text: &str) -> anyhow::Result<String> {
     let Some(("seccomp", value)) = text.split_once('=').or_else(|| text.split_once(':')) else {
         return Ok(text.to_owned());
     };
@@ -327,7 +339,9 @@ mod tests {
              --restart on-failure:2 --init=systemd --add-host a:1.2.3.4 --cap-add NET_ADMIN --userns host \
              --oom-score-adj -500 --security-opt seccomp=unconfined --security-opt no-new-privileges \
              --health-cmd true --health-interval 1m30s --health-retries 2 --health-on-failure kill \
-             --sysctl net.core.somaxconn=5 --storage-opt size=1g --device-read-bps /dev/sda:1m --ulimit nofile=5 -h box image",
+             --sysctl net.core.somaxconn=5 --storage-opt size=1g --device-read-bps /dev/sda:1m --ulimit nofile=5 \
+             --blkio-weight-device /dev/sda:100 --cgroup-parent /a --cpu-rt-period 10 --cpu-rt-runtime 5 --gpus all \
+             --runtime runc --volume-driver local --disable-content-trust -h box image",
         )
         .unwrap();
         let host = &request.host_config;
@@ -347,6 +361,10 @@ mod tests {
         );
         assert_eq!((host.init_system.as_str(), host.userns_mode.as_str()), ("systemd", "host"));
         assert_eq!(host.security_opt, ["seccomp=unconfined", "no-new-privileges"]);
+        assert_eq!(host.blkio_weight_device[0].weight, 100);
+        assert_eq!((host.cpu_realtime_period, host.cpu_realtime_runtime), (10, 5));
+        assert_eq!((host.device_requests[0].count, host.cgroup_parent.as_str()), (-1, "/a"));
+        assert_eq!((host.runtime.as_str(), host.volume_driver.as_str()), ("runc", "local"));
         assert_eq!((host.extra_hosts[0].as_str(), request.hostname.as_str()), ("a:1.2.3.4", "box"));
     }
 
@@ -367,12 +385,17 @@ mod tests {
             "--health-interval -1s image",
             "--health-interval x image",
             "--health-on-failure what image",
-            "--blkio-weight-device /dev/sda:100 image",
+            "--blkio-weight-device /dev/sda:9 image",
+            "--blkio-weight-device sda:100 image",
+            "--gpus x image",
+            "--kernel-memory 8m image",
+            "--disable-content-trust=false image",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
         let flags = CreateFlags {
             attach: vec!["stdin".to_owned()],
+            disable_content_trust: true,
             words: vec!["image".to_owned()],
             ..CreateFlags::default()
         };

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use insula_models::{AuthConfig, BuildExtras, BuildPruneResponse, Labels, ProgressMessage};
+use insula_models::{AuthConfig, BuildExtras, BuildPruneResponse, Labels, ProgressMessage, Ulimit};
 
 use crate::body::{RequestBody, Upload};
 use crate::connection::{Call, Client, json};
 use crate::error::Result;
-use crate::query::Query;
+use crate::query::{Filters, Query};
 use crate::stream::JsonStream;
 
 /// How an image is built.
@@ -36,6 +36,13 @@ pub struct BuildOptions {
     pub cpu_period: i64,
     pub cpu_quota: i64,
     pub cpuset_cpus: String,
+    pub cpuset_mems: String,
+    pub cgroup_parent: String,
+    /// Names of images.
+    pub cache_from: Vec<String>,
+    pub security_options: Vec<String>,
+    pub squash: bool,
+    pub ulimits: Vec<Ulimit>,
     /// Bytes.
     pub shm_size: i64,
     /// The wall of the commands.
@@ -61,6 +68,9 @@ impl BuildOptions {
             .with_text("cpuperiod", &number(self.cpu_period))
             .with_text("cpuquota", &number(self.cpu_quota))
             .with_text("cpusetcpus", &self.cpuset_cpus)
+            .with_text("cpusetmems", &self.cpuset_mems)
+            .with_text("cgroupparent", &self.cgroup_parent)
+            .with_flag("squash", self.squash)
             .with_text("shmsize", &number(self.shm_size))
             .with_text("isolation", &self.isolation)
             .with_flag("nocache", self.no_cache)
@@ -71,6 +81,15 @@ impl BuildOptions {
         }
         for host in &self.extra_hosts {
             query = query.with("extrahosts", host);
+        }
+        for option in &self.security_options {
+            query = query.with("securityopt", option);
+        }
+        if !self.cache_from.is_empty() {
+            query = query.with("cachefrom", &text(serde_json::to_string(&self.cache_from)));
+        }
+        if !self.ulimits.is_empty() {
+            query = query.with("ulimits", &text(serde_json::to_string(&self.ulimits)));
         }
         if !self.arguments.is_empty() {
             query = query.with("buildargs", &text(serde_json::to_string(&self.arguments)));
@@ -113,8 +132,8 @@ impl Client {
     }
 
     /// `POST /build/prune`: `keep` bytes may stay.
-    pub async fn prune_builds(&self, keep: u64) -> Result<BuildPruneResponse> {
-        let query = Query::new().with("keep-storage", &keep.to_string());
+    pub async fn prune_builds(&self, keep: u64, filters: &Filters) -> Result<BuildPruneResponse> {
+        let query = Query::new().with("keep-storage", &keep.to_string()).with_filters(filters);
         self.document(Call::post(format!("/build/prune{}", query.as_str())), RequestBody::Empty).await
     }
 }

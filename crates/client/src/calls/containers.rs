@@ -53,6 +53,17 @@ pub struct LogsOptions {
     pub tail: String,
 }
 
+/// What is removed with a container, or instead of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Removal {
+    /// It is killed first if it runs.
+    pub force: bool,
+    /// Its anonymous volumes too.
+    pub volumes: bool,
+    /// The name is that of a link, which alone is removed.
+    pub link: bool,
+}
+
 impl Client {
     /// `POST /containers/create`; an empty name lets the daemon choose.
     pub async fn create_container(
@@ -94,8 +105,11 @@ impl Client {
     }
 
     /// `DELETE /containers/{id}`.
-    pub async fn remove_container(&self, id: &str, force: bool, volumes: bool) -> Result<()> {
-        let query = Query::new().with_flag("force", force).with_flag("v", volumes);
+    pub async fn remove_container(&self, id: &str, removal: &Removal) -> Result<()> {
+        let query = Query::new()
+            .with_flag("force", removal.force)
+            .with_flag("v", removal.volumes)
+            .with_flag("link", removal.link);
         let call = Call::delete(format!("/containers/{}{}", encode(id), query.as_str()));
         self.nothing(call, RequestBody::Empty).await
     }
