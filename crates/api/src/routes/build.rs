@@ -170,10 +170,8 @@ fn credentials(headers: &HeaderMap) -> Result<BTreeMap<String, Credentials>, Api
 }
 
 async fn prune(State(api): State<Api>, params: Params) -> Answer {
-    if let Some(name) = params.filters()?.keys().next() {
-        return Err(ApiError::unsupported(format!("the filter {name} is not available for build prune")));
-    }
+    let filters = params.filters()?;
     let keep = params.number::<u64>("keep-storage")?.or(params.number("reserved-space")?).unwrap_or(0);
-    let (caches_deleted, space_reclaimed) = api.engine.prune_builds(PruneRequest { keep }).await?;
+    let (caches_deleted, space_reclaimed) = api.engine.prune_builds(PruneRequest { keep, filters }).await?;
     json(&BuildPruneResponse { caches_deleted, space_reclaimed })
 }

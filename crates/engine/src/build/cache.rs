@@ -7,10 +7,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use insula_base::{Digest, chain};
 use insula_store::{Collection, Layer, LayerLease, Record, StagedLayer};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::Building;
+use crate::filters::{Filters, check_names, parse_moment};
 use crate::{Engine, Error, Result, blocking};
 
 /// Records that are kept, and bytes of the layers that they made.
@@ -48,6 +50,39 @@ pub(super) struct Made {
 pub struct PruneRequest {
     /// Bytes that may stay.
     pub keep: u64,
+    /// Only these: `until` (or `unused-for`), `id`, `type`, `description`, `label`.
+    pub filters: Filters,
+}
+
+impl PruneRequest {
+    fn check(&self) -> Result<()> {
+        check_names(&self.filters, &["until", "unused-for", "id", "type", "description", "label", "label!"])?;
+        self.unused_since().map(drop)
+    }
+
+    /// The latest use of what is chosen.
+    fn unused_since(&self) -> Result<Option<Timestamp>> {
+        let texts = ["until", "unused-for"].into_iter().flat_map(|name| self.values(name));
+        let moments = texts.map(|text| parse_moment(text)).collect::<Result<Vec<_>>>()?;
+        Ok(moments.into_iter().min())
+    }
+
+    fn values(&self, name: &str) -> &[String] {
+        self.filters.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether a record is one of those that are asked for. Records have no labels.
+    fn chooses(&self, id: &str, document: &Document, unused_since: Option<Timestamp>) -> bool {
+        let one_of = |name: &str, is: &dyn Fn(&String) -> bool| {
+            self.values(name).is_empty() || self.values(name).iter().any(is)
+        };
+        let used = document.used.parse::<Timestamp>().unwrap_or_default();
+        unused_since.is_none_or(|moment| used < moment)
+            && self.values("label").is_empty()
+            && one_of("id", &|wanted| id.starts_with(wanted.as_str()))
+            && one_of("type", &|wanted| document.kind() == wanted)
+            && one_of("description", &|wanted| document.text.contains(wanted.as_str()))
+    }
 }
 
 /// One record.
@@ -64,6 +99,13 @@ struct Document {
     /// It is no step's, but a folder that commands keep files in.
     #[serde(default)]
     folder: bool,
+}
+
+impl Document {
+    /// Docker's word for it.
+    fn kind(&self) -> &'static str {
+        if self.folder { "exec.cachemount" } else { "regular" }
+    }
 }
 
 /// The owner of what a record holds.
@@ -197,16 +239,21 @@ impl Engine {
     /// Removes records until those that stay are no larger than was asked for; returns the ids of what went
     /// and the bytes that they had.
     pub async fn prune_builds(&self, request: PruneRequest) -> Result<(Vec<String>, u64)> {
+        request.check()?;
         let engine = self.clone();
-        blocking(move || engine.drop_records(usize::MAX, request.keep)).await
+        blocking(move || engine.drop_records(usize::MAX, &request)).await
     }
 
-    fn drop_records(&self, count: usize, keep: u64) -> Result<(Vec<String>, u64)> {
+    fn drop_records(&self, count: usize, request: &PruneRequest) -> Result<(Vec<String>, u64)> {
+        let (keep, unused_since) = (request.keep, request.unused_since()?);
         let store = self.store();
         let records = store.state().records(Collection::BuildCache).all()?;
         let mut documents: BTreeMap<(String, String), (u64, bool)> = BTreeMap::new();
         for record in &records {
             let document = serde_json::from_slice::<Document>(&record.doc).ok();
+            if document.as_ref().is_some_and(|known| !request.chooses(&record.id, known, unused_since)) {
+                continue;
+            }
             let (used, what) = document
                 .map(|document| (document.used, (document.size, document.folder)))
                 .unwrap_or_default();
@@ -241,7 +288,8 @@ impl Engine {
         let engine = self.clone();
         tokio::spawn(async move {
             let settled = blocking(move || {
-                engine.drop_records(RECORDS_MAX, BYTES_MAX)?;
+                let largest = PruneRequest { keep: BYTES_MAX, ..PruneRequest::default() };
+                engine.drop_records(RECORDS_MAX, &largest)?;
                 engine.store().images().flush()?;
                 let records = engine.store().state().records(Collection::BuildCache);
                 for key in keys {
