@@ -116,7 +116,7 @@ fn listen_to(channel: &Channel, mut streams: Option<Streams>) -> Result<Streams>
         match channel.await_report()? {
             Report::Terminal(master) => streams = Some(Streams::Terminal(master)),
             Report::Ready => return streams.ok_or(Error::Lost),
-            Report::Executed | Report::Mounted | Report::Process { .. } => return Err(Error::Lost),
+            _ => return Err(Error::Lost),
         }
     }
 }

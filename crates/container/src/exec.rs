@@ -82,7 +82,7 @@ fn listen(channel: &Channel, mut streams: Option<Streams>) -> Result<Streams> {
         match channel.await_report()? {
             Report::Terminal(master) => streams = Some(Streams::Terminal(master)),
             Report::Executed => return streams.ok_or(Error::Lost),
-            Report::Ready | Report::Mounted | Report::Process { .. } => return Err(Error::Lost),
+            _ => return Err(Error::Lost),
         }
     }
 }

@@ -27,6 +27,9 @@ pub(crate) enum Order {
     Hooks { pid: i32 },
     /// Wait for a start by somebody else.
     Park,
+    /// Be the init of the container whose plan follows, a text of so many bytes, with the descriptors of its
+    /// streams and of its control groups in one packet.
+    Become { length: usize },
 }
 
 /// Inside to builder.
@@ -36,6 +39,8 @@ pub(crate) enum Report {
     Terminal(OwnedFd),
     /// The process that was asked for is not the cloned one but this child of it.
     Process { pid: i32, pidfd: OwnedFd },
+    /// A spare is in the control groups and the mount namespace of its container.
+    Entered,
     /// Everything is mounted, and the root is not entered yet: time for hooks.
     Mounted,
     /// All is built; the program is executed on [`Order::Start`].
@@ -97,6 +102,10 @@ impl Channel {
                 let [a, b, c, d] = pid.to_le_bytes();
                 return self.send(&[b'H', a, b, c, d], &[]);
             }
+            Order::Become { length } => {
+                let packet = [&b"L"[..], &(*length as u64).to_le_bytes()].concat();
+                return self.send(&packet, &[]);
+            }
         };
         self.send(&[byte], &[])
     }
@@ -110,7 +119,38 @@ impl Channel {
             (bytes, _) if bytes.len() == 5 && bytes[0] == b'H' => {
                 Ok(Order::Hooks { pid: i32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) })
             }
-            _ => Err(Error::Lost),
+            (bytes, _) => match bytes.split_first() {
+                Some((b'L', length)) if length.len() == 8 => {
+                    let length = length.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+                    Ok(Order::Become { length })
+                }
+                _ => Err(Error::Lost),
+            },
+        }
+    }
+
+    /// Sends a text of any length, as many packets as it takes.
+    pub(crate) fn give_text(&self, text: &[u8]) -> Result<()> {
+        text.chunks(LONGEST).try_for_each(|part| self.send(part, &[]))
+    }
+
+    /// Receives a text of exactly `length` bytes.
+    pub(crate) fn take_text(&self, length: usize) -> Result<Vec<u8>> {
+        let mut text = Vec::new();
+        while text.len() < length {
+            match self.receive()? {
+                (part, _) if part.is_empty() => return Err(Error::Lost),
+                (part, _) => text.extend(part),
+            }
+        }
+        if text.len() == length { Ok(text) } else { Err(Error::Lost) }
+    }
+
+    /// Receives the descriptors of one packet.
+    pub(crate) fn take_any(&self) -> Result<Vec<OwnedFd>> {
+        match self.receive()? {
+            (bytes, descriptors) if bytes == b"F" => Ok(descriptors),
+            (bytes, _) => Err(failure(&bytes)),
         }
     }
 
@@ -149,6 +189,10 @@ impl Channel {
         self.send(&packet, &[pidfd])
     }
 
+    pub(crate) fn report_entered(&self) -> Result<()> {
+        self.send(b"N", &[])
+    }
+
     pub(crate) fn report_mounted(&self) -> Result<()> {
         self.send(b"M", &[])
     }
@@ -176,6 +220,7 @@ impl Channel {
             }
             (Some(b'R'), _) => Ok(Report::Ready),
             (Some(b'M'), _) => Ok(Report::Mounted),
+            (Some(b'N'), _) => Ok(Report::Entered),
             _ => Err(failure(&bytes)),
         }
     }
@@ -226,6 +271,20 @@ mod tests {
         assert!(matches!(outside.await_report().unwrap(), Report::Ready));
         drop(inside);
         assert!(matches!(outside.await_report().unwrap(), Report::Executed));
+    }
+
+    #[test]
+    fn a_text_of_any_length_follows_its_order() {
+        for length in [0, 1, LONGEST, LONGEST + 1, 5 * LONGEST] {
+            let text: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+            let (outside, inside) = pair().unwrap();
+            outside.order(&Order::Become { length }).unwrap();
+            outside.give_text(&text).unwrap();
+            outside.give(&[outside.as_fd(); 3]).unwrap();
+            let Order::Become { length } = inside.await_order().unwrap() else { panic!("another order") };
+            assert_eq!(inside.take_text(length).unwrap(), text);
+            assert_eq!(inside.take_any().unwrap().len(), 3);
+        }
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod jail;
 mod rootfs;
 pub mod share;
 mod sources;
+mod spare;
 mod streams;
 mod users;
 
@@ -39,4 +40,5 @@ pub use idmap::probe;
 pub use inside::warm_up;
 pub use jail::{JailPlan, Jailed, jail};
 pub use rootfs::probe_layers;
+pub use spare::Spare;
 pub use streams::Streams;

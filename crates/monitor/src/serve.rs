@@ -42,6 +42,8 @@ pub struct Monitor<S> {
     destroyed: bool,
     /// See [`Status::ended_execs`].
     ended_execs: VecDeque<ExecExited>,
+    /// What its container had of the host's is given back.
+    freed: bool,
 }
 
 /// A process with its streams; the first one has no exec id.
@@ -86,6 +88,7 @@ impl<S: Sandbox> Monitor<S> {
             next_key: 0,
             destroyed: false,
             ended_execs: VecDeque::new(),
+            freed: false,
         })
     }
 
@@ -201,17 +204,13 @@ impl<S: Sandbox> Monitor<S> {
         }
     }
 
-    /// The container is over: output first, then everything of the host's is freed, then the record
-    /// is left, then it is told.
+    /// The container is over: output first, then the record is left, then it is told, then everything of the
+    /// host's is freed. Nothing is answered in between: an answer, and the end of the connection too, says
+    /// that all is freed.
     fn exited(&mut self, code: i32, error: String) {
         let at = clock::now();
         self.finish(|_| true);
         failpoint("monitor.exit.drained");
-        if let Err(error) = self.sandbox.destroy() {
-            // The daemon sweeps what is found without an owner.
-            crate::report("freeing the container", &error);
-        }
-        failpoint("monitor.exit.freed");
         let exited = Exited { code, oom: self.oom, at, error };
         if let Some(folder) = &self.folder
             && let Err(error) = record::write(folder, &ExitRecord::from(&exited))
@@ -222,6 +221,12 @@ impl<S: Sandbox> Monitor<S> {
         self.phase = Phase::Ended;
         self.exit = Some(exited.clone());
         self.tell(&Outcome::Exited(exited));
+        failpoint("monitor.exit.told");
+        match self.sandbox.destroy() {
+            Ok(()) => self.freed = true,
+            Err(error) => crate::report("freeing the container", &error),
+        }
+        failpoint("monitor.exit.freed");
     }
 
     fn tell(&mut self, outcome: &Outcome) {
@@ -272,8 +277,10 @@ impl<S: Sandbox> Monitor<S> {
         if !self.destroyed && self.phase != Phase::Ended {
             self.sandbox.destroy()?;
         }
-        if let Some(folder) = &self.folder {
-            // The record stays; the daemon removes the folder when it has read it.
+        let tidy = self.freed || self.phase != Phase::Ended;
+        if let Some(folder) = self.folder.as_ref().filter(|_| tidy) {
+            // The record stays; the daemon removes the folder when it has read it. A socket that nobody listens
+            // to says that there is more to take away.
             let _ = std::fs::remove_file(folder.join(record::SOCKET));
         }
         Ok(())

@@ -4,6 +4,7 @@ mod running;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use insula_container::Spare;
 use insula_host::cgroup::{DevicePolicy, Group, Layout, Purpose, Stats, standard_devices};
 use insula_host::resolver::Sockets;
 use insula_spec::plan::{ContainerPlan, InitPlan, NetworkChange, Resources};
@@ -26,6 +27,8 @@ pub struct Namespaces {
     children: OwnedFd,
     layout: Option<Layout>,
     running: Option<Running>,
+    /// The init of the container to come.
+    spare: Option<Spare>,
 }
 
 impl Namespaces {
@@ -42,14 +45,21 @@ impl Namespaces {
         let events = epoll::create(CreateFlags::CLOEXEC)
             .map_err(|source| call("epoll_create1", "for a sandbox", source))?;
         watch(&events, &children)?;
-        Ok(Self { events, children, layout: None, running: None })
+        Ok(Self { events, children, layout: None, running: None, spare: None })
     }
 
     /// Makes ready what does not depend on a container, for a sandbox that waits for one.
     pub fn warm_up(&mut self) -> Result<()> {
         insula_sys::memory::map_text();
         insula_container::warm_up();
+        // Where there can be none a start says why.
+        self.spare = Spare::make().ok();
         self.layout().map(drop)
+    }
+
+    /// Lets go of what was made ready: there will be no container here.
+    pub(crate) fn cool_down(&mut self) {
+        self.spare = None;
     }
 
     fn layout(&mut self) -> Result<Layout> {
@@ -136,7 +146,9 @@ impl Sandbox for Namespaces {
         }
         let (group, mut warnings) = self.group(&plan)?;
         let entered = group.entry().map_err(Error::from);
-        let created = match entered.and_then(|entry| Ok(insula_container::create(&plan, when, &entry)?)) {
+        let spare = self.spare.take();
+        let created = entered.and_then(|entry| Ok(insula_container::create(&plan, when, &entry, spare)?));
+        let created = match created {
             Ok(created) => created,
             Err(error) => {
                 // As above: the first error is the one to report.

@@ -41,6 +41,7 @@ impl Wall {
 
     fn machine(&mut self) -> Result<&mut Vm> {
         if self.machine.is_none() {
+            self.namespaces.cool_down();
             // It waits for every child and would take a machine's.
             epoll::delete(&self.events, self.namespaces.event_fd())
                 .map_err(|source| Error::call("epoll_ctl", "for a wall", source))?;

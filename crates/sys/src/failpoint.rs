@@ -67,8 +67,9 @@ pub const ALL: &[(&str, &str)] = &[
     ("monitor.create.built", "the container runs, the daemon was not told"),
     ("monitor.exec.built", "a process runs in the container, the daemon was not told"),
     ("monitor.exit.drained", "the container has ended, its log is complete"),
-    ("monitor.exit.freed", "its control groups are gone, there is no record yet"),
     ("monitor.exit.recorded", "the record is there, the daemon was not told"),
+    ("monitor.exit.told", "the daemon was told, the mounts and control groups are there yet"),
+    ("monitor.exit.freed", "the mounts and control groups are gone"),
 ];
 
 /// Passes a failpoint.

@@ -27,6 +27,12 @@ impl CloneFlags {
         Self(0)
     }
 
+    /// The flags of both.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Whether no flag is set.
     #[must_use]
     pub const fn is_empty(self) -> bool {

@@ -30,6 +30,8 @@ pub(crate) struct State {
     row: Arc<Row>,
     /// The monitor, while there is a sandbox.
     pub(crate) task: Option<Arc<Task>>,
+    /// The monitor of a run that is over, until it has freed what that had.
+    pub(crate) leaving: Option<Arc<Task>>,
     /// Answers its queries for names.
     pub(crate) names: Option<crate::names::Serving>,
     pub(crate) paused: bool,
@@ -70,6 +72,7 @@ impl Container {
             state: Mutex::new(State {
                 row: Arc::new(row),
                 task: None,
+                leaving: None,
                 names: None,
                 paused: false,
                 oom: false,

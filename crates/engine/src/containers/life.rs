@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use insula_base::{Kind, Kinded};
 use insula_models::Health;
-use insula_proto::{Exited, Outcome};
+use insula_proto::{Call, Empty, Exited, Outcome};
 use jiff::Timestamp;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::container::Container;
 use super::health::UNHEALTHY;
+use super::leftovers;
 use super::row::{Phase, Row};
 use super::start::moment;
 use crate::engine::Inner;
+use crate::monitor::{SandboxFolder, Task};
 use crate::{Engine, Error, Result};
 
 /// The first pause before a restart; it doubles each time, and begins anew after a good run.
@@ -22,16 +24,27 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 const GOOD_RUN: Duration = Duration::from_secs(10);
 
+/// How long a monitor may take to unmount and to remove control groups.
+const FREEING: Duration = Duration::from_secs(10);
+
 /// What a container shows that ended while nobody could see how.
 const LOST_CODE: i32 = 255;
 
 /// Follows the events of a monitor until its container has ended.
-pub(super) fn watch(engine: Weak<Inner>, container: Arc<Container>, mut events: UnboundedReceiver<Outcome>) {
+pub(super) fn watch(
+    engine: Weak<Inner>,
+    container: Arc<Container>,
+    task: Weak<Task>,
+    mut events: UnboundedReceiver<Outcome>,
+) {
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {
             let Some(engine) = engine.upgrade().map(Engine) else { return };
             match event {
-                Outcome::Exited(exited) => return engine.ended(&container, &exited).await,
+                Outcome::Exited(exited) => {
+                    container.state().leaving = task.upgrade();
+                    return engine.ended(&container, &exited).await;
+                }
                 Outcome::ExecExited(exited) => engine.exec_ended(&container, &exited),
                 Outcome::Oom(_) => {
                     container.state().oom = true;
@@ -76,7 +89,7 @@ impl Engine {
     /// The same for one whose monitor left no record.
     pub(crate) async fn lost(&self, container: &Arc<Container>) {
         let row = container.row();
-        super::leftovers::kill(&self.sandbox(&row), &format!("{}/{}", self.instance().cgroup(), row.id));
+        leftovers::kill(&self.sandbox(&row), &format!("{}/{}", self.instance().cgroup(), row.id));
         let error = if row.boot.is_empty() || row.boot == self.0.boot {
             "the container's monitor ended without leaving its exit code"
         } else {
@@ -86,6 +99,21 @@ impl Engine {
         tracing::warn!(container = container.id.short(), error, "lost");
         self.over(container, Phase::Exited { code: LOST_CODE, oom: false, at: Timestamp::now(), error })
             .await;
+    }
+
+    /// Waits until the monitor of a run that is over has given back what the container had of the host's: it
+    /// answers nothing before. What one leaves that was killed over it is taken away.
+    pub(super) async fn freed(&self, container: &Container, sandbox: &SandboxFolder) {
+        let leaving = container.state().leaving.take();
+        if let Some(task) = leaving
+            && tokio::time::timeout(FREEING, task.call(Call::Status(Empty {}), &[])).await.is_err()
+        {
+            tracing::warn!(container = container.id.short(), "its monitor takes long to free it");
+            return;
+        }
+        if sandbox.abandoned() {
+            leftovers::kill(sandbox, &format!("{}/{}", self.instance().cgroup(), container.id));
+        }
     }
 
     async fn over(&self, container: &Arc<Container>, phase: Phase) {
@@ -141,6 +169,7 @@ impl Engine {
         // A container that goes now needs no row of its end: its sandbox's record stays until the row is gone.
         if again || !row.host.auto_remove {
             self.publish_connections(&row, "disconnect")?;
+            self.freed(container, &self.sandbox(&row)).await;
             if let Err(error) = self.put_down(container, &row) {
                 // Its record is still there, for the next daemon. Whoever waits for the end is told of it.
                 let error = insula_base::chain(&error);

@@ -91,14 +91,19 @@ impl Engine {
         container.state().attachments.clear();
         self.publish(&row, "destroy", &[]);
         container.tell(|progress| progress.removed = true);
-        let engine = self.clone();
         let auto_remove = row.host.auto_remove;
-        let bytes = blocking(move || {
-            engine.sandbox(&row).remove()?;
-            engine.store().remove_container_dir(&row.id)?;
-            failpoint("remove.folders");
-            Ok(())
-        });
+        let (engine, container) = (self.clone(), container.clone());
+        let bytes = async move {
+            let sandbox = engine.sandbox(&row);
+            engine.freed(&container, &sandbox).await;
+            blocking(move || {
+                sandbox.remove()?;
+                engine.store().remove_container_dir(&row.id)?;
+                failpoint("remove.folders");
+                Ok(())
+            })
+            .await
+        };
         if auto_remove {
             // Nobody waits for it; what a crash leaves is swept at the next start.
             self.remove_behind(bytes).await;

@@ -167,15 +167,17 @@ impl Engine {
     /// Listens to a monitor from now on.
     pub(crate) fn adopt(&self, container: &Arc<Container>, connection: Connection, paused: bool) {
         let (task, events) = Task::new(connection);
+        let task = Arc::new(task);
+        let watched = Arc::downgrade(&task);
         {
             let mut state = container.state();
-            state.task = Some(Arc::new(task));
+            state.task = Some(task);
             state.paused = paused;
             state.oom = false;
         }
         self.serve_names(container);
         container.tell(|progress| progress.running = true);
-        super::life::watch(Arc::downgrade(&self.0), container.clone(), events);
+        super::life::watch(Arc::downgrade(&self.0), container.clone(), watched, events);
     }
 
     /// What a failed start leaves: as it was before, with the reason.

@@ -131,6 +131,12 @@ impl SandboxFolder {
         serde_json::from_slice(&fs::read(self.0.join(MachineRecord::FILE)).ok()?).ok()
     }
 
+    /// Whether its monitor has left without having freed everything: it takes its socket with it otherwise. Of
+    /// one that has ended.
+    pub(crate) fn abandoned(&self) -> bool {
+        self.socket().exists()
+    }
+
     /// The exit record, if there is one.
     pub(crate) fn exit(&self) -> Result<Option<Exited>> {
         let path = self.0.join("exit.json");

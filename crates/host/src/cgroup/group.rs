@@ -58,6 +58,18 @@ impl Entry {
         self.unified.as_ref().map(AsFd::as_fd)
     }
 
+    /// The ways into the groups of version 1, to be handed to the process that is to walk them.
+    #[must_use]
+    pub fn tasks(&self) -> &[OwnedFd] {
+        &self.tasks
+    }
+
+    /// What another process has handed over of its [`Entry::tasks`].
+    #[must_use]
+    pub fn received(tasks: Vec<OwnedFd>) -> Self {
+        Self { tasks, unified: None }
+    }
+
     /// Moves the calling process, which must have one thread, into the groups of version 1.
     pub fn enter(&self) -> Result<()> {
         self.tasks.iter().try_for_each(|tasks| {

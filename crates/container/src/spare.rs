@@ -1,0 +1,109 @@
+//! An init that is cloned before its container is known: most of what a start takes the kernel to make, a
+//! network namespace first of all, is there by then.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use insula_host::cgroup::Entry;
+use insula_spec::plan::{ContainerPlan, Namespace, StdioPlan, UserNamespace};
+use insula_sys::process::{self, Clone, CloneFlags};
+
+use crate::build::{Cloned, Guard};
+use crate::error::{Context, Error, Result};
+use crate::handshake::{self, Channel, Order, Report};
+use crate::inside::{Confinement, Inside};
+use crate::streams::Ends;
+
+/// What a container has of its own if nobody asks for less. The mount namespace is made later: a copy of the
+/// host's would keep in use what is unmounted there meanwhile.
+const AHEAD: CloneFlags = CloneFlags::NEWUSER
+    .union(CloneFlags::NEWPID)
+    .union(CloneFlags::NEWNET)
+    .union(CloneFlags::NEWIPC)
+    .union(CloneFlags::NEWUTS);
+
+/// An init that waits for its plan, with no ids mapped. It ends with its maker.
+#[derive(Debug)]
+pub struct Spare {
+    cloned: Guard,
+    channel: Channel,
+}
+
+impl Spare {
+    /// For a process of one thread whose umask is 0, as [`crate::create`].
+    pub fn make() -> Result<Self> {
+        let (outside, inside) = handshake::pair()?;
+        match process::clone(AHEAD, None).context("clone3", "an init to come")? {
+            Clone::Parent { pid, pidfd } => {
+                Ok(Self { cloned: Guard(Some(Cloned { pid, pidfd })), channel: outside })
+            }
+            Clone::Child => wait(&inside),
+        }
+    }
+
+    /// Whether it can become the init of this container. On version 2 of control groups an init is born in its
+    /// group, since to be moved there is slow.
+    pub(crate) fn suits(&self, plan: &ContainerPlan, entry: &Entry) -> bool {
+        let namespaces = &plan.namespaces;
+        let own = [&namespaces.pid, &namespaces.network, &namespaces.ipc, &namespaces.uts];
+        matches!(namespaces.user, UserNamespace::Private { .. })
+            && own.into_iter().all(|namespace| *namespace == Namespace::Private)
+            && !matches!(namespaces.cgroup, Namespace::Path(_))
+            && plan.bundle.is_none()
+            && entry.birthplace().is_none()
+    }
+
+    /// Makes it the init of a container that it suits, in a mount namespace of its own.
+    pub(crate) fn become_init(
+        self,
+        plan: &ContainerPlan,
+        ends: &Ends,
+        entry: &Entry,
+    ) -> Result<(Cloned, Channel)> {
+        let text = serde_json::to_vec(plan).map_err(|_| Error::Lost)?;
+        self.channel.order(&Order::Become { length: text.len() })?;
+        self.channel.give_text(&text)?;
+        let gift: Vec<BorrowedFd<'_>> =
+            ends.descriptors().into_iter().chain(entry.tasks().iter().map(AsFd::as_fd)).collect();
+        self.channel.give(&gift)?;
+        match self.channel.await_report()? {
+            Report::Entered => Ok((self.cloned.disarm()?, self.channel)),
+            _ => Err(Error::Lost),
+        }
+    }
+}
+
+/// The clone, from its first moment. What its maker has open is not its business.
+fn wait(channel: &Channel) -> ! {
+    process::close_from_3_but(&[channel.as_fd()]);
+    // Nobody wants it any more, most likely.
+    let Ok(Order::Become { length }) = channel.await_order() else { process::exit_now(0) };
+    let Err(error) = serve(channel, length);
+    channel.report_failure(&error);
+    process::exit_now(1)
+}
+
+fn serve(channel: &Channel, length: usize) -> Result<std::convert::Infallible> {
+    let text = channel.take_text(length)?;
+    let plan: ContainerPlan = serde_json::from_slice(&text).map_err(|_| Error::Lost)?;
+    let hierarchies = channel.take_any()?;
+    let (ends, tasks) = split(&plan.stdio, hierarchies)?;
+    let entry = Entry::received(tasks);
+    let confinement = Confinement::prepare(&plan, &plan.process, &plan.security.seccomp)?;
+    let inside =
+        Inside { plan: &plan, ends: &ends, confinement: &confinement, channel, entry: &entry, bundle: None };
+    inside.enter_group()?;
+    process::unshare(CloneFlags::NEWNS).context("unshare", "the mount namespace")?;
+    channel.report_entered()?;
+    inside.run()
+}
+
+/// The ends of the streams, as [`Ends::descriptors`] has them, and what comes after them.
+fn split(stdio: &StdioPlan, descriptors: Vec<OwnedFd>) -> Result<(Ends, Vec<OwnedFd>)> {
+    let mut rest = descriptors.into_iter();
+    if stdio.tty {
+        return Ok((Ends::Terminal { columns: stdio.columns, rows: stdio.rows }, rest.collect()));
+    }
+    let stdin = if stdio.open_stdin { Some(rest.next().ok_or(Error::Lost)?) } else { None };
+    let (Some(stdout), Some(stderr)) = (rest.next(), rest.next()) else { return Err(Error::Lost) };
+    Ok((Ends::Pipes { stdin, stdout, stderr }, rest.collect()))
+}
