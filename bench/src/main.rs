@@ -5,6 +5,7 @@
 //! rule reaches the host; each peer's state is in a temporary folder, and its daemon ends by pid.
 
 mod bundle;
+mod chart;
 mod daemon;
 mod engine;
 mod facts;
@@ -27,7 +28,8 @@ use crate::report::Report;
 const USAGE: &str = "usage: insula-bench [--rounds N] [--short] [--images N] [--only NAME,NAME] [--out FILE]
 
 Compares insula (programs from INSULA_BIN_DIR) with docker, podman, crun and runc, as far as they
-are installed, and writes bench/RESULTS.md. Needs root. --images 0 leaves images of some size out.";
+are installed, and writes bench/RESULTS.md and a chart beside it. Needs root. --images 0 leaves
+images of some size out.";
 
 struct Options {
     rounds: usize,
@@ -77,6 +79,8 @@ fn run() -> anyhow::Result<()> {
     std::fs::write(&options.out, report.to_string())
         .with_context(|| format!("write {}", options.out.display()))?;
     eprintln!("bench: wrote {}", options.out.display());
+    let chart = options.out.with_file_name("chart.svg");
+    std::fs::write(&chart, report.chart()).with_context(|| format!("write {}", chart.display()))?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::chart::{Chart, Group};
 use crate::facts;
 use crate::images::Seen;
 use crate::memory::Memory;
@@ -75,6 +76,20 @@ impl Report {
             )?;
         }
         Ok(())
+    }
+
+    /// What engines take for whole commands, as a picture. Who runs prepared bundles does less, and is left out.
+    pub(crate) fn chart(&self) -> String {
+        let bars = |peers: &[(String, Samples)]| {
+            let engines = peers.iter().filter(|(name, _)| !self.is_bundle(name));
+            engines.filter_map(|(name, samples)| Some((name.clone(), samples.at(0.5)?))).collect()
+        };
+        let groups: Vec<Group> = self
+            .times
+            .iter()
+            .map(|(scenario, peers)| Group { title: scenario.title().to_owned(), bars: bars(peers) })
+            .collect();
+        Chart { groups: &groups, ours: OURS }.to_string()
     }
 
     fn is_bundle(&self, name: &str) -> bool {
