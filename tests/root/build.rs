@@ -151,6 +151,31 @@ fn what_did_not_change_is_not_done_again() {
 }
 
 #[test]
+fn stages_are_done_again_on_demand() {
+    let daemon = daemon!();
+    let text = "FROM busybox AS first\nRUN echo a > /a\nFROM busybox AS second\nCOPY --from=first /a /b\nRUN echo c > /c\n";
+    let folder = context(&daemon, "context", &[("Dockerfile", text)]);
+    let cached = |flags: &[&str]| build(&daemon, &folder, flags).ok().matches("Using cache").count();
+    assert_eq!(cached(&["-t", "a"]), 0);
+    assert_eq!(cached(&["-t", "a"]), 3);
+    // The other stage's files are the same, and so is what is made of them.
+    assert_eq!(cached(&["--no-cache-filter", "first"]), 2);
+    assert_eq!(cached(&["--no-cache-filter", "SECOND"]), 1);
+    assert_eq!(cached(&["--no-cache-filter", "0,second"]), 0);
+    build(&daemon, &folder, &["--no-cache-filter", "secnod"])
+        .fails(1, &["no stage is called secnod (did you mean second?)"]);
+    // What was made, for programs.
+    let file = daemon.folder().join("metadata.json");
+    build(&daemon, &folder, &["-t", "a", "-t", "b:2", "--metadata-file", file.to_str().unwrap()]).ok();
+    let made: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let expected = serde_json::json!({
+        "containerimage.config.digest": id(&daemon, "a"),
+        "image.name": "docker.io/library/a:latest,docker.io/library/b:2",
+    });
+    assert_eq!(made, expected);
+}
+
+#[test]
 fn what_is_wrong_is_said_with_its_line() {
     let daemon = daemon!();
     let refused = |text: &str, code: i32, words: &[&str]| {

@@ -49,6 +49,9 @@ pub(crate) struct BuildArgs {
     /// Do every step again
     #[arg(long)]
     no_cache: bool,
+    /// Do every step of a stage again
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    no_cache_filter: Vec<String>,
     /// Ask registries for newer base images
     #[arg(long)]
     pull: bool,
@@ -61,6 +64,9 @@ pub(crate) struct BuildArgs {
     /// Write the image's id to a file
     #[arg(long, value_name = "FILE")]
     iidfile: Option<PathBuf>,
+    /// Write the image's id and names to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    metadata_file: Option<PathBuf>,
     /// How progress is shown: auto, plain
     #[arg(long, value_name = "KIND", default_value = "auto", value_parser = ["auto", "plain"])]
     progress: String,
@@ -163,10 +169,26 @@ impl Run for BuildArgs {
         let mut progress = client.build_image(upload, &options).await?;
         let id = show(&mut progress).await?;
         if let Some(file) = &self.iidfile {
-            std::fs::write(file, id).with_context(|| format!("write {}", file.display()))?;
+            std::fs::write(file, &id).with_context(|| format!("write {}", file.display()))?;
+        }
+        if let Some(file) = &self.metadata_file {
+            std::fs::write(file, metadata(&id, &self.tag)?)
+                .with_context(|| format!("write {}", file.display()))?;
         }
         Ok(0)
     }
+}
+
+/// What a build has made, in the words of BuildKit's metadata files.
+fn metadata(id: &str, tags: &[String]) -> anyhow::Result<String> {
+    let names = tags.iter().map(|tag| Ok(Reference::parse(tag)?.to_string()));
+    let names = names.collect::<anyhow::Result<Vec<_>>>()?;
+    let mut fields = serde_json::Map::new();
+    fields.insert("containerimage.config.digest".to_owned(), id.into());
+    if !names.is_empty() {
+        fields.insert("image.name".to_owned(), names.join(",").into());
+    }
+    Ok(serde_json::to_string_pretty(&fields)? + "\n")
 }
 
 /// Where the context comes from.
@@ -273,6 +295,7 @@ impl BuildArgs {
             labels: self.label.iter().map(|label| pair(label)).collect(),
             target: self.target.clone(),
             no_cache: self.no_cache,
+            no_cache_filter: self.no_cache_filter.clone(),
             pull: self.pull,
             quiet: self.quiet,
             platform: self.platform.clone(),

@@ -88,6 +88,7 @@ fn request(headers: &HeaderMap, params: &Params) -> Result<BuildRequest, ApiErro
         labels: document(params, "labels")?,
         target: params.text("target").unwrap_or_default().to_owned(),
         no_cache: params.flag("nocache"),
+        no_cache_filter: params.all("nocachefilter"),
         pull: params.flag("pull"),
         quiet: params.flag("q"),
         platform: params.text("platform").unwrap_or_default().to_lowercase(),

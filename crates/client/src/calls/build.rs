@@ -23,6 +23,8 @@ pub struct BuildOptions {
     pub labels: Labels,
     pub target: String,
     pub no_cache: bool,
+    /// Stages, by name or number, that are not taken from the cache.
+    pub no_cache_filter: Vec<String>,
     pub pull: bool,
     pub quiet: bool,
     pub platform: String,
@@ -78,6 +80,9 @@ impl BuildOptions {
             .with_flag("q", self.quiet);
         for tag in &self.tags {
             query = query.with("t", tag);
+        }
+        for stage in &self.no_cache_filter {
+            query = query.with("nocachefilter", stage);
         }
         for host in &self.extra_hosts {
             query = query.with("extrahosts", host);

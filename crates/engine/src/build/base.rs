@@ -39,7 +39,7 @@ impl Building {
                     rootfs: RootFs::default(),
                     ..ImageConfig::default()
                 };
-                Ok(Built { layers: Vec::new(), config, leases: Vec::new() })
+                Ok(Built { layers: Vec::new(), config, leases: Vec::new(), anew: false })
             }
             Base::Stage(number) => {
                 let built = needed.get(number);
@@ -50,7 +50,7 @@ impl Building {
             Base::Image(name) => {
                 let (image, lease) = self.image(name, platform).await?;
                 let config = ImageConfig { comment: None, docker_version: String::new(), ..image.config };
-                Ok(Built { layers: image.layers, config, leases: vec![Arc::new(lease)] })
+                Ok(Built { layers: image.layers, config, leases: vec![Arc::new(lease)], anew: false })
             }
         }
     }

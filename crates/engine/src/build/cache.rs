@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::Building;
+use super::stage::Built;
 use crate::filters::{Filters, check_names, parse_moment};
 use crate::{Engine, Error, Result, blocking};
 
@@ -118,15 +119,15 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Building {
-    /// What a step made before, or makes now. Blocks.
+    /// What a step on top of a stage made before, or makes now. Blocks.
     pub(super) fn layer(
         &self,
         key: &Key,
-        below: &[Layer],
+        stage: &Built,
         text: &str,
         write: impl FnOnce(&mut dyn Write) -> Result<u64> + Send,
     ) -> Result<Made> {
-        if let Some(made) = self.found(key)? {
+        if let Some(made) = self.found(key, stage)? {
             return Ok(made);
         }
         let mut failure = None;
@@ -137,12 +138,12 @@ impl Building {
             })
         });
         let staged = staged.map_err(|error| failure.take().unwrap_or_else(|| error.into()))?;
-        self.keep(key, below, staged, text)
+        self.keep(key, &stage.layers, staged, text)
     }
 
-    /// What the cache has. Blocks.
-    pub(super) fn found(&self, key: &Key) -> Result<Option<Made>> {
-        if self.request.no_cache {
+    /// What the cache has for a step of a stage. Blocks.
+    pub(super) fn found(&self, key: &Key, stage: &Built) -> Result<Option<Made>> {
+        if stage.anew {
             return Ok(None);
         }
         let store = self.engine.store();

@@ -77,8 +77,8 @@ impl Stepping<'_> {
             &built.layers,
             &[parts(run, &building.request.host), more, vec![building.dated()]].concat(),
         );
-        let (this, found) = (building.clone(), key.clone());
-        if let Some(made) = blocking(move || this.found(&found)).await? {
+        let (this, found, stage) = (building.clone(), key.clone(), built.clone());
+        if let Some(made) = blocking(move || this.found(&found, &stage)).await? {
             return Ok(made);
         }
         let mounted = self.mounted(run, shown).await?;

@@ -30,7 +30,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use insula_build::dockerfile::Dockerfile;
-use insula_build::{Given, Ignore, Plan};
+use insula_build::{Given, Ignore, Plan, nearest};
 use insula_spec::reference::Reference;
 use insula_store::layers::{Limits, Whiteouts, unpack};
 use insula_store::{Composed, Scratch};
@@ -159,6 +159,16 @@ impl Building {
             target_platform,
         };
         let plan = Plan::new(&file, &given)?;
+        for name in &request.no_cache_filter {
+            if file.stage(name).is_none() {
+                let known = file.stages.iter().filter_map(|stage| stage.name.as_deref());
+                let near =
+                    nearest(name, known).map_or_else(String::new, |near| format!(" (did you mean {near}?)"));
+                return Err(Error::InvalidArgument(format!(
+                    "no-cache-filter: no stage is called {name}{near}"
+                )));
+            }
+        }
         let epoch = request.arguments.get("SOURCE_DATE_EPOCH").cloned().flatten();
         let epoch = epoch.filter(|text| !text.is_empty()).map(|text| text.parse::<i64>()).transpose();
         let epoch = epoch.map_err(|_| {
@@ -195,6 +205,12 @@ impl Building {
         }
         let last = self.plan.stages.last().and_then(|stage| done.remove(&stage.number));
         last.ok_or_else(|| Error::Internal("the last stage was not built".to_owned()))
+    }
+
+    /// Whether a stage is not to be taken from the cache.
+    fn is_done_again(&self, number: usize) -> bool {
+        let named = |name: &String| self.file.stage(name) == Some(number);
+        self.request.no_cache || self.request.no_cache_filter.iter().any(named)
     }
 
     /// Part of what everything with files is found by, since it is in their times.

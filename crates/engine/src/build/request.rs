@@ -48,6 +48,8 @@ pub struct BuildRequest {
     pub target: String,
     /// Do every step again.
     pub no_cache: bool,
+    /// Stages by name or number whose steps are done again.
+    pub no_cache_filter: Vec<String>,
     /// Ask registries for newer base images.
     pub pull: bool,
     /// Tell the image's id only.

@@ -30,6 +30,8 @@ pub(super) struct Built {
     pub(super) config: ImageConfig,
     /// The layers stay as long as these.
     pub(super) leases: Vec<Arc<LayerLease>>,
+    /// Its steps are done again, whatever the cache has.
+    pub(super) anew: bool,
 }
 
 impl Built {
@@ -72,6 +74,7 @@ pub(super) async fn build(
     let line = stage.line;
     let at = |error| Error::Build { line, text: stage.text.clone(), source: Box::new(error) };
     let mut built = building.base(&planned.base, &needed, &platform).await.map_err(at)?;
+    built.anew = building.is_done_again(planned.number);
     let triggers = std::mem::take(&mut built.config.config.on_build);
     let mut scope = Scope::new(
         built.config.config.clone(),
@@ -191,7 +194,7 @@ impl Stepping<'_> {
             return Ok(Built::clone(built));
         }
         let (image, lease) = self.building.image(name, &self.building.request.platform).await?;
-        Ok(Built { layers: image.layers, config: image.config, leases: vec![Arc::new(lease)] })
+        Ok(Built { layers: image.layers, config: image.config, leases: vec![Arc::new(lease)], anew: false })
     }
 
     /// The working directory, if it is not there.
@@ -207,9 +210,7 @@ impl Stepping<'_> {
             let copying =
                 Copying::plan(&op, &tree, &tree, &nothing, Attributes::default(), times(&building))?;
             let key = Key::new("folder", &built.layers, &[path.clone(), building.dated()]);
-            building
-                .layer(&key, &built.layers, &format!("WORKDIR {path}"), |out| copying.write(out))
-                .map(Some)
+            building.layer(&key, &built, &format!("WORKDIR {path}"), |out| copying.write(out)).map(Some)
         })
         .await
     }
@@ -256,5 +257,5 @@ fn layered(building: &Building, op: &CopyOp, copying: &Copying<'_>, built: &Buil
     let key = Key::new("copy", &built.layers, &[copying.digest()?.to_string(), building.dated()]);
     let name = if op.add { "ADD" } else { "COPY" };
     let text = format!("{name} {} {}", op.transfer.sources.paths.join(" "), op.destination);
-    building.layer(&key, &built.layers, &text, |out| copying.write(out))
+    building.layer(&key, built, &text, |out| copying.write(out))
 }
