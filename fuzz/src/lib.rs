@@ -41,6 +41,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "log-entry", run: log_entry, seeds: seeds::log_entries },
     Target { name: "relay-message", run: relay_message, seeds: seeds::relay_messages },
     Target { name: "channel-frame", run: channel_frame, seeds: seeds::channel_frames },
+    Target { name: "tenant-streams", run: tenant_streams, seeds: seeds::tenant_streams },
     Target { name: "layer", run: archive::layer, seeds: seeds::layers },
     Target { name: "recipe", run: archive::recipe, seeds: seeds::recipes },
     Target { name: "workload", run: archive::workload, seeds: seeds::workloads },
@@ -231,6 +232,30 @@ pub fn channel_frame(data: &[u8]) {
             }
         }
     }
+}
+
+/// What the guest of a tenant may send: it reaches the stream that it says, within a window, or nobody.
+pub fn tenant_streams(data: &[u8]) {
+    use insula_proto::channel::WINDOW;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    let pair = || UnixStream::pair().expect("descriptors are not short");
+    let ((ours, mut guest), (end, socket)) = (pair(), pair());
+    let mut mux = insula_sandbox::mux::Mux::new(ours.into()).expect("a socket");
+    mux.open(7, socket.into()).expect("a socket");
+    end.set_nonblocking(true).expect("a socket");
+    let mut got = 0;
+    for piece in data.chunks(4 << 10) {
+        guest.write_all(piece).expect("it takes more than a piece");
+        let Ok(turn) = mux.turn() else { return };
+        assert!(turn.open && turn.frames.iter().all(|frame| frame.payload.len() <= data.len()));
+        let mut bytes = vec![0; 2 * WINDOW];
+        got += (&end).read(&mut bytes).unwrap_or(0);
+        guest.set_nonblocking(true).expect("a socket");
+        while guest.read(&mut bytes).is_ok_and(|count| count > 0) {}
+        guest.set_nonblocking(false).expect("a socket");
+    }
+    assert!(got <= data.len());
 }
 
 /// What a peer of the task protocol may send, in pieces.

@@ -217,6 +217,16 @@ pub(crate) fn channel_frames() -> Vec<Vec<u8>> {
     vec![frames]
 }
 
+pub(crate) fn tenant_streams() -> Vec<Vec<u8>> {
+    use insula_proto::channel::{Kind, put_frame};
+    let mut frames = channel_frames().remove(0);
+    put_frame(&mut frames, Kind::Data, 7, &[b'x'; 9000]);
+    put_frame(&mut frames, Kind::Open, 9, b"");
+    put_frame(&mut frames, Kind::Data, 8, b"to nobody");
+    put_frame(&mut frames, Kind::End, 7, b"");
+    vec![frames]
+}
+
 pub(crate) fn dockerfiles() -> Vec<Vec<u8>> {
     let files: [&[u8]; 3] = [
         b"# escape=`\nARG A=1\nFROM a:$A AS b\nRUN --mount=type=cache,target=/x <<EOF\necho\nEOF\nCOPY --from=b --chown=1 a* /\n",

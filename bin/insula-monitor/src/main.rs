@@ -3,7 +3,8 @@
 //! namespace to try other file systems with to a socket at its standard input. It ends with 3 where no
 //! containers are possible at all. `insula-monitor hardware` prints what `/dev/kvm` can do. `insula-monitor
 //! template FOLDER` makes a template of a machine, as one line of standard input says, and ends when that is
-//! closed.
+//! closed. `insula-monitor tenant` owns the machine of a tenant, as one line of the socket at its standard input
+//! says, until nobody wants it any more.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -17,13 +18,14 @@ fn main() -> ExitCode {
     let result = match (arguments.next().as_deref().and_then(|a| a.to_str()), arguments.next()) {
         (Some("serve"), None) => serve().map_err(|why| (ExitCode::FAILURE, why)),
         (Some("probe"), Some(folder)) => probe(Path::new(&folder)),
+        (Some("tenant"), None) => tenant().map_err(|why| (ExitCode::FAILURE, why)),
         (Some("hardware"), None) => hardware().map_err(|why| (ExitCode::FAILURE, why)),
         (Some("template"), Some(folder)) => {
             template(Path::new(&folder)).map_err(|why| (ExitCode::FAILURE, why))
         }
         _ => Err((
             ExitCode::FAILURE,
-            "usage: insula-monitor serve | probe FOLDER | hardware | template FOLDER".to_owned(),
+            "usage: insula-monitor serve | probe FOLDER | hardware | template FOLDER | tenant".to_owned(),
         )),
     };
     match result {
@@ -56,6 +58,19 @@ fn template(folder: &Path) -> Result<(), String> {
         .map_err(|error| insula_base::chain(&error))?;
     let made = serde_json::to_vec(&made).map_err(|error| error.to_string())?;
     std::io::Write::write_all(&mut std::io::stdout(), &made).map_err(|error| format!("write: {error}"))
+}
+
+/// Owns a tenant's machine.
+fn tenant() -> Result<(), String> {
+    let chain = |error: &dyn std::error::Error| insula_base::chain(error);
+    let control = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| chain(&error))?;
+    let mut order = String::new();
+    std::io::stdin().read_line(&mut order).map_err(|error| format!("read: {error}"))?;
+    let order: insula_spec::machine::TenantOrder =
+        serde_json::from_str(&order).map_err(|error| format!("the order: {error}"))?;
+    insula_sys::process::detach().map_err(|error| format!("detach: {error}"))?;
+    rustix::process::umask(rustix::fs::Mode::empty());
+    insula_sandbox::vm::serve_tenant(&order, control).map_err(|error| chain(&error))
 }
 
 fn probe(folder: &Path) -> Result<(), (ExitCode, String)> {

@@ -1,32 +1,36 @@
 //! Between the channel and the monitor: what has descriptors on one side and numbers on the other.
 
-use std::convert::Infallible;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
-use insula_base::Kinded;
+use insula_host::netlink;
 use insula_proto::channel::{
     CHANNEL_VERSION, ChannelFrame, ChannelReader, Kind, LARGEST_PIECE, Window, put_frame,
 };
-use insula_proto::{Attachment, Call, Done, Failed, FrameReader, Outcome, Reply, Request};
+use insula_proto::{Attachment, Call, Done, Empty, Failed, FrameReader, Outcome, Reply, Request};
+use insula_spec::machine::{CardsChange, GuestPlan};
 use insula_sys::process;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType};
 
+use crate::cards::Devices;
 use crate::error::{Context, Error, Result};
 use crate::furnish::Furnished;
 use crate::names::Names;
-use crate::{furnish, machine, processes};
+use crate::{files, furnish, machine, processes, tenant};
 
 const SIGCHLD: i32 = 17;
 /// Bytes that wait for the channel at most, beside answers: who reads streams stops then.
 const MOST_WAITING: usize = 256 << 10;
 
-/// Everything that the first process holds.
+/// Everything that the first process holds, or the one of a container of several.
 #[derive(Debug)]
 pub(crate) struct Bridge {
     channel: OwnedFd,
-    /// Until its container has ended: the host ends the machine then.
+    /// The host has closed its end.
+    left: bool,
+    /// Until its container has ended: the host ends the machine then, or closes the channel.
     monitor: Option<OwnedFd>,
     children: OwnedFd,
     reader: ChannelReader,
@@ -37,7 +41,22 @@ pub(crate) struct Bridge {
     out: Vec<u8>,
     streams: Vec<Stream>,
     furnished: Furnished,
+    /// Where a machine has several containers: what this one has for itself.
+    own: Option<Own>,
 }
+
+/// What a container of several has in place of a machine.
+#[derive(Debug)]
+struct Own {
+    /// Until they are mounted.
+    files: Option<OwnedFd>,
+    devices: Devices,
+    /// The container's first process, once there is one.
+    first: Option<i32>,
+}
+
+/// Its request for the end of a container that nobody wants any more.
+const LAST: u64 = u64::MAX;
 
 /// The standard streams of one process: a client of the monitor, and a number in the channel.
 #[derive(Debug)]
@@ -70,13 +89,31 @@ impl Bridge {
             out,
             streams: Vec::new(),
             furnished: Furnished::default(),
+            left: false,
+            own: None,
         })
     }
 
-    /// Serves as long as the machine runs.
-    pub(crate) fn serve(mut self) -> Result<Infallible> {
+    /// As [`Bridge::new`], for a container of several.
+    pub(crate) fn for_container(
+        channel: OwnedFd,
+        monitor: OwnedFd,
+        files: OwnedFd,
+        devices: Devices,
+    ) -> Result<Self> {
+        process::ignore_broken_pipes(true);
+        rustix::io::ioctl_fionbio(&channel, true).context("ioctl FIONBIO", "the channel")?;
+        let own = Some(Own { files: Some(files), devices, first: None });
+        Ok(Self { own, ..Self::new(channel, monitor)? })
+    }
+
+    /// Serves as long as the machine runs; a container of several, until it has ended and the host has let it go.
+    pub(crate) fn serve(mut self) -> Result<()> {
         loop {
             self.flush()?;
+            if self.left && self.monitor.is_none() {
+                return Ok(());
+            }
             self.wait()?;
             self.reap()?;
             self.hear_host()?;
@@ -95,10 +132,10 @@ impl Bridge {
     fn wait(&self) -> Result<()> {
         let some = |on: bool, flags| if on { flags } else { PollFlags::empty() };
         let writing = some(!self.out.is_empty(), PollFlags::OUT);
-        let mut polled = vec![
-            PollFd::new(&self.channel, PollFlags::IN | writing),
-            PollFd::new(&self.children, PollFlags::IN),
-        ];
+        let mut polled = vec![PollFd::new(&self.children, PollFlags::IN)];
+        if !self.left {
+            polled.push(PollFd::new(&self.channel, PollFlags::IN | writing));
+        }
         polled.extend(self.monitor.iter().map(|monitor| PollFd::new(monitor, PollFlags::IN)));
         let room = self.out.len() < MOST_WAITING;
         polled.extend(self.furnished.names.iter().filter(|_| room).flat_map(Names::watched));
@@ -119,11 +156,16 @@ impl Bridge {
     }
 
     fn flush(&mut self) -> Result<()> {
+        if self.left {
+            self.out.clear();
+        }
         let mut sent = 0;
         while sent < self.out.len() {
             match rustix::io::retry_on_intr(|| rustix::io::write(&self.channel, &self.out[sent..])) {
                 Ok(count) => sent += count,
                 Err(Errno::AGAIN) => break,
+                // Its end is read, too.
+                Err(Errno::PIPE | Errno::CONNRESET) if self.own.is_some() => break,
                 Err(error) => return Err(error).context("write", "the channel"),
             }
         }
@@ -132,8 +174,12 @@ impl Bridge {
     }
 
     fn hear_host(&mut self) -> Result<()> {
+        if self.left {
+            return Ok(());
+        }
         let mut piece = vec![0; 32 << 10];
         match rustix::io::retry_on_intr(|| rustix::io::read(&self.channel, &mut piece)) {
+            Ok(0) | Err(Errno::CONNRESET) if self.own.is_some() => return self.leave(),
             Ok(count) => self.reader.push(&piece[..count]),
             Err(Errno::AGAIN) => return Ok(()),
             Err(error) => return Err(error).context("read", "the channel"),
@@ -142,6 +188,13 @@ impl Bridge {
             self.take(frame)?;
         }
         Ok(())
+    }
+
+    /// Nobody is there for the container any more: it ends.
+    fn leave(&mut self) -> Result<()> {
+        self.left = true;
+        self.streams.clear();
+        self.request(Request::new(LAST, Call::Destroy(Empty {})))
     }
 
     fn take(&mut self, frame: ChannelFrame) -> Result<()> {
@@ -167,7 +220,7 @@ impl Bridge {
             }
             Kind::Credit => stream.window.credited(frame.stream, frame.credit()?)?,
             Kind::End => stream.input_ends = true,
-            Kind::Hello | Kind::Request | Kind::Reply | Kind::Query | Kind::LongQuery => {}
+            Kind::Hello | Kind::Request | Kind::Reply | Kind::Query | Kind::LongQuery | Kind::Open => {}
         }
         Ok(())
     }
@@ -177,19 +230,19 @@ impl Bridge {
         let mut theirs = None;
         match &mut request.call {
             Some(Call::Furnish(_) | Call::Rewire(_) | Call::Resolver(_)) => {
-                let outcome = match self.change_machine(&request.call) {
+                let changed = match &mut self.own {
+                    Some(own) => own.change(&request.call, &mut self.furnished),
+                    None => self.change_machine(&request.call),
+                };
+                let outcome = match changed {
                     Ok(()) => Outcome::Done(Done::default()),
-                    Err(error) => Outcome::Failed(Failed {
-                        kind: error.kind().code(),
-                        message: insula_base::chain(&error),
-                        exit_code: 0,
-                    }),
+                    Err(error) => tenant::failed(&error),
                 };
                 self.answer(&Reply { id: request.id, outcome: Some(outcome) });
                 return Ok(());
             }
             Some(Call::Create(call)) => {
-                call.folder = folder()?;
+                call.folder = folder(self.own.is_some())?;
                 theirs = Some(self.open(request.id)?);
                 call.attachments = vec![everything()];
             }
@@ -272,6 +325,10 @@ impl Bridge {
         self.replies.push(&piece[..count], descriptors)?;
         while let Some(mut reply) = self.replies.pop::<Reply>()? {
             self.asked.retain(|asked| *asked != reply.id);
+            if let (Some(own), Some(Outcome::Started(started))) = (&mut self.own, &reply.outcome) {
+                // Processes of exec come later.
+                own.first.get_or_insert(started.pid);
+            }
             if let Some(Outcome::Processes(processes)) = &mut reply.outcome {
                 processes::describe(processes);
             }
@@ -279,7 +336,7 @@ impl Bridge {
                 // What the container wrote is on the host before the host hears of its end. As a rule it is there
                 // already; to ask for no reason has the host write all that it has to its disk.
                 if processes::left_pages() {
-                    rustix::fs::sync();
+                    files::write_back(self.own.is_none());
                 }
             }
             self.answer(&reply);
@@ -290,6 +347,32 @@ impl Bridge {
     fn answer(&mut self, reply: &Reply) {
         let bytes = insula_proto::encode(reply).split_off(4);
         put_frame(&mut self.out, Kind::Reply, 0, &bytes);
+    }
+}
+
+impl Own {
+    fn change(&mut self, call: &Option<Call>, furnished: &mut Furnished) -> Result<()> {
+        match call {
+            Some(Call::Furnish(call)) => {
+                let _: GuestPlan = serde_json::from_slice(&call.plan)?;
+                files::mount_stream(self.files.take().ok_or(Error::NotHere)?)
+            }
+            Some(Call::Rewire(call)) => {
+                let change: CardsChange = serde_json::from_slice(&call.change)?;
+                self.devices.change(&change, self.network()?.as_fd())
+            }
+            _ if furnished.names.is_none() => {
+                furnished.names = Some(netlink::inside(self.network()?.as_fd(), Names::new)??);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The container's network namespace.
+    fn network(&self) -> Result<File> {
+        let path = format!("/proc/{}/ns/net", self.first.ok_or(Error::NoContainer)?);
+        File::open(&path).context("open", path)
     }
 }
 
@@ -339,11 +422,21 @@ fn everything() -> Attachment {
     Attachment { stdin: true, stdout: true, stderr: true, multiplexed: true, ..Attachment::default() }
 }
 
-/// For the monitor's socket and record, which nobody here reads.
-fn folder() -> Result<String> {
-    let folder = "/run/monitor";
-    std::fs::create_dir_all(folder).context("mkdir", folder)?;
-    Ok(folder.to_owned())
+/// For the monitor's socket and record, which nobody here reads; its own where there are several.
+fn folder(several: bool) -> Result<String> {
+    let folder = if several { own_folder() } else { "/run/monitor".to_owned() };
+    std::fs::create_dir_all(&folder).context("mkdir", &folder)?;
+    Ok(folder)
+}
+
+fn own_folder() -> String {
+    format!("/run/monitor-{}", std::process::id())
+}
+
+/// Removes what this process, or one of before that had its number, has left.
+pub(crate) fn clear_folder() {
+    // Where nothing was left there is nothing.
+    let _ = std::fs::remove_dir_all(own_folder());
 }
 
 #[cfg(test)]
@@ -392,5 +485,36 @@ mod tests {
                 matches!(&late.outcome, Some(Outcome::Failed(failed)) if failed.message.contains("ended"))
             );
         }
+    }
+
+    #[test]
+    fn a_container_of_several_ends_with_its_channel() {
+        let ((host, channel), (ours, theirs), (_stream, files)) = (pair(), pair(), pair());
+        let mut bridge = Bridge::for_container(channel, ours, files, Devices::default()).unwrap();
+        // Before it has begun it has no network.
+        bridge
+            .request(Request::new(3, Call::Rewire(insula_proto::Rewire { change: b"{}".to_vec() })))
+            .unwrap();
+        bridge.request(Request::new(4, Call::Resolver(Empty {}))).unwrap();
+        bridge.flush().unwrap();
+        let mut bytes = vec![0; 4096];
+        let count = rustix::io::read(&host, &mut bytes).unwrap();
+        let mut reader = ChannelReader::default();
+        reader.push(&bytes[..count]);
+        let frames = std::iter::from_fn(|| reader.pop().unwrap()).filter(|frame| frame.kind == Kind::Reply);
+        let replies: Vec<Reply> = frames.map(|frame| insula_proto::decode(&frame.payload).unwrap()).collect();
+        assert!(
+            replies.iter().all(|reply| matches!(&reply.outcome, Some(Outcome::Failed(_)))),
+            "{replies:?}"
+        );
+        assert_eq!(replies.iter().map(|reply| reply.id).collect::<Vec<_>>(), [3, 4]);
+
+        drop(host);
+        let ended = std::thread::spawn(move || bridge.serve());
+        let (count, _) = insula_sys::socket::receive(theirs.as_fd(), &mut bytes).unwrap();
+        let asked: Request = insula_proto::decode(&bytes[4..count]).unwrap();
+        assert_eq!(asked.call, Some(Call::Destroy(Empty {})));
+        drop(theirs);
+        ended.join().unwrap().unwrap();
     }
 }

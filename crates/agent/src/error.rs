@@ -23,6 +23,12 @@ pub(crate) enum Error {
     NoCards,
     #[error("the machine has no channel to the host")]
     NoChannel,
+    #[error(transparent)]
+    Sandbox(#[from] insula_sandbox::Error),
+    #[error("the container has not begun, or has ended")]
+    NoContainer,
+    #[error("this is for a machine of another kind")]
+    NotHere,
 }
 
 impl Kinded for Error {
@@ -30,6 +36,9 @@ impl Kinded for Error {
         match self {
             Self::Call { .. } | Self::NoChannel | Self::NoCards | Self::NoInterface(_) => Kind::Internal,
             Self::Network(error) => error.kind(),
+            Self::Sandbox(error) => error.kind(),
+            Self::NoContainer => Kind::Conflict,
+            Self::NotHere => Kind::Unsupported,
             Self::Channel(_) | Self::Frame(_) | Self::Plan(_) => Kind::InvalidArgument,
         }
     }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use rustix::system::RebootCommand;
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::machine;
 
 /// Where they are mounted.
@@ -36,12 +36,39 @@ pub(crate) fn mount(plan: FilesPlan) -> Result<()> {
     match plan {
         FilesPlan::Device => rustix::mount::mount(TAG, SHARE, "virtiofs", MountFlags::empty(), c"")
             .context("mount", format_args!("virtiofs on {SHARE}")),
-        FilesPlan::Port => mount_port(),
+        FilesPlan::Port => mount_through(machine::port_named(PORT)?, Span::Machine),
+        FilesPlan::Stream | FilesPlan::None => Err(Error::NotHere),
     }
 }
 
-fn mount_port() -> Result<()> {
-    let port = machine::port_named(PORT)?;
+/// The files of one container of several: their messages go through `stream`.
+pub(crate) fn mount_stream(stream: OwnedFd) -> Result<()> {
+    rustix::io::ioctl_fionbio(&stream, true).context("ioctl FIONBIO", "the files' stream")?;
+    mount_through(stream, Span::Container)
+}
+
+/// Has what was written go to the host: everything in a machine of one container, else the container's. What cannot
+/// go is lost; the end is told all the same.
+pub(crate) fn write_back(everything: bool) {
+    if everything {
+        return rustix::fs::sync();
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    if let Ok(share) = rustix::fs::open(SHARE, flags, Mode::empty()) {
+        let _ = rustix::fs::syncfs(&share);
+    }
+}
+
+/// What ends with the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Span {
+    /// Nothing in the machine can go on without them.
+    Machine,
+    /// The container that has them; the host ends it.
+    Container,
+}
+
+fn mount_through(port: OwnedFd, span: Span) -> Result<()> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fuse = rustix::fs::open("/dev/fuse", flags, Mode::empty()).context("open", "/dev/fuse")?;
     let number = fuse.as_raw_fd();
@@ -52,10 +79,11 @@ fn mount_port() -> Result<()> {
     match process::clone(CloneFlags::empty(), None).context("clone3", "for files")? {
         Clone::Child => {
             process::close_from_3_but(&[port.as_fd(), fuse.as_fd()]);
-            if let Err(error) = Carrier::new(fuse, port).serve() {
+            if let Err(error) = Carrier::new(fuse, port, span).serve() {
                 eprintln!("insula-agent: files: {}", insula_base::chain(&error));
-                // Nothing in this machine can go on without them.
-                let _ = rustix::system::reboot(RebootCommand::Restart);
+                if span == Span::Machine {
+                    let _ = rustix::system::reboot(RebootCommand::Restart);
+                }
             }
             process::exit_now(1)
         }
@@ -73,19 +101,22 @@ struct Carrier {
     /// Answers that are not complete yet.
     down: Vec<u8>,
     piece: Vec<u8>,
+    span: Span,
 }
 
 impl Carrier {
-    fn new(fuse: OwnedFd, port: OwnedFd) -> Self {
-        Self { fuse, port, up: Vec::new(), down: Vec::new(), piece: vec![0; LARGEST] }
+    fn new(fuse: OwnedFd, port: OwnedFd, span: Span) -> Self {
+        Self { fuse, port, up: Vec::new(), down: Vec::new(), piece: vec![0; LARGEST], span }
     }
 
     fn serve(mut self) -> Result<()> {
         // What it does for memory to be freed must not wait for memory that it frees itself: prctl(2).
-        process::become_io_flusher().context("prctl", "PR_SET_IO_FLUSHER")?;
+        process::flush_io(true).context("prctl", "PR_SET_IO_FLUSHER")?;
         loop {
             self.wait()?;
-            self.take_answers()?;
+            if !self.take_answers()? {
+                return Ok(());
+            }
             if self.up.len() < MOST_WAITING && !self.take_question()? {
                 return Ok(());
             }
@@ -121,11 +152,13 @@ impl Carrier {
         }
     }
 
-    fn take_answers(&mut self) -> Result<()> {
+    /// Passes answers on; false when the host has let the files go.
+    fn take_answers(&mut self) -> Result<bool> {
         loop {
             match rustix::io::read(&self.port, &mut self.piece[..]) {
+                Ok(0) if self.span == Span::Container => return Ok(false),
                 // Nobody is there yet.
-                Ok(0) | Err(Errno::AGAIN) => return Ok(()),
+                Ok(0) | Err(Errno::AGAIN) => return Ok(true),
                 Err(Errno::INTR) => {}
                 Ok(count) => {
                     self.down.extend_from_slice(&self.piece[..count]);

@@ -23,15 +23,20 @@ pub(crate) struct Furnished {
 /// Carries the plan out.
 pub(crate) fn furnish(plan: &[u8]) -> Result<Furnished> {
     let plan: GuestPlan = serde_json::from_slice(plan)?;
-    const SECOND: i64 = 1_000_000_000;
-    let time = Timespec { tv_sec: plan.time.div_euclid(SECOND), tv_nsec: plan.time.rem_euclid(SECOND) };
-    rustix::time::clock_settime(ClockId::Realtime, time).context("clock_settime", "to the host's time")?;
-    insula_sys::random::reseed(plan.entropy.as_bytes()).context("ioctl", "/dev/urandom")?;
-    rustix::system::sethostname(plan.hostname.as_bytes()).context("sethostname", &plan.hostname)?;
+    identity(&plan)?;
     files::mount(plan.files)?;
     connect(&plan.interfaces, plan.files == FilesPlan::Port)?;
     let cards = Cards::put_away(plan.interfaces.len(), plan.spare)?;
     Ok(Furnished { names: plan.resolver.then(Names::new).transpose()?, cards })
+}
+
+/// Time, randomness, name.
+pub(crate) fn identity(plan: &GuestPlan) -> Result<()> {
+    const SECOND: i64 = 1_000_000_000;
+    let time = Timespec { tv_sec: plan.time.div_euclid(SECOND), tv_nsec: plan.time.rem_euclid(SECOND) };
+    rustix::time::clock_settime(ClockId::Realtime, time).context("clock_settime", "to the host's time")?;
+    insula_sys::random::reseed(plan.entropy.as_bytes()).context("ioctl", "/dev/urandom")?;
+    rustix::system::sethostname(plan.hostname.as_bytes()).context("sethostname", &plan.hostname)
 }
 
 /// In a copy of a template each interface becomes first what the plan says.

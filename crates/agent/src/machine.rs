@@ -13,8 +13,9 @@ use rustix::mount::MountFlags;
 
 use crate::error::{Context, Error, Result};
 
-/// Name of the channel's port: what the machine was started with.
+/// Names of the channel's port, of which a machine has one: in a machine of one container, and in a tenant's.
 const PORT: &str = "insula";
+const TENANT_PORT: &str = "insula-tenant";
 
 /// Mounts, drivers, the root.
 pub(crate) fn set_up() -> Result<()> {
@@ -72,23 +73,36 @@ fn change_root() -> Result<()> {
     rustix::process::chdir("/").context("chdir", "/")
 }
 
+/// The channel, which says what the machine is for.
+#[derive(Debug)]
+pub(crate) enum Channel {
+    Container(OwnedFd),
+    Tenant(OwnedFd),
+}
+
 /// Opens the channel as soon as its device is there.
-pub(crate) fn channel() -> Result<OwnedFd> {
-    port_named(PORT)
+pub(crate) fn channel() -> Result<Channel> {
+    let (port, name) = first_port(&[PORT, TENANT_PORT])?;
+    Ok(if name == PORT { Channel::Container(port) } else { Channel::Tenant(port) })
 }
 
 /// Opens a port of the console as soon as its device is there.
 pub(crate) fn port_named(wanted: &str) -> Result<OwnedFd> {
+    first_port(&[wanted]).map(|(port, _)| port)
+}
+
+/// Opens the first port that is there of those with a wanted name.
+fn first_port<'a>(wanted: &[&'a str]) -> Result<(OwnedFd, &'a str)> {
     // A port has its name some time after its device is there, which nothing under /dev tells of.
     const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
     let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
         .context("inotify_init1", "for devices")?;
     inotify::add_watch(&watch, "/dev", WatchFlags::CREATE).context("inotify_add_watch", "/dev")?;
     loop {
-        if let Some(name) = port(wanted) {
-            let path = format!("/dev/{name}");
+        if let Some((device, name)) = wanted.iter().find_map(|name| Some((port(name)?, *name))) {
+            let path = format!("/dev/{device}");
             let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            return rustix::fs::open(&path, flags, Mode::empty()).context("open", path);
+            return Ok((rustix::fs::open(&path, flags, Mode::empty()).context("open", path)?, name));
         }
         let mut polled = [PollFd::new(&watch, PollFlags::IN)];
         rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&PAUSE)))

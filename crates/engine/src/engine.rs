@@ -25,6 +25,7 @@ use crate::images::Images;
 use crate::machines::Machines;
 use crate::monitor::Spares;
 use crate::policy::Policy;
+use crate::tenants::Tenants;
 use crate::volumes::Volumes;
 use crate::{Error, Result, blocking};
 
@@ -84,6 +85,7 @@ pub(crate) struct Inner {
     /// Id of this boot of the host.
     pub(crate) boot: String,
     pub(crate) machines: Machines,
+    pub(crate) tenants: Tenants,
     /// Folders that commands of builds keep.
     pub(crate) caches: crate::build::Caches,
     ending: AtomicBool,
@@ -255,6 +257,7 @@ impl Inner {
             execs: ExecIndex::default(),
             spares: Arc::new(Spares::new(config.monitor.clone())),
             idmaps,
+            tenants: Tenants::new(store.clone(), &config.instance, config.monitor.clone()),
             boot: boot_id()?,
             caches: crate::build::Caches::default(),
             machines: {

@@ -27,6 +27,7 @@ mod reconcile;
 mod sites;
 pub mod system;
 mod task;
+mod tenants;
 mod tree;
 pub mod volumes;
 pub mod workload;

@@ -166,6 +166,8 @@ impl Engine {
             .into_iter()
             .map(|record| record.id)
             .collect();
+        self.0.tenants.reconcile()?;
+        let tenants: HashSet<String> = self.0.tenants.known()?.into_iter().collect();
         let parent = self.instance().cgroup();
         // An exit whose record was applied, and no more: the row has it.
         let applied = |id: &ContainerId| {
@@ -182,7 +184,7 @@ impl Engine {
         }
         match leftovers::below(&parent) {
             Ok(names) => {
-                for name in names.iter().filter(|name| !known.contains(*name)) {
+                for name in names.iter().filter(|name| !known.contains(*name) && !tenants.contains(*name)) {
                     if let Err(error) = leftovers::free(&format!("{parent}/{name}")) {
                         tracing::warn!(name, error = insula_base::chain(&error), "a cgroup of nobody");
                     }
@@ -197,7 +199,7 @@ impl Engine {
         }
         let allocations = self.store().state().allocations();
         for allocation in allocations.all(ID_POOL)? {
-            if !known.contains(&allocation.owner) {
+            if !known.contains(&allocation.owner) && !tenants.contains(&allocation.owner) {
                 allocations.release_owner(Some(ID_POOL), &allocation.owner)?;
             }
         }

@@ -55,6 +55,42 @@ document! {
 }
 
 document! {
+    /// Containers that share a machine: an element of `GET /insula/tenants`.
+    Tenant {
+        name: String,
+        /// Seconds since 1970.
+        created: i64,
+        /// Billionths of a processor.
+        nano_cpus: i64,
+        /// Bytes that its containers have together.
+        memory: u64,
+        /// Network cards that its containers have together.
+        cards: u64,
+        /// Its machine stays when its last container has ended.
+        keep: bool,
+        /// Names of its containers, whether they run or not.
+        containers: Vec<String>,
+        /// Its machine, as long as it runs.
+        machine: Option<Machine>,
+    }
+}
+
+document! {
+    /// Body of `POST /insula/tenants`.
+    TenantCreateRequest {
+        name: String,
+        /// Billionths of a processor; 0 for one processor.
+        nano_cpus: i64,
+        /// Bytes that its containers have together; 0 for 512 MiB.
+        memory: i64,
+        /// Network cards that its containers have together; 8 where nothing is said, and at most 16.
+        cards: Option<u64>,
+        /// Its machine stays when its last container has ended.
+        keep: bool,
+    }
+}
+
+document! {
     /// A machine that was saved right before it took a container: an element of `GET /insula/templates`.
     Template {
         id: String,

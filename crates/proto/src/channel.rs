@@ -9,6 +9,7 @@
 //! guest ── Reply (protobuf) ───────────────> host      answers and events; stream 0
 //! both  ── Data, Credit, End ──────────────> both      the standard streams of one process
 //! both  ── Query, LongQuery ───────────────> both      a question to the name server, and its answer
+//! host  ── Open ───────────────────────────> guest     a container comes to a tenant's machine: its two streams
 //! ```
 //!
 //! A request that starts a process opens the stream that has the request's number. Input goes to the guest
@@ -16,11 +17,14 @@
 //! a stream starts with [`WINDOW`] bytes that may be sent; the receiver gives more with `Credit` as it passes
 //! bytes on, so neither side ever holds more than a window for a stream. Who sends more than it may is not
 //! to be listened to any longer.
+//!
+//! In the machine of a tenant the channel carries others: each container has a stream that is a channel of its own
+//! as above, and one for its files. `Open` names the first of the two; the other has the number behind it.
 
 use insula_base::{Kind as ErrorKind, Kinded};
 
 /// Version of the channel, in [`Kind::Hello`].
-pub const CHANNEL_VERSION: u32 = 2;
+pub const CHANNEL_VERSION: u32 = 3;
 
 /// Bytes that may be under way in one direction of one stream.
 pub const WINDOW: usize = 64 << 10;
@@ -56,12 +60,14 @@ pub enum Kind {
     Query = 7,
     /// The same for a question that came by TCP. An answer without a payload is none.
     LongQuery = 8,
+    /// Two streams begin, this one and the next, of a container that comes.
+    Open = 9,
 }
 
 impl Kind {
     fn parse(byte: u8) -> Option<Self> {
-        use Kind::{Credit, Data, End, Hello, LongQuery, Query, Reply, Request};
-        [Hello, Request, Reply, Data, Credit, End, Query, LongQuery]
+        use Kind::{Credit, Data, End, Hello, LongQuery, Open, Query, Reply, Request};
+        [Hello, Request, Reply, Data, Credit, End, Query, LongQuery, Open]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }
@@ -72,7 +78,7 @@ impl Kind {
             Self::Request | Self::Reply => LARGEST_PAYLOAD,
             Self::Data => LARGEST_PIECE,
             Self::Credit => 4,
-            Self::End => 0,
+            Self::End | Self::Open => 0,
             Self::Query => LARGEST_QUERY,
             Self::LongQuery => LARGEST_LONG_QUERY,
         }

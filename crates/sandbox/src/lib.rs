@@ -6,6 +6,7 @@
 //! fakes; there are no default methods.
 
 mod error;
+pub mod mux;
 pub mod ns;
 pub mod vm;
 mod wall;

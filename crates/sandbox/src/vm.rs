@@ -21,8 +21,10 @@ mod names;
 mod own;
 mod qemu;
 mod running;
+mod seat;
 mod streams;
 mod template;
+mod tenant;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -37,6 +39,7 @@ use crate::{
 };
 use running::Running;
 pub use template::make as make_template;
+pub use tenant::serve as serve_tenant;
 
 /// A machine with one container.
 #[derive(Debug)]

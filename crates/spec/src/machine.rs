@@ -28,6 +28,9 @@ pub struct MachinePlan {
     /// What it goes on from instead of a boot.
     #[serde(default)]
     pub template: Option<TemplatePlan>,
+    /// The socket of a tenant's machine that runs: the container gets a seat in it instead of a machine of its own.
+    #[serde(default)]
+    pub tenant: Option<PathBuf>,
 }
 
 /// Seconds that a machine may take to boot where nobody said anything else: an emulated one on a busy host needs
@@ -168,6 +171,10 @@ pub enum FilesPlan {
     /// By messages through a port of the console: what a copy of a template has, which has no such device. Its
     /// interfaces have the addresses of [`card`].
     Port,
+    /// By messages through a stream of its own, as each container of a tenant's machine.
+    Stream,
+    /// Not at all: what the machine of a tenant has is its containers'.
+    None,
 }
 
 /// What a sandbox leaves in its folder about its machine, `machine.json`.
@@ -194,6 +201,84 @@ pub struct MachineRecord {
     /// It is a copy of a template.
     #[serde(default)]
     pub template: bool,
+}
+
+/// A machine for all containers of a tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantOrder {
+    pub tenant: String,
+    /// Its folder is where the machine's socket is to be.
+    pub machine: MachinePlan,
+    /// Cards of its containers together.
+    pub cards: usize,
+    /// User and group of the process that is the machine.
+    pub user: u32,
+    pub cgroup: String,
+    /// Billionths of a CPU that the machine may use; 0 is as many as there are.
+    pub nano_cpus: u64,
+    /// It stays when its last container has gone.
+    pub keep: bool,
+}
+
+impl TenantOrder {
+    /// Name of the machine's socket in its folder.
+    pub const SOCKET: &str = "machine.sock";
+}
+
+/// What a tenant's machine is asked: one JSON document a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TenantCall {
+    /// What it is. Who has asked keeps it from ending as long as the connection is there.
+    Status,
+    /// A seat for a container, with a card for each interface. The answer comes with two descriptors: a stream to
+    /// an agent for this container, and one for its files.
+    Join { container: String, interfaces: Vec<InterfacePlan> },
+    /// Other cards for the container that has joined by this connection: those of the places go, others come.
+    Wire { unplug: Vec<usize>, plug: Vec<InterfacePlan> },
+    /// The container has ended. Its connection ending says the same.
+    Leave,
+    /// Ends the machine if nobody is in it.
+    Stop,
+}
+
+/// What it answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TenantAnswer {
+    Status(TenantMachine),
+    /// Of a join or new cards: where they are, and what they are as they were carried out.
+    Cards(Vec<(usize, InterfacePlan)>),
+    Done,
+    /// [`insula_base::Kind::code`], and the whole chain of causes.
+    Failed {
+        kind: u32,
+        message: String,
+    },
+    /// Nobody has asked: the machine has ended. The last word.
+    Ended {
+        why: String,
+    },
+}
+
+/// A tenant's machine that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantMachine {
+    pub backend: Backend,
+    pub program: String,
+    /// Of the process that is the machine.
+    pub pid: i32,
+    pub cpus: u32,
+    /// Bytes.
+    pub memory: u64,
+    /// Release of the kernel that answered; empty until it stands.
+    pub kernel: String,
+    /// Milliseconds from its start to the agent's first word.
+    pub boot: u64,
+    /// Cards that no container has.
+    pub free_cards: usize,
+    /// Ids of the containers in it.
+    pub containers: Vec<String>,
 }
 
 impl MachineRecord {

@@ -366,13 +366,13 @@ pub fn no_new_privileges() -> Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })
 }
 
-/// PR_SET_IO_FLUSHER: this process serves a file system, and must not wait for it when memory is short. Needs
-/// CAP_SYS_RESOURCE.
-pub fn become_io_flusher() -> Result<()> {
+/// PR_SET_IO_FLUSHER: whether this process serves a file system, and must not wait for it when memory is short.
+/// Inherited by children. Needs CAP_SYS_RESOURCE.
+pub fn flush_io(on: bool) -> Result<()> {
     // From linux/prctl.h, which `libc` has not.
     const PR_SET_IO_FLUSHER: libc::c_int = 57;
     // SAFETY: no memory is passed.
-    check(unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) })
+    check(unsafe { libc::prctl(PR_SET_IO_FLUSHER, libc::c_ulong::from(on), 0, 0, 0) })
 }
 
 /// The signal that this process gets when its parent ends, PR_SET_PDEATHSIG.

@@ -100,6 +100,7 @@ pub(crate) enum Kind {
     Image,
     Volume,
     Network,
+    Tenant,
 }
 
 /// What to show, and of which kinds; the first kind that knows a name is shown.
@@ -158,6 +159,7 @@ async fn find(client: &Client, request: &Request, name: &str) -> Result<Option<S
             Kind::Image => client.inspect_image_json(name).await,
             Kind::Volume => client.inspect_volume_json(name).await,
             Kind::Network => client.inspect_network_json(name).await,
+            Kind::Tenant => client.inspect_tenant_json(name).await,
         };
         match answer {
             Ok(text) => return Ok(Some(text)),

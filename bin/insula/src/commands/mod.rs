@@ -25,6 +25,7 @@ mod search;
 mod stats;
 mod system;
 mod template;
+mod tenant;
 mod top;
 pub(crate) mod transfer;
 mod tree;
@@ -185,6 +186,16 @@ pub(crate) const GROUPS: &[Group] = &[
             Verb::new::<template::ListTemplatesArgs>("ls"),
             Verb::new::<template::RemoveTemplatesArgs>("rm"),
             Verb::new::<template::PruneTemplatesArgs>("prune"),
+        ],
+    },
+    Group {
+        name: "tenant",
+        about: "Commands on tenants, whose containers share a machine",
+        verbs: &[
+            Verb::new::<tenant::CreateTenantArgs>("create"),
+            Verb::new::<tenant::ListTenantsArgs>("ls"),
+            Verb::new::<tenant::InspectTenantArgs>("inspect"),
+            Verb::new::<tenant::RemoveTenantsArgs>("rm"),
         ],
     },
     Group {

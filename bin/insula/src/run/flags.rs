@@ -47,7 +47,7 @@ pub(crate) struct CreateFlags {
     /// Keep standard input open
     #[arg(short, long)]
     pub(crate) interactive: bool,
-    /// The wall: process (the host's kernel), vm (a kernel of its own)
+    /// The wall: process (the host's kernel), vm (a kernel of its own), tenant:NAME (that of a tenant's machine)
     #[arg(long, value_name = "WALL")]
     pub(crate) isolation: Option<String>,
     /// Set a label: NAME=VALUE

@@ -1,11 +1,11 @@
-//! `/insula/kernels` and `/insula/templates`: insula's own, no part of Docker's API.
+//! `/insula/kernels`, `/insula/templates` and `/insula/tenants`: insula's own, no part of Docker's API.
 
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::response::IntoResponse;
 use axum::routing::{delete, get, post};
 use http::StatusCode;
-use insula_models::{KernelUseRequest, TemplateRequest};
+use insula_models::{KernelUseRequest, TemplateRequest, TenantCreateRequest};
 
 use crate::request::{OptionalJson, Params};
 use crate::routes::{Answer, Api, json};
@@ -17,6 +17,28 @@ pub(super) fn routes() -> Router<Api> {
         .route("/insula/templates", get(templates).post(warm))
         .route("/insula/templates/prune", post(prune))
         .route("/insula/templates/{id}", delete(remove))
+        .route("/insula/tenants", get(tenants).post(create_tenant))
+        .route("/insula/tenants/{name}", get(tenant).delete(remove_tenant))
+}
+
+async fn tenants(State(api): State<Api>) -> Answer {
+    json(&api.engine.tenants().await?)
+}
+
+async fn create_tenant(
+    State(api): State<Api>,
+    OptionalJson(request): OptionalJson<TenantCreateRequest>,
+) -> Answer {
+    json(&api.engine.create_tenant(request).await?)
+}
+
+async fn tenant(State(api): State<Api>, Path(name): Path<String>) -> Answer {
+    json(&api.engine.tenant(&name).await?)
+}
+
+async fn remove_tenant(State(api): State<Api>, Path(name): Path<String>) -> Answer {
+    api.engine.remove_tenant(&name).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn kernels(State(api): State<Api>) -> Answer {

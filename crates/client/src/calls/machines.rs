@@ -1,6 +1,8 @@
-//! `/insula/kernels` and `/insula/templates`.
+//! `/insula/kernels`, `/insula/templates` and `/insula/tenants`.
 
-use insula_models::{Kernel, KernelUseRequest, Template, TemplateRequest, TemplatesPruned};
+use insula_models::{
+    Kernel, KernelUseRequest, Template, TemplateRequest, TemplatesPruned, Tenant, TenantCreateRequest,
+};
 
 use crate::body::RequestBody;
 use crate::connection::{Call, Client, json};
@@ -31,6 +33,26 @@ impl Client {
     /// `DELETE /insula/templates/{id}`.
     pub async fn remove_template(&self, id: &str) -> Result<()> {
         self.nothing(Call::delete(format!("/insula/templates/{}", encode(id))), RequestBody::Empty).await
+    }
+
+    /// `GET /insula/tenants`.
+    pub async fn tenants(&self) -> Result<Vec<Tenant>> {
+        self.document(Call::get("/insula/tenants".to_owned()), RequestBody::Empty).await
+    }
+
+    /// `POST /insula/tenants`.
+    pub async fn create_tenant(&self, request: &TenantCreateRequest) -> Result<Tenant> {
+        self.document(Call::post("/insula/tenants".to_owned()).json(), json(request)?).await
+    }
+
+    /// `GET /insula/tenants/{name}`, as it came.
+    pub async fn inspect_tenant_json(&self, name: &str) -> Result<String> {
+        self.json_text(Call::get(format!("/insula/tenants/{}", encode(name))), RequestBody::Empty).await
+    }
+
+    /// `DELETE /insula/tenants/{name}`.
+    pub async fn remove_tenant(&self, name: &str) -> Result<()> {
+        self.nothing(Call::delete(format!("/insula/tenants/{}", encode(name))), RequestBody::Empty).await
     }
 
     /// `POST /insula/templates/prune`.

@@ -58,7 +58,11 @@ fn look(engine: &Engine) -> Result<Vec<Wrong>> {
         }
     }
     found.extend(folders.into_iter().filter(|id| !known.contains(id)).map(Wrong::Folder));
-    let owned = |owner: &str| owner.parse::<ContainerId>().is_ok_and(|id| known.contains(&id));
+    let tenants = engine.0.tenants.known()?;
+    let owned = |owner: &str| {
+        owner.parse::<ContainerId>().is_ok_and(|id| known.contains(&id))
+            || tenants.iter().any(|tenant| tenant == owner)
+    };
     let nobodys = given.into_iter().filter(|allocation| !owned(&allocation.owner));
     found.extend(nobodys.map(|allocation| Wrong::Ids { number: allocation.number, owner: allocation.owner }));
     let rows: HashSet<String> = engine.volumes().names()?.into_iter().collect();

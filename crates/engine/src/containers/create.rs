@@ -22,7 +22,7 @@ pub(crate) const ID_POOL: &str = "ids";
 const IDS_FIRST: u64 = 1_879_048_192;
 const IDS_COUNT: u32 = 65_536;
 /// How many ranges there are below 2^31, past which file systems and tools stumble.
-const IDS_RANGES: u64 = ((1 << 31) - IDS_FIRST) / IDS_COUNT as u64;
+pub(crate) const IDS_RANGES: u64 = ((1 << 31) - IDS_FIRST) / IDS_COUNT as u64;
 
 /// What a new container has that no request asks for.
 #[derive(Debug, Default)]
@@ -106,6 +106,7 @@ impl Engine {
         let ports = ports::requests(&config, &host)?;
         plan::complete(&mut host);
         self.check_joined(&host)?;
+        self.check_tenant(&host)?;
         let sites = self.site_rows(sites, &config, &host)?;
         let endpoints = self.endpoints(networking.endpoints_config, &host)?;
         let joined: Vec<&str> = endpoints.keys().map(String::as_str).collect();
@@ -327,7 +328,7 @@ fn image_row(image: &Image, reference: String) -> ImageRow {
 }
 
 /// The ids of the range with this number.
-fn range(number: u64) -> IdRange {
+pub(crate) fn range(number: u64) -> IdRange {
     // Ranges end below 2^31.
     IdRange { first: (IDS_FIRST + number * u64::from(IDS_COUNT)) as u32, count: IDS_COUNT }
 }

@@ -17,10 +17,19 @@ use super::{Change, check};
 use crate::measures::Operation;
 use crate::monitor::{Connection, LaunchRecord, SandboxFolder, Task};
 use crate::plan::{self, Inputs, Joined};
-use crate::{Engine, Error, Result, blocking, machines};
+use crate::{Engine, Error, Result, blocking, machines, tenants};
 
-/// A machine, descriptors of its template, and the template that is to be made.
-type MachineOf = (Option<MachinePlan>, Option<[std::os::fd::OwnedFd; 2]>, Option<machines::Wanted>);
+/// What a container has that is on another kernel.
+#[derive(Debug, Default)]
+struct MachineOf {
+    plan: Option<MachinePlan>,
+    /// Descriptors of its template.
+    copy: Option<[std::os::fd::OwnedFd; 2]>,
+    /// The template that is to be made.
+    wanted: Option<machines::Wanted>,
+    /// Its tenant's machine does not end as long as this is there.
+    lease: Option<tenants::Lease>,
+}
 
 impl Engine {
     pub async fn start_container(&self, reference: &str) -> Result<Change> {
@@ -91,7 +100,8 @@ impl Engine {
         let names = self.write_names(row, &endpoint, &sandbox)?;
         failpoint("start.names");
         let folder = self.writable_dir(&row.id).await?;
-        let (machine, copy, wanted) = self.machine(row, &sandbox, endpoint.interfaces().len()).await?;
+        let MachineOf { plan: machine, copy, wanted, lease } =
+            self.machine(row, &sandbox, endpoint.interfaces().len()).await?;
         let mut plan = plan::build(Inputs {
             row,
             folder: &folder,
@@ -120,6 +130,7 @@ impl Engine {
         match connection.call(Call::Create(call), &descriptors).await? {
             Outcome::Started(started) => {
                 self.confirm(container, connection, started)?;
+                drop(lease);
                 self.announce_sites(row).await;
                 if let Some(wanted) = wanted {
                     self.make_template_soon(wanted);
@@ -134,14 +145,18 @@ impl Engine {
     /// template that it would have used.
     async fn machine(&self, row: &Row, sandbox: &SandboxFolder, interfaces: usize) -> Result<MachineOf> {
         if !machines::wanted(&row.host.isolation) {
-            return Ok((None, None, None));
+            return Ok(MachineOf::default());
+        }
+        if let Some(tenant) = tenants::of(&row.host.isolation) {
+            let (plan, lease) = self.tenant_machine(tenant, row, sandbox.path().to_owned()).await?;
+            return Ok(MachineOf { plan: Some(plan), lease: Some(lease), ..MachineOf::default() });
         }
         let (engine, row, folder) = (self.clone(), row.clone(), sandbox.path().to_owned());
         blocking(move || {
             let machines = &engine.0.machines;
             let mut plan = machines.plan(&row, &folder)?;
             let (copy, wanted) = machines.use_template(&mut plan, row.host.privileged, interfaces)?;
-            Ok((Some(plan), copy, wanted))
+            Ok(MachineOf { plan: Some(plan), copy, wanted, lease: None })
         })
         .await
     }

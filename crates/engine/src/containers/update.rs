@@ -50,6 +50,7 @@ impl Engine {
         check::check_restart(&host.restart_policy, host.auto_remove)?;
         check::check_health_action(&row.config, &host)?;
         check::check_rate(&host, &mut warnings)?;
+        self.check_tenant_again(&row, &host)?;
         let resources = resources::of_update(&request)?;
         if row.running() && resources != Default::default() {
             let resources = serde_json::to_vec(&resources)

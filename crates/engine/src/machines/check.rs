@@ -3,7 +3,7 @@
 use insula_models::HostConfig;
 
 use super::wanted;
-use crate::{Error, Result};
+use crate::{Error, Result, tenants};
 
 /// Fails for an isolation that there is not, and for what the asked one cannot do.
 pub(crate) fn check(host: &HostConfig) -> Result<()> {
@@ -12,7 +12,7 @@ pub(crate) fn check(host: &HostConfig) -> Result<()> {
     }
     if !wanted(&host.isolation) {
         return Err(Error::Unsupported(format!(
-            "isolation {:?} is not available in this version: process and vm are",
+            "isolation {:?} is not available in this version: process, vm and tenant:NAME are",
             host.isolation
         )));
     }
@@ -28,6 +28,12 @@ pub(crate) fn check(host: &HostConfig) -> Result<()> {
         return Err(Error::Unsupported(format!(
             "a container with a kernel of its own cannot share the {what} of the host or of another container"
         )));
+    }
+    if host.privileged && tenants::of(&host.isolation).is_some() {
+        return Err(Error::Unsupported(
+            "a privileged container is not available in a tenant's machine: the kernel is not its own"
+                .to_owned(),
+        ));
     }
     if host.network_rate != 0 {
         return Err(Error::Unsupported(
@@ -63,6 +69,7 @@ mod tests {
             HostConfig { uts_mode: "host".into(), ..vm() },
             HostConfig { device_cgroup_rules: vec!["c 1:3 r".into()], ..vm() },
             HostConfig { isolation: "hyperv".into(), ..HostConfig::default() },
+            HostConfig { isolation: "tenant:acme".into(), privileged: true, ..HostConfig::default() },
         ] {
             assert!(matches!(check(&bad), Err(Error::Unsupported(_))), "{bad:?}");
         }

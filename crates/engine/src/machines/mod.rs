@@ -18,14 +18,14 @@ pub(crate) use self::check::check;
 pub(crate) use self::making::Wanted;
 use self::templates::Templates;
 use crate::containers::row::Row;
-use crate::{Config, Error, Result};
+use crate::{Config, Error, Result, tenants};
 
 /// Value of `HostConfig.Isolation` for a machine of its own.
 pub(crate) const ISOLATION: &str = "vm";
 
-/// Whether a container has a kernel of its own.
+/// Whether a container has another kernel than the host's: one of its own, or its tenant's.
 pub(crate) fn wanted(isolation: &str) -> bool {
-    isolation == ISOLATION
+    isolation == ISOLATION || tenants::of(isolation).is_some()
 }
 
 /// What every machine of this engine is made with.
@@ -78,6 +78,16 @@ impl Machines {
         Ok(plan)
     }
 
+    /// The machine of a tenant whose containers have this together.
+    pub(crate) fn tenant(&self, nano_cpus: i64, memory: u64) -> Result<MachinePlan> {
+        let host = insula_models::HostConfig {
+            nano_cpus,
+            memory: i64::try_from(memory).unwrap_or(i64::MAX),
+            ..Default::default()
+        };
+        self.machine(false, size::cpus(&host), size::memory(&host))
+    }
+
     /// A machine of this size that boots.
     fn machine(&self, engine: bool, cpus: u32, memory: u64) -> Result<MachinePlan> {
         if !self.agent.is_file() {
@@ -99,6 +109,7 @@ impl Machines {
             patience: self.patience,
             folder: PathBuf::new(),
             template: None,
+            tenant: None,
         })
     }
 }

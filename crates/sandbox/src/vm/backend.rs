@@ -15,6 +15,8 @@ use crate::{Error, Result};
 
 /// The port by which the agent is reached.
 pub(super) const CHANNEL: &str = "insula";
+/// The same in the machine of a tenant.
+pub(super) const TENANT_CHANNEL: &str = "insula-tenant";
 /// The tag of the shared files.
 pub(super) const TAG: &str = "insula";
 
@@ -28,12 +30,23 @@ pub(super) enum Files {
     Device(OwnedFd),
     /// The port [`FILES`]: what templates and their copies have.
     Port(OwnedFd),
+    /// Each container of a tenant's machine has its own, through the channel.
+    None,
 }
 
 impl Files {
-    pub(super) fn descriptor(&self) -> &OwnedFd {
+    pub(super) fn descriptor(&self) -> Option<&OwnedFd> {
         match self {
-            Self::Device(descriptor) | Self::Port(descriptor) => descriptor,
+            Self::Device(descriptor) | Self::Port(descriptor) => Some(descriptor),
+            Self::None => None,
+        }
+    }
+
+    /// Name of the port that the channel is.
+    pub(super) fn channel(&self) -> &'static str {
+        match self {
+            Self::Device(_) | Self::Port(_) => CHANNEL,
+            Self::None => TENANT_CHANNEL,
         }
     }
 }

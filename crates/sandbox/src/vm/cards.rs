@@ -17,6 +17,10 @@ pub(super) struct Cards {
     aside: Option<EmptyNamespace>,
     /// Names of those in use, inside and on the host.
     used: Vec<Option<(String, String)>>,
+    /// When each was last unplugged, counted: the one that has waited longest comes first, since a guest may need a
+    /// while to get one back.
+    waits: Vec<u64>,
+    unplugged: u64,
 }
 
 impl Cards {
@@ -29,22 +33,33 @@ impl Cards {
             interfaces.push(plug(place, plan, copy)?);
             used.push(Some((plan.name.clone(), plan.host_name.clone())));
         }
-        if plans.is_empty() {
-            return Ok((Self { aside: None, used }, interfaces));
-        }
-        let aside = EmptyNamespace::new().map_err(of_network)?;
-        for place in plans.len()..plans.len() + spare_cards(plans.len()) {
-            let tap = aside.inside(|| insula_sys::tun::open_tap(&waiting(place))).map_err(of_network)?;
-            interfaces.push(Interface { mac: card(place), mtu: 0, tap: tap.map_err(no_tap)? });
-            used.push(None);
-        }
-        Ok((Self { aside: Some(aside), used }, interfaces))
+        let aside = spare(spare_cards(plans.len()), &mut used, &mut interfaces)?;
+        Ok((Self::of(aside, used), interfaces))
+    }
+
+    /// So many that wait, for a machine whose containers come later.
+    pub(super) fn all_spare(count: usize) -> Result<(Self, Vec<Interface>)> {
+        let (mut used, mut interfaces) = (Vec::new(), Vec::new());
+        let aside = spare(count, &mut used, &mut interfaces)?;
+        Ok((Self::of(aside, used), interfaces))
+    }
+
+    fn of(aside: Option<EmptyNamespace>, used: Vec<Option<(String, String)>>) -> Self {
+        let waits = vec![0; used.len()];
+        Self { aside, used, waits, unplugged: 0 }
+    }
+
+    /// How many wait.
+    pub(super) fn free(&self) -> usize {
+        self.used.iter().filter(|used| used.is_none()).count()
     }
 
     /// Puts a card that waits into a network; its place, and the plan as it was carried out.
     pub(super) fn plug(&mut self, plan: &InterfacePlan) -> Result<(usize, InterfacePlan)> {
         bridged(plan)?;
-        let free = self.used.iter().position(Option::is_none);
+        let free = (0..self.used.len())
+            .filter(|place| self.used[*place].is_none())
+            .min_by_key(|place| self.waits[*place]);
         let (Some(place), Some(aside)) = (free, &self.aside) else {
             return Err(Error::Full(format!(
                 "the container's machine has {} network cards, and all are in use: stop it, then start it again \
@@ -73,6 +88,8 @@ impl Cards {
     /// Takes a card out of its network.
     pub(super) fn unplug(&mut self, place: usize) -> Result<()> {
         let Some((_, host_name)) = self.used.get_mut(place).and_then(Option::take) else { return Ok(()) };
+        self.unplugged += 1;
+        self.waits[place] = self.unplugged;
         match &self.aside {
             Some(aside) => aside.put(&host_name, &waiting(place)).map_err(of_network),
             None => Ok(()),
@@ -83,6 +100,24 @@ impl Cards {
     pub(super) fn names(&self) -> Vec<(String, String)> {
         self.used.iter().flatten().cloned().collect()
     }
+}
+
+/// Adds taps that wait where nobody is.
+fn spare(
+    count: usize,
+    used: &mut Vec<Option<(String, String)>>,
+    interfaces: &mut Vec<Interface>,
+) -> Result<Option<EmptyNamespace>> {
+    if count == 0 {
+        return Ok(None);
+    }
+    let aside = EmptyNamespace::new().map_err(of_network)?;
+    for place in used.len()..used.len() + count {
+        let tap = aside.inside(|| insula_sys::tun::open_tap(&waiting(place))).map_err(of_network)?;
+        interfaces.push(Interface { mac: card(place), mtu: 0, tap: tap.map_err(no_tap)? });
+        used.push(None);
+    }
+    Ok(Some(aside))
 }
 
 /// Name of an interface that waits, by its place.

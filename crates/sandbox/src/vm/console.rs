@@ -54,6 +54,14 @@ impl Console {
         self.tail.drain(..more);
     }
 
+    /// With what the guest printed last.
+    pub(super) fn said(&self, what: &str) -> String {
+        match self.tail() {
+            tail if tail.is_empty() => format!("{what}; its console says nothing"),
+            tail => format!("{what}; its console ends with:\n{tail}"),
+        }
+    }
+
     /// The last lines as plain text: a guest may print anything.
     pub(super) fn tail(&self) -> String {
         let bytes: Vec<u8> = self.tail.iter().copied().collect();

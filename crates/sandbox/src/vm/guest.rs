@@ -15,23 +15,47 @@ const SHARE: &str = "/share";
 
 /// What the machine is told about itself.
 pub(super) fn machine(plan: &ContainerPlan) -> GuestPlan {
-    let copy = plan.machine.as_ref().is_some_and(|machine| machine.template.is_some());
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let machine = plan.machine.as_ref();
+    let files = match machine {
+        Some(machine) if machine.tenant.is_some() => FilesPlan::Stream,
+        Some(machine) if machine.template.is_some() => FilesPlan::Port,
+        _ => FilesPlan::Device,
+    };
     GuestPlan {
-        time: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
+        time: now(),
         entropy: insula_base::random_hex(32),
         hostname: plan.hostname.clone(),
         interfaces: plan.interfaces.clone(),
         spare: spare_cards(plan.interfaces.len()),
         resolver: plan.resolver,
-        files: if copy { FilesPlan::Port } else { FilesPlan::Device },
+        files,
     }
+}
+
+/// What a tenant's machine is told about itself, with so many cards for its containers.
+pub(super) fn tenant(name: &str, cards: usize) -> GuestPlan {
+    GuestPlan {
+        time: now(),
+        entropy: insula_base::random_hex(32),
+        hostname: name.to_owned(),
+        interfaces: Vec::new(),
+        spare: cards,
+        resolver: false,
+        files: FilesPlan::None,
+    }
+}
+
+/// Nanoseconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// The container's plan: its files are the shared ones, its network is the machine's, and what only the
 /// host can do is left out.
 pub(super) fn container(plan: &ContainerPlan) -> ContainerPlan {
     let mut guest = plan.clone();
+    let seated = plan.machine.as_ref().is_some_and(|machine| machine.tenant.is_some());
     guest.machine = None;
     guest.resolver = false;
     guest.rootfs = RootfsPlan {
@@ -52,9 +76,9 @@ pub(super) fn container(plan: &ContainerPlan) -> ContainerPlan {
         }
     }
     guest.namespaces = NamespacesPlan {
-        // The host has mapped the ids already; the network is what the machine has.
+        // The host has mapped the ids already; the network is what the machine has, unless others are in it.
         user: UserNamespace::Host,
-        network: Namespace::Host,
+        network: if seated { Namespace::Private } else { Namespace::Host },
         ..plan.namespaces.clone()
     };
     guest.interfaces.clear();

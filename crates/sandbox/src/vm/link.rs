@@ -163,7 +163,9 @@ impl Link {
                 self.hello = Some(release);
             }
             Kind::Reply => self.reply(&frame.payload)?,
-            Kind::Request => return Err(ChannelError::Malformed("a request of the guest").into()),
+            Kind::Request | Kind::Open => {
+                return Err(ChannelError::Malformed("a request of the guest").into());
+            }
             Kind::Query | Kind::LongQuery => self.questions.push(Query {
                 number: stream,
                 long: frame.kind == Kind::LongQuery,

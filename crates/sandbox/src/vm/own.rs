@@ -9,16 +9,19 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use insula_container::{JailPlan, jail};
 use serde_json::{Value, json};
 
-use super::backend::{self, Begin, CHANNEL, Files, Machine, Parts, TAG};
+use super::backend::{self, Begin, Files, Machine, Parts, TAG};
 use crate::{Error, Result};
 
 const PROGRAM: &str = "insula-vmm";
 const KVM: &str = "/dev/kvm";
 
 pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
-    let (Begin::Boot, Files::Device(files)) = (&parts.begin, &parts.files) else {
+    let (Begin::Boot, Files::Device(_) | Files::None) = (&parts.begin, &parts.files) else {
         return Err(Error::Unsupported("the own machine has no templates"));
     };
+    let files = parts.files.descriptor();
+    let folders: Vec<Value> =
+        files.iter().map(|files| json!({ "descriptor": files.as_raw_fd(), "tag": TAG })).collect();
     let program = &parts.plan.vmm;
     if !program.is_file() {
         return Err(Error::Missing { program: PROGRAM, package: "insula" });
@@ -40,18 +43,13 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
         "initramfs": initramfs.as_raw_fd(),
         "command_line": backend::kernel_arguments(),
         "console": console_inside.as_raw_fd(),
-        "ports": [{ "descriptor": channel_inside.as_raw_fd(), "name": CHANNEL }],
-        "folders": [{ "descriptor": files.as_raw_fd(), "tag": TAG }],
+        "ports": [{ "descriptor": channel_inside.as_raw_fd(), "name": parts.files.channel() }],
+        "folders": folders,
         "cards": cards,
     });
-    let mut kept: Vec<BorrowedFd<'_>> = vec![
-        channel_inside.as_fd(),
-        console_inside.as_fd(),
-        files.as_fd(),
-        kvm.as_fd(),
-        kernel.as_fd(),
-        initramfs.as_fd(),
-    ];
+    let mut kept: Vec<BorrowedFd<'_>> =
+        vec![channel_inside.as_fd(), console_inside.as_fd(), kvm.as_fd(), kernel.as_fd(), initramfs.as_fd()];
+    kept.extend(files.map(AsFd::as_fd));
     kept.extend(parts.interfaces.iter().map(|interface| interface.tap.as_fd()));
     let process = jail(&JailPlan {
         program,

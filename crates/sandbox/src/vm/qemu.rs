@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use insula_container::{JailPlan, jail};
 use insula_spec::machine::MachinePlan;
 
-use super::backend::{self, Begin, CHANNEL, FILES, Files, Machine, Parts, TAG};
+use super::backend::{self, Begin, FILES, Files, Machine, Parts, TAG};
 use super::control::Control;
 use crate::{Error, Result};
 
@@ -24,9 +24,8 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
     let [(channel, channel_inside), (console, console_inside), (control, control_inside)] =
         [backend::pair()?, backend::pair()?, backend::pair()?];
     let mut kept: Vec<BorrowedFd<'_>> =
-        [&channel_inside, &console_inside, &control_inside, parts.files.descriptor()]
-            .map(AsFd::as_fd)
-            .to_vec();
+        [&channel_inside, &console_inside, &control_inside].map(AsFd::as_fd).to_vec();
+    kept.extend(parts.files.descriptor().map(AsFd::as_fd));
     let mut arguments = Arguments::new(parts.plan);
     arguments.memory(parts.plan.memory, &parts.begin);
     let boot = match &parts.begin {
@@ -53,7 +52,7 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
     arguments.add(["-serial", "chardev:console"]);
     arguments.socket("channel", &channel_inside);
     arguments.add(["-device", "virtio-serial-device", "-device"]);
-    arguments.add([format!("virtserialport,chardev=channel,name={CHANNEL}")]);
+    arguments.add([format!("virtserialport,chardev=channel,name={}", parts.files.channel())]);
     arguments.files(&parts.files);
     for (number, interface) in parts.interfaces.iter().enumerate() {
         arguments.interface(number, interface);
@@ -138,11 +137,12 @@ impl Arguments {
     }
 
     fn files(&mut self, files: &Files) {
-        self.socket("files", files.descriptor());
-        let device = match files {
-            Files::Device(_) => format!("vhost-user-fs-device,chardev=files,tag={TAG}"),
-            Files::Port(_) => format!("virtserialport,chardev=files,name={FILES}"),
+        let (descriptor, device) = match files {
+            Files::Device(device) => (device, format!("vhost-user-fs-device,chardev=files,tag={TAG}")),
+            Files::Port(port) => (port, format!("virtserialport,chardev=files,name={FILES}")),
+            Files::None => return,
         };
+        self.socket("files", descriptor);
         self.add(["-device".to_owned(), device]);
     }
 

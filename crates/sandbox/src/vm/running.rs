@@ -1,8 +1,10 @@
 //! A machine that stands, from its boot to its end.
 
+mod body;
 mod wiring;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use insula_container::{Jailed, share};
@@ -14,11 +16,13 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
-use super::backend::{self, Begin, Files, Machine, Parts};
+use self::body::{Body, Whole};
+use super::backend::{self, Begin, Files, Parts};
 use super::cards::Cards;
 use super::console::Console;
 use super::link::Link;
 use super::names::Names;
+use super::seat::Seat;
 use super::{files, guest};
 use crate::{Created, Error, Event, ExecPlan, Frozen, Processes, Result, SignalTarget, When};
 
@@ -27,7 +31,9 @@ const ANSWER: Duration = Duration::from_secs(60);
 /// The code of a container whose machine broke: as if it had been killed.
 const BROKEN: i32 = 137;
 /// The same however it shows first: the process is gone, its channel is closed, or an answer fails.
-const ENDED: &str = "the machine ended";
+pub(super) const ENDED: &str = "the machine ended";
+
+pub(super) use self::body::TENANT_ENDED;
 
 /// The machine, what serves it, and the link into it.
 #[derive(Debug)]
@@ -35,12 +41,10 @@ pub(super) struct Running {
     plan: MachinePlan,
     group: Group,
     files: Jailed,
-    /// Between the files and a port, in a copy of a template.
+    /// Between the files and a port, in a copy of a template; or a stream, in a tenant's machine.
     relay: Option<Jailed>,
-    machine: Machine,
-    cards: Cards,
+    body: Body,
     link: Link,
-    console: Console,
     /// Of a container that has a name server.
     names: Option<Names>,
     /// The channel is also waited for until it takes more.
@@ -60,8 +64,7 @@ pub(super) struct Running {
 struct Members {
     files: Jailed,
     relay: Option<Jailed>,
-    machine: Machine,
-    cards: Cards,
+    body: Body,
 }
 
 impl Running {
@@ -102,16 +105,14 @@ impl Running {
             plan.machine.as_ref().ok_or_else(|| Error::Invalid("the plan has no machine".into()))?;
         let group = Group::create(&Layout::probe()?, &plan.cgroup.path, Purpose::Limit)?;
         match Self::start_in(plan, machine, &group) {
-            Ok((Members { files, relay, machine: running, cards }, warnings)) => {
+            Ok((Members { files, relay, body }, warnings)) => {
                 let mut this = Self {
                     plan: machine.clone(),
                     group,
                     files,
                     relay,
-                    machine: running,
-                    cards,
+                    body,
                     link: Link::default(),
-                    console: Console::default(),
                     names: None,
                     writing: false,
                     broken: None,
@@ -150,15 +151,12 @@ impl Running {
         // The last id of the container's own, which nothing in it has as a rule; nobody without a range.
         let user = plan.namespaces.user.range().map_or(65534, |(first, count)| first + count - 1);
         let mut relay = None;
-        let started = begin(machine, connection, user, &entry, &mut relay).and_then(|(begin, files)| {
-            let copy = machine.template.is_some();
-            let (cards, interfaces) = Cards::open(&plan.interfaces, copy)?;
-            let (uid, gid, entry) = (user, user, &entry);
-            let machine = backend::start(Parts { plan: machine, begin, files, interfaces, uid, gid, entry })?;
-            Ok((machine, cards))
-        });
+        let started = match &machine.tenant {
+            Some(socket) => sit_down(plan, machine, socket, &connection, user, &entry, &mut relay),
+            None => make(plan, machine, connection, user, &entry, &mut relay),
+        };
         match started {
-            Ok((machine, cards)) => Ok((Members { files: process, relay, machine, cards }, warnings)),
+            Ok(body) => Ok((Members { files: process, relay, body }, warnings)),
             Err(error) => {
                 process.end();
                 if let Some(relay) = relay {
@@ -173,24 +171,23 @@ impl Running {
         if plan.resolver {
             self.listen_for_names(events)?;
         }
-        let machine = [
-            self.machine.channel.as_fd(),
-            self.machine.console.as_fd(),
-            self.machine.process.pidfd.as_fd(),
-            self.files.pidfd.as_fd(),
-        ];
+        let own = [self.body.channel(), self.files.pidfd.as_fd()];
         let relay = self.relay.as_ref().map(|relay| relay.pidfd.as_fd());
-        machine.into_iter().chain(relay).try_for_each(|descriptor| wait_for(events, descriptor))
+        let all = own.into_iter().chain(self.body.watched()).chain(relay);
+        // Everything is known by its number alone: all of it is looked at each time.
+        all.collect::<Vec<_>>().into_iter().try_for_each(|descriptor| wait_for(events, descriptor))
     }
 
     /// Has the agent make the container.
     pub(super) fn create(&mut self, plan: ContainerPlan, when: When, events: &OwnedFd) -> Result<Created> {
         let container = guest::container(&plan);
+        let seated = self.plan.tenant.is_some();
         let create = Create {
             plan: json(&container)?,
             folder: String::new(),
             attachments: Vec::new(),
-            start: when == When::Now,
+            // In a tenant's machine its network comes first.
+            start: when == When::Now && !seated,
             template: false,
         };
         let (number, streams) = self.link.ask_process(None, &plan.stdio, Call::Create(create))?;
@@ -198,10 +195,16 @@ impl Running {
             Outcome::Started(started) => started,
             other => return Err(unexpected(&other)),
         };
+        if seated {
+            self.settle_in(&plan, events)?;
+            if when == When::Now {
+                self.start_program(events)?;
+            }
+        }
         self.record()?;
         let mut warnings = std::mem::take(&mut self.warnings);
         warnings.extend(started.warnings);
-        Ok(Created { pid: self.machine.process.pid, streams, warnings })
+        Ok(Created { pid: self.body.pid(), streams, warnings })
     }
 
     fn boot(&mut self, events: &OwnedFd) -> Result<String> {
@@ -213,23 +216,16 @@ impl Running {
             }
             if !self.turn(deadline, events)? {
                 let late = format!("the guest's agent did not answer within {patience} s of its start");
-                return Err(Error::Machine(self.said(&late)));
+                return Err(Error::Machine(self.body.said(&late)));
             }
         }
     }
 
     fn record(&self) -> Result<()> {
+        let boot = u64::try_from(self.boot.as_millis()).unwrap_or(u64::MAX);
         let record = MachineRecord {
-            backend: self.plan.backend,
-            program: self.machine.program.to_owned(),
-            pid: self.machine.process.pid,
             root: share::root_in(&self.files),
-            cpus: self.plan.cpus,
-            memory: self.plan.memory,
-            kernel: self.release.clone(),
-            taps: self.cards.names(),
-            boot: u64::try_from(self.boot.as_millis()).unwrap_or(u64::MAX),
-            template: self.plan.template.is_some(),
+            ..self.body.record(&self.plan, &self.release, boot)
         };
         let path = self.plan.folder.join(MachineRecord::FILE);
         insula_base::replace(&path, &json(&record)?, 0o600, insula_base::Durability::Process)
@@ -256,7 +252,7 @@ impl Running {
         let (number, streams) = self.link.ask_process(Some(exec.id.clone()), &exec.stdio, call)?;
         match self.await_answer(number, events) {
             Ok(Outcome::Started(started)) => {
-                Ok(Created { pid: self.machine.process.pid, streams, warnings: started.warnings })
+                Ok(Created { pid: self.body.pid(), streams, warnings: started.warnings })
             }
             Ok(other) => Err(unexpected(&other)),
             Err(error) => {
@@ -357,7 +353,7 @@ impl Running {
                 None => {}
             }
             if !self.turn(deadline, events)? {
-                return Err(Error::Machine(self.said("the guest's agent does not answer")));
+                return Err(Error::Machine(self.body.said("the guest's agent does not answer")));
             }
         }
     }
@@ -392,8 +388,8 @@ impl Running {
         if self.broken.is_some() {
             return;
         }
-        self.console.read(self.machine.console.as_fd());
-        let served = self.link.serve(self.machine.channel.as_fd()).and_then(|open| {
+        self.body.read_console();
+        let served = self.link.serve(self.body.channel()).and_then(|open| {
             self.serve_names()?;
             Ok(open)
         });
@@ -404,8 +400,7 @@ impl Running {
             Err(error) => Some(self.ended().unwrap_or_else(|| insula_base::chain(&error))),
         };
         if let Some(broken) = broken {
-            self.console.finish(self.machine.console.as_fd());
-            let broken = self.said(&broken);
+            let broken = self.body.last_words(&broken);
             self.link.cut(BROKEN, &broken);
             self.broken = Some(broken);
         }
@@ -413,7 +408,7 @@ impl Running {
 
     /// Whether one of the processes that it is made of has ended.
     fn ended(&self) -> Option<String> {
-        if ready(self.machine.process.pidfd.as_fd()) {
+        if self.body.ended() {
             return Some(ENDED.to_owned());
         }
         let ended = |process: &Jailed| ready(process.pidfd.as_fd());
@@ -421,20 +416,12 @@ impl Running {
             .then(|| "the process that serves the machine's files ended".to_owned())
     }
 
-    /// With what the guest printed last.
-    fn said(&self, what: &str) -> String {
-        match self.console.tail() {
-            tail if tail.is_empty() => format!("{what}; its console says nothing"),
-            tail => format!("{what}; its console ends with:\n{tail}"),
-        }
-    }
-
     fn watch(&mut self, events: &OwnedFd) -> Result<()> {
         self.link.watch(events)?;
         let writing = self.link.has_more();
         if writing != self.writing {
             let flags = if writing { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
-            epoll::modify(events, self.machine.channel.as_fd(), EventData::new_u64(0), flags)
+            epoll::modify(events, self.body.channel(), EventData::new_u64(0), flags)
                 .map_err(|source| Error::call("epoll_ctl", "for a machine", source))?;
             self.writing = writing;
         }
@@ -454,7 +441,7 @@ impl Running {
     pub(super) fn destroy(self) -> Result<()> {
         // All at once: one that is left behind complains.
         let killed = self.group.kill();
-        self.machine.process.end();
+        self.body.end();
         self.files.end();
         if let Some(relay) = self.relay {
             relay.end();
@@ -462,6 +449,37 @@ impl Running {
         killed?;
         Ok(self.group.remove()?)
     }
+}
+
+/// Starts a machine for one container.
+fn make(
+    plan: &ContainerPlan,
+    machine: &MachinePlan,
+    connection: OwnedFd,
+    user: u32,
+    entry: &Entry,
+    relay: &mut Option<Jailed>,
+) -> Result<Body> {
+    let (begin, files) = begin(machine, connection, user, entry, relay)?;
+    let (cards, interfaces) = Cards::open(&plan.interfaces, machine.template.is_some())?;
+    let (uid, gid) = (user, user);
+    let machine = backend::start(Parts { plan: machine, begin, files, interfaces, uid, gid, entry })?;
+    Ok(Body::Whole(Whole { machine, cards, console: Console::default() }))
+}
+
+/// Takes a seat in a tenant's machine, with a relay for the container's files.
+fn sit_down(
+    plan: &ContainerPlan,
+    machine: &MachinePlan,
+    socket: &Path,
+    connection: &OwnedFd,
+    user: u32,
+    entry: &Entry,
+    relay: &mut Option<Jailed>,
+) -> Result<Body> {
+    let (seat, stream) = Seat::take(socket, plan.id.as_str(), &plan.interfaces)?;
+    *relay = Some(files::relay(&machine.vmm, &stream, connection, user, entry)?);
+    Ok(Body::Seat(seat))
 }
 
 /// What a machine begins with, and how it gets its files: a copy of a template through a relay, which is
@@ -496,7 +514,7 @@ fn unexpected(outcome: &Outcome) -> Error {
     Error::Machine(format!("the guest's agent answered with {outcome:?}"))
 }
 
-fn json(document: &impl serde::Serialize) -> Result<Vec<u8>> {
+pub(super) fn json(document: &impl serde::Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(document)
         .map_err(|error| Error::Invalid(format!("a document cannot be written: {error}")))
 }

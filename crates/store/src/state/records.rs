@@ -18,6 +18,8 @@ pub enum Collection {
     BuildCache,
     /// What of a workload's file is made, as long as not all of it is.
     Unbundles,
+    /// Who shares machines.
+    Tenants,
     /// Facts about the engine itself.
     Meta,
 }
@@ -32,6 +34,7 @@ impl Collection {
             Self::Execs => "execs",
             Self::BuildCache => "build_cache",
             Self::Unbundles => "unbundles",
+            Self::Tenants => "tenants",
             Self::Meta => "meta",
         }
     }
@@ -48,6 +51,7 @@ impl fmt::Display for Collection {
             Self::Execs => "exec",
             Self::BuildCache => "build cache record",
             Self::Unbundles => "unbundle",
+            Self::Tenants => "tenant",
             Self::Meta => "meta record",
         })
     }

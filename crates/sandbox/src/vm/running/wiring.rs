@@ -1,11 +1,12 @@
 //! Networks and names of a machine that runs.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 
 use insula_host::resolver::Sockets;
 use insula_proto::{Call, Empty, Rewire};
 use insula_spec::machine::CardsChange;
-use insula_spec::plan::NetworkChange;
+use insula_spec::plan::{ContainerPlan, GatewayPlan, InterfacePlan, NetworkChange};
 
 use super::{Names, Running, json, wait_for};
 use crate::{Error, Result};
@@ -21,30 +22,40 @@ impl Running {
             gateway6: change.gateway6.clone(),
             ..CardsChange::default()
         };
-        let wired = self.plug_all(change, &mut cards).and_then(|()| {
-            let change = json(&cards)?;
-            self.call(Call::Rewire(Rewire { change }), events).map(drop)
-        });
+        let wired = self.body.plug(change, &mut cards).and_then(|()| self.tell_cards(&cards, events));
         let gone: Vec<usize> = match &wired {
             Ok(()) => cards.unplug.iter().map(|(place, _)| *place).collect(),
             Err(_) => cards.plug.iter().map(|(place, _)| *place).collect(),
         };
-        let unplugged = gone.into_iter().map(|place| self.cards.unplug(place)).collect::<Vec<_>>();
+        let unplugged = self.body.unplug(&gone);
         wired?;
-        unplugged.into_iter().collect::<Result<()>>()?;
+        unplugged?;
         self.record()
     }
 
-    /// The host's part, as far as it goes.
-    fn plug_all(&mut self, change: &NetworkChange, cards: &mut CardsChange) -> Result<()> {
-        for name in &change.unplug {
-            let place = self.cards.place(name);
-            cards.unplug.extend(place.map(|place| (place, name.clone())));
+    pub(super) fn tell_cards(&mut self, cards: &CardsChange, events: &OwnedFd) -> Result<()> {
+        let change = json(cards)?;
+        self.call(Call::Rewire(Rewire { change }), events).map(drop)
+    }
+
+    /// What comes before the program of a container in a tenant's machine: its network namespace is there by now.
+    pub(super) fn settle_in(&mut self, plan: &ContainerPlan, events: &OwnedFd) -> Result<()> {
+        let plug = self.body.seat()?.cards().clone();
+        let gateway = |of: fn(&InterfacePlan) -> Option<IpAddr>| {
+            plan.interfaces.iter().find_map(|interface| {
+                Some(GatewayPlan { address: of(interface)?, interface: interface.name.clone() })
+            })
+        };
+        if !plug.is_empty() {
+            let cards = CardsChange {
+                unplug: Vec::new(),
+                plug,
+                gateway: gateway(|interface| interface.gateway),
+                gateway6: gateway(|interface| interface.gateway6),
+            };
+            self.tell_cards(&cards, events)?;
         }
-        for plan in &change.plug {
-            cards.plug.push(self.cards.plug(plan)?);
-        }
-        Ok(())
+        if plan.resolver { self.call(Call::Resolver(Empty {}), events).map(drop) } else { Ok(()) }
     }
 
     /// The sockets of the container's name server. The guest gets one with its start, or now.
@@ -78,6 +89,6 @@ impl Running {
             self.link.answer_question(&answer);
             any = true;
         }
-        if any { self.link.move_on(self.machine.channel.as_fd()) } else { Ok(()) }
+        if any { self.link.move_on(self.body.channel()) } else { Ok(()) }
     }
 }
