@@ -6,6 +6,7 @@
 mod hostile;
 mod programs;
 mod templates;
+mod tenants;
 mod walls;
 
 use insula_tests::{Outcome, guest, images::busybox};

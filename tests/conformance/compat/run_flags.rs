@@ -51,7 +51,7 @@ pub(super) const FLAGS: &[(&str, &[&str], &str)] = &[
     ("ip", &["SUBNET.9", "--network", "fixed"], ""),
     ("ip6", &["fd00::9", "--network", "fixed"], ""),
     ("ipc", &["shareable"], ""),
-    ("isolation", &["default"], "`process` and `vm` choose the wall"),
+    ("isolation", &["default"], "`process`, `vm` and `tenant:NAME` choose the wall"),
     ("kernel-memory", &["8m"], ""),
     ("label", &["a=b"], ""),
     ("label-file", &["FOLDER/env"], ""),
