@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::image;
 use crate::memory::Memory;
 use crate::peer::{Images, Peer, Scenario};
+use crate::traffic::{Crowd, Turn};
 use crate::worker::{Worker, execute, words};
 
 #[derive(Debug)]
@@ -79,6 +80,14 @@ impl Peer for Bundle {
 
     fn images(&mut self) -> Option<&mut dyn Images> {
         None
+    }
+
+    fn traffic(&mut self) -> anyhow::Result<Option<Turn>> {
+        Ok(None)
+    }
+
+    fn crowd(&mut self) -> anyhow::Result<Option<Crowd>> {
+        Ok(None)
     }
 
     fn clean(&mut self) {

@@ -11,6 +11,7 @@ use crate::daemon::Daemon;
 use crate::image;
 use crate::memory::{Memory, helpers, pss, rss};
 use crate::peer::{Images, Peer, Scenario};
+use crate::traffic::{self, Crowd, Turn};
 use crate::worker::{Done, Worker, execute, words};
 
 /// Idle containers that memory is averaged over.
@@ -24,6 +25,10 @@ trait Dialect {
     fn execute(&mut self, words: &[String]) -> anyhow::Result<Done>;
     /// Processes that serve all containers.
     fn daemons(&self) -> Vec<u32>;
+    /// Whether what its networks carry is compared.
+    fn publishes(&self) -> bool {
+        true
+    }
     /// How a running container is removed at once.
     fn removal(&self) -> &'static [&'static str] {
         &["rm", "-f"]
@@ -102,6 +107,22 @@ impl<D: Dialect> Peer for D {
         Some(self)
     }
 
+    fn traffic(&mut self) -> anyhow::Result<Option<Turn>> {
+        if !self.publishes() {
+            return Ok(None);
+        }
+        let folder = self.folder().to_owned();
+        traffic::turn(&mut |words| measured(self, words), &folder).map(Some)
+    }
+
+    fn crowd(&mut self) -> anyhow::Result<Option<Crowd>> {
+        // With the others it takes minutes.
+        if Dialect::name(self) != "insula" {
+            return Ok(None);
+        }
+        traffic::crowd(&mut |words| measured(self, words)).map(Some)
+    }
+
     fn clean(&mut self) {
         // What is not there cannot be removed; what is there must not stay.
         for name in (0..IDLE).map(|n| format!("idle{n}")).chain(["timed".to_owned()]) {
@@ -151,6 +172,15 @@ fn timed<D: Dialect + ?Sized>(engine: &mut D, rest: &[&str]) -> anyhow::Result<D
 fn call<D: Dialect + ?Sized>(engine: &mut D, rest: &[&str]) -> anyhow::Result<String> {
     let words = full(engine, rest);
     engine.execute(&words)?.output().with_context(|| words.join(" "))
+}
+
+/// What it prints, and how long it takes. Here no word is two.
+fn measured<D: Dialect + ?Sized>(engine: &mut D, rest: &[&str]) -> anyhow::Result<(String, Duration)> {
+    let words: Vec<String> =
+        engine.prefix().into_iter().chain(rest.iter().map(|word| (*word).to_owned())).collect();
+    let done = engine.execute(&words)?;
+    let output = done.output().with_context(|| words.join(" "))?;
+    Ok((output, done.time()?))
 }
 
 fn remove<D: Dialect + ?Sized>(engine: &mut D, name: &str) -> anyhow::Result<()> {
@@ -341,6 +371,10 @@ impl Dialect for Podman {
 
     fn insecure(&self) -> &'static [&'static str] {
         &["--tls-verify=false"]
+    }
+
+    fn publishes(&self) -> bool {
+        false
     }
 
     fn removal(&self) -> &'static [&'static str] {

@@ -15,6 +15,7 @@ mod memory;
 mod peer;
 mod report;
 mod sample;
+mod traffic;
 mod worker;
 
 use std::path::PathBuf;
@@ -25,16 +26,19 @@ use anyhow::{Context, bail};
 use crate::peer::{Peer, Scenario};
 use crate::report::Report;
 
-const USAGE: &str = "usage: insula-bench [--rounds N] [--short] [--images N] [--only NAME,NAME] [--out FILE]
+const USAGE: &str =
+    "usage: insula-bench [--rounds N] [--short] [--images N] [--networks N] [--only NAME,NAME] [--out FILE]
 
 Compares insula (programs from INSULA_BIN_DIR) with docker, podman, crun and runc, as far as they
 are installed, and writes bench/RESULTS.md and a chart beside it. Needs root. --images 0 leaves
-images of some size out.";
+images of some size out, --networks 0 what networks carry.";
 
 struct Options {
     rounds: usize,
     /// At most; as many as there is time for.
     images: usize,
+    /// Rounds of what carries; each takes about twenty seconds a peer.
+    networks: usize,
     only: Option<Vec<String>>,
     out: PathBuf,
 }
@@ -63,7 +67,7 @@ fn run() -> anyhow::Result<()> {
     }
     let folder = tempfile::Builder::new().prefix("insula-bench-").tempdir().context("make a folder")?;
     let mut peers = peer::all(folder.path(), options.only.as_deref())?;
-    let mut result = compare(&mut peers, options.rounds);
+    let mut result = compare(&mut peers, options.rounds, options.networks);
     if let Ok(report) = &mut result
         && options.images > 0
     {
@@ -85,14 +89,16 @@ fn run() -> anyhow::Result<()> {
 }
 
 fn options(arguments: &[String]) -> anyhow::Result<Options> {
-    let mut options = Options { rounds: 15, images: 3, only: None, out: "bench/RESULTS.md".into() };
+    let mut options =
+        Options { rounds: 15, images: 3, networks: 3, only: None, out: "bench/RESULTS.md".into() };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         let mut value = || rest.next().with_context(|| format!("{argument} takes a value\n{USAGE}"));
         match argument.as_str() {
             "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
             "--images" => options.images = value()?.parse().context("--images takes a number")?,
-            "--short" => (options.rounds, options.images) = (3, 1),
+            "--networks" => options.networks = value()?.parse().context("--networks takes a number")?,
+            "--short" => (options.rounds, options.images, options.networks) = (3, 1, 1),
             "--only" => options.only = Some(value()?.split(',').map(str::to_owned).collect()),
             "--out" => options.out = value()?.into(),
             other => bail!("unknown argument {other}\n{USAGE}"),
@@ -106,7 +112,8 @@ const INSIDE: &str = "INSULA_BENCH_INSIDE";
 /// Runs this program again in a network namespace of its own.
 fn reenter(arguments: &[String]) -> anyhow::Result<()> {
     let own = std::env::current_exe().context("find this program")?;
-    let script = "ip link set lo up && exec \"$0\" \"$@\"";
+    // dockerd would drop what others forward, had it to switch forwarding on.
+    let script = "ip link set lo up && echo 1 >/proc/sys/net/ipv4/ip_forward && exec \"$0\" \"$@\"";
     let mut command = Command::new("unshare");
     command.args(["--net", "sh", "-c", script]).arg(own).args(arguments).env(INSIDE, "1");
     let status = command.status().context("run unshare")?;
@@ -114,7 +121,7 @@ fn reenter(arguments: &[String]) -> anyhow::Result<()> {
 }
 
 /// All rounds of all scenarios: in each round every peer has its turn in each scenario.
-fn compare(peers: &mut Vec<Box<dyn Peer>>, rounds: usize) -> anyhow::Result<Report> {
+fn compare(peers: &mut Vec<Box<dyn Peer>>, rounds: usize, networks: usize) -> anyhow::Result<Report> {
     let mut report = Report::new(rounds);
     ready(peers);
     if peers.is_empty() {
@@ -137,7 +144,37 @@ fn compare(peers: &mut Vec<Box<dyn Peer>>, rounds: usize) -> anyhow::Result<Repo
             }
         }
     }
+    if let Err(error) = carry(peers, &mut report, networks) {
+        eprintln!("bench: networks are left out: {error:#}");
+    }
     Ok(report)
+}
+
+/// What networks carry, in turns; then one that is full.
+fn carry(peers: &mut [Box<dyn Peer>], report: &mut Report, rounds: usize) -> anyhow::Result<()> {
+    if rounds == 0 {
+        return Ok(());
+    }
+    if !traffic::possible() {
+        eprintln!("bench: iperf3, wrk or nginx is missing: networks are left out");
+        return Ok(());
+    }
+    for round in 1..=rounds {
+        eprintln!("bench: networks, round {round} of {rounds}");
+        for peer in peers.iter_mut() {
+            let turn = peer.traffic().with_context(|| format!("the network of {}", peer.name()))?;
+            if let Some(turn) = turn {
+                report.traffic.push(peer.name(), turn);
+            }
+        }
+    }
+    eprintln!("bench: a thousand containers of one network");
+    for peer in peers.iter_mut() {
+        if let Some(crowd) = peer.crowd().with_context(|| format!("many containers of {}", peer.name()))? {
+            report.traffic.crowded(crowd);
+        }
+    }
+    Ok(())
 }
 
 /// Sets every peer up; one that cannot run here is left out, and it is said.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::bundle::Bundle;
 use crate::engine::{Docker, Insula, Podman};
 use crate::memory::Memory;
+use crate::traffic::{Crowd, Turn};
 
 /// What is timed, from the start of the command to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +42,10 @@ pub(crate) trait Peer {
     fn memory(&mut self) -> anyhow::Result<Option<Memory>>;
     /// What it can do with images; `None` where it knows none.
     fn images(&mut self) -> Option<&mut dyn Images>;
+    /// What its network carries, once. `None` where that is not compared.
+    fn traffic(&mut self) -> anyhow::Result<Option<Turn>>;
+    /// A network of many containers. `None` where that is not looked at.
+    fn crowd(&mut self) -> anyhow::Result<Option<Crowd>>;
     /// Removes everything; also after a failure half way.
     fn clean(&mut self);
 }

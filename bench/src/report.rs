@@ -9,6 +9,7 @@ use crate::images::Seen;
 use crate::memory::Memory;
 use crate::peer::Scenario;
 use crate::sample::Samples;
+use crate::traffic::Traffic;
 
 /// Everything that was seen.
 #[derive(Debug)]
@@ -19,6 +20,7 @@ pub(crate) struct Report {
     times: BTreeMap<Scenario, Vec<(String, Samples)>>,
     memory: Vec<(String, Memory)>,
     images: Seen,
+    pub(crate) traffic: Traffic,
 }
 
 pub(crate) const OURS: &str = "insula";
@@ -31,6 +33,7 @@ impl Report {
             times: BTreeMap::new(),
             memory: Vec::new(),
             images: Seen::default(),
+            traffic: Traffic::default(),
         }
     }
 
@@ -92,6 +95,12 @@ impl Report {
         Chart { groups: &groups, ours: OURS }.to_string()
     }
 
+    /// Our median in milliseconds.
+    fn ours(&self, scenario: Scenario) -> Option<f64> {
+        let peers = self.times.get(&scenario)?;
+        peers.iter().find(|(name, _)| name == OURS).and_then(|(_, samples)| samples.at(0.5))
+    }
+
     fn is_bundle(&self, name: &str) -> bool {
         !self.memory.iter().any(|(known, _)| known == name)
     }
@@ -135,7 +144,8 @@ impl fmt::Display for Report {
         }
         Scenario::ALL.into_iter().try_for_each(|scenario| self.scenario(f, scenario))?;
         self.memories(f)?;
-        self.images.fmt(f)
+        self.images.fmt(f)?;
+        self.traffic.write(f, self.ours(Scenario::RunBridge).zip(self.ours(Scenario::RunAlone)))
     }
 }
 
