@@ -25,8 +25,13 @@ pub enum Error {
          www.example.org or *.example.org; names of other scripts in their xn-- form"
     )]
     Name(String),
-    #[error("invalid site {0:?}: NAME[:PORT][/PROTOCOL] is expected")]
+    #[error("invalid site {0:?}: NAME[:PORT][/PROTOCOL] is expected, PORT a number from 1 to 65535")]
     Port(String),
+    #[error(
+        "invalid site {0:?}: NAME[:PORT][/PROTOCOL] is expected rather than a URL, as in www.example.org or \
+         www.example.org:8080"
+    )]
+    Url(String),
     #[error("invalid site {0:?}: the protocol is http, h2c or tls")]
     Protocol(String),
     #[error("{count} host names are more than the {MOST_SITES} of one container")]
@@ -156,6 +161,9 @@ impl FromStr for Site {
 
     /// `NAME[:PORT][/PROTOCOL]`.
     fn from_str(text: &str) -> Result<Self, Error> {
+        if text.contains("://") {
+            return Err(Error::Url(shortened(text)));
+        }
         let (place, protocol) = text.split_once('/').unwrap_or((text, ""));
         let speech = match protocol {
             "" if place == text => Speech::Http,
@@ -287,7 +295,8 @@ mod tests {
         ] {
             assert_eq!((site(text).speech, site(text).to_string().as_str()), (speech, text));
         }
-        assert!("a/".parse::<Site>().is_err());
+        let url = "https://a:80/x".parse::<Site>().unwrap_err();
+        assert!(matches!(&url, Error::Url(text) if text == "https://a:80/x"), "{url}");
         assert_eq!(site("*.example.org").name.as_str(), "*.example.org");
         for bad in [
             "",

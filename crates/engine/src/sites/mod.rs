@@ -65,6 +65,8 @@ struct State {
     certificates: Folder,
     /// What was wrong when it was told last.
     failure: Option<String>,
+    /// What it said then about what it serves.
+    warnings: Vec<String>,
 }
 
 impl Sites {
@@ -102,9 +104,11 @@ impl Sites {
             return Ok(());
         }
         let table = Table { sites: sites.clone(), certificates: certificates.to_vec() };
-        for warning in proxy.serve(table).await? {
+        let warnings = proxy.serve(table).await?;
+        for warning in warnings.iter().filter(|warning| !state.warnings.contains(warning)) {
             tracing::warn!(warning, "host names");
         }
+        state.warnings = warnings;
         state.told = Some((sites, certificates));
         Ok(())
     }
