@@ -168,9 +168,10 @@ impl Engine {
         let again = self.wants_restart(container, &row, code);
         // A container that goes now needs no row of its end: its sandbox's record stays until the row is gone.
         if again || !row.host.auto_remove {
-            self.publish_connections(&row, "disconnect")?;
+            // Nothing on the way keeps those waiting who wait for the end.
+            let told = self.publish_connections(&row, "disconnect");
             self.freed(container, &self.sandbox(&row)).await;
-            if let Err(error) = self.put_down(container, &row) {
+            if let Err(error) = self.put_down(container, &row).and(told) {
                 // Its record is still there, for the next daemon. Whoever waits for the end is told of it.
                 let error = insula_base::chain(&error);
                 tracing::error!(
