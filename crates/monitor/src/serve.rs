@@ -16,6 +16,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use crate::clock;
 use crate::connection::Connection;
 use crate::error::{Context, Result};
+use crate::log::Load;
 use crate::poll::{Interest, Patience, Place, Poll, ProcessKey, Ready, Token};
 use crate::record::{self, ExitRecord};
 use crate::streams::ProcessStreams;
@@ -94,9 +95,9 @@ impl<S: Sandbox> Monitor<S> {
 
     /// Serves until there is nothing left to do.
     pub fn run(mut self) -> Result<()> {
-        let mut quiet = false;
+        let (mut quiet, mut load) = (false, Load::Idle);
         while !self.done() {
-            let work = self.work();
+            let work = self.work(load);
             if quiet && work.is_none() {
                 self.trim();
             }
@@ -108,11 +109,14 @@ impl<S: Sandbox> Monitor<S> {
                 (_, None, false) => Patience::Some(QUIET),
             })?;
             quiet = ready.is_empty() && work.is_none();
+            load = Load::Idle;
             for event in ready {
                 // Something earlier in the batch may have removed it.
-                if let Some(place) = self.poll.place(event.token)
-                    && let Err(error) = self.serve(place, event)
-                {
+                let Some(place) = self.poll.place(event.token) else { continue };
+                if matches!(place, Place::Output(_)) {
+                    load = Load::Busy;
+                }
+                if let Err(error) = self.serve(place, event) {
                     // Nothing that goes wrong here is worth a container.
                     crate::report("serving", &error);
                 }
@@ -123,10 +127,10 @@ impl<S: Sandbox> Monitor<S> {
     }
 
     /// Does a piece of what is left to do without anyone asking; when to come back for more.
-    fn work(&mut self) -> Option<Duration> {
+    fn work(&mut self, load: Load) -> Option<Duration> {
         let poll = &mut self.poll;
         let piece = |process: &mut Process| {
-            process.streams.work(poll).unwrap_or_else(|error| {
+            process.streams.work(poll, load).unwrap_or_else(|error| {
                 crate::report("working", &error);
                 None
             })

@@ -18,7 +18,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::error::{Context, Result};
-use crate::log::{Log, Stream};
+use crate::log::{Load, Log, Stream};
 use crate::poll::{Interest, Place, Poll, ProcessKey, Ready, Token};
 use client::{Client, Taken};
 use input::Input;
@@ -166,8 +166,8 @@ impl ProcessStreams {
 
     /// Does a piece of what the log has left to do, and goes on without clients that were waited for long
     /// enough; when to come back, if ever.
-    pub(crate) fn work(&mut self, poll: &mut Poll) -> Result<Option<Duration>> {
-        let log = self.log.as_mut().and_then(Log::work);
+    pub(crate) fn work(&mut self, poll: &mut Poll, load: Load) -> Result<Option<Duration>> {
+        let log = self.log.as_mut().and_then(|log| log.work(load));
         Ok(log.into_iter().chain(self.wait_for_clients(poll)?).min())
     }
 
@@ -323,7 +323,7 @@ mod tests {
             }
         }
         waits += usize::from(streams.clients.iter().any(Client::holds_up));
-        streams.work(poll).unwrap();
+        streams.work(poll, Load::Idle).unwrap();
         waits
     }
 
@@ -379,7 +379,7 @@ mod tests {
             written += 4096;
             serve(&mut poll, &mut streams);
         }
-        assert!(streams.work(&mut poll).unwrap().is_none(), "there is no end to it");
+        assert!(streams.work(&mut poll, Load::Idle).unwrap().is_none(), "there is no end to it");
         let reader = read_all(client);
         drop(writer);
         streams.finish(&mut poll).unwrap();

@@ -22,6 +22,13 @@ const LONGEST_LINE: usize = 16 << 10;
 /// How soon a receiver that took nothing is tried again.
 const SOON: Duration = Duration::from_secs(1);
 
+/// Whether output waits to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Load {
+    Busy,
+    Idle,
+}
+
 /// Which stream a piece of output came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stream {
@@ -195,10 +202,11 @@ impl Log {
         }
     }
 
-    /// Does a piece of what is left to do, and says when to come back for more, if ever.
-    pub(crate) fn work(&mut self) -> Option<Duration> {
+    /// Does a piece of what is left to do, and says when to come back for more, if ever. Files are compressed when
+    /// there is nothing else to do: they stay within their bound as they are.
+    pub(crate) fn work(&mut self, load: Load) -> Option<Duration> {
         let one = |sink: &mut Sink| match sink {
-            Sink::File(file) => file.work().then_some(Duration::ZERO),
+            Sink::File(file) => file.work(load).then_some(Duration::ZERO),
             Sink::Syslog(syslog) => {
                 syslog.flush();
                 syslog.waits().then_some(SOON)
@@ -453,19 +461,21 @@ pub(super) mod tests {
         };
         round(0, &mut log);
         assert_eq!(folder.names(), ["x.log", "x.log.1", "x.log.gz.tmp"]);
-        while log.work().is_some() {}
+        assert_eq!(log.work(Load::Busy), Some(Duration::ZERO), "later");
+        assert_eq!(folder.names(), ["x.log", "x.log.1", "x.log.gz.tmp"]);
+        while log.work(Load::Idle).is_some() {}
         assert_eq!(folder.names(), ["x.log", "x.log.1.gz"]);
         // Rotated again before it was compressed.
         round(12, &mut log);
         round(24, &mut log);
         assert_eq!(folder.names(), ["x.log", "x.log.1", "x.log.2", "x.log.gz.tmp"]);
-        while log.work().is_some() {}
+        while log.work(Load::Idle).is_some() {}
         assert_eq!(folder.names(), ["x.log", "x.log.1.gz", "x.log.2.gz"]);
         round(36, &mut log);
         drop(log);
         // What was not done is done by the next monitor.
         let mut log = folder.local(400);
-        while log.work().is_some() {}
+        while log.work(Load::Idle).is_some() {}
         assert_eq!(folder.names(), ["x.log", "x.log.1.gz", "x.log.2.gz"]);
         let all: Vec<_> =
             ["x.log.2.gz", "x.log.1.gz", "x.log"].iter().flat_map(|name| folder.entries(name)).collect();

@@ -78,6 +78,11 @@ impl Rotated {
         Ok(())
     }
 
+    /// Whether something is left to do.
+    pub(crate) fn has_work(&self) -> bool {
+        self.compressing.is_some()
+    }
+
     /// Does a piece of what is left to do; whether there is more.
     pub(crate) fn work(&mut self) -> bool {
         let Some(compressing) = &mut self.compressing else { return false };
