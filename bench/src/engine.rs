@@ -37,6 +37,10 @@ trait Dialect {
     fn insecure(&self) -> &'static [&'static str] {
         &[]
     }
+    /// Whether it has Docker's log drivers.
+    fn keeps_dockers_logs(&self) -> bool {
+        true
+    }
     /// Starts what it needs.
     fn begin(&mut self) -> anyhow::Result<()>;
     fn end(&mut self);
@@ -75,6 +79,9 @@ impl<D: Dialect> Peer for D {
                 // One idle container serves all rounds; `memory` made it.
                 timed(self, &["exec", "idle0", "/bin/true"])?
             }
+            Scenario::JsonLog | Scenario::LocalLog if !self.keeps_dockers_logs() => return Ok(None),
+            Scenario::JsonLog => written(self, "json-file")?,
+            Scenario::LocalLog => written(self, "local")?,
         };
         Ok(Some(time))
     }
@@ -186,6 +193,17 @@ fn measured<D: Dialect + ?Sized>(engine: &mut D, rest: &[&str]) -> anyhow::Resul
 fn remove<D: Dialect + ?Sized>(engine: &mut D, name: &str) -> anyhow::Result<()> {
     let words = [engine.removal(), &[name]].concat();
     call(engine, &words).map(drop)
+}
+
+/// How long a million lines take, from the command to the container's end, nobody reading them.
+fn written<D: Dialect + ?Sized>(engine: &mut D, driver: &str) -> anyhow::Result<Duration> {
+    let run = ["run", "-d", "--network", "none", "--name", "timed", "--log-driver", driver];
+    let bounds = ["--log-opt", "max-size=10m", "--log-opt", "max-file=2"];
+    let command = ["busybox", "/bin/busybox", "seq", "1", "1000000"];
+    let begun = timed(engine, &[&run[..], &bounds, &command].concat())?;
+    let ended = timed(engine, &["wait", "timed"])?;
+    remove(engine, "timed")?;
+    Ok(begun + ended)
 }
 
 /// Ours.
@@ -374,6 +392,10 @@ impl Dialect for Podman {
     }
 
     fn publishes(&self) -> bool {
+        false
+    }
+
+    fn keeps_dockers_logs(&self) -> bool {
         false
     }
 

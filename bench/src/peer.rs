@@ -15,10 +15,15 @@ pub(crate) enum Scenario {
     RunBridge,
     Detached,
     Exec,
+    /// A million lines into a log of Docker's default format.
+    JsonLog,
+    /// The same into one of the driver `local`.
+    LocalLog,
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 4] = [Self::RunAlone, Self::RunBridge, Self::Detached, Self::Exec];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::RunAlone, Self::RunBridge, Self::Detached, Self::Exec, Self::JsonLog, Self::LocalLog];
 
     pub(crate) fn title(self) -> &'static str {
         match self {
@@ -26,6 +31,12 @@ impl Scenario {
             Self::RunBridge => "`run --rm busybox true` (default bridge)",
             Self::Detached => "`run -d --network none busybox sleep 1000`",
             Self::Exec => "`exec CONTAINER true`",
+            Self::JsonLog => {
+                "`run -d busybox seq 1 1000000` and `wait`, `--log-driver json-file` (2 files of 10 MB)"
+            }
+            Self::LocalLog => {
+                "`run -d busybox seq 1 1000000` and `wait`, `--log-driver local` (2 files of 10 MB)"
+            }
         }
     }
 }
