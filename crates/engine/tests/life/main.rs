@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod monitor;
+mod oldest;
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -478,6 +479,56 @@ async fn ids_that_nobody_has_are_free_again() {
 }
 
 /// A downgrade: what runs is left to a daemon that understands it.
+#[tokio::test]
+async fn the_first_monitors_are_served_and_taken_over() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    create(&engine, "old", request(&["sleep", "oldest"])).await;
+    engine.start_container("old").await.unwrap();
+    let exec = async |engine: &Engine, code: &str| {
+        let words = ["exit", code].map(str::to_owned);
+        let request = ExecCreateRequest { cmd: words.into(), ..ExecCreateRequest::default() };
+        let id = engine.create_exec("old", request).await.unwrap().id;
+        engine.start_exec(&id, ExecStartRequest::default(), None).await.unwrap();
+        loop {
+            if let Some(code) = engine.inspect_exec(&id).await.unwrap().exit_code {
+                break code;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    assert_eq!(exec(&engine, "7").await, 7);
+    engine.pause_container("old").await.unwrap();
+    let engine = reopened(engine, root.path()).await;
+    assert_eq!(status(&engine, "old").await, "paused");
+    engine.unpause_container("old").await.unwrap();
+    assert_eq!(exec(&engine, "8").await, 8);
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let options = AttachOptions { stdout: true, stream: true, ..AttachOptions::default() };
+    let stream = AttachedStream { descriptor: OwnedFd::from(theirs), already_read: Vec::new() };
+    engine.attach("old", options, stream).await.unwrap();
+    let mut hello = [0; 14];
+    ours.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    tokio::task::spawn_blocking(move || ours.read_exact(&mut hello).map(|()| hello)).await.unwrap().unwrap();
+    let wait = engine.wait_container("old", WaitCondition::NextExit).await.unwrap();
+    engine.stop_container("old", StopRequest::default()).await.unwrap();
+    assert_eq!(finish(wait).await.status_code, 143);
+}
+
+#[test]
+fn the_first_monitors_pass_over_what_came_later() {
+    use insula_proto::{Call, Empty, ExecExited, Outcome, Reply, Request, Rewire, Signal, Status};
+    let heard = |call| oldest::heard(&Request::new(1, call));
+    assert_eq!(heard(Call::Rewire(Rewire::default())), None);
+    assert_eq!(heard(Call::Resolver(Empty {})), None);
+    let group = |group| Call::Signal(Signal { signal: 9, group, ..Signal::default() });
+    assert_eq!(heard(group(true)), Some(group(false)));
+    let status = Status { pid: 5, execs: vec!["e".into()], ..Status::default() };
+    let more = Status { ended_execs: vec![ExecExited::default()], ..status.clone() };
+    let said = oldest::said(&Reply { id: 1, outcome: Some(Outcome::Status(more)) });
+    assert_eq!(said.outcome, Some(Outcome::Status(status)));
+}
+
 #[tokio::test]
 async fn a_monitor_of_a_newer_protocol_is_left_alone() {
     let root = tempfile::tempdir().unwrap();

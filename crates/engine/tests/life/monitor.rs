@@ -5,6 +5,7 @@
 //! sleep       runs until it is signalled; `deaf` too, but for KILL
 //! late        as `deaf`; it has ended by itself when KILL comes
 //! future      sleeps, and says that it speaks version 99 of the protocol
+//! oldest      sleeps, and understands and says no more than the first monitors did
 //! missing     cannot be executed: 127
 //! vanish      starts, and the monitor dies without a word at the first signal
 //! ```
@@ -22,6 +23,8 @@ use insula_proto::{
     Reply, Request, Started, Status, encode,
 };
 use insula_spec::plan::{ContainerPlan, ProcessPlan};
+
+use crate::oldest;
 
 #[derive(Default)]
 struct Sandbox {
@@ -52,11 +55,13 @@ fn converse(sandbox: &Shared, mut socket: UnixStream) {
     let mut buffer = [0; 65536];
     loop {
         while let Some(request) = reader.pop::<Request>().unwrap() {
-            let call = request.call.unwrap();
-            let descriptors = reader.take(call.descriptors()).unwrap();
-            let (outcome, after) = answer(sandbox, &socket, call, descriptors);
-            let reply = encode(&Reply { id: request.id, outcome: Some(outcome) });
-            if socket.write_all(&reply).is_err() {
+            let descriptors = reader.take(request.descriptors()).unwrap();
+            let heard = if is_oldest(sandbox) { oldest::heard(&request) } else { request.call };
+            let (outcome, after) = match heard {
+                Some(call) => answer(sandbox, &socket, call, descriptors),
+                None => (unknown(), None),
+            };
+            if socket.write_all(&spoken(sandbox, request.id, outcome)).is_err() {
                 return;
             }
             if let Some(event) = after {
@@ -68,6 +73,15 @@ fn converse(sandbox: &Shared, mut socket: UnixStream) {
             Ok((count, descriptors)) => reader.push(&buffer[..count], descriptors).unwrap(),
         }
     }
+}
+
+fn is_oldest(sandbox: &Shared) -> bool {
+    sandbox.lock().unwrap().words.iter().any(|word| word == "oldest")
+}
+
+fn spoken(sandbox: &Shared, id: u64, outcome: Outcome) -> Vec<u8> {
+    let reply = Reply { id, outcome: Some(outcome) };
+    encode(&if is_oldest(sandbox) { oldest::said(&reply) } else { reply })
 }
 
 /// The answer, and what happens right after it.
@@ -180,7 +194,7 @@ fn ended(sandbox: &Shared, code: i32) -> Outcome {
 }
 
 fn tell(sandbox: &Shared, event: &Outcome) {
-    let frame = encode(&Reply { id: 0, outcome: Some(event.clone()) });
+    let frame = spoken(sandbox, 0, event.clone());
     let mut sandbox = sandbox.lock().unwrap();
     for mut client in &sandbox.clients {
         let _ = client.write_all(&frame);
@@ -214,6 +228,12 @@ fn failed(message: &str) -> Outcome {
         message: message.to_owned(),
         exit_code: 127,
     })
+}
+
+/// As a monitor says to what came after its time.
+fn unknown() -> Outcome {
+    let message = "this monitor does not know the request".to_owned();
+    Outcome::Failed(Failed { kind: Kind::Unsupported.code(), message, exit_code: 0 })
 }
 
 /// As a monitor says whose container has just ended.
