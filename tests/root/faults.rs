@@ -114,6 +114,38 @@ fn who_is_one_too_many_is_told_and_no_container_notices() {
 }
 
 #[test]
+fn containers_leave_descriptors_to_be_stopped_with() {
+    const FEW: &str = "ulimit -n 64";
+    let mut daemon = daemon!();
+    daemon.stop();
+    daemon.restart_with_mounts(FEW);
+    let mut count = 0;
+    let refused = loop {
+        assert!(count < 64, "there is no end");
+        let name = format!("c{count}");
+        let run = ["run", "-d", "--init", "--network", "none", "--name", &name, "busybox", "sleep", "1000"];
+        let outcome = daemon.insula(&run);
+        if outcome.code != 0 {
+            break outcome;
+        }
+        count += 1;
+    };
+    assert!(count > 4, "{refused}");
+    refused.fails(125, &["of its 64 descriptors in use", "raise its limit of open files"]);
+    let last = format!("c{count}");
+    assert_eq!(daemon.inspect(&last, "/State/Status"), "created", "it may be started later");
+    let running = |daemon: &Daemon| daemon.insula(&["ps", "-q"]).ok().lines().count();
+    assert_eq!(running(&daemon), count);
+    daemon.exec("c0", "true").ok();
+    daemon.kill();
+    daemon.restart_with_mounts(FEW);
+    assert_eq!(running(&daemon), count, "the next one finds all of them");
+    daemon.insula(&["rm", "-f", "c0", "c1", "c2"]).ok();
+    holds("there is room again", || daemon.insula(&["start", &last]).code == 0);
+    assert!(!daemon.log().contains("Too many open files"), "{}", daemon.log());
+}
+
+#[test]
 fn a_frozen_process_that_ignores_sigterm_is_stopped() {
     let daemon = daemon!();
     let script = "trap '' TERM; echo ready; while :; do sleep 0.05; done";

@@ -68,8 +68,47 @@ fn cgroups_of_version_2() {
     if let Some(why) = guest::missing() {
         return insula_tests::skip("tcg", why);
     }
-    all_pass(CHECKS, &guest::run(CHECKS, &[("/files/busybox.tar", &busybox().docker_archive())]));
+    let checks = [CHECKS, CLOCK].concat();
+    all_pass(&checks, &guest::run(&checks, &[("/files/busybox.tar", &busybox().docker_archive())]));
 }
+
+/// In the same guest the clock is set back by an hour, while containers write, are probed and are restarted; then
+/// the daemon is killed.
+const CLOCK: &str = r#"
+export INSULA_HOST=unix:///run/insula/insula.sock
+await() { tries=0; until eval "$1" >/dev/null 2>&1 || [ $tries -gt 1200 ]; do tries=$((tries + 1)); usleep 100000; done; }
+mkdir /in
+insula run -d --name ticks --network none -v /in:/in busybox     sh -c 'i=0; while test ! -e /in/end; do i=$((i + 1)); echo $i; usleep 50000; done' >/dev/null
+insula logs -f ticks >/tmp/ticks &
+follower=$!
+insula events -f event=die --format '{{.Actor.Attributes.name}}' >/tmp/died &
+insula run -d --name again --network none --restart always busybox sh -c 'usleep 200000; exit 1' >/dev/null
+await 'grep -q again /tmp/died'
+before=$(date +%s)
+insula run --rm --name mark --network none busybox true
+insula run -d --name sick --network none --health-cmd false --health-interval 1s --health-start-interval 1s     --health-start-period 10s --health-retries 1 busybox sleep 1000 >/dev/null
+date -s "@$(($(date +%s) - 3600))" >/dev/null
+restarts=$(insula inspect -f '{{.RestartCount}}' again)
+insula run --rm --name later --network none busybox true
+check clock-events later insula events --since $before --until 0s -f event=die -f container=later --format '{{.Actor.Attributes.name}}'
+await '[ "$(insula inspect -f {{.State.Health.Status}} sick)" = unhealthy ]'
+check clock-health unhealthy insula inspect -f '{{.State.Health.Status}}' sick
+await '[ "$(insula inspect -f {{.RestartCount}} again)" -gt $restarts ]'
+check clock-restart yes sh -c "[ $(insula inspect -f '{{.RestartCount}}' again) -gt $restarts ] && echo yes"
+kill -9 $(pidof insulad)
+insulad >/tmp/insulad.log 2>&1 &
+await 'insula version'
+lines=$(wc -l </tmp/ticks)
+await '[ $(wc -l </tmp/ticks) -gt $lines ]'
+insula run --rm --name last --network none busybox true
+await 'grep -q last /tmp/died'
+check clock-followed 'mark later last' sh -c 'grep -xE "mark|later|last" /tmp/died | xargs echo'
+touch /in/end
+wait $follower
+check clock-log '0 1' awk '$1 != NR {wrong = 1} END {print wrong + 0, (NR > 10)}' /tmp/ticks
+check clock-log-again '' sh -c 'insula logs ticks | cmp - /tmp/ticks'
+insula rm -f ticks sick again >/dev/null
+"#;
 
 /// The same of a host that has version 1 alone, each hierarchy at its place.
 const CHECKS_OF_VERSION_1: &str = r#"

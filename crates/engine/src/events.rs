@@ -20,6 +20,8 @@ use crate::measures::Measures;
 const KEPT: usize = 1024;
 /// Events that a listener may lag behind before its stream ends. They are those that are kept anyway.
 const BACKLOG: usize = 1024;
+/// Nanoseconds. Clocks that go back by less are not set back: they are slewed, or coarse.
+const SET_BACK: i64 = 1_000_000_000;
 /// Filters that `GET /events` knows.
 const KNOWN: [&str; 12] = [
     "config",
@@ -69,7 +71,7 @@ pub struct Events {
 #[derive(Debug, Default)]
 struct History {
     kept: VecDeque<Arc<EventMessage>>,
-    /// Time of this daemon's last event, nanoseconds since 1970: times never go back.
+    /// Time of the last event, nanoseconds since 1970.
     last: i64,
     journal: Option<Journal>,
     /// This daemon's events by type and action.
@@ -90,8 +92,9 @@ impl Events {
     /// With what former daemons kept in `folder`, and kept there.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let (journal, kept) = Journal::open(folder, KEPT)?;
+        let last = kept.back().map_or(0, |event| event.time_nano);
         let kept = kept.into_iter().map(Arc::new).collect();
-        let history = History { kept, journal: Some(journal), ..History::default() };
+        let history = History { kept, last, journal: Some(journal), ..History::default() };
         Ok(Self { history: Mutex::new(history), ..Self::default() })
     }
 
@@ -101,7 +104,9 @@ impl Events {
     pub fn publish(&self, of: EventType, action: &str, id: &str, attributes: Labels) {
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         let now = i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
-        history.last = now.max(history.last + 1);
+        // Each has its own time. A clock that is set back is believed: order is that of the publishing.
+        let close = now <= history.last && history.last - now < SET_BACK;
+        history.last = if close { history.last + 1 } else { now };
         let event = Arc::new(message(of, action, id, attributes, history.last));
         if history.kept.len() == KEPT {
             history.kept.pop_front();
@@ -130,7 +135,9 @@ impl Events {
         let past = since.map_or_else(VecDeque::new, |since| {
             // What follows is later, even where its daemon's clock had been set back.
             let before = |event: &&Arc<EventMessage>| i128::from(event.time_nano) < since.as_nanosecond();
-            history.kept.iter().skip_while(before).cloned().collect()
+            let until = until.map_or(i128::MAX, Timestamp::as_nanosecond);
+            let wanted = |event: &&Arc<EventMessage>| i128::from(event.time_nano) <= until;
+            history.kept.iter().skip_while(before).filter(wanted).cloned().collect()
         });
         EventStream { past, future: self.sender.subscribe(), filter, until }
     }

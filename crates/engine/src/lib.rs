@@ -8,6 +8,7 @@ pub mod build;
 pub mod changes;
 pub mod check;
 pub mod containers;
+mod descriptors;
 mod engine;
 mod error;
 pub mod events;

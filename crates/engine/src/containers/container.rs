@@ -2,10 +2,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use insula_base::{ContainerId, ExecId};
 use insula_proto::Attachment;
 use insula_store::{Collection, Store};
+use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::row::{Phase, Row};
@@ -36,6 +38,8 @@ pub(crate) struct State {
     pub(crate) names: Option<crate::names::Serving>,
     pub(crate) paused: bool,
     pub(crate) oom: bool,
+    /// Of one that runs.
+    pub(crate) uptime: Option<Uptime>,
     /// Of one that runs and is probed.
     pub(crate) health: Option<insula_models::Health>,
     /// A user brings it down: its end is no reason to restart it.
@@ -43,12 +47,34 @@ pub(crate) struct State {
     /// Waits for its restart policy to start it again.
     pub(crate) restarting: Option<tokio::task::AbortHandle>,
     /// How long the next restart will wait.
-    pub(crate) backoff: std::time::Duration,
+    pub(crate) backoff: Duration,
     pub(crate) execs: HashMap<ExecId, Exec>,
     /// Clients that attached before the start.
     pub(crate) attachments: Vec<(Attachment, std::os::fd::OwnedFd)>,
     /// Variables that are written nowhere: secrets of a step of a build.
     pub(crate) secrets: Vec<String>,
+}
+
+/// How long a container has run, whatever is done to the host's clock meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Uptime {
+    /// Before this daemon took it over, as the clock has it.
+    before: Duration,
+    since: Instant,
+}
+
+impl Uptime {
+    /// Of one that was started at `started` and is taken over now.
+    pub(crate) fn of(started: Option<Timestamp>) -> Self {
+        let before = started.map(|started| Timestamp::now().duration_since(started));
+        // One that will have been started later says that the clock was set back.
+        let before = before.and_then(|before| Duration::try_from(before).ok()).unwrap_or_default();
+        Self { before, since: Instant::now() }
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.before + self.since.elapsed()
+    }
 }
 
 /// What others wait for.
@@ -76,10 +102,11 @@ impl Container {
                 names: None,
                 paused: false,
                 oom: false,
+                uptime: None,
                 health: None,
                 stopping: false,
                 restarting: None,
-                backoff: std::time::Duration::ZERO,
+                backoff: Duration::ZERO,
                 execs: HashMap::new(),
                 attachments: Vec::new(),
                 secrets: Vec::new(),

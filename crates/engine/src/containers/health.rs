@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::StopRequest;
-use super::container::Container;
+use super::container::{Container, State};
 use super::row::Row;
 use super::signals::KILL;
 use crate::engine::Inner;
@@ -177,7 +177,7 @@ impl Engine {
         let health = known.health;
         let last = health.log.last().and_then(|log| log.end.parse::<Timestamp>().ok());
         let since = last.or(row.started).map_or(Duration::ZERO, |moment| since(moment, Timestamp::now()));
-        let pause = check.pause(&health, up(&row, Timestamp::now())).saturating_sub(since);
+        let pause = check.pause(&health, up(&container.state())).saturating_sub(since);
         let unhealthy = health.status == UNHEALTHY;
         container.state().health = Some(health);
         if unhealthy {
@@ -205,7 +205,7 @@ impl Engine {
     async fn probe_health(&self, container: &Arc<Container>, task: &Arc<Task>, check: &Check) {
         let id = ExecId::random();
         self.keep_health(container, Some(id.clone()));
-        let start = Timestamp::now();
+        let (start, up) = (Timestamp::now(), up(&container.state()));
         let probe = Probe { id: &id, command: &check.command, timeout: check.timeout };
         let probed = self.probe(container, task, &probe).await;
         let log = HealthLog {
@@ -221,7 +221,6 @@ impl Engine {
             if !ours || state.paused {
                 return;
             }
-            let up = up(state.row(), start);
             let Some(health) = state.health.as_mut() else { return };
             check.count(health, log, up).then(|| health.status.clone())
         };
@@ -316,13 +315,13 @@ async fn look_after(
         }
         let state = container.state();
         let health = state.health.clone().unwrap_or_default();
-        pause = check.pause(&health, up(state.row(), Timestamp::now()));
+        pause = check.pause(&health, up(&state));
     }
 }
 
-/// How long it had run at a moment.
-fn up(row: &Row, at: Timestamp) -> Duration {
-    row.started.map_or(Duration::ZERO, |started| since(started, at))
+/// How long it has run.
+fn up(state: &State) -> Duration {
+    state.uptime.map_or(Duration::ZERO, |uptime| uptime.now())
 }
 
 fn since(moment: Timestamp, now: Timestamp) -> Duration {

@@ -151,20 +151,23 @@ impl Engine {
     async fn apply(&self, container: &Arc<Container>, phase: Phase) -> Result<()> {
         let Phase::Exited { code, oom, at, .. } = phase else { return Ok(()) };
         failpoint("exit.heard");
-        let row = {
+        let (row, uptime) = {
             let mut state = container.state();
             state.task = None;
             state.names = None;
             state.paused = false;
             state.execs.values_mut().for_each(crate::exec::Exec::ended);
-            let health = state.health.take();
+            let (health, uptime) = (state.health.take(), state.uptime.take());
             drop(state);
-            container.amend(|row| {
+            let row = container.amend(|row| {
                 row.phase = phase;
                 row.health = health.map(|health| Health { status: UNHEALTHY.to_owned(), ..health });
-            })
+            });
+            (row, uptime)
         };
-        let ran = row.started.and_then(|started| Duration::try_from(at.duration_since(started)).ok());
+        // An end that nobody saw is measured by the clock.
+        let by_the_clock = || row.started.and_then(|started| at.duration_since(started).try_into().ok());
+        let ran = uptime.map(|uptime| uptime.now()).or_else(by_the_clock);
         let again = self.wants_restart(container, &row, code);
         // A container that goes now needs no row of its end: its sandbox's record stays until the row is gone.
         if again || !row.host.auto_remove {

@@ -11,13 +11,13 @@ use insula_proto::{Call, Create, Outcome, Started};
 use insula_spec::machine::MachinePlan;
 use jiff::Timestamp;
 
-use super::container::Container;
+use super::container::{Container, Uptime};
 use super::row::{Failure, Phase, Row};
 use super::{Change, check};
 use crate::measures::Operation;
 use crate::monitor::{Connection, LaunchRecord, SandboxFolder, Task};
 use crate::plan::{self, Inputs, Joined};
-use crate::{Engine, Error, Result, blocking, machines, tenants};
+use crate::{Engine, Error, Result, blocking, descriptors, machines, tenants};
 
 /// What a container has that is on another kernel.
 #[derive(Debug, Default)]
@@ -87,6 +87,7 @@ impl Engine {
     }
 
     async fn launch(&self, container: &Arc<Container>, row: &Row) -> Result<()> {
+        descriptors::leave_room()?;
         self.0.config.policy.check_again(&row.mounts)?;
         self.open_sites(row).await?;
         let spare = self.0.spares.take()?;
@@ -189,6 +190,7 @@ impl Engine {
             state.task = Some(task);
             state.paused = paused;
             state.oom = false;
+            state.uptime = Some(Uptime::of(state.row().started));
         }
         self.serve_names(container);
         container.tell(|progress| progress.running = true);
