@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io::Write;
+use std::process::Stdio;
 
 use insula_sys::failpoint::ALL;
 use insula_tests::images::Compression;
-use insula_tests::{Daemon, OnDrop, Outcome, daemon, images, registry, text};
+use insula_tests::{Daemon, OnDrop, Outcome, daemon, holds, images, registry, text};
 
 use crate::state::{check, clear};
 
@@ -65,7 +66,12 @@ fn come_by(daemon: &mut Daemon, point: &str) {
         }
         "exec" => {
             arm(daemon, point);
-            daemon.insula(&["exec", "box", "true"]);
+            let mut exec = daemon.command(&["exec", "box", "true"]);
+            let mut exec = exec.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            holds("the failpoint is passed", || !armed(daemon));
+            // It would wait for the next daemon, which knows how the command ended.
+            exec.kill().unwrap();
+            exec.wait().unwrap();
         }
         "connect" => {
             daemon.api("POST", "/networks/create", r#"{"Name":"second"}"#);

@@ -130,6 +130,8 @@ fn what_was_answered_holds_whenever_the_daemon_is_killed() {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::thread::park_timeout(Duration::from_micros(dice.roll(60_000)));
         daemon.kill();
+        // It can do no more, but it might wait for the next daemon.
+        child.kill().unwrap();
         child.wait().unwrap();
         daemon.restart();
         let when = format!("round {round} of seed {seed}: {words:?}");
