@@ -145,6 +145,26 @@ fn tls_with_an_authority_of_ones_own() {
 }
 
 #[test]
+fn a_certificate_that_nobody_vouches_for_is_believed_when_asked_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = certificate(folder.path(), "server", "subjectAltName=DNS:elsewhere.test", None);
+    let registry = registry!(&Wants { tls: Some(server), ..Wants::default() });
+    let daemon = daemon!(bare);
+    daemon.load(&image().docker_archive()).ok();
+    // On loopback nobody needs to be vouched for.
+    let name = registry.name("app:1");
+    daemon.insula(&["tag", "app:1", &name]).ok();
+    daemon.insula(&["push", &name]).ok();
+    // The same by an address that is no loopback's, though it leads there.
+    let name = format!("0.0.0.0:{}/app:1", registry.address().port());
+    daemon.insula(&["manifest", "inspect", &name]).fails(1, &["certificate"]);
+    daemon.insula(&["pull", &name]).fails(1, &["certificate"]);
+    daemon.insula(&["manifest", "inspect", "--insecure", &name]).shows(&["\"layers\"", "\"config\""]);
+    // It was believed once.
+    daemon.insula(&["manifest", "inspect", &name]).fails(1, &["certificate"]);
+}
+
+#[test]
 fn credentials_are_kept_by_a_helper() {
     use std::os::unix::fs::PermissionsExt as _;
 

@@ -14,7 +14,7 @@ use std::path::Path;
 use insula_spec::plan::{RootfsPlan, UpperPlan};
 use insula_sys::mount::MountAttributes;
 use insula_sys::process;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
@@ -107,10 +107,32 @@ fn overlay(
     // knows, the container's root.
     let mapped = attributes.idmap.is_some();
     let maker = if mapped { maker } else { 0 };
-    match by_descriptors(layers, writable.as_ref(), maker)? {
-        Some(overlay) => Ok(overlay),
-        None => attached::overlay(layers, writable.as_ref(), mapped, maker),
+    let overlay = match by_descriptors(layers, writable.as_ref(), maker)? {
+        Some(overlay) => overlay,
+        None => attached::overlay(layers, writable.as_ref(), mapped, maker)?,
+    };
+    if let Some(upper) = upper {
+        takes_changes(&overlay, upper, maker)?;
     }
+    Ok(overlay)
+}
+
+/// Where overlayfs cannot make a folder of its own in the work folder, for the disk is full, it says so in the
+/// kernel's log alone and becomes read-only (`ovl_make_workdir` in the kernel's fs/overlayfs/super.c): every
+/// program would fail later, with words that lead nowhere.
+fn takes_changes(overlay: &OwnedFd, upper: &UpperPlan, maker: u32) -> Result<()> {
+    let flags = rustix::fs::fstatvfs(overlay).context("fstatvfs", "the overlay")?.f_flag;
+    if !flags.contains(StatVfsMountFlags::RDONLY) {
+        return Ok(());
+    }
+    // For the reason, what overlayfs has tried.
+    let probe = upper.work.join("probe");
+    process::with_file_system_id(maker, || std::fs::create_dir(&probe))
+        .context("setfsuid", "to make a folder")?
+        .context("mkdir", probe.display())?;
+    std::fs::remove_dir(&probe).context("rmdir", probe.display())?;
+    let source = std::io::ErrorKind::ReadOnlyFilesystem.into();
+    Err(Error::Call { call: "mount", on: format!("{} to be written to", upper.upper.display()), source })
 }
 
 /// None where the kernel does not take descriptors.
@@ -170,5 +192,52 @@ impl Writable {
             Ok::<_, Error>(Opened { name, folder })
         };
         Ok(Self { upper: open(&plan.upper)?, work: open(&plan.work)?, tree })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Unmounts on every way out.
+    struct Mounted<'a>(&'a Path);
+
+    impl Drop for Mounted<'_> {
+        fn drop(&mut self) {
+            let _ = rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+
+    #[test]
+    fn an_overlay_that_a_full_disk_makes_read_only_is_an_error() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(!std::env::var("INSULA_TEST_REQUIRE").unwrap_or_default().contains("root"), "needs root");
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (none, small) = (rustix::mount::MountFlags::empty(), Some(c"mode=755,size=1m,nr_inodes=12"));
+        rustix::mount::mount("tmpfs", folder.path(), "tmpfs", none, small).unwrap();
+        let _mounted = Mounted(folder.path());
+        let of = |name: &str| folder.path().join(name);
+        for name in ["lower", "upper", "work"] {
+            std::fs::create_dir(of(name)).unwrap();
+        }
+        let plan = RootfsPlan {
+            layers: vec![of("lower")],
+            upper: Some(UpperPlan { upper: of("upper"), work: of("work") }),
+            hidden: Vec::new(),
+            idmap: false,
+            readonly: false,
+            whole: false,
+        };
+        drop(build(&plan, None, 0).unwrap());
+        std::fs::remove_dir_all(of("work")).unwrap();
+        std::fs::create_dir(of("work")).unwrap();
+        let taken = (0..100).take_while(|number| std::fs::File::create(of(&number.to_string())).is_ok());
+        assert!(taken.count() < 12);
+        let error = build(&plan, None, 0).unwrap_err();
+        let message = insula_base::chain(&error);
+        assert!(message.contains("work/probe") && message.contains("No space left"), "{message}");
     }
 }
