@@ -18,8 +18,9 @@ use crate::measures::Measures;
 
 /// Events kept for those who ask for the past.
 const KEPT: usize = 1024;
-/// Events that a listener may lag behind before its stream ends. They are those that are kept anyway.
-const BACKLOG: usize = 1024;
+/// Events that a listener may lag behind before its stream ends: more than a second's of a busy host. They are
+/// in memory only as long as somebody lags.
+const BACKLOG: usize = 8192;
 /// Nanoseconds. Clocks that go back by less are not set back: they are slewed, or coarse.
 const SET_BACK: i64 = 1_000_000_000;
 /// Filters that `GET /events` knows.

@@ -95,7 +95,9 @@ impl Engine {
         }
         self.0.config.policy.check_exec(&request)?;
         detach_keys(Some(&request.detach_keys), request.tty)?;
-        state.execs.retain(|_, exec| !exec.forgettable());
+        let over = state.execs.iter().filter(|(_, exec)| exec.forgettable());
+        let forgotten: Vec<ExecId> = over.map(|(id, _)| id.clone()).collect();
+        forgotten.iter().for_each(|id| drop(state.execs.remove(id)));
         if state.execs.len() >= MOST {
             return Err(Error::Conflict(format!("container {} has {MOST} execs already", container.id)));
         }
@@ -104,10 +106,9 @@ impl Engine {
         let exec =
             Exec { request, state: ExecState::Created, pid: 0, since: Instant::now(), over: Arc::default() };
         state.execs.insert(id.clone(), exec);
-        let kept: Vec<ExecId> = state.execs.keys().cloned().collect();
         drop(state);
         self.0.execs.insert(id.clone(), container.id.clone());
-        self.0.execs.retain(|exec, of| *of != container.id || kept.contains(exec));
+        forgotten.iter().for_each(|id| self.0.execs.remove(id));
         failpoint("exec.created");
         self.publish(&container.row(), &action, &[("execID", id.as_str())]);
         Ok(IdResponse { id: id.to_string() })
@@ -352,6 +353,10 @@ impl ExecIndex {
 
     fn container(&self, exec: &ExecId) -> Option<ContainerId> {
         self.lock().get(exec).cloned()
+    }
+
+    pub(crate) fn remove(&self, exec: &ExecId) {
+        self.lock().remove(exec);
     }
 
     /// Forgets those whose container has forgotten them.

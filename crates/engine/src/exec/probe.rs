@@ -69,7 +69,7 @@ impl Engine {
         }
         let probed = self.run_probe(container, task, probe, &request).await;
         container.state().execs.remove(probe.id);
-        self.0.execs.retain(|exec, _| exec != probe.id);
+        self.0.execs.remove(probe.id);
         probed.unwrap_or_else(|error| Probed { code: -1, output: insula_base::chain(&error) })
     }
 
