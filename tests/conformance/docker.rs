@@ -60,6 +60,8 @@ with_both! {
     contexts_and_what_is_not_there
     images_are_built
     images_from_and_to_a_registry
+    every_version_of_the_api_is_spoken
+    windows_and_the_end_of_input_arrive
 }
 
 const ALONE: &[&str] = &["run", "--rm", "--network", "none"];
@@ -267,4 +269,59 @@ fn images_from_and_to_a_registry(docker: &Docker) {
     docker.docker(&["run", "--rm", "--network", "none", &name, "echo", "pulled"]).shows(&["pulled"]);
     docker.docker(&["pull", &registry.name("app:none")]).fails(1, &["manifest unknown"]);
     docker.docker(&["logout", &address]).ok();
+}
+
+fn every_version_of_the_api_is_spoken(docker: &Docker) {
+    let at = |version: &str, words: &[&str]| {
+        Outcome::of(docker.command(words).env("DOCKER_API_VERSION", version), b"")
+    };
+    let own = docker.docker(&["version", "-f", "{{.Client.APIVersion}}"]).ok().to_owned();
+    let newest: u32 = own.strip_prefix("1.").and_then(|minor| minor.parse().ok()).unwrap();
+    for minor in 24..=newest {
+        let version = format!("1.{minor}");
+        // Newer clients speak no version that is this old.
+        let spoken = at(&version, &["version", "-f", "{{.Client.APIVersion}}"]);
+        if spoken.stderr.contains("is too old") {
+            continue;
+        }
+        assert_eq!(spoken.ok(), version);
+        let name = format!("box{minor}");
+        at(&version, &["create", "--name", &name, "--network", "none", "busybox", "echo", "made"]).ok();
+        assert_eq!(at(&version, &["start", "-a", &name]).ok(), "made", "{version}");
+        assert_eq!(at(&version, &["wait", &name]).ok(), "0", "{version}");
+        assert_eq!(
+            at(&version, &["ps", "-a", "--format", "{{.Names}} {{.Image}}"]).ok(),
+            format!("{name} busybox")
+        );
+        assert_eq!(at(&version, &["inspect", "-f", "{{.State.ExitCode}}", &name]).ok(), "0", "{version}");
+        for words in
+            [&["images"][..], &["info"], &["network", "ls"], &["volume", "ls"], &["history", "busybox"]]
+        {
+            at(&version, words).ok();
+        }
+        at(&version, &["rm", &name]).ok();
+    }
+    let daemons = docker.docker(&["version", "-f", "{{.Server.MinAPIVersion}}"]);
+    assert_eq!(daemons.ok(), "1.24");
+    at("1.99", &["ps"]).fails(1, &["client version 1.99 is too new"]);
+}
+
+fn windows_and_the_end_of_input_arrive(docker: &Docker) {
+    // Whoever counts its input sees its end, and answers after it.
+    let counted = Outcome::of(&mut docker.command(&run(&["-i", "busybox", "wc", "-c"])), &[b'x'; 70_001]);
+    assert_eq!(counted.ok(), "70001");
+    // A terminal in a running container follows the window as well.
+    docker
+        .docker(&["run", "-d", "--init", "--name", "box", "--network", "none", "busybox", "sleep", "1000"])
+        .ok();
+    let mut terminal = Terminal::start(&docker.command(&["exec", "-it", "box", "sh"]));
+    terminal.expect("/ # ");
+    terminal.resize(99, 31);
+    insula_tests::holds("the size arrives", || {
+        terminal.send("stty size\n");
+        terminal.screen().contains("31 99")
+    });
+    terminal.send("exit 6\n");
+    assert_eq!(terminal.wait(), 6);
+    docker.docker(&["rm", "-f", "box"]).ok();
 }

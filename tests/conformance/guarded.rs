@@ -104,3 +104,18 @@ fn what_gives_the_host_away_can_be_forbidden() {
     daemon.insula(&["exec", "--privileged", &id, "true"]).fails(1, &["forbidden by the policy"]);
     daemon.insula(&["exec", &id, "true"]).ok();
 }
+
+#[test]
+fn a_configuration_is_checked_before_it_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("insulad.toml");
+    let check = |configuration: &str| {
+        std::fs::write(&file, configuration).unwrap();
+        let mut command = Command::new(insula_tests::program("insulad"));
+        Outcome::of(command.arg("--config").arg(&file).arg("--check"), b"")
+    };
+    let good = "forbid = [\"privileged\"]\nbind-below = [\"/srv\"]\nauthorization = [\"guard\"]\n";
+    assert_eq!(check(good).ok(), "the configuration is valid");
+    check("forbid = [\"fun\"]").fails(1, &["\"fun\"", "cannot be forbidden"]);
+    check("hosts = [\"tcp://127.0.0.1:2375\"]").fails(1, &["TLS"]);
+}
