@@ -2,34 +2,56 @@
 
 use std::io::{self, BufRead, Read};
 
-use axum::body::{Body, BodyDataStream};
+use axum::body::Body;
 use bytes::{Buf as _, Bytes};
 use futures_util::StreamExt as _;
-use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+/// Pieces that are read ahead, of 64 KiB at most: who takes them and who reads them seldom wait for each
+/// other.
+const AHEAD: usize = 8;
 
 /// Reads what a client sends, piece by piece as it comes, without a copy.
 #[derive(Debug)]
 pub(crate) struct Upload {
-    body: BodyDataStream,
+    /// `None` is the end.
+    pieces: mpsc::Receiver<io::Result<Option<Bytes>>>,
     current: Bytes,
     ended: bool,
-    runtime: Handle,
 }
 
 impl Upload {
     /// To be called in the runtime that serves the connection, and read outside of it.
     pub(crate) fn new(body: Body) -> Self {
-        let body = body.into_data_stream();
-        Self { body, current: Bytes::new(), ended: false, runtime: Handle::current() }
+        let (sender, pieces) = mpsc::channel(AHEAD);
+        tokio::spawn(read_ahead(body, sender));
+        Self { pieces, current: Bytes::new(), ended: false }
+    }
+}
+
+async fn read_ahead(body: Body, sender: mpsc::Sender<io::Result<Option<Bytes>>>) {
+    let mut body = body.into_data_stream();
+    loop {
+        let piece = tokio::select! {
+            piece = body.next() => piece,
+            // Nobody wants the rest.
+            () = sender.closed() => return,
+        };
+        let piece = piece.transpose().map_err(io::Error::other);
+        let last = !matches!(piece, Ok(Some(_)));
+        if sender.send(piece).await.is_err() || last {
+            return;
+        }
     }
 }
 
 impl BufRead for Upload {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.current.is_empty() && !self.ended {
-            match self.runtime.block_on(self.body.next()) {
-                Some(Ok(bytes)) => self.current = bytes,
-                Some(Err(error)) => return Err(io::Error::other(error)),
+            // Without an end the rest is lost: the daemon ends.
+            let piece = self.pieces.blocking_recv().ok_or(io::ErrorKind::UnexpectedEof)??;
+            match piece {
+                Some(bytes) => self.current = bytes,
                 None => self.ended = true,
             }
         }
@@ -57,7 +79,7 @@ mod tests {
 
     #[test]
     fn pieces_come_in_order_and_an_error_is_no_end() {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
         let upload = |pieces: Vec<io::Result<&'static str>>| {
             let _inside = runtime.enter();
             Upload::new(Body::from_stream(futures_util::stream::iter(pieces)))

@@ -25,6 +25,9 @@ use crate::stream::ByteStream;
 /// No answer that is read as a whole is larger.
 const MAX_ANSWER: usize = 256 << 20;
 
+/// Bytes of an upload that wait in the kernel for the daemon.
+const SEND_BUFFER: usize = 1 << 20;
+
 /// A daemon, and connections to it that are idle.
 #[derive(Debug)]
 pub struct Client {
@@ -65,6 +68,8 @@ impl Client {
     async fn open(&self) -> Result<SendRequest<RequestBody>> {
         let failed = |source| Error::Connect { address: self.address.clone(), source };
         let stream = UnixStream::connect(self.address.path()).await.map_err(failed)?;
+        // A larger buffer saves both sides turns. The kernel gives what the host allows.
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|source| Error::Connection { call: "connect".to_owned(), source })?;

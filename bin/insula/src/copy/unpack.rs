@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context as _, bail};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
@@ -31,6 +32,13 @@ pub(crate) struct Target {
     pub(crate) archive: bool,
 }
 
+/// What is used for one entry after the other.
+struct Scratch {
+    piece: Vec<u8>,
+    /// The folder that was written to last: archives are written folder by folder.
+    parent: Option<(PathBuf, Rc<OwnedFd>)>,
+}
+
 /// Mode, times and owner of a folder, set when its content is complete.
 struct Late {
     path: PathBuf,
@@ -47,7 +55,7 @@ struct Attributes {
 /// Unpacks everything; returns the bytes of files.
 pub(crate) fn unpack(stream: impl Read, target: &Target) -> anyhow::Result<u64> {
     let mut late = Vec::new();
-    let mut piece = vec![0; PIECE];
+    let mut scratch = Scratch { piece: vec![0; PIECE], parent: None };
     let mut bytes = 0;
     for entry in tar::Archive::new(stream).entries().context("read the archive")? {
         let mut entry = entry.context("read the archive")?;
@@ -59,7 +67,7 @@ pub(crate) fn unpack(stream: impl Read, target: &Target) -> anyhow::Result<u64> 
             bail!("the archive has a file where a folder is copied");
         }
         bytes += target
-            .entry(&mut entry, &path, &mut late, &mut piece)
+            .entry(&mut entry, &path, &mut late, &mut scratch)
             .with_context(|| format!("unpack {}", path.display()))?;
     }
     for folder in late.iter().rev() {
@@ -92,12 +100,21 @@ impl Target {
     }
 
     /// The folder of a path and the last component.
-    fn parent<'a>(&self, path: &'a Path) -> anyhow::Result<(OwnedFd, &'a OsStr)> {
+    fn parent<'a>(&self, path: &'a Path, scratch: &mut Scratch) -> anyhow::Result<(Rc<OwnedFd>, &'a OsStr)> {
         let name = path.file_name().context("the path has no last component")?;
-        match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => Ok((self.open_folder(parent)?, name)),
-            _ => Ok((self.folder.try_clone()?, name)),
+        let parent = path.parent().unwrap_or(Path::new(""));
+        if let Some((path, folder)) = &scratch.parent
+            && path == parent
+        {
+            return Ok((folder.clone(), name));
         }
+        let folder = match parent.as_os_str().is_empty() {
+            true => self.folder.try_clone()?,
+            false => self.open_folder(parent)?,
+        };
+        let folder = Rc::new(folder);
+        scratch.parent = Some((parent.to_owned(), folder.clone()));
+        Ok((folder, name))
     }
 
     fn open_folder(&self, path: &Path) -> anyhow::Result<OwnedFd> {
@@ -114,9 +131,9 @@ impl Target {
         entry: &mut tar::Entry<'_, R>,
         path: &Path,
         late: &mut Vec<Late>,
-        piece: &mut [u8],
+        scratch: &mut Scratch,
     ) -> anyhow::Result<u64> {
-        let (parent, name) = self.parent(path)?;
+        let (parent, name) = self.parent(path, scratch)?;
         let attributes = self.attributes(entry.header())?;
         let kind = entry.header().entry_type();
         if kind.is_dir() {
@@ -129,6 +146,9 @@ impl Target {
             printer::warning(&format!("{} is left out: devices are not copied", path.display()));
             return Ok(0);
         }
+        if !(kind.is_symlink() || kind.is_hard_link() || kind.is_fifo()) {
+            return write_file(entry, &parent, name, attributes, &mut scratch.piece);
+        }
         make_room(&parent, name)?;
         if kind.is_symlink() {
             let link = entry.link_name_bytes().context("a symbolic link without a target")?;
@@ -136,14 +156,12 @@ impl Target {
         } else if kind.is_hard_link() {
             let link = entry.link_name_bytes().context("a hard link without a target")?;
             let original = self.path(&link)?;
-            let (from, from_name) = self.parent(&original)?;
-            rustix::fs::linkat(&from, from_name, &parent, name, AtFlags::empty())
+            let (from, from_name) = self.parent(&original, scratch)?;
+            rustix::fs::linkat(&*from, from_name, &parent, name, AtFlags::empty())
                 .with_context(|| format!("link to {}", original.display()))?;
-        } else if kind.is_fifo() {
+        } else {
             rustix::fs::mknodat(&parent, name, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0)
                 .context("mknodat")?;
-        } else {
-            return write_file(entry, &parent, name, attributes, piece);
         }
         Ok(0)
     }
@@ -198,8 +216,15 @@ fn write_file(
     piece: &mut [u8],
 ) -> anyhow::Result<u64> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600)).context("openat")?;
-    let mut file = File::from(file);
+    let open = || rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600));
+    let file = match open() {
+        Err(Errno::EXIST) => {
+            make_room(parent, name)?;
+            open()
+        }
+        opened => opened,
+    };
+    let mut file = File::from(file.context("openat")?);
     let mut bytes = 0;
     loop {
         match content.read(piece) {

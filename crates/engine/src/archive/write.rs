@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
-use insula_store::layers::{Limits, Onto, Whiteouts, unpack_onto};
+use insula_store::layers::{IsFolder, Limits, Onto, Whiteouts, unpack_onto};
 use rustix::io::Errno;
 
 use super::WriteOptions;
@@ -33,7 +33,9 @@ pub(super) fn unpack(
         if there.dir().is_some() { Some(true) } else { there.entry.map(|_| false) }
     };
     let first_id = tree.first_id();
-    let onto = Onto { first_id, is_folder: options.keep_kinds.then_some(&is_folder) };
+    // A running container's folders are merged as they are.
+    let is_folder: Option<&IsFolder<'_>> = if tree.is_merged() { Some(&is_folder) } else { None };
+    let onto = Onto { first_id, keep_kinds: options.keep_kinds, is_folder };
     if first_id == 0 {
         return extract(source, folder.as_fd(), onto);
     }

@@ -70,6 +70,10 @@ impl Dir {
         Self { parts, merged: true }
     }
 
+    pub(super) fn is_merged(&self) -> bool {
+        self.merged
+    }
+
     /// The same folder, held once more.
     pub(crate) fn try_clone(&self) -> Result<Self> {
         let mut parts = Vec::with_capacity(self.parts.len());

@@ -69,6 +69,11 @@ impl Tree {
         }
     }
 
+    /// Whether its folders are those of several layers, put together here.
+    pub(crate) fn is_merged(&self) -> bool {
+        self.root.is_merged()
+    }
+
     /// What is added to an id inside to write it.
     pub(crate) fn first_id(&self) -> u32 {
         self.first_id

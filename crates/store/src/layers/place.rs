@@ -157,6 +157,15 @@ pub(super) fn is_whiteout(spot: Spot<'_>) -> Result<bool> {
     Ok(FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0)
 }
 
+/// Whether a folder is at this place; nothing may be by now.
+pub(super) fn is_folder(spot: Spot<'_>) -> Result<bool> {
+    match statat(spot.parent, spot.name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory),
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(spot.failed("lstat", error)),
+    }
+}
+
 fn kind(spot: Spot<'_>) -> Result<FileType> {
     let stat =
         statat(spot.parent, spot.name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| spot.failed("lstat", e))?;

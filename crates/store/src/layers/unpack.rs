@@ -83,9 +83,18 @@ pub fn unpack(
 pub struct Onto<'a> {
     /// Added to every owner and group: id 0 of a running container is another out here.
     pub first_id: u32,
-    /// Says whether there is a folder at a path below the root, or something else, or nothing. With
-    /// it, no folder is replaced by anything else, nor anything else by a folder.
+    /// No folder is replaced by anything else, nor anything else by a folder.
+    pub keep_kinds: bool,
+    /// Says whether there is a folder at a path below the root, or something else, or nothing, where that
+    /// is not what is in the folder: the writable layer of a container that does not run has others below.
     pub is_folder: Option<&'a IsFolder<'a>>,
+}
+
+impl Onto<'_> {
+    /// What is in the folder is all there is, and keeps its kind.
+    fn keeps_what_it_sees(&self) -> bool {
+        self.keep_kinds && self.is_folder.is_none()
+    }
 }
 
 /// What is at a path below the root: a folder, something else, or nothing.
@@ -200,23 +209,25 @@ impl Unpacking<'_> {
         }
         let parent = self.folders.make(folder).map_err(|e| failed(&path, "resolve its folder", Some(e)))?;
         let spot = Spot { parent: parent.as_fd(), name, path: &path };
-        if let Some(is_folder) = self.onto.is_folder {
+        if let (true, Some(is_folder)) = (self.onto.keep_kinds, self.onto.is_folder) {
             keeps_kind(is_folder(Path::new(OsStr::from_bytes(&path))), &entry)?;
         }
         match entry.kind {
             EntryKind::Folder => self.place_folder(spot, entry, archive.source_mut()),
-            EntryKind::HardLink => self.place_link(spot, &entry.link, archive.source_mut()),
+            EntryKind::HardLink => self.place_link(spot, &entry, archive.source_mut()),
             EntryKind::File => {
                 self.done.size = self.done.size.saturating_add(entry.size);
-                self.replacing(spot, archive.source_mut(), || place::make_file(spot))
+                self.replacing(spot, &entry, archive.source_mut(), || place::make_file(spot))
                     .and_then(|file| place::fill_file(spot, &file, &entry, archive))
             }
             EntryKind::SymbolicLink => {
-                self.replacing(spot, archive.source_mut(), || place::make_symbolic_link(spot, &entry.link))?;
+                self.replacing(spot, &entry, archive.source_mut(), || {
+                    place::make_symbolic_link(spot, &entry.link)
+                })?;
                 place::set_attributes(spot, &entry)
             }
             _ => {
-                self.replacing(spot, archive.source_mut(), || place::make_node(spot, &entry))?;
+                self.replacing(spot, &entry, archive.source_mut(), || place::make_node(spot, &entry))?;
                 place::set_attributes(spot, &entry)
             }
         }
@@ -237,6 +248,9 @@ impl Unpacking<'_> {
         recording: &mut Recording<R>,
     ) -> Result<()> {
         if !place::make_folder(spot)? {
+            if self.onto.keeps_what_it_sees() {
+                keeps_kind(Some(false), &entry)?;
+            }
             let was_whiteout = place::is_whiteout(spot)?;
             self.clear(spot, recording)?;
             place::make_folder(spot)?;
@@ -253,10 +267,10 @@ impl Unpacking<'_> {
     fn place_link<R: BufRead>(
         &mut self,
         spot: Spot<'_>,
-        target: &[u8],
+        entry: &Entry,
         recording: &mut Recording<R>,
     ) -> Result<()> {
-        let target = clean(target)?;
+        let target = clean(&entry.link)?;
         if target == spot.path {
             return Ok(());
         }
@@ -265,13 +279,14 @@ impl Unpacking<'_> {
             .folders
             .find(folder)
             .map_err(|e| failed(spot.path, "resolve the folder of its target", Some(e)))?;
-        self.replacing(spot, recording, || place::make_hard_link(spot, from.as_fd(), name))
+        self.replacing(spot, entry, recording, || place::make_hard_link(spot, from.as_fd(), name))
     }
 
     /// Makes an entry; what is at its path already is removed first.
     fn replacing<T, R: BufRead>(
         &mut self,
         spot: Spot<'_>,
+        entry: &Entry,
         recording: &mut Recording<R>,
         make: impl Fn() -> Result<T>,
     ) -> Result<T> {
@@ -279,6 +294,9 @@ impl Unpacking<'_> {
             Err(Error::Entry { source: Some(source), .. })
                 if source.kind() == std::io::ErrorKind::AlreadyExists => {}
             made => return made,
+        }
+        if self.onto.keeps_what_it_sees() && place::is_folder(spot)? {
+            keeps_kind(Some(true), entry)?;
         }
         self.clear(spot, recording)?;
         make()
