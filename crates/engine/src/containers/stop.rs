@@ -75,7 +75,7 @@ impl Engine {
             container.change(self.store(), by_a_user)?;
             return Ok(());
         }
-        if !row.running() {
+        if container.task().is_err() {
             // What it writes may be seen before its start is answered, and who saw it may send a signal.
             drop(container.turn.lock().await);
             row = container.row();
