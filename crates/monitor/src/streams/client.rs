@@ -237,6 +237,7 @@ impl Client {
                 poll.remove(&self.socket, self.token)?;
                 // The descriptor may have a duplicate in the daemon: closing ours would not end the stream.
                 let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+                self.discard();
                 self.state = State::Left;
                 Ok(())
             }
@@ -247,6 +248,23 @@ impl Client {
                     self.interest = interest;
                 }
                 Ok(())
+            }
+        }
+    }
+}
+
+impl Client {
+    /// Takes what it has said for nobody: a socket that is closed with something unread in it tells its peer of
+    /// a reset instead of the end (RFC 1122, 4.2.2.13, and Linux for unix sockets too). After the shutdown a
+    /// peer can add no more.
+    fn discard(&self) {
+        /// More than a socket holds, and an end where a peer elsewhere goes on.
+        const PIECES: usize = 256;
+        let mut piece = [0; PIECE];
+        for _ in 0..PIECES {
+            match rustix::io::retry_on_intr(|| rustix::io::read(&self.socket, &mut piece)) {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
             }
         }
     }
@@ -315,6 +333,23 @@ mod tests {
         assert_eq!(typed(&[b"ab\x10\x11cd"]), (b"ab".to_vec(), true));
         assert_eq!(typed(&[b"ab\x10", b"\x11"]), (b"ab".to_vec(), true));
         assert_eq!(typed(&[b"\x10\x10\x11"]), (b"\x10".to_vec(), true));
+    }
+
+    #[test]
+    fn input_that_nobody_took_does_not_turn_the_end_into_a_reset() {
+        use std::io::{Read, Write};
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut poll = Poll::new().unwrap();
+        let attachment = Attachment { stdin: true, stdout: true, ..Attachment::default() };
+        let (mut client, _) = Client::new(&mut poll, 0, ours.into(), attachment, false).unwrap();
+        theirs.write_all(&[b'x'; 100_000]).unwrap();
+        client.output(Stream::Stdout, b"out");
+        client.settle(&mut poll, true, false).unwrap();
+        drop(client);
+        let mut output = Vec::new();
+        theirs.read_to_end(&mut output).unwrap();
+        assert_eq!(output, b"out");
     }
 
     #[test]
