@@ -231,7 +231,15 @@ mod tests {
             readonly: false,
             whole: false,
         };
-        drop(build(&plan, None, 0).unwrap());
+        match build(&plan, None, 0) {
+            Err(Error::Call { call: "clone3", .. }) => {
+                eprintln!(
+                    "skipped: before Linux 6.13 a child stacks layers, which no test of many threads clones"
+                );
+                return;
+            }
+            built => drop(built.unwrap()),
+        }
         std::fs::remove_dir_all(of("work")).unwrap();
         std::fs::create_dir(of("work")).unwrap();
         let taken = (0..100).take_while(|number| std::fs::File::create(of(&number.to_string())).is_ok());
