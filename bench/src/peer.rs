@@ -22,8 +22,8 @@ pub(crate) enum Scenario {
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::RunAlone, Self::RunBridge, Self::Detached, Self::Exec, Self::JsonLog, Self::LocalLog];
+    pub(crate) const COMMANDS: &[Self] = &[Self::RunAlone, Self::RunBridge, Self::Detached, Self::Exec];
+    pub(crate) const LOGS: &[Self] = &[Self::JsonLog, Self::LocalLog];
 
     pub(crate) fn title(self) -> &'static str {
         match self {

@@ -87,9 +87,8 @@ impl Report {
             let engines = peers.iter().filter(|(name, _)| !self.is_bundle(name));
             engines.filter_map(|(name, samples)| Some((name.clone(), samples.at(0.5)?))).collect()
         };
-        let groups: Vec<Group> = self
-            .times
-            .iter()
+        let commands = Scenario::COMMANDS.iter().filter_map(|scenario| self.times.get_key_value(scenario));
+        let groups: Vec<Group> = commands
             .map(|(scenario, peers)| Group { title: scenario.title().to_owned(), bars: bars(peers) })
             .collect();
         Chart { groups: &groups, ours: OURS }.to_string()
@@ -142,7 +141,9 @@ impl fmt::Display for Report {
         for (name, version) in &self.versions {
             writeln!(f, "- {name}: {}", version.lines().next().unwrap_or_default())?;
         }
-        Scenario::ALL.into_iter().try_for_each(|scenario| self.scenario(f, scenario))?;
+        for scenario in Scenario::COMMANDS.iter().chain(Scenario::LOGS) {
+            self.scenario(f, *scenario)?;
+        }
         self.memories(f)?;
         self.images.fmt(f)?;
         self.traffic.write(f, self.ours(Scenario::RunBridge).zip(self.ours(Scenario::RunAlone)))
