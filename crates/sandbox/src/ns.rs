@@ -52,9 +52,12 @@ impl Namespaces {
     pub fn warm_up(&mut self) -> Result<()> {
         insula_sys::memory::map_text();
         insula_container::warm_up();
-        // Where there can be none a start says why.
-        self.spare = Spare::make().ok();
-        self.layout().map(drop)
+        // On version 2 an init is born in its group: a spare would only have to end first.
+        if !self.layout()?.unified() {
+            // Where there can be none a start says why.
+            self.spare = Spare::make().ok();
+        }
+        Ok(())
     }
 
     /// Lets go of what was made ready: there will be no container here.
