@@ -1,10 +1,11 @@
-//! What every other crate needs and nothing more: ids, digests, sizes, error kinds, names,
+//! What every other crate needs and nothing more: ids, digests, sizes, durations, error kinds, names,
 //! atomic file replacement and the names of environment variables.
 //!
 //! This crate makes no system call but file I/O through `std` and knows nothing of containers,
 //! HTTP or the kernel's facilities.
 
 mod digest;
+mod duration;
 pub mod env;
 mod error;
 mod file;
@@ -13,6 +14,7 @@ mod instance;
 mod size;
 
 pub use digest::{ChainId, DiffId, Digest, DigestError};
+pub use duration::{DurationError, format_duration, parse_duration};
 pub use error::{Kind, Kinded, chain};
 pub use file::{Durability, replace};
 pub use id::{ContainerId, ExecId, IdError, NetworkId, random_hex};

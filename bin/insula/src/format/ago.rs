@@ -2,6 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use insula_base::parse_duration;
+
 /// Seconds since 1970.
 pub(crate) fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
@@ -52,7 +54,7 @@ pub(crate) fn moment(text: &str) -> anyhow::Result<String> {
     if text.is_empty() || text.parse::<f64>().is_ok_and(|number| number.is_finite() && number >= 0.0) {
         return Ok(text.to_owned());
     }
-    if let Some(nanoseconds) = go_duration(text) {
+    if let Ok(nanoseconds) = parse_duration(text) {
         let then = jiff::Timestamp::now().as_nanosecond() - i128::from(nanoseconds);
         return Ok(unix(then));
     }
@@ -73,39 +75,6 @@ pub(crate) fn moment(text: &str) -> anyhow::Result<String> {
 
 fn unix(nanoseconds: i128) -> String {
     format!("{}.{:09}", nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000))
-}
-
-/// Nanoseconds of a duration as Go writes it: `1h30m`, `1.5s`, `300ms`.
-pub(crate) fn go_duration(text: &str) -> Option<i64> {
-    let (negative, mut rest) = match text.strip_prefix('-') {
-        Some(rest) => (true, rest),
-        None => (false, text.strip_prefix('+').unwrap_or(text)),
-    };
-    if rest == "0" {
-        return Some(0);
-    }
-    let mut total = 0f64;
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        total += number
-            * match &rest[..end] {
-                "ns" => 1.0,
-                "us" | "µs" | "μs" => 1e3,
-                "ms" => 1e6,
-                "s" => 1e9,
-                "m" => 60e9,
-                "h" => 3600e9,
-                _ => return None,
-            };
-        rest = &rest[end..];
-    }
-    (total < 9.2e18).then_some(if negative { -(total as i64) } else { total as i64 })
 }
 
 #[cfg(test)]
@@ -142,15 +111,5 @@ mod tests {
         let then: f64 = moment("10m").unwrap().parse().unwrap();
         assert!((now() as f64 - then - 600.0).abs() < 5.0);
         assert!(moment("yesterday").unwrap_err().to_string().contains("yesterday"));
-    }
-
-    #[test]
-    fn go_durations() {
-        assert_eq!(go_duration("1h30m"), Some(5_400_000_000_000));
-        assert_eq!(go_duration("1.5s"), Some(1_500_000_000));
-        assert_eq!(go_duration("0"), Some(0));
-        for bad in ["", "5", "s", "1x", "1h3"] {
-            assert_eq!(go_duration(bad), None, "{bad}");
-        }
     }
 }

@@ -1,8 +1,7 @@
 //! The flags of `run` and `create`. Data only; `resolve` gives them their meaning.
 
 use clap::{ArgAction, Args};
-
-use crate::format::ago::go_duration;
+use insula_base::parse_duration;
 
 /// What both have.
 #[derive(Debug, Default, Args)]
@@ -151,9 +150,7 @@ pub(crate) struct HealthFlags {
 
 /// Nanoseconds.
 fn span(text: &str) -> Result<i64, String> {
-    let (sign, rest) = text.strip_prefix('-').map_or((1, text), |rest| (-1, rest));
-    let nanoseconds = go_duration(rest).ok_or_else(|| format!("invalid duration {text:?}"))?;
-    Ok(sign * nanoseconds)
+    parse_duration(text).map_err(|_| format!("invalid duration {text:?}"))
 }
 
 /// Files.

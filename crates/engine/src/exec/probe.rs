@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use insula_base::ExecId;
+use insula_base::{ExecId, format_duration};
 use insula_models::{ExecCreateRequest, ExecStartRequest};
 use insula_proto::{Call, Signal};
 use tokio::io::AsyncReadExt;
@@ -112,7 +112,7 @@ impl Engine {
         task.call(kill, &[]).await?;
         let _ = tokio::time::timeout(DEATH, told).await;
         let said = output.finish().await;
-        let output = format!("Health check exceeded timeout ({})", go_duration(probe.timeout));
+        let output = format!("Health check exceeded timeout ({})", format_duration(probe.timeout));
         Ok(Probed { code: -1, output: if said.is_empty() { output } else { format!("{output}: {said}") } })
     }
 }
@@ -170,40 +170,9 @@ impl Kept {
     }
 }
 
-/// As Go prints it: `1m30s`, `1.5s`, `500ms`.
-fn go_duration(span: Duration) -> String {
-    let fraction = |whole: u64, rest: u32, digits: usize| {
-        let rest = format!("{rest:0digits$}");
-        let rest = rest.trim_end_matches('0');
-        if rest.is_empty() { whole.to_string() } else { format!("{whole}.{rest}") }
-    };
-    let (seconds, nanos) = (span.as_secs(), span.subsec_nanos());
-    match seconds {
-        0 if nanos < 1_000_000 => format!("{}µs", fraction(u64::from(nanos / 1000), nanos % 1000, 3)),
-        0 => format!("{}ms", fraction(u64::from(nanos / 1_000_000), nanos % 1_000_000, 6)),
-        1..60 => format!("{}s", fraction(seconds, nanos, 9)),
-        60..3600 => format!("{}m{}s", seconds / 60, fraction(seconds % 60, nanos, 9)),
-        _ => format!("{}h{}m{}s", seconds / 3600, seconds / 60 % 60, fraction(seconds % 60, nanos, 9)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn spans_read_as_gos() {
-        for (nanoseconds, text) in [
-            (30_000_000_000, "30s"),
-            (1_500_000_000, "1.5s"),
-            (90_000_000_000, "1m30s"),
-            (3_600_000_000_000, "1h0m0s"),
-            (100_000_000, "100ms"),
-            (1_200_000, "1.2ms"),
-        ] {
-            assert_eq!(go_duration(Duration::from_nanos(nanoseconds)), text);
-        }
-    }
 
     #[test]
     fn output_is_bounded() {

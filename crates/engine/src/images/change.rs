@@ -1,5 +1,6 @@
 //! `--change`: instructions of a Dockerfile that set the configuration of an image.
 
+use insula_base::parse_duration;
 use insula_spec::image::{Healthcheck, RunConfig};
 
 use crate::{Error, Result};
@@ -70,10 +71,10 @@ fn health(config: &RunConfig, text: &str) -> Option<Healthcheck> {
         let (flag, after) = flag.split_once(char::is_whitespace)?;
         let (name, value) = flag.split_once('=')?;
         match name {
-            "interval" => health.interval = nanoseconds(value)?,
-            "timeout" => health.timeout = nanoseconds(value)?,
-            "start-period" => health.start_period = nanoseconds(value)?,
-            "start-interval" => health.start_interval = nanoseconds(value)?,
+            "interval" => health.interval = span(value)?,
+            "timeout" => health.timeout = span(value)?,
+            "start-period" => health.start_period = span(value)?,
+            "start-interval" => health.start_interval = span(value)?,
             "retries" => health.retries = value.parse().ok().filter(|count| *count >= 0)?,
             _ => return None,
         }
@@ -93,19 +94,9 @@ fn health(config: &RunConfig, text: &str) -> Option<Healthcheck> {
     Some(health)
 }
 
-/// A duration as Go writes it: `1m30s`.
-fn nanoseconds(text: &str) -> Option<i64> {
-    const UNITS: [(&str, f64); 6] =
-        [("ms", 1e6), ("us", 1e3), ("ns", 1.0), ("h", 3600e9), ("m", 60e9), ("s", 1e9)];
-    let (mut total, mut rest) = (0f64, text);
-    while !rest.is_empty() {
-        let end = rest.find(|sign: char| !sign.is_ascii_digit() && sign != '.')?;
-        let number: f64 = rest[..end].parse().ok()?;
-        let (unit, scale) = UNITS.iter().find(|(unit, _)| rest[end..].starts_with(unit))?;
-        total += number * scale;
-        rest = &rest[end + unit.len()..];
-    }
-    (!text.is_empty() && total < i64::MAX as f64).then_some(total as i64)
+/// Nanoseconds of a span that does not go back.
+fn span(text: &str) -> Option<i64> {
+    parse_duration(text).ok().filter(|nanoseconds| *nanoseconds >= 0)
 }
 
 fn list(text: &str) -> Option<Vec<String>> {

@@ -2,6 +2,7 @@
 
 use insula_models::HostConfig;
 use insula_spec::plan::SeccompPlan;
+use insula_spec::sysctl::{SysctlOwner, sysctl_owner};
 
 use crate::{Error, Result};
 
@@ -60,32 +61,20 @@ fn profile_of(text: &str) -> Result<SeccompPlan> {
 
 /// Kernel parameters belong to namespaces: only those of the container's own may be set.
 pub(crate) fn check_sysctls(host: &HostConfig) -> Result<()> {
-    const IPC: [&str; 8] = [
-        "kernel.msgmax",
-        "kernel.msgmnb",
-        "kernel.msgmni",
-        "kernel.sem",
-        "kernel.shmall",
-        "kernel.shmmax",
-        "kernel.shmmni",
-        "kernel.shm_rmid_forced",
-    ];
     let shared_network = host.network_mode == "host" || host.network_mode.starts_with("container:");
     for name in host.sysctls.keys() {
         let refused = |why: &str| Err(Error::InvalidArgument(format!("sysctl '{name}' is not allowed{why}")));
         if name.contains('/') || name.contains("..") {
             return refused(": dots between its parts are expected");
         }
-        if name.starts_with("net.") {
-            if shared_network {
-                return refused(" in a shared network namespace");
-            }
-        } else if IPC.contains(&name.as_str()) || name.starts_with("fs.mqueue.") {
-            if host.ipc_mode == "host" {
+        match sysctl_owner(name) {
+            Some(SysctlOwner::Network) if shared_network => return refused(" in a shared network namespace"),
+            Some(SysctlOwner::Ipc) if host.ipc_mode == "host" => {
                 return refused(" in the host ipc namespace");
             }
-        } else {
-            return refused(", as it does not belong to a namespace");
+            Some(SysctlOwner::Network | SysctlOwner::Ipc) => {}
+            // The names of a host and its domain have options of their own.
+            Some(SysctlOwner::Uts) | None => return refused(", as it does not belong to a namespace"),
         }
     }
     Ok(())

@@ -14,6 +14,7 @@ use crate::plan::{
     CgroupPlan, ContainerPlan, DeviceKind, InitPlan, LogPlan, Namespace, NamespacesPlan, Resources,
     RootfsPlan, SeccompPlan, SecurityPlan, UserNamespace,
 };
+use crate::sysctl::{SysctlOwner, sysctl_owner};
 
 /// Of containers whose document names no control group.
 const GROUPS: &str = "insula-runtime";
@@ -292,28 +293,14 @@ fn limits(linux: &Linux) -> Result<Resources> {
 
 /// Those that a namespace of the container's own keeps from the host: namespaces(7).
 fn sysctls(linux: &Linux, namespaces: &NamespacesPlan) -> Result<std::collections::BTreeMap<String, String>> {
-    const IPC: [&str; 8] = [
-        "kernel.msgmax",
-        "kernel.msgmnb",
-        "kernel.msgmni",
-        "kernel.sem",
-        "kernel.shmall",
-        "kernel.shmmax",
-        "kernel.shmmni",
-        "kernel.shm_rmid_forced",
-    ];
     let all = linux.sysctl.clone().unwrap_or_default();
     for name in all.keys() {
         let field = || format!("linux.sysctl.{name}");
-        let dotted = name.replace('/', ".");
-        let owner = if IPC.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
-            &namespaces.ipc
-        } else if dotted.starts_with("net.") {
-            &namespaces.network
-        } else if matches!(dotted.as_str(), "kernel.domainname" | "kernel.hostname") {
-            &namespaces.uts
-        } else {
-            return Err(invalid(field(), "belongs to no namespace: it would be the host's"));
+        let owner = match sysctl_owner(&name.replace('/', ".")) {
+            Some(SysctlOwner::Ipc) => &namespaces.ipc,
+            Some(SysctlOwner::Network) => &namespaces.network,
+            Some(SysctlOwner::Uts) => &namespaces.uts,
+            None => return Err(invalid(field(), "belongs to no namespace: it would be the host's")),
         };
         if *owner == Namespace::Host {
             return Err(invalid(field(), "belongs to a namespace that is the host's here"));
