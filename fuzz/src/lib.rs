@@ -121,6 +121,8 @@ pub fn dockerfile(data: &[u8]) {
     if let Ok(ignore) = insula_build::Ignore::parse(data) {
         let _ = (ignore.ignores("a/b.c"), ignore.ignores(&text), ignore.may_keep_below("a"));
     }
+    let mut source = data;
+    while insula_build::Part::new(&mut source).finish().is_ok() {}
 }
 
 /// What registries send: challenges, and documents as any media type; and what clients send for them.

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use insula_tests::{Daemon, daemon, eventually};
 
 /// Makes a context of files; a name that ends with a slash is a folder.
-fn context(daemon: &Daemon, name: &str, files: &[(&str, &str)]) -> PathBuf {
+pub(crate) fn context(daemon: &Daemon, name: &str, files: &[(&str, &str)]) -> PathBuf {
     let folder = daemon.folder().join(name);
     for (name, content) in files {
         let path = folder.join(name);
@@ -16,15 +16,15 @@ fn context(daemon: &Daemon, name: &str, files: &[(&str, &str)]) -> PathBuf {
     folder
 }
 
-fn build(daemon: &Daemon, folder: &Path, flags: &[&str]) -> insula_tests::Outcome {
+pub(crate) fn build(daemon: &Daemon, folder: &Path, flags: &[&str]) -> insula_tests::Outcome {
     daemon.insula(&[&["build", "--network", "none"], flags, &[folder.to_str().unwrap()]].concat())
 }
 
-fn run(daemon: &Daemon, image: &str, script: &str) -> String {
+pub(crate) fn run(daemon: &Daemon, image: &str, script: &str) -> String {
     daemon.insula(&["run", "--rm", "--network", "none", image, "sh", "-c", script]).ok().to_owned()
 }
 
-fn id(daemon: &Daemon, image: &str) -> String {
+pub(crate) fn id(daemon: &Daemon, image: &str) -> String {
     daemon.insula(&["images", "-q", "--no-trunc", image]).ok().to_owned()
 }
 

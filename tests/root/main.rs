@@ -24,6 +24,7 @@ mod limits;
 mod logs;
 mod metrics;
 mod network;
+mod outputs;
 mod process;
 mod pull;
 mod push;

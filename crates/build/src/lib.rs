@@ -8,6 +8,7 @@ mod error;
 pub mod ignore;
 mod mode;
 mod nearest;
+mod part;
 mod plan;
 mod scope;
 
@@ -15,5 +16,6 @@ pub use error::{Error, Result};
 pub use ignore::Ignore;
 pub use mode::Mode;
 pub use nearest::nearest;
+pub use part::Part;
 pub use plan::{Base, Given, Plan, PlannedStage};
 pub use scope::{CopyOp, Op, RunOp, Scope, Script};

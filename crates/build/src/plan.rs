@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use insula_spec::reference::Reference;
+
 use crate::dockerfile::{Dockerfile, Quotes, Stage, Step, Variables, expand};
 use crate::nearest::hint;
 use crate::{Error, Result};
@@ -16,6 +18,21 @@ pub struct Given {
     /// `linux/amd64` of the host, and of the image.
     pub build_platform: String,
     pub target_platform: String,
+    /// `--build-context`: names that mean what came along, whatever else is called so.
+    pub contexts: BTreeSet<String>,
+}
+
+impl Given {
+    /// The context that a name in `FROM`, `--from` or `from=` means.
+    #[must_use]
+    pub fn context(&self, reference: &str) -> Option<&str> {
+        let wanted = reference.to_ascii_lowercase();
+        let whole = |text: &str| Reference::parse(text).ok().map(|reference| reference.to_string());
+        let same = |name: &&String| {
+            name.to_ascii_lowercase() == wanted || (whole(name).is_some() && whole(name) == whole(reference))
+        };
+        self.contexts.iter().find(same).map(String::as_str)
+    }
 }
 
 /// What a stage begins with.
@@ -25,6 +42,8 @@ pub enum Base {
     /// The number of an earlier stage.
     Stage(usize),
     Image(String),
+    /// What came along under this name.
+    Context(String),
 }
 
 /// One stage that is needed.
@@ -83,7 +102,7 @@ impl Plan {
             if planned.contains_key(&number) {
                 continue;
             }
-            let stage = planned_stage(file, number, &globals)?;
+            let stage = planned_stage(file, number, &globals, given)?;
             // Stages need earlier ones only.
             wanted.extend(stage.needs.iter().copied());
             planned.insert(number, stage);
@@ -121,7 +140,12 @@ fn globals(file: &Dockerfile, given: &Given) -> Result<Variables> {
     Ok(globals)
 }
 
-fn planned_stage(file: &Dockerfile, number: usize, globals: &Variables) -> Result<PlannedStage> {
+fn planned_stage(
+    file: &Dockerfile,
+    number: usize,
+    globals: &Variables,
+    given: &Given,
+) -> Result<PlannedStage> {
     let stage = &file.stages[number];
     let expanded = |text: &str| {
         expand(text, globals, file.directives.escape, Quotes::Remove)
@@ -132,15 +156,17 @@ fn planned_stage(file: &Dockerfile, number: usize, globals: &Variables) -> Resul
         return Err(Error::at(stage.line, format!("base name ({}) should not be blank", stage.base)));
     }
     let mut needs = BTreeSet::new();
-    let base = match earlier(file, number, &name, false) {
-        Some(other) => {
+    let base = match (given.context(&name), earlier(file, number, &name, false)) {
+        (Some(context), _) => Base::Context(context.to_owned()),
+        (None, Some(other)) => {
             needs.insert(other);
             Base::Stage(other)
         }
-        None if name == "scratch" => Base::Scratch,
-        None => Base::Image(name),
+        (None, None) if name == "scratch" => Base::Scratch,
+        (None, None) => Base::Image(name),
     };
-    needs.extend(taken_from(stage).filter_map(|from| earlier(file, number, from, true)));
+    let taken = taken_from(stage).filter(|from| given.context(from).is_none());
+    needs.extend(taken.filter_map(|from| earlier(file, number, from, true)));
     let platform = stage.platform.as_deref().map(expanded).transpose()?.filter(|text| !text.is_empty());
     Ok(PlannedStage { number, base, platform, needs })
 }
@@ -202,6 +228,7 @@ mod tests {
                 target: target.map(str::to_owned),
                 build_platform: platform.clone(),
                 target_platform: platform,
+                contexts: BTreeSet::new(),
             },
         )
     }
@@ -217,6 +244,23 @@ mod tests {
         assert_eq!(numbers(plan(STAGES, Some("0"), &[]).unwrap()), [0]);
         let why = plan(STAGES, Some("daed"), &[]).unwrap_err().to_string();
         assert_eq!(why, "target stage \"daed\" could not be found (did you mean dead?)");
+    }
+
+    #[test]
+    fn contexts_stand_for_stages_and_images() {
+        let file = Dockerfile::parse(STAGES.as_bytes()).unwrap();
+        let given = |names: &[&str]| Given {
+            contexts: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..Given::default()
+        };
+        let plan = Plan::new(&file, &given(&["Two"])).unwrap();
+        let numbers: Vec<_> = plan.stages.iter().map(|stage| stage.number).collect();
+        assert_eq!(numbers, [3]);
+        // An image however it is spelled.
+        let plan = Plan::new(&file, &given(&["docker.io/library/a:1"])).unwrap();
+        assert_eq!(plan.stages[0].base, Base::Context("docker.io/library/a:1".to_owned()));
+        assert_eq!(given(&["b"]).context("b:latest"), Some("b"));
+        assert_eq!(given(&["b"]).context("b:1"), None);
     }
 
     #[test]

@@ -25,6 +25,10 @@ impl ByteStream {
         Self { body, call, content_type }
     }
 
+    pub(crate) fn call(&self) -> &str {
+        &self.call
+    }
+
     /// Whether output is multiplexed, when the daemon said so in its content type.
     #[must_use]
     pub fn multiplexed(&self) -> Option<bool> {
@@ -65,7 +69,7 @@ pub struct JsonStream<T> {
 }
 
 /// No document of a stream is larger.
-const MAX_DOCUMENT: usize = 16 << 20;
+pub(crate) const MAX_DOCUMENT: usize = 16 << 20;
 
 impl<T: DeserializeOwned> JsonStream<T> {
     pub(crate) fn new(bytes: ByteStream) -> Self {

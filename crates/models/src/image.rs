@@ -109,6 +109,10 @@ document! {
     BuildExtras {
         /// What commands may be given, by id, in Base64.
         secrets: Labels,
+        /// What names in the Dockerfile mean: `folder`, whose archive comes in front of the context, or `image:NAME`.
+        contexts: Labels,
+        /// What is answered beside progress: nothing, `archive` or `files`.
+        output: String,
     }
 }
 

@@ -1,5 +1,8 @@
 //! `build`, `builder prune`.
 
+mod answer;
+mod contexts;
+mod output;
 mod secrets;
 
 use std::collections::BTreeMap;
@@ -11,16 +14,20 @@ use clap::Args;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use insula_build::dockerfile::{Dockerfile, LARGEST, lint};
-use insula_build::{Base, Given, Ignore, Plan};
-use insula_client::{BuildOptions, JsonStream, Upload};
-use insula_models::{AuthConfig, ProgressMessage};
+use insula_build::{Base, Given, Plan};
+use insula_client::{BuildOptions, NamedContext, Upload, framed};
+use insula_models::AuthConfig;
 use insula_spec::reference::Reference;
 
+use self::contexts::Named;
+use self::output::Output;
+use super::transfer;
 use crate::arguments::Run;
 use crate::context::Context;
 use crate::copy::context::Context as BuildContext;
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
 use crate::options::limits;
+use crate::printer::Sink;
 use crate::run::resolve::security_option;
 use crate::usage::bad_flag;
 use crate::{filters, options, printer, registry};
@@ -32,6 +39,7 @@ use crate::{filters, options, printer, registry};
   insula build -f build/Dockerfile --target test --build-arg VERSION=2 .
   insula build --check .
   insula build --secret id=token,env=API_TOKEN .
+  insula build --build-context sources=../src --output type=local,dest=out .
   insula build -t app - < Dockerfile")]
 pub(crate) struct BuildArgs {
     /// Name of the image: repository[:tag]
@@ -67,9 +75,21 @@ pub(crate) struct BuildArgs {
     /// Write the image's id and names to a file, as JSON
     #[arg(long, value_name = "FILE")]
     metadata_file: Option<PathBuf>,
-    /// How progress is shown: auto, plain
-    #[arg(long, value_name = "KIND", default_value = "auto", value_parser = ["auto", "plain"])]
+    /// How progress is shown: auto, plain, quiet
+    #[arg(long, value_name = "KIND", default_value = "auto", value_parser = ["auto", "plain", "quiet"])]
     progress: String,
+    /// A folder or an image that the Dockerfile calls by a name: NAME=FOLDER, NAME=docker-image://IMAGE
+    #[arg(long, value_name = "NAME=VALUE")]
+    build_context: Vec<String>,
+    /// What becomes of it: type=image|registry|oci|docker|tar|local[,dest=PATH], a folder, - [default: an image]
+    #[arg(short, long, value_name = "OUTPUT", conflicts_with_all = ["push", "load"])]
+    output: Option<String>,
+    /// Push the image under its names: --output type=registry
+    #[arg(long, conflicts_with = "load")]
+    push: bool,
+    /// Keep the image among the daemon's, as is done anyway: --output type=docker
+    #[arg(long)]
+    load: bool,
     /// Network of the commands
     #[arg(long, value_name = "NETWORK", default_value = "", hide_default_value = true)]
     network: String,
@@ -155,28 +175,59 @@ impl Run for BuildArgs {
         if self.check {
             return check(&source);
         }
-        let options = self.options(&source)?;
+        let output = self.output()?;
+        let named = self.build_context.iter().map(|text| contexts::read(text));
+        let named = named.collect::<anyhow::Result<Vec<_>>>()?;
+        let tags = self.tags(&output)?;
+        let options = self.options(&source, &named, &output, &tags)?;
+        let receiver = output.open()?;
+        let sink = if output.takes_standard_output() { Sink::Stderr } else { Sink::Stdout };
         let client = context.client().await?;
-        let upload = match source {
-            Source::Folder { context, .. } if self.compress => Upload::write(move |sink| {
-                let mut gzip = GzEncoder::new(sink, Compression::default());
-                context.pack(&mut gzip)?;
-                gzip.finish().map(drop)
-            }),
-            Source::Folder { context, .. } => Upload::write(move |sink| context.pack(sink)),
-            Source::Archive(head) => Upload::read(std::io::Cursor::new(head).chain(std::io::stdin())),
-        };
-        let mut progress = client.build_image(upload, &options).await?;
-        let id = show(&mut progress).await?;
-        if let Some(file) = &self.iidfile {
+        let upload = upload(source, named, self.compress);
+        let mut answer = client.build_image(upload, &options).await?;
+        let id = answer::show(&mut answer, receiver, sink).await?;
+        if let Some(file) = self.iidfile.as_ref().filter(|_| !id.is_empty()) {
             std::fs::write(file, &id).with_context(|| format!("write {}", file.display()))?;
         }
         if let Some(file) = &self.metadata_file {
-            std::fs::write(file, metadata(&id, &self.tag)?)
+            std::fs::write(file, metadata(&id, &tags)?)
                 .with_context(|| format!("write {}", file.display()))?;
+        }
+        if matches!(output, Output::Image { push: true, .. }) {
+            for tag in &tags {
+                transfer::push(&client, tag, options.quiet).await?;
+            }
         }
         Ok(0)
     }
+}
+
+/// What is sent: folders of their own names, and the context.
+fn upload(source: Source, mut named: Vec<Named>, compress: bool) -> Upload {
+    if named.is_empty()
+        && let Source::Archive(head) = source
+    {
+        return Upload::read(std::io::Cursor::new(head).chain(std::io::stdin()));
+    }
+    // The order in which the daemon expects them.
+    named.sort_by(|one, other| one.name.cmp(&other.name));
+    Upload::write(move |sink| {
+        for folder in named.into_iter().filter_map(|named| named.folder) {
+            framed(sink, |sink| folder.pack(sink))?;
+        }
+        match source {
+            Source::Folder { context, .. } if compress => {
+                let mut gzip = GzEncoder::new(sink, Compression::default());
+                context.pack(&mut gzip)?;
+                gzip.finish().map(drop)
+            }
+            Source::Folder { context, .. } => context.pack(sink),
+            Source::Archive(head) => {
+                let mut rest = std::io::Cursor::new(head).chain(std::io::stdin());
+                std::io::copy(&mut rest, sink).map(drop)
+            }
+        }
+    })
 }
 
 /// What a build has made, in the words of BuildKit's metadata files.
@@ -185,6 +236,9 @@ fn metadata(id: &str, tags: &[String]) -> anyhow::Result<String> {
     let names = names.collect::<anyhow::Result<Vec<_>>>()?;
     let mut fields = serde_json::Map::new();
     fields.insert("containerimage.config.digest".to_owned(), id.into());
+    if id.is_empty() {
+        fields.clear();
+    }
     if !names.is_empty() {
         fields.insert("image.name".to_owned(), names.join(",").into());
     }
@@ -223,11 +277,7 @@ impl BuildArgs {
         let (dockerfile, text, inside) = self.dockerfile(&found)?;
         let own = found.join(format!("{dockerfile}.dockerignore"));
         let patterns = if inside && own.is_file() { own } else { found.join(".dockerignore") };
-        let ignore = match std::fs::read(&patterns) {
-            Ok(text) => Ignore::parse(&text).with_context(|| patterns.display().to_string())?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ignore::default(),
-            Err(error) => return Err(error).with_context(|| format!("read {}", patterns.display())),
-        };
+        let ignore = contexts::ignored(&patterns)?;
         let always =
             vec![dockerfile.clone(), format!("{dockerfile}.dockerignore"), ".dockerignore".to_owned()];
         let extra = (!inside).then(|| (dockerfile.clone(), text.clone()));
@@ -280,7 +330,32 @@ impl BuildArgs {
         Ok(Source::Archive(builder.into_inner()?))
     }
 
-    fn options(&self, source: &Source) -> anyhow::Result<BuildOptions> {
+    fn output(&self) -> anyhow::Result<Output> {
+        match &self.output {
+            Some(text) => output::read(text),
+            None => Ok(Output::Image { names: Vec::new(), push: self.push }),
+        }
+    }
+
+    /// The image's names; one that is pushed has to have some.
+    fn tags(&self, output: &Output) -> anyhow::Result<Vec<String>> {
+        let mut tags = self.tag.clone();
+        if let Output::Image { names, push } = output {
+            tags.extend(names.iter().cloned());
+            if *push && tags.is_empty() {
+                bail!("tag is needed when pushing to registry");
+            }
+        }
+        Ok(tags)
+    }
+
+    fn options(
+        &self,
+        source: &Source,
+        named: &[Named],
+        output: &Output,
+        tags: &[String],
+    ) -> anyhow::Result<BuildOptions> {
         let bytes = |text: &Option<String>| -> anyhow::Result<i64> {
             match text.as_deref() {
                 None => Ok(0),
@@ -290,14 +365,14 @@ impl BuildArgs {
         };
         let mut options = BuildOptions {
             dockerfile: self.file.clone().unwrap_or_else(|| "Dockerfile".to_owned()),
-            tags: self.tag.clone(),
+            tags: tags.to_vec(),
             arguments: arguments(&self.build_arg),
             labels: self.label.iter().map(|label| pair(label)).collect(),
             target: self.target.clone(),
             no_cache: self.no_cache,
             no_cache_filter: self.no_cache_filter.clone(),
             pull: self.pull,
-            quiet: self.quiet,
+            quiet: self.quiet || self.progress == "quiet",
             platform: self.platform.clone(),
             network: self.network.clone(),
             extra_hosts: self.add_host.clone(),
@@ -321,7 +396,12 @@ impl BuildArgs {
             isolation: self.isolation.clone(),
             secrets: self.secret.iter().map(|text| secrets::read(text)).collect::<anyhow::Result<_>>()?,
             credentials: BTreeMap::new(),
+            contexts: named.iter().map(|named| (named.name.clone(), named.context.clone())).collect(),
+            output: output.asked(),
         };
+        if options.contexts.len() < named.len() {
+            bail!("two build contexts have the same name");
+        }
         if let Source::Folder { dockerfile, text, .. } = source {
             options.dockerfile.clone_from(dockerfile);
             options.credentials = credentials(text, &options)?;
@@ -350,11 +430,19 @@ fn credentials(text: &[u8], options: &BuildOptions) -> anyhow::Result<BTreeMap<S
     let given = Given {
         arguments: options.arguments.clone(),
         target: Some(options.target.clone()),
+        contexts: options.contexts.keys().cloned().collect(),
         ..Given::default()
     };
     let mut found = BTreeMap::new();
-    for stage in Plan::new(&file, &given)?.stages {
-        let Base::Image(name) = stage.base else { continue };
+    let bases = Plan::new(&file, &given)?.stages.into_iter().filter_map(|stage| match stage.base {
+        Base::Image(name) => Some(name),
+        _ => None,
+    });
+    let named = options.contexts.values().filter_map(|context| match context {
+        NamedContext::Image(name) => Some(name.clone()),
+        NamedContext::Folder => None,
+    });
+    for name in bases.chain(named) {
         let Ok(reference) = Reference::parse(&name) else { continue };
         let auth = registry::credentials(&name)?;
         if auth != AuthConfig::default() {
@@ -383,34 +471,6 @@ fn check(source: &Source) -> Outcome {
         count => printer::line(&format!("Check complete, {count} warnings have been found!"))?,
     }
     Ok(u8::from(!warnings.is_empty()))
-}
-
-/// Prints what the daemon tells; returns the image's id.
-async fn show(progress: &mut JsonStream<ProgressMessage>) -> anyhow::Result<String> {
-    let mut id = String::new();
-    while let Some(message) = progress.next().await? {
-        let error = match &message.error_detail {
-            Some(detail) if !detail.message.is_empty() => &detail.message,
-            _ => &message.error,
-        };
-        if !error.is_empty() {
-            return Err(Failure { code: 1, message: error.clone() }.into());
-        }
-        if let Some(found) = message.aux.as_ref().and_then(|aux| aux.get("ID")).and_then(|id| id.as_str()) {
-            found.clone_into(&mut id);
-        }
-        if !message.stream.is_empty() {
-            printer::text(&message.stream)?;
-        } else if !message.status.is_empty() && message.progress_detail.is_none() {
-            let line = if message.id.is_empty() {
-                message.status
-            } else {
-                format!("{}: {}", message.id, message.status)
-            };
-            printer::line(&line)?;
-        }
-    }
-    Ok(id)
 }
 
 /// Remove what builds keep for the next one

@@ -100,33 +100,54 @@ impl Target {
     }
 
     pub(super) async fn fill(self, mut archive: ByteStream) -> anyhow::Result<()> {
-        match self {
-            Self::Output => {
-                while let Some(bytes) = archive.next().await? {
-                    printer::bytes(&bytes)?;
-                }
-            }
+        let mut filling = self.begin()?;
+        while let Some(bytes) = archive.next().await? {
+            filling.write(&bytes)?;
+        }
+        filling.finish()
+    }
+
+    /// Opens the file.
+    pub(super) fn begin(self) -> anyhow::Result<Filling> {
+        let open = match &self {
+            Self::Output => None,
             // A device or a pipe is not replaced.
             Self::File { path, .. } if path.exists() && !path.is_file() => {
-                let mut file =
-                    File::options().write(true).open(&path).with_context(|| format!("open {path:?}"))?;
-                copy(&mut archive, &mut file, &path).await?;
+                Some(File::options().write(true).open(path).with_context(|| format!("open {path:?}"))?)
             }
-            Self::File { beside, path } => {
-                let mut file = File::create(&beside.0).with_context(|| format!("write {:?}", beside.0))?;
-                copy(&mut archive, &mut file, &path).await?;
-                fs::rename(&beside.0, &path).with_context(|| format!("write {path:?}"))?;
+            Self::File { beside, .. } => {
+                Some(File::create(&beside.0).with_context(|| format!("write {:?}", beside.0))?)
             }
-        }
-        Ok(())
+        };
+        Ok(Filling { target: self, open })
     }
 }
 
-async fn copy(archive: &mut ByteStream, file: &mut File, path: &Path) -> anyhow::Result<()> {
-    while let Some(bytes) = archive.next().await? {
-        file.write_all(&bytes).with_context(|| format!("write {path:?}"))?;
+/// An archive on its way to where it goes.
+pub(super) struct Filling {
+    target: Target,
+    open: Option<File>,
+}
+
+impl Filling {
+    pub(super) fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        match (&mut self.open, &self.target) {
+            (Some(file), Target::File { path, .. }) => {
+                file.write_all(bytes).with_context(|| format!("write {path:?}"))
+            }
+            _ => Ok(printer::bytes(bytes)?),
+        }
     }
-    Ok(())
+
+    /// It is whole.
+    pub(super) fn finish(self) -> anyhow::Result<()> {
+        match &self.target {
+            Target::File { beside, path } if !path.exists() || path.is_file() => {
+                fs::rename(&beside.0, path).with_context(|| format!("write {path:?}"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Make an image of a container's changes

@@ -119,17 +119,29 @@ impl Run for PushArgs {
         if reference.digest().is_some() {
             bail!("cannot push a digest reference");
         }
-        let name = reference.familiar_name();
-        let tag = if self.all_tags { "" } else { reference.tag().unwrap_or_default() };
-        let auth = registry::credentials(&name)?;
         let client = context.client().await?;
-        let mut stream = client.push_image(&name, tag, &auth).await?;
+        let done = pushed(&client, &reference, self.all_tags, self.quiet).await?;
         if self.quiet {
-            progress::wait(&mut stream, 1).await?;
-            printer::line(&if self.all_tags { reference.name() } else { reference.to_string() })?;
-        } else {
-            progress::show(&mut stream, Sink::Stdout, 1).await?;
+            printer::line(&done)?;
         }
         Ok(0)
     }
+}
+
+/// Pushes an image that was just made.
+pub(super) async fn push(client: &Client, name: &str, quiet: bool) -> anyhow::Result<()> {
+    pushed(client, &Reference::parse(name)?, false, quiet).await.map(drop)
+}
+
+/// Returns what was pushed.
+async fn pushed(client: &Client, reference: &Reference, all: bool, quiet: bool) -> anyhow::Result<String> {
+    let name = reference.familiar_name();
+    let tag = if all { "" } else { reference.tag().unwrap_or_default() };
+    let auth = registry::credentials(&name)?;
+    let mut stream = client.push_image(&name, tag, &auth).await?;
+    match quiet {
+        true => progress::wait(&mut stream, 1).await?,
+        false => progress::show(&mut stream, Sink::Stdout, 1).await?,
+    }
+    Ok(if all { reference.name() } else { reference.to_string() })
 }

@@ -2,18 +2,22 @@
 //! lines.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
+use axum::response::Response;
 use axum::routing::{any, post};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::TryStreamExt;
-use http::HeaderMap;
-use insula_engine::build::{BuildRequest, PruneRequest, Secret};
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, future::ready, stream};
+use http::{HeaderMap, HeaderValue, header};
+use insula_engine::archive::{ArchiveChunks, archive_channel};
+use insula_engine::build::{BuildRequest, NamedContext, Output, PruneRequest, Secret};
 use insula_engine::images::Credentials;
-use insula_models::{BuildExtras, BuildPruneResponse, HostConfig};
+use insula_models::{BuildExtras, BuildPruneResponse, HostConfig, Labels};
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::{StreamReader, SyncIoBridge};
@@ -61,17 +65,74 @@ async fn build_with(State(api): State<Api>, headers: HeaderMap, params: Params, 
     }
     let mut document = vec![0; length];
     stream.read_exact(&mut document).await.map_err(cut)?;
-    request.secrets = secrets(&document)?;
+    // What is wrong with it is not said in its own words: they may be a secret's.
+    let extras: BuildExtras = serde_json::from_slice(&document)
+        .map_err(|_| ApiError::invalid("the document in front of the context is not one"))?;
+    request.secrets = secrets(extras.secrets)?;
+    request.contexts = contexts(extras.contexts)?;
+    let (output, chunks) = output(&extras.output)?;
+    request.output = output;
     let engine = api.engine.clone();
     let context = SyncIoBridge::new(stream);
-    transferred(move |progress| async move { engine.build(context, request, progress).await }).await
+    let progress =
+        transferred(move |progress| async move { engine.build(context, request, progress).await }).await?;
+    Ok(match chunks {
+        None => progress,
+        Some(chunks) => multiplexed(progress, chunks),
+    })
 }
 
-fn secrets(document: &[u8]) -> Result<BTreeMap<String, Secret>, ApiError> {
-    // What is wrong with it is not said in its own words: they may be a secret's.
-    let extras: BuildExtras = serde_json::from_slice(document)
-        .map_err(|_| ApiError::invalid("the document in front of the context is not one"))?;
-    let decoded = extras.secrets.into_iter().map(|(id, text)| match STANDARD.decode(text) {
+/// Where the engine writes what is answered beside progress, and where it is read.
+fn output(name: &str) -> Result<(Output, Option<ArchiveChunks>), ApiError> {
+    let kind = match name {
+        "" => return Ok((Output::Image, None)),
+        "archive" => Output::Archive,
+        "files" => Output::Files,
+        _ => {
+            return Err(ApiError::invalid(format!(
+                "there is no output {name:?}: archive or files is expected"
+            )));
+        }
+    };
+    let (sender, chunks) = archive_channel();
+    Ok((kind(sender), Some(chunks)))
+}
+
+/// Two streams in one, in the frames that attached streams have: the output is the first, progress the second.
+fn multiplexed(progress: Response, output: ArchiveChunks) -> Response {
+    let lines = progress.into_body().into_data_stream().filter_map(|line| ready(line.ok()));
+    let lines = lines.map(|line| frame(2, &line));
+    let output = stream::unfold(output, |mut output| async {
+        // What went wrong is what the progress ends with.
+        let chunk = output.recv().await?.ok()?;
+        Some((frame(1, &chunk), output))
+    });
+    let both = stream::select(lines, output).map(Ok::<_, Infallible>);
+    let mut response = Response::new(Body::from_stream(both));
+    let kind = HeaderValue::from_static("application/vnd.docker.multiplexed-stream");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+fn frame(stream: u8, content: &[u8]) -> Bytes {
+    // Chunks are far smaller than what a length can say.
+    let length = u32::try_from(content.len()).unwrap_or(u32::MAX).to_be_bytes();
+    [&[stream, 0, 0, 0], &length[..], content].concat().into()
+}
+
+fn contexts(given: Labels) -> Result<BTreeMap<String, NamedContext>, ApiError> {
+    let read = given.into_iter().map(|(name, text)| match text.split_once(':') {
+        None if text == "folder" => Ok((name, NamedContext::Folder)),
+        Some(("image", image)) if !image.is_empty() => Ok((name, NamedContext::Image(image.to_owned()))),
+        _ => Err(ApiError::invalid(format!(
+            "the build context {name} is {text:?}: folder or image:NAME is expected"
+        ))),
+    });
+    read.collect()
+}
+
+fn secrets(given: Labels) -> Result<BTreeMap<String, Secret>, ApiError> {
+    let decoded = given.into_iter().map(|(id, text)| match STANDARD.decode(text) {
         Ok(bytes) if bytes.len() <= SECRET_MAX => Ok((id, Secret::from(bytes))),
         Ok(_) => Err(ApiError::invalid(format!("secret {id} is larger than {SECRET_MAX} bytes"))),
         Err(_) => Err(ApiError::invalid(format!("secret {id} is not Base64"))),
@@ -95,6 +156,8 @@ fn request(headers: &HeaderMap, params: &Params) -> Result<BuildRequest, ApiErro
         host: host(params)?,
         secrets: BTreeMap::new(),
         credentials: credentials(headers)?,
+        contexts: BTreeMap::new(),
+        output: Output::Image,
     })
 }
 

@@ -1,16 +1,51 @@
 //! `/build`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, BufWriter, Write};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use insula_models::{AuthConfig, BuildExtras, BuildPruneResponse, Labels, ProgressMessage, Ulimit};
 
 use crate::body::{RequestBody, Upload};
 use crate::connection::{Call, Client, json};
 use crate::error::Result;
 use crate::query::{Filters, Query};
-use crate::stream::JsonStream;
+use crate::stream::{ByteStream, MAX_DOCUMENT};
+use crate::{Demultiplexer, Error, Source, StdcopyError};
+
+/// What a name means beside the context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamedContext {
+    /// A folder: the archives of all of them are in front of the context, each by [`framed`], in the order of their
+    /// names.
+    Folder,
+    /// An image by its name or id.
+    Image(String),
+}
+
+/// What is answered beside progress.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BuildOutput {
+    /// Nothing: the image is among the daemon's.
+    #[default]
+    Image,
+    /// An archive of the image, which is not among the daemon's.
+    Archive,
+    /// An archive of the last stage's files.
+    Files,
+}
+
+impl BuildOutput {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Image => "",
+            Self::Archive => "archive",
+            Self::Files => "files",
+        }
+    }
+}
 
 /// How an image is built.
 #[derive(Debug, Clone, Default)]
@@ -51,6 +86,9 @@ pub struct BuildOptions {
     pub isolation: String,
     /// What commands may be given, by id.
     pub secrets: BTreeMap<String, Vec<u8>>,
+    /// What names in the Dockerfile mean.
+    pub contexts: BTreeMap<String, NamedContext>,
+    pub output: BuildOutput,
     /// By the registries' names.
     pub credentials: BTreeMap<String, AuthConfig>,
 }
@@ -107,11 +145,20 @@ impl BuildOptions {
 
     /// What is in front of the context, with its length: nothing if Docker's own request says it all.
     fn extras(&self) -> Result<Option<Vec<u8>>> {
-        if self.secrets.is_empty() {
+        if self.secrets.is_empty() && self.contexts.is_empty() && self.output == BuildOutput::Image {
             return Ok(None);
         }
         let secrets = self.secrets.iter().map(|(id, bytes)| (id.clone(), STANDARD.encode(bytes)));
-        let RequestBody::Bytes(Some(document)) = json(&BuildExtras { secrets: secrets.collect() })? else {
+        let contexts = self.contexts.iter().map(|(name, context)| match context {
+            NamedContext::Folder => (name.clone(), "folder".to_owned()),
+            NamedContext::Image(image) => (name.clone(), format!("image:{image}")),
+        });
+        let extras = BuildExtras {
+            secrets: secrets.collect(),
+            contexts: contexts.collect(),
+            output: self.output.name().to_owned(),
+        };
+        let RequestBody::Bytes(Some(document)) = json(&extras)? else {
             return Ok(None);
         };
         let length = u32::try_from(document.len()).unwrap_or(u32::MAX).to_be_bytes();
@@ -119,13 +166,124 @@ impl BuildOptions {
     }
 }
 
+/// Bytes of a chunk in front of a context.
+const CHUNK: usize = 256 << 10;
+
+/// Writes what `write` writes in chunks with their lengths in front, and an empty one at the end.
+///
+/// # Errors
+/// Those of `write` and of `sink`.
+pub fn framed(sink: &mut dyn Write, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut chunks = BufWriter::with_capacity(CHUNK, Chunks(&mut *sink));
+    write(&mut chunks)?;
+    chunks.flush()?;
+    drop(chunks);
+    sink.write_all(&[0; 4])
+}
+
+struct Chunks<'a>(&'a mut dyn Write);
+
+impl Write for Chunks<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len().min(CHUNK);
+        if count > 0 {
+            self.0.write_all(&(count as u32).to_be_bytes())?;
+            self.0.write_all(&bytes[..count])?;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// A part of what a build answers.
+#[derive(Debug)]
+pub enum BuildPart {
+    Progress(Box<ProgressMessage>),
+    Output(Bytes),
+}
+
+/// What a build answers, as it comes.
+#[derive(Debug)]
+pub struct BuildAnswer {
+    bytes: ByteStream,
+    /// Progress and output come in one stream.
+    frames: Option<Demultiplexer>,
+    /// A line of progress that is not complete.
+    line: Vec<u8>,
+    ready: VecDeque<BuildPart>,
+}
+
+impl BuildAnswer {
+    fn new(bytes: ByteStream, both: bool) -> Self {
+        Self { bytes, frames: both.then(Demultiplexer::new), line: Vec::new(), ready: VecDeque::new() }
+    }
+
+    /// The next part; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<BuildPart>> {
+        loop {
+            if let Some(part) = self.ready.pop_front() {
+                return Ok(Some(part));
+            }
+            let Some(piece) = self.bytes.next().await? else {
+                // The last line may have no end.
+                self.complete()?;
+                return Ok(self.ready.pop_front());
+            };
+            let Some(mut frames) = self.frames.take() else {
+                self.progress(&piece)?;
+                continue;
+            };
+            let mut parts = Vec::new();
+            let fed = frames.feed(&piece, |source, payload| {
+                parts.push((source, Bytes::copy_from_slice(payload)));
+                Ok::<_, StdcopyError>(())
+            });
+            self.frames = Some(frames);
+            for (source, payload) in parts {
+                match source {
+                    Source::Stdout => self.ready.push_back(BuildPart::Output(payload)),
+                    Source::Stderr => self.progress(&payload)?,
+                }
+            }
+            fed.map_err(|error| self.wrong(error.to_string()))?;
+        }
+    }
+
+    /// Takes lines of progress apart, however they are cut.
+    fn progress(&mut self, bytes: &[u8]) -> Result<()> {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.line.extend_from_slice(piece);
+            if self.line.len() > MAX_DOCUMENT {
+                return Err(self.wrong("a document is too large".to_owned()));
+            }
+            if piece.ends_with(b"\n") {
+                self.complete()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self) -> Result<()> {
+        let line = std::mem::take(&mut self.line);
+        if line.iter().all(u8::is_ascii_whitespace) {
+            return Ok(());
+        }
+        let message = insula_models::from_json(&line).map_err(|error| self.wrong(error.to_string()))?;
+        self.ready.push_back(BuildPart::Progress(Box::new(message)));
+        Ok(())
+    }
+
+    fn wrong(&self, reason: String) -> Error {
+        Error::Answer { call: self.bytes.call().to_owned(), reason }
+    }
+}
+
 impl Client {
     /// `POST /build`: the context is a tar; `POST /insula/build` with what Docker's has no place for.
-    pub async fn build_image(
-        &self,
-        context: Upload,
-        options: &BuildOptions,
-    ) -> Result<JsonStream<ProgressMessage>> {
+    pub async fn build_image(&self, context: Upload, options: &BuildOptions) -> Result<BuildAnswer> {
         let query = options.query();
         let (path, context) = match options.extras()? {
             None => ("/build", context),
@@ -133,7 +291,8 @@ impl Client {
         };
         let call = Call::post(format!("{path}{}", query.as_str())).tar();
         let call = call.with_registries(&options.credentials);
-        Ok(JsonStream::new(self.stream(call, RequestBody::Upload(context)).await?.0))
+        let (bytes, _) = self.stream(call, RequestBody::Upload(context)).await?;
+        Ok(BuildAnswer::new(bytes, options.output != BuildOutput::Image))
     }
 
     /// `POST /build/prune`: `keep` bytes may stay.

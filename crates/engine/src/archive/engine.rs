@@ -19,6 +19,14 @@ const WAITING: usize = 4;
 
 /// An archive as it is made; an error ends it early.
 pub type ArchiveChunks = mpsc::Receiver<io::Result<Vec<u8>>>;
+/// Where an archive goes as it is made.
+pub type ArchiveSender = mpsc::Sender<io::Result<Vec<u8>>>;
+
+/// Both ends of an archive.
+#[must_use]
+pub fn archive_channel() -> (ArchiveSender, ArchiveChunks) {
+    mpsc::channel(WAITING)
+}
 
 impl Engine {
     /// What is at `path` in the container.
@@ -107,9 +115,9 @@ fn stopped(files: &ContainerFiles) -> Root {
 
 /// Runs `work` on a thread that may block; what it writes is received, and an error at the end.
 pub(crate) fn produce(work: impl FnOnce(&mut ChunkWriter) -> Result<()> + Send + 'static) -> ArchiveChunks {
-    let (sender, receiver) = mpsc::channel(WAITING);
+    let (sender, receiver) = archive_channel();
     let work = move || {
-        let mut out = ChunkWriter { sender, buffer: Vec::with_capacity(CHUNK) };
+        let mut out = ChunkWriter::new(sender);
         let worked = work(&mut out)
             .and_then(|()| out.flush().map_err(|error| Error::Internal(format!("send an archive: {error}"))));
         if let Err(error) = worked {
@@ -131,6 +139,13 @@ pub(crate) fn produce(work: impl FnOnce(&mut ChunkWriter) -> Result<()> + Send +
 pub(crate) struct ChunkWriter {
     sender: mpsc::Sender<io::Result<Vec<u8>>>,
     buffer: Vec<u8>,
+}
+
+impl ChunkWriter {
+    /// What is written has to be flushed at last.
+    pub(crate) fn new(sender: ArchiveSender) -> Self {
+        Self { sender, buffer: Vec::with_capacity(CHUNK) }
+    }
 }
 
 impl Write for ChunkWriter {

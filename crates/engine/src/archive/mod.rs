@@ -14,8 +14,9 @@ use std::path::PathBuf;
 
 use insula_models::PathStat;
 
-pub use self::engine::ArchiveChunks;
-pub(crate) use self::engine::{made_by_engine, produce};
+pub use self::engine::{ArchiveChunks, ArchiveSender, archive_channel};
+pub(crate) use self::engine::{ChunkWriter, made_by_engine, produce};
+pub(crate) use self::read::pack_root;
 pub(crate) use self::write::decompressed;
 use crate::tree::{Last, Place, Tree, clean};
 use crate::{Error, Result};

@@ -43,7 +43,7 @@ pub(super) fn pack(tree: &Tree, place: &Place, path: &str, out: impl Write) -> R
 }
 
 /// Writes what is below the root.
-pub(super) fn pack_root(tree: &Tree, root: &Place, out: impl Write) -> Result<()> {
+pub(crate) fn pack_root(tree: &Tree, root: &Place, out: impl Write) -> Result<()> {
     let mut packing = Packing::new(tree, out);
     let dir = root.dir().ok_or_else(|| Error::io("look up", &root.path, Errno::NOENT))?;
     packing.content(b"", &root.path, dir, 0)?;

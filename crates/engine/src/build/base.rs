@@ -24,7 +24,7 @@ pub(super) fn architecture() -> &'static str {
 
 impl Building {
     pub(super) async fn base(
-        &self,
+        self: &Arc<Self>,
         base: &Base,
         needed: &super::stage::Needed,
         platform: &str,
@@ -47,6 +47,7 @@ impl Building {
                     built.ok_or_else(|| Error::Internal("a stage was not built before".to_owned()))?;
                 Ok(Built::clone(built))
             }
+            Base::Context(name) => self.base_of_context(name, needed, platform).await,
             Base::Image(name) => {
                 let (image, lease) = self.image(name, platform).await?;
                 let config = ImageConfig { comment: None, docker_version: String::new(), ..image.config };

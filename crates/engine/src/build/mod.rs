@@ -17,6 +17,8 @@ mod command;
 mod files;
 mod layer;
 mod mounts;
+mod named;
+mod output;
 mod owner;
 mod report;
 mod request;
@@ -32,14 +34,17 @@ use std::sync::Arc;
 use insula_build::dockerfile::Dockerfile;
 use insula_build::{Given, Ignore, Plan, nearest};
 use insula_spec::reference::Reference;
+use insula_store::Scratch;
 use insula_store::layers::{Limits, Whiteouts, unpack};
-use insula_store::{Composed, Scratch};
 use insula_sys::failpoint::failpoint;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 pub use self::cache::PruneRequest;
 pub(crate) use self::caches::Caches;
+use self::named::Folders;
+pub use self::named::NamedContext;
+pub use self::output::Output;
 use self::report::Report;
 pub use self::request::{BuildRequest, Secret};
 use self::stage::Built;
@@ -59,8 +64,10 @@ struct Building {
     engine: Engine,
     request: BuildRequest,
     file: Dockerfile,
+    given: Given,
     plan: Plan,
     context: Scratch,
+    folders: Folders,
     ignore: Ignore,
     report: Report,
     /// Seconds since 1970 that everything is dated to, if that was asked for.
@@ -72,7 +79,7 @@ struct Building {
 }
 
 impl Engine {
-    /// Builds an image from a tar, plain or compressed with gzip, telling how far it is in the legacy
+    /// Builds an image from a tar, plain or compressed, after those of the folders that came along, telling how far it is in the legacy
     /// builder's words. Dropped, it ends what runs for it.
     pub async fn build(
         &self,
@@ -85,33 +92,25 @@ impl Engine {
 
     async fn build_all(
         &self,
-        context: impl Read + Send + 'static,
+        mut context: impl Read + Send + 'static,
         request: BuildRequest,
         progress: ProgressSender,
     ) -> Result<()> {
         let tags = request.references()?;
         let store = self.store().clone();
-        let context = transfer(move || {
+        let names = request.folders();
+        let sent = transfer(move || {
+            let folders = Folders::take_in(&mut context, names.iter().map(String::as_str), &store)?;
             let scratch = store.images().scratch()?;
             take_in(context, scratch.path())?;
-            Ok(scratch)
+            Ok((scratch, folders))
         })
         .await?;
         failpoint("build.context");
         let report = Report::new(progress, request.quiet);
-        let building = Arc::new(Building::new(self.clone(), request, context, report)?);
+        let building = Arc::new(Building::new(self.clone(), request, sent, report)?);
         let built = building.clone().run().await?;
-        let image = built.finished(&building.request.labels, building.epoch)?;
-        let (store, layers) = (self.store().clone(), built.layers.clone());
-        let references = tags.clone();
-        let composed = Composed { config: image, references };
-        let id = blocking(move || Ok(store.images().compose(&layers, composed)?)).await?;
-        failpoint("build.made");
-        building.report.built(&id).await;
-        for tag in &tags {
-            self.images().publish("tag", &id, &tag.familiar());
-            building.report.line(format!("Successfully tagged {}\n", tag.familiar())).await;
-        }
+        building.put_out(built, tags).await?;
         let keys = std::mem::take(&mut *cache::locked(&building.keys));
         self.settle_cache(keys);
         Ok(())
@@ -133,7 +132,12 @@ impl Engine {
 }
 
 impl Building {
-    fn new(engine: Engine, request: BuildRequest, context: Scratch, report: Report) -> Result<Self> {
+    fn new(
+        engine: Engine,
+        request: BuildRequest,
+        (context, folders): (Scratch, Folders),
+        report: Report,
+    ) -> Result<Self> {
         let tree = Tree::running(context.path(), 0)?;
         let name = &request.dockerfile;
         let text = read(&tree, name)?
@@ -157,6 +161,7 @@ impl Building {
             target: (!request.target.is_empty()).then(|| request.target.clone()),
             build_platform: platform,
             target_platform,
+            contexts: request.contexts.keys().cloned().collect(),
         };
         let plan = Plan::new(&file, &given)?;
         for name in &request.no_cache_filter {
@@ -177,7 +182,7 @@ impl Building {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let turns = Semaphore::new(processors);
         let keys = std::sync::Mutex::default();
-        Ok(Self { engine, request, file, plan, context, ignore, report, epoch, turns, keys })
+        Ok(Self { engine, request, file, given, plan, context, folders, ignore, report, epoch, turns, keys })
     }
 
     /// Builds the stages, each as soon as those that it needs are there.

@@ -18,7 +18,8 @@ use rustix::fs::FileType;
 
 use super::caches::{self, Guard};
 use super::files::{Attributes, Copying, Times, missing};
-use super::stage::{Built, Stepping};
+use super::named::Source;
+use super::stage::Stepping;
 use super::{Building, Secret};
 use crate::containers::row::{MountRow, SourceRow};
 use crate::tree::{Last, Place, Tree};
@@ -32,7 +33,7 @@ const SECRETS: &str = "/run/secrets";
 pub(super) enum Shown {
     Nothing,
     Context,
-    Stack(Box<Built>),
+    Of(Source),
 }
 
 /// Everything that a command's container gets for its mounts.
@@ -72,18 +73,16 @@ impl Stepping<'_> {
         let (mut all, mut parts) = (Vec::new(), Vec::new());
         for mount in &run.mounts {
             let shown = match (mount.kind, mount.from.as_deref()) {
-                (MountKind::Bind | MountKind::Cache, Some(name)) => {
-                    Shown::Stack(Box::new(self.source(name).await?))
-                }
+                (MountKind::Bind | MountKind::Cache, Some(name)) => Shown::Of(self.source(name).await?),
                 (MountKind::Bind, None) => Shown::Context,
                 _ => Shown::Nothing,
             };
             match &shown {
                 Shown::Nothing => {}
-                Shown::Stack(built) => parts.push(built.top()),
-                Shown::Context => {
-                    let (building, path) = (self.building.clone(), source_of(mount));
-                    parts.push(blocking(move || digest_of(&building, &path)).await?);
+                Shown::Of(Source::Stack(built)) => parts.push(built.top()),
+                Shown::Of(Source::Folder(_)) | Shown::Context => {
+                    let (building, shown, path) = (self.building.clone(), shown.clone(), source_of(mount));
+                    parts.push(blocking(move || digest_of(&building, &shown, &path)).await?);
                 }
             }
             all.push(shown);
@@ -126,7 +125,8 @@ impl Stepping<'_> {
         let mut wanted: Vec<(String, Sharing, usize)> = Vec::new();
         for (number, mount) in run.mounts.iter().enumerate().filter(|(_, m)| m.kind == MountKind::Cache) {
             let from = match &shown[number] {
-                Shown::Stack(built) => format!("{}{}", built.top(), source_of(mount)),
+                Shown::Of(Source::Stack(built)) => format!("{}{}", built.top(), source_of(mount)),
+                Shown::Of(Source::Folder(name)) => format!("folder {name}{}", source_of(mount)),
                 _ => String::new(),
             };
             let id = mount.id.clone().or_else(|| mount.target.clone()).unwrap_or_default();
@@ -157,10 +157,22 @@ fn source_of(mount: &Mount) -> String {
     format!("/{}", mount.source.as_deref().unwrap_or_default().trim_start_matches('/'))
 }
 
-/// What is at a path of the context: names, modes and contents.
-fn digest_of(building: &Building, path: &str) -> Result<String> {
-    let context = Tree::running(building.context.path(), 0)?;
-    Ok(copying(&context, path, &Tree::image(&[], &[])?, &Ignore::default())?.digest()?.to_string())
+impl Shown {
+    /// The files, if there are any.
+    fn tree(&self, building: &Building) -> Result<Option<Tree>> {
+        Ok(Some(match self {
+            Self::Nothing => return Ok(None),
+            Self::Context => Tree::running(building.context.path(), 0)?,
+            Self::Of(Source::Stack(built)) => built.tree()?,
+            Self::Of(Source::Folder(name)) => building.folder(name)?,
+        }))
+    }
+}
+
+/// What is at a path of what came with the request: names, modes and contents.
+fn digest_of(building: &Building, shown: &Shown, path: &str) -> Result<String> {
+    let tree = shown.tree(building)?.ok_or_else(|| missing(Path::new(path)))?;
+    Ok(copying(&tree, path, &Tree::image(&[], &[])?, &Ignore::default())?.digest()?.to_string())
 }
 
 fn copying<'a>(tree: &'a Tree, path: &str, target: &Tree, ignore: &'a Ignore) -> Result<Copying<'a>> {
@@ -193,10 +205,7 @@ impl Making<'_> {
         let target = mount.target.clone().unwrap_or_default();
         match mount.kind {
             MountKind::Bind => {
-                let tree = match &shown {
-                    Shown::Stack(built) => built.tree()?,
-                    _ => Tree::running(self.building.context.path(), 0)?,
-                };
+                let tree = shown.tree(self.building)?.ok_or_else(|| missing(Path::new("/")))?;
                 let readonly = mount.readonly.unwrap_or(true);
                 let source = self.bind(number, &tree, &source_of(mount), readonly)?;
                 self.row(target, source, readonly);
@@ -287,10 +296,7 @@ impl Making<'_> {
         let (uid, gid) = (mount.uid.unwrap_or(0), mount.gid.unwrap_or(0));
         let owner = CacheOwner { uid, gid, mode: mount.mode.unwrap_or(0o755) };
         self.building.note_cache(key, &format!("cached mount {target}"))?;
-        let tree = match shown {
-            Shown::Stack(built) => Some(built.tree()?),
-            _ => None,
-        };
+        let tree = shown.tree(self.building)?;
         self.building.engine.0.caches.make(self.building.engine.store(), key, owner, |folder| match &tree {
             Some(tree) => fill(tree, &source_of(mount), folder),
             None => Ok(()),

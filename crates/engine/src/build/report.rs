@@ -27,6 +27,12 @@ impl Report {
         self.sender.clone()
     }
 
+    /// From here on the output is there to be read.
+    pub(super) async fn putting_out(&self) {
+        let aux = Some(serde_json::json!({ "Output": true }));
+        self.tell(ProgressMessage { aux, ..ProgressMessage::default() }).await;
+    }
+
     pub(super) async fn built(&self, id: &Digest) {
         let aux = Some(serde_json::json!({ "ID": id.to_string() }));
         self.tell(ProgressMessage { aux, ..ProgressMessage::default() }).await;

@@ -8,7 +8,7 @@ use insula_models::{HostConfig, Labels};
 use insula_registry::Credentials;
 use insula_spec::reference::Reference;
 
-use super::reference;
+use super::{NamedContext, Output, reference};
 use crate::Result;
 
 /// Bytes that are not shown.
@@ -62,11 +62,20 @@ pub struct BuildRequest {
     pub secrets: BTreeMap<String, Secret>,
     /// By the registry's name, as in `X-Registry-Config`.
     pub credentials: BTreeMap<String, Credentials>,
+    /// What else came along, by the names that the Dockerfile has for it.
+    pub contexts: BTreeMap<String, NamedContext>,
+    pub output: Output,
 }
 
 impl BuildRequest {
     pub(super) fn references(&self) -> Result<Vec<Reference>> {
         self.tags.iter().filter(|tag| !tag.is_empty()).map(|tag| reference(tag)).collect()
+    }
+
+    /// The names of folders that came along, in the order in which they come.
+    pub(super) fn folders(&self) -> Vec<String> {
+        let folders = self.contexts.iter().filter(|(_, context)| **context == NamedContext::Folder);
+        folders.map(|(name, _)| name.clone()).collect()
     }
 
     /// Those for an image's registry.

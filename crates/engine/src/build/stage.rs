@@ -12,6 +12,7 @@ use insula_store::{Layer, LayerLease};
 use super::add::Added;
 use super::cache::{Key, Made};
 use super::files::{Attributes, Copying, Times, resolved};
+use super::named::{NamedContext, Source};
 use super::{Building, owner};
 use crate::tree::Tree;
 use crate::{Error, Result, blocking};
@@ -186,15 +187,26 @@ impl Stepping<'_> {
         blocking(move || add(&building, &op, &added, &built)).await
     }
 
-    /// What files are taken of: a stage, or an image.
-    pub(super) async fn source(&self, name: &str) -> Result<Built> {
+    /// What files are taken of: what came along, a stage, or an image.
+    pub(super) async fn source(&self, name: &str) -> Result<Source> {
+        let context = self.building.given.context(name);
+        let name = match context.and_then(|name| Some((name, self.building.request.contexts.get(name)?))) {
+            Some((name, NamedContext::Folder)) => return Ok(Source::Folder(name.to_owned())),
+            Some((_, NamedContext::Image(image))) => return self.image(image).await,
+            None => name,
+        };
         if let Some(number) = self.planned.source(&self.building.file, name) {
             let built = self.needed.get(&number);
             let built = built.ok_or_else(|| Error::Internal("a stage was not built before".to_owned()))?;
-            return Ok(Built::clone(built));
+            return Ok(Source::Stack(Box::new(Built::clone(built))));
         }
+        self.image(name).await
+    }
+
+    async fn image(&self, name: &str) -> Result<Source> {
         let (image, lease) = self.building.image(name, &self.building.request.platform).await?;
-        Ok(Built { layers: image.layers, config: image.config, leases: vec![Arc::new(lease)], anew: false })
+        let leases = vec![Arc::new(lease)];
+        Ok(Source::Stack(Box::new(Built { layers: image.layers, config: image.config, leases, anew: false })))
     }
 
     /// The working directory, if it is not there.
@@ -221,13 +233,16 @@ fn times(building: &Building) -> Times {
     Times { now: seconds(building.now().as_second()), latest: building.epoch.map(seconds) }
 }
 
-fn copied(building: &Building, op: &CopyOp, from: Option<&Built>, built: &Built) -> Result<Made> {
+/// The layer of a `COPY`. Blocks.
+pub(super) fn copied(building: &Building, op: &CopyOp, from: Option<&Source>, built: &Built) -> Result<Made> {
     let target = built.tree()?;
     let (source, excluded) = match from {
-        Some(from) => (from.tree()?, excluded(op)?),
+        Some(Source::Stack(from)) => (from.tree()?, excluded(op)?),
+        Some(Source::Folder(name)) => (building.folder(name)?, excluded(op)?),
         None => (Tree::running(building.context.path(), 0)?, building.ignore.clone().with(excluded(op)?)),
     };
-    let attributes = attributes(op, from.is_none(), &target)?;
+    let sent = !matches!(from, Some(Source::Stack(_)));
+    let attributes = attributes(op, sent, &target)?;
     let copying = Copying::plan(op, &source, &target, &excluded, attributes, times(building))?;
     layered(building, op, &copying, built)
 }

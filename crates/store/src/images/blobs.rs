@@ -86,7 +86,8 @@ impl Images {
                 return Ok(bytes);
             }
         }
-        self.plain_manifest(image)
+        let config = self.content.read(&image.id, DOCUMENT_MAX as u64)?;
+        self.plain_manifest(image, &config)
     }
 
     /// The layers of an image as its [`Images::manifest`] has them, lowest first.
@@ -144,7 +145,7 @@ impl Images {
     }
 
     /// The same document for the same image, wherever it is made.
-    fn plain_manifest(&self, image: &Image) -> Result<Vec<u8>> {
+    pub(super) fn plain_manifest(&self, image: &Image, config: &[u8]) -> Result<Vec<u8>> {
         if image.kind != ImageKind::Stored {
             return Err(Error::Unsupported(format!(
                 "image {} is the host's own and has no layers",
@@ -159,8 +160,7 @@ impl Images {
                 Ok(json!({"mediaType": media::LAYER, "digest": layer.diff_id.0.as_str(), "size": size}))
             })
             .collect::<Result<Vec<_>>>()?;
-        let config = self.content.read(&image.id, DOCUMENT_MAX as u64)?;
-        debug_assert_eq!(content::digest(&config), image.id);
+        debug_assert_eq!(content::digest(config), image.id);
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": media::MANIFEST,

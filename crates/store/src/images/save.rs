@@ -15,20 +15,22 @@ use std::thread;
 use bytes::Bytes;
 use insula_base::Digest;
 use insula_spec::image::{
-    ANNOTATION_IMAGE_NAME, ANNOTATION_REF_NAME, ArchiveEntry, Descriptor, Index, Manifest, Platform, media,
+    ANNOTATION_IMAGE_NAME, ANNOTATION_REF_NAME, ArchiveEntry, DOCUMENT_MAX, Descriptor, Index, Manifest,
+    Platform, media,
 };
 use insula_spec::reference::Reference;
 use tar::{Builder, EntryType, Header};
 
-use super::{Image, ImageKind, Images, builtin};
+use super::{Composed, Image, ImageKind, Images, builtin};
 use crate::stream::{Hashing, channel, pump_plain};
-use crate::{Error, Result, content};
+use crate::{Error, Layer, Result, content};
 
 /// An image to be saved, under these names.
 struct Saved {
     image: Image,
     references: BTreeSet<Reference>,
     manifest: Vec<u8>,
+    config: Vec<u8>,
 }
 
 /// A blob of the archive.
@@ -53,22 +55,49 @@ impl Images {
         without: &BTreeSet<Digest>,
         tar: &mut Builder<impl Write>,
     ) -> Result<()> {
-        let saved = self.chosen(names)?;
+        self.write_saved(&self.chosen(names)?, without, tar)
+    }
+
+    /// Writes an image that is made of layers which are here and stay meanwhile, and is not in the store: its names
+    /// are the archive's alone. Returns its id.
+    pub fn save_composed(&self, layers: &[Layer], mut composed: Composed, out: impl Write) -> Result<Digest> {
+        let references = composed.references.iter().cloned().collect();
+        let (id, config) = composed.document(layers)?;
+        let image = Image {
+            id: id.clone(),
+            kind: ImageKind::Stored,
+            references: composed.references,
+            config: composed.config,
+            layers: layers.to_vec(),
+            size: 0,
+            manifest: None,
+        };
+        let manifest = self.plain_manifest(&image, &config)?;
+        let mut tar = Builder::new(out);
+        self.write_saved(&[Saved { image, references, manifest, config }], &BTreeSet::new(), &mut tar)?;
+        tar.finish().map_err(sending)?;
+        Ok(id)
+    }
+
+    fn write_saved(
+        &self,
+        saved: &[Saved],
+        without: &BTreeSet<Digest>,
+        tar: &mut Builder<impl Write>,
+    ) -> Result<()> {
         let mut blobs: BTreeMap<Digest, Blob> = BTreeMap::new();
-        for image in &saved {
+        for image in saved {
             let manifest = Manifest::parse(&image.manifest)?;
             // An artifact's may be the same empty one as another's.
-            let config =
-                self.content.read(&manifest.config.digest, insula_spec::image::DOCUMENT_MAX as u64)?;
-            blobs.insert(manifest.config.digest.clone(), Blob::Document(config));
+            blobs.insert(manifest.config.digest.clone(), Blob::Document(image.config.clone()));
             blobs.insert(content::digest(&image.manifest), Blob::Document(image.manifest.clone()));
             for layer in manifest.layers.into_iter().filter(|layer| !without.contains(&layer.digest)) {
                 blobs.insert(layer.digest, Blob::Layer(layer.size));
             }
         }
         put(tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        put(tar, "index.json", &json(&index(&saved)?)?)?;
-        put(tar, "manifest.json", &json(&entries(&saved)?)?)?;
+        put(tar, "index.json", &json(&index(saved)?)?)?;
+        put(tar, "manifest.json", &json(&entries(saved)?)?)?;
         for folder in ["blobs/", "blobs/sha256/"] {
             append(tar, header(EntryType::Directory, 0o755, 0), folder, std::io::empty())?;
         }
@@ -104,7 +133,10 @@ impl Images {
                     Some(other) => other.references.extend(references),
                     None => {
                         let manifest = self.manifest(&image)?;
-                        saved.push(Saved { image, references: references.into_iter().collect(), manifest });
+                        let config = Manifest::parse(&manifest)?.config.digest;
+                        let config = self.content.read(&config, DOCUMENT_MAX as u64)?;
+                        let references = references.into_iter().collect();
+                        saved.push(Saved { image, references, manifest, config });
                     }
                 }
             }

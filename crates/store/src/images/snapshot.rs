@@ -56,6 +56,16 @@ pub struct Composed {
     pub references: Vec<Reference>,
 }
 
+impl Composed {
+    /// The configuration with its layers, as bytes, and the digest of it.
+    pub(super) fn document(&mut self, layers: &[Layer]) -> Result<(Digest, Vec<u8>)> {
+        self.config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        let bytes =
+            serde_json::to_vec(&self.config).map_err(|_| Error::Defect("a configuration is always JSON"))?;
+        Ok((content::digest(&bytes), bytes))
+    }
+}
+
 impl Images {
     /// An empty folder on the same file system as the layers.
     pub fn scratch(&self) -> Result<Scratch> {
@@ -167,15 +177,12 @@ impl Images {
     }
 
     /// Makes an image of layers that are here; returns its id.
-    pub fn compose(&self, layers: &[Layer], composed: Composed) -> Result<Digest> {
-        let Composed { mut config, references } = composed;
+    pub fn compose(&self, layers: &[Layer], mut composed: Composed) -> Result<Digest> {
+        let (id, config_bytes) = composed.document(layers)?;
+        let Composed { config, references } = composed;
         if let Some(reference) = references.iter().find(|name| builtin::is_builtin(name)) {
             return Err(Error::Builtin(reference.familiar()));
         }
-        config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id.clone()).collect();
-        let config_bytes =
-            serde_json::to_vec(&config).map_err(|_| Error::Defect("a configuration is always JSON"))?;
-        let id = content::digest(&config_bytes);
         let found = Found {
             index: None,
             id: id.clone(),

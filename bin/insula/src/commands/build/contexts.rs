@@ -1,0 +1,75 @@
+//! `--build-context`: folders and images under names of their own.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use insula_build::Ignore;
+use insula_client::NamedContext;
+use insula_spec::reference::Reference;
+
+use crate::copy::context::Context;
+
+/// What a name means, and the folder if it is one of this host.
+#[derive(Debug)]
+pub(super) struct Named {
+    pub(super) name: String,
+    pub(super) context: NamedContext,
+    pub(super) folder: Option<Context>,
+}
+
+/// `NAME=FOLDER` or `NAME=docker-image://IMAGE`.
+pub(super) fn read(text: &str) -> anyhow::Result<Named> {
+    let (name, value) = text
+        .split_once('=')
+        .filter(|(name, value)| !name.is_empty() && !value.is_empty())
+        .with_context(|| format!("invalid context value: {text}, expected key=value"))?;
+    let named = |context, folder| Named { name: name.to_ascii_lowercase(), context, folder };
+    if let Some(image) = value.strip_prefix("docker-image://") {
+        Reference::parse(image).with_context(|| format!("the build context {name}"))?;
+        return Ok(named(NamedContext::Image(image.to_owned()), None));
+    }
+    let remote = ["http://", "https://", "git://", "git@", "ssh://", "target:", "oci-layout://"];
+    if remote.iter().any(|scheme| value.starts_with(scheme)) {
+        bail!(
+            "the build context {name}={value} is not supported in this version: a folder of this host or \
+             docker-image://IMAGE is expected"
+        );
+    }
+    let path = PathBuf::from(value);
+    let found =
+        path.canonicalize().with_context(|| format!("failed to get build context {name}: {value}"))?;
+    if !found.is_dir() {
+        bail!("failed to get build context {name}: {value} is not a folder");
+    }
+    let ignore = ignored(&found.join(".dockerignore"))?;
+    let context = Context { folder: found, ignore, always: Vec::new(), extra: None };
+    Ok(named(NamedContext::Folder, Some(context)))
+}
+
+/// What a file of patterns leaves out; nothing if it is not there.
+pub(super) fn ignored(patterns: &Path) -> anyhow::Result<Ignore> {
+    match std::fs::read(patterns) {
+        Ok(text) => Ignore::parse(&text).with_context(|| patterns.display().to_string()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Ignore::default()),
+        Err(error) => Err(error).with_context(|| format!("read {}", patterns.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_are_folders_or_images() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_str().unwrap();
+        let named = read(&format!("Src={path}")).unwrap();
+        assert_eq!((named.name.as_str(), named.context), ("src", NamedContext::Folder));
+        let named = read("base=docker-image://busybox:1").unwrap();
+        assert_eq!(named.context, NamedContext::Image("busybox:1".to_owned()));
+        let absent = format!("a={path}/absent");
+        for wrong in ["a", "=b", "a=", &absent, "a=https://x", "a=docker-image://", "a=/dev/null"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+}
