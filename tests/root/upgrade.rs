@@ -3,6 +3,8 @@
 //! `INSULA_TEST_CONTAINERS` and `INSULA_TEST_SECONDS` make it larger and longer: 50 and 60, for one.
 
 use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -153,6 +155,38 @@ fn followers_go_on_with_the_next_daemon() {
     }
     eprintln!("{count} containers, {times} replacements, {lines} lines");
     told_once(&daemon, events, &names);
+}
+
+#[test]
+fn who_follows_is_told_at_once_that_the_daemon_ends() {
+    let mut daemon = daemon!();
+    daemon.stop();
+    daemon.restart_with(&["--log", "insula_api=debug"]);
+    daemon.detached(&["--network", "none", "--name", "box"], "echo line; exec sleep 1000");
+    let paths = ["/events?since=1", "/containers/box/logs?follow=1&stdout=1", "/containers/box/stats"];
+    let mut followers = paths.map(|path| {
+        let mut stream = UnixStream::connect(daemon.instance().socket()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: insula\r\n\r\n").as_bytes()).unwrap();
+        let mut shown = Vec::new();
+        // Something of the body has come.
+        while !shown.split(|byte| *byte == b'\n').skip_while(|line| *line != b"\r").any(|line| line.len() > 8)
+        {
+            let mut piece = [0; 4096];
+            let count = stream.read(&mut piece).unwrap();
+            assert!(count > 0, "{path}: {}", String::from_utf8_lossy(&shown));
+            shown.extend_from_slice(&piece[..count]);
+        }
+        (path, stream)
+    });
+    assert_eq!(daemon.stop(), Some(0));
+    assert!(!daemon.log().contains("closing connections that still stream"), "{}", daemon.log());
+    for (path, stream) in &mut followers {
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).unwrap();
+        assert!(!rest.ends_with(b"\r\n0\r\n\r\n"), "{path} is broken off: that would be its end");
+    }
+    daemon.restart();
 }
 
 /// Each start and each end is told once.

@@ -25,6 +25,33 @@ where
     Body::from_stream(stream)
 }
 
+/// As [`chunks`], of a source that somebody follows for as long as it goes on. When `end` comes the body is
+/// broken off rather than ended: there is more, and the next daemon can be asked for it.
+pub(crate) fn followed<T, F, N>(source: T, next: N, end: impl Future<Output = ()> + Send + 'static) -> Body
+where
+    T: Send + 'static,
+    F: Future<Output = Option<(Bytes, T)>> + Send + 'static,
+    N: Fn(T) -> F + Send + 'static,
+{
+    let stream = stream::unfold(Some((source, next, Box::pin(end))), |state| async {
+        let (source, next, mut end) = state?;
+        tokio::select! {
+            biased;
+            () = &mut end => Some((Err(BrokenOff), None)),
+            chunk = next(source) => {
+                let (chunk, source) = chunk?;
+                Some((Ok(chunk), Some((source, next, end))))
+            }
+        }
+    });
+    Body::from_stream(stream)
+}
+
+/// Why a body has no end.
+#[derive(Debug, thiserror::Error)]
+#[error("the daemon ends while somebody follows")]
+struct BrokenOff;
+
 /// A document and a newline. Docker ends them with CR and LF in progress streams and with LF elsewhere;
 /// readers of either take both.
 pub(crate) fn line<T: Serialize>(document: &T) -> Bytes {

@@ -5,7 +5,6 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use insula_base::Instance;
@@ -16,6 +15,7 @@ use insula_spec::machine::Backend;
 use insula_store::Store;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
+use tokio::sync::watch;
 
 use crate::containers::container::Registry;
 use crate::events::Events;
@@ -88,8 +88,8 @@ pub(crate) struct Inner {
     pub(crate) tenants: Tenants,
     /// Folders that commands of builds keep.
     pub(crate) caches: crate::build::Caches,
-    ending: AtomicBool,
-    /// Read by whoever removes files that nobody waits for.
+    ending: watch::Sender<bool>,
+    /// Read by whoever does something that the end of the daemon waits for.
     removals: Arc<tokio::sync::RwLock<()>>,
 }
 
@@ -164,17 +164,26 @@ impl Engine {
 
     /// The daemon is about to end: containers run on, nothing is started any more, and who waits is told.
     pub fn end(&self) {
-        self.0.ending.store(true, Ordering::Relaxed);
+        self.0.ending.send_replace(true);
         for container in self.0.containers.all() {
             container.tell(|progress| progress.ending = true);
         }
     }
 
-    /// Waits until the files of what was removed are gone too, for a while: what stays then is swept at the
+    /// Resolves when the daemon is about to end, for who follows what has no end of its own.
+    pub fn until_end(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut ending = self.0.ending.subscribe();
+        async move {
+            // An engine that is gone has ended too.
+            let _ = ending.wait_for(|ending| *ending).await;
+        }
+    }
+
+    /// Waits until ends are put down, and the files of what was removed gone, for a while: what stays then is swept at the
     /// next start.
     pub async fn settle(&self) {
         if tokio::time::timeout(SETTLING, self.0.removals.write()).await.is_err() {
-            tracing::warn!("files of removed containers are left for the next start");
+            tracing::warn!("what ended or was removed is left for the next start");
         }
     }
 
@@ -196,9 +205,14 @@ impl Engine {
         }
     }
 
+    /// Kept over what [`Self::settle`] is to wait for.
+    pub(crate) async fn turn_before_the_end(&self) -> tokio::sync::OwnedRwLockReadGuard<()> {
+        self.0.removals.clone().read_owned().await
+    }
+
     /// Does in the background what removes files.
     pub(crate) async fn remove_behind(&self, removal: impl Future<Output = Result<()>> + Send + 'static) {
-        let turn = self.0.removals.clone().read_owned().await;
+        let turn = self.turn_before_the_end().await;
         tokio::spawn(async move {
             if let Err(error) = removal.await {
                 tracing::warn!(error = %insula_base::chain(&error), "files of a removed container are left");
@@ -265,7 +279,7 @@ impl Inner {
                 machines.tidy_up()?;
                 machines
             },
-            ending: AtomicBool::new(false),
+            ending: watch::Sender::new(false),
             removals: Arc::default(),
             images: Images::new(
                 store.clone(),
@@ -297,7 +311,7 @@ impl Inner {
     }
 
     pub(crate) fn ending(&self) -> bool {
-        self.ending.load(Ordering::Relaxed)
+        *self.ending.borrow()
     }
 }
 

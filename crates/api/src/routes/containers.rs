@@ -8,8 +8,11 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::StatusCode;
-use insula_engine::containers::{Change, ListRequest, RemoveRequest, StopRequest, WaitCondition};
+use insula_engine::containers::{
+    Change, ListRequest, RemoveRequest, StatsSampler, StopRequest, WaitCondition,
+};
 use insula_models::{ApiVersion, ContainerCreateRequest, ContainerUpdateRequest};
+use tokio::time::Interval;
 
 use crate::earlier;
 use crate::error::ApiError;
@@ -218,11 +221,12 @@ async fn stats(State(api): State<Api>, Path(id): Path<String>, params: Params) -
         return json(&sampler.sample().await?);
     }
     let ticks = tokio::time::interval(STATS_PERIOD);
-    let body = stream::chunks((sampler, ticks), |(mut sampler, mut ticks)| async move {
+    let next = |(mut sampler, mut ticks): (StatsSampler, Interval)| async move {
         ticks.tick().await;
         // The container is gone: the stream ends.
         let sample = sampler.sample().await.ok()?;
         Some((stream::line(&sample), (sampler, ticks)))
-    });
+    };
+    let body = stream::followed((sampler, ticks), next, api.engine.until_end());
     Ok(stream::json(body))
 }

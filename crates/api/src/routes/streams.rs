@@ -56,11 +56,14 @@ async fn logs(
         tail: params.text("tail").and_then(|tail| tail.parse().ok()),
         follow: params.flag("follow"),
     };
+    let follow = options.follow;
     let source = api.engine.log_source(&id)?;
     let framing = Framing::asked_for(source.tty, &headers);
     let log = api.engine.open_log(source, options).await?;
     let show = Show { framing, timestamps: params.flag("timestamps"), details: params.flag("details") };
-    let body = stream::chunks(log, move |log| next_lines(log, show));
+    let next = move |log| next_lines(log, show);
+    let body =
+        if follow { stream::followed(log, next, api.engine.until_end()) } else { stream::chunks(log, next) };
     let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, framing.content_type(version));
     Ok(response)

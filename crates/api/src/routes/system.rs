@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
-use insula_engine::events::EventFilter;
+use insula_engine::events::{EventFilter, EventStream};
 use insula_engine::filters::parse_moment;
 use insula_engine::system::ApiRange;
 
@@ -38,10 +38,11 @@ async fn events(State(api): State<Api>, params: Params) -> Answer {
     let (since, until) = (moment("since")?, moment("until")?);
     let filter = EventFilter::new(params.filters()?)?;
     let events = api.engine.events().subscribe(filter, since, until);
-    let body = stream::chunks(events, |mut events| async move {
+    let next = |mut events: EventStream| async move {
         let event = events.next().await?;
         Some((stream::line(&*event), events))
-    });
+    };
+    let body = stream::followed(events, next, api.engine.until_end());
     Ok(stream::json(body))
 }
 

@@ -17,7 +17,7 @@ use super::row::{Phase, Row};
 use super::start::moment;
 use crate::engine::Inner;
 use crate::monitor::{SandboxFolder, Task};
-use crate::{Engine, Error, Result};
+use crate::{Engine, Error, Result, blocking};
 
 /// The first pause before a restart; it doubles each time, and begins anew after a good run.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -89,7 +89,7 @@ impl Engine {
     /// The same for one whose monitor left no record.
     pub(crate) async fn lost(&self, container: &Arc<Container>) {
         let row = container.row();
-        leftovers::kill(&self.sandbox(&row), &format!("{}/{}", self.instance().cgroup(), row.id));
+        self.kill_leftovers(container, self.sandbox(&row)).await;
         let error = if row.boot.is_empty() || row.boot == self.0.boot {
             "the container's monitor ended without leaving its exit code"
         } else {
@@ -112,7 +112,23 @@ impl Engine {
             return;
         }
         if sandbox.abandoned() {
-            leftovers::kill(sandbox, &format!("{}/{}", self.instance().cgroup(), container.id));
+            self.kill_leftovers(container, sandbox.clone()).await;
+        }
+    }
+
+    /// Ends what is left of a container without a monitor, and waits for it.
+    async fn kill_leftovers(&self, container: &Container, sandbox: SandboxFolder) {
+        let cgroup = format!("{}/{}", self.instance().cgroup(), container.id);
+        let killed = blocking(move || {
+            leftovers::kill(&sandbox, &cgroup);
+            Ok(())
+        });
+        if let Err(error) = killed.await {
+            tracing::error!(
+                container = container.id.short(),
+                error = insula_base::chain(&error),
+                "leftovers"
+            );
         }
     }
 
@@ -121,6 +137,18 @@ impl Engine {
             let error = insula_base::chain(&error);
             tracing::error!(container = container.id.short(), error, "apply the end of a container");
         }
+    }
+
+    /// [`Self::put_down`], away from the threads that serve: the firewall and the disk hold it up. What the
+    /// container does next waits for it, and so does the end of the daemon.
+    async fn put_down_aside(&self, container: &Arc<Container>, row: &Arc<Row>) -> Result<()> {
+        let (engine, container, row) = (self.clone(), container.clone(), row.clone());
+        let _turn = self.turn_before_the_end().await;
+        blocking(move || {
+            let told = engine.publish_connections(&row, "disconnect");
+            engine.put_down(&container, &row).and(told)
+        })
+        .await
     }
 
     /// What is kept of an end. On a full disk it takes what is kept for that.
@@ -171,10 +199,8 @@ impl Engine {
         let again = self.wants_restart(container, &row, code);
         // A container that goes now needs no row of its end: its sandbox's record stays until the row is gone.
         if again || !row.host.auto_remove {
-            // Nothing on the way keeps those waiting who wait for the end.
-            let told = self.publish_connections(&row, "disconnect");
             self.freed(container, &self.sandbox(&row)).await;
-            if let Err(error) = self.put_down(container, &row).and(told) {
+            if let Err(error) = self.put_down_aside(container, &row).await {
                 // Its record is still there, for the next daemon. Whoever waits for the end is told of it.
                 let error = insula_base::chain(&error);
                 tracing::error!(

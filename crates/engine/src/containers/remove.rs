@@ -66,17 +66,9 @@ impl Engine {
             return Ok(());
         }
         let row = container.row();
-        // One that has just ended and is to go needs no tombstone: its end says as much.
-        if !row.host.auto_remove {
-            container.change(self.store(), |row| {
-                row.phase = Phase::Removing;
-                row.with_volumes = volumes;
-            })?;
-        }
-        failpoint("remove.tombstone");
-        self.publish_connections(&row, "disconnect")?;
-        self.networks().release(&container.id)?;
-        failpoint("remove.released");
+        let (engine, target, before) = (self.clone(), container.clone(), row.clone());
+        // The firewall and the disk hold it up: away from the threads that serve.
+        blocking(move || engine.entomb(&target, &before, volumes)).await?;
         if volumes {
             // Before the row: a crash in between leaves who goes on.
             for (name, _) in row.volumes().filter(|(_, anonymous)| *anonymous) {
@@ -84,7 +76,8 @@ impl Engine {
             }
         }
         failpoint("remove.volumes");
-        self.forget(container.id.as_str())?;
+        let (engine, target) = (self.clone(), container.clone());
+        blocking(move || engine.forget(target.id.as_str())).await?;
         failpoint("remove.row");
         self.0.containers.remove(container);
         self.0.execs.retain(|_, of| *of != container.id);
@@ -110,6 +103,22 @@ impl Engine {
             return Ok(());
         }
         bytes.await
+    }
+
+    /// Says that it goes, and takes its addresses.
+    fn entomb(&self, container: &Container, row: &Row, volumes: bool) -> Result<()> {
+        // One that has just ended and is to go needs no tombstone: its end says as much.
+        if !row.host.auto_remove {
+            container.change(self.store(), |row| {
+                row.phase = Phase::Removing;
+                row.with_volumes = volumes;
+            })?;
+        }
+        failpoint("remove.tombstone");
+        self.publish_connections(row, "disconnect")?;
+        self.networks().release(&container.id)?;
+        failpoint("remove.released");
+        Ok(())
     }
 
     /// Goes on with a removal that a former daemon began.

@@ -11,6 +11,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use insula_base::{Instance, Kind, Kinded};
@@ -333,6 +334,38 @@ async fn a_monitor_that_vanishes_is_a_lost_container() {
     assert_eq!(ended.status_code, 255);
     let state = engine.inspect_container("web", false).await.unwrap().state;
     assert!(state.error.contains("without leaving its exit code"), "{}", state.error);
+}
+
+/// All of the engine is on one thread here: whoever waits on it for the disk holds everything up.
+#[tokio::test]
+async fn an_end_that_waits_for_the_disk_holds_nobody_up() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    let id = create(&engine, "web", request(&["sleep"])).await;
+    engine.start_container("web").await.unwrap();
+    let wait = engine.wait_container("web", WaitCondition::NextExit).await.unwrap();
+    let (store, (hold, held), (release, released)) = (engine.store().clone(), channel(), channel::<()>());
+    let holder = std::thread::spawn(move || {
+        store.state().transaction(|_| {
+            hold.send(()).unwrap();
+            Ok::<_, insula_store::Error>(released.recv_timeout(Duration::from_secs(30)))
+        })
+    });
+    held.recv().unwrap();
+    let task = engine.instance().sandbox(&id.parse().unwrap()).join("task.sock");
+    tokio::task::spawn_blocking(move || signal(&task, 15)).await.unwrap();
+    // Until the engine knows of the end, which it can write nowhere.
+    let exec = ExecCreateRequest { cmd: vec!["ls".to_owned()], ..ExecCreateRequest::default() };
+    while engine.create_exec("web", exec.clone()).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    // And on until it waits.
+    for _ in 0..10_000 {
+        tokio::task::yield_now().await;
+    }
+    release.send(()).unwrap();
+    assert_eq!(holder.join().unwrap().unwrap(), Ok(()), "nobody was held up");
+    assert_eq!(finish(wait).await.status_code, 143);
 }
 
 #[tokio::test]
