@@ -18,6 +18,9 @@ use crate::memory::Memory;
 const CLIENTS: u64 = 3;
 /// Containers that run all the time and write something now and then.
 const KEPT: [&str; 3] = ["kept-json", "kept-local", "kept-web"];
+/// How often it is told how far it is.
+const TOLD: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(500);
 /// Of memory after the warm-up, in percent.
 const GROWTH: u64 = 5;
 
@@ -76,9 +79,23 @@ fn keep(daemon: &Daemon) {
 
 /// Does this and that until the time is over; how many deeds there were.
 fn mix(daemon: &Daemon, seed: u64, length: Duration) -> u64 {
-    let until = Instant::now() + length;
+    let (began, until) = (Instant::now(), Instant::now() + length);
     let count = AtomicU64::new(0);
     std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut told = began;
+            while Instant::now() < until {
+                std::thread::park_timeout(PAUSE);
+                if told.elapsed() > TOLD {
+                    told = Instant::now();
+                    let (seconds, done) = (began.elapsed().as_secs(), count.load(Ordering::Relaxed));
+                    eprintln!(
+                        "soak: {seconds} s, {done} deeds, insulad {} KiB",
+                        memory::own(daemon.pid().into())
+                    );
+                }
+            }
+        });
         for client in 0..CLIENTS {
             let count = &count;
             scope.spawn(move || {

@@ -8,12 +8,16 @@ use insula_tests::Daemon;
 use serde_json::Value;
 
 /// How long it is watched, and how often: the least counts, since a client may be there at any moment.
-const WATCHED: Duration = Duration::from_secs(5);
+///
+/// Threads of the daemon that have nothing to do end after ten seconds, and their stacks with them; what its
+/// allocator has free goes back to the host every twenty.
+const WATCHED: Duration = Duration::from_secs(45);
 const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Memory {
-    /// KiB, proportional set sizes.
+    /// KiB of its own: heap, stacks, what it has written to. Pages of files, of its program for one, are the
+    /// kernel's to give and to take, and come as code runs for the first time.
     daemon: u64,
     /// Of all kept containers together.
     monitors: u64,
@@ -29,8 +33,8 @@ impl Memory {
         let began = Instant::now();
         let mut least = Self { daemon: u64::MAX, monitors: u64::MAX, descriptors: usize::MAX };
         while began.elapsed() < WATCHED {
-            least.daemon = least.daemon.min(pss(daemon));
-            least.monitors = least.monitors.min(monitors.iter().map(|pid| pss(*pid)).sum());
+            least.daemon = least.daemon.min(own(daemon));
+            least.monitors = least.monitors.min(monitors.iter().map(|pid| own(*pid)).sum());
             least.descriptors = least.descriptors.min(descriptors(daemon));
             std::thread::park_timeout(PAUSE);
         }
@@ -68,10 +72,10 @@ fn monitor(daemon: &Daemon, name: &str) -> i64 {
     launch["monitor"]["pid"].as_i64().unwrap()
 }
 
-/// proc_pid_smaps(5).
-fn pss(pid: i64) -> u64 {
+/// `Pss_Anon` of proc_pid_smaps(5), in KiB.
+pub(crate) fn own(pid: i64) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss_Anon:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 

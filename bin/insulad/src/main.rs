@@ -6,6 +6,7 @@ mod sites;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -16,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use crate::args::Args;
 use crate::settings::Settings;
@@ -27,6 +29,8 @@ const STACK: usize = 512 << 10;
 const BLOCKING_THREADS: usize = 64;
 /// Heaps of the allocator.
 const ARENAS: i32 = 2;
+/// How often memory that was given back to the allocator is given back to the host.
+const TRIM: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -142,10 +146,12 @@ async fn serve(settings: Settings, ready: Option<std::fs::File>) -> anyhow::Resu
     if let Some(mut ready) = ready {
         ready.write_all(b"1").context("say that the API is served")?;
     }
+    let trimming = tokio::spawn(trim());
     let name = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     };
+    trimming.abort();
     tracing::info!(signal = name, "ending; containers run on");
     engine.end();
     tell.send_replace(true);
@@ -155,4 +161,15 @@ async fn serve(settings: Settings, ready: Option<std::fs::File>) -> anyhow::Resu
     engine.settle().await;
     engine.retire().await;
     Ok(())
+}
+
+/// The allocator keeps what is free between pieces in use: an image's documents, buffers of a hundred clients.
+async fn trim() {
+    let mut ticks = tokio::time::interval(TRIM);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // It takes a lock of the allocator for a moment.
+        let _ = tokio::task::spawn_blocking(insula_sys::memory::trim_heap).await;
+    }
 }
