@@ -60,6 +60,21 @@ fn output_and_input_pass_through() {
 }
 
 #[test]
+fn timing_says_what_a_start_spent_its_time_on() {
+    let daemon = daemon!();
+    let outcome = daemon.insula(&["run", "--rm", "--timing", "--network", "none", "busybox", "echo", "out"]);
+    assert_eq!(outcome.ok(), "out");
+    let parts: Vec<_> = outcome.stderr.lines().filter_map(|line| line.split_whitespace().nth(2)).collect();
+    // Of the command, the daemon, the monitor, the wall, and back.
+    let levels =
+        ["connect", "image", "create", "endpoint", "control-group", "exec", "confirmed", "start", "run"];
+    let places: Vec<_> = levels.iter().map(|level| parts.iter().position(|part| part == level)).collect();
+    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{outcome}");
+    let quiet = daemon.insula(&["run", "-d", "--network", "none", "busybox", "true"]);
+    assert_eq!((quiet.ok().len(), quiet.stderr.as_str()), (64, ""));
+}
+
+#[test]
 fn a_large_output_arrives_whole() {
     let daemon = daemon!();
     let outcome = daemon.sh(&["--network", "none"], "seq 1 200000");

@@ -1,4 +1,4 @@
-//! What every other crate needs and nothing more: ids, digests, sizes, durations, error kinds, names,
+//! What every other crate needs and nothing more: ids, digests, sizes, durations, a stopwatch, error kinds, names,
 //! atomic file replacement and the names of environment variables.
 //!
 //! This crate makes no system call but file I/O through `std` and knows nothing of containers,
@@ -11,6 +11,7 @@ mod error;
 mod file;
 mod id;
 mod instance;
+mod laps;
 mod size;
 
 pub use digest::{ChainId, DiffId, Digest, DigestError};
@@ -19,4 +20,5 @@ pub use error::{Kind, Kinded, chain};
 pub use file::{Durability, replace};
 pub use id::{ContainerId, ExecId, IdError, NetworkId, random_hex};
 pub use instance::Instance;
+pub use laps::{Lap, Laps};
 pub use size::{SizeError, format_decimal, parse_bytes};

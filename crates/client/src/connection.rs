@@ -11,7 +11,8 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use insula_models::{ApiVersion, AuthConfig, ErrorResponse};
+use insula_base::Lap;
+use insula_models::{ApiVersion, AuthConfig, ErrorResponse, SERVER_TIMING, read_timing};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -35,13 +36,15 @@ pub struct Client {
     idle: Mutex<Vec<SendRequest<RequestBody>>>,
     /// What an older daemon has said to be its newest version.
     older: OnceLock<ApiVersion>,
+    /// Of the last answer that says what its time went into.
+    timing: Mutex<Vec<Lap>>,
 }
 
 impl Client {
     /// A client that connects when it is first used.
     #[must_use]
     pub fn new(address: Address) -> Self {
-        Self { address, idle: Mutex::default(), older: OnceLock::new() }
+        Self { address, idle: Mutex::default(), older: OnceLock::new(), timing: Mutex::default() }
     }
 
     /// A client that is connected.
@@ -115,6 +118,18 @@ impl Client {
         }
     }
 
+    fn note_timing(&self, headers: &HeaderMap) {
+        if let Some(text) = headers.get(SERVER_TIMING).and_then(|value| value.to_str().ok()) {
+            *self.timing.lock().unwrap_or_else(PoisonError::into_inner) = read_timing(text);
+        }
+    }
+
+    /// What the last answer that says so spent its time on; nothing when it was asked for before.
+    #[must_use]
+    pub fn take_timing(&self) -> Vec<Lap> {
+        std::mem::take(&mut *self.timing.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Before a body that can be sent only once.
     async fn learn_version(&self) -> Result<()> {
         if self.older.get().is_some() {
@@ -157,6 +172,7 @@ impl Client {
             .map_err(|source| Error::Connection { call: call.name(), source })?;
         let status = response.status();
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS || call.accepts(status) {
+            self.note_timing(response.headers());
             return Ok((response, connection));
         }
         let reason = status.canonical_reason().unwrap_or("no reason given");

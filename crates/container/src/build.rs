@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use insula_base::{Lap, Laps};
 use insula_host::cgroup::Entry;
 use insula_host::resolver::{self, Sockets};
 use insula_spec::plan::{ContainerPlan, Namespace, NamespacesPlan, NetworkChange, UserNamespace};
@@ -33,6 +34,8 @@ pub struct Created {
     pub resolver: Option<Sockets>,
     /// For the user.
     pub warnings: Vec<String>,
+    /// What making it took.
+    pub laps: Vec<Lap>,
 }
 
 /// The first process of a container, a child of who built it.
@@ -72,6 +75,7 @@ impl Init {
 /// Builds a container, its processes in the control group that `entry` leads into. On failure
 /// nothing of it is left. For a process of one thread whose umask is 0. A spare that does not suit ends.
 pub fn create(plan: &ContainerPlan, when: When, entry: &Entry, spare: Option<Spare>) -> Result<Created> {
+    let mut laps = Laps::begin();
     let owner = idmap::first(&plan.namespaces.user);
     let confinement = Confinement::prepare(plan, &plan.process, &plan.security.seccomp)?;
     let (streams, ends) = streams::make(&plan.stdio, owner)?;
@@ -81,17 +85,20 @@ pub fn create(plan: &ContainerPlan, when: When, entry: &Entry, spare: Option<Spa
     };
     drop(ends);
     let init = Guard(Some(init));
+    laps.lap("init");
     let (warnings, resolver) = prepare(plan, &init, &outside, &confinement, when)?;
+    laps.lap("mounts");
     // One that has failed already reports why.
     let mounts = mounts_of(init.init()?.pid).ok();
     let mut built = Built { streams, warnings };
     built.warnings.extend(confinement.warnings);
     built.listen(&outside, when)?;
+    laps.lap(if when == When::Now { "exec" } else { "stand" });
     let streams = built.streams.ok_or(Error::Lost)?;
     let Cloned { pid, pidfd } = init.disarm()?;
     let channel = (when == When::Later).then_some(outside);
     let init = Init { pid, pidfd, channel, _mounts: mounts };
-    Ok(Created { init, streams, resolver, warnings: built.warnings })
+    Ok(Created { init, streams, resolver, warnings: built.warnings, laps: laps.done() })
 }
 
 /// An init that is cloned for this container, and the channel to it.

@@ -305,6 +305,31 @@ pub struct Started {
     /// When the program was executed: nanoseconds since 1970.
     #[prost(int64, tag = "3")]
     pub at: i64,
+    /// What the time went into, in order.
+    #[prost(message, repeated, tag = "4")]
+    pub laps: Vec<Lap>,
+}
+
+/// A part of the work.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Lap {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(uint64, tag = "2")]
+    pub nanoseconds: u64,
+}
+
+impl From<insula_base::Lap> for Lap {
+    fn from(lap: insula_base::Lap) -> Self {
+        let nanoseconds = u64::try_from(lap.took.as_nanos()).unwrap_or(u64::MAX);
+        Self { name: lap.name.into_owned(), nanoseconds }
+    }
+}
+
+impl From<Lap> for insula_base::Lap {
+    fn from(lap: Lap) -> Self {
+        Self { name: lap.name.into(), took: std::time::Duration::from_nanos(lap.nanoseconds) }
+    }
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -36,6 +36,10 @@ fn attachment() -> Attachment {
     }
 }
 
+fn started(laps: Vec<Lap>) -> Started {
+    Started { pid: 42, warnings: vec!["w".into()], at: 5, laps }
+}
+
 fn exited() -> Exited {
     Exited { code: 137, oom: true, at: 1_700_000_000_000_000_001, error: "broke".into() }
 }
@@ -89,7 +93,8 @@ fn outcomes() -> Vec<(&'static str, Outcome)> {
     vec![
         ("failed", Outcome::Failed(Failed { kind: 3, message: "no".into(), exit_code: 127 })),
         ("done", Outcome::Done(Done { warnings: vec!["w".into()] })),
-        ("started", Outcome::Started(Started { pid: 42, warnings: vec!["w".into()], at: 5 })),
+        ("started", Outcome::Started(started(Vec::new()))),
+        ("started-with-laps", Outcome::Started(started(vec![Lap { name: "clone".into(), nanoseconds: 7 }]))),
         ("measured", Outcome::Stats(b"{}".to_vec())),
         ("listed", Outcome::Processes(Processes { pids: vec![1, 300], elsewhere: Some(elsewhere) })),
         (

@@ -13,6 +13,7 @@ mod wall;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use insula_base::Lap;
 use insula_host::cgroup::Stats;
 use insula_host::resolver::Sockets;
 use insula_spec::plan::{ContainerPlan, NetworkChange, ProcessPlan, Resources, StdioPlan};
@@ -91,6 +92,8 @@ pub struct Created {
     pub streams: Streams,
     /// For the user.
     pub warnings: Vec<String>,
+    /// What making it took.
+    pub laps: Vec<Lap>,
 }
 
 /// A process beside the first one.

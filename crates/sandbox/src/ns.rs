@@ -4,6 +4,7 @@ mod running;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use insula_base::Laps;
 use insula_container::Spare;
 use insula_host::cgroup::{DevicePolicy, Group, Layout, Purpose, Stats, standard_devices};
 use insula_host::resolver::Sockets;
@@ -147,11 +148,13 @@ impl Sandbox for Namespaces {
         if self.running.is_some() {
             return Err(Error::Phase { is: "created", needed: "empty" });
         }
+        let mut laps = Laps::begin();
         let (group, mut warnings) = self.group(&plan)?;
+        laps.lap("control-group");
         let entered = group.entry().map_err(Error::from);
         let spare = self.spare.take();
         let created = entered.and_then(|entry| Ok(insula_container::create(&plan, when, &entry, spare)?));
-        let created = match created {
+        let mut created = match created {
             Ok(created) => created,
             Err(error) => {
                 // As above: the first error is the one to report.
@@ -159,6 +162,7 @@ impl Sandbox for Namespaces {
                 return Err(error);
             }
         };
+        laps.nest(std::mem::take(&mut created.laps), "wall");
         let (running, streams, more) = Running::new(plan, group, created, when)?;
         if let Some(oom) = running.oom() {
             watch(&self.events, oom)?;
@@ -166,7 +170,7 @@ impl Sandbox for Namespaces {
         warnings.extend(more);
         let pid = running.pid();
         self.running = Some(running);
-        Ok(Created { pid, streams, warnings })
+        Ok(Created { pid, streams, warnings, laps: laps.done() })
     }
 
     fn start(&mut self) -> Result<()> {

@@ -29,6 +29,7 @@ mod tenant;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use insula_base::Laps;
 use insula_host::cgroup::Stats;
 use insula_host::resolver::Sockets;
 use insula_spec::plan::{ContainerPlan, NetworkChange, Resources};
@@ -97,8 +98,10 @@ impl Sandbox for Vm {
         if self.running.is_some() {
             return Err(Error::Phase { is: "created", needed: "empty" });
         }
+        let mut laps = Laps::begin();
         let (mut running, plan) = self.awake(plan)?;
-        match running.create(plan, when, &self.events) {
+        laps.lap("machine");
+        match running.create(plan, when, &self.events, laps) {
             Ok(created) => {
                 self.running = Some(running);
                 Ok(created)

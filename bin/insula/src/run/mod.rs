@@ -6,3 +6,4 @@ pub(crate) mod exit;
 pub(crate) mod flags;
 pub(crate) mod resolve;
 pub(crate) mod start;
+mod timing;

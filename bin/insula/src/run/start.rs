@@ -9,6 +9,7 @@ use super::create::create;
 use super::exit::Exit;
 use super::flags::CreateFlags;
 use super::resolve;
+use super::timing::Timing;
 use crate::arguments::Run;
 use crate::context::Context;
 use crate::failure::{self, Failure, Outcome, with_code};
@@ -44,6 +45,9 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", action = clap::ArgAction::Set)]
     sig_proxy: bool,
+    /// Print on standard error what the start spent its time on
+    #[arg(long)]
+    timing: bool,
     #[command(flatten)]
     flags: CreateFlags,
 }
@@ -71,6 +75,7 @@ fn hinted(message: &str) -> String {
 
 impl RunArgs {
     async fn execute(self, context: &Context) -> Outcome {
+        let mut timing = Timing::begin(self.timing);
         let request = resolve::request(&self.flags, self.detach)?;
         let attached = request.attach_stdin || request.attach_stdout || request.attach_stderr;
         if attached && request.attach_stdin && request.tty && !terminal::input_is_terminal() {
@@ -78,13 +83,20 @@ impl RunArgs {
         }
         let keys = DetachKeys::parse(&self.detach_keys)?;
         let client = context.client().await?;
+        timing.lap("connect");
         let id = create(&client, &self.flags, &request).await?;
+        timing.answered(&client, "create");
         if !attached {
             start(&client, &id).await.map_err(|failed| failed.hinted())?;
+            timing.answered(&client, "start");
             printer::line(&id)?;
+            timing.print();
             return Ok(0);
         }
-        self.attached(context, &client, &id, &request, keys).await
+        let code = self.attached(context, &client, &id, (&request, keys), &mut timing).await?;
+        timing.lap("run");
+        timing.print();
+        Ok(code)
     }
 
     async fn attached(
@@ -92,8 +104,8 @@ impl RunArgs {
         context: &Context,
         client: &Client,
         id: &str,
-        request: &ContainerCreateRequest,
-        keys: DetachKeys,
+        (request, keys): (&ContainerCreateRequest, DetachKeys),
+        timing: &mut Timing,
     ) -> Outcome {
         let options = AttachOptions {
             logs: false,
@@ -110,6 +122,7 @@ impl RunArgs {
         let raw_mode = if stdin && request.tty { RawMode::enter()? } else { None };
         let wiring = Wiring { tty: request.tty, stdin, detach: raw_mode.is_some().then_some(keys) };
         let mut streams = streams::connect(hijacked, wiring)?;
+        timing.lap("attach");
         let started = match start_attached(client, id).await {
             Ok(started) => started,
             Err(failed) => {
@@ -117,6 +130,7 @@ impl RunArgs {
                 return Err(failed.hinted().into());
             }
         };
+        timing.answered(client, "start");
         if request.tty {
             session.resize().await;
         }

@@ -7,11 +7,14 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
+use insula_base::{Lap, Laps};
 use insula_engine::containers::{
     Change, ListRequest, RemoveRequest, StatsSampler, StopRequest, WaitCondition,
 };
-use insula_models::{ApiVersion, ContainerCreateRequest, ContainerUpdateRequest};
+use insula_models::{
+    ApiVersion, ContainerCreateRequest, ContainerUpdateRequest, SERVER_TIMING, write_timing,
+};
 use tokio::time::Interval;
 
 use crate::earlier;
@@ -68,8 +71,8 @@ async fn create(
     let request = earlier::container(version, request)?;
     let name = params.text("name").map(str::to_owned);
     let platform = params.text("platform").map(str::to_owned);
-    let made = api.engine.create_container(name, platform, request).await?;
-    shaped_with(StatusCode::CREATED, version, &made)
+    let (made, laps) = api.engine.create_container(name, platform, request).await?;
+    shaped_with(StatusCode::CREATED, version, &made).map(|response| with_timing(response, &laps))
 }
 
 async fn inspect(
@@ -126,7 +129,17 @@ async fn start(
         return Err(ApiError::unsupported("checkpoints are not available in this version"));
     }
     api.attaching.settled(&id).await;
-    Ok(changed(api.engine.start_container(&id).await?))
+    let mut laps = Laps::begin();
+    let change = api.engine.start_container_timed(&id, &mut laps).await?;
+    Ok(with_timing(changed(change), laps.all()))
+}
+
+/// With what the time went into; names that a monitor may have sent wrong leave it out.
+fn with_timing(mut response: Response, laps: &[Lap]) -> Response {
+    if let Ok(value) = HeaderValue::try_from(write_timing(laps)) {
+        response.headers_mut().insert(SERVER_TIMING, value);
+    }
+    response
 }
 
 /// 204, or 304 for what was so already.

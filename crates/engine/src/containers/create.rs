@@ -3,7 +3,7 @@
 use insula_sys::failpoint::failpoint;
 use std::sync::Arc;
 
-use insula_base::ContainerId;
+use insula_base::{ContainerId, Lap, Laps};
 use insula_models::{
     ContainerConfig, ContainerCreateRequest, ContainerCreateResponse, HostConfig, NetworkingConfig,
     VolumeCreateRequest,
@@ -36,15 +36,19 @@ pub(crate) struct Own {
 }
 
 impl Engine {
-    /// `platform` as in `linux/amd64`.
+    /// `platform` as in `linux/amd64`. Says also what the time went into.
     pub async fn create_container(
         &self,
         name: Option<String>,
         platform: Option<String>,
         request: ContainerCreateRequest,
-    ) -> Result<ContainerCreateResponse> {
+    ) -> Result<(ContainerCreateResponse, Vec<Lap>)> {
         let engine = self.clone();
-        let created = move || engine.create(name, platform, request);
+        let created = move || {
+            let mut laps = Laps::begin();
+            let answer = engine.create(name, platform, request, &mut laps)?;
+            Ok((answer, laps.done()))
+        };
         // A commit and a few folders; what copies an image's content is for a thread that may block.
         blocking(created).await
     }
@@ -54,6 +58,7 @@ impl Engine {
         name: Option<String>,
         platform: Option<String>,
         request: ContainerCreateRequest,
+        laps: &mut Laps,
     ) -> Result<ContainerCreateResponse> {
         let (config, host, networking) = request.into_parts();
         let name = name.filter(|name| !name.is_empty());
@@ -69,7 +74,9 @@ impl Engine {
             )));
         }
         check_platform(platform.as_deref(), &image)?;
-        self.create_of(name, image, (config, host, networking), Own::default()).map(|(_, answer)| answer)
+        laps.lap("image");
+        self.create_of(name, image, (config, host, networking), Own::default(), laps)
+            .map(|(_, answer)| answer)
     }
 
     /// A container for a step of a build: of layers that are no image, which it holds itself.
@@ -82,7 +89,7 @@ impl Engine {
     ) -> Result<ContainerCreateResponse> {
         let own = Own { mounts, ..Own::default() };
         let request = (config, host, NetworkingConfig::default());
-        self.create_of(None, image, request, own).map(|(_, answer)| answer)
+        self.create_of(None, image, request, own, &mut Laps::begin()).map(|(_, answer)| answer)
     }
 
     /// A container with what it has from elsewhere.
@@ -92,6 +99,7 @@ impl Engine {
         image: Image,
         (config, mut host, networking): (ContainerConfig, HostConfig, NetworkingConfig),
         own: Own,
+        laps: &mut Laps,
     ) -> Result<(Arc<Container>, ContainerCreateResponse)> {
         self.default_storage(&mut host);
         let reference = config.image.clone();
@@ -148,7 +156,8 @@ impl Engine {
             host,
             id,
         };
-        self.finish_create(row, &image, own.upper.as_ref(), warnings)
+        laps.lap("request");
+        self.finish_create(row, &image, own.upper.as_ref(), warnings, laps)
     }
 
     /// From here on something is made; what fails takes it back.
@@ -158,6 +167,7 @@ impl Engine {
         image: &Image,
         upper: Option<&StagedUpper>,
         mut warnings: Vec<String>,
+        laps: &mut Laps,
     ) -> Result<(Arc<Container>, ContainerCreateResponse)> {
         let own_ids = !plan::shares_host(&row.host)
             && !row.host.network_mode.starts_with("container:")
@@ -175,12 +185,14 @@ impl Engine {
         let container = Arc::new(Container::new(row));
         self.0.containers.insert(container.clone());
         failpoint("create.row");
+        laps.lap("row");
         if let Err(error) = self.make_parts(&container, image, upper) {
             self.discard(&container);
             return Err(error);
         }
         warnings.extend(self.unmapped_mounts(&container.row()));
         self.publish(&container.row(), "create", &[]);
+        laps.lap("folders");
         Ok((container, ContainerCreateResponse { id: id.to_string(), warnings }))
     }
 

@@ -4,7 +4,7 @@ use insula_sys::failpoint::failpoint;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use insula_base::{Kind, Kinded};
+use insula_base::{Kind, Kinded, Laps};
 use insula_models::Health;
 use insula_proto::{Call, Empty, Exited, Outcome};
 use jiff::Timestamp;
@@ -261,7 +261,7 @@ impl Engine {
 
     async fn restart_by_policy(&self, container: &Arc<Container>) {
         container.amend(|row| row.restarts += 1);
-        if let Err(error) = self.start(container).await {
+        if let Err(error) = self.start(container, &mut Laps::begin()).await {
             tracing::warn!(container = container.id.short(), error = insula_base::chain(&error), "restart");
             let row = container.row();
             if matches!(row.phase, Phase::Created | Phase::Exited { .. })

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use insula_base::Kind;
+use insula_base::{Kind, Lap, Laps};
 use insula_network::{Endpoint, files};
 use insula_proto::{Call, Create, Outcome, Started};
 use insula_spec::machine::MachinePlan;
@@ -33,21 +33,27 @@ struct MachineOf {
 
 impl Engine {
     pub async fn start_container(&self, reference: &str) -> Result<Change> {
+        self.start_container_timed(reference, &mut Laps::begin()).await
+    }
+
+    /// The same; says also what the time goes into.
+    pub async fn start_container_timed(&self, reference: &str, laps: &mut Laps) -> Result<Change> {
         let container = self.find(reference)?;
         let _turn = container.turn.lock().await;
         if !container.row().running() {
             // Its policy counts anew.
             container.amend(|row| row.restarts = 0);
         }
-        self.start(&container).await
+        laps.lap("turn");
+        self.start(&container, laps).await
     }
 
     /// For who has the container's turn.
-    pub(super) async fn start(&self, container: &Arc<Container>) -> Result<Change> {
-        self.events().measures().of(Operation::Start, self.start_in_turn(container)).await
+    pub(super) async fn start(&self, container: &Arc<Container>, laps: &mut Laps) -> Result<Change> {
+        self.events().measures().of(Operation::Start, self.start_in_turn(container, laps)).await
     }
 
-    async fn start_in_turn(&self, container: &Arc<Container>) -> Result<Change> {
+    async fn start_in_turn(&self, container: &Arc<Container>, laps: &mut Laps) -> Result<Change> {
         let before = container.row();
         match &before.phase {
             Phase::Running { .. } if container.state().paused => {
@@ -74,7 +80,8 @@ impl Engine {
             row.boot.clone_from(&self.0.boot);
         })?;
         failpoint("start.intent");
-        match self.launch(container, &row).await {
+        laps.lap("intent");
+        match self.launch(container, &row, laps).await {
             Ok(()) => Ok(Change::Done),
             Err(error) => {
                 self.take_back(container, &before, &error)?;
@@ -86,7 +93,7 @@ impl Engine {
         }
     }
 
-    async fn launch(&self, container: &Arc<Container>, row: &Row) -> Result<()> {
+    async fn launch(&self, container: &Arc<Container>, row: &Row, laps: &mut Laps) -> Result<()> {
         descriptors::leave_room()?;
         self.0.config.policy.check_again(&row.mounts)?;
         self.open_sites(row).await?;
@@ -94,12 +101,14 @@ impl Engine {
         let joined = self.joined(row)?;
         let endpoint = self.networks().prepare(&self.endpoint_request(row)?)?;
         failpoint("start.endpoint");
+        laps.lap("endpoint");
         let cgroup = format!("{}/{}", self.instance().cgroup(), row.id);
         let sandbox = self.sandbox(row);
         sandbox.prepare(&LaunchRecord { monitor: spare.process, cgroup: cgroup.clone() })?;
         failpoint("start.launch");
         let names = self.write_names(row, &endpoint, &sandbox)?;
         failpoint("start.names");
+        laps.lap("names");
         let folder = self.writable_dir(&row.id).await?;
         let MachineOf { plan: machine, copy, wanted, lease } =
             self.machine(row, &sandbox, endpoint.interfaces().len()).await?;
@@ -128,9 +137,13 @@ impl Engine {
             template,
         };
         let mut connection = Connection::new(spare.socket)?;
+        laps.lap("plan");
         match connection.call(Call::Create(call), &descriptors).await? {
-            Outcome::Started(started) => {
+            Outcome::Started(mut started) => {
+                let inside = std::mem::take(&mut started.laps).into_iter().map(Lap::from);
+                laps.nest(inside, "monitor");
                 self.confirm(container, connection, started)?;
+                laps.lap("confirmed");
                 drop(lease);
                 self.announce_sites(row).await;
                 if let Some(wanted) = wanted {

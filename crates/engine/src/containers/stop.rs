@@ -4,7 +4,7 @@ use insula_sys::failpoint::failpoint;
 use std::sync::Arc;
 use std::time::Duration;
 
-use insula_base::Kind;
+use insula_base::{Kind, Laps};
 use insula_proto::{Call, Empty, Outcome, Resize, Signal};
 
 use super::container::{Container, Progress};
@@ -59,7 +59,7 @@ impl Engine {
             container.state().stopping = false;
             down?;
         }
-        self.start(&container).await?;
+        self.start(&container, &mut Laps::begin()).await?;
         self.publish(&container.row(), "restart", &[]);
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
 
-use insula_base::{ContainerId, NetworkId};
+use insula_base::{ContainerId, Laps, NetworkId};
 use insula_models::{
     NetworkingConfig, Workload, WorkloadConflict, WorkloadContainer, WorkloadMade, WorkloadMount,
     WorkloadRestored, WorkloadVolume,
@@ -234,7 +234,7 @@ impl<'a> Made<'a> {
         let id = ContainerId::random();
         self.unfinished.note(self.engine, |made| made.containers.push(id.to_string()))?;
         let own = Own { id: Some(id), mounts, upper: Some(upper) };
-        let (_, answer) = self.engine.create_of(name, image, request, own)?;
+        let (_, answer) = self.engine.create_of(name, image, request, own, &mut Laps::begin())?;
         Ok((answer.id, answer.warnings))
     }
 }

@@ -76,7 +76,7 @@ fn request(command: &[&str]) -> ContainerCreateRequest {
 }
 
 async fn create(engine: &Engine, name: &str, request: ContainerCreateRequest) -> String {
-    engine.create_container(Some(name.to_owned()), None, request).await.unwrap().id
+    engine.create_container(Some(name.to_owned()), None, request).await.unwrap().0.id
 }
 
 async fn status(engine: &Engine, name: &str) -> String {

@@ -219,7 +219,7 @@ fn status(sandbox: &Sandbox) -> Status {
 }
 
 fn started() -> Outcome {
-    Outcome::Started(Started { pid: pid(), warnings: Vec::new(), at: now() })
+    Outcome::Started(Started { pid: pid(), warnings: Vec::new(), at: now(), laps: Vec::new() })
 }
 
 fn failed(message: &str) -> Outcome {

@@ -4,9 +4,9 @@ use insula_sys::failpoint::failpoint;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
-use insula_base::Kinded;
+use insula_base::{Kinded, Laps};
 use insula_proto::{
-    Attach, Call, Create, Done, Exec, Failed, Outcome, Phase, Resize, Rewire, Signal, Started, Status,
+    Attach, Call, Create, Done, Exec, Failed, Lap, Outcome, Phase, Resize, Rewire, Signal, Started, Status,
 };
 use insula_sandbox::{Created, ExecPlan, Frozen, Sandbox, SignalTarget, When};
 use insula_spec::plan::{ContainerPlan, StdioPlan};
@@ -44,7 +44,8 @@ impl<S: Sandbox> Monitor<S> {
             Some(Call::Create(call)) => self.create(&call, descriptors),
             Some(Call::Start(_)) => {
                 self.sandbox.start()?;
-                Ok(self.running(Vec::new()))
+                self.runs();
+                Ok(started(self.pid, Vec::new(), self.started))
             }
             Some(Call::Exec(call)) => self.exec(&call, descriptors),
             Some(Call::Signal(call)) => self.signal(&call).map(|()| done),
@@ -77,6 +78,7 @@ impl<S: Sandbox> Monitor<S> {
     }
 
     fn create(&mut self, call: &Create, mut descriptors: Vec<OwnedFd>) -> Result<Outcome> {
+        let mut laps = Laps::begin();
         let mut plan: ContainerPlan = parse("plan", &call.plan)?;
         // Open until the sandbox has made of them what it needs.
         let _template = template(&mut plan, call, &mut descriptors);
@@ -85,19 +87,25 @@ impl<S: Sandbox> Monitor<S> {
             self.listen(PathBuf::from(&call.folder))?;
         }
         failpoint("monitor.create.listens");
+        laps.lap("folder-and-log");
         let when = if call.start { When::Now } else { When::Later };
-        let created = self.sandbox.create(plan, when)?;
+        let mut created = self.sandbox.create(plan, when)?;
         failpoint("monitor.create.built");
+        laps.nest(std::mem::take(&mut created.laps), "handover");
         self.pid = created.pid;
         self.phase = Phase::Created;
         let warnings = self.adopt(None, created, Some(log), &stdio, call.attachments.clone(), descriptors)?;
-        Ok(if call.start { self.running(warnings) } else { started(self.pid, warnings, 0) })
+        if call.start {
+            self.runs();
+        }
+        laps.lap("streams");
+        let laps = laps.done().into_iter().map(Lap::from).collect();
+        Ok(Outcome::Started(Started { pid: self.pid, warnings, at: self.started, laps }))
     }
 
-    fn running(&mut self, warnings: Vec<String>) -> Outcome {
+    fn runs(&mut self) {
         self.phase = Phase::Running;
         self.started = clock::now();
-        started(self.pid, warnings, self.started)
     }
 
     fn exec(&mut self, call: &Exec, descriptors: Vec<OwnedFd>) -> Result<Outcome> {
@@ -211,7 +219,7 @@ impl<S: Sandbox> Monitor<S> {
 }
 
 fn started(pid: i32, warnings: Vec<String>, at: i64) -> Outcome {
-    Outcome::Started(Started { pid, warnings, at })
+    Outcome::Started(Started { pid, warnings, at, laps: Vec::new() })
 }
 
 /// Takes what a template consists of from the descriptors of a call, and says in the plan where it is.

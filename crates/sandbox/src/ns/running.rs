@@ -46,7 +46,7 @@ impl Running {
         created: insula_container::Created,
         when: When,
     ) -> Result<(Self, Streams, Vec<String>)> {
-        let insula_container::Created { init, streams, resolver, warnings } = created;
+        let insula_container::Created { init, streams, resolver, warnings, laps: _ } = created;
         let running = Self {
             oom: group.oom_descriptor()?,
             plan,
@@ -103,7 +103,7 @@ impl Running {
         let terminal = master_of(&executed.streams)?;
         let pid = executed.pid;
         self.execs.push(Exec { id: exec.id.clone(), pid, pidfd: executed.pidfd, terminal });
-        Ok(Created { pid, streams: executed.streams, warnings: executed.warnings })
+        Ok(Created { pid, streams: executed.streams, warnings: executed.warnings, laps: Vec::new() })
     }
 
     pub(super) fn signal(&self, target: SignalTarget<'_>, signal: i32) -> Result<()> {

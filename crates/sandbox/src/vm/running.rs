@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use insula_base::{Lap, Laps};
 use insula_container::{Jailed, share};
 use insula_host::cgroup::{Entry, Group, Layout, Purpose, Stats};
 use insula_proto::{Call, Create, Empty, Exec, Furnish, Outcome, Resize, Signal, Start, Update};
@@ -179,7 +180,13 @@ impl Running {
     }
 
     /// Has the agent make the container.
-    pub(super) fn create(&mut self, plan: ContainerPlan, when: When, events: &OwnedFd) -> Result<Created> {
+    pub(super) fn create(
+        &mut self,
+        plan: ContainerPlan,
+        when: When,
+        events: &OwnedFd,
+        mut laps: Laps,
+    ) -> Result<Created> {
         let container = guest::container(&plan);
         let seated = self.plan.tenant.is_some();
         let create = Create {
@@ -195,16 +202,18 @@ impl Running {
             Outcome::Started(started) => started,
             other => return Err(unexpected(&other)),
         };
+        laps.nest(started.laps.into_iter().map(Lap::from), "guest");
         if seated {
             self.settle_in(&plan, events)?;
             if when == When::Now {
                 self.start_program(events)?;
             }
+            laps.lap("seat");
         }
         self.record()?;
         let mut warnings = std::mem::take(&mut self.warnings);
         warnings.extend(started.warnings);
-        Ok(Created { pid: self.body.pid(), streams, warnings })
+        Ok(Created { pid: self.body.pid(), streams, warnings, laps: laps.done() })
     }
 
     fn boot(&mut self, events: &OwnedFd) -> Result<String> {
@@ -252,7 +261,8 @@ impl Running {
         let (number, streams) = self.link.ask_process(Some(exec.id.clone()), &exec.stdio, call)?;
         match self.await_answer(number, events) {
             Ok(Outcome::Started(started)) => {
-                Ok(Created { pid: self.body.pid(), streams, warnings: started.warnings })
+                let laps = started.laps.into_iter().map(Lap::from).collect();
+                Ok(Created { pid: self.body.pid(), streams, warnings: started.warnings, laps })
             }
             Ok(other) => Err(unexpected(&other)),
             Err(error) => {
