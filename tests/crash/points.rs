@@ -118,24 +118,9 @@ fn come_by(daemon: &mut Daemon, point: &str) {
     }
 }
 
-/// Whether the programs under test have failpoints.
-fn can_fail(daemon: &mut Daemon) -> bool {
-    daemon.kill();
-    arm(daemon, "daemon.opened");
-    if daemon.try_restart() {
-        // A skip that cannot be taken for a pass where the build is known.
-        assert!(std::env::var_os("INSULA_BIN_DIR").is_some(), "a debug build has failpoints");
-        eprintln!("skipped: these programs have no failpoints (a release build)");
-        let _ = fs::remove_file(daemon.failpoint_file());
-        return false;
-    }
-    daemon.restart();
-    true
-}
-
 fn programme(mine: impl Fn(&str) -> bool) {
     let mut daemon = daemon!();
-    if !can_fail(&mut daemon) {
+    if !daemon.can_fail() {
         return;
     }
     let file = daemon.failpoint_file();
@@ -190,7 +175,7 @@ fn make_image(daemon: &Daemon, operation: &str, name: &str) -> Outcome {
 fn killed_at_every_step_of_an_image() {
     let registry = registry!();
     let mut daemon = daemon!();
-    if !can_fail(&mut daemon) {
+    if !daemon.can_fail() {
         return;
     }
     let file = daemon.failpoint_file();
@@ -262,7 +247,7 @@ fn of_workload(daemon: &Daemon) -> Vec<String> {
 fn killed_at_every_step_of_a_workload() {
     let here = daemon!();
     let mut there = daemon!(bare);
-    if !can_fail(&mut there) {
+    if !there.can_fail() {
         return;
     }
     let file = there.failpoint_file();
@@ -296,7 +281,7 @@ fn killed_at_every_step_of_a_workload() {
 #[test]
 fn what_is_held_still_goes_on_when_the_daemon_dies() {
     let mut daemon = daemon!();
-    if !can_fail(&mut daemon) {
+    if !daemon.can_fail() {
         return;
     }
     let file = daemon.failpoint_file();

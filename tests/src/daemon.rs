@@ -191,6 +191,21 @@ impl Daemon {
         self.folder.path().join("failpoint")
     }
 
+    /// Starts it anew; whether the programs under test have failpoints.
+    pub fn can_fail(&mut self) -> bool {
+        self.kill();
+        std::fs::write(self.failpoint_file(), "daemon.opened").unwrap();
+        if self.try_restart() {
+            // A skip that cannot be taken for a pass where the build is known.
+            assert!(std::env::var_os("INSULA_BIN_DIR").is_some(), "a debug build has failpoints");
+            eprintln!("skipped: these programs have no failpoints (a release build)");
+            let _ = std::fs::remove_file(self.failpoint_file());
+            return false;
+        }
+        self.restart();
+        true
+    }
+
     /// Starts it although it may be killed before it serves; whether it serves.
     pub fn try_restart(&mut self) -> bool {
         assert!(self.child.is_none(), "the daemon runs already");

@@ -1,6 +1,11 @@
 //! Containers that share the machine of their tenant.
 
-use insula_tests::{Daemon, get, guest};
+use std::fs;
+use std::path::Path;
+
+use insula_tests::{Daemon, OnDrop, get, guest};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use crate::walls::daemon_with;
 
@@ -136,24 +141,110 @@ fn tenants_are_apart_and_a_machine_that_breaks_takes_its_own_containers_alone() 
     assert_eq!(failed.code, 127, "{failed}");
 
     let pid = machine(&daemon, "acme").parse().unwrap();
-    rustix::process::kill_process(
-        rustix::process::Pid::from_raw(pid).unwrap(),
-        rustix::process::Signal::KILL,
-    )
-    .unwrap();
-    let state = guest::eventually("a container without a policy ends", || {
-        let format = "{{.State.Status}} {{.State.ExitCode}} {{.State.Error}}";
-        let state = daemon.insula(&["inspect", "-f", format, "two"]);
-        Some(state.ok().to_owned()).filter(|state| state.starts_with("exited"))
-    });
-    assert!(state.starts_with("exited 137 ") && state.contains("machine ended"), "{state}");
-    guest::eventually("the other one is started again, in another machine", || {
-        let state = daemon.insula(&["inspect", "-f", "{{.State.Running}} {{.RestartCount}}", "one"]);
-        (state.ok().trim() == "true 1").then_some(())
-    });
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    lost_its_machine(&daemon, "two");
+    is_started_again(&daemon, "one");
     assert_ne!(machine(&daemon, "acme"), pid.to_string());
     assert_eq!(daemon.exec("far", "echo on").ok().trim(), "on");
     daemon.insula(&["rm", "-f", "one", "two", "far"]).exits(0);
     daemon.insula(&["tenant", "rm", "acme", "other"]).exits(0);
     daemon.insula(&["network", "rm", "blue", "red"]).exits(0);
+}
+
+/// A container without a policy ends with its machine.
+fn lost_its_machine(daemon: &Daemon, container: &str) {
+    let state = guest::eventually("a container without a policy ends", || {
+        let format = "{{.State.Status}} {{.State.ExitCode}} {{.State.Error}}";
+        let state = daemon.insula(&["inspect", "-f", format, container]);
+        Some(state.ok().to_owned()).filter(|state| state.starts_with("exited"))
+    });
+    assert!(state.starts_with("exited 137 ") && state.contains("machine ended"), "{state}");
+}
+
+fn is_started_again(daemon: &Daemon, container: &str) {
+    guest::eventually("the other one is started again, in another machine", || {
+        let state = daemon.insula(&["inspect", "-f", "{{.State.Running}} {{.RestartCount}}", container]);
+        (state.ok().trim() == "true 1").then_some(())
+    });
+}
+
+/// Kills the process that a record of the daemon's names.
+fn kill_recorded(path: &Path, pointer: &str) {
+    let record: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    let pid = record.pointer(pointer).and_then(Value::as_i64).unwrap();
+    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::KILL).unwrap();
+}
+
+#[test]
+fn a_machine_is_kept_and_what_is_killed_takes_no_more_along_than_it_must() {
+    let Some(daemon) = daemon() else { return };
+    let create = ["tenant", "create", "acme", "-m", "64m", "--cards", "1", "--keep"];
+    daemon.insula(&create).exits(0);
+    daemon.insula(&["network", "create", "blue"]).exits(0);
+    let sleep = ["busybox", "sleep", "1000"];
+    let none = ["--network", "none"];
+    // The machine stays without containers: the next ones find it.
+    start(&daemon, "acme", "first", &[&none[..], &sleep].concat());
+    let kept = boot_id(&daemon, "first");
+    daemon.insula(&["rm", "-f", "first"]).exits(0);
+    start(&daemon, "acme", "one", &[&["--network", "blue"][..], &sleep].concat());
+    start(&daemon, "acme", "two", &[&none[..], &["--restart", "on-failure:1"], &sleep].concat());
+    assert_eq!(boot_id(&daemon, "one"), kept);
+
+    // A monitor: its container is lost, also inside, where it had the only card. The other one goes on.
+    let id = daemon.inspect("one", "/Id").as_str().unwrap().to_owned();
+    let run = daemon.instance().run();
+    kill_recorded(&run.join("sandboxes").join(id).join("launch.json"), "/monitor/pid");
+    daemon.reaches("one", "exited");
+    assert_eq!(daemon.inspect("one", "/State/ExitCode"), 255);
+    assert_eq!(boot_id(&daemon, "two"), kept);
+    daemon.insula(&["start", "one"]).exits(0);
+    assert_eq!(boot_id(&daemon, "one"), kept);
+    let interfaces = daemon.exec("one", "ls /sys/class/net");
+    assert_eq!(interfaces.ok().split_whitespace().collect::<Vec<_>>(), ["eth0", "lo"]);
+
+    // The owner: the machine ends with it.
+    kill_recorded(&run.join("tenants/acme/owner.json"), "/pid");
+    lost_its_machine(&daemon, "one");
+    is_started_again(&daemon, "two");
+    assert_ne!(boot_id(&daemon, "two"), kept);
+
+    let pid = machine(&daemon, "acme");
+    daemon.insula(&["rm", "-f", "one", "two"]).exits(0);
+    assert_eq!(machine(&daemon, "acme"), pid);
+    daemon.insula(&["tenant", "rm", "acme"]).exits(0);
+    assert!(!Path::new("/proc").join(pid).exists(), "the machine ends with its tenant");
+    daemon.insula(&["network", "rm", "blue"]).exits(0);
+}
+
+#[test]
+fn a_tenants_machine_is_made_although_who_makes_it_is_killed() {
+    let Some(mut daemon) = daemon() else { return };
+    if !daemon.can_fail() {
+        return;
+    }
+    let file = daemon.failpoint_file();
+    let _disarm = OnDrop(move || drop(fs::remove_file(&file)));
+    daemon.insula(&["tenant", "create", "acme", "-m", "64m"]).exits(0);
+    let create = ["create", "--name", "box", "--isolation", "tenant:acme", "--network", "none"];
+    daemon.insula(&[&create[..], &["busybox", "sleep", "1000"]].concat()).exits(0);
+    for point in ["tenant.spawned", "owner.started", "owner.stands", "tenant.ordered"] {
+        fs::write(daemon.failpoint_file(), point).unwrap();
+        let outcome = daemon.insula(&["start", "box"]);
+        assert!(!daemon.failpoint_file().exists(), "{point} was not passed: {outcome}");
+        if point.starts_with("tenant.") {
+            daemon.await_kill();
+            daemon.restart();
+        } else {
+            assert!(
+                outcome.code == 1 && outcome.stderr.contains("ended before it stood"),
+                "{point}: {outcome}"
+            );
+        }
+        assert_eq!(daemon.inspect("box", "/State/Status"), "created", "{point}");
+    }
+    daemon.insula(&["start", "box"]).exits(0);
+    daemon.exec("box", "true").exits(0);
+    daemon.insula(&["rm", "-f", "box"]).exits(0);
+    daemon.insula(&["tenant", "rm", "acme"]).exits(0);
 }

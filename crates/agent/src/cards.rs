@@ -114,7 +114,8 @@ impl Devices {
     ///
     /// It comes back by itself from a namespace that ends, which the kernel destroys in its own time.
     fn fetch(&self, place: usize) -> Result<String> {
-        const INSTANTS: u32 = 2000;
+        // Together less than the host waits for an answer.
+        const INSTANTS: u32 = 10_000;
         const INSTANT: Duration = Duration::from_millis(5);
         let device = self.0.get(place).ok_or(Error::NoCards)?;
         for _ in 0..INSTANTS {

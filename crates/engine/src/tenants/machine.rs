@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use insula_base::Kind;
 use insula_spec::machine::{MachinePlan, TenantAnswer, TenantCall, TenantMachine, TenantOrder};
+use insula_sys::failpoint::failpoint;
 
 use super::{Admission, TenantRow, Tenants, group};
 use crate::containers::leftovers;
@@ -171,6 +172,7 @@ impl Tenants {
             .stdout(Stdio::null())
             .spawn()
             .map_err(failed("execute"))?;
+        failpoint("tenant.spawned");
         // The kernel's pids fit.
         let pid = child.id() as i32;
         let process = Process { pid, started: Process::start_time(pid).unwrap_or_default() };
@@ -187,6 +189,7 @@ impl Tenants {
         let mut line = json(&order)?;
         line.push(b'\n');
         ours.write_all(&line).map_err(failed("write to"))?;
+        failpoint("tenant.ordered");
         Ok(ours)
     }
 
@@ -229,9 +232,9 @@ impl Tenants {
             Err(error) => return Err(Error::io("readdir", &self.folder, error)),
         };
         for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-            if open(&self.folder_of(&name)).is_err()
-                && let Err(error) = self.clear(&name)
-            {
+            // Who begins or ends may not listen: nothing is waited for here.
+            let owned = owner(&self.folder_of(&name)).is_some_and(Process::alive);
+            if !owned && let Err(error) = self.clear(&name) {
                 tracing::warn!(
                     tenant = name,
                     error = insula_base::chain(&error),

@@ -21,6 +21,7 @@ use insula_proto::channel::{CHANNEL_VERSION, ChannelError, ChannelFrame, Kind};
 use insula_proto::{Call, Furnish, Outcome, Reply, Request};
 use insula_spec::machine::{TenantAnswer, TenantCall, TenantMachine, TenantOrder};
 use insula_spec::plan::{InterfacePlan, Resources};
+use insula_sys::failpoint::failpoint;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -54,6 +55,7 @@ pub fn serve(order: &TenantOrder, daemon: OwnedFd) -> Result<()> {
     };
     let served = match owner.awake() {
         Ok(()) => {
+            failpoint("owner.stands");
             daemon.tell(&TenantAnswer::Status(owner.status()));
             owner.callers.push(daemon);
             owner.run()
@@ -93,7 +95,11 @@ impl<'a> Owner<'a> {
     /// Starts the machine, which boots by itself. On failure nothing of it is left.
     fn new(order: &'a TenantOrder) -> Result<Self> {
         let group = Group::create(&Layout::probe()?, &order.cgroup, Purpose::Limit)?;
-        match start(order, &group).and_then(|started| Ok((started, listen(order)?))) {
+        let made = start(order, &group).and_then(|started| {
+            failpoint("owner.started");
+            Ok((started, listen(order)?))
+        });
+        match made {
             Ok(((machine, cards, mux), listener)) => Ok(Self {
                 order,
                 group,

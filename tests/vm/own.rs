@@ -1,0 +1,93 @@
+//! The product's own machine, where `/dev/kvm` runs kernels: in a guest whose emulated processor has AMD's
+//! virtualization.
+
+use insula_tests::guest;
+use insula_tests::images::busybox;
+
+use crate::{all_pass, programs};
+
+/// A guest's checks of containers with kernels of their own, run by the product's own machine.
+const OWN_WALLS: &str = r#"
+await() { tries=0; until eval "$1" >/dev/null 2>&1 || [ $tries -gt 1200 ]; do tries=$((tries + 1)); usleep 100000; done; }
+check() { # NAME EXPECTED COMMAND…
+    name=$1 expected=$2; shift 2
+    seen=$("$@" 2>&1)
+    if [ "$seen" = "$expected" ]; then echo "ok $name"; else echo "not ok $name: $(echo $seen | head -c 1500)"; fi
+}
+# An emulated processor on a busy host may be too slow to be taken for one with virtualization.
+insulad --vm-backend kvm >/tmp/insulad.log 2>&1 &
+await '[ -S /run/insula/insula.sock ]'
+insula load -i /files/busybox.tar
+check backend kvm sh -c "insula info -f '{{.Machines.Backend}}'"
+check run "hello $(uname -r) 1" insula run --rm --isolation vm -m 128m --cpus 1 --network none busybox \
+    sh -c 'echo hello $(uname -r) $(nproc)'
+echo 'ping -c 1 -W 60 $(ip route | sed -n "s/default via \([^ ]*\).*/\1/p") >/dev/null && echo reached' >/tmp/reach
+check bridge reached sh -c 'insula run --rm -i --isolation vm -m 128m busybox sh </tmp/reach'
+insula run -d --name box --isolation vm -m 128m --network none busybox sleep 1000 >/dev/null
+check program insula-vmm cat /proc/$(insula inspect -f '{{.State.Pid}}' box)/comm
+tasks=/proc/$(insula inspect -f '{{.State.Pid}}' box)/task
+check confined '2 threads: Seccomp: 2 NoNewPrivs: 1 CapEff: 0000000000000000' sh -c \
+    "echo \$(ls $tasks | wc -l) threads: \$(cat $tasks/*/status | tr '\t' ' ' | grep -E '^(Seccomp|NoNewPrivs|CapEff):' | sort -ru)"
+check exec 'in the same kernel' insula exec box echo in the same kernel
+check stop box insula stop -t 1 box
+check gone '' sh -c 'ps | grep "[i]nsula-vmm"'
+# Two containers in the machine of their tenant.
+insula tenant create acme -m 128m --cards 2 >/dev/null
+insula run -d --name one --isolation tenant:acme --network none busybox sleep 1000 >/dev/null
+insula run -d --name two --isolation tenant:acme busybox sh -c 'trap "exit 3" TERM; touch /ready; sleep 1000 & wait' >/dev/null
+check tenant-program insula-vmm cat /proc/$(insula inspect -f '{{.State.Pid}}' one)/comm
+boot() { insula exec $1 cat /proc/sys/kernel/random/boot_id; }
+kernel=$(boot one)
+check tenant-kernel "$kernel" boot two
+check tenant-other different sh -c "[ $kernel != $(cat /proc/sys/kernel/random/boot_id) ] && echo different"
+check tenant-apart none insula exec one sh -c 'touch /mine; ps | grep "[t]rap" || echo none'
+check tenant-files '' insula exec two sh -c 'ls / | grep mine'
+check tenant-bridge reached sh -c 'insula exec -i two sh </tmp/reach'
+await 'insula exec two ls /ready'
+check tenant-stop two insula stop two
+check tenant-code 3 insula inspect -f '{{.State.ExitCode}}' two
+check tenant-others on insula exec one echo on
+insula rm -f one two >/dev/null
+await '! pidof insula-vmm'
+check tenant-gone '' pidof insula-vmm
+check tenant-rm acme insula tenant rm acme
+cat /tmp/insulad.log | sed 's/^/log: /'
+"#;
+
+/// Answers each line that it reads from the port with what it prints, executed by the shell.
+const INNER: &str = "
+port=/dev/$(basename $(dirname $(grep -lx test /sys/class/virtio-ports/*/name)))
+exec 3<>$port
+echo up >&3; echo END >&3
+while read -r line <&3; do eval \"$line\" >&3 2>&1; echo END >&3; done
+poweroff -f
+";
+
+#[test]
+fn the_own_machine_runs_a_kernel_of_debian() {
+    if let Some(why) = guest::missing() {
+        return insula_tests::skip("tcg", why);
+    }
+    let programs = programs::build();
+    let script = "export INSULA_TEST_GUEST_KERNEL=/guest/kernel INSULA_TEST_GUEST_INITRD=/guest/initrd
+export INSULA_TEST_REQUIRE=kvm INSULA_TEST_GUEST_ARGUMENTS=\"quiet mitigations=off $(grep -o 'tsc_early_khz=[0-9]*' /proc/cmdline)\"
+/tests/own --nocapture </dev/null 2>&1; echo \"own ended with $?\"
+/tests/linux --nocapture </dev/null 2>&1; echo \"linux ended with $?\"
+";
+    let own = std::fs::read(programs.test("insula_vmm_core")).unwrap();
+    let linux = std::fs::read(programs.test("linux")).unwrap();
+    let outcome = guest::run_with_kvm(script, INNER, &[("/tests/own", &own), ("/tests/linux", &linux)]);
+    let console = &outcome.stdout;
+    assert!(console.contains("own ended with 0"), "{outcome}");
+    assert!(console.contains("linux ended with 0") && console.contains("linux ran"), "{outcome}");
+    assert!(console.contains("GUEST-ENDS"), "the guest did not end well: {outcome}");
+}
+
+#[test]
+fn containers_have_their_own_kernels_in_the_own_machine() {
+    if let Some(why) = guest::missing() {
+        return insula_tests::skip("tcg", why);
+    }
+    let files = [("/files/busybox.tar", &*busybox().docker_archive())];
+    all_pass(OWN_WALLS, &guest::run_walls_with_kvm(OWN_WALLS, &files));
+}
