@@ -13,11 +13,11 @@ impl fmt::Display for Seen {
             return Ok(());
         }
         writeln!(f, "\n# Images\n")?;
-        writeln!(
-            f,
-            "Medians of {} rounds, in seconds; the time of insula, and how it is beside the others. Pulls are of",
-            self.rounds
-        )?;
+        let of = match self.rounds {
+            1 => "One round".to_owned(),
+            rounds => format!("Medians of {rounds} rounds"),
+        };
+        writeln!(f, "{of}, in seconds; the time of insula, and how it is beside the others. Pulls are of")?;
         writeln!(
             f,
             "the same gzip blobs from a registry on loopback, pushes go to an empty one there. {SKOPEO}"
