@@ -1,7 +1,7 @@
 //! `cp` beside a container that plays games with links meanwhile, and archives that lie.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -236,4 +236,45 @@ fn archives_that_lie_change_nothing_outside() {
         }
     }
     assert_eq!(daemon.exec(&running, "cat /tmp/first").ok(), "1");
+}
+
+#[test]
+fn a_large_file_is_handed_over_and_nothing_else_of_it_changes() {
+    let daemon = daemon!();
+    let running = daemon.sleeper(&["--network", "none"]);
+    let stopped = daemon.detached(&["--network", "none"], "true");
+    daemon.reaches(&stopped, "exited");
+    let content: Vec<u8> = (0..3_000_001_u32).map(|n| (n * 7 + n / 251) as u8).collect();
+    let long = "n".repeat(200);
+    let mine = daemon.folder().join(&long);
+    fs::write(&mine, &content).unwrap();
+    fs::set_permissions(&mine, fs::Permissions::from_mode(0o751)).unwrap();
+    std::os::unix::fs::chown(&mine, Some(12), Some(34)).unwrap();
+    let link = daemon.folder().join("link");
+    symlink(&mine, &link).unwrap();
+    let back = daemon.folder().join("back");
+    let copied = |id: &str, path: &str, mode: u32| {
+        daemon.insula(&["cp", "-a", &format!("{id}:{path}"), text(&back)]).ok();
+        assert!(fs::read(&back).unwrap() == content, "{path}");
+        let (copy, original) = (back.metadata().unwrap(), mine.metadata().unwrap());
+        assert_eq!((copy.mode() & 0o7777, copy.mtime()), (mode, original.mtime()), "{path}");
+        fs::remove_file(&back).unwrap();
+        (copy.uid(), copy.gid())
+    };
+    for id in [&running, &stopped] {
+        // Onto a folder, under another name, over what is there, from a link that is followed.
+        daemon.insula(&["cp", text(&mine), &format!("{id}:/tmp")]).ok();
+        assert_eq!(copied(id, &format!("/tmp/{long}"), 0o751), (0, 0));
+        for _ in 0..2 {
+            daemon.insula(&["cp", "-a", text(&mine), &format!("{id}:/tmp/other")]).ok();
+            assert_eq!(copied(id, "/tmp/other", 0o751), (12, 34));
+        }
+        daemon.insula(&["cp", "-L", text(&link), &format!("{id}:/tmp/followed")]).ok();
+        copied(id, "/tmp/followed", 0o751);
+        daemon.insula(&["cp", text(&mine), &format!("{id}:/no/such/folder")]).fails(1, &["/no/such"]);
+    }
+    daemon.insula(&["cp", text(&mine), "nobody:/tmp"]).fails(1, &["No such container"]);
+    let metrics = daemon.api("GET", "/metrics", "").text();
+    let handed = |line: &&str| line.contains("/insula/containers/{id}/file") && line.contains("101");
+    assert!(metrics.lines().any(|line| handed(&line)), "it went another way: {metrics}");
 }

@@ -129,6 +129,20 @@ impl Takeover {
     }
 }
 
+impl Takeover {
+    /// As [`Self::answer`] for who asks to upgrade, and for nobody else.
+    pub(crate) fn upgraded<F, S>(self, serve: S) -> Result<Response, ApiError>
+    where
+        F: Future<Output = ()> + Send + 'static,
+        S: FnOnce(Taken) -> F + Send + 'static,
+    {
+        let upgrade = self.upgrade;
+        upgrade.map(|upgrade| switch(upgrade, serve)).ok_or_else(|| {
+            ApiError::invalid("the request has to ask for an upgrade: what follows is a stream of its own")
+        })
+    }
+}
+
 fn switch<F, S>(upgrade: OnUpgrade, serve: S) -> Response
 where
     F: Future<Output = ()> + Send + 'static,

@@ -16,6 +16,7 @@ mod plain;
 mod registry_names;
 mod request;
 mod routes;
+mod sent;
 mod server;
 mod stream;
 mod tls;

@@ -170,6 +170,12 @@ impl CpArgs {
             follow: self.follow_link || local.ends_with('/') || contents_only,
             keep_owner: self.archive,
         };
+        if let Some(file) = pack::large_file(&source)?
+            && client.put_file(container, &into, &file).await?
+        {
+            self.report(file.beginning.len() as u64 + file.size, &format!("{container}:{path}"));
+            return Ok(());
+        }
         let (counter, counted) = std::sync::mpsc::channel();
         let upload = Upload::write(move |sink| {
             let mut counting = Counting { sink, bytes: 0 };

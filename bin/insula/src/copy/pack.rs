@@ -11,6 +11,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use insula_client::FileUpload;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -66,7 +67,7 @@ impl Packing<'_> {
         if kind.is_socket() {
             return Ok(());
         }
-        let mut header = self.header(&metadata);
+        let mut header = header(&metadata, self.keep_owner);
         if kind.is_dir() {
             if !name.as_os_str().is_empty() {
                 header.set_size(0);
@@ -99,16 +100,16 @@ impl Packing<'_> {
         }
         Ok(())
     }
+}
 
-    fn header(&self, metadata: &Metadata) -> tar::Header {
-        let mut header = tar::Header::new_gnu();
-        header.set_metadata(metadata);
-        if !self.keep_owner {
-            header.set_uid(0);
-            header.set_gid(0);
-        }
-        header
+fn header(metadata: &Metadata, keep_owner: bool) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_metadata(metadata);
+    if !keep_owner {
+        header.set_uid(0);
+        header.set_gid(0);
     }
+    header
 }
 
 /// What is in a folder, sorted.
@@ -122,6 +123,27 @@ fn names(folder: &OwnedFd) -> rustix::io::Result<Vec<OsString>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// Less is soon copied, however it is done.
+const LARGE: u64 = 1 << 20;
+
+/// A large regular file, to be copied by the daemon from its descriptor; `None` for anything else.
+pub(crate) fn large_file(source: &Source) -> io::Result<Option<FileUpload>> {
+    let fail = |error: Errno| at(&source.path, error.into());
+    let found = open_path(CWD, &source.path, source.follow).map_err(fail)?;
+    let metadata = found.metadata().map_err(|error| at(&source.path, error))?;
+    if !metadata.is_file() || metadata.len() < LARGE {
+        return Ok(None);
+    }
+    let mut beginning = Vec::new();
+    let mut header = header(&metadata, source.keep_owner);
+    header.set_size(metadata.len());
+    let mut tar = tar::Builder::new(&mut beginning);
+    tar.append_data(&mut header, &source.name, io::empty())?;
+    let length = tar.get_ref().len();
+    tar.into_inner()?.truncate(length);
+    Ok(Some(FileUpload { beginning, file: reopen(&found).map_err(fail)?.into(), size: metadata.len() }))
 }
 
 /// Bytes of a file that are read at a time.

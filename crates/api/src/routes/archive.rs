@@ -1,10 +1,14 @@
 //! `/containers/{id}/archive`: files out of and into a container.
 
+use std::io::BufReader;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderName, HeaderValue, StatusCode, header};
@@ -12,16 +16,21 @@ use insula_engine::archive::{ArchiveChunks, WriteOptions};
 use insula_models::PathStat;
 
 use crate::error::ApiError;
+use crate::hijack::Takeover;
 use crate::request::Params;
 use crate::routes::{Answer, Api};
+use crate::sent;
 use crate::upload::Upload;
 
+/// Of a file that is read and written at once: within the processor's caches.
+const PIECE: usize = 512 << 10;
 const PATH_STAT: HeaderName = HeaderName::from_static("x-docker-container-path-stat");
 
 pub(super) fn routes() -> Router<Api> {
     Router::new()
         .route("/containers/{id}/archive", get(read).head(stat).put(write))
         .route("/containers/{id}/export", get(export))
+        .route("/insula/containers/{id}/file", post(write_file))
 }
 
 fn path(params: &Params) -> Result<&str, ApiError> {
@@ -57,6 +66,41 @@ async fn write(State(api): State<Api>, Path(id): Path<String>, params: Params, b
     let options = WriteOptions { keep_kinds: params.flag("noOverwriteDirNonDir") };
     api.engine.write_archive(&id, path(&params)?, Upload::new(body), options).await?;
     Ok(StatusCode::OK.into_response())
+}
+
+/// insula's own: one large file of a client on this host.
+async fn write_file(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    params: Params,
+    request: Request,
+) -> Answer {
+    let path = path(&params)?.to_owned();
+    let options = WriteOptions { keep_kinds: params.flag("noOverwriteDirNonDir") };
+    Takeover::of(request).upgraded(move |taken| async move {
+        let stream = match sent::patient(taken.descriptor) {
+            Ok(stream) => Arc::new(stream),
+            Err(error) => return tracing::warn!(%error, "a client's socket"),
+        };
+        let outcome = write_sent(&api, &id, &path, options, stream.clone()).await;
+        let told = tokio::task::spawn_blocking(move || sent::tell(&stream, outcome)).await;
+        if let Err(error) = told {
+            tracing::error!(%error, "a thread ended");
+        }
+    })
+}
+
+async fn write_sent(
+    api: &Api,
+    id: &str,
+    path: &str,
+    options: WriteOptions,
+    stream: Arc<UnixStream>,
+) -> Result<(), ApiError> {
+    let received = tokio::task::spawn_blocking(move || sent::receive(&stream)).await;
+    let sent = received.map_err(|error| ApiError::internal(format!("a thread ended: {error}")))??;
+    let archive = BufReader::with_capacity(PIECE, sent);
+    Ok(api.engine.write_archive(id, path, archive, options).await?)
 }
 
 fn with_stat(stat: &PathStat, mut response: Response) -> Answer {

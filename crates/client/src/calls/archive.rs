@@ -1,8 +1,15 @@
 //! `/containers/{id}/archive`: files in and out as tar streams.
 
+use std::fs::File;
+use std::io::{self, IoSlice, Read as _};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+
 use base64::Engine;
 use http::{HeaderMap, Method};
 use insula_models::PathStat;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::body::{RequestBody, Upload};
 use crate::connection::{Call, Client};
@@ -49,6 +56,69 @@ impl Client {
         let call = Call::new(Method::PUT, archive(id, &query)).tar();
         self.nothing(call, RequestBody::Upload(tar)).await
     }
+}
+
+/// A file of this host, to be copied by the daemon itself.
+#[derive(Debug)]
+pub struct FileUpload {
+    /// What a tar of it begins with: its header, and what extends it.
+    pub beginning: Vec<u8>,
+    /// Open for reading.
+    pub file: File,
+    /// In bytes, as in the header.
+    pub size: u64,
+}
+
+impl Client {
+    /// `POST /insula/containers/{id}/file`, insula's own: hands an open file over, which is unpacked below the
+    /// folder `path`. False where that cannot be done, by another daemon for one: nothing has happened then.
+    pub async fn put_file(&self, id: &str, path: &str, upload: &FileUpload) -> Result<bool> {
+        let query = Query::new().with("path", path).with("noOverwriteDirNonDir", "true");
+        let target = format!("/insula/containers/{}/file{}", encode(id), query.as_str());
+        let hijacked = match self.hijack(Call::new(Method::POST, target), RequestBody::Empty).await {
+            // What is wrong with the request itself is wrong in the other way too, and is said there.
+            Err(Error::Daemon { .. } | Error::Answer { .. }) => return Ok(false),
+            hijacked => hijacked?,
+        };
+        let failed = |source: io::Error| Error::Io { doing: "hand a file to the daemon".to_owned(), source };
+        let Some(message) = message(upload) else { return Ok(false) };
+        hand_over(&hijacked.stream, &message, &upload.file).map_err(|error| failed(error.into()))?;
+        let (mut stream, mut line) = (hijacked.stream, hijacked.leftover);
+        let answered = tokio::task::spawn_blocking(move || stream.read_to_end(&mut line).map(|_| line));
+        let line = answered.await.map_err(|error| failed(io::Error::other(error)))?.map_err(failed)?;
+        let lost = || failed(io::ErrorKind::UnexpectedEof.into());
+        let outcome: Outcome = serde_json::from_slice(&line).map_err(|_| lost())?;
+        match outcome.status {
+            200 => Ok(true),
+            status => Err(Error::Daemon { status, message: outcome.message }),
+        }
+    }
+}
+
+/// How it went.
+#[derive(serde::Deserialize)]
+struct Outcome {
+    status: u16,
+    message: String,
+}
+
+/// Lengths of the beginning and of the file, and the beginning.
+fn message(upload: &FileUpload) -> Option<Vec<u8>> {
+    let length = u32::try_from(upload.beginning.len()).ok()?;
+    Some([&length.to_be_bytes(), &upload.size.to_be_bytes()[..], &upload.beginning].concat())
+}
+
+fn hand_over(stream: &UnixStream, mut message: &[u8], file: &File) -> rustix::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let descriptors = [file.as_fd()];
+    let mut gift = SendAncillaryBuffer::new(&mut space);
+    gift.push(SendAncillaryMessage::ScmRights(&descriptors));
+    while !message.is_empty() {
+        let sent = sendmsg(stream, &[IoSlice::new(message)], &mut gift, SendFlags::NOSIGNAL)?;
+        message = &message[sent..];
+        gift.clear();
+    }
+    Ok(())
 }
 
 fn archive(id: &str, query: &Query) -> String {
