@@ -146,7 +146,8 @@ pub(crate) struct Options {
     /// Program that serves them [default: insula-proxy beside this one]
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) proxy: Option<PathBuf>,
-    /// Option of writable layers for which none is asked (run --storage-opt): size=10g [default: no size]
+    /// Option of storage: size=10g, of writable layers for which none is asked (run --storage-opt) [default: no
+    /// size]; share-files=false, to store files that are the same in several layers as often
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) storage_opt: Vec<String>,
 }

@@ -115,7 +115,7 @@ async fn serve(settings: Settings, ready: Option<std::fs::File>) -> anyhow::Resu
         registries: settings.registries,
         network: settings.network,
         sites: settings.sites,
-        storage_size: settings.storage_size,
+        storage: settings.storage,
     };
     let root = config.instance.root().to_owned();
     // Before the socket is touched: the lock of the root says that no other daemon serves it.

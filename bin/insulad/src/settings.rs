@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use insula_api::{Authorization, Group, TlsFiles};
 use insula_base::{Instance, env};
+use insula_engine::StorageOptions;
 use insula_engine::policy::{Forbidden, Policy};
 
 use crate::args::{Args, Options};
@@ -36,8 +37,7 @@ pub(crate) struct Settings {
     pub(crate) registries: insula_registry::Options,
     pub(crate) network: insula_engine::NetworkOptions,
     pub(crate) sites: insula_engine::SiteOptions,
-    /// Size of writable layers for which none is asked.
-    pub(crate) storage_size: Option<String>,
+    pub(crate) storage: StorageOptions,
 }
 
 impl Settings {
@@ -73,7 +73,7 @@ impl Settings {
             registries: options.registries().context("registries")?,
             network: options.network()?,
             sites: options.sites()?,
-            storage_size: storage_size(&options)?,
+            storage: storage(&options)?,
             authorization: Authorization::new(&options.authorization),
             sockets,
             group,
@@ -131,16 +131,25 @@ fn tls(options: &Options) -> Result<Option<TlsFiles>> {
     }
 }
 
-/// By the name that `run` has for it, or Docker's daemon.
-fn storage_size(options: &Options) -> Result<Option<String>> {
-    let mut size = None;
+/// The size by the name that `run` has for it, or Docker's daemon.
+fn storage(options: &Options) -> Result<StorageOptions> {
+    let mut storage = StorageOptions::default();
     for text in &options.storage_opt {
-        let named = text.strip_prefix("size=").or_else(|| text.strip_prefix("overlay2.size="));
-        let Some(value) = named else { bail!("storage-opt {text:?}: size=BYTES is expected (size=10g)") };
-        insula_engine::parse_storage_size(value).with_context(|| format!("storage-opt {text:?}"))?;
-        size = Some(value.to_owned());
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        match name {
+            "size" | "overlay2.size" => {
+                insula_engine::parse_storage_size(value).with_context(|| format!("storage-opt {text:?}"))?;
+                storage.size = Some(value.to_owned());
+            }
+            "share-files" => {
+                storage.share_files = value
+                    .parse()
+                    .with_context(|| format!("storage-opt {text:?}: true or false is expected"))?;
+            }
+            _ => bail!("storage-opt {text:?}: size=BYTES (size=10g) or share-files=false is expected"),
+        }
     }
-    Ok(size)
+    Ok(storage)
 }
 
 fn is_plugin(text: &str) -> bool {
@@ -185,7 +194,9 @@ mod tests {
         assert_eq!(settings.log, "debug");
         let settings =
             self::settings(&["--storage-opt", "overlay2.size=2g"], "storage-opt = [\"size=1g\"]").unwrap();
-        assert_eq!(settings.storage_size.as_deref(), Some("2g"));
+        assert_eq!(settings.storage.size.as_deref(), Some("2g"));
+        assert!(settings.storage.share_files);
+        assert!(!self::settings(&["--storage-opt", "share-files=false"], "").unwrap().storage.share_files);
     }
 
     #[test]
@@ -218,6 +229,7 @@ mod tests {
             ("authorization = [\"../x\"]", "the absolute path"),
             ("storage-opt = [\"size=1k\"]", "too small"),
             ("storage-opt = [\"dm.basesize=1g\"]", "size=BYTES"),
+            ("storage-opt = [\"share-files=perhaps\"]", "true or false"),
         ] {
             let error = format!("{:#}", settings(&[], file).unwrap_err());
             assert!(error.contains(why), "{file}: {error}");

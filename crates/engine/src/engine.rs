@@ -18,6 +18,7 @@ use tokio::net::UnixDatagram;
 use tokio::sync::watch;
 
 use crate::containers::container::Registry;
+use crate::containers::storage::StorageOptions;
 use crate::events::Events;
 use crate::exec::ExecIndex;
 use crate::idmaps::IdMaps;
@@ -60,8 +61,7 @@ pub struct Config {
     pub network: insula_network::Options,
     /// Where host names are served.
     pub sites: crate::sites::Options,
-    /// Size of writable layers for which none is asked, as `HostConfig.StorageOpt` has it.
-    pub storage_size: Option<String>,
+    pub storage: StorageOptions,
 }
 
 /// All use cases. Clones are the same engine.
@@ -257,6 +257,7 @@ impl Engine {
 impl Inner {
     fn open(config: Config) -> Result<Self> {
         let store = Arc::new(Store::open(config.instance.root())?);
+        store.layers().share_files(config.storage.share_files);
         let events = Arc::new(Events::open(store.root())?);
         let networks = Networks::open(&config.instance, store.clone(), config.network.clone())?;
         let run = config.instance.run().join("sandboxes");

@@ -33,7 +33,7 @@ mod tree;
 pub mod volumes;
 pub mod workload;
 
-pub use containers::storage::parse as parse_storage_size;
+pub use containers::storage::{StorageOptions, parse as parse_storage_size};
 pub use containers::{AttachOptions, AttachTarget, AttachedStream};
 pub use engine::{Config, Engine};
 pub use error::{Error, Result};

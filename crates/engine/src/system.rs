@@ -132,11 +132,11 @@ impl Engine {
     pub async fn disk_use(&self) -> Result<DiskUsage> {
         let request = ListRequest { all: true, size: true, ..ListRequest::default() };
         let containers = self.list_containers(request).await?;
-        let mut images = self.images().list_shared(&Filters::new())?;
-        count_users(&mut images, &containers);
         let volumes = self.volumes().usage(self.volume_users()?).await?;
         let store = self.store().clone();
         let usage = blocking(move || Ok(store.usage()?)).await?;
+        let mut images = self.images().list_used(&Filters::new(), &usage)?;
+        count_users(&mut images, &containers);
         let storage = Some(storage_use(self.store().root(), &usage));
         let layers_size = signed(usage.images());
         Ok(DiskUsage { layers_size, images, containers, volumes, build_cache: Vec::new(), storage })

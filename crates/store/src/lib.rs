@@ -14,6 +14,7 @@
 //!   content/ingest/           bytes on their way in; swept at open
 //!   layers/<64>/              one unpacked layer each, named by its chain id
 //!   layers/recipes/<64>/      what makes the archive of a layer again, named by its diff id; see `recipe`
+//!   layers/files/             a second name of each file that layers may share; see `layers::files`
 //!   layers/tmp/               layers not yet complete, or on their way out; swept at open
 //!   points/                   what the engine mounts on in every container, empty: their lowest layer
 //!   containers/<64>/          upper/ work/ logs/; see `containers`
@@ -49,4 +50,4 @@ pub use images::{
 pub use layers::{Layer, Layers};
 pub use root::{MOUNT_POINTS, Store};
 pub use state::{Allocation, Allocations, Collection, Record, Records, State, Transaction};
-pub use usage::{ContainerUsage, Usage};
+pub use usage::{ContainerUsage, SharedFiles, Usage};

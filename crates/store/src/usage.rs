@@ -1,13 +1,13 @@
 //! What is on the disk below the root, as du(1) counts it: blocks, folders too, and a file with several
 //! names once. Every file belongs to one kind, so the kinds add up to the whole.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use insula_base::ContainerId;
+use insula_base::{ChainId, ContainerId};
 
 use crate::{Error, Result, Store};
 
@@ -16,6 +16,8 @@ use crate::{Error, Result, Store};
 pub struct Usage {
     /// Unpacked layers.
     pub layers: u64,
+    /// Files that several layers share, by who has them.
+    pub shared: Vec<SharedFiles>,
     /// What makes the archives of layers again.
     pub recipes: u64,
     /// Layers that are kept compressed, as they came.
@@ -31,6 +33,15 @@ pub struct Usage {
     pub database: u64,
     /// The rest: folders themselves, the lock, the reserve.
     pub other: u64,
+}
+
+/// Files that the same layers have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SharedFiles {
+    /// Each with the number of names that a file has there.
+    pub layers: Vec<(ChainId, u32)>,
+    /// Length of all of them, each counted once.
+    pub bytes: u64,
 }
 
 /// Bytes of one container.
@@ -97,15 +108,56 @@ impl Store {
 
 fn count_layers(count: &mut Count, path: &Path, usage: &mut Usage) -> Result<()> {
     usage.other += count.itself(path)?;
+    let mut shared = Shared::default();
     for (name, path) in children(path)? {
-        let bytes = count.tree(&path)?;
-        match name.as_str() {
-            "recipes" => usage.recipes += bytes,
-            "tmp" => usage.pending += bytes,
-            _ => usage.layers += bytes,
+        match (name.as_str(), format!("sha256:{name}").parse()) {
+            ("recipes", _) => usage.recipes += count.tree(&path)?,
+            ("tmp", _) => usage.pending += count.tree(&path)?,
+            (_, Ok(digest)) => {
+                shared.layers.push(ChainId(digest));
+                usage.layers += count.tree_seen(&path, &mut |meta| shared.see(meta))?;
+            }
+            // The second names of files.
+            _ => usage.layers += count.tree(&path)?,
         }
     }
+    usage.shared = shared.finish();
     Ok(())
+}
+
+/// Which layers have a file.
+#[derive(Default)]
+struct Shared {
+    layers: Vec<ChainId>,
+    /// Inode → length, and layers with numbers of names.
+    files: HashMap<u64, (u64, Vec<(usize, u32)>)>,
+}
+
+impl Shared {
+    /// A file of the last layer.
+    fn see(&mut self, meta: &Metadata) {
+        if !meta.is_file() || meta.nlink() < 2 {
+            return;
+        }
+        let layer = self.layers.len().saturating_sub(1);
+        let (_, having) = self.files.entry(meta.ino()).or_insert_with(|| (meta.len(), Vec::new()));
+        match having.last_mut() {
+            Some((last, names)) if *last == layer => *names += 1,
+            _ => having.push((layer, 1)),
+        }
+    }
+
+    fn finish(self) -> Vec<SharedFiles> {
+        let mut groups: HashMap<Vec<(usize, u32)>, u64> = HashMap::new();
+        for (length, having) in self.files.into_values().filter(|(_, having)| having.len() > 1) {
+            *groups.entry(having).or_default() += length;
+        }
+        let named = |(layer, names): (usize, u32)| (self.layers[layer].clone(), names);
+        groups
+            .into_iter()
+            .map(|(having, bytes)| SharedFiles { layers: having.into_iter().map(named).collect(), bytes })
+            .collect()
+    }
 }
 
 fn count_content(count: &mut Count, path: &Path, kept: &HashSet<String>, usage: &mut Usage) -> Result<()> {
@@ -190,6 +242,11 @@ impl Count {
 
     /// A file, or a folder with all that is in it on the same file system.
     pub(crate) fn tree(&mut self, path: &Path) -> Result<u64> {
+        self.tree_seen(path, &mut |_| {})
+    }
+
+    /// The same; everything that is in it is shown.
+    fn tree_seen(&mut self, path: &Path, see: &mut dyn FnMut(&Metadata)) -> Result<u64> {
         let mut total = 0;
         let mut waiting = vec![path.to_owned()];
         while let Some(path) = waiting.pop() {
@@ -202,6 +259,7 @@ impl Count {
                 continue;
             }
             total += self.one(&meta);
+            see(&meta);
             if meta.is_dir() {
                 waiting.extend(children(&path)?.into_iter().map(|(_, path)| path));
             }

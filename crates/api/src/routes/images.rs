@@ -40,7 +40,7 @@ async fn list(State(api): State<Api>, Version(version): Version, params: Params)
         filters.entry("reference".to_owned()).or_default().push(name.to_owned());
     }
     let mut images = if params.flag("shared-size") {
-        api.engine.images().list_shared(&filters)?
+        api.engine.images().list_shared(&filters).await?
     } else {
         api.engine.images().list(&filters)?
     };

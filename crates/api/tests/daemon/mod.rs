@@ -61,7 +61,7 @@ impl Daemon {
                     vm_backend: None,
                     vm_templates: false,
                     vm_boot_timeout: 180,
-                    storage_size: None,
+                    storage: Default::default(),
                     registries: Default::default(),
                     policy: Policy::default(),
                     sites: insula_engine::SiteOptions {

@@ -7,7 +7,7 @@ use insula_spec::image::Descriptor;
 use insula_spec::reference::Reference;
 use insula_store::{IngestedLayer, Part};
 
-use super::{Finding, Report};
+use super::{Finding, Report, lasting};
 use crate::images::Images;
 use crate::{Engine, Error, Result, blocking};
 
@@ -35,7 +35,28 @@ pub(super) async fn inspect(engine: &Engine, report: &mut Report) -> Result<()> 
         };
         report.found(finding, repair(engine, &part, &having)).await?;
     }
-    Ok(())
+    inspect_shared(engine, report).await
+}
+
+/// Files that are kept for several layers to share, though none has them.
+async fn inspect_shared(engine: &Engine, report: &mut Report) -> Result<()> {
+    let store = engine.images().store().clone();
+    let look = {
+        let store = store.clone();
+        move || Ok(store.layers().unused_files()?)
+    };
+    let unused = lasting(look).await?;
+    if unused.is_empty() {
+        return Ok(());
+    }
+    let finding = Finding {
+        kind: "shared files",
+        subject: store.root().join("layers/files").to_string_lossy().into_owned(),
+        problem: format!("{} files are kept that no layer has", unused.len()),
+        used_by: Vec::new(),
+    };
+    let repair = blocking(move || Ok(format!("{} files removed", store.layers().sweep_files()?)));
+    report.found(finding, repair).await
 }
 
 fn shown(names: &[Reference]) -> String {

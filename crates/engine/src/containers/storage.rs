@@ -10,6 +10,21 @@ use crate::{Engine, Error, Result, blocking};
 /// The one option that there is, by Docker's name.
 const SIZE: &str = "size";
 
+/// What the daemon's configuration says of storage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StorageOptions {
+    /// Size of writable layers for which none is asked, as `HostConfig.StorageOpt` has it.
+    pub size: Option<String>,
+    /// Files that are the same in several layers are stored once.
+    pub share_files: bool,
+}
+
+impl Default for StorageOptions {
+    fn default() -> Self {
+        Self { size: None, share_files: true }
+    }
+}
+
 /// Bytes that the writable layer may take; `None` for all that there are, which `0` says too.
 pub(crate) fn size(host: &HostConfig) -> Result<Option<u64>> {
     let mut size = None;
@@ -41,7 +56,7 @@ pub fn parse(text: &str) -> Result<Option<u64>> {
 impl Engine {
     /// What the daemon's configuration says for those that do not say it.
     pub(super) fn default_storage(&self, host: &mut HostConfig) {
-        if let Some(text) = &self.0.config.storage_size
+        if let Some(text) = &self.0.config.storage.size
             && !host.storage_opt.keys().any(|name| name.eq_ignore_ascii_case(SIZE))
         {
             host.storage_opt.insert(SIZE.to_owned(), text.clone());

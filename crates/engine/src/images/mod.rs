@@ -9,7 +9,7 @@ mod progress;
 mod registry;
 mod shared;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use insula_models::{HistoryItem, ImageDeleteItem, ImageInspect, ImageSummary, Im
 use insula_registry::Registries;
 use insula_spec::image::RunConfig;
 use insula_spec::reference::Reference;
-use insula_store::{Force, Image, ImportOptions, Removal, Store};
+use insula_store::{Force, Image, ImportOptions, Layer, Removal, Store, Usage};
 
 pub use self::commit::CommitRequest;
 pub use self::progress::ProgressSender;
@@ -215,15 +215,25 @@ impl Images {
         .await
     }
 
-    /// As [`Images::list`], with the bytes of those layers that other images have too.
-    pub fn list_shared(&self, filters: &Filters) -> Result<Vec<ImageSummary>> {
+    /// As [`Images::list`], with the bytes of those layers and files that other images have too.
+    pub async fn list_shared(&self, filters: &Filters) -> Result<Vec<ImageSummary>> {
+        let store = self.store.clone();
+        let usage = blocking(move || Ok(store.usage()?)).await?;
+        self.list_used(filters, &usage)
+    }
+
+    /// The same for who knows already what is on the disk.
+    pub(crate) fn list_used(&self, filters: &Filters, usage: &Usage) -> Result<Vec<ImageSummary>> {
         let all = self.store.images().list()?;
         let mut images_of: BTreeMap<_, u32> = BTreeMap::new();
         for layer in all.iter().flat_map(|image| &image.layers) {
             *images_of.entry(layer.chain_id.clone()).or_default() += 1;
         }
         let shared = |image: &Image| -> u64 {
-            image.layers.iter().filter(|layer| images_of[&layer.chain_id] > 1).map(|layer| layer.size).sum()
+            let (whole, own): (Vec<&Layer>, Vec<&Layer>) =
+                image.layers.iter().partition(|layer| images_of[&layer.chain_id] > 1);
+            let whole: u64 = whole.into_iter().map(|layer| layer.size).sum();
+            whole + shared_files(image, &own, usage)
         };
         let sizes: BTreeMap<String, u64> =
             all.iter().map(|image| (image.id.to_string(), shared(image))).collect();
@@ -278,6 +288,19 @@ impl Engine {
         let force = if force { Force::Yes } else { Force::No };
         self.images().remove(name, force, move |owner| engine.is_running(owner)).await
     }
+}
+
+/// Bytes of files of these layers of an image that layers have, too, which the image has not.
+fn shared_files(image: &Image, own: &[&Layer], usage: &Usage) -> u64 {
+    let chains: Vec<_> = own.iter().map(|layer| &layer.chain_id).collect();
+    let all: HashSet<_> = image.layers.iter().map(|layer| &layer.chain_id).collect();
+    let elsewhere = usage.shared.iter().filter(|of| of.layers.iter().any(|(chain, _)| !all.contains(chain)));
+    elsewhere
+        .map(|of| {
+            let here = of.layers.iter().filter(|(chain, _)| chains.contains(&chain));
+            of.bytes * here.map(|(_, names)| u64::from(*names)).sum::<u64>()
+        })
+        .sum()
 }
 
 fn import_options(request: ImportRequest) -> Result<ImportOptions> {

@@ -43,7 +43,7 @@ fn config(root: &Path) -> Config {
         vm_backend: None,
         vm_templates: false,
         vm_boot_timeout: 180,
-        storage_size: None,
+        storage: Default::default(),
         registries: Default::default(),
         policy: Default::default(),
         sites: insula_engine::SiteOptions {

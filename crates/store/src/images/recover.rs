@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! folder or blob without a row    a load or a removal was cut short       removed
+//! shared file of no layer         the same                                removed, by a thread
 //! row without its folder or blob  files were removed behind our back      the image is dropped
 //! `unsynced` of this boot         the daemon died, the machine did not    flushed
 //! `unsynced` of another boot      power was lost before the flush         the image is dropped
@@ -28,9 +29,12 @@ pub(super) fn boot_id() -> Result<String> {
 impl Images {
     pub(super) fn recover(&self) -> Result<()> {
         let _changes = self.changes();
+        let cut_short = self.layers.sweep_temporary()?;
         self.drop_damaged()?;
         self.drop_unheld()?;
-        self.sweep_files()?;
+        if self.sweep_files()? || cut_short {
+            self.sweep_shared();
+        }
         let unsynced = self.state.transaction(|tx| rows::unsynced(tx.sql()))?;
         if !unsynced.is_empty() {
             self.sync_later(unsynced.into_iter().map(|(id, _)| id).collect());
@@ -77,7 +81,8 @@ impl Images {
         })
     }
 
-    fn sweep_files(&self) -> Result<()> {
+    /// Whether there was a layer to remove.
+    fn sweep_files(&self) -> Result<bool> {
         let (chains, diffs, blobs) = self.state.transaction(|tx| {
             for blob in rows::blobs(tx.sql())? {
                 if !self.content.contains(&blob.digest) {
@@ -89,15 +94,36 @@ impl Images {
             let chains = rows::all_layers(tx.sql())?.into_iter().collect::<HashSet<_>>();
             Ok::<_, Error>((chains, rows::all_diffs(tx.sql())?, blobs))
         })?;
-        for diff in self.layers.recipes().all()?.iter().filter(|diff| !diffs.contains(diff)) {
-            self.layers.remove_recipe(diff)?;
-        }
+        let mut removed = false;
         for chain in self.layers.all()?.iter().filter(|chain| !chains.contains(chain)) {
             self.layers.remove(chain)?;
+            removed = true;
+        }
+        for diff in self.layers.recipes().all()?.iter().filter(|diff| !diffs.contains(diff)) {
+            self.layers.remove_recipe(diff)?;
         }
         for digest in self.content.all()?.iter().filter(|digest| !blobs.contains(digest)) {
             self.content.remove(digest)?;
         }
-        Ok(())
+        Ok(removed)
+    }
+
+    /// Of all layers that ever were: who starts need not wait for that.
+    fn sweep_shared(&self) {
+        let files = self.layers.files().clone();
+        let work = move || {
+            if let Err(error) = files.sweep() {
+                tracing::warn!(error = &error as &dyn std::error::Error, "shared files not swept");
+            }
+        };
+        match std::thread::Builder::new().name("sweep".to_owned()).spawn(work) {
+            Ok(thread) => self.syncing().push(thread),
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "shared files are swept another time"
+                );
+            }
+        }
     }
 }

@@ -14,6 +14,7 @@ use insula_spec::image::{DOCUMENT_MAX, Index};
 use insula_spec::reference::Reference;
 
 use super::{Force, FoundBy, Images, LayerLease, Removal, builtin, find, rows};
+use crate::layers::{Key, Keys};
 use crate::{Error, Result, Transaction};
 
 /// What a removal leaves to be removed from the disk.
@@ -177,35 +178,29 @@ impl Images {
         let Freed { removals, blobs, chains, diffs } = freed;
         let blobs = blobs.iter().map(|digest| self.content.set_aside(digest));
         let layers = chains.iter().map(|chain| self.layers.set_aside(chain));
-        let recipes = diffs.iter().map(|diff| self.layers.set_recipe_aside(diff));
         let mut dying = Vec::new();
-        for result in blobs.chain(layers).chain(recipes) {
-            match result {
-                Ok(path) => dying.extend(path),
-                Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "part of a removed image not swept"
-                    );
-                }
-            }
+        blobs.chain(layers).for_each(|moved| dying.extend(swept(moved).flatten()));
+        let mut keys = Vec::new();
+        for diff in &diffs {
+            let recipe = swept(self.layers.set_recipe_aside(diff)).flatten();
+            // Of recipes alone: what is in the folder of a layer was made by whoever made the image.
+            keys.extend(recipe.iter().filter_map(|path| swept(Keys::read(path))).flatten());
+            dying.extend(recipe);
         }
         if !dying.is_empty() {
-            self.remove_later(dying);
+            self.remove_later(dying, keys);
         }
         removals
     }
 
-    fn remove_later(&self, dying: Vec<PathBuf>) {
+    fn remove_later(&self, dying: Vec<PathBuf>, keys: Vec<Key>) {
+        let files = self.layers.files().clone();
         let work = move || {
-            for path in dying {
-                if let Err(error) = crate::root::remove_any(&path) {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "part of a removed image not swept"
-                    );
-                }
+            for path in &dying {
+                swept(crate::root::remove_any(path));
             }
+            // Their files have one name less by now.
+            swept(files.release(&keys));
         };
         match std::thread::Builder::new().name("sweep".to_owned()).spawn(work) {
             Ok(thread) => {
@@ -221,6 +216,15 @@ impl Images {
             }
         }
     }
+}
+
+/// What was done, unless it failed: the next open sees to that.
+fn swept<T>(result: Result<T>) -> Option<T> {
+    result
+        .inspect_err(|error| {
+            tracing::warn!(error = error as &dyn std::error::Error, "part of a removed image not swept");
+        })
+        .ok()
 }
 
 /// The names that go with one: with the last tag of a repository also the digests that the image was

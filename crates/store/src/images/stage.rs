@@ -17,7 +17,7 @@ use insula_base::{DiffId, Digest};
 use insula_spec::image::media;
 
 use crate::content::Incoming;
-use crate::layers::{Limits, Pending, Unpacked, unpack_recorded};
+use crate::layers::{Limits, Pending, Sharing, Unpacked, unpack_recorded};
 use crate::recipe::Recorder;
 use crate::stream::{Chunks, Compression, Hashing, Sender, channel, pump};
 use crate::{Content, Layers, Result};
@@ -64,6 +64,7 @@ pub(super) fn stage(
     let (pending, recipe) = (layers.begin()?, layers.begin_recipe()?);
     let root: OwnedFd = pending.open()?.into();
     let recorder = Recorder::begin(recipe.path(), root.as_fd())?;
+    let sharing = pending.sharing();
     let media_type = match compression {
         Compression::None => None,
         Compression::Gzip => Some(media::LAYER_GZIP),
@@ -85,8 +86,11 @@ pub(super) fn stage(
         let hashing = Hashing::start(scope);
         let (sender, chunks) = channel();
         let worker = scope.spawn(move || match compression {
-            Compression::None => unpack_plain(chunks, &root, recorder).map(|unpacked| (unpacked, None)),
-            _ => unpack_compressed(chunks, &root, recorder).map(|(unpacked, diff)| (unpacked, Some(diff))),
+            Compression::None => {
+                unpack_plain(chunks, &root, recorder, sharing).map(|unpacked| (unpacked, None))
+            }
+            _ => unpack_compressed(chunks, &root, recorder, sharing)
+                .map(|(unpacked, diff)| (unpacked, Some(diff))),
         });
         let fed = feed(&hashing, sender, rest, &mut next);
         let outcome = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -95,6 +99,7 @@ pub(super) fn stage(
         let (unpacked, diff) = outcome?;
         let blob = hashing.finish();
         let diff = DiffId(diff.unwrap_or_else(|| blob.clone()));
+        pending.keys().write(recipe.path())?;
         Ok((blob, diff, unpacked))
     })
     .map(|(blob, diff, unpacked)| Staged {
@@ -134,11 +139,21 @@ fn feed(
     }
 }
 
-fn unpack_plain(source: impl BufRead, root: &OwnedFd, recorder: Recorder) -> Result<Unpacked> {
-    unpack_recorded(source, root.as_fd(), &Limits::default(), recorder).map(|(unpacked, _)| unpacked)
+fn unpack_plain(
+    source: impl BufRead,
+    root: &OwnedFd,
+    recorder: Recorder,
+    sharing: Option<Sharing>,
+) -> Result<Unpacked> {
+    unpack_recorded(source, root.as_fd(), &Limits::default(), recorder, sharing).map(|(unpacked, _)| unpacked)
 }
 
-fn unpack_compressed(chunks: Chunks, root: &OwnedFd, recorder: Recorder) -> Result<(Unpacked, Digest)> {
+fn unpack_compressed(
+    chunks: Chunks,
+    root: &OwnedFd,
+    recorder: Recorder,
+    sharing: Option<Sharing>,
+) -> Result<(Unpacked, Digest)> {
     thread::scope(|scope| {
         let hashing = Hashing::start(scope);
         let (sender, plain) = channel();
@@ -147,7 +162,7 @@ fn unpack_compressed(chunks: Chunks, root: &OwnedFd, recorder: Recorder) -> Resu
             drop(sender);
             hashing.finish()
         });
-        let unpacked = unpack_plain(plain, root, recorder);
+        let unpacked = unpack_plain(plain, root, recorder, sharing);
         let digest = decoding.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok((unpacked?, digest))
     })

@@ -26,6 +26,7 @@ macro_rules! need_root {
 
 mod gc;
 mod ingest;
+mod sharing;
 
 fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
@@ -119,10 +120,11 @@ fn assert_empty(store: &Store) {
     store.images().wait_synced();
     assert!(store.layers().recipes().all().unwrap().is_empty(), "recipes are left");
     let root = store.root();
-    for folder in ["layers/tmp", "content/ingest", "content/blobs/sha256"] {
+    for folder in ["layers/tmp", "layers/files", "content/ingest", "content/blobs/sha256"] {
         assert_eq!(std::fs::read_dir(root.join(folder)).unwrap().count(), 0, "{folder}");
     }
-    assert_eq!(std::fs::read_dir(root.join("layers")).unwrap().count(), 2);
+    // Only the folders that are always there.
+    assert_eq!(std::fs::read_dir(root.join("layers")).unwrap().count(), 3);
     assert!(store.images().list().unwrap().iter().all(|image| image.kind != ImageKind::Stored));
 }
 

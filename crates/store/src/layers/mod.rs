@@ -2,18 +2,22 @@
 //! images with the same lower layers share them.
 
 mod diff;
+mod files;
 mod folders;
 mod implied;
 mod place;
 mod unpack;
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use insula_base::{ChainId, DiffId};
 
 pub use diff::{DiffOf, attributes, write_diff, write_tree, write_upper};
+pub(crate) use files::{Files, Key, Keys, Sharing};
 pub(crate) use unpack::unpack_recorded;
 pub use unpack::{IsFolder, Limits, Onto, Unpacked, Whiteouts, unpack, unpack_onto};
 
@@ -40,16 +44,46 @@ pub struct Layer {
 pub struct Layers {
     folder: PathBuf,
     recipes: Recipes,
+    files: Arc<Files>,
 }
 
 impl Layers {
     pub(crate) fn open(folder: &Path) -> Result<Self> {
         make_private(folder)?;
-        let layers = Self { folder: folder.to_owned(), recipes: Recipes::open(folder)? };
+        let (recipes, files) = (Recipes::open(folder)?, Arc::new(Files::open(folder)?));
+        let layers = Self { folder: folder.to_owned(), recipes, files };
         make_folder(&layers.temporary(), 0o700)?;
         spread(&layers.temporary())?;
-        empty(&layers.temporary())?;
         Ok(layers)
+    }
+
+    /// Removes what was on its way in, or out, when the last daemon ended; whether there was anything.
+    pub(crate) fn sweep_temporary(&self) -> Result<bool> {
+        let folder = self.temporary();
+        let mut entries = fs::read_dir(&folder).map_err(|e| Error::io("readdir", &folder, e))?;
+        let any = entries.next().is_some();
+        empty(&folder)?;
+        Ok(any)
+    }
+
+    /// Whether files of layers that come are shared with those that other layers have.
+    pub fn share_files(&self, on: bool) {
+        self.files.share(on);
+    }
+
+    /// Files that are kept for layers to share and that no layer has any more, by their names: a removal that
+    /// goes on has not come to them yet, or a crash has left them.
+    pub fn unused_files(&self) -> Result<Vec<OsString>> {
+        self.files.unused()
+    }
+
+    /// Removes them; how many there were.
+    pub fn sweep_files(&self) -> Result<u64> {
+        self.files.sweep()
+    }
+
+    pub(crate) fn files(&self) -> &Arc<Files> {
+        &self.files
     }
 
     /// The folder of a layer, complete or not there.
@@ -69,7 +103,7 @@ impl Layers {
         let path = self.temporary().join(insula_base::random_hex(8));
         // The root folder of a layer whose archive has no entry for it.
         make_folder(&path, 0o755)?;
-        Ok(Pending { path })
+        Ok(Pending { path, shares: Some((self.files.clone(), Keys::default())) })
     }
 
     /// Makes an unpacked layer appear under its name. The folders that it only implied take owner,
@@ -108,7 +142,7 @@ impl Layers {
     pub(crate) fn begin_recipe(&self) -> Result<Pending> {
         let path = self.temporary().join(insula_base::random_hex(8));
         make_folder(&path, 0o700)?;
-        Ok(Pending { path })
+        Ok(Pending { path, shares: None })
     }
 
     /// Makes a recipe appear under its name.
@@ -130,8 +164,11 @@ impl Layers {
         crate::root::set_aside(&self.recipes.path(diff), &self.temporary())
     }
 
+    /// Removes a recipe, after all layers that it is for, and what only they shared.
     pub(crate) fn remove_recipe(&self, diff: &DiffId) -> Result<()> {
-        discard(&self.recipes.path(diff), &self.temporary())
+        let keys = Keys::read(&self.recipes.path(diff))?;
+        discard(&self.recipes.path(diff), &self.temporary())?;
+        self.files.release(&keys)
     }
 
     /// The archive of a layer without compression, made again from its files.
@@ -159,6 +196,8 @@ impl Layers {
 #[derive(Debug)]
 pub(crate) struct Pending {
     path: PathBuf,
+    /// What a layer shares with others; a recipe has none.
+    shares: Option<(Arc<Files>, Keys)>,
 }
 
 impl Pending {
@@ -169,13 +208,31 @@ impl Pending {
     pub(crate) fn open(&self) -> Result<File> {
         File::open(&self.path).map_err(|e| Error::io("open", &self.path, e))
     }
+
+    /// For who unpacks into it, if files are shared.
+    pub(crate) fn sharing(&self) -> Option<Sharing> {
+        self.shares.as_ref().and_then(|(files, keys)| files.begin(keys))
+    }
+
+    /// What it shares so far.
+    pub(crate) fn keys(&self) -> Keys {
+        self.shares.as_ref().map(|(_, keys)| keys.clone()).unwrap_or_default()
+    }
+
+    fn remove(&self) -> Result<()> {
+        // Completed, it is elsewhere and there is nothing to remove.
+        if !self.path.exists() {
+            return Ok(());
+        }
+        remove_any(&self.path)?;
+        self.shares.as_ref().map_or(Ok(()), |(files, keys)| files.release(&keys.all()))
+    }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        // Completed, it is elsewhere and there is nothing to remove. What cannot be removed now is
-        // swept when the store is opened.
-        if let Err(error) = remove_any(&self.path) {
+        // What cannot be removed now is swept when the store is opened.
+        if let Err(error) = self.remove() {
             tracing::warn!(path = %self.path.display(), error = &error as &dyn std::error::Error, "layer not swept");
         }
     }

@@ -49,6 +49,16 @@ pub(super) fn fill_file<R: BufRead>(
     let whole = [(0, archive.left())];
     let parts = entry.sparse.as_deref().unwrap_or(&whole);
     archive.source_mut().begin_file(spot.parent, spot.name, parts)?;
+    finish_file(spot, file, entry, archive)
+}
+
+/// The same for a file whose content was begun.
+pub(super) fn finish_file<R: BufRead>(
+    spot: Spot<'_>,
+    file: &File,
+    entry: &Entry,
+    archive: &mut Archive<Recording<R>>,
+) -> Result<()> {
     let filled = match &entry.sparse {
         None => write_all(spot, file, archive),
         Some(segments) => write_segments(spot, file, entry.size, segments, archive),
@@ -102,7 +112,7 @@ fn write_segment<R: BufRead>(
     Ok(())
 }
 
-fn io_failed(spot: Spot<'_>, call: &'static str, error: std::io::Error) -> Error {
+pub(super) fn io_failed(spot: Spot<'_>, call: &'static str, error: std::io::Error) -> Error {
     Error::Entry {
         path: std::path::PathBuf::from(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(
             spot.path,
@@ -161,6 +171,15 @@ pub(super) fn is_whiteout(spot: Spot<'_>) -> Result<bool> {
 pub(super) fn is_folder(spot: Spot<'_>) -> Result<bool> {
     match statat(spot.parent, spot.name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory),
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(spot.failed("lstat", error)),
+    }
+}
+
+/// Whether anything is at this place.
+pub(super) fn exists(spot: Spot<'_>) -> Result<bool> {
+    match statat(spot.parent, spot.name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Ok(true),
         Err(Errno::NOENT) => Ok(false),
         Err(error) => Err(spot.failed("lstat", error)),
     }
@@ -245,7 +264,7 @@ fn times(entry: &Entry) -> Timestamps {
 }
 
 /// The attributes that a layer may have.
-fn kept(entry: &Entry) -> impl Iterator<Item = (&[u8], &[u8])> {
+pub(super) fn kept(entry: &Entry) -> impl Iterator<Item = (&[u8], &[u8])> {
     let has_content = matches!(entry.kind, EntryKind::File | EntryKind::Folder);
     entry
         .xattrs

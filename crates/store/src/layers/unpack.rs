@@ -10,6 +10,7 @@
 //! attributes that steer overlay itself, and those of the host's own security policy, are left out.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -19,6 +20,7 @@ use std::rc::Rc;
 use rustix::fs::{FileType, Mode, XattrFlags, fsetxattr, mknodat};
 use rustix::io::Errno;
 
+use super::files::{Same, Shareable, Sharing, copy_start};
 use super::folders::Folders;
 use super::place::{self, Spot};
 use crate::archive::{Archive, Entry, EntryKind};
@@ -114,18 +116,22 @@ pub fn unpack_onto(
     whiteouts: Whiteouts,
     onto: Onto<'_>,
 ) -> Result<Unpacked> {
-    unpack_from(Recording::new(source, None), root, limits, whiteouts, onto).map(|(unpacked, _)| unpacked)
+    let recording = Recording::new(source, None);
+    unpack_from(recording, root, limits, whiteouts, onto, None).map(|(unpacked, _)| unpacked)
 }
 
-/// As [`unpack`], and writes the recipe that makes the archive again.
+/// As [`unpack`], and writes the recipe that makes the archive again. Files are shared with other layers, if
+/// that is wanted.
 pub(crate) fn unpack_recorded(
     source: impl BufRead,
     root: BorrowedFd<'_>,
     limits: &Limits,
     recorder: Recorder,
+    sharing: Option<Sharing>,
 ) -> Result<(Unpacked, Head)> {
     let recording = Recording::new(source, Some(recorder));
-    let (unpacked, recording) = unpack_from(recording, root, limits, Whiteouts::Overlay, Onto::default())?;
+    let (unpacked, recording) =
+        unpack_from(recording, root, limits, Whiteouts::Overlay, Onto::default(), sharing)?;
     let recorder = recording.into_recorder().ok_or(Error::Defect("the recipe of a layer went away"))?;
     Ok((unpacked, recorder.finish()?))
 }
@@ -136,6 +142,7 @@ fn unpack_from<R: BufRead>(
     limits: &Limits,
     whiteouts: Whiteouts,
     onto: Onto<'_>,
+    sharing: Option<Sharing>,
 ) -> Result<(Unpacked, Recording<R>)> {
     let mut archive = Archive::new(source);
     let mut unpacking = Unpacking {
@@ -144,6 +151,7 @@ fn unpack_from<R: BufRead>(
         done: Unpacked::default(),
         whiteouts,
         onto,
+        sharing,
     };
     let mut bytes = 0u64;
     while let Some(mut entry) = archive.next_entry()? {
@@ -187,6 +195,7 @@ struct Unpacking<'a> {
     done: Unpacked,
     whiteouts: Whiteouts,
     onto: Onto<'a>,
+    sharing: Option<Sharing>,
 }
 
 impl Unpacking<'_> {
@@ -217,8 +226,7 @@ impl Unpacking<'_> {
             EntryKind::HardLink => self.place_link(spot, &entry, archive.source_mut()),
             EntryKind::File => {
                 self.done.size = self.done.size.saturating_add(entry.size);
-                self.replacing(spot, &entry, archive.source_mut(), || place::make_file(spot))
-                    .and_then(|file| place::fill_file(spot, &file, &entry, archive))
+                self.place_file(spot, &entry, archive)
             }
             EntryKind::SymbolicLink => {
                 self.replacing(spot, &entry, archive.source_mut(), || {
@@ -230,6 +238,67 @@ impl Unpacking<'_> {
                 self.replacing(spot, &entry, archive.source_mut(), || place::make_node(spot, &entry))?;
                 place::set_attributes(spot, &entry)
             }
+        }
+    }
+
+    fn place_file<R: BufRead>(
+        &mut self,
+        spot: Spot<'_>,
+        entry: &Entry,
+        archive: &mut Archive<Recording<R>>,
+    ) -> Result<()> {
+        let path = self.sharing.as_ref().and_then(|_| archive.source_mut().path(spot.parent, spot.name));
+        let shareable =
+            self.sharing.as_ref().zip(path).and_then(|(sharing, path)| sharing.look(&path, entry));
+        if let Some(shareable) = &shareable
+            && let Some(known) = &shareable.known
+        {
+            return self.place_known(spot, entry, shareable, known, archive);
+        }
+        let file = self.replacing(spot, entry, archive.source_mut(), || place::make_file(spot))?;
+        place::fill_file(spot, &file, entry, archive)?;
+        self.offer(spot, shareable.as_ref())
+    }
+
+    /// A file that another layer may have: nothing is written as long as what comes is the same.
+    fn place_known<R: BufRead>(
+        &mut self,
+        spot: Spot<'_>,
+        entry: &Entry,
+        shareable: &Shareable,
+        known: &File,
+        archive: &mut Archive<Recording<R>>,
+    ) -> Result<()> {
+        if place::exists(spot)? {
+            self.clear(spot, archive.source_mut())?;
+        }
+        let Some(sharing) = &mut self.sharing else { return Err(Error::Defect("sharing ended")) };
+        let whole = [(0, archive.left())];
+        archive.source_mut().begin_file(spot.parent, spot.name, &whole)?;
+        let same = match sharing.compare(known, archive)? {
+            Same::All
+                if sharing
+                    .link(shareable, known, spot)
+                    .map_err(|e| failed(spot.path, "link", Some(e)))? =>
+            {
+                archive.source_mut().end_file();
+                return Ok(());
+            }
+            Same::All => entry.size,
+            Same::Begins(length) => length,
+        };
+        let file = place::make_file(spot)?;
+        copy_start(known, &file, same).map_err(|e| place::io_failed(spot, "copy its beginning", e))?;
+        place::finish_file(spot, &file, entry, archive)?;
+        self.offer(spot, Some(shareable))
+    }
+
+    fn offer(&self, spot: Spot<'_>, shareable: Option<&Shareable>) -> Result<()> {
+        match self.sharing.as_ref().zip(shareable) {
+            Some((sharing, shareable)) => sharing
+                .offer(shareable, spot)
+                .map_err(|e| failed(spot.path, "link it for other layers", Some(e))),
+            None => Ok(()),
         }
     }
 

@@ -30,7 +30,7 @@ fn record(archive: &[u8]) -> Result<Made> {
     fs::create_dir(&recipe).unwrap();
     let root = File::open(&layer).unwrap();
     let recorder = Recorder::begin(&recipe, root.as_fd())?;
-    let (_, head) = unpack_recorded(archive, root.as_fd(), &Limits::default(), recorder)?;
+    let (_, head) = unpack_recorded(archive, root.as_fd(), &Limits::default(), recorder, None)?;
     Ok(Made { _folder: folder, layer, recipe, head })
 }
 

@@ -164,6 +164,11 @@ impl<R: BufRead> Recording<R> {
         Self { source, recorder, in_file: false }
     }
 
+    /// The real path of what is in an open folder, from the root of the layer, where there is a recipe.
+    pub(crate) fn path(&self, folder: BorrowedFd<'_>, name: &[u8]) -> Option<Vec<u8>> {
+        self.recorder.as_ref()?.path(folder, name)
+    }
+
     /// The content of a file follows, in these parts: offset and length.
     pub(crate) fn begin_file(
         &mut self,

@@ -25,7 +25,16 @@ impl Random {
 fn archive(number: u64) -> Vec<u8> {
     let layers: Vec<Vec<u8>> = (0..5u8)
         .map(|at| {
-            tar(&[(&format!("etc/{at}"), &[at; 20_000]), ("etc/same", &[at; 10]), ("etc/same", b"replaced")])
+            let own = format!("etc/{at}");
+            tar(&[
+                (&own, &[at; 20_000]),
+                ("etc/same", &[at; 10]),
+                ("etc/same", b"replaced"),
+                // The same in all of them, in some of them, and in none with the same attributes.
+                ("usr/same", &[7; 10_000]),
+                ("usr/some", &[at % 2; 10_000]),
+                ("usr/none", &[at; 10_000]),
+            ])
         })
         .collect();
     let name = format!("app:{number}");
@@ -98,6 +107,7 @@ fn check(store: &Store) {
     let known = store.state().transaction(|tx| rows::all_diffs(tx.sql())).unwrap();
     assert!(store.layers().recipes().all().unwrap().iter().all(|diff| known.contains(diff)));
     assert_eq!(std::fs::read_dir(store.root().join("layers/tmp")).unwrap().count(), 0);
+    assert_eq!(store.layers().unused_files().unwrap().len(), 0, "files that no layer has");
     assert_eq!(std::fs::read_dir(store.root().join("content/ingest")).unwrap().count(), 0);
 }
 
@@ -160,6 +170,8 @@ fn a_kill_at_any_moment_leaves_whole_images_and_nothing_else() {
         child.wait().unwrap();
         assert_eq!(done, steps, "the child failed by itself");
         let store = Store::open(folder.path()).unwrap();
+        // What nobody shares any more goes a moment later.
+        store.images().wait_synced();
         check(&store);
     }
 }
