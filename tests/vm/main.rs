@@ -6,6 +6,7 @@
 mod hostile;
 mod own;
 mod programs;
+mod storage;
 mod templates;
 mod tenants;
 mod walls;

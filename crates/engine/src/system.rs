@@ -78,7 +78,7 @@ impl Engine {
             containers_stopped: signed(counts.stopped),
             images: signed(self.images().list(&Filters::new())?.len()),
             driver: "overlay".to_owned(),
-            driver_status: vec![("Backing Filesystem".to_owned(), backing(self.store().root()))],
+            driver_status: self.driver_status(),
             plugins: PluginsInfo {
                 volume: vec!["local".to_owned()],
                 network: ["bridge", "host", "null"].map(str::to_owned).to_vec(),
@@ -121,6 +121,17 @@ impl Engine {
             warnings: self.0.idmaps.warning().into_iter().chain(self.networks().warnings()?).collect(),
             ..SystemInfo::default()
         })
+    }
+
+    fn driver_status(&self) -> Vec<(String, String)> {
+        let sizes = match self.store().without_quotas() {
+            None => "project quotas".to_owned(),
+            Some(why) => format!("disks in files ({why})"),
+        };
+        vec![
+            ("Backing Filesystem".to_owned(), backing(self.store().root())),
+            ("Sizes of Writable Layers".to_owned(), sizes),
+        ]
     }
 
     fn security_options(&self) -> Vec<String> {

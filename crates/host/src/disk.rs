@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use insula_base::{Kind, Kinded};
-use insula_sys::loop_device::LoopDevice;
+use insula_sys::loop_device::{LoopDevice, shut_down};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -35,7 +35,7 @@ const FIXED: u64 = 64 << 10;
 /// The result of everything here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong with a disk in a file.
+/// What can go wrong with a disk in a file, or with a quota.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{call} {path:?}")]
@@ -60,7 +60,7 @@ pub enum Error {
 }
 
 impl Error {
-    fn io(call: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+    pub(crate) fn io(call: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
         Self::Io { call, path: path.to_owned(), source: source.into() }
     }
 }
@@ -133,6 +133,25 @@ pub fn unmount(target: &Path) -> Result<()> {
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
         Err(error) => Err(Error::io("umount", target, error)),
     }
+}
+
+/// Has nothing of the file system in `path` take room any more, whoever still has it mounted: another mount namespace
+/// may hold a copy of a mount that was taken away here, and with it the device and the file. For one that is about
+/// to be removed; `target` is an empty folder where nothing is mounted.
+pub fn give_up(path: &Path, target: &Path) -> Result<()> {
+    let file =
+        OpenOptions::new().read(true).write(true).open(path).map_err(|e| Error::io("open", path, e))?;
+    if having(&file, path)?.is_none() {
+        return Ok(());
+    }
+    // By the same device, so it is the same file system. It writes nothing from here on.
+    mount(path, target)?;
+    let down = File::open(target)
+        .map_err(|e| Error::io("open", target, e))
+        .and_then(|open| shut_down(open.as_fd()).map_err(|e| Error::io("EXT4_IOC_SHUTDOWN", target, e)));
+    unmount(target)?;
+    down?;
+    file.set_len(0).map_err(|e| Error::io("ftruncate", path, e))
 }
 
 /// Whether something is mounted at `target`.
@@ -277,6 +296,35 @@ mod tests {
         }
         std::fs::write(targets[0].join("file"), "x").unwrap();
         assert_eq!(std::fs::read(targets[1].join("file")).unwrap(), b"x");
+    }
+
+    #[test]
+    fn what_another_has_mounted_takes_no_room_when_it_was_given_up() {
+        if needs_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let disk = folder.path().join("disk");
+        let [target, copy] = ["target", "copy"].map(|name| folder.path().join(name));
+        std::fs::create_dir(&target).unwrap();
+        std::fs::create_dir(&copy).unwrap();
+        make(&disk, 20 << 20).unwrap();
+        mount(&disk, &target).unwrap();
+        std::fs::write(target.join("file"), vec![1; 10 << 20]).unwrap();
+        // As a mount namespace that was made meanwhile has it.
+        mount(&disk, &copy).unwrap();
+        let copied = Mounted(copy.clone());
+        unmount(&target).unwrap();
+        give_up(&disk, &target).unwrap();
+        assert_eq!(disk.metadata().unwrap().blocks(), 0);
+        assert!(!is_mounted(&target).unwrap());
+        assert!(std::fs::write(copy.join("more"), "x").is_err());
+        drop(copied);
+        // Who has nothing mounted keeps it for whoever removes it.
+        let other = folder.path().join("other");
+        make(&other, SMALLEST).unwrap();
+        give_up(&other, &target).unwrap();
+        assert!(other.metadata().unwrap().blocks() > 0);
     }
 
     #[test]

@@ -7,4 +7,5 @@ pub mod firewall;
 pub mod guest;
 pub mod hardware;
 pub mod netlink;
+pub mod quota;
 pub mod resolver;

@@ -3,8 +3,9 @@
 //! ```text
 //! containers/<id>/
 //!   upper  work          the writable layer, where nobody asked for its size; or
+//!   layer/               a folder with a project quota (insula_host::quota): upper and work are in there; or
 //!   disk                 a file with a file system of that size (insula_host::disk), and
-//!   layer/               where it is mounted: upper and work are in there
+//!   layer/               where it is mounted, with the same in it
 //!   logs                 the last one that is made
 //! containers/.removed-*  on its way out, or in; swept at the next open
 //! ```
@@ -12,14 +13,13 @@
 //! A disk is mounted from when it is made, or first used after the host has started, until its container goes or
 //! the daemon ends in order. That it is mounted already, by a daemon that was killed, is as good.
 
-use std::fs::{self, DirBuilder};
-use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use insula_base::ContainerId;
 use insula_host::disk;
+use insula_host::quota::Quotas;
 use insula_sys::failpoint::failpoint;
 
 use crate::root::{DYING, make_folder, remove_any, set_aside};
@@ -28,7 +28,29 @@ use crate::{Error, Result, Store};
 const DISK: &str = "disk";
 const LAYER: &str = "layer";
 
+/// How much a writable layer may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerSize {
+    pub bytes: u64,
+    pub writer: Writer,
+}
+
+/// Who writes into it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writer {
+    /// Somebody in a user namespace of its own: a quota of the file system holds.
+    OwnIds,
+    /// Somebody with the host's ids, who could give files to another project: nothing but a disk holds.
+    HostIds,
+}
+
 impl Store {
+    /// Why sizes of writable layers are not held by quotas of the file system; nothing where they are.
+    #[must_use]
+    pub fn without_quotas(&self) -> Option<&str> {
+        self.quotas.as_ref().err().map(String::as_str)
+    }
+
     /// Where a container's folders are, made or not. Those of a writable layer with a size of its own are seen
     /// after [`Store::attach_container_dir`] only.
     #[must_use]
@@ -37,11 +59,11 @@ impl Store {
     }
 
     /// Makes a container's folders; that they are there already is no error. `size` is that of its writable
-    /// layer, in bytes.
-    pub fn create_container_dir(&self, id: &ContainerId, size: Option<u64>) -> Result<ContainerDir> {
+    /// layer.
+    pub fn create_container_dir(&self, id: &ContainerId, size: Option<LayerSize>) -> Result<ContainerDir> {
         let path = self.containers_dir().join(id.as_str());
         make_folder(&path, 0o700)?;
-        let folder = make_layer(&path, size)?;
+        let folder = make_layer(&path, size, self.quotas())?;
         make_folder(&folder.logs(), 0o700)?;
         Ok(folder)
     }
@@ -49,7 +71,7 @@ impl Store {
     /// The same with a writable layer that was made before; it has the size that it was begun with.
     pub fn restore_container_dir(&self, id: &ContainerId, upper: &StagedUpper) -> Result<ContainerDir> {
         let path = self.containers_dir().join(id.as_str());
-        fs::rename(&upper.folder.path, &path).map_err(|e| Error::io("rename", &upper.folder.path, e))?;
+        fs::rename(&upper.folder, &path).map_err(|e| Error::io("rename", &upper.folder, e))?;
         let folder = ContainerDir::at(path);
         make_folder(&folder.logs(), 0o700)?;
         Ok(folder)
@@ -57,22 +79,21 @@ impl Store {
 
     /// A writable layer for a container that is still to be made, of this size. What a crash leaves is swept at
     /// the next open.
-    pub fn begin_upper(&self, size: Option<u64>) -> Result<StagedUpper> {
+    pub fn begin_upper(&self, size: Option<LayerSize>) -> Result<StagedUpper> {
         let name = format!("{DYING}{}", insula_base::random_hex(8));
         let path = self.containers_dir().join(name);
         make_folder(&path, 0o700)?;
         // From here on it is removed when something fails.
-        let mut staged =
-            StagedUpper { folder: ContainerDir { path, sized: size.is_some() }, upper: PathBuf::new() };
-        staged.folder = make_layer(&staged.folder.path, size)?;
-        staged.upper = staged.folder.upper();
+        let quotas = self.quotas.as_ref().ok().cloned();
+        let mut staged = StagedUpper { folder: path, upper: PathBuf::new(), quotas };
+        staged.upper = make_layer(&staged.folder, size, self.quotas())?.upper();
         Ok(staged)
     }
 
     /// A container's folders, its writable layer to be seen.
     pub fn attach_container_dir(&self, id: &ContainerId) -> Result<ContainerDir> {
         let folder = self.container_dir(id);
-        if folder.sized {
+        if folder.has_disk() {
             let _turn = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
             if !disk::is_mounted(&folder.layer())? {
                 disk::mount(&folder.disk(), &folder.layer())?;
@@ -107,7 +128,7 @@ impl Store {
     /// is then left half removed by a crash is swept at the next open.
     pub fn remove_container_dir(&self, id: &ContainerId) -> Result<()> {
         match set_aside(&self.container_dir(id).path, &self.containers_dir())? {
-            Some(dying) => remove_folder(dying),
+            Some(dying) => remove_folder(dying, self.quotas()),
             None => Ok(()),
         }
     }
@@ -123,6 +144,10 @@ impl Store {
         Ok(ids)
     }
 
+    fn quotas(&self) -> Option<&Quotas> {
+        self.quotas.as_ref().ok().map(AsRef::as_ref)
+    }
+
     fn containers_dir(&self) -> PathBuf {
         self.root().join("containers")
     }
@@ -131,8 +156,9 @@ impl Store {
 /// A writable layer that no container has yet. Dropped, it is gone.
 #[derive(Debug)]
 pub struct StagedUpper {
-    folder: ContainerDir,
+    folder: PathBuf,
     upper: PathBuf,
+    quotas: Option<Arc<Quotas>>,
 }
 
 impl StagedUpper {
@@ -146,8 +172,8 @@ impl StagedUpper {
 impl Drop for StagedUpper {
     fn drop(&mut self) {
         // With its container it is elsewhere.
-        if self.folder.path.exists()
-            && let Err(error) = remove_folder(self.folder.path.clone())
+        if self.folder.exists()
+            && let Err(error) = remove_folder(self.folder.clone(), self.quotas.as_deref())
         {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
@@ -161,14 +187,27 @@ impl Drop for StagedUpper {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerDir {
     path: PathBuf,
-    /// Its writable layer is on a disk of its own.
-    sized: bool,
+    size: Size,
+}
+
+/// What holds the size of a writable layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Size {
+    /// It has none.
+    None,
+    Quota,
+    Disk,
 }
 
 impl ContainerDir {
     fn at(path: PathBuf) -> Self {
-        let sized = path.join(LAYER).is_dir();
-        Self { path, sized }
+        // The folder is made after the disk.
+        let size = match (path.join(LAYER).is_dir(), path.join(DISK).exists()) {
+            (false, _) => Size::None,
+            (true, false) => Size::Quota,
+            (true, true) => Size::Disk,
+        };
+        Self { path, size }
     }
 
     /// The folder of the container.
@@ -195,10 +234,16 @@ impl ContainerDir {
         self.path.join("logs")
     }
 
-    /// Whether the writable layer has a disk, and with it a size, of its own.
+    /// Whether the writable layer has a size of its own.
     #[must_use]
     pub fn is_sized(&self) -> bool {
-        self.sized
+        self.size != Size::None
+    }
+
+    /// Whether it has a disk of its own for that, which has to be mounted.
+    #[must_use]
+    pub fn has_disk(&self) -> bool {
+        self.size == Size::Disk
     }
 
     /// The file that the disk is.
@@ -212,11 +257,11 @@ impl ContainerDir {
     }
 
     fn writable(&self) -> PathBuf {
-        if self.sized { self.layer() } else { self.path.clone() }
+        if self.is_sized() { self.layer() } else { self.path.clone() }
     }
 
     fn detach(&self) -> Result<()> {
-        if self.sized && disk::is_mounted(&self.layer())? {
+        if self.has_disk() && disk::is_mounted(&self.layer())? {
             disk::unmount(&self.layer())?;
         }
         Ok(())
@@ -224,51 +269,81 @@ impl ContainerDir {
 }
 
 /// Makes the writable layer in the folder of a container.
-fn make_layer(path: &Path, size: Option<u64>) -> Result<ContainerDir> {
-    if let Some(bytes) = size {
-        let layer = path.join(LAYER);
-        match DirBuilder::new().mode(0o700).create(&layer) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            made => made
-                .map_err(|e| Error::io("mkdir", &layer, e))
-                .and_then(|()| Ok(disk::make(&path.join(DISK), bytes)?))?,
-        }
-        if !disk::is_mounted(&layer)? {
-            disk::mount(&path.join(DISK), &layer)?;
-        }
-        failpoint("create.disk");
+fn make_layer(path: &Path, size: Option<LayerSize>, quotas: Option<&Quotas>) -> Result<ContainerDir> {
+    if let Some(size) = size {
+        hold(path, size, quotas)?;
     }
     let folder = ContainerDir::at(path.to_owned());
     // Overlay shows the upper folder's own mode as the mode of the container's root.
     make_folder(&folder.upper(), 0o755)?;
     make_folder(&folder.work(), 0o700)?;
-    if folder.sized {
-        // overlayfs replaces it with one of its own. On a disk that is full there would be no block for a first
+    if folder.is_sized() {
+        // overlayfs replaces it with one of its own. Where all is used up there would be no block for a first
         // one, and overlayfs would mount the layer read-only without a word.
         make_folder(&folder.work().join("work"), 0o000)?;
     }
     Ok(folder)
 }
 
+/// Makes the folder that a writable layer with a size is in. A part of it may be there, from one that was killed.
+fn hold(path: &Path, size: LayerSize, quotas: Option<&Quotas>) -> Result<()> {
+    let folder = ContainerDir::at(path.to_owned());
+    let layer = folder.layer();
+    match (folder.size, quotas) {
+        (Size::Disk, _) => {}
+        (Size::None, Some(quotas)) if size.writer == Writer::OwnIds => {
+            make_folder(&layer, 0o700)?;
+            return Ok(quotas.hold(&layer, size.bytes)?);
+        }
+        // Its project comes before anything is made in it.
+        (Size::Quota, Some(quotas)) if quotas.of(&layer)?.is_none() => {
+            return Ok(quotas.hold(&layer, size.bytes)?);
+        }
+        (Size::Quota, _) => return Ok(()),
+        (Size::None, _) => {
+            remove_any(&folder.disk())?;
+            disk::make(&folder.disk(), size.bytes)?;
+            make_folder(&layer, 0o700)?;
+        }
+    }
+    if !disk::is_mounted(&layer)? {
+        disk::mount(&folder.disk(), &layer)?;
+    }
+    failpoint("create.disk");
+    Ok(())
+}
+
 /// Removes the folder of a container that nobody finds any more.
-fn remove_folder(dying: PathBuf) -> Result<()> {
+fn remove_folder(dying: PathBuf, quotas: Option<&Quotas>) -> Result<()> {
     let folder = ContainerDir::at(dying);
-    if folder.sized {
+    if folder.has_disk() {
         folder.detach()?;
         failpoint("remove.disk");
+        if let Err(error) = disk::give_up(&folder.disk(), &folder.layer()) {
+            // It goes all the same, and its room when the last one that has it mounted ends.
+            tracing::warn!(error = &error as &dyn std::error::Error, "a disk is still in use elsewhere");
+        }
     }
-    remove_any(&folder.path)
+    let project = match quotas {
+        Some(quotas) if folder.size == Size::Quota => quotas.of(&folder.layer())?,
+        _ => None,
+    };
+    remove_any(&folder.path)?;
+    match (quotas, project) {
+        (Some(quotas), Some(id)) => Ok(quotas.release(id)?),
+        _ => Ok(()),
+    }
 }
 
 /// Removes what was on its way out, or in, when the last daemon ended.
-pub(crate) fn sweep(folder: &Path) -> Result<()> {
+pub(crate) fn sweep(folder: &Path, quotas: Option<&Quotas>) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(|e| Error::io("readdir", folder, e))? {
         let entry = entry.map_err(|e| Error::io("readdir", folder, e))?;
         if entry.file_name().as_encoded_bytes().starts_with(DYING.as_bytes()) {
-            remove_folder(entry.path())?;
+            remove_folder(entry.path(), quotas)?;
         }
     }
-    Ok(())
+    quotas.map_or(Ok(()), |quotas| Ok(quotas.sweep()?))
 }
 
 #[cfg(test)]
@@ -328,11 +403,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
         let id = ContainerId::random();
-        let staged = store.begin_upper(Some(disk::SMALLEST)).unwrap();
+        let staged =
+            store.begin_upper(Some(LayerSize { bytes: disk::SMALLEST, writer: Writer::HostIds })).unwrap();
         fs::write(staged.path().join("file"), "x").unwrap();
         let made = store.restore_container_dir(&id, &staged).unwrap();
         drop(staged);
-        assert!(made.is_sized());
+        assert!(made.is_sized() && made.has_disk());
         assert_eq!(fs::read(made.upper().join("file")).unwrap(), b"x");
         store.detach_container_dir(&id).unwrap();
         store.detach_container_dir(&id).unwrap();
@@ -340,7 +416,7 @@ mod tests {
         store.attach_container_dir(&id).unwrap();
         assert_eq!(fs::read(made.upper().join("file")).unwrap(), b"x");
         let too_much = fs::write(made.upper().join("large"), vec![1; (disk::SMALLEST + 1) as usize]);
-        assert_eq!(too_much.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(too_much.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
         drop(store);
         // As a killed daemon leaves one that it was removing.
         fs::rename(made.path(), folder.path().join("containers/.removed-1")).unwrap();

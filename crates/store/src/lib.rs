@@ -39,7 +39,7 @@ mod usage;
 pub mod workload;
 
 pub use caches::CacheOwner;
-pub use containers::{ContainerDir, StagedUpper};
+pub use containers::{ContainerDir, LayerSize, StagedUpper, Writer};
 pub use content::Content;
 pub use error::{Error, Result};
 pub use images::{

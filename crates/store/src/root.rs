@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use insula_base::{Durability, Kind, Kinded};
+use insula_host::quota::Quotas;
 use rustix::fs::{FallocateFlags, FlockOperation, IFlags, fcntl_lock, flock, ioctl_getflags, ioctl_setflags};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, fcntl_getlk};
@@ -31,6 +32,8 @@ pub struct Store {
     images: Images,
     /// Held by who looks whether a disk of a container is mounted, and then mounts it.
     pub(crate) disks: Mutex<()>,
+    /// Those of the file system below, or why there are none.
+    pub(crate) quotas: Result<Arc<Quotas>, String>,
     _lock: File,
 }
 
@@ -60,7 +63,8 @@ impl Store {
         for folder in [&containers, &root.join("volumes")] {
             spread(folder)?;
         }
-        containers::sweep(&containers)?;
+        let quotas = Quotas::probe(root).map(Arc::new);
+        containers::sweep(&containers, quotas.as_deref().ok())?;
         make_points(&root.join(POINTS))?;
         let state = Arc::new(State::open(&root.join("state.db"))?);
         let content = Arc::new(Content::open(&root.join("content"))?);
@@ -73,6 +77,7 @@ impl Store {
             layers,
             images,
             disks: Mutex::new(()),
+            quotas,
             _lock: lock,
         };
         store.open_caches()?;

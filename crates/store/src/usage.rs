@@ -190,8 +190,8 @@ fn count_containers(count: &mut Count, path: &Path, usage: &mut Usage) -> Result
         for (name, path) in children(&path)? {
             let bytes = count.tree(&path)?;
             match name.as_str() {
-                // The disk of one with a size has all that is in it.
-                "upper" | "disk" => one.upper += bytes,
+                // One with a size has all in its disk, or in its folder.
+                "upper" | "disk" | "layer" => one.upper += bytes,
                 "logs" => one.logs += bytes,
                 _ => one.other += bytes,
             }

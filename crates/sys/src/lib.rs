@@ -17,6 +17,7 @@ pub mod memory;
 pub mod mount;
 pub mod netlink;
 pub mod process;
+pub mod quota;
 pub mod random;
 pub mod rlimit;
 pub mod seccomp;

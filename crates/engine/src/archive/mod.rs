@@ -12,6 +12,7 @@ mod write;
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
 
+use insula_host::quota::obeyed;
 use insula_models::PathStat;
 
 pub use self::engine::{ArchiveChunks, ArchiveSender, archive_channel};
@@ -83,7 +84,7 @@ impl Files {
                 None => self.missing(path),
             });
         }
-        write::unpack(&tree, &mut place, archive, options)
+        obeyed(|| write::unpack(&tree, &mut place, archive, options))
     }
 
     fn tree(&self) -> Result<Tree> {

@@ -6,7 +6,7 @@ use crate::{Engine, Error, Result, blocking};
 pub(super) async fn inspect(engine: &Engine, report: &mut Report) -> Result<()> {
     for container in engine.0.containers.all() {
         report.go_on()?;
-        if !engine.store().container_dir(&container.id).is_sized() {
+        if !engine.store().container_dir(&container.id).has_disk() {
             continue;
         }
         report.looked_at("disk");

@@ -7,7 +7,6 @@ use insula_base::ContainerId;
 use super::network::name;
 use super::{Finding, Report, lasting};
 use crate::containers::create::ID_POOL;
-use crate::containers::storage;
 use crate::{Engine, Error, Result, blocking};
 
 /// What is wrong with one of them.
@@ -100,7 +99,8 @@ fn repair(engine: &Engine, wrong: &Wrong) -> Result<String> {
             if engine.is_running(id.as_str()) {
                 return Err(Error::Conflict(format!("container {} runs: stop it first", id.short())));
             }
-            let size = storage::size(&engine.find(id.as_str())?.row().host)?;
+            let row = engine.find(id.as_str())?.row();
+            let size = engine.storage_size(&row.host, &row.image.layers)?;
             engine.store().create_container_dir(id, size)?;
             "made again, without what the container had changed"
         }

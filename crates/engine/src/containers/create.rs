@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use super::container::Container;
 use super::row::{IdRange, ImageRow, MountRow, Phase, Row, SourceRow};
-use super::{check, copyup, merge, mounts, names, ports, storage};
+use super::{check, copyup, merge, mounts, names, ports};
 use crate::{Engine, Error, Result, blocking, plan, sites};
 
 /// Ids of the host from which containers get theirs: above those that systemd and shadow hand out.
@@ -169,9 +169,7 @@ impl Engine {
         mut warnings: Vec<String>,
         laps: &mut Laps,
     ) -> Result<(Arc<Container>, ContainerCreateResponse)> {
-        let own_ids = !plan::shares_host(&row.host)
-            && !row.host.network_mode.starts_with("container:")
-            && !row.host.pid_mode.starts_with("container:");
+        let own_ids = plan::may_have_own_ids(&row.host);
         let mut row = row;
         let idmaps = &self.0.idmaps;
         let refused = own_ids.then(|| idmaps.refused(&row.image.layers)).flatten();
@@ -253,7 +251,8 @@ impl Engine {
         match upper {
             Some(upper) => self.store().restore_container_dir(&container.id, upper)?,
             None => {
-                let size = storage::size(&container.row().host)?;
+                let row = container.row();
+                let size = self.storage_size(&row.host, &row.image.layers)?;
                 self.store().create_container_dir(&container.id, size)?
             }
         };

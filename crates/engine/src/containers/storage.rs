@@ -1,11 +1,13 @@
 //! How much a container may write: `HostConfig.StorageOpt`.
 
+use std::path::PathBuf;
+
 use insula_base::{ContainerId, format_decimal, parse_bytes};
 use insula_host::disk;
 use insula_models::HostConfig;
-use insula_store::ContainerDir;
+use insula_store::{ContainerDir, LayerSize, Writer};
 
-use crate::{Engine, Error, Result, blocking};
+use crate::{Engine, Error, Result, blocking, plan};
 
 /// The one option that there is, by Docker's name.
 const SIZE: &str = "size";
@@ -64,16 +66,20 @@ impl Engine {
     }
 
     /// The size of the writable layer that a container with this configuration gets here.
-    pub(crate) fn storage_size(&self, host: &HostConfig) -> Result<Option<u64>> {
+    pub(crate) fn storage_size(&self, host: &HostConfig, layers: &[PathBuf]) -> Result<Option<LayerSize>> {
         let mut host = host.clone();
         self.default_storage(&mut host);
-        size(&host)
+        // One with privileges in a machine may get another wall later.
+        let own =
+            plan::may_have_own_ids(&host) && !host.privileged && self.0.idmaps.refused(layers).is_none();
+        let writer = if own { Writer::OwnIds } else { Writer::HostIds };
+        Ok(size(&host)?.map(|bytes| LayerSize { bytes, writer }))
     }
 
     /// A container's folders, the writable layer there to be used.
     pub(crate) async fn writable_dir(&self, id: &ContainerId) -> Result<ContainerDir> {
         let folder = self.store().container_dir(id);
-        if !folder.is_sized() {
+        if !folder.has_disk() {
             return Ok(folder);
         }
         let (engine, id) = (self.clone(), id.clone());
@@ -84,7 +90,7 @@ impl Engine {
     pub(crate) async fn detach_disks(&self) {
         for container in self.0.containers.all() {
             let _turn = container.turn.lock().await;
-            if container.row().phase.live() || !self.store().container_dir(&container.id).is_sized() {
+            if container.row().phase.live() || !self.store().container_dir(&container.id).has_disk() {
                 continue;
             }
             let (engine, id) = (self.clone(), container.id.clone());

@@ -351,5 +351,11 @@ pub(crate) fn shares_host(host: &HostConfig) -> bool {
     host.userns_mode == "host" || privileged || shared.iter().any(|mode| *mode == "host")
 }
 
+/// Whether it gets a user namespace with ids of its own, where those can be mapped.
+pub(crate) fn may_have_own_ids(host: &HostConfig) -> bool {
+    let joined = [&host.network_mode, &host.pid_mode];
+    !shares_host(host) && !joined.iter().any(|mode| mode.starts_with("container:"))
+}
+
 #[cfg(test)]
 mod tests;

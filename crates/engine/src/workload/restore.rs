@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use insula_base::{ContainerId, Laps, NetworkId};
+use insula_host::quota::obeyed;
 use insula_models::{
     NetworkingConfig, Workload, WorkloadConflict, WorkloadContainer, WorkloadMade, WorkloadMount,
     WorkloadRestored, WorkloadVolume,
@@ -225,8 +226,10 @@ impl<'a> Made<'a> {
     ) -> Result<(String, Vec<String>)> {
         let store = self.engine.store();
         let image = self.engine.images().resolve(digest(&wanted.image)?.as_str())?;
-        let upper = store.begin_upper(self.engine.storage_size(&wanted.host_config)?)?;
-        file.unpack(&digest(&wanted.layer)?, upper.path(), Whiteouts::Overlay)?;
+        let size = self.engine.storage_size(&wanted.host_config, &image.layer_paths())?;
+        let upper = store.begin_upper(size)?;
+        let layer = digest(&wanted.layer)?;
+        obeyed(|| file.unpack(&layer, upper.path(), Whiteouts::Overlay))?;
         let mounts = wanted.mounts.iter().map(mount_row).collect::<Result<_>>()?;
         let networking = NetworkingConfig { endpoints_config: wanted.networks.clone() };
         let request = (wanted.config.clone(), wanted.host_config.clone(), networking);
