@@ -53,6 +53,21 @@ fn memory_that_runs_out_is_said() {
 }
 
 #[test]
+fn of_what_wants_too_much_memory_only_that_dies() {
+    let daemon = daemon!();
+    let other = daemon.sleeper(&["--network", "none"]);
+    let pid = daemon.pid_of(&other);
+    let flags = ["-m", "16m", "--memory-swap", "16m", "--network", "none", "--name", "home"];
+    let script = "dd if=/dev/zero of=/dev/null bs=64M count=1; echo code $?; sleep 1000";
+    let home = daemon.detached(&flags, script);
+    // The shell that started it goes on, and so does everybody else.
+    holds("it is killed", || daemon.insula(&["logs", "home"]).stdout.contains("code 137"));
+    assert_eq!(daemon.inspect(&home, "/State/Status"), "running");
+    assert_eq!(daemon.exec("home", "echo alive").ok(), "alive");
+    assert_eq!((daemon.pid_of(&other), daemon.exec(&other, "echo alive").code), (pid, 0));
+}
+
+#[test]
 fn limits_reach_the_cgroup_and_can_be_updated() {
     let daemon = daemon!();
     let id = daemon.sleeper(&[

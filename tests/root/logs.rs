@@ -1,5 +1,7 @@
 //! Log drivers: what is kept, what is sent, and that it is all of it.
 
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 
 use insula_tests::{daemon, holds, text};
@@ -96,6 +98,87 @@ fn syslog_gets_messages_and_logs_still_shows_them() {
     let _receiver = UnixDatagram::bind(&socket).unwrap();
     let id = daemon.detached(&[ALONE, &none].concat(), "true");
     daemon.insula(&["logs", &id]).fails(1, &["does not support reading"]);
+}
+
+#[test]
+fn syslog_is_sent_over_networks_too() {
+    let daemon = daemon!();
+    let patience = Some(std::time::Duration::from_secs(20));
+    let run = |scheme: &str, address: SocketAddr, format: &str| {
+        let address = format!("syslog-address={scheme}://{address}");
+        let format = format!("syslog-format={format}");
+        let options = ["--log-driver", "syslog", "--log-opt", &address, "--log-opt", &format];
+        let more = ["--log-opt", "tag=web", "--log-opt", "syslog-facility=local3"];
+        daemon.detached(&[ALONE, &options, &more].concat(), "echo out; echo err >&2")
+    };
+    let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+    receiver.set_read_timeout(patience).unwrap();
+    run("udp", receiver.local_addr().unwrap(), "rfc3164");
+    let mut heard: Vec<String> = (0..2)
+        .map(|_| {
+            let mut bytes = [0; 512];
+            let count = receiver.recv(&mut bytes).unwrap();
+            String::from_utf8_lossy(&bytes[..count]).into_owned()
+        })
+        .collect();
+    heard.sort();
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    for (message, priority, text) in [(&heard[0], 155, "err"), (&heard[1], 158, "out")] {
+        let form =
+            message.starts_with(&format!("<{priority}>")) && message.ends_with(&format!("]: {text}\n"));
+        assert!(form && message.contains(&format!(" {host} web[")), "{heard:?}");
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    run("tcp", listener.local_addr().unwrap(), "rfc5424");
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(patience).unwrap();
+    // The monitor ends with its container, and the connection with it.
+    let mut heard = String::new();
+    stream.read_to_string(&mut heard).unwrap();
+    let mut lines: Vec<&str> = heard.lines().collect();
+    lines.sort_unstable();
+    for (line, priority, text) in [(lines[0], 155, "err"), (lines[1], 158, "out")] {
+        let form = line.starts_with(&format!("<{priority}>1 2")) && line.ends_with(&format!(" web - {text}"));
+        assert!(form && line.contains(&format!("Z {host} web ")), "{lines:?}");
+    }
+}
+
+#[test]
+fn a_journal_gets_entries_with_all_fields() {
+    let mut daemon = daemon!();
+    daemon.stop();
+    let folder = daemon.folder().join("journal");
+    std::fs::create_dir(&folder).unwrap();
+    let journal = UnixDatagram::bind(folder.join("socket")).unwrap();
+    journal.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    // A `/run` of the daemon's own, with this journal in it.
+    let script =
+        "mount -t tmpfs run /run && mkdir -p /run/systemd/journal && mount --bind {} /run/systemd/journal";
+    daemon.restart_with_mounts(&script.replace("{}", text(&folder)));
+    let flags =
+        ["--log-driver", "journald", "--name", "web", "--label", "tier=front", "--log-opt", "labels=tier"];
+    let id = daemon.detached(&[ALONE, &flags].concat(), "echo out; echo err >&2; sleep 1000");
+    let mut heard: Vec<String> = (0..2)
+        .map(|_| {
+            let mut bytes = [0; 2048];
+            let count = journal.recv(&mut bytes).unwrap();
+            String::from_utf8_lossy(&bytes[..count]).into_owned()
+        })
+        .collect();
+    heard.sort_by_key(|entry| entry.contains("MESSAGE=err"));
+    for (entry, priority, message) in [(&heard[0], "6", "out"), (&heard[1], "3", "err")] {
+        for field in [
+            format!("CONTAINER_ID_FULL={id}"),
+            "CONTAINER_NAME=web".to_owned(),
+            "TIER=front".to_owned(),
+            format!("PRIORITY={priority}"),
+            format!("MESSAGE={message}"),
+        ] {
+            assert!(entry.lines().any(|line| line == field), "{field} in {entry}");
+        }
+    }
+    holds("it is kept too", || daemon.insula(&["logs", "web"]).stdout == "out\n");
+    daemon.insula(&["rm", "-f", "web"]).ok();
 }
 
 #[test]
