@@ -1,16 +1,22 @@
 //! `/dev` as one detached tmpfs, made by the builder: inside a user namespace nobody may make
 //! device nodes, and binding them one by one costs three calls each.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use insula_spec::bundle::{BundlePlan, BundleSource, IdMapping, NodePlan};
 use insula_spec::plan::{ContainerPlan, DeviceKind};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+use insula_sys::process::{self, Clone, CloneFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+};
 
+use crate::build::{Cloned, Guard};
 use crate::error::{Context, Error, Result};
+use crate::handshake;
 use crate::idmap;
 
 /// Device numbers from the kernel's list of allocated devices.
@@ -35,9 +41,16 @@ pub(crate) fn build(plan: &ContainerPlan) -> Result<OwnedFd> {
         Some(bundle) => bundle_tmpfs(bundle)?,
         None => tmpfs(owner)?,
     };
-    let at = Node { dev: dev.as_fd(), owner };
+    let at = Node { dev: dev.as_fd(), owner, bound: process::in_user_namespace().then(RefCell::default) };
     for (name, major, minor) in NODES {
-        at.make(Path::new(name), FileType::CharacterDevice, 0o666, rustix::fs::makedev(major, minor))?;
+        let number = rustix::fs::makedev(major, minor);
+        at.make_device(
+            Path::new(name),
+            &Path::new("/dev").join(name),
+            FileType::CharacterDevice,
+            0o666,
+            number,
+        )?;
     }
     for (target, name) in LINKS {
         rustix::fs::symlinkat(target, &dev, name).context("symlinkat", name)?;
@@ -56,7 +69,49 @@ pub(crate) fn build(plan: &ContainerPlan) -> Result<OwnedFd> {
         let ids = plan.bundle.as_deref().map(|bundle| (&bundle.uid_mappings[..], &bundle.gid_mappings[..]));
         at.place(device, ids.unwrap_or_default())?;
     }
-    Ok(dev)
+    match at.bound.as_ref().map(RefCell::take) {
+        Some(bound) => bind(&dev, &bound),
+        None => Ok(dev),
+    }
+}
+
+/// Where nobody may make device nodes, in a user namespace, those of the host are bound over files. Mounts need
+/// an attached tree: a child has one in a mount namespace of its own, and hands a detached copy of it back.
+fn bind(dev: &OwnedFd, bound: &[(PathBuf, PathBuf)]) -> Result<OwnedFd> {
+    let (outside, inside) = handshake::pair()?;
+    match process::clone(CloneFlags::NEWNS, None).context("clone3", "with a mount namespace")? {
+        Clone::Child => {
+            let given = assemble(dev, bound).and_then(|tree| inside.give(&[tree.as_fd()]));
+            if let Err(error) = &given {
+                inside.report_failure(error);
+            }
+            process::exit_now(i32::from(given.is_err()))
+        }
+        Clone::Parent { pid, pidfd } => {
+            let _child = Guard(Some(Cloned { pid, pidfd }));
+            drop(inside);
+            outside.take(1)?.pop().ok_or(Error::Lost)
+        }
+    }
+}
+
+fn assemble(dev: &OwnedFd, bound: &[(PathBuf, PathBuf)]) -> Result<OwnedFd> {
+    let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", alone).context("mount", "the namespace as private")?;
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let nodes = bound.iter().map(|(host, path)| {
+        let node = rustix::mount::open_tree(CWD, host, clone).context("open_tree", host.display())?;
+        Ok((node, path))
+    });
+    // Before the tmpfs hides them.
+    let nodes = nodes.collect::<Result<Vec<_>>>()?;
+    let whole = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(dev, c"", CWD, "/dev", whole).context("move_mount", "a tmpfs to /dev")?;
+    for (node, path) in nodes {
+        rustix::mount::move_mount(&node, c"", dev, path, whole).context("move_mount", path.display())?;
+    }
+    rustix::mount::open_tree(dev, c"", clone | OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::AT_RECURSIVE)
+        .context("open_tree", "the tmpfs at /dev")
 }
 
 /// With the options that the bundle's mount of `/dev` has; where it has none nobody sees this tmpfs, which
@@ -96,9 +151,19 @@ fn tmpfs(owner: u32) -> Result<OwnedFd> {
 struct Node<'a> {
     dev: BorrowedFd<'a>,
     owner: u32,
+    /// Nodes of the host and where they are to be bound, where none can be made.
+    bound: Option<RefCell<Vec<(PathBuf, PathBuf)>>>,
 }
 
 impl Node<'_> {
+    /// A device, which the host has at `host`.
+    fn make_device(&self, path: &Path, host: &Path, kind: FileType, mode: u32, number: u64) -> Result<()> {
+        let Some(bound) = &self.bound else { return self.make(path, kind, mode, number) };
+        self.make(path, FileType::RegularFile, 0o600, 0)?;
+        bound.borrow_mut().push((host.to_owned(), path.to_owned()));
+        Ok(())
+    }
+
     /// The umask of the builder is 0.
     fn make(&self, path: &Path, kind: FileType, mode: u32, number: u64) -> Result<()> {
         match rustix::fs::mknodat(self.dev, path, kind, Mode::from_raw_mode(mode), number) {
@@ -158,7 +223,7 @@ impl Node<'_> {
         if !matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
             return Err(Error::Invalid(format!("{} is not a device node", host.display())));
         }
-        self.make(relative, kind, stat.st_mode & 0o7777, stat.st_rdev)?;
+        self.make_device(relative, host, kind, stat.st_mode & 0o7777, stat.st_rdev)?;
         self.own(relative, self.owner + stat.st_uid.min(65535), self.owner + stat.st_gid.min(65535))
     }
 }

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use insula_spec::plan::RootfsPlan;
+use insula_sys::process::overlay_opaque;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags};
 use rustix::io::Errno;
 
@@ -105,7 +106,7 @@ fn folder(above: &OwnedFd, name: &Path, below: &Stat) -> Result<Option<OwnedFd>>
 
 /// Also where the folder was there: whoever made it may have ended before this.
 fn opaque(folder: &OwnedFd, path: &Path) -> Result<()> {
-    rustix::fs::fsetxattr(folder, "trusted.overlay.opaque", b"y", XattrFlags::empty())
+    rustix::fs::fsetxattr(folder, overlay_opaque(), b"y", XattrFlags::empty())
         .context("fsetxattr", path.display())
 }
 
@@ -151,7 +152,7 @@ mod tests {
 
     fn is_opaque(folder: &Path) -> bool {
         let mut value = [0; 1];
-        rustix::fs::getxattr(folder, "trusted.overlay.opaque", &mut value[..]) == Ok(1) && value == *b"y"
+        rustix::fs::getxattr(folder, overlay_opaque(), &mut value[..]) == Ok(1) && value == *b"y"
     }
 
     #[test]

@@ -152,6 +152,9 @@ fn by_descriptors(layers: &[OwnedFd], writable: Option<&Writable>, maker: u32) -
     for (key, value) in [("source", "overlay")].into_iter().chain(OPTIONS) {
         rustix::mount::fsconfig_set_string(&fs, key, value).context("fsconfig", key)?;
     }
+    if process::in_user_namespace() {
+        rustix::mount::fsconfig_set_flag(&fs, "userxattr").context("fsconfig", "userxattr")?;
+    }
     process::with_file_system_id(maker, || rustix::mount::fsconfig_create(&fs))
         .context("setfsuid", "to create the overlay")?
         .context("fsconfig", "to create the overlay")?;

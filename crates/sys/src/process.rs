@@ -289,6 +289,24 @@ fn exit_code(status: i32) -> i32 {
     if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
 }
 
+/// Whether this process is in a user namespace that does not have all ids, user_namespaces(7): what it is
+/// capable of is so for what belongs to that namespace, and not for the host. Asked once, and for its children
+/// too.
+pub fn in_user_namespace() -> bool {
+    static KNOWN: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        // Kernels without user namespaces have no such file.
+        std::fs::read_to_string("/proc/self/uid_map")
+            .is_ok_and(|map| map.split_whitespace().ne(["0", "0", "4294967295"]))
+    })
+}
+
+/// The attribute by which overlayfs knows a folder that hides those below it: the one that processes in a
+/// user namespace may set, of mounts with `userxattr`, or the usual one.
+pub fn overlay_opaque() -> &'static str {
+    if in_user_namespace() { "user.overlay.opaque" } else { "trusted.overlay.opaque" }
+}
+
 /// kill(2).
 pub fn kill(pid: i32, signal: i32) -> Result<()> {
     // SAFETY: no memory is passed.

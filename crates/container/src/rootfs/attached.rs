@@ -133,6 +133,9 @@ fn options(layers: usize, writable: Option<&Writable>) -> Result<CString> {
     // The topmost layer comes first in overlayfs' own order.
     let names: Vec<String> = (0..layers).rev().map(|number| number.to_string()).collect();
     let mut options = format!("lowerdir={}", names.join(":")).into_bytes();
+    if process::in_user_namespace() {
+        options.extend_from_slice(b",userxattr");
+    }
     if let Some(writable) = writable {
         for (key, name) in [("upperdir", &writable.upper.name), ("workdir", &writable.work.name)] {
             options.extend_from_slice(format!(",{key}={WRITABLE}/").as_bytes());

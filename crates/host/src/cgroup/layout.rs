@@ -55,7 +55,16 @@ impl Layout {
             let controllers = std::fs::read_to_string(&path).context("read", path.display())?;
             second.limits = controllers.split_whitespace().any(|name| V2_CONTROLLERS.contains(&name));
         }
-        if layout.hierarchies.is_empty() { Err(Error::NoHierarchy) } else { Ok(layout) }
+        if layout.hierarchies.is_empty() {
+            return Err(Error::NoHierarchy);
+        }
+        if insula_sys::process::in_user_namespace() {
+            // Groups of the host are not ours to make. Without any there are no limits, and it is said.
+            layout
+                .hierarchies
+                .retain(|each| rustix::fs::access(&each.root, rustix::fs::Access::WRITE_OK).is_ok());
+        }
+        Ok(layout)
     }
 
     /// A hierarchy may be mounted in several places, in a container read-only or without the groups above
@@ -75,12 +84,21 @@ impl Layout {
     /// Whether version 2 is all there is.
     #[must_use]
     pub fn unified(&self) -> bool {
-        self.hierarchies.iter().all(|hierarchy| hierarchy.version == Version::V2)
+        !self.is_empty() && self.hierarchies.iter().all(|hierarchy| hierarchy.version == Version::V2)
     }
 
-    /// `1`, `2` or `hybrid`, as `info` shows it.
+    /// Whether no group can be made: in a user namespace that was handed none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.hierarchies.is_empty()
+    }
+
+    /// `1`, `2`, `hybrid` or `none`, as `info` shows it.
     #[must_use]
     pub fn name(&self) -> &'static str {
+        if self.is_empty() {
+            return "none";
+        }
         let second = self.hierarchies.iter().any(|hierarchy| hierarchy.version == Version::V2);
         match (self.unified(), second) {
             (true, _) => "2",

@@ -5,7 +5,6 @@
 //! takes away what is below it, and so does an opaque folder.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::CStr;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Bound;
@@ -18,7 +17,6 @@ use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, Stat, openat2, readl
 use super::{Image, ImageKind, Images};
 use crate::{Error, Result};
 
-const OPAQUE: &CStr = c"trusted.overlay.opaque";
 /// Files of one image.
 const FILES_MAX: usize = 4 << 20;
 const PIECE: usize = 128 << 10;
@@ -196,7 +194,8 @@ fn kind(entry: &Entry) -> FileType {
 
 fn is_opaque(folder: impl AsFd) -> bool {
     let mut value = [0u8; 8];
-    fgetxattr(folder, OPAQUE, &mut value[..]).is_ok_and(|count| &value[..count] == b"y")
+    fgetxattr(folder, insula_sys::process::overlay_opaque(), &mut value[..])
+        .is_ok_and(|count| &value[..count] == b"y")
 }
 
 /// Links are not followed: neither is one of a layer.

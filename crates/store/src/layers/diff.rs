@@ -28,9 +28,8 @@ use crate::{Error, Result};
 const DEPTH_MAX: usize = 256;
 /// What fits into a header; longer names go into an extension of their own.
 const NAME_MAX: usize = 100;
-const OPAQUE: &str = "trusted.overlay.opaque";
 /// What overlay keeps of other features than those that the engine mounts with.
-const FOREIGN: [&str; 2] = ["trusted.overlay.redirect", "trusted.overlay.metacopy"];
+const FOREIGN: [&str; 2] = ["redirect", "metacopy"];
 /// Bytes of all names, or of one value, of extended attributes (xattr(7)).
 const ATTRIBUTES_MAX: usize = 64 << 10;
 
@@ -225,15 +224,20 @@ impl<W: Write> Writing<W> {
         if self.form == Form::Tree {
             return Ok(false);
         }
-        for name in FOREIGN {
-            if attribute(folder, name.as_bytes()).map_err(|e| failed(path, name, e))?.is_some() {
+        let opaque = insula_sys::process::overlay_opaque();
+        for feature in FOREIGN {
+            let name = opaque.replace("opaque", feature);
+            if attribute(folder, name.as_bytes())
+                .map_err(|e| failed(path, "its attributes of overlayfs", e))?
+                .is_some()
+            {
                 return Err(Error::Unsupported(format!(
                     "{:?} has the attribute {name} of an overlay that was mounted otherwise",
                     String::from_utf8_lossy(path)
                 )));
             }
         }
-        let value = attribute(folder, OPAQUE.as_bytes()).map_err(|e| failed(path, OPAQUE, e))?;
+        let value = attribute(folder, opaque.as_bytes()).map_err(|e| failed(path, opaque, e))?;
         Ok(value.as_deref() == Some(b"y"))
     }
 

@@ -30,7 +30,6 @@ use crate::{Error, Result};
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const METADATA: &[u8] = b".wh..wh.";
-const OPAQUE_ATTRIBUTE: &str = "trusted.overlay.opaque";
 
 /// What an archive may at most ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -382,7 +381,7 @@ impl Unpacking<'_> {
 
     fn make_opaque(&mut self, folder: &[u8], path: &[u8]) -> Result<()> {
         let folder = self.folders.make(folder).map_err(|e| failed(path, "resolve its folder", Some(e)))?;
-        fsetxattr(&*folder, OPAQUE_ATTRIBUTE, b"y", XattrFlags::empty())
+        fsetxattr(&*folder, insula_sys::process::overlay_opaque(), b"y", XattrFlags::empty())
             .map_err(|e| failed(path, "make its folder opaque", Some(e)))
     }
 
