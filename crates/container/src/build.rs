@@ -73,15 +73,19 @@ impl Init {
 }
 
 /// Builds a container, its processes in the control group that `entry` leads into. On failure
-/// nothing of it is left. For a process of one thread whose umask is 0. A spare that does not suit ends.
+/// nothing of it is left. For a process of one thread whose umask is 0. A spare that does not suit ends; whoever waits
+/// for every child of this process reaps it.
 pub fn create(plan: &ContainerPlan, when: When, entry: &Entry, spare: Option<Spare>) -> Result<Created> {
     let mut laps = Laps::begin();
     let owner = idmap::first(&plan.namespaces.user);
     let confinement = Confinement::prepare(plan, &plan.process, &plan.security.seccomp)?;
     let (streams, ends) = streams::make(&plan.stdio, owner)?;
-    let (init, outside) = match spare.filter(|spare| spare.suits(plan, entry)) {
-        Some(spare) => spare.become_init(plan, &ends, entry)?,
-        None => fresh_init(plan, &ends, &confinement, entry)?,
+    let (init, outside) = match spare {
+        Some(spare) if spare.suits(plan, entry) => spare.become_init(plan, &ends, entry)?,
+        other => {
+            other.into_iter().for_each(Spare::abandon);
+            fresh_init(plan, &ends, &confinement, entry)?
+        }
     };
     drop(ends);
     let init = Guard(Some(init));

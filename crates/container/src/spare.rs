@@ -21,6 +21,8 @@ const AHEAD: CloneFlags = CloneFlags::NEWUSER
     .union(CloneFlags::NEWIPC)
     .union(CloneFlags::NEWUTS);
 
+const SIGKILL: i32 = 9;
+
 /// An init that waits for its plan, with no ids mapped. It ends with its maker.
 #[derive(Debug)]
 pub struct Spare {
@@ -50,6 +52,14 @@ impl Spare {
             && !matches!(namespaces.cgroup, Namespace::Path(_))
             && plan.bundle.is_none()
             && entry.birthplace().is_none()
+    }
+
+    /// Ends it without waiting for that.
+    pub(crate) fn abandon(self) {
+        if let Ok(Cloned { pidfd, .. }) = self.cloned.disarm() {
+            // It may have ended by itself.
+            let _ = process::signal(pidfd.as_fd(), SIGKILL);
+        }
     }
 
     /// Makes it the init of a container that it suits, in a mount namespace of its own.
