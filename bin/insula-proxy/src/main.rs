@@ -1,5 +1,7 @@
 //! `insula-proxy FOLDER` serves host names on sockets that the daemon hands to its standard input, and sees nothing
-//! of the file system but FOLDER, which is empty. It is started by insulad alone and outlives it.
+//! of the file system but FOLDER, which is empty. `insula-proxy outlets FOLDER` carries what comes to published ports of an
+//! ordinary user's engine, as the daemon orders on the socket at standard input. It is started by insulad alone and
+//! outlives it.
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,8 +11,11 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail, ensure};
 use insula_base::env;
 use insula_proxy_core::Listeners;
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, set_capabilities, set_thread_gid, set_thread_groups, set_thread_uid,
+};
 
 /// Who it is once it has its sockets: nobody, and nobody's group.
 const NOBODY: u32 = 65_534;
@@ -29,14 +34,21 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let mut arguments = std::env::args_os().skip(1);
-    let (Some(folder), None) = (arguments.next(), arguments.next()) else {
-        bail!("usage: insula-proxy FOLDER; insulad starts it when a container has a host name");
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let (work, folder) = match arguments.as_slice() {
+        [folder] => (Work::Sites(listeners()?), folder),
+        [word, folder] if word == "outlets" => {
+            let control = std::io::stdin().as_fd().try_clone_to_owned().context("dup the daemon's socket")?;
+            (Work::Outlets(control), folder)
+        }
+        _ => bail!(
+            "usage: insula-proxy [outlets] FOLDER; insulad starts it when a container has a host name, or a port and \
+             the engine is an ordinary user's"
+        ),
     };
-    let listeners = listeners()?;
     insula_sys::process::detach().context("leave the daemon's session")?;
     let descriptors = raise_descriptor_limit();
-    confine(Path::new(&folder))?;
+    confine(Path::new(folder))?;
     start_log()?;
     insula_sys::memory::limit_arenas(ARENAS)?;
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS);
@@ -46,9 +58,22 @@ fn run() -> Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    runtime.block_on(insula_proxy_core::serve(listeners, descriptors))?;
+    match work {
+        Work::Sites(listeners) => runtime.block_on(insula_proxy_core::serve(listeners, descriptors))?,
+        Work::Outlets(control) => {
+            runtime.block_on(insula_proxy_core::outlets::carry(control, descriptors))?
+        }
+    }
     runtime.shutdown_background();
     Ok(())
+}
+
+/// What it is started for.
+#[derive(Debug)]
+enum Work {
+    Sites(Listeners),
+    /// The socket on which orders come.
+    Outlets(OwnedFd),
 }
 
 /// The daemon's one message: how many sockets there are for HTTP and for TLS, behind the one for its orders.
@@ -83,10 +108,24 @@ fn confine(folder: &Path) -> Result<()> {
         .context("setrlimit RLIMIT_CORE")?;
     rustix::process::chroot(folder).with_context(|| format!("chroot {}", folder.display()))?;
     rustix::process::chdir("/").context("chdir /")?;
+    match set_thread_groups(&[]) {
+        Err(Errno::PERM) if insula_sys::process::in_user_namespace() => {}
+        changed => changed.context("setgroups")?,
+    }
     let (user, group) = (rustix::process::Uid::from_raw(NOBODY), rustix::process::Gid::from_raw(NOBODY));
-    set_thread_groups(&[]).context("setgroups")?;
-    set_thread_gid(group).context("setgid")?;
-    set_thread_uid(user).context("setuid")?;
+    match set_thread_gid(group).and_then(|()| set_thread_uid(user)) {
+        // An ordinary user's engine may have one id and no other: root of it is that user, who is to have no
+        // capability from here on.
+        Err(Errno::INVAL) if insula_sys::process::in_user_namespace() => {
+            let none = CapabilitySets {
+                effective: CapabilitySet::empty(),
+                permitted: CapabilitySet::empty(),
+                inheritable: CapabilitySet::empty(),
+            };
+            set_capabilities(None, none).context("capset")?;
+        }
+        changed => changed.context("setgid, setuid")?,
+    }
     insula_sys::process::no_new_privileges().context("prctl PR_SET_NO_NEW_PRIVS")?;
     insula_sys::process::become_undumpable().context("prctl PR_SET_DUMPABLE")
 }

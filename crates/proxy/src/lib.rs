@@ -17,6 +17,7 @@ mod headers;
 mod hello;
 mod identity;
 pub mod limits;
+pub mod outlets;
 mod request;
 mod server;
 mod stream;

@@ -5,6 +5,7 @@
 pub mod bundle;
 pub mod image;
 pub mod machine;
+pub mod outlets;
 pub mod plan;
 pub mod reference;
 pub mod sites;
