@@ -30,6 +30,7 @@ mod pull;
 mod push;
 mod quotas;
 mod restart;
+mod rootless;
 mod run;
 mod saves;
 mod serve;

@@ -43,11 +43,23 @@ impl Daemon {
     /// As [`Self::start`], by a command that enters other namespaces and executes the program.
     #[must_use]
     pub(crate) fn within(entrance: Vec<String>) -> Self {
+        Self::prepared(entrance).began()
+    }
+
+    /// As [`Self::within`], but not started.
+    #[must_use]
+    pub(crate) fn prepared(entrance: Vec<String>) -> Self {
         let mut daemon = Self::absent();
         daemon.entrance = entrance;
-        daemon.restart();
-        daemon.load(&images::busybox().docker_archive()).ok();
         daemon
+    }
+
+    /// The same, started, with the image.
+    #[must_use]
+    pub(crate) fn began(mut self) -> Self {
+        self.restart();
+        self.load(&images::busybox().docker_archive()).ok();
+        self
     }
 
     /// Folders for a daemon that is not started.

@@ -96,7 +96,7 @@ impl Lan {
     }
 
     /// What precedes a command that is to run on the host.
-    fn entrance(&self) -> Vec<String> {
+    pub(crate) fn entrance(&self) -> Vec<String> {
         let of = |flag: &str, kind| format!("--{flag}={}", self.host.namespace(kind));
         vec!["nsenter".to_owned(), of("net", "net"), of("mount", "mnt"), "--".to_owned()]
     }

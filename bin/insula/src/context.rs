@@ -1,10 +1,11 @@
 //! What every command needs: where the daemon is, and a connection to it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use clap::Args;
-use insula_base::{Instance, env};
+use insula_base::{Folders, Instance, env};
 use insula_client::{Address, Client, Error};
 
 use crate::{daemon, printer};
@@ -16,11 +17,13 @@ pub(crate) struct Globals {
     #[arg(short = 'H', long, env = env::HOST, hide_env_values = true, value_name = "ADDRESS")]
     pub(crate) host: Option<String>,
     /// Folder of images, containers and volumes, for a daemon that is started on the way
-    #[arg(long, env = env::ROOT, hide_env_values = true, value_name = "FOLDER", default_value = env::DEFAULT_ROOT, id = "globals_root")]
-    pub(crate) root: PathBuf,
+    /// [default: /var/lib/insula; ~/.local/share/insula of an ordinary user]
+    #[arg(long, env = env::ROOT, hide_env_values = true, value_name = "FOLDER", id = "globals_root")]
+    pub(crate) root: Option<PathBuf>,
     /// Folder of the daemon's socket and of what lives no longer than the machine is up
-    #[arg(long, env = env::RUN, hide_env_values = true, value_name = "FOLDER", default_value = env::DEFAULT_RUN, id = "globals_run")]
-    pub(crate) run: PathBuf,
+    /// [default: /run/insula; insula in XDG_RUNTIME_DIR of an ordinary user]
+    #[arg(long, env = env::RUN, hide_env_values = true, value_name = "FOLDER", id = "globals_run")]
+    pub(crate) run: Option<PathBuf>,
     /// Say what is done; a daemon that is started on the way logs everything
     #[arg(short = 'D', long, id = "globals_debug")]
     pub(crate) debug: bool,
@@ -39,7 +42,24 @@ impl Context {
 
     /// The folders of the daemon, absolute.
     pub(crate) fn instance(&self) -> anyhow::Result<Instance> {
-        Ok(Instance::new(std::path::absolute(&self.globals.root)?, std::path::absolute(&self.globals.run)?))
+        let uid = rustix::process::geteuid().as_raw();
+        let usual = || {
+            Folders::usual(uid, |name| std::env::var_os(name)).with_context(|| {
+                format!("{} is not set: say with --root and --run where folders are to be", env::HOME)
+            })
+        };
+        let root = self.globals.root.clone().map_or_else(|| usual().map(|usual| usual.root), Ok)?;
+        let run = self.globals.run.clone().map_or_else(|| usual().map(|usual| usual.run), Ok)?;
+        Ok(Instance::new(std::path::absolute(root)?, std::path::absolute(run)?))
+    }
+
+    /// The host's daemon, for an ordinary user who has none and may use that.
+    fn of_the_host(&self, own: &Path) -> Option<PathBuf> {
+        let ordinary = !rustix::process::geteuid().is_root();
+        let named = self.globals.root.is_some() || self.globals.run.is_some();
+        let socket = Path::new(env::DEFAULT_RUN).join("insula.sock");
+        let usable = || rustix::fs::access(&socket, rustix::fs::Access::WRITE_OK).is_ok();
+        (ordinary && !named && !own.exists() && usable()).then_some(socket)
     }
 
     /// Whether `--debug` was given.
@@ -51,7 +71,10 @@ impl Context {
     pub(crate) fn address(&self) -> anyhow::Result<(Address, bool)> {
         match self.globals.host.as_deref() {
             Some(host) if !host.is_empty() => Ok((host.parse()?, true)),
-            _ => Ok((Address::Unix(self.instance()?.socket()), false)),
+            _ => {
+                let own = self.instance()?.socket();
+                Ok((Address::Unix(self.of_the_host(&own).unwrap_or(own)), false))
+            }
         }
     }
 

@@ -53,7 +53,7 @@ pub(crate) fn describe_client(error: &Error) -> String {
     match error {
         Error::Daemon { message, .. } => format!("Error response from daemon: {message}"),
         Error::Connect { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => format!(
-            "permission denied while trying to connect to {}\nRun insula as root, or ask root for access to the socket.",
+            "permission denied while trying to connect to {}\nRun insula as root, ask root for access to the socket, or name none: an engine of your own is started then.",
             error
                 .to_string()
                 .trim_start_matches("Cannot connect to ")

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Parser;
-use insula_base::{Instance, env};
+use insula_base::{Folders, Instance, env};
 use insula_engine::{Backend, NetworkOptions, SiteOptions};
 
 const MONITOR: &str = "insula-monitor";
@@ -25,7 +25,8 @@ const PROXY: &str = "insula-proxy";
                   insulad --forbid privileged,host-root,host-namespaces --check"
 )]
 pub(crate) struct Args {
-    /// Configuration file; flags win over it [default: /etc/insula/insulad.toml, if there]
+    /// Configuration file; flags win over it [default: /etc/insula/insulad.toml; ~/.config/insula/insulad.toml of an
+    /// ordinary user; if there]
     #[arg(long, env = env::CONFIG, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Only check the configuration
@@ -42,10 +43,12 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args, serde::Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Options {
-    /// Folder of images, containers, volumes and the database [default: /var/lib/insula]
+    /// Folder of images, containers, volumes and the database [default: /var/lib/insula; ~/.local/share/insula of an
+    /// ordinary user]
     #[arg(long, env = env::ROOT, value_name = "FOLDER")]
     pub(crate) root: Option<PathBuf>,
-    /// Folder of what lives no longer than the machine is up; on a tmpfs [default: /run/insula]
+    /// Folder of what lives no longer than the machine is up; on a tmpfs [default: /run/insula; insula in
+    /// XDG_RUNTIME_DIR of an ordinary user]
     #[arg(long, env = env::RUN, value_name = "FOLDER")]
     pub(crate) run: Option<PathBuf>,
     /// Where to serve the API: unix://PATH, or tcp://ADDRESS:PORT with the three --tls options; may be
@@ -223,11 +226,16 @@ impl Options {
     }
 
     /// The folders, absolute.
-    pub(crate) fn instance(&self) -> std::io::Result<Instance> {
-        let folder = |given: &Option<PathBuf>, usual: &str| {
-            std::path::absolute(given.clone().unwrap_or_else(|| usual.into()))
+    pub(crate) fn instance(&self) -> anyhow::Result<Instance> {
+        let usual = |of: fn(Folders) -> PathBuf| {
+            let folders = usual_folders().with_context(|| {
+                format!("{} is not set: say with --root and --run where folders are to be", env::HOME)
+            });
+            folders.map(of)
         };
-        Ok(Instance::new(folder(&self.root, env::DEFAULT_ROOT)?, folder(&self.run, env::DEFAULT_RUN)?))
+        let root = self.root.clone().map_or_else(|| usual(|folders| folders.root), Ok)?;
+        let run = self.run.clone().map_or_else(|| usual(|folders| folders.run), Ok)?;
+        Ok(Instance::new(std::path::absolute(root)?, std::path::absolute(run)?))
     }
 
     /// How registries are reached.
@@ -300,6 +308,11 @@ impl Options {
     pub(crate) fn vmm(&self) -> std::io::Result<PathBuf> {
         sister(self.vmm.as_deref(), VMM)
     }
+}
+
+/// Those of whoever runs it.
+pub(crate) fn usual_folders() -> Option<Folders> {
+    Folders::usual(rustix::process::geteuid().as_raw(), |name| std::env::var_os(name))
 }
 
 /// What the kernel takes, and nothing that a rule could be made of.

@@ -8,9 +8,10 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Parser;
 use insula_api::Server;
+use insula_engine::rootless::{self, Outside};
 use insula_engine::{Config, Engine};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
@@ -50,12 +51,6 @@ fn run(args: &Args) -> anyhow::Result<()> {
         writeln!(std::io::stdout(), "the configuration is valid")?;
         return Ok(());
     }
-    if !rustix::process::geteuid().is_root() {
-        bail!(
-            "an ordinary user cannot run it: rootless containers are not available in this version. Start insulad \
-             as root; members of its group (--group) then reach it by its socket, and are as mighty as root"
-        );
-    }
     // First, while this process has opened nothing of its own.
     let ready = args
         .ready_fd
@@ -65,6 +60,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let settings = Settings::of(args)?;
     start_log(&settings.log)?;
+    // Before there is a thread, and before anything asks where this process is.
+    let outside = enter(&settings)?;
     insula_sys::memory::limit_arenas(ARENAS)?;
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -78,7 +75,27 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let served = runtime.block_on(serve(settings, ready.map(std::fs::File::from)));
     // Threads that still unpack or walk are not awaited: what they do is taken up or undone at the next start.
     runtime.shutdown_background();
-    served
+    if let Some(outside) = outside
+        && served.as_ref().map_or(outside.is_new(), |idle| *idle)
+    {
+        outside.leave();
+    }
+    served.map(drop)
+}
+
+/// An ordinary user's daemon goes on as root of namespaces of that user's.
+fn enter(settings: &Settings) -> anyhow::Result<Option<&'static Outside>> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let outside = rootless::enter(settings.instance.run(), &settings.sites.proxy).context(
+        "an ordinary user's engine needs a user namespace (insulad as root needs none; members of its group, \
+         --group, reach it by its socket)",
+    )?;
+    for missing in outside.missing() {
+        tracing::warn!("{missing}");
+    }
+    Ok(Some(outside))
 }
 
 fn start_log(filter: &str) -> anyhow::Result<()> {
@@ -99,7 +116,8 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn serve(settings: Settings, ready: Option<std::fs::File>) -> anyhow::Result<()> {
+/// Until it is told to end; whether nothing runs then.
+async fn serve(settings: Settings, ready: Option<std::fs::File>) -> anyhow::Result<bool> {
     let (tell, stop) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate()).context("listen to SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen to SIGINT")?;
@@ -159,8 +177,7 @@ async fn serve(settings: Settings, ready: Option<std::fs::File>) -> anyhow::Resu
         served.context("serve the API")?;
     }
     engine.settle().await;
-    engine.retire().await;
-    Ok(())
+    Ok(engine.retire().await)
 }
 
 /// The allocator keeps what is free between pieces in use: an image's documents, buffers of a hundred clients.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use insula_api::{Authorization, Group, TlsFiles};
-use insula_base::{Instance, env};
+use insula_base::Instance;
 use insula_engine::StorageOptions;
 use insula_engine::policy::{Forbidden, Policy};
 
@@ -57,6 +57,9 @@ impl Settings {
             // Read again when they are used; what is wrong with them is said now.
             insula_api::tls_acceptor(files)?;
         }
+        if !rustix::process::geteuid().is_root() {
+            check_ordinary(&options, &addresses)?;
+        }
         let group = options.group.as_deref().map_or(Ok(Group::Usual), Group::named)?;
         if let Some(plugin) = options.authorization.iter().find(|plugin| !is_plugin(plugin)) {
             bail!("authorization {plugin:?}: a name, or the absolute path of a socket is expected");
@@ -87,7 +90,8 @@ impl Settings {
 
 /// The options of the file; none of one that was not asked for and is not there.
 fn read(given: Option<&Path>) -> Result<Options> {
-    let path = given.unwrap_or(Path::new(env::DEFAULT_CONFIG));
+    let usual = crate::args::usual_folders().map(|folders| folders.config);
+    let Some(path) = given.or(usual.as_deref()) else { return Ok(Options::default()) };
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if given.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
@@ -129,6 +133,19 @@ fn tls(options: &Options) -> Result<Option<TlsFiles>> {
         }
         _ => bail!("tlscacert, tlscert and tlskey are given all together or not at all"),
     }
+}
+
+/// What the daemon of an ordinary user cannot serve: its network is not the host's.
+fn check_ordinary(options: &Options, addresses: &[SocketAddr]) -> Result<()> {
+    if let Some(address) = addresses.first().or(options.metrics_addr.as_ref()) {
+        bail!(
+            "{address}: the daemon of an ordinary user serves unix sockets alone (metrics too, at /metrics)"
+        );
+    }
+    if let Some(group) = &options.group {
+        bail!("group {group}: the socket of an ordinary user's daemon is that user's alone");
+    }
+    Ok(())
 }
 
 /// The size by the name that `run` has for it, or Docker's daemon.

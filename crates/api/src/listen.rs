@@ -78,6 +78,10 @@ fn open_to_group(path: &Path, group: Group) -> io::Result<()> {
     if let Group::Id(gid) = group {
         return chown(path, None, Some(gid));
     }
+    if insula_engine::rootless::outside().is_some() {
+        // Numbers of groups are others there.
+        return std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600));
+    }
     let groups = std::fs::read_to_string(GROUP_FILE).unwrap_or_default();
     match GROUPS.iter().find_map(|name| group_id(&groups, name)) {
         // Only root may give a file to a group that it is not a member of.

@@ -16,6 +16,13 @@ pub const DOCKER_CONFIG: &str = "DOCKER_CONFIG";
 /// The user's own folder.
 pub const HOME: &str = "HOME";
 
+/// Folder of what a user's programs keep; `.local/share` in [`HOME`] without it.
+pub const XDG_DATA_HOME: &str = "XDG_DATA_HOME";
+/// Folder of what lives as long as a user's session; `/run/user/UID` without it.
+pub const XDG_RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
+/// Folder of a user's configuration; `.config` in [`HOME`] without it.
+pub const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
+
 /// The daemon's configuration file. The flag `--config` wins.
 pub const CONFIG: &str = "INSULA_CONFIG";
 

@@ -1,9 +1,45 @@
 //! One daemon with its folders. Several run side by side (in tests for one), so whatever the host
 //! has one namespace for (bridges, nft tables, cgroups) is named after the instance.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::env;
+
+/// The folders of a user's engine where none are named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Folders {
+    pub root: PathBuf,
+    pub run: PathBuf,
+    /// The daemon's configuration file; it need not be there.
+    pub config: PathBuf,
+}
+
+impl Folders {
+    /// Those of the host for root, and of their own for everybody else, as the XDG Base Directory Specification has
+    /// them; `variable` is the environment's. `None` where it says neither those nor where the user is at home.
+    #[must_use]
+    pub fn usual(uid: u32, variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
+        if uid == 0 {
+            return Some(Self {
+                root: env::DEFAULT_ROOT.into(),
+                run: env::DEFAULT_RUN.into(),
+                config: env::DEFAULT_CONFIG.into(),
+            });
+        }
+        // Relative ones are to be ignored, says the specification.
+        let absolute = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let below_home = |name: &str, usual: &str| {
+            absolute(name).or_else(|| Some(absolute(env::HOME)?.join(usual))).map(|path| path.join("insula"))
+        };
+        let session = absolute(env::XDG_RUNTIME_DIR);
+        Some(Self {
+            root: below_home(env::XDG_DATA_HOME, ".local/share")?,
+            run: session.unwrap_or_else(|| format!("/run/user/{uid}").into()).join("insula"),
+            config: below_home(env::XDG_CONFIG_HOME, ".config")?.join("insulad.toml"),
+        })
+    }
+}
 
 /// Persistent root, run-time root and the names that follow from them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +117,28 @@ fn fnv(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ordinary_users_have_folders_of_their_own() {
+        let with = |set: &'static [(&str, &str)]| {
+            move |name: &str| {
+                set.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
+            }
+        };
+        let text = |folders: Folders| {
+            [folders.root, folders.run, folders.config].map(|path| path.display().to_string())
+        };
+        let root = Folders::usual(0, with(&[("HOME", "/root")])).unwrap();
+        assert_eq!(root.root, Path::new(env::DEFAULT_ROOT));
+        let plain = text(Folders::usual(7, with(&[("HOME", "/home/me")])).unwrap());
+        let expected =
+            ["/home/me/.local/share/insula", "/run/user/7/insula", "/home/me/.config/insula/insulad.toml"];
+        assert_eq!(plain, expected);
+        let set = with(&[("XDG_DATA_HOME", "/d"), ("XDG_RUNTIME_DIR", "/r"), ("XDG_CONFIG_HOME", "/c")]);
+        let set = text(Folders::usual(7, set).unwrap());
+        assert_eq!(set, ["/d/insula", "/r/insula", "/c/insula/insulad.toml"]);
+        assert_eq!(Folders::usual(7, with(&[("HOME", "me")])), None);
+    }
 
     #[test]
     fn only_the_default_instance_has_plain_names() {

@@ -19,6 +19,6 @@ pub use duration::{DurationError, format_duration, parse_duration};
 pub use error::{Kind, Kinded, chain};
 pub use file::{Durability, replace};
 pub use id::{ContainerId, ExecId, IdError, NetworkId, random_hex};
-pub use instance::Instance;
+pub use instance::{Folders, Instance};
 pub use laps::{Lap, Laps};
 pub use size::{SizeError, format_decimal, parse_bytes};

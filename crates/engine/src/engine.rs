@@ -188,11 +188,11 @@ impl Engine {
     }
 
     /// Takes back what the host has for all containers together, bridges, rules and the group above theirs, if
-    /// none runs. For the very end: the next start makes it anew.
-    pub async fn retire(&self) {
+    /// none runs; whether that is so. For the very end: the next start makes it anew.
+    pub async fn retire(&self) -> bool {
         self.detach_disks().await;
         if self.0.containers.all().iter().any(|container| container.row().phase.live()) {
-            return;
+            return false;
         }
         self.retire_sites().await;
         let this = self.clone();
@@ -203,6 +203,7 @@ impl Engine {
         if let Err(error) = retired.await {
             tracing::warn!(error = %insula_base::chain(&error), "something of the engine's is left on the host");
         }
+        true
     }
 
     /// Kept over what [`Self::settle`] is to wait for.

@@ -14,7 +14,7 @@ use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
-use crate::{Error, Result};
+use crate::{Error, Result, rootless};
 
 /// What the host can do, asked once, and what was said of it.
 #[derive(Debug)]
@@ -46,7 +46,8 @@ impl IdMaps {
             return Err(Error::Unsupported(why.to_owned()));
         }
         let missing = (!output.status.success()).then(|| why.to_owned());
-        if let Some(why) = &missing {
+        // An ordinary user's engine never can.
+        if let Some(why) = missing.as_ref().filter(|_| rootless::outside().is_none()) {
             tracing::warn!("{}", without(why));
         }
         let received = insula_sys::socket::receive(ours.as_fd(), &mut [0]);
@@ -57,12 +58,17 @@ impl IdMaps {
 
     /// For `info`: what follows from a host that cannot map ids.
     pub(crate) fn warning(&self) -> Option<String> {
-        self.missing.as_deref().map(without)
+        self.missing.as_deref().filter(|_| rootless::outside().is_none()).map(without)
+    }
+
+    /// Whether containers have ids of their own.
+    pub(crate) fn any(&self) -> bool {
+        self.missing.is_none()
     }
 
     /// Why a container with these layers has to run with the host's ids; None where it need not.
     pub(crate) fn refused(&self, layers: &[PathBuf]) -> Option<String> {
-        self.warning().or_else(|| {
+        self.missing.as_deref().map(without).or_else(|| {
             layers.iter().find(|layer| !self.maps(layer)).map(|layer| {
                 without(&format!("the file system of the image's layer {} cannot map ids", layer.display()))
             })
@@ -86,6 +92,10 @@ impl IdMaps {
 
     /// The text, the first time that it is to be said.
     pub(crate) fn once(&self, text: String) -> Option<String> {
+        // It is said in `info` what an ordinary user's engine is.
+        if rootless::outside().is_some() {
+            return None;
+        }
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         said.insert(text.clone()).then_some(text)
     }

@@ -25,6 +25,7 @@ mod networks;
 mod plan;
 pub mod policy;
 mod reconcile;
+pub mod rootless;
 mod sites;
 pub mod system;
 mod task;

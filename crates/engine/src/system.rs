@@ -97,7 +97,7 @@ impl Engine {
             n_fd: fs::read_dir("/proc/self/fd").map_or(0, |entries| signed(entries.count())),
             system_time: Timestamp::now().to_string(),
             logging_driver: "json-file".to_owned(),
-            cgroup_driver: "cgroupfs".to_owned(),
+            cgroup_driver: if groups.none { "none" } else { "cgroupfs" }.to_owned(),
             cgroup_version: groups.version.to_owned(),
             n_events_listener: signed(self.events().listeners()),
             kernel_version: uname.release().to_string_lossy().into_owned(),
@@ -118,7 +118,14 @@ impl Engine {
             machines: Some(self.machines_info()),
             init_binary: RUNTIME.to_owned(),
             security_options: self.security_options(),
-            warnings: self.0.idmaps.warning().into_iter().chain(self.networks().warnings()?).collect(),
+            warnings: self
+                .0
+                .idmaps
+                .warning()
+                .into_iter()
+                .chain(crate::rootless::warnings())
+                .chain(self.networks().warnings()?)
+                .collect(),
             ..SystemInfo::default()
         })
     }
@@ -135,8 +142,9 @@ impl Engine {
     }
 
     fn security_options(&self) -> Vec<String> {
-        let ids = self.0.idmaps.warning().is_none().then_some("name=userns");
-        ["name=seccomp,profile=builtin"].into_iter().chain(ids).map(str::to_owned).collect()
+        let ids = self.0.idmaps.any().then_some("name=userns");
+        let rootless = crate::rootless::outside().map(|_| "name=rootless");
+        ["name=seccomp,profile=builtin"].into_iter().chain(ids).chain(rootless).map(str::to_owned).collect()
     }
 
     /// `GET /system/df`: images, containers and volumes with what they take, and all that is on the disk.
@@ -212,6 +220,8 @@ fn signed(bytes: u64) -> i64 {
 /// What the host's cgroups can limit.
 #[derive(Debug, Clone, Copy)]
 struct Controllers {
+    /// No group can be made.
+    none: bool,
     version: &'static str,
     memory: bool,
     swap: bool,
@@ -226,6 +236,7 @@ impl Controllers {
     fn probe() -> Self {
         let Ok(layout) = Layout::probe() else {
             return Self {
+                none: true,
                 version: "",
                 memory: false,
                 swap: false,
@@ -248,6 +259,7 @@ impl Controllers {
             layout.v1(controller).is_some_and(|hierarchy| hierarchy.root.join(file).exists())
         };
         Self {
+            none: layout.is_empty(),
             version: if unified { "2" } else { "1" },
             memory: has("memory"),
             swap: if unified { has("memory") } else { file("memory", "memory.memsw.limit_in_bytes") },

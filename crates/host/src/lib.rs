@@ -7,5 +7,7 @@ pub mod firewall;
 pub mod guest;
 pub mod hardware;
 pub mod netlink;
+pub mod process;
 pub mod quota;
 pub mod resolver;
+pub mod rootless;

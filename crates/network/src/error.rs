@@ -160,6 +160,12 @@ pub enum Error {
     /// Reserving failed for another reason.
     #[error("reserve {}/{proto}", SocketAddr::new(*.address, *.port))]
     Reserve { address: IpAddr, port: u16, proto: Proto, source: std::io::Error },
+    /// One of those that are root's.
+    #[error(
+        "port {} is root's: publish it as another (-p 8080:80), or have root lower net.ipv4.ip_unprivileged_port_start",
+        format_args!("{}/{proto}", SocketAddr::new(*.address, *.port))
+    )]
+    PrivilegedPort { address: IpAddr, port: u16, proto: Proto },
     /// The configuration's pools are unusable.
     #[error("invalid address pool {text:?}: an IPv4 subnet from /8 to /29 is expected")]
     InvalidPool { text: String },
@@ -173,6 +179,8 @@ pub enum Error {
     Store(#[from] insula_store::Error),
     #[error(transparent)]
     Netlink(#[from] insula_host::netlink::Error),
+    #[error(transparent)]
+    Rootless(#[from] insula_host::rootless::Error),
     #[error(transparent)]
     Firewall(#[from] insula_host::firewall::Error),
 }
@@ -229,9 +237,8 @@ impl Kinded for Error {
             | Self::InterfaceLost { .. }
             | Self::PortsExhausted { .. } => Kind::Conflict,
             Self::AddressesExhausted { .. } | Self::PoolsExhausted { .. } => Kind::Unavailable,
-            Self::Reserve { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-                Kind::Denied
-            }
+            Self::PrivilegedPort { .. } => Kind::Denied,
+            Self::Rootless(error) => error.kind(),
             Self::Reserve { .. } | Self::Damaged { .. } => Kind::Internal,
             Self::Store(error) => error.kind(),
             Self::Netlink(error) => error.kind(),

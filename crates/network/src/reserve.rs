@@ -11,6 +11,9 @@ use rustix::net::{
     AddressFamily, SocketFlags, SocketType, bind, getsockname, ipproto, listen, socket_with, sockopt,
 };
 
+use insula_host::rootless;
+use insula_spec::outlets::Transport;
+
 use crate::{Error, PortRequest, Proto, PublishedPort};
 
 /// Where ports are looked for when the kernel knows the protocol only by its rules, not by sockets.
@@ -24,8 +27,9 @@ const INSTANT: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub(crate) struct Reservation {
     pub(crate) published: PublishedPort,
-    /// `None` where the kernel has no sockets of the protocol (SCTP is often left out).
-    _socket: Option<OwnedFd>,
+    /// `None` where the kernel has no sockets of the protocol (SCTP is often left out), or where another program
+    /// holds it for us (`networks::outlets`).
+    pub(crate) socket: Option<OwnedFd>,
 }
 
 /// Ports of the kernel's choice that are tried when another address has not the same one free.
@@ -50,9 +54,7 @@ pub(crate) fn reserve(
             Ok(found) => return Ok(found),
             Err((address, Errno::ADDRINUSE)) => taken = address,
             Err((address, Errno::ADDRNOTAVAIL)) => return Err(Error::NotOurAddress { address, port }),
-            Err((address, errno)) => {
-                return Err(Error::Reserve { address, port, proto: request.proto, source: errno.into() });
-            }
+            Err((address, errno)) => return Err(refused(address, port, request.proto, errno)),
         }
     }
     if first == last {
@@ -78,6 +80,9 @@ pub(crate) fn reserve_again(published: &PublishedPort) -> Result<Vec<Reservation
 pub fn listen_at(place: SocketAddr) -> Result<OwnedFd, Error> {
     const BACKLOG: i32 = 1024;
     let attempt = || {
+        if let Some(outside) = rootless::outside() {
+            return outside.bind(Transport::Tcp, place);
+        }
         let socket = open(Proto::Tcp, place.ip())?;
         sockopt::set_socket_reuseaddr(&socket, true)?;
         bind(&socket, &place)?;
@@ -90,13 +95,21 @@ pub fn listen_at(place: SocketAddr) -> Result<OwnedFd, Error> {
             Err(Errno::ADDRINUSE) => std::thread::sleep(INSTANT),
             Ok(socket) => return Ok(socket),
             Err(Errno::ADDRNOTAVAIL) => return Err(Error::NotOurAddress { address, port }),
-            Err(errno) => {
-                return Err(Error::Reserve { address, port, proto: Proto::Tcp, source: errno.into() });
-            }
+            Err(errno) => return Err(refused(address, port, Proto::Tcp, errno)),
         }
     }
     let holder = holder(Proto::Tcp, port).unwrap_or_default();
     Err(Error::PortTaken { address, port, proto: Proto::Tcp, holder })
+}
+
+fn refused(address: IpAddr, port: u16, proto: Proto, errno: Errno) -> Error {
+    match errno {
+        Errno::OPNOTSUPP if proto == Proto::Sctp => {
+            Error::Unsupported { what: "publishing sctp ports from an ordinary user's engine".to_owned() }
+        }
+        Errno::ACCESS => Error::PrivilegedPort { address, port, proto },
+        _ => Error::Reserve { address, port, proto, source: errno.into() },
+    }
 }
 
 /// The same port on all addresses, or the address that has it not.
@@ -151,11 +164,11 @@ fn attempt(
         return Err(Errno::ADDRINUSE);
     }
     match hold(request.proto, SocketAddr::new(address, port)) {
-        Ok((socket, port)) => Ok(Reservation { published: published(port), _socket: Some(socket) }),
+        Ok((socket, port)) => Ok(Reservation { published: published(port), socket: Some(socket) }),
         Err(Errno::PROTONOSUPPORT) => {
             let mut candidates = if port == 0 { UNBOUND } else { port..=port };
             let free = candidates.find(|port| !held(&published(*port))).ok_or(Errno::ADDRINUSE)?;
-            Ok(Reservation { published: published(free), _socket: None })
+            Ok(Reservation { published: published(free), socket: None })
         }
         Err(errno) => Err(errno),
     }
@@ -163,6 +176,11 @@ fn attempt(
 
 /// Binds a socket and returns it with its port.
 fn hold(proto: Proto, wanted: SocketAddr) -> Result<(OwnedFd, u16), Errno> {
+    if let Some(outside) = rootless::outside() {
+        let socket = outside.bind(proto.transport().ok_or(Errno::OPNOTSUPP)?, wanted)?;
+        let name: SocketAddr = getsockname(&socket)?.try_into()?;
+        return Ok((socket, name.port()));
+    }
     let socket = open(proto, wanted.ip())?;
     match bind(&socket, &wanted) {
         // It may be that nobody but connections that ended a moment ago have the port. To tell,

@@ -1,5 +1,6 @@
 //! The process wall: namespaces and control groups of this kernel.
 
+mod members;
 mod running;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -53,8 +54,9 @@ impl Namespaces {
     pub fn warm_up(&mut self) -> Result<()> {
         insula_sys::memory::map_text();
         insula_container::warm_up();
-        // On version 2 an init is born in its group: a spare would only have to end first.
-        if !self.layout()?.unified() {
+        // On version 2 an init is born in its group: a spare would only have to end first. In a user namespace
+        // containers have none of their own, which a spare has.
+        if !self.layout()?.unified() && !process::in_user_namespace() {
             // Where there can be none a start says why.
             self.spare = Spare::make().ok();
         }
@@ -104,7 +106,10 @@ impl Namespaces {
 
 fn limit(group: &Group, plan: &ContainerPlan) -> Result<Vec<String>> {
     let warnings = group.limit(&plan.cgroup.resources)?;
-    group.allow_devices(&device_policy(plan))?;
+    // Where no group can be made nobody can make a device node either, in a user namespace.
+    if !group.is_empty() {
+        group.allow_devices(&device_policy(plan))?;
+    }
     Ok(warnings)
 }
 
@@ -206,11 +211,11 @@ impl Sandbox for Namespaces {
     }
 
     fn stats(&mut self) -> Result<Stats> {
-        Ok(self.running()?.group().stats()?)
+        self.running()?.stats()
     }
 
     fn processes(&mut self) -> Result<Processes> {
-        Ok(Processes { pids: self.running()?.group().processes()?, elsewhere: None })
+        Ok(Processes { pids: self.running()?.processes()?, elsewhere: None })
     }
 
     fn destroy(&mut self) -> Result<()> {

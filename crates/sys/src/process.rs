@@ -229,6 +229,16 @@ pub fn default_signals() {
     }
 }
 
+/// Leaves only SIGKILL and SIGSTOP to end or stop this process: for one that others rely on.
+pub fn ignore_endings() {
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE] {
+        // SAFETY: SIG_IGN installs no handler.
+        unsafe {
+            libc::signal(signal, libc::SIG_IGN);
+        }
+    }
+}
+
 /// Makes writing to a closed pipe an error rather than the end, or the reverse.
 pub fn ignore_broken_pipes(ignore: bool) {
     // SAFETY: neither action is a handler.

@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use insula_host::cgroup::Entry;
 use insula_spec::plan::{ContainerPlan, InitPlan, Namespace, UserNamespace};
 use insula_sys::process::{self, Clone, CloneFlags};
+use rustix::io::Errno;
 use rustix::thread::{Gid, Uid};
 
 use crate::error::{Context, Result};
@@ -155,10 +156,23 @@ impl Inside<'_> {
     }
 }
 
+/// setgroups(2). A user namespace that an ordinary user has made without further ids denies it
+/// (user_namespaces(7)): whoever is in it keeps the groups of that user, and can have no other than 0 anyway.
+pub(crate) fn set_groups(groups: &[Gid]) -> rustix::io::Result<()> {
+    match rustix::thread::set_thread_groups(groups) {
+        Err(Errno::PERM)
+            if groups.iter().all(|group| *group == Gid::ROOT) && process::in_user_namespace() =>
+        {
+            Ok(())
+        }
+        result => result,
+    }
+}
+
 /// Takes id 0 of the user namespace, with no supplementary groups. All capabilities in the namespace are
 /// held already.
 pub(crate) fn become_root() -> Result<()> {
-    rustix::thread::set_thread_groups(&[]).context("setgroups", "to none")?;
+    set_groups(&[]).context("setgroups", "to none")?;
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).context("setresgid", "to 0")?;
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).context("setresuid", "to 0")
 }

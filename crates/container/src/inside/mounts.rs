@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use insula_spec::plan::{ContainerPlan, InitPlan, MountPlan, MountSource, UserNamespace};
 use insula_sys::mount::{MountAttributes, set_attributes};
+use insula_sys::process;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -54,13 +55,26 @@ pub(crate) fn build(
     attach_at(&proc, &root, "/proc")?;
     attach_at(&sys, &root, "/sys")?;
     attach_at(&dev, &root, "/dev")?;
-    let pts = new("devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], quiet())?;
+    let pts = terminals()?;
     attach(pts.as_fd(), dev.as_fd(), c"pts")?;
     let mut sources = sources.into_iter();
     for mount in init_mounts(plan.init).iter().chain(&plan.mounts) {
         one(plan, &root, mount, &mut sources)?;
     }
     Ok(Built { root, proc: Some(proc), sys: Some(sys), dev })
+}
+
+/// Terminals belong to the group `tty`, where the container has such an id: an ordinary user may have one alone.
+fn terminals() -> Result<OwnedFd> {
+    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    match new("devpts", &options, quiet()) {
+        Err(Error::Call { source, .. })
+            if source.kind() == std::io::ErrorKind::InvalidInput && process::in_user_namespace() =>
+        {
+            new("devpts", &options[..2], quiet())
+        }
+        made => made,
+    }
 }
 
 /// systemd's container interface wants these to be fresh file systems.

@@ -128,7 +128,7 @@ fn exact_identity(exact: &ExactPlan) -> Result<Identity> {
 fn become_user(identity: &Identity) -> Result<()> {
     let groups: Vec<Gid> = identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
-    rustix::thread::set_thread_groups(&groups).context("setgroups", "of the user")?;
+    super::set_groups(&groups).context("setgroups", "of the user")?;
     rustix::thread::set_thread_res_gid(gid, gid, gid).context("setresgid", identity.gid)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).context("setresuid", identity.uid)
 }

@@ -27,6 +27,7 @@ pub(super) fn check(config: &ContainerConfig, host: &HostConfig) -> Result<Vec<S
     check_cpu(&host.into())?;
     storage::size(host)?;
     check_rest(host, &mut warnings)?;
+    crate::rootless::check(host)?;
     Ok(warnings)
 }
 

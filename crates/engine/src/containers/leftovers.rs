@@ -5,16 +5,53 @@ use std::path::Path;
 
 use insula_host::cgroup::{Group, Layout};
 
-use crate::monitor::SandboxFolder;
+use crate::monitor::{Process, SandboxFolder};
 use crate::{Error, Result};
 
 /// Kills what is left of a sandbox and frees it. Whatever stands in the way is said, and left to the next
 /// start of the daemon.
 pub(crate) fn kill(sandbox: &SandboxFolder, cgroup: &str) {
-    let cgroup = sandbox.launch().map_or_else(|| cgroup.to_owned(), |launch| launch.cgroup);
-    if let Err(error) = free(&cgroup) {
+    let launch = sandbox.launch();
+    let monitor = launch.as_ref().map(|launch| launch.monitor);
+    let cgroup = launch.map_or_else(|| cgroup.to_owned(), |launch| launch.cgroup);
+    if let Err(error) = free(&cgroup).and_then(|()| kill_orphans(monitor)) {
         tracing::warn!(cgroup, error = insula_base::chain(&error), "what a container left");
     }
+}
+
+/// Kills the container of this monitor, which may be about to end, and those whose monitor has gone, where there are no
+/// groups to find them by: first processes of pid namespaces in this user namespace, whose parent is not in it. With
+/// the first go all others.
+fn kill_orphans(monitor: Option<Process>) -> Result<()> {
+    if !crate::rootless::without_groups() {
+        return Ok(());
+    }
+    let proc = Path::new("/proc");
+    let link = |pid: &str, kind: &str| std::fs::read_link(proc.join(pid).join("ns").join(kind)).ok();
+    let (users, pids) = (link("self", "user"), link("self", "pid"));
+    let entries = std::fs::read_dir(proc).map_err(|error| Error::io("readdir", proc, error))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some((pid, number)) = name.to_str().and_then(|name| Some((name, name.parse::<i32>().ok()?)))
+        else {
+            continue;
+        };
+        let status = std::fs::read_to_string(proc.join(pid).join("status")).unwrap_or_default();
+        let field = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+            line.and_then(|values| values.split_ascii_whitespace().last()).unwrap_or_default()
+        };
+        let first = link(pid, "user") == users && link(pid, "pid") != pids && field("NSpid") == "1";
+        let parent = field("PPid");
+        let of_monitor = monitor.is_some_and(|monitor| {
+            parent == monitor.pid.to_string() && Process::start_time(monitor.pid) == Some(monitor.started)
+        });
+        if first && (of_monitor || link(parent, "user") != users) {
+            // It may have ended meanwhile.
+            let _ = insula_sys::process::kill(number, 9);
+        }
+    }
+    Ok(())
 }
 
 /// Kills every process of a group and removes it.

@@ -52,6 +52,7 @@ impl Engine {
         check::check_rate(&host, &mut warnings)?;
         self.check_tenant_again(&row, &host)?;
         let resources = resources::of_update(&request)?;
+        crate::rootless::check_limits(&resources)?;
         if row.running() && resources != Default::default() {
             let resources = serde_json::to_vec(&resources)
                 .map_err(|error| Error::Internal(format!("write limits: {error}")))?;

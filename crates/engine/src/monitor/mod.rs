@@ -1,14 +1,13 @@
 //! Monitors, seen from the daemon: spares that wait, connections, and what they leave on disk.
 
 mod connection;
-mod process;
 mod program;
 mod record;
 mod spares;
 mod task;
 
 pub(crate) use connection::Connection;
-pub(crate) use process::Process;
+pub(crate) use insula_host::process::Process;
 pub(crate) use record::{LaunchRecord, SandboxFolder};
 pub(crate) use spares::Spares;
 pub(crate) use task::Task;

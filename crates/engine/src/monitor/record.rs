@@ -17,7 +17,7 @@ use insula_proto::Exited;
 use insula_spec::machine::MachineRecord;
 use serde::{Deserialize, Serialize};
 
-use super::process::Process;
+use super::Process;
 use crate::{Error, Result};
 
 /// What is going to exist for a container.

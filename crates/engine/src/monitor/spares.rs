@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::process::Process;
+use super::Process;
 use super::program::Program;
 use crate::{Error, Result};
 

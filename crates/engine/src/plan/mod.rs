@@ -217,6 +217,9 @@ fn own_mounts(host: &HostConfig) -> Vec<MountPlan> {
     if host.ipc_mode != "host" {
         mounts.push(hardened("/dev/mqueue", MountSource::Mqueue));
     }
+    if crate::rootless::without_groups() {
+        return mounts;
+    }
     // Who owns no cgroup namespace may not mount what it shows: the host's own mounts are bound then.
     let source = match (host.cgroupns_mode.as_str(), host.userns_mode.as_str()) {
         ("host", "private") => MountSource::Bind {

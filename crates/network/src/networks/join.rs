@@ -7,7 +7,7 @@ use insula_base::{ContainerId, NetworkId, random_hex};
 use insula_spec::plan::{InterfaceKind, InterfacePlan, NetworkChange};
 use insula_store::Transaction;
 
-use super::{Inner, Networks, mac_of, plumbing, rows};
+use super::{Inner, Networks, mac_of, outlets, plumbing, rows};
 use crate::{Attachment, ConnectRequest, Driver, Endpoint, EndpointRequest, Error, Network};
 
 impl Networks {
@@ -202,6 +202,7 @@ impl Networks {
         let gone: Vec<_> = there.into_iter().filter(|guest| !stay.contains(guest)).collect();
         let moved = if old == new { &[][..] } else { &old[..] };
         self.firewall.remove(moved, &gone)?;
+        outlets::turn_away(before, after)?;
         self.publish(inner, after)
     }
 }

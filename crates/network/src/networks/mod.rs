@@ -8,6 +8,7 @@
 mod check;
 mod declare;
 mod join;
+mod outlets;
 mod parent;
 mod plumbing;
 mod rows;
@@ -19,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use insula_base::{ContainerId, Instance, NetworkId, random_hex};
 use insula_host::firewall::Firewall;
 use insula_host::netlink::Routes;
+use insula_spec::outlets::Outlet;
 use insula_store::Store;
 
 pub use self::check::Deviation;
@@ -171,14 +173,22 @@ impl Networks {
                 warnings.push(insula_base::chain(&error).to_string());
             }
         }
+        let led = outlets::keep(&kept, &mut warnings)?;
         for endpoint in &kept {
-            inner.hold_again(endpoint, &mut warnings);
+            inner.hold_again(endpoint, &led, &mut warnings);
         }
         if kept.iter().any(|endpoint| endpoint.address().is_some())
             || inner.networks.iter().any(|network| network.bridge().is_some() && !network.predefined())
             || self.firewall.installed()?
         {
             self.bring_up(&mut inner)?;
+        }
+        for endpoint in &kept {
+            if let Err(error) = outlets::lead(&mut inner, endpoint) {
+                let container = endpoint.container.short();
+                let error = insula_base::chain(&error);
+                warnings.push(format!("ports of container {container} are published but not open: {error}"));
+            }
         }
         Ok(warnings)
     }
@@ -302,14 +312,16 @@ impl Networks {
     fn publish(&self, inner: &mut Inner, endpoint: &Endpoint) -> Result<(), Error> {
         match self.firewall.add(&plumbing::forwards(endpoint), &plumbing::guests(endpoint)) {
             // Flushed since it was looked for: the whole table with this endpoint in it.
-            Err(error) if error.is_missing() => self.bring_up(inner),
-            result => Ok(result?),
+            Err(error) if error.is_missing() => self.bring_up(inner)?,
+            result => result?,
         }
+        outlets::lead(inner, endpoint)
     }
 
     fn withdraw(&self, inner: &mut Inner, container: &ContainerId) -> Result<(), Error> {
         let Some(endpoint) = self.endpoint(container)? else { return Ok(()) };
         self.firewall.remove(&plumbing::forwards(&endpoint), &plumbing::guests(&endpoint))?;
+        outlets::close(&endpoint);
         inner.reserved.remove(container);
         self.names.remove(container);
         rows::forget(self.store.state(), &endpoint, &inner.networks)
@@ -382,12 +394,17 @@ impl Inner {
         Error::PortTaken { address, port, proto, holder }
     }
 
-    fn hold_again(&mut self, endpoint: &Endpoint, warnings: &mut Vec<String>) {
+    /// `led` are those that are held for us.
+    fn hold_again(&mut self, endpoint: &Endpoint, led: &[Outlet], warnings: &mut Vec<String>) {
         if self.reserved.contains_key(&endpoint.container) {
             return;
         }
         let mut reserved = Vec::new();
         for published in &endpoint.ports {
+            if outlets::is_led(published, led) {
+                reserved.push(Reservation { published: *published, socket: None });
+                continue;
+            }
             match reserve_again(published) {
                 Ok(found) => reserved.extend(found),
                 Err(error) => {

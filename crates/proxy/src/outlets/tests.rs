@@ -42,7 +42,7 @@ async fn connections_lead_where_they_are_told() {
     let table = table();
     let outer = TcpListener::bind(loopback()).unwrap();
     let host = outer.local_addr().unwrap();
-    let outlet = |to| Outlet { transport: Transport::Tcp, host, to };
+    let outlet = move |to| Outlet { transport: Transport::Tcp, host, to };
     table.serve(outlet(greeter("one")), outer.into()).unwrap();
     tokio::task::spawn_blocking(move || {
         assert_eq!(heard(host), "one");

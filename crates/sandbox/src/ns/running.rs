@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use insula_container::Target;
-use insula_host::cgroup::Group;
+use insula_host::cgroup::{Group, Stats};
 use insula_host::resolver::Sockets;
-use insula_spec::plan::{ContainerPlan, NetworkChange};
+use insula_spec::plan::{ContainerPlan, Namespace, NetworkChange};
 use insula_sys::process::{self, Reaped};
 use rustix::io::Errno;
 use rustix::termios::Winsize;
@@ -71,6 +71,22 @@ impl Running {
         &self.group
     }
 
+    /// The processes of the container. Where no groups can be made they are those of its pid namespace, which is
+    /// its own then.
+    pub(super) fn processes(&self) -> Result<Vec<i32>> {
+        if self.group.is_empty() && matches!(self.plan.namespaces.pid, Namespace::Private) {
+            return super::members::of_namespace(self.init.pid);
+        }
+        Ok(self.group.processes()?)
+    }
+
+    pub(super) fn stats(&self) -> Result<Stats> {
+        if self.group.is_empty() {
+            return Ok(super::members::use_of(&self.processes()?));
+        }
+        Ok(self.group.stats()?)
+    }
+
     pub(super) fn oom(&self) -> Option<BorrowedFd<'_>> {
         self.oom.as_ref().map(AsFd::as_fd)
     }
@@ -121,7 +137,7 @@ impl Running {
                 Err(source) => Err(call("kill", "the process group of an exec", source)),
             },
             SignalTarget::All => {
-                for pid in self.group.processes()? {
+                for pid in self.processes()? {
                     match process::kill(pid, signal) {
                         Ok(()) | Err(Errno::SRCH) => {}
                         Err(source) => return Err(call("kill", "a process of the container", source)),

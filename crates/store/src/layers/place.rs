@@ -202,7 +202,7 @@ pub(super) fn remove(spot: Spot<'_>) -> Result<()> {
 pub(super) fn set_attributes(spot: Spot<'_>, entry: &Entry) -> Result<()> {
     let (uid, gid) = owner(entry);
     let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-    chownat(spot.parent, spot.name, uid, gid, nofollow).map_err(|e| spot.failed("chown", e))?;
+    chownat(spot.parent, spot.name, uid, gid, nofollow).map_err(|e| spot.failed(chown_of(e), e))?;
     for (name, value) in kept(entry) {
         // There is no setxattrat before Linux 6.13; the folder's descriptor has a path in /proc.
         let mut path = format!("/proc/self/fd/{}/", spot.parent.as_raw_fd()).into_bytes();
@@ -241,13 +241,22 @@ pub(super) fn set_folder_attributes(folder: BorrowedFd<'_>, path: &[u8], entry: 
 fn set_open_attributes(file: BorrowedFd<'_>, path: &[u8], entry: &Entry) -> Result<()> {
     let fail = |call: &'static str| move |error| failed(path, call, Some(error));
     let (uid, gid) = owner(entry);
-    fchown(file, uid, gid).map_err(fail("chown"))?;
+    fchown(file, uid, gid).map_err(|e| fail(chown_of(e))(e))?;
     for (name, value) in kept(entry) {
         check_attribute(path, name, fsetxattr(file, name, value, XattrFlags::empty()))?;
     }
     // After chown, which takes setuid and setgid away.
     fchmod(file, mode(entry)).map_err(fail("chmod"))?;
     futimens(file, &times(entry)).map_err(fail("futimens"))
+}
+
+/// What is said of a chown(2) that failed: in a user namespace there may be no such id.
+fn chown_of(error: Errno) -> &'static str {
+    if error == Errno::INVAL && insula_sys::process::in_user_namespace() {
+        "chown to an id that this user has not (subuid(5), subgid(5))"
+    } else {
+        "chown"
+    }
 }
 
 fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {

@@ -1,6 +1,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
+use insula_sys::process::overlay_opaque;
 use rustix::fs::{CWD, XattrFlags, mknodat, setxattr};
 
 use super::*;
@@ -79,7 +80,7 @@ fn a_difference_is_unpacked_to_what_it_was() {
     }
     let layers = Layers::new();
     fs::create_dir_all(layers.upper("a/opaque/inner")).unwrap();
-    setxattr(layers.upper("a/opaque"), OPAQUE, b"y", XattrFlags::empty()).unwrap();
+    setxattr(layers.upper("a/opaque"), overlay_opaque(), b"y", XattrFlags::empty()).unwrap();
     fs::write(layers.upper("a/opaque/inner/file"), "new").unwrap();
     whiteout(&layers.upper("a/gone"));
     whiteout(&layers.upper("gone too"));
@@ -109,7 +110,7 @@ fn a_difference_is_unpacked_to_what_it_was() {
     let root = File::open(&copy).unwrap();
     unpack(&bytes[..], root.as_fd(), &Limits::default(), Whiteouts::Overlay).unwrap();
     for (path, name) in
-        [("a/opaque", OPAQUE), (long.as_str(), "user.note"), ("zz-link", "security.capability")]
+        [("a/opaque", overlay_opaque()), (long.as_str(), "user.note"), ("zz-link", "security.capability")]
     {
         let value = |root: &Path| {
             let file = File::open(root.join(path)).unwrap();

@@ -4,20 +4,22 @@ use serde::{Deserialize, Serialize};
 
 /// A pid and when it began, in clock ticks since the boot (proc_pid_stat(5), field 22).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Process {
-    pub(crate) pid: i32,
-    pub(crate) started: u64,
+pub struct Process {
+    pub pid: i32,
+    pub started: u64,
 }
 
 impl Process {
     /// When the process began, if there is one with this pid.
-    pub(crate) fn start_time(pid: i32) -> Option<u64> {
+    #[must_use]
+    pub fn start_time(pid: i32) -> Option<u64> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         fields(&stat).map(|(_, started)| started)
     }
 
     /// Whether it still runs; a zombie does not.
-    pub(crate) fn alive(self) -> bool {
+    #[must_use]
+    pub fn alive(self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
         fields(&stat).is_some_and(|(state, started)| started == self.started && !matches!(state, "Z" | "X"))
     }
