@@ -4,15 +4,14 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
 use insula_host::netlink;
-use insula_proto::channel::{
-    CHANNEL_VERSION, ChannelFrame, ChannelReader, Kind, LARGEST_PIECE, Window, put_frame,
-};
+use insula_proto::channel::{ChannelFrame, ChannelReader, Kind, greeting, put_frame};
 use insula_proto::{Attachment, Call, Done, Empty, Failed, FrameReader, Outcome, Reply, Request};
+use insula_sandbox::mux::{MOST_WAITING, Stream};
 use insula_spec::machine::{CardsChange, GuestPlan};
 use insula_sys::process;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::cards::Devices;
 use crate::error::{Context, Error, Result};
@@ -21,8 +20,6 @@ use crate::names::Names;
 use crate::{files, furnish, machine, processes, tenant};
 
 const SIGCHLD: i32 = 17;
-/// Bytes that wait for the channel at most, beside answers: who reads streams stops then.
-const MOST_WAITING: usize = 256 << 10;
 
 /// Everything that the first process holds, or the one of a container of several.
 #[derive(Debug)]
@@ -39,6 +36,7 @@ pub(crate) struct Bridge {
     asked: Vec<u64>,
     /// What the channel did not take yet.
     out: Vec<u8>,
+    /// The standard streams of processes, each a client of the monitor.
     streams: Vec<Stream>,
     furnished: Furnished,
     /// Where a machine has several containers: what this one has for itself.
@@ -58,27 +56,12 @@ struct Own {
 /// Its request for the end of a container that nobody wants any more.
 const LAST: u64 = u64::MAX;
 
-/// The standard streams of one process: a client of the monitor, and a number in the channel.
-#[derive(Debug)]
-struct Stream {
-    number: u32,
-    socket: OwnedFd,
-    window: Window,
-    /// Input that the monitor did not take yet; at most a window.
-    inbound: Vec<u8>,
-    /// The host has said that no more input comes.
-    input_ends: bool,
-    /// The monitor has said that no more output comes.
-    output_ended: bool,
-}
-
 impl Bridge {
     /// Greets the host.
     pub(crate) fn new(channel: OwnedFd, monitor: OwnedFd) -> Result<Self> {
         let children = process::signal_descriptor(&[SIGCHLD]).context("signalfd", "for children")?;
         let mut out = Vec::new();
-        let hello = [&CHANNEL_VERSION.to_le_bytes(), machine::release()?.as_bytes()].concat();
-        put_frame(&mut out, Kind::Hello, 0, &hello);
+        put_frame(&mut out, Kind::Hello, 0, &greeting(&machine::release()?));
         Ok(Self {
             channel,
             monitor: Some(monitor),
@@ -121,17 +104,15 @@ impl Bridge {
             if let Some(names) = self.furnished.names.as_mut().filter(|_| self.out.len() < MOST_WAITING) {
                 names.ask(&mut self.out);
             }
-            for at in 0..self.streams.len() {
-                let out = &mut self.out;
-                self.streams[at].pump(out);
+            for stream in &mut self.streams {
+                stream.pump(&mut self.out);
             }
-            self.streams.retain(|stream| !stream.output_ended);
+            self.streams.retain(|stream| !stream.output_ended());
         }
     }
 
     fn wait(&self) -> Result<()> {
-        let some = |on: bool, flags| if on { flags } else { PollFlags::empty() };
-        let writing = some(!self.out.is_empty(), PollFlags::OUT);
+        let writing = if self.out.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
         let mut polled = vec![PollFd::new(&self.children, PollFlags::IN)];
         if !self.left {
             polled.push(PollFd::new(&self.channel, PollFlags::IN | writing));
@@ -139,11 +120,7 @@ impl Bridge {
         polled.extend(self.monitor.iter().map(|monitor| PollFd::new(monitor, PollFlags::IN)));
         let room = self.out.len() < MOST_WAITING;
         polled.extend(self.furnished.names.iter().filter(|_| room).flat_map(Names::watched));
-        polled.extend(self.streams.iter().map(|stream| {
-            let input = some(!stream.inbound.is_empty(), PollFlags::OUT);
-            let output = some(room && stream.window.sendable() > 0, PollFlags::IN);
-            PollFd::new(&stream.socket, input | output)
-        }));
+        polled.extend(self.streams.iter().filter_map(|stream| stream.watched(room)));
         rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, None))
             .context("poll", "the channel")?;
         Ok(())
@@ -210,19 +187,8 @@ impl Bridge {
             return Ok(());
         }
         // One that has ended meanwhile.
-        let Some(stream) = self.streams.iter_mut().find(|stream| stream.number == frame.stream) else {
-            return Ok(());
-        };
-        match frame.kind {
-            Kind::Data => {
-                stream.window.received(frame.stream, frame.payload.len())?;
-                stream.inbound.extend_from_slice(&frame.payload);
-            }
-            Kind::Credit => stream.window.credited(frame.stream, frame.credit()?)?,
-            Kind::End => stream.input_ends = true,
-            Kind::Hello | Kind::Request | Kind::Reply | Kind::Query | Kind::LongQuery | Kind::Open => {}
-        }
-        Ok(())
+        let found = self.streams.iter_mut().find(|stream| stream.number() == frame.stream);
+        Ok(found.map_or(Ok(()), |stream| stream.take(&frame))?)
     }
 
     /// What the monitor can do goes on to it, with a descriptor where there is a process to start.
@@ -292,16 +258,8 @@ impl Bridge {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .context("socketpair", "for a stream")?;
-        rustix::io::ioctl_fionbio(&ours, true).context("ioctl FIONBIO", "a stream")?;
-        self.streams.push(Stream {
-            // The host counts in 32 bits.
-            number: id as u32,
-            socket: ours,
-            window: Window::default(),
-            inbound: Vec::new(),
-            input_ends: false,
-            output_ended: false,
-        });
+        // The host counts in 32 bits.
+        self.streams.push(Stream::new(id as u32, ours)?);
         Ok(theirs)
     }
 
@@ -373,47 +331,6 @@ impl Own {
     fn network(&self) -> Result<File> {
         let path = format!("/proc/{}/ns/net", self.first.ok_or(Error::NoContainer)?);
         File::open(&path).context("open", path)
-    }
-}
-
-impl Stream {
-    fn pump(&mut self, out: &mut Vec<u8>) {
-        self.pass_input(out);
-        while out.len() < MOST_WAITING && self.window.sendable() > 0 && !self.output_ended {
-            let mut piece = Vec::with_capacity(self.window.sendable().min(LARGEST_PIECE));
-            match rustix::io::retry_on_intr(|| {
-                rustix::io::read(&self.socket, rustix::buffer::spare_capacity(&mut piece))
-            }) {
-                Ok(1..) => {
-                    self.window.sent(piece.len());
-                    put_frame(out, Kind::Data, self.number, &piece);
-                }
-                Err(Errno::AGAIN) => return,
-                Ok(0) | Err(_) => {
-                    put_frame(out, Kind::End, self.number, b"");
-                    self.output_ended = true;
-                }
-            }
-        }
-    }
-
-    fn pass_input(&mut self, out: &mut Vec<u8>) {
-        let mut passed = 0;
-        while passed < self.inbound.len() {
-            match insula_sys::socket::send(self.socket.as_fd(), &self.inbound[passed..], &[]) {
-                Ok(count) => passed += count,
-                Err(Errno::AGAIN) => break,
-                // Nobody takes it any more.
-                Err(_) => passed = self.inbound.len(),
-            }
-        }
-        self.inbound.drain(..passed);
-        self.window.passed(out, self.number, passed);
-        if self.input_ends && self.inbound.is_empty() {
-            // Again and again does no harm.
-            let _ = rustix::net::shutdown(&self.socket, Shutdown::Write);
-            self.input_ends = false;
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use insula_base::Kinded;
 use insula_host::netlink::Routes;
-use insula_proto::channel::{CHANNEL_VERSION, ChannelFrame, Kind};
+use insula_proto::channel::{ChannelFrame, Kind, greeting};
 use insula_proto::{Call, Done, Failed, Outcome, Reply, Request};
 use insula_sandbox::mux::Mux;
 use insula_spec::machine::{GuestPlan, card};
@@ -41,8 +41,7 @@ impl Tenant {
     fn new(channel: OwnedFd) -> Result<Self> {
         let children = process::signal_descriptor(&[SIGCHLD]).context("signalfd", "for children")?;
         let mut mux = Mux::new(channel)?;
-        let hello = [&CHANNEL_VERSION.to_le_bytes(), machine::release()?.as_bytes()].concat();
-        mux.put(Kind::Hello, 0, &hello);
+        mux.put(Kind::Hello, 0, &greeting(&machine::release()?));
         // Files of containers pass through here: what it does for memory to be freed must not wait for memory that
         // it frees itself, prctl(2).
         process::flush_io(true).context("prctl", "PR_SET_IO_FLUSHER")?;

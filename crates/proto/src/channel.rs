@@ -104,12 +104,20 @@ pub enum ChannelError {
     Malformed(&'static str),
     #[error("more was sent on stream {0} than was allowed")]
     Window(u32),
+    #[error("the guest's agent speaks version {0} of the channel, not {CHANNEL_VERSION}")]
+    Version(u32),
 }
 
 impl Kinded for ChannelError {
     fn kind(&self) -> ErrorKind {
         ErrorKind::InvalidArgument
     }
+}
+
+/// What an agent says first: our version and the release of its kernel.
+#[must_use]
+pub fn greeting(release: &str) -> Vec<u8> {
+    [&CHANNEL_VERSION.to_le_bytes(), release.as_bytes()].concat()
 }
 
 /// Appends a frame; `payload` is within the bounds of its kind.
@@ -165,8 +173,8 @@ impl ChannelFrame {
         Ok(u32::from_le_bytes(bytes) as usize)
     }
 
-    /// Version and the kernel's release in a hello.
-    pub fn hello(&self) -> Result<(u32, String), ChannelError> {
+    /// The kernel's release in a hello of our version.
+    pub fn hello(&self) -> Result<String, ChannelError> {
         let (version, release) =
             self.payload.split_first_chunk::<4>().ok_or(ChannelError::Malformed("a greeting"))?;
         let release = std::str::from_utf8(release).map_err(|_| ChannelError::Malformed("a greeting"))?;
@@ -174,7 +182,10 @@ impl ChannelFrame {
         if !printable {
             return Err(ChannelError::Malformed("a greeting"));
         }
-        Ok((u32::from_le_bytes(*version), release.to_owned()))
+        match u32::from_le_bytes(*version) {
+            CHANNEL_VERSION => Ok(release.to_owned()),
+            version => Err(ChannelError::Version(version)),
+        }
     }
 }
 
@@ -276,12 +287,12 @@ mod tests {
 
     #[test]
     fn greetings_are_plain_text() {
-        let hello = |release: &[u8]| {
-            let payload = [&1u32.to_le_bytes(), release].concat();
-            ChannelFrame { kind: Kind::Hello, stream: 0, payload }.hello()
-        };
-        assert_eq!(hello(b"6.1.0-1-amd64").unwrap(), (1, "6.1.0-1-amd64".to_owned()));
-        assert!(hello(b"6.1\x1b[2J").is_err());
+        let hello = |payload| ChannelFrame { kind: Kind::Hello, stream: 0, payload }.hello();
+        assert_eq!(hello(greeting("6.1.0-1-amd64")).unwrap(), "6.1.0-1-amd64");
+        assert!(matches!(hello(greeting("6.1\x1b[2J")), Err(ChannelError::Malformed(_))));
+        let mut other = greeting("6.1");
+        other[0] ^= 0x80;
+        assert!(matches!(hello(other), Err(ChannelError::Version(_))));
     }
 
     proptest! {

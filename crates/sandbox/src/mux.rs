@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// Bytes taken of the channel at once.
 const PIECE: usize = 64 << 10;
 /// Bytes that wait for the channel at which no stream is read any more.
-const MOST_WAITING: usize = 256 << 10;
+pub const MOST_WAITING: usize = 256 << 10;
 
 /// One end of a channel with its streams.
 #[derive(Debug)]
@@ -45,8 +45,7 @@ impl Mux {
 
     /// What passes through `socket` is stream `number` from now on, until both sides have ended it.
     pub fn open(&mut self, number: u32, socket: OwnedFd) -> Result<()> {
-        no_wait(&socket)?;
-        self.streams.push(Stream::new(number, socket));
+        self.streams.push(Stream::new(number, socket)?);
         Ok(())
     }
 
@@ -73,9 +72,8 @@ impl Mux {
     pub fn turn(&mut self) -> Result<Turn> {
         let mut frames = Vec::new();
         let open = self.hear(&mut frames)?;
-        let room = |out: &Vec<u8>| out.len() < MOST_WAITING;
         for stream in &mut self.streams {
-            stream.pump(&mut self.out, room);
+            stream.pump(&mut self.out);
         }
         self.streams.retain(|stream| !stream.over());
         let open = self.flush() && open;
@@ -100,17 +98,9 @@ impl Mux {
     }
 
     fn pass(&mut self, frame: &ChannelFrame) -> Result<(), ChannelError> {
-        let found = self.streams.iter_mut().find(|stream| stream.number == frame.stream);
         // One that was given up meanwhile.
-        let Some(stream) = found else { return Ok(()) };
-        match frame.kind {
-            Kind::Data => stream.received(&frame.payload),
-            Kind::Credit => stream.window.credited(frame.stream, frame.credit()?),
-            _ => {
-                stream.input_ends = true;
-                Ok(())
-            }
-        }
+        let found = self.streams.iter_mut().find(|stream| stream.number == frame.stream);
+        found.map_or(Ok(()), |stream| stream.take(frame))
     }
 
     fn flush(&mut self) -> bool {
@@ -131,9 +121,9 @@ impl Mux {
     }
 }
 
-/// One stream.
+/// One stream: a socket, and a number in the channel.
 #[derive(Debug)]
-struct Stream {
+pub struct Stream {
     number: u32,
     socket: OwnedFd,
     window: Window,
@@ -148,10 +138,25 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(number: u32, socket: OwnedFd) -> Self {
+    /// Over a socket that does not wait from now on.
+    pub fn new(number: u32, socket: OwnedFd) -> Result<Self> {
+        no_wait(&socket)?;
         let window = Window::default();
         let inbound = Vec::new();
-        Self { number, socket, window, inbound, input_ends: false, input_ended: false, output_ended: false }
+        let (input_ends, input_ended, output_ended) = (false, false, false);
+        Ok(Self { number, socket, window, inbound, input_ends, input_ended, output_ended })
+    }
+
+    /// In the channel.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Whether the other side was told that no more comes from the socket.
+    #[must_use]
+    pub fn output_ended(&self) -> bool {
+        self.output_ended
     }
 
     fn over(&self) -> bool {
@@ -159,11 +164,22 @@ impl Stream {
     }
 
     /// None while there is nothing that it could do: a socket whose other end has gone is always ready.
-    fn watched(&self, room: bool) -> Option<PollFd<'_>> {
+    pub fn watched(&self, room: bool) -> Option<PollFd<'_>> {
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::OUT, !self.inbound.is_empty());
         flags.set(PollFlags::IN, room && !self.output_ended && self.window.sendable() > 0);
         (!flags.is_empty()).then(|| PollFd::new(&self.socket, flags))
+    }
+
+    /// Takes data, a credit or the end.
+    pub fn take(&mut self, frame: &ChannelFrame) -> Result<(), ChannelError> {
+        match frame.kind {
+            Kind::Data => self.received(&frame.payload)?,
+            Kind::Credit => self.window.credited(self.number, frame.credit()?)?,
+            Kind::End => self.input_ends = true,
+            _ => {}
+        }
+        Ok(())
     }
 
     fn received(&mut self, bytes: &[u8]) -> Result<(), ChannelError> {
@@ -172,9 +188,10 @@ impl Stream {
         Ok(())
     }
 
-    fn pump(&mut self, out: &mut Vec<u8>, room: impl Fn(&Vec<u8>) -> bool) {
+    /// Passes on what can be, both ways; frames for the other side go to `out`.
+    pub fn pump(&mut self, out: &mut Vec<u8>) {
         self.pass_on(out);
-        while room(out) && self.window.sendable() > 0 && !self.output_ended {
+        while out.len() < MOST_WAITING && self.window.sendable() > 0 && !self.output_ended {
             let mut piece = Vec::with_capacity(self.window.sendable());
             match rustix::io::retry_on_intr(|| {
                 rustix::io::read(&self.socket, rustix::buffer::spare_capacity(&mut piece))

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use insula_proto::channel::{CHANNEL_VERSION, ChannelError, ChannelFrame, ChannelReader, Kind, put_frame};
+use insula_proto::channel::{ChannelError, ChannelFrame, ChannelReader, Kind, put_frame};
 use insula_proto::{Call, Outcome, Reply, Request};
 use insula_spec::plan::StdioPlan;
 use rustix::io::Errno;
@@ -153,15 +153,7 @@ impl Link {
     fn take(&mut self, frame: ChannelFrame) -> Result<(), Error> {
         let stream = frame.stream;
         match frame.kind {
-            Kind::Hello => {
-                let (version, release) = frame.hello()?;
-                if version != CHANNEL_VERSION {
-                    return Err(Error::Machine(format!(
-                        "the guest's agent speaks version {version} of the channel, not {CHANNEL_VERSION}"
-                    )));
-                }
-                self.hello = Some(release);
-            }
+            Kind::Hello => self.hello = Some(frame.hello()?),
             Kind::Reply => self.reply(&frame.payload)?,
             Kind::Request | Kind::Open => {
                 return Err(ChannelError::Malformed("a request of the guest").into());

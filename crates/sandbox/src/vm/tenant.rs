@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use insula_host::cgroup::{Group, Layout, Purpose};
-use insula_proto::channel::{CHANNEL_VERSION, ChannelError, ChannelFrame, Kind};
+use insula_proto::channel::{ChannelError, ChannelFrame, Kind};
 use insula_proto::{Call, Furnish, Outcome, Reply, Request};
 use insula_spec::machine::{TenantAnswer, TenantCall, TenantMachine, TenantOrder};
 use insula_spec::plan::{InterfacePlan, Resources};
@@ -227,15 +227,7 @@ impl<'a> Owner<'a> {
 
     fn take(&mut self, frame: &ChannelFrame) -> Result<()> {
         match frame.kind {
-            Kind::Hello => {
-                let (version, release) = frame.hello()?;
-                if version != CHANNEL_VERSION {
-                    return Err(Error::Machine(format!(
-                        "the guest's agent speaks version {version} of the channel, not {CHANNEL_VERSION}"
-                    )));
-                }
-                self.release = Some(release);
-            }
+            Kind::Hello => self.release = Some(frame.hello()?),
             Kind::Reply => {
                 let reply: Reply =
                     insula_proto::decode(&frame.payload).map_err(|_| ChannelError::Malformed("a reply"))?;
