@@ -219,6 +219,10 @@ impl Insula {
         let programs = std::env::var_os("INSULA_BIN_DIR").unwrap_or_else(|| "target/release".into());
         Self { folder: folder.to_owned(), programs: programs.into(), daemon: None }
     }
+
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
+    }
 }
 
 impl Dialect for Insula {

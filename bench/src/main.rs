@@ -4,6 +4,7 @@
 //! Everything happens in a network namespace of its own, so that no peer's bridge or firewall
 //! rule reaches the host; each peer's state is in a temporary folder, and its daemon ends by pid.
 
+mod api;
 mod bundle;
 mod chart;
 mod daemon;
@@ -27,11 +28,13 @@ use crate::peer::{Peer, Scenario};
 use crate::report::Report;
 
 const USAGE: &str =
-    "usage: insula-bench [--rounds N] [--short] [--images N] [--networks N] [--only NAME,NAME] [--out FILE]
+    "usage: insula-bench [--rounds N] [--short] [--images N] [--networks N] [--no-api] [--only NAME,NAME]
+           [--out FILE]
 
 Compares insula (programs from INSULA_BIN_DIR) with docker, podman, crun and runc, as far as they
 are installed, and writes bench/RESULTS.md and a chart beside it. Needs root. --images 0 leaves
-images of some size out, --networks 0 what networks carry.";
+images of some size out, --networks 0 what networks carry, --no-api what is asked of insula alone:
+many containers, connections, commands and events.";
 
 struct Options {
     rounds: usize,
@@ -39,6 +42,8 @@ struct Options {
     images: usize,
     /// Rounds of what carries; each takes about twenty seconds a peer.
     networks: usize,
+    /// insula's API with many.
+    api: Option<api::Scale>,
     only: Option<Vec<String>>,
     out: PathBuf,
 }
@@ -79,6 +84,14 @@ fn run() -> anyhow::Result<()> {
     for peer in &mut peers {
         peer.clean();
     }
+    if let Ok(report) = &mut result
+        && let Some(scale) = options.api
+    {
+        match api::measure(folder.path(), scale) {
+            Ok(seen) => report.api(seen),
+            Err(error) => eprintln!("bench: the API with many is left out: {error:#}"),
+        }
+    }
     let report = result?;
     std::fs::write(&options.out, report.to_string())
         .with_context(|| format!("write {}", options.out.display()))?;
@@ -89,8 +102,14 @@ fn run() -> anyhow::Result<()> {
 }
 
 fn options(arguments: &[String]) -> anyhow::Result<Options> {
-    let mut options =
-        Options { rounds: 15, images: 3, networks: 3, only: None, out: "bench/RESULTS.md".into() };
+    let mut options = Options {
+        rounds: 15,
+        images: 3,
+        networks: 3,
+        api: Some(api::Scale::WHOLE),
+        only: None,
+        out: "bench/RESULTS.md".into(),
+    };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         let mut value = || rest.next().with_context(|| format!("{argument} takes a value\n{USAGE}"));
@@ -98,7 +117,11 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
             "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
             "--images" => options.images = value()?.parse().context("--images takes a number")?,
             "--networks" => options.networks = value()?.parse().context("--networks takes a number")?,
-            "--short" => (options.rounds, options.images, options.networks) = (3, 1, 1),
+            "--short" => {
+                (options.rounds, options.images, options.networks) = (3, 1, 1);
+                options.api = options.api.map(|_| api::Scale::SHORT);
+            }
+            "--no-api" => options.api = None,
             "--only" => options.only = Some(value()?.split(',').map(str::to_owned).collect()),
             "--out" => options.out = value()?.into(),
             other => bail!("unknown argument {other}\n{USAGE}"),

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::chart::{Chart, Group};
-use crate::facts;
 use crate::images::Seen;
 use crate::memory::Memory;
 use crate::peer::Scenario;
 use crate::sample::Samples;
 use crate::traffic::Traffic;
+use crate::{api, facts};
 
 /// Everything that was seen.
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub(crate) struct Report {
     memory: Vec<(String, Memory)>,
     images: Seen,
     pub(crate) traffic: Traffic,
+    api: api::Seen,
 }
 
 pub(crate) const OURS: &str = "insula";
@@ -34,6 +35,7 @@ impl Report {
             memory: Vec::new(),
             images: Seen::default(),
             traffic: Traffic::default(),
+            api: api::Seen::default(),
         }
     }
 
@@ -47,6 +49,10 @@ impl Report {
 
     pub(crate) fn images(&mut self, seen: Seen) {
         self.images = seen;
+    }
+
+    pub(crate) fn api(&mut self, seen: api::Seen) {
+        self.api = seen;
     }
 
     pub(crate) fn samples(&mut self, scenario: Scenario, name: &str) -> &mut Samples {
@@ -146,7 +152,8 @@ impl fmt::Display for Report {
         }
         self.memories(f)?;
         self.images.fmt(f)?;
-        self.traffic.write(f, self.ours(Scenario::RunBridge).zip(self.ours(Scenario::RunAlone)))
+        self.traffic.write(f, self.ours(Scenario::RunBridge).zip(self.ours(Scenario::RunAlone)))?;
+        self.api.fmt(f)
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 /// The fewest of either kind, however few descriptors there are.
 const FEWEST: usize = 16;
 /// The most that wait.
-const MOST_WAITING: usize = 1024;
+const MOST_WAITING: usize = 4096;
 /// The most that are served.
 const MOST_SERVED: usize = 64 << 10;
 /// Where the limit of open files is not known, or there is none.
