@@ -21,12 +21,14 @@ use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
 
 use crate::error::ApiError;
+use crate::request::MAX_JSON;
 
 /// Where plugins that are given by name have their sockets.
 const FOLDER: &str = "/run/docker/plugins";
 /// How long one may think. A request that nobody answers for is refused.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// The largest body that is shown to plugins; larger ones are not, as with Docker.
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
+/// The largest answer that is shown to plugins; larger ones are not, as with Docker. Of requests every document
+/// that is read is shown.
 const MAX_SHOWN: usize = 1 << 20;
 /// The largest answer of a plugin.
 const MAX_ANSWER: usize = 1 << 20;
@@ -215,19 +217,21 @@ fn is_json(headers: &HeaderMap) -> bool {
     text.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
 }
 
-/// A JSON body that is not too large, in base64, and the request as it was. Its length has to be known:
-/// what goes on and on is not waited for.
+/// A JSON body in base64, and the request as it was. Nothing that would be read as JSON is hidden from plugins,
+/// whether or not its length is said; what is larger than any document is refused.
 async fn shown(request: Request) -> Result<(Request, Option<String>), ApiError> {
+    let path = request.uri().path();
     let length = request.body().size_hint().exact();
-    let fits = length.is_some_and(|length| length > 0 && length <= MAX_SHOWN as u64);
+    // What follows the document of an exec's start is the input of a process.
+    let goes_on = length.is_none() && path.contains("/exec/") && path.ends_with("/start");
     // `/auth` carries a password.
-    if !fits || !is_json(request.headers()) || request.uri().path().ends_with("/auth") {
+    if length == Some(0) || goes_on || !is_json(request.headers()) || path.ends_with("/auth") {
         return Ok((request, None));
     }
     let (parts, body) = request.into_parts();
-    let bytes = crate::request::read_bounded(body, MAX_SHOWN).await?;
-    let text = STANDARD.encode(&bytes);
-    Ok((Request::from_parts(parts, Body::from(bytes)), Some(text)))
+    let bytes = crate::request::read_bounded(body, MAX_JSON).await?;
+    let text = (!bytes.is_empty()).then(|| STANDARD.encode(&bytes));
+    Ok((Request::from_parts(parts, Body::from(bytes)), text))
 }
 
 async fn shown_answer(response: Response) -> (Response, Option<String>) {
@@ -372,6 +376,45 @@ mod tests {
         assert!(text.contains("authorization denied by plugin guard: not you"), "{text}");
         let teapot = async |_| StatusCode::IM_A_TEAPOT.into_response();
         assert_eq!(told(guard.guard(&peer, request("/tea"), teapot).await).await.0, 403);
+    }
+
+    #[tokio::test]
+    async fn no_document_is_hidden_from_plugins() {
+        let folder = tempfile::tempdir().unwrap();
+        let (socket, seen) = plugin(folder.path());
+        let guard = Authorization::new(&[socket]);
+        let echo = async |request: Request| Response::new(request.into_body());
+        let in_pieces = |pieces: Vec<Vec<u8>>| {
+            let pieces = pieces.into_iter().map(|piece| Ok::<_, io::Error>(bytes::Bytes::from(piece)));
+            let builder = Request::builder().method("POST").uri("/containers/create");
+            let builder = builder.header("content-type", "application/json; charset=utf-8");
+            builder.body(Body::from_stream(futures_util::stream::iter(pieces))).unwrap()
+        };
+        // Its length is not said.
+        let pieces = in_pieces(vec![br#"{"Privileged""#.to_vec(), b":true}".to_vec()]);
+        let passed = guard.guard(&Peer::default(), pieces, echo).await;
+        assert_eq!(told(passed).await, (200, r#"{"Privileged":true}"#.to_owned()));
+        assert_eq!(seen.lock().unwrap()[0]["RequestBody"], STANDARD.encode(r#"{"Privileged":true}"#));
+        // Blanks in front of it make it no less of a document.
+        let padded = in_pieces(vec![vec![b' '; (1 << 20) + 1], b"{}".to_vec()]);
+        assert_eq!(told(guard.guard(&Peer::default(), padded, echo).await).await.0, 200);
+        let shown = seen.lock().unwrap()[2]["RequestBody"].as_str().unwrap().len();
+        assert!(shown > 1 << 20, "{shown}");
+        let never = async |_| panic!("answered");
+        let endless = in_pieces(vec![vec![b' '; 1 << 20]; 5]);
+        assert_eq!(told(guard.guard(&Peer::default(), endless, never).await).await.0, 413);
+    }
+
+    #[tokio::test]
+    async fn who_does_not_answer_lets_nothing_pass() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("mute.sock");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let guard = Authorization::new(&[socket.to_str().unwrap().to_owned()]);
+        let never = async |_| panic!("answered");
+        let (status, text) = told(guard.guard(&Peer::default(), request("/x"), never).await).await;
+        assert_eq!(status, 500);
+        assert!(text.contains("it did not answer within"), "{text}");
     }
 
     #[tokio::test]
