@@ -140,7 +140,13 @@ fn what_did_not_change_is_not_done_again() {
     assert_eq!((cached(&daemon, &["-q"]), cached(&daemon, &["-t", "a"])), (0, 4));
     assert_eq!(id(&daemon, "a"), before);
     assert_eq!(cached(&daemon, &["--no-cache"]), 0);
+    let records = || daemon.api("GET", "/system/df", "").json()["BuildCache"].clone();
+    let items = records();
+    let items = items.as_array().unwrap();
+    assert!(items.iter().any(|item| item["Type"] == "regular" && item["Shared"] == true), "{items:?}");
+    assert!(items.iter().all(|item| item["ID"].as_str().unwrap().len() == 64 && item["InUse"] == false));
     daemon.insula(&["builder", "prune", "-f"]).shows(&["Total reclaimed space"]);
+    assert!(records().is_null(), "{}", records());
     assert_eq!(run(&daemon, "a", "cat /made"), "12");
     assert_eq!(cached(&daemon, &["-t", "a"]), 0);
     // Another argument is another command, and the same epoch the same image.

@@ -1,6 +1,6 @@
 //! Health checks, and what follows from them.
 
-use insula_tests::{Daemon, daemon, eventually, holds, images, text};
+use insula_tests::{Daemon, Outcome, daemon, eventually, holds, images, text};
 use serde_json::{Value, json};
 
 const FAST: &[&str] = &["--network", "none", "--init", "--health-interval", "50ms", "--health-retries", "2"];
@@ -70,6 +70,28 @@ fn a_check_that_hangs_is_killed_with_what_it_started() {
     // One check at a time, and nothing of the former ones.
     holds("killed checks are gone", || sleepers() <= 3);
     daemon.insula(&["rm", "-f", &id]).ok();
+}
+
+#[test]
+fn a_check_that_the_end_cuts_short_does_not_count() {
+    let daemon = daemon!();
+    let check = ["--health-cmd", "touch /begun; exec sleep 3456", "--health-timeout", "10m"];
+    let stops = |id: &str| daemon.insula(&["stop", "-t", "5", id]);
+    let kills = |id: &str| daemon.insula(&["kill", id]);
+    // Its own end.
+    let ends = |id: &str| {
+        daemon.exec(id, "kill -KILL $(pidof sleep)");
+        daemon.insula(&["wait", id])
+    };
+    let all: [&dyn Fn(&str) -> Outcome; 3] = [&stops, &kills, &ends];
+    for end in all {
+        let id = sleeper(&daemon, &check);
+        holds("a check runs", || daemon.exec(&id, "test -e /begun").code == 0);
+        end(&id).ok();
+        let health = daemon.inspect(&id, "/State/Health");
+        assert_eq!(health["FailingStreak"], 0, "{health}");
+        assert_eq!(health["Log"].as_array().map(Vec::len), Some(0), "{health}");
+    }
 }
 
 #[test]

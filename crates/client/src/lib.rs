@@ -18,7 +18,7 @@ pub use body::{RequestBody, Upload};
 pub use calls::archive::{Archive, FileUpload};
 pub use calls::build::{BuildAnswer, BuildOptions, BuildOutput, BuildPart, NamedContext, framed};
 pub use calls::containers::{AttachOptions, ListOptions, LogsOptions, Removal};
-pub use calls::images::{CommitOptions, ImportOptions};
+pub use calls::images::{CommitOptions, ImportOptions, Platform};
 pub use calls::system::EventsOptions;
 pub use calls::workload::UnbundleOptions;
 pub use connection::Client;

@@ -47,6 +47,7 @@ pub enum EventType {
     Volume,
     Network,
     Daemon,
+    Builder,
 }
 
 impl EventType {
@@ -57,6 +58,7 @@ impl EventType {
             Self::Volume => "volume",
             Self::Network => "network",
             Self::Daemon => "daemon",
+            Self::Builder => "builder",
         }
     }
 }
@@ -123,6 +125,11 @@ impl Events {
         let _ = self.sender.send(event);
     }
 
+    /// Tells everyone how many bytes a removal of what nobody uses has freed.
+    pub(crate) fn pruned(&self, of: EventType, bytes: u64) {
+        self.publish(of, "prune", "", Labels::from([("reclaimed".to_owned(), bytes.to_string())]));
+    }
+
     /// The events that pass `filter`: those of the past from `since` on, if it is given, and those
     /// to come until `until`, for ever without it.
     #[must_use]
@@ -166,7 +173,7 @@ fn message(of: EventType, action: &str, id: &str, attributes: Labels, time_nano:
     // What clients before API 1.22 read is repeated for containers and images, as Docker does.
     let (status, old_id) = match of {
         EventType::Container | EventType::Image => (action.to_owned(), id.to_owned()),
-        EventType::Volume | EventType::Network | EventType::Daemon => Default::default(),
+        EventType::Volume | EventType::Network | EventType::Daemon | EventType::Builder => Default::default(),
     };
     let from = match of {
         EventType::Container => attributes.get("image").cloned().unwrap_or_default(),

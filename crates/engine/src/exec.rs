@@ -67,8 +67,12 @@ impl Exec {
         Self { request, state, pid: 0, since: Instant::now(), over: Arc::default() }
     }
 
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.state, ExecState::Ended { .. })
+    }
+
     fn forgettable(&self) -> bool {
-        matches!(self.state, ExecState::Ended { .. }) && self.since.elapsed() > KEPT
+        self.is_over() && self.since.elapsed() > KEPT
     }
 }
 
@@ -102,7 +106,7 @@ impl Engine {
             return Err(Error::Conflict(format!("container {} has {MOST} execs already", container.id)));
         }
         let id = ExecId::random();
-        let action = format!("exec_create: {}", request.cmd.join(" "));
+        let action = told("exec_create", &request.cmd);
         let exec =
             Exec { request, state: ExecState::Created, pid: 0, since: Instant::now(), over: Arc::default() };
         state.execs.insert(id.clone(), exec);
@@ -134,7 +138,7 @@ impl Engine {
             exec.state = ExecState::Starting;
             Ok(exec.request.clone())
         })?;
-        let action = format!("exec_start: {}", request.cmd.join(" "));
+        let action = told("exec_start", &request.cmd);
         let call = call(&container.row(), &id, &request, &start, stream.as_ref())?;
         let descriptors: Vec<_> = stream.into_iter().map(|stream| stream.descriptor).collect();
         self.publish(&container.row(), &action, &[("execID", id.as_str())]);
@@ -166,7 +170,8 @@ impl Engine {
     pub async fn inspect_exec(&self, id: &str) -> Result<ExecInspect> {
         let (container, id) = self.find_exec(id)?;
         settle(&container, &id).await?;
-        with(&container, &id, |exec| Ok(inspect(exec, &id, &container.id)))
+        let row = container.row();
+        with(&container, &id, |exec| Ok(inspect(exec, &id, &row)))
     }
 
     pub async fn resize_exec(&self, id: &str, rows: u16, columns: u16) -> Result<()> {
@@ -240,6 +245,14 @@ fn with<T>(container: &Container, id: &ExecId, work: impl FnOnce(&mut Exec) -> R
     work(exec.ok_or_else(|| Error::NotFound(format!("No such exec instance: {id}")))?)
 }
 
+/// An event's action with a command: its first word and the others, with a blank between them even if there are
+/// no others, as Docker has it.
+fn told(action: &str, words: &[String]) -> String {
+    let (first, others) =
+        words.split_first().map_or(("", &[][..]), |(first, others)| (first.as_str(), others));
+    format!("{action}: {first} {}", others.join(" "))
+}
+
 fn startable(exec: &Exec, id: &ExecId) -> Result<()> {
     match exec.state {
         ExecState::Created => Ok(()),
@@ -305,7 +318,7 @@ fn process(row: &Row, request: &ExecCreateRequest) -> Result<ProcessPlan> {
     Ok(process)
 }
 
-fn inspect(exec: &Exec, id: &ExecId, container: &ContainerId) -> ExecInspect {
+fn inspect(exec: &Exec, id: &ExecId, row: &Row) -> ExecInspect {
     let request = &exec.request;
     let mut words = request.cmd.iter().cloned();
     ExecInspect {
@@ -320,13 +333,14 @@ fn inspect(exec: &Exec, id: &ExecId, container: &ContainerId) -> ExecInspect {
             entrypoint: words.next().unwrap_or_default(),
             arguments: words.collect(),
             privileged: request.privileged,
-            user: request.user.clone(),
+            // The container's own without one.
+            user: Some(&request.user).filter(|user| !user.is_empty()).unwrap_or(&row.config.user).clone(),
         },
         open_stdin: request.attach_stdin,
         open_stderr: request.attach_stderr,
         open_stdout: request.attach_stdout,
         can_remove: false,
-        container_id: container.to_string(),
+        container_id: row.id.to_string(),
         detach_keys: request.detach_keys.clone(),
         pid: exec.pid.into(),
     }

@@ -8,6 +8,7 @@ use insula_network::{Attachment, Driver, Endpoint, NetworkRequest, SubnetRequest
 use jiff::Timestamp;
 
 use crate::containers::ListRequest;
+use crate::events::EventType;
 use crate::filters::{Filters, check_names, has_label, one_bool, parse_moment};
 use crate::{Engine, Error, Result, blocking};
 
@@ -107,6 +108,7 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
+        self.events().pruned(EventType::Network, 0);
         Ok(answer)
     }
 }
@@ -131,6 +133,9 @@ pub(crate) fn wanted(request: NetworkCreateRequest) -> Result<NetworkRequest> {
         return Err(Error::Unsupported(format!(
             "{field} of networks belongs to swarm mode, which there is not"
         )));
+    }
+    if request.enable_ipv4 == Some(false) {
+        return Err(Error::Unsupported("networks without IPv4 are not available in this version".to_owned()));
     }
     if !matches!(request.scope.as_str(), "" | "local") {
         return Err(Error::Unsupported(format!("the network scope {:?}: local is served", request.scope)));
@@ -246,12 +251,14 @@ pub(crate) fn describe(network: &insula_network::Network) -> Network {
         });
     }
     if let (Driver::Bridge(bridge), true) = (&network.driver, network.predefined()) {
+        let host_binding = bridge.host_binding.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED);
         let option = |name: &str, value: String| (format!("com.docker.network.{name}"), value);
         answer.options.extend([
             option("bridge.name", bridge.link.clone()),
             option("bridge.default_bridge", "true".to_owned()),
             option("bridge.enable_ip_masquerade", "true".to_owned()),
             option("bridge.enable_icc", "true".to_owned()),
+            option("bridge.host_binding_ipv4", host_binding.to_string()),
             option("driver.mtu", addressing.mtu.to_string()),
         ]);
     }

@@ -7,9 +7,10 @@ use std::sync::OnceLock;
 
 use insula_host::cgroup::Layout;
 use insula_models::{
-    ComponentVersion, ContainerSummary, DiskUsage, ImageSummary, Labels, PlatformName, PluginsInfo,
-    RuntimeInfo, StorageUse, SwarmInfo, SystemInfo, Version,
+    ComponentVersion, ContainerSummary, DiskUsage, ImageSummary, IndexInfo, Labels, PlatformName,
+    PluginsInfo, RegistryServiceConfig, RuntimeInfo, StorageUse, SwarmInfo, SystemInfo, Version,
 };
+use insula_registry::Insecure;
 use insula_store::{Collection, ContainerUsage, Record, Usage};
 use jiff::Timestamp;
 
@@ -19,6 +20,8 @@ use crate::{Engine, Error, Result, blocking};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const RUNTIME: &str = "insula";
+/// What clients file credentials of Docker Hub under.
+const INDEX_SERVER: &str = "https://index.docker.io/v1/";
 /// The record of the engine's own id.
 const IDENTITY: &str = "engine-id";
 
@@ -105,6 +108,8 @@ impl Engine {
             os_version: distribution("VERSION_ID"),
             os_type: "linux".to_owned(),
             architecture: std::env::consts::ARCH.to_owned(),
+            index_server_address: INDEX_SERVER.to_owned(),
+            registry_config: registry_config(&self.0.config.registries),
             n_cpu: cpus(),
             mem_total: memory_total(),
             docker_root_dir: self.store().root().to_string_lossy().into_owned(),
@@ -153,12 +158,13 @@ impl Engine {
         let containers = self.list_containers(request).await?;
         let volumes = self.volumes().usage(self.volume_users()?).await?;
         let store = self.store().clone();
-        let usage = blocking(move || Ok(store.usage()?)).await?;
+        let engine = self.clone();
+        let (usage, build_cache) = blocking(move || Ok((store.usage()?, engine.build_cache()?))).await?;
         let mut images = self.images().list_used(&Filters::new(), &usage)?;
         count_users(&mut images, &containers);
         let storage = Some(storage_use(self.store().root(), &usage));
         let layers_size = signed(usage.images());
-        Ok(DiskUsage { layers_size, images, containers, volumes, build_cache: Vec::new(), storage })
+        Ok(DiskUsage { layers_size, images, containers, volumes, build_cache, storage })
     }
 
     /// Fills in how many containers each image has.
@@ -185,6 +191,35 @@ impl Engine {
                 .ok_or_else(|| Error::Internal("the record of the engine's id vanished".to_owned())),
             result => result.map(|()| id).map_err(Error::from),
         }
+    }
+}
+
+fn registry_config(options: &insula_registry::Options) -> RegistryServiceConfig {
+    let hub = insula_spec::reference::DEFAULT_DOMAIN;
+    let mirrors = |name: &str| {
+        options.mirrors.get(name).into_iter().flatten().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let names = [hub.to_owned()].into_iter().chain(options.mirrors.keys().cloned());
+    let index = |name: String| IndexInfo {
+        mirrors: mirrors(&name),
+        secure: !options.is_insecure(&name),
+        official: name == hub,
+        name,
+    };
+    // Loopback addresses are always among them, as Docker says of its own.
+    let mut networks = vec!["127.0.0.0/8".to_owned()];
+    let mut indexes: BTreeMap<String, IndexInfo> = names.map(|name| (name.clone(), index(name))).collect();
+    for insecure in &options.insecure {
+        match insecure {
+            Insecure::Host(name) => drop(indexes.insert(name.clone(), index(name.clone()))),
+            Insecure::Network(address, bits) => networks.push(format!("{address}/{bits}")),
+        }
+    }
+    RegistryServiceConfig {
+        insecure_registry_cidrs: networks,
+        index_configs: indexes,
+        mirrors: mirrors(hub),
+        ..RegistryServiceConfig::default()
     }
 }
 

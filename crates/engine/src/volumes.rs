@@ -194,6 +194,7 @@ impl Volumes {
                 this.discard(&volume.name)?;
                 answer.volumes_deleted.push(volume.name);
             }
+            this.events.pruned(EventType::Volume, answer.space_reclaimed);
             Ok(answer)
         })
         .await
@@ -297,6 +298,11 @@ fn check(request: &VolumeCreateRequest) -> Result<()> {
             "create {}: driver {:?}: plugin not found: only the driver \"local\" is built in",
             request.name, request.driver
         )));
+    }
+    if request.cluster_volume_spec.is_some() {
+        return Err(Error::Unsupported(
+            "ClusterVolumeSpec of volumes belongs to swarm mode, which there is not".to_owned(),
+        ));
     }
     if let Some(option) = request.driver_opts.keys().next() {
         return Err(Error::Unsupported(format!(

@@ -11,6 +11,7 @@ document! {
         /// Seconds since 1970.
         created: i64,
         id: String,
+        #[serde(serialize_with = "null_if_empty")]
         labels: Labels,
         parent_id: String,
         repo_digests: Vec<String>,

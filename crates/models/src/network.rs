@@ -179,6 +179,8 @@ document! {
         check_duplicate: bool,
         driver: String,
         scope: String,
+        #[serde(rename = "EnableIPv4", skip_serializing_if = "is_zero")]
+        enable_ipv4: Option<bool>,
         #[serde(rename = "EnableIPv6")]
         enable_ipv6: Option<bool>,
         #[serde(rename = "IPAM")]

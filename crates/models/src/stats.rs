@@ -42,18 +42,12 @@ snake_document! {
         io_service_bytes_recursive: Vec<BlkioEntry>,
         #[serde(serialize_with = "null_if_empty")]
         io_serviced_recursive: Vec<BlkioEntry>,
-        #[serde(serialize_with = "null_if_empty")]
-        io_queue_recursive: Vec<BlkioEntry>,
-        #[serde(serialize_with = "null_if_empty")]
-        io_service_time_recursive: Vec<BlkioEntry>,
-        #[serde(serialize_with = "null_if_empty")]
-        io_wait_time_recursive: Vec<BlkioEntry>,
-        #[serde(serialize_with = "null_if_empty")]
-        io_merged_recursive: Vec<BlkioEntry>,
-        #[serde(serialize_with = "null_if_empty")]
-        io_time_recursive: Vec<BlkioEntry>,
-        #[serde(serialize_with = "null_if_empty")]
-        sectors_recursive: Vec<BlkioEntry>,
+        io_queue_recursive: Option<Vec<BlkioEntry>>,
+        io_service_time_recursive: Option<Vec<BlkioEntry>>,
+        io_wait_time_recursive: Option<Vec<BlkioEntry>>,
+        io_merged_recursive: Option<Vec<BlkioEntry>>,
+        io_time_recursive: Option<Vec<BlkioEntry>>,
+        sectors_recursive: Option<Vec<BlkioEntry>>,
     }
 }
 
@@ -62,7 +56,7 @@ snake_document! {
     BlkioEntry {
         major: u64,
         minor: u64,
-        /// `read`, `write`, and on version 1 `sync`, `async`, `total`.
+        /// `read`, `write`; on version 1 also `Sync`, `Async`, `Discard`, `Total`, and all of them capitalized.
         op: String,
         value: u64,
     }

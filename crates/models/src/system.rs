@@ -87,6 +87,7 @@ document! {
         os_type: String,
         architecture: String,
         index_server_address: String,
+        registry_config: RegistryServiceConfig,
         #[serde(rename = "NCPU")]
         n_cpu: i64,
         mem_total: i64,
@@ -104,6 +105,10 @@ document! {
         default_runtime: String,
         swarm: SwarmInfo,
         live_restore_enabled: bool,
+        /// Of programs that Docker has besides itself; insula has none of them.
+        containerd_commit: Commit,
+        runc_commit: Commit,
+        init_commit: Commit,
         /// The wall a container gets when it asks for none.
         isolation: String,
         /// insula's addition.
@@ -136,12 +141,52 @@ document! {
 }
 
 document! {
+    /// Registries as the daemon was told to treat them.
+    RegistryServiceConfig {
+        #[serde(rename = "AllowNondistributableArtifactsCIDRs")]
+        allow_nondistributable_artifacts_cidrs: Vec<String>,
+        allow_nondistributable_artifacts_hostnames: Vec<String>,
+        #[serde(rename = "InsecureRegistryCIDRs")]
+        insecure_registry_cidrs: Vec<String>,
+        /// By name; `docker.io` is always there.
+        index_configs: BTreeMap<String, IndexInfo>,
+        /// Of Docker Hub.
+        mirrors: Vec<String>,
+    }
+}
+
+document! {
+    /// One registry.
+    IndexInfo {
+        name: String,
+        mirrors: Vec<String>,
+        secure: bool,
+        official: bool,
+    }
+}
+
+document! {
+    /// Which version of a program runs.
+    Commit {
+        #[serde(rename = "ID")]
+        id: String,
+        #[serde(skip_serializing_if = "is_zero")]
+        expected: String,
+    }
+}
+
+document! {
     /// Always inactive: insula is no orchestrator.
     SwarmInfo {
         #[serde(rename = "NodeID")]
         node_id: String,
+        node_addr: String,
         local_node_state: String,
         control_available: bool,
+        error: String,
+        /// Always `null`.
+        #[serde(serialize_with = "null_if_empty")]
+        remote_managers: Vec<String>,
     }
 }
 
@@ -153,10 +198,32 @@ document! {
         containers: Vec<ContainerSummary>,
         volumes: Vec<Volume>,
         #[serde(serialize_with = "null_if_empty")]
-        build_cache: Vec<String>,
+        build_cache: Vec<BuildCacheItem>,
         /// insula's own: all that is below the engine's root.
         #[serde(skip_serializing_if = "is_zero")]
         storage: Option<StorageUse>,
+    }
+}
+
+document! {
+    /// A record of the build cache, in `GET /system/df`.
+    BuildCacheItem {
+        #[serde(rename = "ID")]
+        id: String,
+        /// `regular` for what a step made, `exec.cachemount` for a folder that commands keep files in.
+        r#type: String,
+        /// The step.
+        description: String,
+        /// A build uses it now.
+        in_use: bool,
+        /// Its layer is an image's too.
+        shared: bool,
+        /// Bytes.
+        size: i64,
+        /// RFC 3339.
+        created_at: String,
+        last_used_at: String,
+        usage_count: i64,
     }
 }
 

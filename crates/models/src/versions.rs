@@ -122,18 +122,14 @@ fn null(_: &Object) -> Value {
 
 /// A container's place in one network.
 const ENDPOINT: &[Rule] = &[
-    // The container's short id was an alias like others.
+    // The container's short id and its host name were aliases like others; the first name is its own.
     Rule(
         "Aliases",
         Before(45, |endpoint| {
             let list = |name: &str| endpoint.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
             let mut aliases = list("Aliases");
-            let id = |name: &Value| {
-                name.as_str()
-                    .is_some_and(|name| name.len() == 12 && name.bytes().all(|b| b.is_ascii_hexdigit()))
-            };
-            let ids: Vec<Value> = list("DNSNames").into_iter().filter(id).collect();
-            aliases.extend(ids.into_iter().filter(|id| !list("Aliases").contains(id)));
+            let others = list("DNSNames").into_iter().skip(1);
+            aliases.extend(others.filter(|name| !list("Aliases").contains(name)));
             if aliases.is_empty() { Value::Null } else { aliases.into() }
         }),
     ),
@@ -141,6 +137,10 @@ const ENDPOINT: &[Rule] = &[
     Rule("GwPriority", Since(48)),
     Rule("DriverOpts", Since(32)),
 ];
+
+/// The same in lists, which tell less of it.
+const ENDPOINT_IN_LIST: &[Rule] =
+    &[Rule("DNSNames", Since(44)), Rule("GwPriority", Since(48)), Rule("DriverOpts", Since(32))];
 
 const MOUNT: &[Rule] = &[
     Rule("Consistency", Since(28)),
@@ -163,6 +163,7 @@ const HOST_CONFIG: &[Rule] = &[
     Rule("Mounts", Since(25)),
     Rule("DeviceCgroupRules", Since(28)),
     Rule("DeviceRequests", Since(40)),
+    Rule("KernelMemoryTCP", Before(42, |host| host.get("KernelMemoryTCP").cloned().unwrap_or(json!(0)))),
     Rule("KernelMemoryTCP", Since(40)),
     Rule("CgroupnsMode", Since(41)),
     Rule("Annotations", Since(43)),
@@ -190,7 +191,7 @@ impl Versioned for ContainerSummary {
     const RULES: &'static [Rule] = &[
         Rule("HostConfig.Annotations", Since(46)),
         Rule("ImageManifestDescriptor", Since(48)),
-        Rule("NetworkSettings.Networks.*", Is(ENDPOINT)),
+        Rule("NetworkSettings.Networks.*", Is(ENDPOINT_IN_LIST)),
     ];
 }
 
@@ -213,18 +214,21 @@ fn virtual_size(image: &Object) -> Value {
     image.get("Size").cloned().unwrap_or(json!(0))
 }
 
-/// Untagged images had names that are none.
-fn named(image: &Object, field: &str, none: &str) -> Value {
-    match image.get(field).and_then(Value::as_array) {
-        Some(names) if !names.is_empty() => names.clone().into(),
-        _ => json!([none]),
+/// Images without any name had names that are none; of those with names of one kind the others were `null`.
+fn named(image: &Object, field: &str, other: &str, none: &str) -> Value {
+    let names = |field: &str| image.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
+    let is_none = |name: &Value| name.as_str().is_some_and(|name| name.starts_with("<none>"));
+    match names(field) {
+        own if !own.is_empty() => own.into(),
+        _ if names(other).iter().all(is_none) => json!([none]),
+        _ => Value::Null,
     }
 }
 
 /// As in lists, with the number of containers, which disk use always had.
 const IMAGE_OF_DISK_USE: &[Rule] = &[
-    Rule("RepoTags", Before(43, |image| named(image, "RepoTags", "<none>:<none>"))),
-    Rule("RepoDigests", Before(43, |image| named(image, "RepoDigests", "<none>@<none>"))),
+    Rule("RepoTags", Before(43, |image| named(image, "RepoTags", "RepoDigests", "<none>:<none>"))),
+    Rule("RepoDigests", Before(43, |image| named(image, "RepoDigests", "RepoTags", "<none>@<none>"))),
     Rule("VirtualSize", Before(44, virtual_size)),
     Rule("Manifests", Since(47)),
     Rule("Descriptor", Since(48)),
@@ -258,6 +262,13 @@ impl Versioned for ImageInspect {
             }),
         ),
         Rule("Config", Is(CONTAINER_CONFIG)),
+        Rule(
+            "Config.Labels",
+            Before(EVERY, |config| match config.get("Labels") {
+                Some(Value::Object(labels)) if !labels.is_empty() => labels.clone().into(),
+                _ => Value::Null,
+            }),
+        ),
         // Fields of a container that an image never had.
         Rule("Config.Hostname", Until(50)),
         Rule("Config.Domainname", Until(50)),
@@ -302,6 +313,10 @@ impl Versioned for SystemInfo {
         Rule("CDISpecDirs", Since(44)),
         Rule("Runtimes.*.status", Since(44)),
         Rule("Containerd", Since(46)),
+        Rule("GenericResources", Before(EVERY, null)),
+        // Gone with 1.48, where they always were empty.
+        Rule("RegistryConfig.AllowNondistributableArtifactsCIDRs", Until(48)),
+        Rule("RegistryConfig.AllowNondistributableArtifactsHostnames", Until(48)),
         Rule("FirewallBackend", Since(49)),
         Rule("BridgeNfIptables", Before(50, no)),
         Rule("BridgeNfIp6tables", Before(50, no)),
@@ -340,6 +355,7 @@ impl Versioned for DiskUsage {
         Rule("BuilderSize", Before(42, zero)),
         Rule("BuilderSize", Since(31)),
         Rule("BuildCache", Before(31, null)),
+        Rule("BuildCache.*.Parent", Before(42, |_| json!(""))),
     ];
 }
 
@@ -394,6 +410,12 @@ mod tests {
         assert!(of(44).get("VirtualSize").is_none());
         assert_eq!((&of(43)["VirtualSize"], &of(43)["RepoTags"]), (&json!(7), &json!([])));
         assert_eq!(of(42)["RepoTags"], json!(["<none>:<none>"]));
+        assert_eq!(of(42)["RepoDigests"], json!(["<none>@<none>"]));
+        let tagged = ImageSummary { repo_tags: vec!["a:1".to_owned()], ..ImageSummary::default() };
+        assert_eq!(
+            (&at(&tagged, 42)["RepoDigests"], &at(&tagged, 43)["RepoDigests"]),
+            (&json!(null), &json!([]))
+        );
         let inspect = ImageInspect::default();
         let of = |minor| at(&inspect, minor);
         assert!(of(50)["Config"].get("Hostname").is_none() && of(50)["Config"].get("Env").is_some());

@@ -46,6 +46,9 @@ document! {
         driver: String,
         driver_opts: Labels,
         labels: Labels,
+        /// Of swarm mode.
+        #[serde(skip_serializing_if = "is_zero")]
+        cluster_volume_spec: Option<serde_json::Value>,
     }
 }
 

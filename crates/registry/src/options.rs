@@ -104,6 +104,12 @@ pub struct Mirror {
     pub(crate) url: Url,
 }
 
+impl std::fmt::Display for Mirror {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.url.fmt(f)
+    }
+}
+
 impl FromStr for Mirror {
     type Err = OptionError;
     fn from_str(text: &str) -> Result<Self, OptionError> {

@@ -1,7 +1,7 @@
 //! `system df`, `system prune`.
 
 use clap::Args;
-use insula_models::{ContainerSummary, DiskUsage, ImageSummary, StorageUse, Volume};
+use insula_models::{BuildCacheItem, ContainerSummary, DiskUsage, ImageSummary, StorageUse, Volume};
 
 use super::prune::{confirmed, image_lines};
 use crate::arguments::Run;
@@ -110,7 +110,18 @@ fn summary(usage: &DiskUsage) -> Vec<Row> {
         storage.volumes,
         share(free, storage.volumes),
     );
-    vec![images, containers, volumes, row("Build Cache", usage.build_cache.len(), 0, 0, size(0))]
+    let cache = |is: &dyn Fn(&&BuildCacheItem) -> bool| {
+        usage.build_cache.iter().filter(is).map(|item| item.size).sum::<i64>()
+    };
+    // What images have too is counted with them.
+    let builds = row(
+        "Build Cache",
+        usage.build_cache.len(),
+        usage.build_cache.iter().filter(|item| item.in_use).count(),
+        cache(&|item| !item.shared),
+        size(cache(&|item| !item.shared && !item.in_use)),
+    );
+    vec![images, containers, volumes, builds]
 }
 
 fn verbose(usage: &DiskUsage, now: i64) -> anyhow::Result<String> {
@@ -120,7 +131,11 @@ fn verbose(usage: &DiskUsage, now: i64) -> anyhow::Result<String> {
     text.push_str(&containers(&usage.containers, now)?);
     text.push_str("\nLocal Volumes space usage:\n\n");
     text.push_str(&volumes(&usage.volumes)?);
-    text.push_str("\nBuild cache usage: 0B\n");
+    let cached = usage.build_cache.iter().filter(|item| !item.shared).map(|item| item.size).sum();
+    text.push_str(&format!("\nBuild cache usage: {}\n", size(cached)));
+    if !usage.build_cache.is_empty() {
+        text.push_str(&format!("\n{}", builds(&usage.build_cache, now)?));
+    }
     if let Some(storage) = &usage.storage {
         text.push_str(&format!("\nAll that is below {}:\n\n{}", storage.root, kinds(storage)?));
     }
@@ -214,6 +229,35 @@ fn volumes(volumes: &[Volume]) -> anyhow::Result<String> {
         }
     };
     rendered(HEADERS, &volumes.iter().map(row).collect::<Vec<_>>())
+}
+
+fn builds(items: &[BuildCacheItem], now: i64) -> anyhow::Result<String> {
+    const HEADERS: &[(&str, &str)] = &[
+        ("ID", "CACHE ID"),
+        ("CacheType", "CACHE TYPE"),
+        ("Size", "SIZE"),
+        ("CreatedSince", "CREATED"),
+        ("LastUsedSince", "LAST USED"),
+        ("UsageCount", "USAGE"),
+        ("Shared", "SHARED"),
+    ];
+    let since = |text: &str| {
+        let moment = text.parse::<jiff::Timestamp>();
+        moment.map_or_else(|_| "N/A".to_owned(), |moment| ago::ago(moment.as_second(), now))
+    };
+    let row = |item: &BuildCacheItem| Row {
+        cells: vec![
+            ("ID", item.id.chars().take(12).collect()),
+            ("CacheType", item.r#type.clone()),
+            ("Size", size(item.size)),
+            ("CreatedSince", since(&item.created_at)),
+            ("LastUsedSince", since(&item.last_used_at)),
+            ("UsageCount", item.usage_count.to_string()),
+            ("Shared", item.shared.to_string()),
+        ],
+        ..Row::default()
+    };
+    rendered(HEADERS, &items.iter().map(row).collect::<Vec<_>>())
 }
 
 fn kinds(storage: &StorageUse) -> anyhow::Result<String> {
@@ -356,6 +400,17 @@ mod tests {
                 total: 600_100_000,
                 ..StorageUse::default()
             }),
+            build_cache: [(7_000_000, false), (30_000_000, true)]
+                .map(|(size, shared)| BuildCacheItem {
+                    id: "b".repeat(64),
+                    r#type: "regular".to_owned(),
+                    shared,
+                    size,
+                    created_at: "2023-11-15T01:00:00Z".to_owned(),
+                    usage_count: 2,
+                    ..BuildCacheItem::default()
+                })
+                .to_vec(),
             ..DiskUsage::default()
         }
     }

@@ -175,6 +175,7 @@ impl Run for CreateNetworkArgs {
             name: self.name,
             check_duplicate: true,
             driver: self.driver,
+            enable_ipv4: None,
             enable_ipv6: Some(self.ipv6),
             internal: self.internal,
             attachable: self.attachable,

@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::failure::{Failure, Outcome};
 use crate::format::table::{self, Columns, Row};
 use crate::format::{ago, short_id};
-use crate::printer;
+use crate::{options, printer};
 
 /// Write images to an archive, which 'load' of Docker, Podman and insula reads
 #[derive(Debug, Args)]
@@ -24,6 +24,9 @@ pub(crate) struct SaveArgs {
     /// File to write [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// The images have to be of it
+    #[arg(long, value_name = "OS/ARCHITECTURE")]
+    platform: Option<String>,
     /// Names or ids; a name without a tag means all of its tags
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
@@ -31,8 +34,9 @@ pub(crate) struct SaveArgs {
 
 impl Run for SaveArgs {
     async fn run(self, context: Context) -> Outcome {
+        let platform = options::platform(self.platform.as_deref())?;
         let target = Target::new(self.output.as_deref())?;
-        let archive = context.client().await?.save_images(&self.images).await?;
+        let archive = context.client().await?.save_images(&self.images, platform.as_ref()).await?;
         target.fill(archive).await?;
         Ok(0)
     }
@@ -228,6 +232,9 @@ pub(crate) struct HistoryArgs {
     /// Do not cut ids and commands
     #[arg(long)]
     no_trunc: bool,
+    /// The image has to be of it
+    #[arg(long, value_name = "OS/ARCHITECTURE")]
+    platform: Option<String>,
     /// Only ids
     #[arg(short, long)]
     quiet: bool,
@@ -248,7 +255,8 @@ const COMMAND_MAX: usize = 45;
 
 impl Run for HistoryArgs {
     async fn run(self, context: Context) -> Outcome {
-        let items = context.client().await?.image_history(&self.image).await?;
+        let platform = options::platform(self.platform.as_deref())?;
+        let items = context.client().await?.image_history(&self.image, platform.as_ref()).await?;
         let id = |id: &str| if self.no_trunc { id.to_owned() } else { short_id(id).to_owned() };
         if self.quiet && self.format.is_empty() {
             for item in &items {

@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 use clap::Args;
-use insula_client::Client;
+use insula_client::{Client, Platform};
 use insula_spec::reference::Reference;
 
 use crate::arguments::Run;
@@ -98,6 +98,9 @@ pub(crate) struct PushArgs {
     #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", hide_default_value = true, action = clap::ArgAction::Set)]
     disable_content_trust: bool,
+    /// The image has to be of it
+    #[arg(long, value_name = "OS/ARCHITECTURE")]
+    platform: Option<String>,
     /// Print nothing but the image's name
     #[arg(short, long)]
     quiet: bool,
@@ -120,7 +123,9 @@ impl Run for PushArgs {
             bail!("cannot push a digest reference");
         }
         let client = context.client().await?;
-        let done = pushed(&client, &reference, self.all_tags, self.quiet).await?;
+        let platform = options::platform(self.platform.as_deref())?;
+        let what = Pushed { all: self.all_tags, platform };
+        let done = pushed(&client, &reference, &what, self.quiet).await?;
         if self.quiet {
             printer::line(&done)?;
         }
@@ -130,15 +135,29 @@ impl Run for PushArgs {
 
 /// Pushes an image that was just made.
 pub(super) async fn push(client: &Client, name: &str, quiet: bool) -> anyhow::Result<()> {
-    pushed(client, &Reference::parse(name)?, false, quiet).await.map(drop)
+    pushed(client, &Reference::parse(name)?, &Pushed::default(), quiet).await.map(drop)
+}
+
+/// What of a repository is pushed.
+#[derive(Debug, Default)]
+struct Pushed {
+    /// All tags.
+    all: bool,
+    platform: Option<Platform>,
 }
 
 /// Returns what was pushed.
-async fn pushed(client: &Client, reference: &Reference, all: bool, quiet: bool) -> anyhow::Result<String> {
+async fn pushed(
+    client: &Client,
+    reference: &Reference,
+    what: &Pushed,
+    quiet: bool,
+) -> anyhow::Result<String> {
     let name = reference.familiar_name();
+    let all = what.all;
     let tag = if all { "" } else { reference.tag().unwrap_or_default() };
     let auth = registry::credentials(&name)?;
-    let mut stream = client.push_image(&name, tag, &auth).await?;
+    let mut stream = client.push_image(&name, tag, &auth, what.platform.as_ref()).await?;
     match quiet {
         true => progress::wait(&mut stream, 1).await?,
         false => progress::show(&mut stream, Sink::Stdout, 1).await?,

@@ -39,6 +39,7 @@ impl Run for CreateVolumeArgs {
             driver: self.driver,
             driver_opts: options::strict_pairs("opt", &self.opt)?,
             labels: options::pairs(&self.label),
+            cluster_volume_spec: None,
         };
         let volume = context.client().await?.create_volume(&request).await?;
         printer::line(&volume.name)?;

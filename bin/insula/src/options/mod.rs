@@ -9,7 +9,26 @@ pub(crate) mod ports;
 
 use std::collections::BTreeMap;
 
+use insula_client::Platform;
+
 use crate::usage::bad_flag;
+
+/// `OS/ARCHITECTURE[/VARIANT]`.
+pub(crate) fn platform(text: Option<&str>) -> anyhow::Result<Option<Platform>> {
+    let Some(text) = text else { return Ok(None) };
+    let parts: Vec<&str> = text.split('/').collect();
+    match parts.as_slice() {
+        [os, architecture, rest @ ..] if rest.len() < 2 && parts.iter().all(|part| !part.is_empty()) => {
+            let variant = rest.first().copied().unwrap_or_default();
+            Ok(Some(Platform {
+                os: os.to_lowercase(),
+                architecture: architecture.to_lowercase(),
+                variant: variant.to_lowercase(),
+            }))
+        }
+        _ => Err(bad_flag("--platform", text, "OS/ARCHITECTURE[/VARIANT] is expected")),
+    }
+}
 
 /// `NAME=VALUE`, or `NAME` with an empty value.
 pub(crate) fn pairs(flags: &[String]) -> BTreeMap<String, String> {

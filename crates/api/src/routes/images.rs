@@ -6,7 +6,7 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use http::{HeaderMap, Method};
-use insula_engine::images::{CommitRequest, ImportRequest, ProgressSender, PullRequest, PushRequest};
+use insula_engine::images::{CommitRequest, Images, ImportRequest, ProgressSender, PullRequest, PushRequest};
 use insula_models::{ApiVersion, ErrorDetail, IdResponse, ProgressMessage};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -52,6 +52,11 @@ async fn list(State(api): State<Api>, Version(version): Version, params: Params)
 
 async fn load(State(api): State<Api>, params: Params, body: Body) -> Answer {
     let quiet = params.flag("quiet");
+    if params.text("platform").is_some() {
+        return Err(ApiError::unsupported(
+            "the platform of images that are loaded cannot be chosen: every image has one, and all are loaded",
+        ));
+    }
     let images = api.engine.images().clone();
     Ok(streamed(quiet, move |progress| async move { images.load(Upload::new(body), progress).await }))
 }
@@ -113,7 +118,9 @@ async fn prune(State(api): State<Api>, params: Params) -> Answer {
 }
 
 async fn save(State(api): State<Api>, params: Params) -> Answer {
-    let names = params.all("names").iter().flat_map(|names| names.split(',')).map(str::to_owned).collect();
+    let names: Vec<String> =
+        params.all("names").iter().flat_map(|names| names.split(',')).map(str::to_owned).collect();
+    names.iter().try_for_each(|name| check_platform(api.engine.images(), &params, name))?;
     Ok(tar(api.engine.images().save(names)?))
 }
 
@@ -153,6 +160,11 @@ async fn named(
 ) -> Answer {
     let images = api.engine.images();
     let (name, verb) = rest.rsplit_once('/').unwrap_or((&rest, ""));
+    match method {
+        Method::DELETE => check_platform(images, &params, &rest)?,
+        _ if matches!(verb, "json" | "history" | "get" | "push") => check_platform(images, &params, name)?,
+        _ => {}
+    }
     match (&method, verb) {
         (&Method::GET | &Method::HEAD, "json") => shaped(version, &images.inspect(name)?),
         (&Method::GET | &Method::HEAD, "history") => json(&images.history(name)?),
@@ -166,6 +178,44 @@ async fn named(
         (&Method::DELETE, _) => remove(&api, &rest, &params).await,
         _ => Err(ApiError::no_page()),
     }
+}
+
+/// Newer clients may say which of an image's platforms they mean. An image here has one: a name that is given with
+/// another platform is not there.
+fn check_platform(images: &Images, params: &Params, name: &str) -> Result<(), ApiError> {
+    #[derive(serde::Deserialize)]
+    struct Wanted {
+        os: String,
+        architecture: String,
+        #[serde(default)]
+        variant: String,
+    }
+    for text in ["platform", "platforms"].into_iter().flat_map(|field| params.all(field)) {
+        if text.is_empty() {
+            continue;
+        }
+        let wanted: Wanted = serde_json::from_str(&text)
+            .map_err(|error| ApiError::invalid(format!("failed to parse platform {text:?}: {error}")))?;
+        let image = images.inspect(name)?;
+        let shown = |parts: [&str; 3]| {
+            parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join("/")
+        };
+        let same = wanted.os == image.os
+            && wanted.architecture == image.architecture
+            && (wanted.variant.is_empty() || wanted.variant == image.variant);
+        if !same {
+            return Err(ApiError::new(
+                http::StatusCode::NOT_FOUND,
+                format!(
+                    "image with reference {name} was found but its platform ({}) does not match the specified \
+                     platform ({})",
+                    shown([&image.os, &image.architecture, &image.variant]),
+                    shown([&wanted.os, &wanted.architecture, &wanted.variant])
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 async fn remove(api: &Api, name: &str, params: &Params) -> Answer {

@@ -36,6 +36,24 @@ pub struct CommitOptions {
     pub pause: bool,
 }
 
+/// Which of an image's platforms is meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Platform {
+    pub os: String,
+    pub architecture: String,
+    /// Empty for any.
+    pub variant: String,
+}
+
+fn of_platform(query: Query, platform: Option<&Platform>) -> Query {
+    let Some(Platform { os, architecture, variant }) = platform else { return query };
+    let mut wanted = serde_json::json!({ "os": os, "architecture": architecture });
+    if !variant.is_empty() {
+        wanted["variant"] = variant.as_str().into();
+    }
+    query.with("platform", &wanted.to_string())
+}
+
 impl Client {
     /// `GET /images/json`.
     pub async fn list_images(&self, all: bool, filters: &Filters) -> Result<Vec<ImageSummary>> {
@@ -49,8 +67,10 @@ impl Client {
     }
 
     /// `GET /images/{name}/history`.
-    pub async fn image_history(&self, name: &str) -> Result<Vec<HistoryItem>> {
-        self.document(Call::get(format!("/images/{}/history", encode(name))), RequestBody::Empty).await
+    pub async fn image_history(&self, name: &str, platform: Option<&Platform>) -> Result<Vec<HistoryItem>> {
+        let query = of_platform(Query::new(), platform);
+        let call = Call::get(format!("/images/{}/history{}", encode(name), query.as_str()));
+        self.document(call, RequestBody::Empty).await
     }
 
     /// `POST /images/load`.
@@ -98,15 +118,16 @@ impl Client {
         name: &str,
         tag: &str,
         auth: &AuthConfig,
+        platform: Option<&Platform>,
     ) -> Result<JsonStream<ProgressMessage>> {
-        let query = Query::new().with_text("tag", tag);
+        let query = of_platform(Query::new().with_text("tag", tag), platform);
         let call = Call::post(format!("/images/{}/push{}", encode(name), query.as_str()));
         Ok(JsonStream::new(self.stream(call.with_credentials(auth), RequestBody::Empty).await?.0))
     }
 
     /// `GET /images/get`: an archive of images by names or ids.
-    pub async fn save_images(&self, names: &[String]) -> Result<ByteStream> {
-        let mut query = Query::new();
+    pub async fn save_images(&self, names: &[String], platform: Option<&Platform>) -> Result<ByteStream> {
+        let mut query = of_platform(Query::new(), platform);
         for name in names {
             query = query.with("names", name);
         }

@@ -1,11 +1,12 @@
 //! The cache: what steps made, by what went into them. A record holds its layers as a container holds its
 //! image's; records are removed when they are too many or too large together, the longest unused first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use insula_base::{Digest, chain};
+use insula_models::BuildCacheItem;
 use insula_store::{Collection, Layer, LayerLease, Record, StagedLayer};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Building;
 use super::stage::Built;
+use crate::events::EventType;
 use crate::filters::{Filters, check_names, parse_moment};
 use crate::{Engine, Error, Result, blocking};
 
@@ -242,7 +244,9 @@ impl Engine {
     pub async fn prune_builds(&self, request: PruneRequest) -> Result<(Vec<String>, u64)> {
         request.check()?;
         let engine = self.clone();
-        blocking(move || engine.drop_records(usize::MAX, &request)).await
+        let (gone, freed) = blocking(move || engine.drop_records(usize::MAX, &request)).await?;
+        self.events().pruned(EventType::Builder, freed);
+        Ok((gone, freed))
     }
 
     fn drop_records(&self, count: usize, request: &PruneRequest) -> Result<(Vec<String>, u64)> {
@@ -282,6 +286,33 @@ impl Engine {
             gone.push(id);
         }
         Ok((gone, freed))
+    }
+
+    /// The records, the oldest first. What a step made is held by its users themselves, so that its record is in
+    /// nobody's use. Blocks.
+    pub(crate) fn build_cache(&self) -> Result<Vec<BuildCacheItem>> {
+        let store = self.store();
+        let images = store.images().list()?;
+        let of_images: HashSet<_> =
+            images.iter().flat_map(|image| image.layers.iter().map(|layer| &layer.chain_id)).collect();
+        let mut items = Vec::new();
+        for record in store.state().records(Collection::BuildCache).all()? {
+            let Ok(document) = serde_json::from_slice::<Document>(&record.doc) else { continue };
+            let layers = store.images().held(&owner(&record.id))?.unwrap_or_default();
+            items.push(BuildCacheItem {
+                r#type: document.kind().to_owned(),
+                in_use: document.folder && self.0.caches.in_use(&record.id),
+                shared: layers.last().is_some_and(|layer| of_images.contains(&layer.chain_id)),
+                size: i64::try_from(document.size).unwrap_or(i64::MAX),
+                description: document.text,
+                created_at: document.created,
+                last_used_at: document.used,
+                usage_count: i64::try_from(document.uses).unwrap_or(i64::MAX),
+                id: record.id,
+            });
+        }
+        items.sort_by(|a, b| (&a.created_at, &a.id).cmp(&(&b.created_at, &b.id)));
+        Ok(items)
     }
 
     /// After a build: what it made is brought to the disk, and what is too much goes.

@@ -81,6 +81,11 @@ impl Caches {
         Guard { key: own, _held }
     }
 
+    /// Whether a build uses a cache now.
+    pub(super) fn in_use(&self, key: &str) -> bool {
+        locked(&self.used).get(key).is_some_and(|lock| Arc::strong_count(lock) > 1)
+    }
+
     /// A cache that nobody uses, and nobody does until this is dropped.
     pub(super) fn idle(&self, key: &str) -> Option<OwnedRwLockWriteGuard<()>> {
         self.lock(key).try_write_owned().ok()

@@ -180,6 +180,12 @@ fn check_modes(config: &ContainerConfig, host: &HostConfig, warnings: &mut Vec<S
             return invalid(format!("invalid {what} mode: {mode}"));
         }
     }
+    if host.network_mode == "host" && !host.links.is_empty() {
+        return invalid(
+            "conflicting options: host type networking can't be used with links. This would result in undefined \
+             behavior",
+        );
+    }
     if host.uts_mode == "host" && !config.hostname.is_empty() {
         return invalid("conflicting options: hostname and the UTS mode");
     }

@@ -44,6 +44,8 @@ pub(crate) struct State {
     pub(crate) health: Option<insula_models::Health>,
     /// A user brings it down: its end is no reason to restart it.
     pub(crate) stopping: bool,
+    /// It was told to end, and who told it waits for that.
+    pub(crate) told_to_end: bool,
     /// Waits for its restart policy to start it again.
     pub(crate) restarting: Option<tokio::task::AbortHandle>,
     /// How long the next restart will wait.
@@ -89,6 +91,14 @@ pub(crate) struct Progress {
     pub(crate) ending: bool,
 }
 
+impl State {
+    /// Those that run, or will.
+    pub(crate) fn unfinished_execs(&self) -> Vec<String> {
+        let unfinished = self.execs.iter().filter(|(_, exec)| !exec.is_over());
+        unfinished.map(|(id, _)| id.to_string()).collect()
+    }
+}
+
 impl Container {
     pub(crate) fn new(row: Row) -> Self {
         let progress = Progress { running: row.running(), code: row.exit_code(), ..Progress::default() };
@@ -105,6 +115,7 @@ impl Container {
                 uptime: None,
                 health: None,
                 stopping: false,
+                told_to_end: false,
                 restarting: None,
                 backoff: Duration::ZERO,
                 execs: HashMap::new(),

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use insula_base::ExecId;
 use insula_models::{ContainerConfig, Health, HealthLog, HostConfig};
-use insula_proto::{Call, Signal};
+use insula_proto::{Call, Empty, Outcome, Phase, Signal};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,10 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(30);
 const START_INTERVAL: Duration = Duration::from_secs(5);
 const RETRIES: i64 = 3;
+/// A shell's code of what KILL ended.
+const KILLED: i64 = 137;
+/// How long the end of a container may take to be known here after that of what ran beside it.
+const SETTLED: Duration = Duration::from_secs(10);
 /// Probes that are remembered.
 const KEPT: usize = 5;
 /// What is known, in the sandbox's folder.
@@ -208,6 +212,9 @@ impl Engine {
         let (start, up) = (Timestamp::now(), up(&container.state()));
         let probe = Probe { id: &id, command: &check.command, timeout: check.timeout };
         let probed = self.probe(container, task, &probe).await;
+        if probed.code != 0 && ends(container, task, probed.code).await {
+            return;
+        }
         let log = HealthLog {
             start: format!("{start:.9}"),
             end: format!("{:.9}", Timestamp::now()),
@@ -316,6 +323,25 @@ async fn look_after(
         let state = container.state();
         let health = state.health.clone().unwrap_or_default();
         pause = check.pause(&health, up(&state));
+    }
+}
+
+/// Whether it is brought down or has ended, which a probe that failed may come of: it was cut short, or what it
+/// looks for was told to end. Nothing is counted then.
+async fn ends(container: &Container, task: &Task, code: i64) -> bool {
+    let mut progress = container.subscribe();
+    let before = progress.borrow_and_update().exits;
+    if container.state().told_to_end {
+        return true;
+    }
+    // What is left in a namespace of processes is killed first, and its first process is over after that.
+    let over = progress.wait_for(|now| !now.running || now.exits != before);
+    if code == KILLED && tokio::time::timeout(SETTLED, over).await.is_ok() {
+        return true;
+    }
+    match task.call(Call::Status(Empty {}), &[]).await {
+        Ok(Outcome::Status(status)) => status.phase() == Phase::Ended,
+        _ => true,
     }
 }
 

@@ -56,7 +56,7 @@ impl Engine {
             restart_count: i64::try_from(row.restarts).unwrap_or(i64::MAX),
             driver: "overlay2".to_owned(),
             platform: "linux".to_owned(),
-            exec_ids: container.state().execs.keys().map(ToString::to_string).collect(),
+            exec_ids: container.state().unfinished_execs(),
             host_config: row.host.clone(),
             graph_driver: graph_driver(&row, &folder),
             mounts: mount_points(&row, &self.store().volumes_dir()),
@@ -202,6 +202,10 @@ pub(super) fn mount_points(row: &Row, volumes: &Path) -> Vec<MountPoint> {
                 "volume".clone_into(&mut point.r#type);
                 point.name.clone_from(name);
                 "local".clone_into(&mut point.driver);
+                // Docker's word for a label that it may set; what the image alone asks for has none.
+                if point.mode.is_empty() && !row.config.volumes.contains_key(&mount.target) {
+                    "z".clone_into(&mut point.mode);
+                }
             }
             SourceRow::Tmpfs { .. } if row.host.tmpfs.contains_key(&mount.target) => return None,
             SourceRow::Tmpfs { .. } => "tmpfs".clone_into(&mut point.r#type),

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use insula_models::{ContainerSummary, HostConfigSummary, Labels, NetworkSettingsSummary, PortSummary};
+use insula_models::{
+    ContainerSummary, EndpointSettings, HostConfigSummary, Labels, MountPoint, NetworkSettingsSummary,
+    PortSummary,
+};
 use jiff::Timestamp;
 
 use super::container::Container;
@@ -62,7 +65,9 @@ impl Engine {
             let mut summary = self.summary(&container)?;
             if request.size {
                 let (rw, root) = self.sizes(&container.row()).await?;
-                (summary.size_rw, summary.size_root_fs) = (Some(rw), Some(root));
+                // Docker leaves zeros out of lists.
+                let told = |bytes: i64| Some(bytes).filter(|bytes| *bytes != 0);
+                (summary.size_rw, summary.size_root_fs) = (told(rw), told(root));
             }
             summaries.push(summary);
         }
@@ -85,7 +90,7 @@ impl Engine {
             names: vec![format!("/{}", row.name)],
             image: row.image.reference.clone(),
             image_id: row.image.id.to_string(),
-            command: command(&row.config).collect::<Vec<_>>().join(" "),
+            command: shown(command(&row.config)),
             created: row.created.as_second(),
             ports: self.port_summaries(&row)?,
             size_rw: None,
@@ -102,10 +107,18 @@ impl Engine {
                     .unwrap_or_default(),
             },
             network_settings: NetworkSettingsSummary {
-                networks: self.network_settings(&row)?.networks,
+                networks: self
+                    .network_settings(&row)?
+                    .networks
+                    .into_iter()
+                    .map(|(name, endpoint)| (name, listed(endpoint)))
+                    .collect(),
                 host_names: if row.running() { row.host_names() } else { Vec::new() },
             },
-            mounts: inspect::mount_points(&row, &self.store().volumes_dir()),
+            mounts: inspect::mount_points(&row, &self.store().volumes_dir())
+                .into_iter()
+                .map(unsourced)
+                .collect(),
         })
     }
 
@@ -194,6 +207,33 @@ impl Engine {
         }
         counts
     }
+}
+
+/// What lists show of a place in a network.
+fn listed(endpoint: EndpointSettings) -> EndpointSettings {
+    EndpointSettings {
+        links: Vec::new(),
+        aliases: Vec::new(),
+        driver_opts: Labels::new(),
+        dns_names: Vec::new(),
+        ..endpoint
+    }
+}
+
+/// Of volumes lists show the name alone.
+fn unsourced(mount: MountPoint) -> MountPoint {
+    let source = if mount.name.is_empty() { mount.source } else { String::new() };
+    MountPoint { source, ..mount }
+}
+
+/// The words of a command, those with blanks in quotes as Docker has it.
+fn shown<'a>(words: impl Iterator<Item = &'a str>) -> String {
+    let quoted = |word: &str| if word.contains(' ') { format!("'{word}'") } else { word.to_owned() };
+    words
+        .enumerate()
+        .map(|(n, word)| if n == 0 { word.to_owned() } else { quoted(word) })
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// `before` and `since`: moments at which other containers were created.
@@ -343,6 +383,12 @@ mod tests {
         ] {
             assert_eq!(human(seconds), text, "{seconds}");
         }
+    }
+
+    #[test]
+    fn words_with_blanks_are_quoted() {
+        assert_eq!(shown(["sh", "-c", "echo a; b"].into_iter()), "sh -c 'echo a; b'");
+        assert_eq!(shown(["a b"].into_iter()), "a b");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::container::Container;
 use super::create::ID_POOL;
 use super::row::{Phase, Row};
 use super::{RemoveRequest, list};
+use crate::events::EventType;
 use crate::filters::{Filters, check_names};
 use crate::{Engine, Error, Result, blocking, volumes};
 
@@ -200,6 +201,7 @@ impl Engine {
             answer.space_reclaimed += size;
             answer.containers_deleted.push(container.id.to_string());
         }
+        self.events().pruned(EventType::Container, answer.space_reclaimed);
         Ok(answer)
     }
 }

@@ -67,7 +67,7 @@ impl StatsSampler {
         sample.blkio_stats = BlkioStats {
             io_service_bytes_recursive: blkio(&stats.blkio_bytes),
             io_serviced_recursive: blkio(&stats.blkio_operations),
-            ..BlkioStats::default()
+            ..blkio_of(&stats)
         };
         if row.host.network_mode != "host"
             && let Some(pid) = row.pid()
@@ -123,6 +123,20 @@ fn memory(stats: &Stats) -> MemoryStats {
         stats: stats.memory.clone(),
         failcnt: stats.memory_failures.unwrap_or(0),
         limit: stats.memory_limit.unwrap_or(host).min(host),
+    }
+}
+
+/// The lists that version 1 alone has: there they are empty, elsewhere they are not there.
+fn blkio_of(stats: &Stats) -> BlkioStats {
+    let list = || (!stats.cpu_each.is_empty()).then(Vec::new);
+    BlkioStats {
+        io_queue_recursive: list(),
+        io_service_time_recursive: list(),
+        io_wait_time_recursive: list(),
+        io_merged_recursive: list(),
+        io_time_recursive: list(),
+        sectors_recursive: list(),
+        ..BlkioStats::default()
     }
 }
 

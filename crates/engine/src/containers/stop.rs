@@ -24,6 +24,22 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// SIGRTMIN+3 asks systemd to halt.
 const HALT: i32 = 37;
 
+/// While it is there its container is one that was told to end.
+struct Told<'a>(&'a Container);
+
+impl<'a> Told<'a> {
+    fn of(container: &'a Container) -> Self {
+        container.state().told_to_end = true;
+        Self(container)
+    }
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        self.0.state().told_to_end = false;
+    }
+}
+
 impl Engine {
     pub async fn stop_container(&self, reference: &str, request: StopRequest) -> Result<Change> {
         let container = self.find(reference)?;
@@ -110,7 +126,8 @@ impl Engine {
             return Ok(());
         }
         match self.signal(container, KILL).await {
-            Ok(()) | Err(Error::Conflict(_)) => {}
+            Ok(()) => self.publish(&row, "kill", &[("signal", &KILL.to_string())]),
+            Err(Error::Conflict(_)) => {}
             Err(error) => return Err(error),
         }
         end.within(death(&row)).await.then_some(()).ok_or_else(|| unkillable(&row))
@@ -141,6 +158,7 @@ impl Engine {
             container.put_down().await;
             return Ok(());
         }
+        let _told = Told::of(container);
         match self.signal(container, signal).await {
             Err(Error::Conflict(_)) => {}
             result => result?,

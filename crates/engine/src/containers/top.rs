@@ -1,7 +1,7 @@
 //! The processes of a container as ps(1) lists them, read from `/proc` of the host
 //! (proc_pid_stat(5)). Which processes is the container's affair, so the options of ps(1) that select some
 //! (`-e`, `-A`, `a`, `x`, …) say no more than the form of the list, as `x` does; of those for a form `f`, `F`,
-//! `j`, `u` and `o` are known, `o` with the columns below, their titles changed with `=`.
+//! `j`, `u`, `Z` and `o` are known, `o` with the columns below, their titles changed with `=`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -40,10 +40,11 @@ enum Column {
     Threads,
     Name,
     Command,
+    Label,
 }
 
 /// Names that `-o` knows, with their titles.
-const COLUMNS: [(&str, &str, Column); 44] = [
+const COLUMNS: [(&str, &str, Column); 46] = [
     ("user", "USER", Column::User),
     ("uname", "USER", Column::User),
     ("uid", "UID", Column::Uid),
@@ -88,6 +89,8 @@ const COLUMNS: [(&str, &str, Column); 44] = [
     ("vsize", "VSZ", Column::Virtual),
     ("rssize", "RSS", Column::Resident),
     ("thcount", "THCNT", Column::Threads),
+    ("label", "LABEL", Column::Label),
+    ("context", "CONTEXT", Column::Label),
 ];
 
 /// Lists processes. One that ends meanwhile is left out, and so is what another kernel says that is none.
@@ -125,7 +128,7 @@ enum Form {
 
 fn columns(arguments: &str) -> Result<Vec<Titled>> {
     let mut chosen = Vec::new();
-    let mut form = None;
+    let (mut form, mut labels) = (None, false);
     let mut words = arguments.split_whitespace();
     while let Some(word) = words.next() {
         let (bsd, letters) = word.strip_prefix('-').map_or((true, word), |letters| (false, letters));
@@ -136,11 +139,21 @@ fn columns(arguments: &str) -> Result<Vec<Titled>> {
                 chosen.extend(chosen_columns(list.ok_or_else(|| unknown(arguments))?)?);
                 break;
             }
+            if letter == 'Z' {
+                labels = true;
+                continue;
+            }
             form = wanted(letter, bsd, form).ok_or_else(|| unknown(arguments))?;
         }
     }
-    let shown = if chosen.is_empty() { form_columns(form.unwrap_or(Form::Plain)) } else { chosen };
-    if arguments.trim().is_empty() { Ok(form_columns(Form::Full)) } else { Ok(shown) }
+    let mut shown = if chosen.is_empty() { form_columns(form.unwrap_or(Form::Plain)) } else { chosen };
+    if arguments.trim().is_empty() {
+        shown = form_columns(Form::Full);
+    }
+    if labels {
+        shown.insert(0, ("LABEL".to_owned(), Column::Label));
+    }
+    Ok(shown)
 }
 
 /// The form after one more letter; none for a letter that is not known.
@@ -158,7 +171,7 @@ fn wanted(letter: char, bsd: bool, form: Option<Form>) -> Option<Option<Form>> {
 
 fn unknown(arguments: &str) -> Error {
     Error::Unsupported(format!(
-        "ps arguments {arguments:?}: -e, -A, -a, -d, -x, a, x and w, the forms -f, -F, -j and u, and -o with \
+        "ps arguments {arguments:?}: -e, -A, -a, -d, -x, a, x and w, the forms -f, -F, -j and u, -Z, and -o with \
          a list of columns are known"
     ))
 }
@@ -297,6 +310,8 @@ struct Process {
     gid: u32,
     name: String,
     command: String,
+    /// Of a security module; `-` without one.
+    label: String,
     state: String,
     ppid: i32,
     group: i32,
@@ -317,7 +332,11 @@ impl Process {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        Self::parse(pid, &stat, &status, &command)
+        let process = Self::parse(pid, &stat, &status, &command)?;
+        // attr(5) of a process: not there, or not to be read, without a security module that labels.
+        let label = fs::read_to_string(format!("/proc/{pid}/attr/current")).unwrap_or_default();
+        let label = label.trim_end_matches(['\0', '\n']).to_owned();
+        Some(if label.is_empty() { process } else { Self { label, ..process } })
     }
 
     fn parse(pid: i32, stat: &str, status: &str, command: &[u8]) -> Option<Self> {
@@ -342,6 +361,7 @@ impl Process {
             gid: id("Gid:")?,
             command: if words.is_empty() { format!("[{name}]") } else { words.join(" ") },
             name,
+            label: "-".to_owned(),
             state: (*fields.first()?).to_owned(),
             ppid: fields.get(1)?.parse().ok()?,
             group: fields.get(2)?.parse().ok()?,
@@ -391,6 +411,7 @@ impl Process {
             Column::Threads => self.threads.to_string(),
             Column::Name => self.name.clone(),
             Column::Command => self.command.clone(),
+            Column::Label => self.label.clone(),
         }
     }
 }
@@ -480,6 +501,9 @@ mod tests {
             ("x", "PID TTY STAT TIME COMMAND"),
             ("-ej", "PID PGID SID TTY TIME CMD"),
             ("-eo pid,comm", "PID COMMAND"),
+            ("-eZ", "LABEL PID TTY TIME CMD"),
+            ("-efZ", "LABEL UID PID PPID C STIME TTY TIME CMD"),
+            ("-o pid,label", "PID LABEL"),
             ("-o pid=A,comm -o args=WHAT", "A COMMAND WHAT"),
             ("axopid,rss", "PID RSS"),
         ] {

@@ -11,7 +11,7 @@ use insula_models::{ExecCreateRequest, ExecStartRequest};
 use insula_proto::{Call, Signal};
 use tokio::io::AsyncReadExt;
 
-use super::{Exec, ExecState, call, with};
+use super::{Exec, ExecState, call, told, with};
 use crate::containers::container::Container;
 use crate::monitor::Task;
 use crate::{AttachedStream, Engine, Error, Result};
@@ -64,8 +64,7 @@ impl Engine {
         self.0.execs.insert(probe.id.clone(), container.id.clone());
         let attributes = [("execID", probe.id.as_str())];
         for action in ["exec_create", "exec_start"] {
-            let action = format!("{action}: {}", probe.command.join(" "));
-            self.publish(&container.row(), &action, &attributes);
+            self.publish(&container.row(), &told(action, probe.command), &attributes);
         }
         let probed = self.run_probe(container, task, probe, &request).await;
         container.state().execs.remove(probe.id);

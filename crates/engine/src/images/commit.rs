@@ -9,7 +9,6 @@ use insula_sys::failpoint::failpoint;
 
 use super::change;
 use crate::archive::made_by_engine;
-use crate::events::EventType;
 use crate::{Engine, Result, blocking};
 
 /// `POST /commit`.
@@ -23,7 +22,7 @@ pub struct CommitRequest {
     pub changes: Vec<String>,
     /// Hold the container still while its files are read.
     pub pause: bool,
-    /// Instead of the container's own configuration.
+    /// What it says goes before the container's own configuration.
     pub config: Option<ContainerConfig>,
 }
 
@@ -34,7 +33,10 @@ impl Engine {
         let row = container.row();
         let target = request.reference.as_deref().map(Reference::parse).transpose();
         let target = target.map_err(insula_store::Error::from)?;
-        let mut config = run_config(request.config.as_ref().unwrap_or(&row.config));
+        let mut config = run_config(&row.config);
+        if let Some(own) = &request.config {
+            config = over(run_config(own), config);
+        }
         for instruction in &request.changes {
             change::apply(&mut config, instruction)?;
         }
@@ -42,7 +44,6 @@ impl Engine {
         let ignored = made_by_engine(&files);
         let of = DiffOf { upper: files.upper, lower: files.layers, ignored, latest: None };
         let (store, parent) = (self.store().clone(), row.image.id.clone());
-        let id = row.id.to_string();
         let of_it: &[_] = if request.pause { std::slice::from_ref(&container) } else { &[] };
         let held = self.hold_still(of_it).await?;
         failpoint("commit.paused");
@@ -53,7 +54,7 @@ impl Engine {
         let options = CommitOptions {
             config,
             author: request.author,
-            message: request.message,
+            message: request.message.clone(),
             created_by: row.config.cmd.clone().unwrap_or_default().join(" "),
             reference: target.clone(),
         };
@@ -61,8 +62,39 @@ impl Engine {
         let image = blocking(move || Ok(store.images().commit_diff(staged, options)?)).await?;
         failpoint("commit.made");
         let name = target.map(|name| name.familiar()).unwrap_or_default();
-        self.images().publish_commit(EventType::Container, &id, &image, &name);
+        if !name.is_empty() {
+            self.images().publish("tag", &image, &name);
+        }
+        let more = [("comment", request.message.as_str()), ("imageID", image.as_str()), ("imageRef", &name)];
+        self.publish(&row, "commit", &more);
         Ok(image.to_string())
+    }
+}
+
+/// A configuration that is given, with what it leaves out from the container's; variables, labels, ports and
+/// volumes are those of both.
+fn over(given: RunConfig, own: RunConfig) -> RunConfig {
+    let text = |given: String, own: String| if given.is_empty() { own } else { given };
+    let list = |given: Vec<String>, own: Vec<String>| if given.is_empty() { own } else { given };
+    let mut env = own.env;
+    crate::containers::merge::overlay(&mut env, &given.env);
+    // An entrypoint comes with its own command.
+    let cmd = if given.entrypoint.is_empty() { list(given.cmd, own.cmd) } else { given.cmd };
+    RunConfig {
+        user: text(given.user, own.user),
+        exposed_ports: own.exposed_ports.into_iter().chain(given.exposed_ports).collect(),
+        env,
+        entrypoint: list(given.entrypoint, own.entrypoint),
+        cmd,
+        volumes: own.volumes.into_iter().chain(given.volumes).collect(),
+        working_dir: text(given.working_dir, own.working_dir),
+        labels: own.labels.into_iter().chain(given.labels).collect(),
+        stop_signal: text(given.stop_signal, own.stop_signal),
+        stop_timeout: given.stop_timeout.or(own.stop_timeout),
+        healthcheck: given.healthcheck.or(own.healthcheck),
+        shell: list(given.shell, own.shell),
+        on_build: list(given.on_build, own.on_build),
+        args_escaped: given.args_escaped || own.args_escaped,
     }
 }
 
@@ -96,6 +128,28 @@ fn run_config(config: &ContainerConfig) -> RunConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_given_goes_before_the_containers_own() {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let own = RunConfig {
+            user: "1".to_owned(),
+            env: words(&["A=1", "B=2"]),
+            cmd: words(&["sh"]),
+            labels: [("a".to_owned(), "own".to_owned())].into(),
+            ..RunConfig::default()
+        };
+        assert_eq!(over(RunConfig::default(), own.clone()), own);
+        let given = RunConfig {
+            env: words(&["B=3"]),
+            entrypoint: words(&["run"]),
+            labels: [("b".to_owned(), "given".to_owned())].into(),
+            ..RunConfig::default()
+        };
+        let both = over(given, own);
+        assert_eq!((both.user.as_str(), both.env, both.cmd), ("1", words(&["A=1", "B=3"]), vec![]));
+        assert_eq!((both.entrypoint, both.labels.len()), (words(&["run"]), 2));
+    }
 
     #[test]
     fn a_configuration_goes_to_the_container_and_back() {

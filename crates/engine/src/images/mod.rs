@@ -210,6 +210,7 @@ impl Images {
                     }
                 }
             }
+            this.events.pruned(EventType::Image, answer.space_reclaimed);
             Ok(answer)
         })
         .await
@@ -263,15 +264,6 @@ impl Images {
                 ImageDeleteItem { untagged: String::new(), deleted: digest.to_string() }
             }
         }
-    }
-
-    /// A container became an image.
-    fn publish_commit(&self, of: EventType, container: &str, image: &Digest, name: &str) {
-        let attributes = Labels::from([
-            ("imageID".to_owned(), image.to_string()),
-            ("imageRef".to_owned(), name.to_owned()),
-        ]);
-        self.events.publish(of, "commit", container, attributes);
     }
 
     pub(crate) fn publish(&self, action: &str, id: &Digest, name: &str) {

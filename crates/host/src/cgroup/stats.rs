@@ -43,7 +43,7 @@ pub struct Stats {
 pub struct BlkioEntry {
     pub major: u32,
     pub minor: u32,
-    /// `read`, `write`.
+    /// `read`, `write`; on version 1 as the kernel has them: `Read`, `Write`, `Sync`, `Async`, `Discard`, `Total`.
     pub operation: String,
     pub value: u64,
 }
@@ -147,10 +147,9 @@ fn blkio_v1(text: &str) -> Vec<BlkioEntry> {
         .filter_map(|line| {
             let mut words = line.split_whitespace();
             let (major, minor) = device(words.next()?)?;
-            let operation = words.next()?.to_ascii_lowercase();
+            let operation = words.next()?.to_owned();
             Some(BlkioEntry { major, minor, operation, value: words.next()?.parse().ok()? })
         })
-        .filter(|entry| entry.operation == "read" || entry.operation == "write")
         .collect()
 }
 
@@ -193,9 +192,9 @@ mod tests {
             value,
         };
         let old = blkio_v1("254:0 Read 10\n254:0 Write 20\n254:0 Total 30\nTotal 30\n");
-        assert_eq!(old, [entry("read", 10), entry("write", 20)]);
+        assert_eq!(old, [entry("Read", 10), entry("Write", 20), entry("Total", 30)]);
         let (bytes, operations) = blkio_v2("254:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0\n");
-        assert_eq!(bytes, old);
+        assert_eq!(bytes, [entry("read", 10), entry("write", 20)]);
         assert_eq!(operations, [entry("read", 1), entry("write", 2)]);
     }
 }
