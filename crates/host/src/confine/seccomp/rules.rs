@@ -7,7 +7,8 @@
 //! - the conditions of a rule must all hold, but if two of them are about the same argument, each
 //!   condition is a rule of its own;
 //! - numbers above the highest that the profile names are newer than the profile: if its default
-//!   action denies, they fail with ENOSYS, so that programs fall back to what they did before.
+//!   action denies, they fail with ENOSYS, so that programs fall back to what they did before. Who names a
+//!   call that x86 has in socketcall(2) or ipc(2) names that one too.
 
 use super::syscalls::{NONE, TABLE};
 use super::{Error, Result};
@@ -308,9 +309,11 @@ impl<'a> Lowering<'a> {
             return Ok(());
         }
         for call in Bits(rule.calls.socketcall.into()) {
+            self.last = self.last.max(Some(X86_SOCKETCALL));
             self.add(X86_SOCKETCALL, std::slice::from_ref(&SOCKETCALLS[call]), rule.action)?;
         }
         for call in Bits(rule.calls.ipc.into()) {
+            self.last = self.last.max(Some(X86_IPC));
             self.add(X86_IPC, std::slice::from_ref(&IPCS[call]), rule.action)?;
         }
         Ok(())

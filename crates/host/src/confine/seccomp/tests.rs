@@ -117,9 +117,25 @@ fn expected(
     if let Some(rule) = applying.iter().find(|rule| matches(&rule.conditions, arguments)) {
         return rule.action;
     }
-    let last = numbers.iter().flatten().max();
+    let last = numbers.iter().flatten().copied().chain(multiplexed(default, rules, column)).max();
     let denies = !matches!(default & 0xffff_0000, 0x7fff_0000 | 0x7ff0_0000 | 0x7ffc_0000);
-    if denies && last.is_some_and(|last| wanted > *last) { ENOSYS } else { default }
+    if denies && last.is_some_and(|last| wanted > last) { ENOSYS } else { default }
+}
+
+/// The calls that others are reached through by what the rules name.
+fn multiplexed(default: u32, rules: &[Plain], column: usize) -> Vec<u32> {
+    let applied = |rule: &&Plain| {
+        column == 1 && rule.action != default && (rule.conditions.is_empty() || rule.action != RET_ALLOW)
+    };
+    let through = |rule: &Plain| {
+        let has = |sub| rule.names.iter().any(|name| number(name, sub).is_some());
+        [(102, 4), (117, 5)]
+            .into_iter()
+            .filter(|(_, sub)| has(*sub))
+            .map(|(call, _)| call)
+            .collect::<Vec<_>>()
+    };
+    rules.iter().filter(applied).flat_map(through).collect()
 }
 
 fn compile_plain(default: u32, rules: &[Plain]) -> Vec<Instruction> {
@@ -225,6 +241,19 @@ proptest! {
         prop_assume!(conditions < 120);
         compare_all(default, &rules, &arguments);
     }
+}
+
+#[test]
+fn a_rule_reaches_a_multiplexed_call_above_all_numbers() {
+    let plain = |name, action| Plain { names: vec![name], action, conditions: Vec::new() };
+    // ipc(2) is 117 on x86, socketcall(2) 102, and semop(2) has no number of its own there.
+    let rules = [plain("socketcall", RET_ALLOW), plain("semop", 0)];
+    for call in [0, 1, 2] {
+        compare_all(EPERM, &rules, &[call, 0, 0, 0, 0, 0]);
+    }
+    let program = compile_plain(EPERM, &rules);
+    assert_eq!(run(&program, AUDIT_X86, 117, &[1, 0, 0, 0, 0, 0]), 0);
+    assert_eq!(run(&program, AUDIT_X86, 118, &[1, 0, 0, 0, 0, 0]), ENOSYS);
 }
 
 /// Everything that a document may hold, in shapes near to right ones.
