@@ -1,7 +1,7 @@
 //! Other people's engines, from Debian's packages, with `insula-runtime` for a runtime.
 
 mod archives;
-mod place;
+pub(crate) mod place;
 
 use std::fs;
 use std::process::Command;

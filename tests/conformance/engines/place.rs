@@ -12,18 +12,18 @@ const FIRST: &str = "mount -t tmpfs tmpfs /run && ip link set lo up && echo read
 
 /// Whatever runs there ends with this value, mounts and interfaces included.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     first: Child,
     /// Of its first process, as the host sees it.
     pid: String,
     folder: tempfile::TempDir,
     /// What the engine's containers have as their control group's parent.
-    pub(super) group: String,
+    pub(crate) group: String,
 }
 
 impl Place {
     /// Absent, with a word, where there is no root or one of the programs is not installed.
-    pub(super) fn with(programs: &[&str]) -> Option<Self> {
+    pub(crate) fn with(programs: &[&str]) -> Option<Self> {
         if !is_root() {
             skip("root", "an engine makes namespaces and control groups");
             return None;
@@ -48,17 +48,17 @@ impl Place {
         Some(place)
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// The same as text.
-    pub(super) fn at(&self, name: &str) -> String {
+    pub(crate) fn at(&self, name: &str) -> String {
         self.path(name).display().to_string()
     }
 
     /// A program there.
-    pub(super) fn command(&self, program: &str) -> Command {
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.pid, "--mount", "--net", "--pid", "--", program]);
         command.env_remove("DOCKER_HOST").env_remove("DOCKER_CONTEXT");
@@ -66,7 +66,7 @@ impl Place {
     }
 
     /// A daemon there, until `ready` succeeds.
-    pub(super) fn daemon(&self, command: &mut Command, ready: impl Fn() -> Command) {
+    pub(crate) fn daemon(&self, command: &mut Command, ready: impl Fn() -> Command) {
         let log = fs::File::create(self.path("log")).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         // Its end comes with that of the place.
@@ -79,7 +79,7 @@ impl Place {
     }
 
     /// Control groups of containers that are there.
-    pub(super) fn groups(&self) -> Vec<PathBuf> {
+    pub(crate) fn groups(&self) -> Vec<PathBuf> {
         let below = |root: PathBuf| fs::read_dir(root).into_iter().flatten().flatten();
         let paths = cgroups_called(&self.group).into_iter().flat_map(below).map(|entry| entry.path());
         // Podman keeps that of its own monitor.
