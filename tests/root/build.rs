@@ -199,7 +199,6 @@ fn what_is_wrong_is_said_with_its_line() {
     refused("FROM busybox\nCOPY relative /x\n", 1, &["does not exist"]);
     refused("FROM busybox\nCOPY ../../../etc/passwd /x\n", 1, &["does not exist"]);
     refused("FROM busybox\nRUN --security=insecure true\n", 1, &["not allowed"]);
-    refused("FROM busybox\nRUN --mount=type=ssh true\n", 1, &["not available in this version"]);
     refused("FROM busybox\nRUN --mount=type=secret,id=a,required true\n", 1, &["secret a: not found"]);
     refused("FROM busybox\nRUN --mount=source=nosuch,target=/x true\n", 1, &["Dockerfile:2", "nosuch"]);
     refused("FROM busybox\nRUN --mount=source=absolute,target=/x true\n", 1, &["absolute does not exist"]);

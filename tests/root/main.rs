@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod agents;
 mod bad_input;
 mod build;
 mod bundles;

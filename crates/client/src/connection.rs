@@ -276,6 +276,8 @@ pub(crate) struct Call<'a> {
     /// Of `X-Registry-Auth`.
     credentials: Option<HeaderValue>,
     registries: Option<HeaderValue>,
+    /// Of `X-Insula-Build`.
+    build: Option<HeaderValue>,
     upgrade: bool,
     accepts_not_modified: bool,
     /// Of `Accept`.
@@ -290,6 +292,7 @@ impl<'a> Call<'a> {
             content_type: None,
             credentials: None,
             registries: None,
+            build: None,
             upgrade: false,
             accepts_not_modified: false,
             accept: None,
@@ -350,6 +353,15 @@ impl<'a> Call<'a> {
         self
     }
 
+    /// With the word that names a build.
+    pub(crate) fn with_build(mut self, token: &str) -> Self {
+        self.build = HeaderValue::from_str(token).ok().map(|mut value| {
+            value.set_sensitive(true);
+            value
+        });
+        self
+    }
+
     /// 304 is success: the container is in that state already.
     pub(crate) fn or_unchanged(mut self) -> Self {
         self.accepts_not_modified = true;
@@ -379,6 +391,9 @@ impl<'a> Call<'a> {
         }
         if let Some(registries) = &self.registries {
             request = request.header("x-registry-config", registries);
+        }
+        if let Some(build) = &self.build {
+            request = request.header("x-insula-build", build);
         }
         if self.upgrade {
             request = request.header(header::CONNECTION, "Upgrade").header(header::UPGRADE, "tcp");

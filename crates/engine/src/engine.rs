@@ -88,6 +88,7 @@ pub(crate) struct Inner {
     pub(crate) tenants: Tenants,
     /// Folders that commands of builds keep.
     pub(crate) caches: crate::build::Caches,
+    pub(crate) agents: crate::build::Agents,
     ending: watch::Sender<bool>,
     /// Read by whoever does something that the end of the daemon waits for.
     removals: Arc<tokio::sync::RwLock<()>>,
@@ -276,6 +277,7 @@ impl Inner {
             tenants: Tenants::new(store.clone(), &config.instance, config.monitor.clone()),
             boot: boot_id()?,
             caches: crate::build::Caches::default(),
+            agents: crate::build::Agents::default(),
             machines: {
                 let machines = Machines::new(store.root(), &config);
                 machines.tidy_up()?;

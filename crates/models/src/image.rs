@@ -112,6 +112,10 @@ document! {
         secrets: Labels,
         /// What names in the Dockerfile mean: `folder`, whose archive comes in front of the context, or `image:NAME`.
         contexts: Labels,
+        /// Agents that commands may ask, by id.
+        agents: Vec<String>,
+        /// What connections for agents name the build by: nobody else may know it.
+        token: String,
         /// What is answered beside progress: nothing, `archive` or `files`.
         output: String,
     }

@@ -1,5 +1,6 @@
 //! `build`, `builder prune`.
 
+mod agents;
 mod answer;
 mod contexts;
 mod output;
@@ -13,11 +14,13 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use futures_util::future::join_all;
 use insula_build::dockerfile::{Dockerfile, LARGEST, lint};
 use insula_build::{Base, Given, Plan};
 use insula_client::{BuildOptions, NamedContext, Upload, framed};
 use insula_models::AuthConfig;
 use insula_spec::reference::Reference;
+use tokio::sync::Notify;
 
 use self::contexts::Named;
 use self::output::Output;
@@ -39,6 +42,7 @@ use crate::{filters, options, printer, registry};
   insula build -f build/Dockerfile --target test --build-arg VERSION=2 .
   insula build --check .
   insula build --secret id=token,env=API_TOKEN .
+  insula build --ssh default .
   insula build --build-context sources=../src --output type=local,dest=out .
   insula build -t app - < Dockerfile")]
 pub(crate) struct BuildArgs {
@@ -126,6 +130,9 @@ pub(crate) struct BuildArgs {
     /// A file or variable that commands may be given: id=ID[,src=FILE|,env=NAME]
     #[arg(long, value_name = "SECRET")]
     secret: Vec<String>,
+    /// An agent that commands may ask: default (that of SSH_AUTH_SOCK), ID=SOCKET
+    #[arg(long, value_name = "AGENT")]
+    ssh: Vec<String>,
     /// Images to take layers from
     #[arg(long, value_name = "IMAGE", value_delimiter = ',')]
     cache_from: Vec<String>,
@@ -179,13 +186,28 @@ impl Run for BuildArgs {
         let named = self.build_context.iter().map(|text| contexts::read(text));
         let named = named.collect::<anyhow::Result<Vec<_>>>()?;
         let tags = self.tags(&output)?;
-        let options = self.options(&source, &named, &output, &tags)?;
+        let agents = self.ssh.iter().map(|text| agents::read(text)).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut options = self.options(&source, &named, &output, &tags)?;
+        if !agents.is_empty() {
+            options.agents = agents.iter().map(|agent| agent.id.clone()).collect();
+            options.token = insula_base::random_hex(32);
+        }
         let receiver = output.open()?;
         let sink = if output.takes_standard_output() { Sink::Stderr } else { Sink::Stdout };
         let client = context.client().await?;
         let upload = upload(source, named, self.compress);
         let mut answer = client.build_image(upload, &options).await?;
-        let id = answer::show(&mut answer, receiver, sink).await?;
+        let begun = Notify::new();
+        let serving = async {
+            begun.notified().await;
+            join_all(agents.iter().map(|agent| agent.serve(&client, &options.token))).await;
+            // It is the build that ends.
+            std::future::pending().await
+        };
+        let id = tokio::select! {
+            shown = answer::show(&mut answer, receiver, sink, &begun) => shown?,
+            never = serving => never,
+        };
         if let Some(file) = self.iidfile.as_ref().filter(|_| !id.is_empty()) {
             std::fs::write(file, &id).with_context(|| format!("write {}", file.display()))?;
         }
@@ -398,6 +420,8 @@ impl BuildArgs {
             credentials: BTreeMap::new(),
             contexts: named.iter().map(|named| (named.name.clone(), named.context.clone())).collect(),
             output: output.asked(),
+            agents: Vec::new(),
+            token: String::new(),
         };
         if options.contexts.len() < named.len() {
             bail!("two build contexts have the same name");

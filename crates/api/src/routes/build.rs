@@ -6,7 +6,7 @@ use std::convert::Infallible;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::{any, post};
 use base64::Engine as _;
@@ -14,8 +14,9 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, future::ready, stream};
 use http::{HeaderMap, HeaderValue, header};
+use insula_engine::AttachedStream;
 use insula_engine::archive::{ArchiveChunks, archive_channel};
-use insula_engine::build::{BuildRequest, NamedContext, Output, PruneRequest, Secret};
+use insula_engine::build::{AgentsGiven, BuildRequest, NamedContext, Output, PruneRequest, Secret};
 use insula_engine::images::Credentials;
 use insula_models::{BuildExtras, BuildPruneResponse, HostConfig, Labels};
 use serde::de::DeserializeOwned;
@@ -23,14 +24,17 @@ use tokio::io::AsyncReadExt;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::error::ApiError;
+use crate::hijack::{Framing, Taken, Takeover};
 use crate::request::Params;
 use crate::routes::images::transferred;
-use crate::routes::{Answer, Api, json};
+use crate::routes::{Answer, Api, Version, json};
 use crate::upload::Upload;
 
 /// Bytes of one secret, as in BuildKit, and of everything in front of a context.
 const SECRET_MAX: usize = 500 << 10;
 const EXTRAS_MAX: usize = 4 << 20;
+/// Names a build: a query would be in logs.
+const TOKEN_HEADER: &str = "x-insula-build";
 const CONFIG_HEADER: &str = "x-registry-config";
 const BUILDKIT: &str = "the BuildKit protocol is not available in this version: use 'insula build', or the docker \
                         command with DOCKER_BUILDKIT=0";
@@ -39,6 +43,7 @@ pub(super) fn routes() -> Router<Api> {
     Router::new()
         .route("/build", post(build))
         .route("/insula/build", post(build_with))
+        .route("/insula/build/agent", post(agent))
         .route("/build/prune", post(prune))
         .route("/build/cancel", any(async || ApiError::unsupported(BUILDKIT)))
         .route("/session", any(async || ApiError::unsupported(BUILDKIT)))
@@ -70,6 +75,7 @@ async fn build_with(State(api): State<Api>, headers: HeaderMap, params: Params, 
         .map_err(|_| ApiError::invalid("the document in front of the context is not one"))?;
     request.secrets = secrets(extras.secrets)?;
     request.contexts = contexts(extras.contexts)?;
+    request.agents = agents(extras.agents, extras.token)?;
     let (output, chunks) = output(&extras.output)?;
     request.output = output;
     let engine = api.engine.clone();
@@ -120,6 +126,35 @@ fn frame(stream: u8, content: &[u8]) -> Bytes {
     [&[stream, 0, 0, 0], &length[..], content].concat().into()
 }
 
+/// Shorter words could be guessed.
+const TOKEN_MIN: usize = 16;
+const AGENTS_MAX: usize = 64;
+
+fn agents(ids: Vec<String>, token: String) -> Result<AgentsGiven, ApiError> {
+    if ids.len() > AGENTS_MAX || (!ids.is_empty() && token.len() < TOKEN_MIN) {
+        return Err(ApiError::invalid(format!(
+            "agents need a token of at least {TOKEN_MIN} bytes, and there may be {AGENTS_MAX} of them"
+        )));
+    }
+    Ok(AgentsGiven { token, ids: ids.into_iter().collect() })
+}
+
+/// The connection becomes one to an agent of the client's.
+async fn agent(
+    State(api): State<Api>,
+    Version(version): Version,
+    params: Params,
+    headers: HeaderMap,
+    request: Request,
+) -> Answer {
+    let token = headers.get(TOKEN_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let place = api.engine.agent_of_build(token, params.text("id").unwrap_or("default"))?;
+    Takeover::of(request).answer(Framing::Raw, version, move |taken| async move {
+        let Taken { descriptor, already_read } = taken;
+        place.give(AttachedStream { descriptor, already_read }).await;
+    })
+}
+
 fn contexts(given: Labels) -> Result<BTreeMap<String, NamedContext>, ApiError> {
     let read = given.into_iter().map(|(name, text)| match text.split_once(':') {
         None if text == "folder" => Ok((name, NamedContext::Folder)),
@@ -158,6 +193,7 @@ fn request(headers: &HeaderMap, params: &Params) -> Result<BuildRequest, ApiErro
         credentials: credentials(headers)?,
         contexts: BTreeMap::new(),
         output: Output::Image,
+        agents: AgentsGiven::default(),
     })
 }
 

@@ -11,6 +11,7 @@ use insula_models::{AuthConfig, BuildExtras, BuildPruneResponse, Labels, Progres
 use crate::body::{RequestBody, Upload};
 use crate::connection::{Call, Client, json};
 use crate::error::Result;
+use crate::hijack::Hijacked;
 use crate::query::{Filters, Query};
 use crate::stream::{ByteStream, MAX_DOCUMENT};
 use crate::{Demultiplexer, Error, Source, StdcopyError};
@@ -89,6 +90,10 @@ pub struct BuildOptions {
     /// What names in the Dockerfile mean.
     pub contexts: BTreeMap<String, NamedContext>,
     pub output: BuildOutput,
+    /// Agents that commands may ask, by id.
+    pub agents: Vec<String>,
+    /// What [`Client::build_agent`] names the build by: nobody else may know it.
+    pub token: String,
     /// By the registries' names.
     pub credentials: BTreeMap<String, AuthConfig>,
 }
@@ -145,7 +150,8 @@ impl BuildOptions {
 
     /// What is in front of the context, with its length: nothing if Docker's own request says it all.
     fn extras(&self) -> Result<Option<Vec<u8>>> {
-        if self.secrets.is_empty() && self.contexts.is_empty() && self.output == BuildOutput::Image {
+        let images = self.output == BuildOutput::Image;
+        if self.secrets.is_empty() && self.contexts.is_empty() && self.agents.is_empty() && images {
             return Ok(None);
         }
         let secrets = self.secrets.iter().map(|(id, bytes)| (id.clone(), STANDARD.encode(bytes)));
@@ -156,6 +162,8 @@ impl BuildOptions {
         let extras = BuildExtras {
             secrets: secrets.collect(),
             contexts: contexts.collect(),
+            agents: self.agents.clone(),
+            token: self.token.clone(),
             output: self.output.name().to_owned(),
         };
         let RequestBody::Bytes(Some(document)) = json(&extras)? else {
@@ -293,6 +301,13 @@ impl Client {
         let call = call.with_registries(&options.credentials);
         let (bytes, _) = self.stream(call, RequestBody::Upload(context)).await?;
         Ok(BuildAnswer::new(bytes, options.output != BuildOutput::Image))
+    }
+
+    /// `POST /insula/build/agent`: a connection on which a command of the build will ask an agent.
+    pub async fn build_agent(&self, token: &str, id: &str) -> Result<Hijacked> {
+        let query = Query::new().with("id", id);
+        let call = Call::post(format!("/insula/build/agent{}", query.as_str()));
+        self.hijack(call.with_build(token), RequestBody::Empty).await
     }
 
     /// `POST /build/prune`: `keep` bytes may stay.

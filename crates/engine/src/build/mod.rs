@@ -10,6 +10,7 @@
 //! ```
 
 mod add;
+mod agents;
 mod base;
 mod cache;
 mod caches;
@@ -40,6 +41,9 @@ use insula_sys::failpoint::failpoint;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+pub(crate) use self::agents::Agents;
+use self::agents::Offered;
+pub use self::agents::{AgentPlace, AgentsGiven};
 pub use self::cache::PruneRequest;
 pub(crate) use self::caches::Caches;
 use self::named::Folders;
@@ -68,6 +72,7 @@ struct Building {
     plan: Plan,
     context: Scratch,
     folders: Folders,
+    agents: Offered,
     ignore: Ignore,
     report: Report,
     /// Seconds since 1970 that everything is dated to, if that was asked for.
@@ -97,6 +102,11 @@ impl Engine {
         progress: ProgressSender,
     ) -> Result<()> {
         let tags = request.references()?;
+        let report = Report::new(progress, request.quiet);
+        let agents = Offered::new(self, &request.agents)?;
+        if !agents.is_empty() {
+            report.begun().await;
+        }
         let store = self.store().clone();
         let names = request.folders();
         let sent = transfer(move || {
@@ -107,8 +117,7 @@ impl Engine {
         })
         .await?;
         failpoint("build.context");
-        let report = Report::new(progress, request.quiet);
-        let building = Arc::new(Building::new(self.clone(), request, sent, report)?);
+        let building = Arc::new(Building::new(self.clone(), request, sent, report, agents)?);
         let built = building.clone().run().await?;
         building.put_out(built, tags).await?;
         let keys = std::mem::take(&mut *cache::locked(&building.keys));
@@ -137,6 +146,7 @@ impl Building {
         request: BuildRequest,
         (context, folders): (Scratch, Folders),
         report: Report,
+        agents: Offered,
     ) -> Result<Self> {
         let tree = Tree::running(context.path(), 0)?;
         let name = &request.dockerfile;
@@ -182,7 +192,21 @@ impl Building {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let turns = Semaphore::new(processors);
         let keys = std::sync::Mutex::default();
-        Ok(Self { engine, request, file, given, plan, context, folders, ignore, report, epoch, turns, keys })
+        Ok(Self {
+            engine,
+            request,
+            file,
+            given,
+            plan,
+            context,
+            folders,
+            agents,
+            ignore,
+            report,
+            epoch,
+            turns,
+            keys,
+        })
     }
 
     /// Builds the stages, each as soon as those that it needs are there.

@@ -6,8 +6,9 @@
 
 use std::any::Any;
 use std::io::BufReader;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use insula_build::dockerfile::{CopySources, Mount, MountKind, Sharing, Transfer};
@@ -16,6 +17,7 @@ use insula_store::layers::{Limits, Whiteouts, unpack};
 use insula_store::{CacheOwner, Scratch, Store};
 use rustix::fs::FileType;
 
+use super::agents::Serving;
 use super::caches::{self, Guard};
 use super::files::{Attributes, Copying, Times, missing};
 use super::named::Source;
@@ -27,6 +29,8 @@ use crate::{Error, Result, blocking};
 
 /// Where a secret is that says nothing else.
 const SECRETS: &str = "/run/secrets";
+/// Where an agent is that says nothing else; its number follows.
+const AGENTS: &str = "/run/buildkit/ssh_agent";
 
 /// What a mount shows files of.
 #[derive(Debug, Clone)]
@@ -50,7 +54,8 @@ pub(super) struct Mounted {
 /// A secret that becomes a file when the ids of its container are known.
 struct Given {
     path: PathBuf,
-    bytes: Secret,
+    /// None for what is there already.
+    bytes: Option<Secret>,
     mode: u32,
     uid: u32,
     gid: u32,
@@ -103,6 +108,7 @@ impl Stepping<'_> {
                 building: &building,
                 scratch: store.images().scratch()?,
                 secrets: None,
+                agents: 0,
                 mounted: Mounted::default(),
             };
             for (number, (mount, shown)) in run.mounts.iter().zip(shown).enumerate() {
@@ -197,6 +203,8 @@ struct Making<'a> {
     /// For changes that nobody keeps.
     scratch: Scratch,
     secrets: Option<Folder>,
+    /// Agents so far.
+    agents: usize,
     mounted: Mounted,
 }
 
@@ -230,11 +238,7 @@ impl Making<'_> {
                 self.row(target, source, false);
             }
             MountKind::Secret => self.secret(number, mount)?,
-            MountKind::Ssh => {
-                let id = mount.id.as_deref().unwrap_or("default");
-                let why = format!("RUN --mount=type=ssh,id={id}: agents are not available in this version");
-                return Err(Error::Unsupported(why));
-            }
+            MountKind::Ssh => self.agent(number, mount)?,
         }
         Ok(())
     }
@@ -328,7 +332,48 @@ impl Making<'_> {
         let target = mount.target.clone().unwrap_or_else(|| format!("{SECRETS}/{}", base(&id)));
         self.row(target, SourceRow::Own { path: path.clone(), mapped: false }, true);
         let (uid, gid) = (mount.uid.unwrap_or(0), mount.gid.unwrap_or(0));
-        self.mounted.given.push(Given { path, bytes: secret, mode: mount.mode.unwrap_or(0o400), uid, gid });
+        self.mounted.given.push(Given {
+            path,
+            bytes: Some(secret),
+            mode: mount.mode.unwrap_or(0o400),
+            uid,
+            gid,
+        });
+        Ok(())
+    }
+
+    /// A socket behind which is an agent of whoever builds.
+    fn agent(&mut self, number: usize, mount: &Mount) -> Result<()> {
+        let id = mount.id.as_deref().unwrap_or("default");
+        let Some(connections) = self.building.agents.connections(id) else {
+            return match mount.required {
+                true => Err(Error::InvalidArgument(format!(
+                    "RUN --mount=type=ssh: there is no agent {id}: give one with --ssh {id}"
+                ))),
+                false => Ok(()),
+            };
+        };
+        if crate::machines::wanted(&self.building.request.host.isolation) {
+            return Err(Error::Unsupported(format!(
+                "RUN --mount=type=ssh,id={id}: agents do not reach into machines: build with --isolation process"
+            )));
+        }
+        let folder = self.secrets_folder()?;
+        let path = folder.join(number.to_string());
+        let fail = |error| Error::io("bind", &path, error);
+        // The name of a socket is shorter than that of a file may be.
+        let open = std::fs::File::open(&folder).map_err(fail)?;
+        let short = format!("/proc/self/fd/{}/{number}", open.as_raw_fd());
+        let listener = UnixListener::bind(short).map_err(fail)?;
+        self.mounted.held.push(Box::new(Serving::begin(listener, connections).map_err(fail)?));
+        let target = mount.target.clone().unwrap_or_else(|| format!("{AGENTS}.{}", self.agents));
+        if self.agents == 0 {
+            self.mounted.secrets.push(format!("SSH_AUTH_SOCK={target}"));
+        }
+        self.agents += 1;
+        self.row(target, SourceRow::Own { path: path.clone(), mapped: false }, false);
+        let (uid, gid) = (mount.uid.unwrap_or(0), mount.gid.unwrap_or(0));
+        self.mounted.given.push(Given { path, bytes: None, mode: mount.mode.unwrap_or(0o600), uid, gid });
         Ok(())
     }
 
@@ -374,13 +419,15 @@ impl Mounted {
         };
         for given in std::mem::take(&mut self.given) {
             let fail = |error| Error::io("write", &given.path, error);
-            let mut file = std::fs::OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&given.path)
-                .map_err(fail)?;
-            std::io::Write::write_all(&mut file, given.bytes.bytes()).map_err(fail)?;
+            if let Some(bytes) = &given.bytes {
+                let mut file = std::fs::OpenOptions::new()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(&given.path)
+                    .map_err(fail)?;
+                std::io::Write::write_all(&mut file, bytes.bytes()).map_err(fail)?;
+            }
             own(&given.path, given.mode & 0o7777, outside(given.uid)?, outside(given.gid)?)?;
         }
         Ok(())

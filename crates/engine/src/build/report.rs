@@ -27,6 +27,12 @@ impl Report {
         self.sender.clone()
     }
 
+    /// From here on connections for agents may come.
+    pub(super) async fn begun(&self) {
+        let aux = Some(serde_json::json!({ "Agents": true }));
+        self.tell(ProgressMessage { aux, ..ProgressMessage::default() }).await;
+    }
+
     /// From here on the output is there to be read.
     pub(super) async fn putting_out(&self) {
         let aux = Some(serde_json::json!({ "Output": true }));

@@ -8,7 +8,7 @@ use insula_models::{HostConfig, Labels};
 use insula_registry::Credentials;
 use insula_spec::reference::Reference;
 
-use super::{NamedContext, Output, reference};
+use super::{AgentsGiven, NamedContext, Output, reference};
 use crate::Result;
 
 /// Bytes that are not shown.
@@ -65,6 +65,8 @@ pub struct BuildRequest {
     /// What else came along, by the names that the Dockerfile has for it.
     pub contexts: BTreeMap<String, NamedContext>,
     pub output: Output,
+    /// Agents that commands may ask.
+    pub agents: AgentsGiven,
 }
 
 impl BuildRequest {

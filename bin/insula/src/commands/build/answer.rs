@@ -2,21 +2,28 @@
 
 use insula_client::{BuildAnswer, BuildPart};
 use insula_models::ProgressMessage;
+use tokio::sync::Notify;
 
 use super::output::Receiver;
 use crate::failure::Failure;
 use crate::printer::{self, Sink};
 
-/// Prints what the daemon tells and takes the output; returns the image's id, which is empty where none was made.
+/// Prints what the daemon tells and takes the output; notes when connections for agents may be made; returns the image's id, which is empty where none was made.
 pub(super) async fn show(
     answer: &mut BuildAnswer,
     mut receiver: Option<Receiver>,
     sink: Sink,
+    begun: &Notify,
 ) -> anyhow::Result<String> {
     let mut id = String::new();
     while let Some(part) = answer.next().await? {
         match (part, &mut receiver) {
-            (BuildPart::Progress(message), _) => tell(&message, sink, &mut id)?,
+            (BuildPart::Progress(message), _) => {
+                if message.aux.as_ref().is_some_and(|aux| aux.get("Agents").is_some()) {
+                    begun.notify_one();
+                }
+                tell(&message, sink, &mut id)?;
+            }
             (BuildPart::Output(bytes), Some(receiver)) => receiver.take(bytes).await?,
             // It was not asked for.
             (BuildPart::Output(_), None) => {}
