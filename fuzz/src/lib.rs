@@ -121,6 +121,14 @@ pub fn dockerfile(data: &[u8]) {
     if let Ok(ignore) = insula_build::Ignore::parse(data) {
         let _ = (ignore.ignores("a/b.c"), ignore.ignores(&text), ignore.may_keep_below("a"));
     }
+    if let Ok(reference) = insula_build::GitReference::parse(&text) {
+        assert!(!reference.url.starts_with('-') && !reference.reference.starts_with('-'));
+        for address in [text.as_ref(), "../x"] {
+            let known =
+                |url: String| ["http://", "https://", "git://"].iter().any(|known| url.starts_with(known));
+            assert!(reference.submodule(address).map_or(true, known));
+        }
+    }
     let mut source = data;
     while insula_build::Part::new(&mut source).finish().is_ok() {}
 }

@@ -202,7 +202,8 @@ fn what_is_wrong_is_said_with_its_line() {
     refused("FROM busybox\nRUN --mount=type=secret,id=a,required true\n", 1, &["secret a: not found"]);
     refused("FROM busybox\nRUN --mount=source=nosuch,target=/x true\n", 1, &["Dockerfile:2", "nosuch"]);
     refused("FROM busybox\nRUN --mount=source=absolute,target=/x true\n", 1, &["absolute does not exist"]);
-    refused("FROM busybox\nADD git@example.org:x /\n", 1, &["not available in this version"]);
+    refused("FROM busybox\nADD git@example.org:x /\n", 1, &["repositories by ssh are not fetched"]);
+    refused("FROM busybox\nADD --keep-git-dir here /\n", 1, &["for sources that are repositories"]);
     refused("FROM busybox\nADD http://127.0.0.1:1/x /\n", 1, &["download http://127.0.0.1:1/x"]);
     refused("FROM busybox\nADD http://127.0.0.1:1/ /\n", 1, &["127.0.0.1:1"]);
     refused("FROM busybox\nADD --checksum=sha256:1 http://127.0.0.1:1/x /\n", 1, &["--checksum"]);
@@ -377,6 +378,22 @@ fn gzip(input: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+fn archive_of(name: &str) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(0o604);
+    header.set_size(4);
+    tar.append_data(&mut header, name, &b"more"[..]).unwrap();
+    tar.into_inner().unwrap()
+}
+
+fn bzip2(input: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+    encoder.write_all(input).unwrap();
+    encoder.finish().unwrap()
+}
+
 /// Answers every request for `/NAME` with a file, until the test ends.
 fn serve(file: Vec<u8>) -> u16 {
     use std::io::{BufRead as _, BufReader, Write as _};
@@ -411,7 +428,7 @@ fn archives_and_downloads_are_added() {
     let text = format!(
         "FROM busybox\n\
          ADD plain.tar /plain/\n\
-         ADD a.tar.gz b.tar.zst /both/\n\
+         ADD a.tar.gz b.tar.zst c.tar.bz2 /both/\n\
          ADD --unpack=false plain.tar note.gz /kept/\n\
          ADD --chmod=u=rw,go= --chown=5 note.gz /note\n\
          ADD --checksum=sha256:{hex} http://127.0.0.1:{port}/deep/down%20load.tar /fetched/\n\
@@ -424,9 +441,10 @@ fn archives_and_downloads_are_added() {
     std::fs::write(folder.join("plain.tar"), archive()).unwrap();
     std::fs::write(folder.join("a.tar.gz"), gzip(&archive())).unwrap();
     std::fs::write(folder.join("b.tar.zst"), zstd::encode_all(&archive()[..], 0).unwrap()).unwrap();
+    std::fs::write(folder.join("c.tar.bz2"), bzip2(&archive_of("more"))).unwrap();
     std::fs::write(folder.join("note.gz"), gzip(b"no archive")).unwrap();
     build(&daemon, &folder, &["-t", "made"]).ok();
-    let script = "cd /; stat -c '%a %u %g %h %Y %n' plain/folder/file both/folder both/link both/fifo note \
+    let script = "cd /; grep -q more both/more && stat -c '%a %u %g %h %Y %n' plain/folder/file both/folder both/link both/fifo note \
                   'fetched/down load.tar' opened/folder/same dir/sub dir/sub/file; ls kept; cat both/link; \
                   zcat note; cmp kept/plain.tar 'fetched/down load.tar'";
     let seen = run(&daemon, "made", script);

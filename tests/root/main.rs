@@ -15,6 +15,7 @@ mod faults;
 mod files;
 mod firewalls;
 mod full_disk;
+mod git;
 mod health;
 mod idmaps;
 mod images;

@@ -5,6 +5,7 @@
 
 pub mod dockerfile;
 mod error;
+mod git;
 pub mod ignore;
 mod mode;
 mod nearest;
@@ -13,6 +14,7 @@ mod plan;
 mod scope;
 
 pub use error::{Error, Result};
+pub use git::GitReference;
 pub use ignore::Ignore;
 pub use mode::Mode;
 pub use nearest::nearest;

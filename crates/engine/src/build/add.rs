@@ -8,7 +8,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use insula_base::Digest;
-use insula_build::{CopyOp, Ignore, Mode};
+use insula_build::{CopyOp, GitReference, Ignore, Mode};
 use insula_store::Scratch;
 use insula_store::layers::{Limits, Whiteouts, unpack};
 use jiff::fmt::rfc2822::DateTimeParser;
@@ -16,10 +16,11 @@ use rustix::fs::{FileType, Timespec, Timestamps, futimens};
 use sha2::{Digest as _, Sha256};
 
 use super::files::{Attributes, Copying, Item, Times};
-use super::sources::{Picked, is_git, is_remote, pick};
+use super::git;
+use super::sources::{Picked, is_remote, pick};
 use crate::archive::decompressed;
 use crate::images::Images;
-use crate::tree::{Last, Tree};
+use crate::tree::{Last, Tree, clean};
 use crate::{Error, Result, blocking};
 
 const BUFFER: usize = 128 << 10;
@@ -32,22 +33,47 @@ const PRIVATE: u32 = 0o600;
 #[derive(Debug)]
 pub(super) struct Added {
     scratch: Scratch,
-    /// Of each source that is elsewhere: its number, its folder, and what it is called there.
-    fetched: Vec<(usize, PathBuf, String)>,
+    fetched: Vec<Fetched>,
+}
+
+/// One source that is elsewhere.
+#[derive(Debug)]
+struct Fetched {
+    /// Which of the sources.
+    number: usize,
+    folder: PathBuf,
+    /// What it is called there.
+    name: String,
+    kind: FetchedKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FetchedKind {
+    Download,
+    Repository,
 }
 
 /// Fetches what is elsewhere.
 pub(super) async fn fetch(images: &Images, scratch: Scratch, op: &CopyOp) -> Result<Added> {
     let mut fetched = Vec::new();
     for (number, source) in op.transfer.sources.paths.iter().enumerate().filter(|(_, path)| is_remote(path)) {
-        if is_git(source) {
-            return Err(Error::Unsupported(format!(
-                "ADD {source}: git references are not available in this version: clone it and copy the folder"
-            )));
-        }
         let folder = scratch.path().join(format!("fetched-{number}"));
-        let name = download(images, source, &folder, op.transfer.checksum.as_deref()).await?;
-        fetched.push((number, folder, name));
+        let checksum = op.transfer.checksum.as_deref();
+        fetched.push(match GitReference::is_one(source) {
+            true => {
+                let keep = op.transfer.keep_git_dir;
+                let found = git::fetch(source, &folder, git::Wanted { checksum, keep }).await?;
+                let folder = folder.join(git::FILES);
+                Fetched { number, folder, name: found.folder, kind: FetchedKind::Repository }
+            }
+            false => {
+                let name = download(images, source, &folder, checksum).await?;
+                Fetched { number, folder, name, kind: FetchedKind::Download }
+            }
+        });
+    }
+    if op.transfer.keep_git_dir && fetched.iter().all(|fetched| fetched.kind != FetchedKind::Repository) {
+        return Err(Error::InvalidArgument("--keep-git-dir is for sources that are repositories".to_owned()));
     }
     if fetched.is_empty() && op.transfer.checksum.is_some() {
         return Err(Error::InvalidArgument("--checksum is for sources that are downloaded".to_owned()));
@@ -111,10 +137,19 @@ pub(super) fn with<T>(
     let mut trees = Vec::new();
     let mut sources = Vec::new();
     for (number, path) in op.transfer.sources.paths.iter().enumerate() {
-        if let Some((_, folder, name)) = added.fetched.iter().find(|(of, ..)| *of == number) {
-            let tree = Tree::running(folder, 0)?;
-            let place = tree.resolve(&Path::new("/").join(name), Last::Keep)?;
+        if let Some(fetched) = added.fetched.iter().find(|fetched| fetched.number == number) {
+            let tree = Tree::running(&fetched.folder, 0)?;
+            let place = tree.resolve(&clean(&fetched.name), Last::Keep)?;
+            if place.entry.is_none() && place.dir().is_none() {
+                return Err(Error::NotFound(format!("ADD {path}: there is no folder {}", fetched.name)));
+            }
             let picked = Picked { place, below: PathBuf::new() };
+            if fetched.kind == FetchedKind::Repository {
+                trees.push(tree);
+                let tree = Some(trees.len() - 1);
+                sources.push(Source { tree, picked, attributes: attributes.clone(), unpacked: false });
+                continue;
+            }
             let mode = attributes.mode.clone().unwrap_or(Mode::Octal(PRIVATE));
             let attributes = Attributes { mode: Some(mode), ..attributes.clone() };
             let unpacks = op.transfer.unpack == Some(true);

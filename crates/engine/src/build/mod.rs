@@ -16,6 +16,7 @@ mod cache;
 mod caches;
 mod command;
 mod files;
+mod git;
 mod layer;
 mod mounts;
 mod named;

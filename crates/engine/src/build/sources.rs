@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use insula_build::{CopyOp, Ignore};
+use insula_build::{CopyOp, GitReference, Ignore};
 
 use super::files::missing;
 use crate::tree::{Last, Place, Tree};
@@ -40,14 +40,7 @@ pub(super) fn pick(op: &CopyOp, source: &str, tree: &Tree, ignore: &Ignore) -> R
 
 /// Whether `ADD` takes it from elsewhere.
 pub(super) fn is_remote(source: &str) -> bool {
-    ["http://", "https://"].iter().any(|scheme| source.starts_with(scheme)) || is_git(source)
-}
-
-/// Whether it is a repository: by its scheme, or by the end of its path.
-pub(super) fn is_git(source: &str) -> bool {
-    let path = source.split(['#', '?']).next().unwrap_or_default();
-    ["git@", "git://", "ssh://"].iter().any(|scheme| source.starts_with(scheme))
-        || (source.starts_with("http") && path.ends_with(".git"))
+    ["http://", "https://"].iter().any(|scheme| source.starts_with(scheme)) || GitReference::is_one(source)
 }
 
 /// With `--parents`, what stands before `/./` is no part of the path that is kept.

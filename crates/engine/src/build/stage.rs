@@ -175,9 +175,6 @@ impl Stepping<'_> {
             None => None,
             Some(name) => Some(self.source(name).await?),
         };
-        if op.transfer.keep_git_dir {
-            return Err(Error::Unsupported("--keep-git-dir is not available in this version".to_owned()));
-        }
         let (building, op, built) = (self.building.clone(), op.clone(), built.clone());
         if !op.add {
             return blocking(move || copied(&building, &op, from.as_ref(), &built)).await;
