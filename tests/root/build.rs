@@ -40,7 +40,7 @@ RUN false
 FROM busybox
 COPY --from=one /work /from/
 COPY --chown=7:8 --chmod=640 a.txt dir /files/
-COPY dir/*.c /c/
+COPY dir/*.c dir/named /c/
 COPY --parents dir/x.c /kept/
 COPY <<motd /etc/
 hi $PATH
@@ -69,6 +69,8 @@ fn stages_and_files_become_an_image() {
         ("dir/sub/z.c", "z"),
     ];
     let folder = context(&daemon, "context", &files);
+    // Its file is copied, under its own name.
+    std::os::unix::fs::symlink("x.c", folder.join("dir/named")).unwrap();
     let file = daemon.folder().join("id");
     let flags = ["-t", "made:1", "-t", "other", "--build-arg", "VERSION=2", "--label", "l=m", "--iidfile"];
     let built = build(&daemon, &folder, &[&flags[..], &[file.to_str().unwrap()]].concat());
@@ -94,11 +96,13 @@ fn stages_and_files_become_an_image() {
             "644 0 0 /c/x.c",
             "644 0 0 /kept/dir/x.c",
             "/c:",
+            "named",
             "x.c",
             "",
             "/files:",
             "a.txt",
             "added",
+            "named",
             "sub",
             "x.c",
             "hi /usr/local/bin:/usr/bin:/bin",

@@ -1,6 +1,7 @@
 //! What `ADD` does beside copying: archives are unpacked and what is elsewhere is fetched, into a scratch folder
 //! first, so that the layer is found by what was in them.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, Write};
 use std::os::fd::AsFd;
@@ -143,7 +144,8 @@ pub(super) fn with<T>(
             if place.entry.is_none() && place.dir().is_none() {
                 return Err(Error::NotFound(format!("ADD {path}: there is no folder {}", fetched.name)));
             }
-            let picked = Picked { place, below: PathBuf::new() };
+            let name = place.name.clone();
+            let picked = Picked { place, below: PathBuf::new(), name };
             if fetched.kind == FetchedKind::Repository {
                 trees.push(tree);
                 let tree = Some(trees.len() - 1);
@@ -200,7 +202,7 @@ fn opened(source: Source, unpacks: bool, added: &Added, trees: &mut Vec<Tree>) -
     trees.push(tree);
     Ok(Source {
         tree: Some(trees.len() - 1),
-        picked: Picked { place, below: source.picked.below },
+        picked: Picked { place, below: source.picked.below, name: OsString::new() },
         attributes: Attributes::default(),
         unpacked: true,
     })

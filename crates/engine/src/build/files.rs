@@ -203,7 +203,7 @@ impl<'a> Copying<'a> {
             }
             None => {
                 let entry = place.entry.as_ref().ok_or_else(|| missing(&place.path))?;
-                let name: OsString = if folder { place.name.clone() } else { OsString::new() };
+                let name = if folder { walk.item.picked.name.clone() } else { OsString::new() };
                 if !below.as_os_str().is_empty() {
                     self.parents(walk.target, &to, true, owner, walk.times.now)?;
                 }

@@ -1,5 +1,6 @@
 //! Which files the sources of a `COPY` are: paths below the root of a tree, with patterns.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use insula_build::{CopyOp, GitReference, Ignore};
@@ -17,6 +18,8 @@ pub(super) struct Picked {
     pub(super) place: Place,
     /// Where below the destination it goes: with `--parents`, what its path says.
     pub(super) below: PathBuf,
+    /// What it is called: a link's own name, though its file is copied.
+    pub(super) name: OsString,
 }
 
 /// Everything that a source is, which has to be something.
@@ -30,7 +33,8 @@ pub(super) fn pick(op: &CopyOp, source: &str, tree: &Tree, ignore: &Ignore) -> R
         if nothing || (ignore.ignores(&shown) && !ignore.may_keep_below(&shown)) {
             continue;
         }
-        picked.push(Picked { below: below(op, &path, &pivot, place.dir().is_some()), place });
+        let name = path.file_name().unwrap_or_default().to_owned();
+        picked.push(Picked { below: below(op, &path, &pivot, place.dir().is_some()), place, name });
     }
     if picked.is_empty() {
         return Err(missing(Path::new(source)));
