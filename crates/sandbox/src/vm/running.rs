@@ -28,7 +28,7 @@ use super::{files, guest};
 use crate::{Created, Error, Event, ExecPlan, Frozen, Processes, Result, SignalTarget, When};
 
 /// How long an agent may take for an answer.
-const ANSWER: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_secs(180);
 /// The code of a container whose machine broke: as if it had been killed.
 const BROKEN: i32 = 137;
 /// The same however it shows first: the process is gone, its channel is closed, or an answer fails.

@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketT
 use crate::{Error, Result};
 
 /// How long an answer may take: cards of a busy host.
-const ANSWER: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_secs(180);
 /// The longest line.
 const LARGEST: usize = 1 << 20;
 

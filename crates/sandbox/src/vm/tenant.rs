@@ -37,7 +37,7 @@ use crate::mux::Mux;
 use crate::{Error, Result};
 
 /// How long the agent may take to make the machine what it is to be.
-const FURNISH: Duration = Duration::from_secs(60);
+const FURNISH: Duration = Duration::from_secs(180);
 /// Beside the guest's memory, for what runs it.
 const OVERHEAD: u64 = 512 << 20;
 
