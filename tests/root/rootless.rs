@@ -100,6 +100,8 @@ fn what_a_user_cannot_have_is_said() {
     }
     let id = daemon.sleeper(&[]);
     daemon.insula(&["pause", &id]).fails(1, &["no freezer"]);
+    daemon.insula(&["commit", &id, "kept"]).fails(1, &["cannot be held still", "--pause=false"]);
+    daemon.insula(&["commit", "--pause=false", &id, "kept"]).ok();
     let stats = daemon.insula(&["stats", "--no-stream", "--format", "{{.PIDs}} {{.MemUsage}}", &id]);
     assert!(stats.ok().starts_with("2 ") && !stats.ok().contains(" 0B"), "{stats}");
     // Files of the host's root are nobody's.

@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
+use insula_base::{Kind, Kinded};
+
 use super::container::Container;
-use crate::{Engine, Result};
+use crate::{Engine, Error, Result};
 
 /// Those that are held still.
 #[derive(Debug)]
@@ -27,7 +29,14 @@ impl Engine {
             if let Err(error) = paused {
                 self.unmark(container);
                 self.let_go(held).await;
-                return Err(error);
+                return Err(match error.kind() {
+                    Kind::Unsupported => Error::Unsupported(format!(
+                        "container {} cannot be held still ({}): with --pause=false it is read while it runs",
+                        container.id.short(),
+                        insula_base::chain(&error)
+                    )),
+                    _ => error,
+                });
             }
             held.0.push(container.clone());
         }
