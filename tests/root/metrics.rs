@@ -103,3 +103,25 @@ fn over_tcp_there_are_numbers_and_nothing_else() {
         assert!(ask(path).starts_with("HTTP/1.1 404"), "{path}");
     }
 }
+
+#[test]
+fn what_interfaces_carry_is_counted() {
+    let daemon = daemon!();
+    daemon.insula(&["network", "create", "site"]).ok();
+    let id = daemon.sleeper(&["--name", "box", "--network", "site"]);
+    daemon.sleeper(&["--name", "alone", "--network", "none"]);
+    let carried = |direction: &str| {
+        let labels = format!(r#"{{id="{id}",name="box",interface="eth0",direction="{direction}"}}"#);
+        let prefix = format!("insula_container_network_bytes_total{labels} ");
+        let text = told(&daemon);
+        check_format(&text);
+        text.lines().find_map(|line| line.strip_prefix(&prefix)?.parse::<u64>().ok()).unwrap()
+    };
+    let before = carried("transmit");
+    daemon.exec("box", "ping -c 1 -s 10000 $(ip route | awk '/default/ {print $3}')").ok();
+    assert!(carried("transmit") >= before + 10_000);
+    assert!(carried("receive") >= 10_000, "the answer came back");
+    assert!(!told(&daemon).contains(r#"name="alone",interface="eth0""#));
+    daemon.insula(&["rm", "-f", "box"]).ok();
+    assert!(!told(&daemon).contains(r#"name="box""#), "it is gone with its container");
+}

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use insula_engine::Engine;
+use insula_engine::containers::Traffic;
 use insula_engine::measures::Operation;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
@@ -77,10 +78,11 @@ impl Metrics {
     }
 
     /// All numbers as they are now.
-    pub(crate) fn text(&self, engine: &Engine) -> Result<String, fmt::Error> {
+    pub(crate) fn text(&self, engine: &Engine, traffic: &[Traffic]) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)?;
         encode_registry(&mut text, &of_engine(engine))?;
+        encode_registry(&mut text, &of_containers(traffic))?;
         encode_eof(&mut text)?;
         Ok(text)
     }
@@ -100,6 +102,7 @@ fn method_name(method: &Method) -> &'static str {
 
 type Labelled = [(&'static str, String); 1];
 type Labelled2 = [(&'static str, String); 2];
+type Labelled4 = [(&'static str, String); 4];
 
 /// What the engine knows of itself.
 fn of_engine(engine: &Engine) -> Registry {
@@ -133,6 +136,37 @@ fn containers(engine: &Engine, registry: &mut Registry) {
         containers.get_or_create(&[("state", state.to_owned())]).set(signed(count));
     }
     registry.register("insula_containers", "Containers by what they do", containers);
+}
+
+/// What each container's interfaces have carried, as the container sees it.
+fn of_containers(traffic: &[Traffic]) -> Registry {
+    let mut registry = Registry::default();
+    let family = Family::<Labelled4, Counter>::default;
+    let (bytes, packets, dropped) = (family(), family(), family());
+    for of in traffic {
+        for (interface, carried) in &of.interfaces {
+            for (direction, counts) in [
+                ("receive", [carried.rx_bytes, carried.rx_packets, carried.rx_dropped]),
+                ("transmit", [carried.tx_bytes, carried.tx_packets, carried.tx_dropped]),
+            ] {
+                let labels = [
+                    ("id", of.id.to_string()),
+                    ("name", of.name.clone()),
+                    ("interface", interface.clone()),
+                    ("direction", direction.to_owned()),
+                ];
+                for (family, count) in [&bytes, &packets, &dropped].into_iter().zip(counts) {
+                    family.get_or_create(&labels).inc_by(count);
+                }
+            }
+        }
+    }
+    let name = "insula_container_network";
+    let help = "What a container's interface has carried since the start";
+    registry.register_with_unit(name, help, Unit::Bytes, bytes);
+    registry.register("insula_container_network_packets", "The same in packets", packets);
+    registry.register("insula_container_network_dropped_packets", "Packets that were dropped", dropped);
+    registry
 }
 
 fn operations(engine: &Engine, registry: &mut Registry) {

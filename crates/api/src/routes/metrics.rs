@@ -22,7 +22,8 @@ pub(super) fn routes() -> Router<Api> {
 }
 
 async fn metrics(State(api): State<Api>) -> Answer {
-    let text = api.metrics.text(&api.engine);
+    let traffic = api.engine.traffic().await?;
+    let text = api.metrics.text(&api.engine, &traffic);
     let text = text.map_err(|error| ApiError::internal(format!("write the metrics: {error}")))?;
     Ok(([(header::CONTENT_TYPE, TYPE)], text).into_response())
 }

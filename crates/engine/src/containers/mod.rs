@@ -40,7 +40,7 @@ use insula_proto::{Call, Empty, Outcome};
 
 pub(crate) use self::life::restarts_with_the_daemon;
 use self::row::Row;
-pub use self::stats::StatsSampler;
+pub use self::stats::{StatsSampler, Traffic};
 pub use self::wait::ContainerWait;
 use crate::events::EventType;
 use crate::filters::Filters;

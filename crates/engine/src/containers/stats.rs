@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use insula_base::ContainerId;
 use insula_host::cgroup::{BlkioEntry, Stats};
 use insula_models::{
     BlkioStats, CpuStats, CpuUsage, InterfaceStats, MemoryStats, PidsStats, StatsResponse, ThrottlingData,
@@ -11,8 +12,9 @@ use insula_proto::{Call, Empty, Outcome};
 use jiff::Timestamp;
 
 use super::container::Container;
+use super::row::Row;
 use crate::monitor::SandboxFolder;
-use crate::{Engine, Error, Result};
+use crate::{Engine, Error, Result, blocking};
 
 /// Samples of one container's statistics.
 #[derive(Debug)]
@@ -29,6 +31,30 @@ impl Engine {
         let sandbox = self.sandbox(&container.row());
         Ok(StatsSampler { container, sandbox, last: None })
     }
+
+    /// What the interfaces of all containers that run have carried. No monitor is woken for it.
+    pub async fn traffic(&self) -> Result<Vec<Traffic>> {
+        let engine = self.clone();
+        blocking(move || {
+            let running = engine.0.containers.all().into_iter().map(|container| container.row());
+            let traffic = running.filter(|row| row.running()).map(|row| Traffic {
+                interfaces: carried(&row, &engine.sandbox(&row)),
+                id: row.id.clone(),
+                name: row.name.clone(),
+            });
+            Ok(traffic.collect())
+        })
+        .await
+    }
+}
+
+/// What a container's interfaces have carried since it was started.
+#[derive(Debug, Clone)]
+pub struct Traffic {
+    pub id: ContainerId,
+    pub name: String,
+    /// By the names that they have in the container.
+    pub interfaces: BTreeMap<String, InterfaceStats>,
 }
 
 impl StatsSampler {
@@ -69,14 +95,7 @@ impl StatsSampler {
             io_serviced_recursive: blkio(&stats.blkio_operations),
             ..blkio_of(&stats)
         };
-        if row.host.network_mode != "host"
-            && let Some(pid) = row.pid()
-        {
-            sample.networks = match self.sandbox.machine() {
-                Some(machine) => machine.taps.iter().map(|(name, tap)| (name.clone(), of_tap(tap))).collect(),
-                None => interfaces(pid),
-            };
-        }
+        sample.networks = carried(&row, &self.sandbox);
         if let Some((preread, precpu)) = self.last.replace((sample.read.clone(), sample.cpu_stats.clone())) {
             (sample.preread, sample.precpu_stats) = (preread, precpu);
         }
@@ -148,6 +167,17 @@ fn blkio(entries: &[BlkioEntry]) -> Vec<insula_models::BlkioEntry> {
         value: entry.value,
     };
     entries.iter().map(entry).collect()
+}
+
+/// Nothing of one that shares the host's interfaces: what those carry is not its own.
+fn carried(row: &Row, sandbox: &SandboxFolder) -> BTreeMap<String, InterfaceStats> {
+    let Some(pid) = row.pid().filter(|_| row.host.network_mode != "host") else {
+        return BTreeMap::new();
+    };
+    match sandbox.machine() {
+        Some(machine) => machine.taps.iter().map(|(name, tap)| (name.clone(), of_tap(tap))).collect(),
+        None => interfaces(pid),
+    }
 }
 
 /// What the container's own interfaces have carried: `/proc/PID/net/dev` is that of its namespace.
