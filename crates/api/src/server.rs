@@ -16,7 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use insula_engine::Engine;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -214,12 +214,18 @@ async fn tls_connection(
         tracing::debug!(%error, "send at once");
     }
     let shaken = tokio::select! {
-        shaken = tokio::time::timeout(HANDSHAKE, tls.accept(stream)) => shaken,
+        shaken = tokio::time::timeout(HANDSHAKE, tls.accept(stream).into_fallible()) => shaken,
         () = seat.lost() => return tracing::debug!("others came before a client finished its handshake"),
     };
     let stream = match shaken {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "a client was refused"),
+        Ok(Err((error, stream))) => {
+            tracing::debug!(%error, "a client was refused");
+            return tokio::select! {
+                () = let_read(stream) => {}
+                () = seat.lost() => {}
+            };
+        }
         Err(_) => return tracing::debug!("a client did not finish its handshake"),
     };
     drop(seat);
@@ -231,6 +237,18 @@ async fn tls_connection(
     let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let peer = Peer { certificates: shown.iter().map(|certificate| certificate.to_vec()).collect() };
     converse(stream, site, peer, stop).await;
+}
+
+/// Has a client that was refused read why. With TLS 1.3 it has asked by then, and a connection that is closed with
+/// something unread is reset, which overtakes what was said (RFC 9112, section 9.6).
+async fn let_read(mut stream: TcpStream) {
+    let read = async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream.take(MAX_HEAD as u64), &mut tokio::io::sink()).await
+    };
+    if !matches!(tokio::time::timeout(REFUSAL, read).await, Ok(Ok(_))) {
+        tracing::debug!("a client that was refused did not read why");
+    }
 }
 
 /// A client that asks for the metrics. It keeps its place in the hall for as long as it is here.
