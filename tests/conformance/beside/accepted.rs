@@ -16,7 +16,8 @@ enum Scope {
     Status(u16, u16),
 }
 
-/// `varies`, `differs` (with a `?` if that is not always so) or `status 500 400`, then the request, then the field by its last names; `*` is anything.
+/// `varies`, `differs` or `status 500 400` (with a `?` behind the word if that is not always so), then the request,
+/// then the field by its last names; `*` is anything.
 #[derive(Debug)]
 struct Line {
     text: &'static str,
