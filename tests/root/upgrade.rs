@@ -13,7 +13,7 @@ use insula_tests::{Daemon, daemon, eventually, holds, text};
 
 /// Writes numbered lines, a thousand a second and more where there is time for it, until it is told to end.
 /// Nothing in it starts a process: fifty of them leave the processors to the engine.
-const NUMBERED: &str = "mkfifo /f; exec 3<>/f; i=0; while test ! -e /in/go; do k=$((i + 50)); \
+const NUMBERED: &str = "mkfifo /f; exec 3<>/f; i=0; while test ! -e /in/go; do k=$((i + 60)); \
     while test $i -lt $k; do i=$((i + 1)); echo $i; done; read -t 0.04 -u 3 x; done; echo end";
 
 fn number(name: &str, default: u64) -> u64 {
@@ -111,6 +111,7 @@ fn followers_go_on_with_the_next_daemon() {
     for name in &names {
         daemon.detached(&[&flags[..], &["--name", name]].concat(), NUMBERED);
     }
+    let began = Instant::now();
     let follow = |name: &String| Follower::start(&daemon, &format!("{name}.log"), &["logs", "-f", name]);
     let logs: Vec<Follower> = names.iter().map(follow).collect();
     let late = Follower::start(&daemon, "late.log", &["logs", "-f", "-n", "1", "c0"]);
@@ -132,6 +133,7 @@ fn followers_go_on_with_the_next_daemon() {
     assert_eq!(exec.end(), (Some(9), vec!["in".to_owned(), "out".to_owned()]), "the exec's own code");
     let pids: Vec<u64> = names.iter().map(|name| daemon.pid_of(name)).collect();
     daemon.kill();
+    let wrote = began.elapsed();
     std::fs::write(daemon.folder().join("go"), "").unwrap();
     holds("all end", || !pids.iter().any(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists()));
     daemon.restart();
@@ -153,7 +155,8 @@ fn followers_go_on_with_the_next_daemon() {
         let kept = daemon.insula(&["logs", name]);
         assert!(kept.ok().lines().eq(shown.iter().map(String::as_str)), "{name}: as the log has it");
     }
-    eprintln!("{count} containers, {times} replacements, {lines} lines");
+    let rate = lines as f64 / count as f64 / wrote.as_secs_f64();
+    eprintln!("{count} containers, {times} replacements, {lines} lines, {rate:.0} a second each");
     told_once(&daemon, events, &names);
 }
 
