@@ -121,3 +121,123 @@ fn what_does_not_fit_leaves_nothing_and_may_be_tried_again() {
     eventually("a check finds nothing", || (daemon.insula(&["system", "check"]).code == 0).then_some(()));
     daemon.insula(&["rm", "-f", "box", "more"]).ok();
 }
+
+/// Something that is asked for, how it is seen that it was done, and how it is undone.
+struct Deed {
+    words: &'static [&'static str],
+    input: Vec<u8>,
+    there: &'static [&'static str],
+    undo: &'static [&'static str],
+}
+
+fn deeds() -> Vec<Deed> {
+    let deed = |words, there, undo| Deed { words, input: Vec::new(), there, undo };
+    let dockerfile = b"FROM busybox\nCOPY data /once\nRUN cat /once > /twice";
+    let context =
+        Layer::default().file("Dockerfile", 0o644, dockerfile).file("data", 0o644, &vec![7; 200_000]);
+    let with = |input, deed| Deed { input, ..deed };
+    vec![
+        deed(&["create", "--name", "it", "busybox", "true"], &["inspect", "it"], &["rm", "it"]),
+        deed(
+            &["run", "-d", "--name", "it", "--network", "none", "busybox", "sleep", "1000"],
+            &["exec", "it", "true"],
+            &["rm", "-f", "it"],
+        ),
+        deed(&["commit", "box", "it"], &["run", "--rm", "--network", "none", "it", "true"], &["rmi", "it"]),
+        deed(&["tag", "busybox", "it"], &["image", "inspect", "it"], &["rmi", "it"]),
+        with(
+            context.bytes(),
+            deed(
+                &["build", "-q", "--no-cache", "-t", "it", "-"],
+                &["run", "--rm", "--network", "none", "it", "cmp", "/once", "/twice"],
+                &["rmi", "it"],
+            ),
+        ),
+        with(
+            much("it:latest", 0).docker_archive(),
+            deed(&["load"], &["run", "--rm", "--network", "none", "it", "ls", "/much/39"], &["rmi", "it"]),
+        ),
+        with(
+            Layer::default().file("data", 0o644, &vec![9; 300_000]).bytes(),
+            deed(&["import", "-", "it"], &["image", "inspect", "it"], &["rmi", "it"]),
+        ),
+        deed(&["volume", "create", "it"], &["volume", "inspect", "it"], &["volume", "rm", "it"]),
+        deed(&["network", "create", "it"], &["network", "inspect", "it"], &["network", "rm", "it"]),
+        deed(&["rename", "box", "it"], &["inspect", "it"], &["rename", "it", "box"]),
+        deed(
+            &["update", "--restart", "on-failure:3", "box"],
+            &["exec", "box", "true"],
+            &["update", "--restart", "no", "box"],
+        ),
+    ]
+}
+
+fn is_whole(daemon: &Daemon) {
+    eventually("a check finds nothing", || (daemon.insula(&["system", "check"]).code == 0).then_some(()));
+}
+
+#[test]
+fn with_any_amount_of_room_a_thing_is_done_or_it_is_not() {
+    let Some(daemon) = on_a_small_disk() else { return };
+    daemon.sleeper(&["--name", "box", "--network", "none"]);
+    daemon.exec("box", "head -c 200000 /dev/urandom > /changed").ok();
+    let sum = daemon.exec("box", "md5sum /changed").ok().to_owned();
+    let (mut done, mut refused) = (0, 0);
+    for deed in deeds() {
+        for free in [0, 32 << 10, 256 << 10, MIB] {
+            let outcome = {
+                let _ballast = Ballast::leaving(&daemon, free);
+                daemon.insula_with(deed.words, &deed.input)
+            };
+            let there = daemon.insula(deed.there);
+            if outcome.code == 0 {
+                done += 1;
+                there.ok();
+            } else {
+                refused += 1;
+                let said = outcome.to_string().to_lowercase();
+                let full = said.contains("no space left") || said.contains("disk is full");
+                assert!(full, "{free}: {outcome}");
+                assert!(deed.words[0] == "update" || there.code != 0, "{free}: {outcome}{there}");
+            }
+            daemon.insula(deed.undo);
+            is_whole(&daemon);
+        }
+    }
+    eprintln!("{done} done, {refused} refused");
+    assert!(done > 0 && refused > 0);
+    assert_eq!(daemon.exec("box", "md5sum /changed").ok(), sum);
+    daemon.insula(&["rm", "-f", "box"]).ok();
+}
+
+#[test]
+fn what_ends_while_the_disk_is_full_has_ended_as_it_did() {
+    let Some(mut daemon) = on_a_small_disk() else { return };
+    let flags = ["--network", "none", "-v", "/in", "--name"];
+    daemon
+        .detached(&[&flags[..], &["ends"]].concat(), "while test ! -e /in/go; do usleep 10000; done; exit 7");
+    for name in ["stopped", "killed", "removed", "daemon"] {
+        daemon.sleeper(&["--network", "none", "--name", name]);
+    }
+    {
+        let _ballast = Ballast::filling(&daemon);
+        // A file without content takes no room.
+        daemon.exec("ends", ": > /in/go");
+        daemon.insula(&["stop", "-t", "0", "stopped"]);
+        daemon.insula(&["kill", "killed"]);
+        daemon.insula(&["rm", "-f", "removed"]).ok();
+        daemon.insula(&["inspect", "removed"]).exits(1);
+        daemon.kill();
+        daemon.restart();
+        daemon.exec("daemon", "true").ok();
+    }
+    // Whether the one that was stopped took note of SIGTERM before SIGKILL is its own affair.
+    for (name, codes) in [("ends", [7, 7]), ("stopped", [137, 143]), ("killed", [137, 137])] {
+        daemon.reaches(name, "exited");
+        let code = daemon.inspect(name, "/State/ExitCode");
+        assert!(codes.iter().any(|expected| code == *expected), "{name}: {code}");
+    }
+    daemon.exec("daemon", "true").ok();
+    is_whole(&daemon);
+    daemon.insula(&["rm", "-f", "ends", "stopped", "killed", "daemon"]).ok();
+}

@@ -119,7 +119,11 @@ impl Engine {
         .await?;
         failpoint("build.context");
         let building = Arc::new(Building::new(self.clone(), request, sent, report, agents)?);
-        let built = building.clone().run().await?;
+        let built = building.clone().run().await;
+        if built.is_err() {
+            building.report.failed().await;
+        }
+        let built = built?;
         building.put_out(built, tags).await?;
         let keys = std::mem::take(&mut *cache::locked(&building.keys));
         self.settle_cache(keys);

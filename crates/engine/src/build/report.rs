@@ -1,24 +1,42 @@
 //! What a client is told, in the words of Docker's legacy builder.
 
+use std::sync::Mutex;
+
 use insula_base::Digest;
 use insula_models::ProgressMessage;
 
+use super::cache;
 use crate::images::ProgressSender;
+
+/// How much of what a quiet build does not tell is kept, in bytes: the end of it says why it failed.
+const KEPT: usize = 1 << 20;
 
 pub(super) struct Report {
     sender: ProgressSender,
-    quiet: bool,
+    /// What a quiet build has not told.
+    untold: Option<Mutex<String>>,
 }
 
 impl Report {
     pub(super) fn new(sender: ProgressSender, quiet: bool) -> Self {
-        Self { sender, quiet }
+        Self { sender, untold: quiet.then(Mutex::default) }
     }
 
     /// A line, or part of one.
     pub(super) async fn line(&self, text: String) {
-        if !self.quiet {
-            self.tell(ProgressMessage { stream: text, ..ProgressMessage::default() }).await;
+        let Some(untold) = &self.untold else { return self.stream(text).await };
+        let mut untold = cache::locked(untold);
+        untold.push_str(&text);
+        let beyond = untold.len().saturating_sub(KEPT);
+        let from = (beyond..=untold.len()).find(|at| untold.is_char_boundary(*at));
+        untold.drain(..from.unwrap_or_default());
+    }
+
+    /// What a quiet build has kept to itself, now that it has failed.
+    pub(super) async fn failed(&self) {
+        let untold = self.untold.as_ref().map(|untold| std::mem::take(&mut *cache::locked(untold)));
+        if let Some(text) = untold.filter(|text| !text.is_empty()) {
+            self.stream(text).await;
         }
     }
 
@@ -42,10 +60,12 @@ impl Report {
     pub(super) async fn built(&self, id: &Digest) {
         let aux = Some(serde_json::json!({ "ID": id.to_string() }));
         self.tell(ProgressMessage { aux, ..ProgressMessage::default() }).await;
-        let stream = match self.quiet {
-            true => format!("{id}\n"),
-            false => format!("Successfully built {}\n", id.short()),
-        };
+        let quiet = self.untold.is_some();
+        self.stream(if quiet { format!("{id}\n") } else { format!("Successfully built {}\n", id.short()) })
+            .await;
+    }
+
+    async fn stream(&self, stream: String) {
         self.tell(ProgressMessage { stream, ..ProgressMessage::default() }).await;
     }
 
