@@ -41,6 +41,24 @@ impl Memory {
         least
     }
 
+    /// Of each the one of which there is more.
+    pub(crate) fn most(self, other: &Self) -> Self {
+        Self {
+            daemon: self.daemon.max(other.daemon),
+            monitors: self.monitors.max(other.monitors),
+            descriptors: self.descriptors.max(other.descriptors),
+        }
+    }
+
+    /// Of each the one of which there is less.
+    pub(crate) fn least(self, other: &Self) -> Self {
+        Self {
+            daemon: self.daemon.min(other.daemon),
+            monitors: self.monitors.min(other.monitors),
+            descriptors: self.descriptors.min(other.descriptors),
+        }
+    }
+
     /// What has grown by more than so many percent.
     pub(crate) fn grown(&self, after: &Self, percent: u64) -> Vec<String> {
         let much = |before: u64, after: u64| after * 100 > before * (100 + percent);
