@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use insula_vmm_core::relay::Exchange;
+use insula_vmm_core::virtio::balloon::Balloon;
 use insula_vmm_core::virtio::block::{Access, Disk};
 use insula_vmm_core::virtio::console::Console;
 use insula_vmm_core::virtio::entropy::Entropy;
@@ -317,6 +318,11 @@ pub(crate) fn console(data: &[u8]) {
     });
 }
 
+/// A balloon: whatever is put into it or reported, no more than the guest's memory is touched.
+pub(crate) fn balloon(data: &[u8]) {
+    drive(data, || Driver::new(Box::new(Balloon::new()), Vec::new()));
+}
+
 /// The source of entropy.
 pub(crate) fn entropy(data: &[u8]) {
     drive(data, || Driver::new(Box::new(Entropy), Vec::new()));
@@ -492,6 +498,14 @@ pub(crate) mod seeds {
         bytes.extend(request(5, &[(0, BUFFERS, 4000)]));
         bytes.extend([Step::PeerTakes as u8, 0, Step::SaveAndRestore as u8, Step::Ready as u8, 1]);
         vec![bytes, indirect()]
+    }
+
+    pub(crate) fn balloons() -> Vec<Vec<u8>> {
+        let page = BUFFERS + 4096;
+        let number = ((page >> 12) as u32).to_le_bytes();
+        let reports = request(2, &[(WRITABLE, page, 8192), (WRITABLE, page + 16384, 4096)]);
+        let inflates = [store(BUFFERS, &number), request(0, &[(0, BUFFERS, 4)])].concat();
+        vec![[set_up(), reports, inflates.clone()].concat(), [set_up(), inflates].concat(), indirect()]
     }
 
     pub(crate) fn others() -> Vec<Vec<u8>> {

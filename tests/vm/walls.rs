@@ -226,6 +226,33 @@ fn kill_machine(daemon: &Daemon, name: &str) {
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
 
+/// MiB of the host's memory that a container's machine has.
+fn taken(daemon: &Daemon, name: &str) -> u64 {
+    let pid = daemon.inspect(name, "/State/Pid");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    resident.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+}
+
+#[test]
+fn memory_that_is_free_in_a_machine_goes_back_to_the_host() {
+    let Some(daemon) = daemon() else { return };
+    let start = ["run", "-d", "--name", "box", "--isolation", "vm", "--network", "none", "-m", "256m"];
+    daemon.insula(&[&start[..], &["--tmpfs", "/scratch", "busybox", "sleep", "1000"]].concat()).exits(0);
+    daemon.exec("box", "head -c 167772160 /dev/zero >/scratch/file").exits(0);
+    let full = taken(&daemon, "box");
+    assert!(full >= 160, "{full} MiB");
+    daemon.exec("box", "rm /scratch/file").exits(0);
+    guest::eventually("most of it is the host's again", || {
+        (taken(&daemon, "box") <= full - 100).then_some(())
+    });
+    // The guest takes it again, and finds it empty.
+    let again =
+        daemon.exec("box", "head -c 67108864 /dev/zero >/scratch/file; tr -d '\\0' </scratch/file | wc -c");
+    assert_eq!(again.ok().trim(), "0");
+    daemon.insula(&["rm", "-f", "box"]).exits(0);
+}
+
 /// What asks for the address of the container `near` by TCP, and prints the last bytes of the answer.
 const ASK_BY_TCP: &str = r#"printf '\0\026\001\002\001\0\0\001\0\0\0\0\0\0\004near\0\0\001\0\001' | \
     nc -w 30 127.0.0.11 53 | tail -c 4 | hexdump -v -e '1/1 "%d."'"#;

@@ -17,7 +17,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use insula_vmm_core::jail::{self, Filter, Role};
-use insula_vmm_core::virtio::{block::Disk, console::Console, entropy::Entropy, fs::SharedFolder, net::Card};
+use insula_vmm_core::virtio::{
+    balloon::Balloon, block::Disk, console::Console, entropy::Entropy, fs::SharedFolder, net::Card,
+};
 use insula_vmm_core::{Host, Kernel, Machine, Shape, Stop};
 
 use document::{Descriptors, Document};
@@ -113,7 +115,7 @@ fn give_files_up() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// In the order that the guest sees: disks, ports, folders, cards, entropy.
+/// In the order that the guest sees: disks, ports, folders, cards, entropy, balloon.
 fn attach(machine: &mut Machine, document: &Document, descriptors: &mut Descriptors) -> anyhow::Result<()> {
     for disk in &document.disks {
         let file = File::from(descriptors.take(disk.descriptor)?);
@@ -136,7 +138,8 @@ fn attach(machine: &mut Machine, document: &Document, descriptors: &mut Descript
         rustix::io::ioctl_fionbio(&tap, true).context("make a tap's descriptor not wait")?;
         machine.attach(Box::new(Card::new(tap, card.address()?, card.mtu)))?;
     }
-    Ok(machine.attach(Box::new(Entropy))?)
+    machine.attach(Box::new(Entropy))?;
+    Ok(machine.attach(Box::new(Balloon::new()))?)
 }
 
 /// A console whose reader may be slow: what it does not take at once is lost.

@@ -46,11 +46,19 @@ pub(crate) const TSS: usize = 0xfffb_d000;
 
 /// Global interrupts: the serial line has its traditional one, devices those above it.
 pub(crate) const SERIAL_GSI: u32 = 4;
-pub(crate) const FIRST_GSI: u32 = 5;
+const FIRST_GSI: u32 = 5;
 /// The I/O APIC has 24.
-pub(crate) const LAST_GSI: u32 = 23;
+const LAST_GSI: u32 = 23;
+/// That of a second serial line, which no machine has: for the device after all others.
+const SPARE_GSI: u32 = 3;
 /// So many devices fit.
-pub(crate) const DEVICES: usize = (LAST_GSI - FIRST_GSI + 1) as usize;
+pub(crate) const DEVICES: usize = (LAST_GSI - FIRST_GSI + 2) as usize;
+
+/// The interrupt of a device by its place, which is less than [`DEVICES`].
+pub(crate) const fn gsi(index: usize) -> u32 {
+    let gsi = FIRST_GSI + index as u32;
+    if gsi <= LAST_GSI { gsi } else { SPARE_GSI }
+}
 
 /// Ports of our own: power off and reset, named in the ACPI tables.
 pub(crate) const SLEEP_CONTROL: u16 = 0x600;

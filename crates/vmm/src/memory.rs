@@ -4,9 +4,11 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+use rustix::mm::{Advice, madvise};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder,
+    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder,
 };
 
 use crate::error::{Error, Result};
@@ -15,7 +17,7 @@ use crate::layout::{GAP_END, GAP_START};
 /// What devices see of it.
 pub type GuestRam = GuestMemoryMmap<()>;
 
-const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 /// Below this no kernel boots; above it the page tables of the entry would not do.
 const SMALLEST: u64 = 1 << 20;
 const LARGEST: u64 = 1 << 40;
@@ -104,6 +106,31 @@ impl Memory {
     pub(crate) fn high(&self) -> u64 {
         self.size.saturating_sub(GAP_START)
     }
+}
+
+/// Gives the host the whole pages of a piece of the guest's memory, which may use them again: they are zeros then,
+/// or what the snapshot had. What is no memory of the guest's is an error, in a few words.
+pub(crate) fn discard(ram: &GuestRam, address: GuestAddress, length: u64) -> Result<(), String> {
+    let failed =
+        |call: &str, error: &str| format!("{call} of {length} bytes at {:#x}: {error}", address.raw_value());
+    let nowhere = || failed("no memory", "outside the machine's");
+    let (region, start) = ram.to_region_addr(address).ok_or_else(nowhere)?;
+    let end = start.raw_value().checked_add(length).filter(|end| *end <= region.len()).ok_or_else(nowhere)?;
+    let (start, end) = (start.raw_value().next_multiple_of(PAGE), end & !(PAGE - 1));
+    if start >= end {
+        return Ok(());
+    }
+    if region.flags() & libc::MAP_PRIVATE != 0 {
+        let place = region.as_ptr().wrapping_add(start as usize).cast();
+        // SAFETY: whole pages of a mapping of the guest's memory, which nobody has a reference into: it is
+        // only accessed through volatile slices.
+        return unsafe { madvise(place, (end - start) as usize, Advice::LinuxDontNeed) }
+            .map_err(|error| failed("madvise", &error.to_string()));
+    }
+    let file = region.file_offset().ok_or_else(nowhere)?;
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(file.file(), flags, file.start() + start, end - start)
+        .map_err(|error| failed("fallocate", &error.to_string()))
 }
 
 /// Address, offset in the file and length of each piece of a memory of `size` bytes.

@@ -54,6 +54,10 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
     arguments.add(["-device", "virtio-serial-device", "-device"]);
     arguments.add([format!("virtserialport,chardev=channel,name={}", parts.files.channel())]);
     arguments.files(&parts.files);
+    // Memory of copies is the template's, which nobody can make holes in.
+    if let Begin::Boot = &parts.begin {
+        arguments.add(["-device", "virtio-balloon-device,free-page-reporting=on"]);
+    }
     for (number, interface) in parts.interfaces.iter().enumerate() {
         arguments.interface(number, interface);
         kept.push(interface.tap.as_fd());

@@ -12,7 +12,7 @@ use super::{Shared, event};
 use crate::boot::acpi::Slot;
 use crate::bus::Bus;
 use crate::error::{Error, Result};
-use crate::layout::{DEVICES, FIRST_GSI, MMIO, MMIO_STEP};
+use crate::layout::{DEVICES, MMIO, MMIO_STEP, gsi};
 use crate::memory::Memory;
 use crate::virtio::{Device, Interrupt, Progress, Transport};
 
@@ -53,7 +53,7 @@ impl Devices {
         if index >= DEVICES {
             return Err(Error::Shape(format!("a machine has room for {DEVICES} devices")));
         }
-        let slot = Slot { address: MMIO + index as u64 * MMIO_STEP, gsi: FIRST_GSI + index as u32 };
+        let slot = Slot { address: MMIO + index as u64 * MMIO_STEP, gsi: gsi(index) };
         let (line, queues) = (event()?, device.queues());
         self.vm
             .register_irqfd(&line, slot.gsi)

@@ -8,6 +8,7 @@
 //! configuration, queues), `request.rs` what it makes of one descriptor chain, `backend.rs` what stands
 //! behind it. Which of them it needs, it has.
 
+pub mod balloon;
 pub mod block;
 pub mod console;
 pub mod entropy;
@@ -37,6 +38,7 @@ pub enum Kind {
     Block = 2,
     Console = 3,
     Entropy = 4,
+    Balloon = 5,
     SharedFolder = 26,
 }
 

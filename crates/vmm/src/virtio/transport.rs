@@ -380,6 +380,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Block => "disk",
         Kind::Console => "console",
         Kind::Entropy => "entropy source",
+        Kind::Balloon => "balloon",
         Kind::SharedFolder => "shared folder",
     }
 }
