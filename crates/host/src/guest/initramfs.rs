@@ -12,6 +12,9 @@ use super::{Archive, Error, Kernel, Modules};
 /// What every guest needs.
 const BASE: [&str; 4] = ["virtio_mmio", "virtio_console", "virtiofs", "virtio_net"];
 
+/// What makes a guest better, as far as the kernel has it: memory that is free goes back to the host.
+const MORE: [&str; 1] = ["virtio_balloon"];
+
 /// What a container engine in a guest needs beside it, as far as the kernel has it.
 const ENGINE: [&str; 14] = [
     "overlay",
@@ -39,6 +42,15 @@ pub enum Features {
     Engine,
 }
 
+/// The drivers of a guest. Those that nothing works without must be there, of the others those that the kernel has.
+#[must_use]
+pub fn drivers(features: Features) -> Vec<&'static str> {
+    match features {
+        Features::Containers => [&BASE[..], &MORE].concat(),
+        Features::Engine => [&BASE[..], &MORE, &ENGINE].concat(),
+    }
+}
+
 /// Whether a kernel has what every guest needs.
 pub fn check(kernel: &Kernel) -> Result<(), Error> {
     Modules::read(&kernel.modules, &kernel.release)?.order(&BASE).map(drop)
@@ -60,7 +72,7 @@ pub fn initramfs(kernel: &Kernel, agent: &Path, features: Features, cache: &Path
 /// Names what goes into it by what tells versions apart: path, size and time.
 fn key(kernel: &Kernel, agent: &Path, features: Features) -> Result<Digest, Error> {
     let mut hash = sha2::Sha256::new();
-    hash.update(format!("1 {features:?} {}\0", kernel.release));
+    hash.update(format!("2 {features:?} {}\0", kernel.release));
     for path in [&kernel.modules.join("modules.dep"), agent] {
         let found = fs::metadata(path).map_err(Error::io("stat", path))?;
         let (size, seconds, nanoseconds) = (found.size(), found.mtime(), found.mtime_nsec());
@@ -71,10 +83,9 @@ fn key(kernel: &Kernel, agent: &Path, features: Features) -> Result<Digest, Erro
 
 fn build(kernel: &Kernel, agent: &Path, features: Features) -> Result<Vec<u8>, Error> {
     let modules = Modules::read(&kernel.modules, &kernel.release)?;
-    let mut drivers = BASE.to_vec();
-    if features == Features::Engine {
-        drivers.extend(modules.having(&ENGINE));
-    }
+    let drivers = drivers(features);
+    let (needed, wanted) = drivers.split_at(BASE.len());
+    let drivers = [needed, &modules.having(wanted)].concat();
     let mut archive = Archive::default();
     archive.device("dev/console", 0o600, 5, 1);
     for folder in ["proc", "sys", "new"] {
@@ -128,6 +139,28 @@ mod tests {
         let mut cut = elf(1);
         cut.truncate(0x42);
         assert!(!is_static(&cut));
+    }
+
+    #[test]
+    fn a_kernel_with_everything_built_in_takes_no_modules() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let builtin: String = drivers(Features::Engine)
+            .iter()
+            .map(|driver| format!("kernel/drivers/{}.ko\n", driver.replace('_', "-")))
+            .collect();
+        fs::write(at("modules.dep"), "").unwrap();
+        fs::write(at("modules.builtin"), &builtin).unwrap();
+        fs::write(at("agent"), elf(1)).unwrap();
+        let kernel =
+            Kernel { image: at("vmlinuz"), modules: folder.path().to_owned(), release: "1.2".into() };
+        check(&kernel).unwrap();
+        let archive = build(&kernel, &at("agent"), Features::Engine).unwrap();
+        let archive = String::from_utf8_lossy(&archive);
+        assert!(archive.contains("modules\0") && !archive.contains("modules/"), "no module is in it");
+        // One that every guest needs is missing.
+        fs::write(at("modules.builtin"), builtin.replace("virtiofs", "other")).unwrap();
+        assert!(matches!(check(&kernel), Err(Error::NoDriver { driver, .. }) if driver == "virtiofs"));
     }
 
     #[test]

@@ -11,6 +11,6 @@ mod modules;
 pub use cpio::Archive;
 pub use emulator::emulator;
 pub use error::Error;
-pub use initramfs::{Features, check, initramfs};
+pub use initramfs::{Features, check, drivers, initramfs};
 pub use kernel::{Kernel, find, installed};
 pub use modules::Modules;
