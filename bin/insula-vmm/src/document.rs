@@ -16,9 +16,7 @@ pub(crate) struct Document {
     pub(crate) memory: u64,
     /// `/dev/kvm`.
     pub(crate) kvm: RawFd,
-    pub(crate) kernel: RawFd,
-    pub(crate) initramfs: Option<RawFd>,
-    pub(crate) command_line: String,
+    pub(crate) begin: Begin,
     /// Where the first serial line goes.
     pub(crate) console: RawFd,
     #[serde(default)]
@@ -31,6 +29,44 @@ pub(crate) struct Document {
     pub(crate) folders: Vec<FolderPart>,
     #[serde(default)]
     pub(crate) cards: Vec<CardPart>,
+}
+
+/// How a machine begins.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Begin {
+    Boot(BootPart),
+    /// Where a machine was saved.
+    Snapshot(SnapshotPart),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BootPart {
+    pub(crate) kernel: RawFd,
+    pub(crate) initramfs: Option<RawFd>,
+    pub(crate) command_line: String,
+    /// Of a machine that is to be saved.
+    pub(crate) saved: Option<SavedPart>,
+}
+
+/// A byte from the control has the machine saved, which ends it. Its state goes there: the length in eight bytes,
+/// little endian, and so many bytes; its memory is the file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SavedPart {
+    /// An empty file.
+    pub(crate) memory: RawFd,
+    /// A socket.
+    pub(crate) control: RawFd,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SnapshotPart {
+    pub(crate) state: RawFd,
+    /// It is not written.
+    pub(crate) memory: RawFd,
 }
 
 #[derive(Debug, Deserialize)]
@@ -65,6 +101,18 @@ pub(crate) struct CardPart {
     pub(crate) mtu: u16,
 }
 
+impl Begin {
+    fn descriptors(&self) -> Vec<RawFd> {
+        match self {
+            Self::Boot(boot) => {
+                let saved = boot.saved.iter().flat_map(|saved| [saved.memory, saved.control]);
+                std::iter::once(boot.kernel).chain(boot.initramfs).chain(saved).collect()
+            }
+            Self::Snapshot(snapshot) => vec![snapshot.state, snapshot.memory],
+        }
+    }
+}
+
 impl DiskPart {
     pub(crate) fn access(&self) -> Access {
         if self.writable { Access::ReadWrite } else { Access::ReadOnly }
@@ -93,9 +141,9 @@ pub(crate) struct Descriptors(BTreeMap<RawFd, OwnedFd>);
 impl Descriptors {
     /// Owns them all; one that is not open, or named twice, is an error.
     pub(crate) fn of(document: &Document) -> anyhow::Result<Self> {
-        let parts = [document.kvm, document.kernel, document.console].into_iter();
+        let parts = [document.kvm, document.console].into_iter();
         let numbers = parts
-            .chain(document.initramfs)
+            .chain(document.begin.descriptors())
             .chain(document.disks.iter().map(|part| part.descriptor))
             .chain(document.ports.iter().map(|part| part.descriptor))
             .chain(document.folders.iter().map(|part| part.descriptor))

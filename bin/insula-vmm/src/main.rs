@@ -8,6 +8,7 @@
 //! failed, 2 when the document makes no sense, 3 when the guest asked for a reset.
 
 mod document;
+mod saved;
 
 use std::fs::File;
 use std::io::Write;
@@ -20,9 +21,9 @@ use insula_vmm_core::jail::{self, Filter, Role};
 use insula_vmm_core::virtio::{
     balloon::Balloon, block::Disk, console::Console, entropy::Entropy, fs::SharedFolder, net::Card,
 };
-use insula_vmm_core::{Host, Kernel, Machine, Shape, Stop};
+use insula_vmm_core::{Host, Kernel, Machine, Memory, Running, Shape, Stop};
 
-use document::{Descriptors, Document};
+use document::{Begin, BootPart, Descriptors, Document, SnapshotPart};
 
 const RESET: u8 = 3;
 const USAGE: u8 = 2;
@@ -87,22 +88,62 @@ fn run(document: Document) -> anyhow::Result<Stop> {
     let console = Dropping(descriptors.take(document.console)?);
     rustix::io::ioctl_fionbio(&console.0, true).context("make the console's descriptor not wait")?;
     let host = Host::of(descriptors.take(document.kvm)?);
-    let shape = Shape { cpus: document.cpus, memory: document.memory };
-    let mut machine = Machine::new(host, shape, Box::new(console)).context("the machine")?;
-    attach(&mut machine, &document, &mut descriptors)?;
-    machine.confine(Filter::of(Role::Processor)?);
-    let kernel = Kernel {
-        image: File::from(descriptors.take(document.kernel)?),
-        name: "the kernel".to_owned(),
-        initrd: document.initramfs.map(|number| descriptors.take(number)).transpose()?.map(File::from),
-        command_line: document.command_line,
+    let (mut running, control) = match &document.begin {
+        Begin::Boot(part) => {
+            let running = boot(host, console, &document, part, &mut descriptors)?;
+            (running, part.saved.as_ref().map(|saved| descriptors.take(saved.control)).transpose()?)
+        }
+        Begin::Snapshot(part) => (go_on(host, console, &document, part, &mut descriptors)?, None),
     };
-    let mut running = machine.boot(&kernel)?;
-    drop(kernel);
     // Last before the guest's first instruction.
-    Filter::of(Role::Devices)?.install()?;
+    Filter::of(if control.is_some() { Role::SavedDevices } else { Role::Devices })?.install()?;
     running.resume()?;
-    Ok(running.run()?)
+    match control {
+        Some(control) => saved::run(&mut running, UnixStream::from(control)),
+        None => Ok(running.run()?),
+    }
+}
+
+fn boot(
+    host: Host,
+    console: Dropping,
+    document: &Document,
+    part: &BootPart,
+    descriptors: &mut Descriptors,
+) -> anyhow::Result<Running> {
+    let memory = match &part.saved {
+        Some(saved) => Memory::in_file(File::from(descriptors.take(saved.memory)?), document.memory)?,
+        None => Memory::new(document.memory)?,
+    };
+    let mut machine =
+        Machine::with_memory(host, document.cpus, memory, Box::new(console)).context("the machine")?;
+    attach(&mut machine, document, descriptors)?;
+    machine.confine(Filter::of(if part.saved.is_some() { Role::SavedProcessor } else { Role::Processor })?);
+    let kernel = Kernel {
+        image: File::from(descriptors.take(part.kernel)?),
+        name: "the kernel".to_owned(),
+        initrd: part.initramfs.map(|number| descriptors.take(number)).transpose()?.map(File::from),
+        command_line: part.command_line.clone(),
+    };
+    Ok(machine.boot(&kernel)?)
+}
+
+fn go_on(
+    host: Host,
+    console: Dropping,
+    document: &Document,
+    part: &SnapshotPart,
+    descriptors: &mut Descriptors,
+) -> anyhow::Result<Running> {
+    let (mut state, memory) = (descriptors.take(part.state)?.into(), descriptors.take(part.memory)?.into());
+    let (mut machine, snapshot) = Machine::of_snapshot(host, &mut state, memory, Box::new(console))?;
+    let (wanted, found) = (Shape { cpus: document.cpus, memory: document.memory }, snapshot.shape());
+    if wanted != found {
+        anyhow::bail!("the snapshot is of {found:?}, not of {wanted:?}");
+    }
+    attach(&mut machine, document, descriptors)?;
+    machine.confine(Filter::of(Role::Processor)?);
+    Ok(machine.restore(&snapshot)?)
 }
 
 /// Before anything of a guest's is looked at.

@@ -6,6 +6,10 @@
 //! privileges, which both of these need.
 
 use insula_host::confine::seccomp::{Allowed, Program, allow_only};
+use kvm_bindings::{
+    kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_list,
+    kvm_msrs, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
 
 use crate::error::{Error, Result};
 
@@ -24,6 +28,10 @@ pub enum Role {
     Processor,
     /// It carries messages between a port and a server of files.
     Relay,
+    /// The first, of a machine that is saved.
+    SavedDevices,
+    /// The second, of a machine that is saved.
+    SavedProcessor,
 }
 
 /// A filter for threads of one role.
@@ -36,6 +44,8 @@ impl Filter {
             Role::Devices => DEVICES,
             Role::Processor => PROCESSOR,
             Role::Relay => RELAY,
+            Role::SavedDevices => &[DEVICES, &saves_machine()].concat(),
+            Role::SavedProcessor => &[PROCESSOR, &saves_processor()].concat(),
         };
         let calls = [&always()[..], special].concat();
         allow_only(&calls)
@@ -134,6 +144,55 @@ const RELAY: &[Allowed<'static>] = &[
     Allowed::any("sendmsg"),
 ];
 
+/// A request to KVM that fills a `T`.
+const fn gets<T>(number: u64) -> u64 {
+    const READ: u64 = 2;
+    (READ << 30) | (size_of::<T>() as u64) << 16 | KVM | number
+}
+
+/// One that also reads a `T`.
+const fn asks<T>(number: u64) -> u64 {
+    const WRITE: u64 = 1;
+    (WRITE << 30) | gets::<T>(number)
+}
+
+/// `KVMIO`, linux/kvm.h
+const KVM: u64 = 0xae00;
+
+/// Beside what the devices of every machine need.
+fn saves_machine() -> Vec<Allowed<'static>> {
+    let state = [
+        // Which registers a processor has.
+        asks::<kvm_msr_list>(0x02),
+        // What the kernel has of a machine: interrupt controllers, clock, timer.
+        asks::<kvm_irqchip>(0x62),
+        gets::<kvm_clock_data>(0x7c),
+        gets::<kvm_pit_state2>(0x9f),
+    ];
+    let state = state.into_iter().map(|request| Allowed::with("ioctl", 1, request));
+    // Waits for who is to say when.
+    [Allowed::any("poll"), Allowed::any("ppoll")].into_iter().chain(state).collect()
+}
+
+/// Beside what every processor needs: each part of its state.
+fn saves_processor() -> Vec<Allowed<'static>> {
+    let state = [
+        gets::<kvm_regs>(0x81),
+        gets::<kvm_sregs>(0x83),
+        asks::<kvm_msrs>(0x88),
+        gets::<kvm_lapic_state>(0x8e),
+        asks::<kvm_cpuid2>(0x91),
+        gets::<kvm_mp_state>(0x98),
+        gets::<kvm_vcpu_events>(0x9f),
+        gets::<kvm_debugregs>(0xa1),
+        // KVM_GET_TSC_KHZ answers with a number.
+        KVM | 0xa3,
+        gets::<kvm_xsave>(0xa4),
+        gets::<kvm_xcrs>(0xa6),
+    ];
+    state.into_iter().map(|request| Allowed::with("ioctl", 1, request)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;
@@ -142,8 +201,13 @@ mod tests {
     use super::*;
 
     const ACTION: &str = "INSULA_TEST_JAIL";
-    const ROLES: [(&str, Role); 3] =
-        [("devices", Role::Devices), ("processor", Role::Processor), ("relay", Role::Relay)];
+    const ROLES: [(&str, Role); 5] = [
+        ("devices", Role::Devices),
+        ("processor", Role::Processor),
+        ("relay", Role::Relay),
+        ("saved-devices", Role::SavedDevices),
+        ("saved-processor", Role::SavedProcessor),
+    ];
     const FORBIDDEN: [&str; 7] = ["open", "socket", "execute", "thread", "code", "control", "kill"];
 
     fn act(action: &str, file: &std::fs::File) {

@@ -42,7 +42,11 @@ impl Memory {
     pub fn new(size: u64) -> Result<Self> {
         let memfd = memfd_create("insula-guest", MemfdFlags::CLOEXEC)
             .map_err(|error| Error::call("memfd_create", "guest memory", error))?;
-        let file = File::from(memfd);
+        Self::in_file(memfd.into(), size)
+    }
+
+    /// New memory in a file that somebody else has too: one that is empty, and grows to `size` bytes.
+    pub fn in_file(file: File, size: u64) -> Result<Self> {
         check(size)?;
         file.set_len(size).map_err(|error| Error::call("ftruncate", "guest memory", error))?;
         Self::map(file, size, Mapping::Shared)

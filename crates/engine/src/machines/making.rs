@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
-use insula_spec::machine::{Backend, MachinePlan, TemplateMade, TemplateOrder};
+use insula_spec::machine::{MachinePlan, TemplateMade, TemplateOrder};
 
 use super::templates::{self, Document, Making, Shape};
 use super::{Machines, size};
@@ -23,11 +23,6 @@ pub(crate) struct Wanted {
 }
 
 impl Machines {
-    /// Whether machines can be copies of templates. The own machine boots each time.
-    pub(crate) fn has_templates(&self) -> bool {
-        self.choice().backend == Backend::Qemu
-    }
-
     fn wanted_for(&self, machine: MachinePlan, engine: bool, interfaces: usize) -> Result<Wanted> {
         Ok(Wanted { id: templates::id(&machine, interfaces)?, engine, interfaces, machine })
     }
@@ -40,9 +35,6 @@ impl Machines {
         engine: bool,
         interfaces: usize,
     ) -> Result<(Option<[OwnedFd; 2]>, Option<Wanted>)> {
-        if !self.has_templates() {
-            return Ok((None, None));
-        }
         let wanted = self.wanted_for(plan.clone(), engine, interfaces)?;
         if let Some((template, descriptors)) = self.templates.copy(&wanted.id) {
             plan.template = Some(template);

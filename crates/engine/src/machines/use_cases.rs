@@ -68,11 +68,6 @@ impl Engine {
         let engine = self.clone();
         let (wanted, there) = blocking(move || {
             let machines = &engine.0.machines;
-            if !machines.has_templates() {
-                return Err(Error::Unsupported(
-                    "machines of the backend kvm have no templates in this version: each boots".to_owned(),
-                ));
-            }
             let (cpus, memory) = making::sizes(request.nano_cpus, request.memory);
             // At most 16.
             let wanted = machines.usual(cpus, memory, interfaces as usize)?;

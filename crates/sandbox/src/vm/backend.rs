@@ -103,9 +103,12 @@ pub(super) struct Machine {
 /// Saves a machine that began with [`Begin::BootIn`], all but its memory, to `state`. It is of no use then but to
 /// be ended.
 pub(super) fn save(backend: Backend, machine: &Machine, state: &OwnedFd) -> Result<()> {
-    match (backend, &machine.control) {
-        (Backend::Qemu, Some(control)) => qemu::save(control, state),
-        _ => Err(Error::Unsupported("this backend has no templates")),
+    let Some(control) = &machine.control else {
+        return Err(Error::Machine("it was not begun to be saved".to_owned()));
+    };
+    match backend {
+        Backend::Qemu => qemu::save(control, state),
+        Backend::Kvm => own::save(control, state),
     }
 }
 

@@ -133,6 +133,7 @@ impl Devices {
     pub(super) fn wake_all(&self) {
         for plugged in &self.plugged {
             let mut transport = lock(&plugged.transport);
+            transport.remind();
             for queue in 0..plugged.notifications.len() {
                 transport.notified(queue);
             }

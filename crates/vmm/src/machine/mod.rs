@@ -100,7 +100,8 @@ impl Machine {
         Self::with_memory(host, shape.cpus, Memory::new(shape.memory)?, console)
     }
 
-    pub(crate) fn with_memory(host: Host, cpus: u8, memory: Memory, console: Console) -> Result<Self> {
+    /// The same in a memory that is there: [`Memory::in_file`] for a machine whose memory somebody else keeps.
+    pub fn with_memory(host: Host, cpus: u8, memory: Memory, console: Console) -> Result<Self> {
         if cpus == 0 || cpus > MOST_CPUS {
             return Err(Error::Shape(format!(
                 "a machine of {cpus} processors; 1 to {MOST_CPUS} are possible"

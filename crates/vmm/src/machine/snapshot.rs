@@ -12,8 +12,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 
 use kvm_bindings::{
-    KVM_CLOCK_TSC_STABLE, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data,
-    kvm_irqchip, kvm_pit_state2,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
+    kvm_pit_state2,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -47,6 +47,14 @@ struct State {
 impl Running {
     /// Writes a paused machine to two empty files.
     pub fn save(&self, state: &mut File, memory: &File) -> Result<()> {
+        let failed = |error: std::io::Error| Error::call("write", "a snapshot", error);
+        state.write_all(&self.state()?).map_err(failed)?;
+        let own = &self.machine.memory;
+        copy_sparse(own.file(), memory, own.size())
+    }
+
+    /// All of a paused machine but its memory, as the file `state` of a snapshot has it.
+    pub fn state(&self) -> Result<Vec<u8>> {
         let machine = &self.machine;
         let vm = &machine.vm;
         let indices = machine
@@ -62,8 +70,9 @@ impl Running {
             Ok(chip)
         });
         let mut clock = vm.get_clock().map_err(|error| Error::kvm("KVM_GET_CLOCK", "a machine", error))?;
-        // A flag of the answer which the question must not have.
-        clock.flags &= !KVM_CLOCK_TSC_STABLE;
+        // The answer's flags would have it go on by the time that passes until it is restored. A guest then finds
+        // that nothing has happened for days, and that its watchdogs bark; what day it is, the host tells it.
+        clock.flags = 0;
         let document = State {
             processor: processor(machine),
             memory: machine.memory.size(),
@@ -77,8 +86,7 @@ impl Running {
                 .map(|transport| lock(transport).save())
                 .collect::<Result<_>>()?,
         };
-        write_state(state, &document)?;
-        copy_sparse(machine.memory.file(), memory, machine.memory.size())
+        encode(&document)
     }
 }
 
@@ -168,16 +176,15 @@ fn processor(machine: &Machine) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn write_state(file: &mut File, state: &State) -> Result<()> {
-    let failed = |error: std::io::Error| Error::call("write", "a snapshot", error);
-    let json = serde_json::to_vec(state).map_err(|error| failed(error.into()))?;
+fn encode(state: &State) -> Result<Vec<u8>> {
+    let json = serde_json::to_vec(state).map_err(|error| Error::call("encode", "a snapshot", error))?;
     let mut bytes = MAGIC.to_vec();
     bytes.extend(VERSION.to_le_bytes());
     bytes.extend((json.len() as u64).to_le_bytes());
     bytes.extend(json);
     let checksum = Sha256::digest(&bytes);
     bytes.extend(checksum);
-    file.write_all(&bytes).map_err(failed)
+    Ok(bytes)
 }
 
 fn read_state(file: &mut File) -> Result<State> {

@@ -187,6 +187,42 @@ fn a_guest_that_never_leaves_is_paused_saved_and_goes_on_elsewhere() {
 }
 
 #[test]
+fn a_machine_is_saved_behind_filters_and_its_memory_is_somebody_elses_file() {
+    if !kvm() {
+        return;
+    }
+    let file = tempfile::tempfile().unwrap();
+    let kept = file.try_clone().unwrap();
+    // Whoever makes a forbidden call ends this process.
+    let saved = std::thread::spawn(move || {
+        let memory = Memory::in_file(file, SHAPE.memory).unwrap();
+        memory.ram().write_slice(&COUNT, GuestAddress(CODE)).unwrap();
+        let host = Host::open().unwrap();
+        let mut machine = Machine::with_memory(host, SHAPE.cpus, memory, Box::new(std::io::sink())).unwrap();
+        crate::jail::give_files_up().unwrap();
+        machine.confine(Filter::of(Role::SavedProcessor).unwrap());
+        let running = machine.begin(Entry::Long(CODE)).unwrap();
+        Filter::of(Role::SavedDevices).unwrap().install().unwrap();
+        running.resume().unwrap();
+        counted_beyond(&running, 1000);
+        running.pause().unwrap();
+        running.state().unwrap()
+    });
+    let saved = saved.join().unwrap();
+    let mut state = tempfile::tempfile().unwrap();
+    state.write_all(&saved).unwrap();
+    std::io::Seek::rewind(&mut state).unwrap();
+    let host = Host::open().unwrap();
+    let (machine, snapshot) =
+        Machine::of_snapshot(host, &mut state, kept, Box::new(std::io::sink())).unwrap();
+    let restored = machine.restore(&snapshot).unwrap();
+    let stopped_at = counter(&restored);
+    assert!(stopped_at > 1000, "{stopped_at}");
+    restored.resume().unwrap();
+    counted_beyond(&restored, stopped_at);
+}
+
+#[test]
 fn a_snapshot_that_was_touched_is_refused() {
     if !kvm() {
         return;

@@ -137,6 +137,14 @@ impl Transport {
         self.device.sources().into_iter().map(duplicate).collect()
     }
 
+    /// Interrupts the guest again for what it has not seen to. An interrupt that was on its way when a snapshot was
+    /// taken is in neither of its parts; one too many does no harm.
+    pub(crate) fn remind(&self) {
+        if self.interrupt.status.load(Ordering::Acquire) != 0 {
+            self.interrupt.raise(0);
+        }
+    }
+
     /// The guest put something into a queue.
     pub(crate) fn notified(&mut self, queue: usize) {
         self.work(|device, queues| device.notified(queue, queues).map(|()| Progress::Waits));
