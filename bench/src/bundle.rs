@@ -1,4 +1,4 @@
-//! OCI runtimes with a prepared bundle: no engine, no image, no network. What an engine cannot be
+//! What runs a prepared root file system: no engine, no image, no network. What an engine cannot be
 //! faster than, if it used them.
 
 use std::fs;
@@ -14,43 +14,105 @@ use crate::peer::{Images, Peer, Scenario};
 use crate::traffic::{Crowd, Turn};
 use crate::worker::{Worker, execute, words};
 
+/// How it is told what to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// runc's command line and a `config.json`.
+    Oci,
+    /// A file of its own.
+    Lxc,
+    /// Flags alone.
+    Nspawn,
+}
+
 #[derive(Debug)]
 pub(crate) struct Bundle {
-    runtime: String,
+    program: String,
+    kind: Kind,
     folder: PathBuf,
     worker: Option<Worker>,
     runs: u32,
+    /// Control groups that were there before.
+    groups: Vec<PathBuf>,
+}
+
+/// Control groups that these programs leave behind.
+const LEFT: [&str; 3] = ["payload", "supervisor", "lxc.pivot"];
+
+/// Those of `LEFT` that are there, in any hierarchy.
+fn groups() -> Vec<PathBuf> {
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+    let top = hierarchies.map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()]);
+    let all = top.flat_map(|folder| LEFT.map(|name| folder.join(name)));
+    all.filter(|path| path.is_dir()).collect()
 }
 
 impl Bundle {
-    pub(crate) fn new(runtime: &str, folder: &Path) -> Self {
-        Self { runtime: runtime.to_owned(), folder: folder.to_owned(), worker: None, runs: 0 }
+    /// One of [`Self::PROGRAMS`].
+    pub(crate) fn new(program: &str, folder: &Path) -> Self {
+        let kind = match program {
+            "lxc-start" => Kind::Lxc,
+            "systemd-nspawn" => Kind::Nspawn,
+            _ => Kind::Oci,
+        };
+        Self {
+            program: program.to_owned(),
+            kind,
+            folder: folder.to_owned(),
+            worker: None,
+            runs: 0,
+            groups: groups(),
+        }
     }
+
+    pub(crate) const PROGRAMS: [&str; 4] = ["crun", "runc", "lxc-start", "systemd-nspawn"];
 
     fn words(&self, rest: &[&str]) -> Vec<String> {
-        let state = self.folder.join("state").display().to_string();
-        words(Path::new(&self.runtime), &[&["--root", &state], rest].concat())
-    }
-}
-
-impl Peer for Bundle {
-    fn name(&self) -> &str {
-        &self.runtime
+        words(Path::new(&self.program), rest)
     }
 
-    fn version(&self) -> String {
-        let output = execute(&words(Path::new(&self.runtime), &["--version"])).and_then(|done| done.output());
-        output.unwrap_or_default().lines().next().unwrap_or_default().to_owned()
+    /// What a run takes.
+    fn run(&self, id: &str) -> Vec<String> {
+        let path = |name: &str| self.folder.join(name).display().to_string();
+        match self.kind {
+            Kind::Oci => {
+                let bundle = self.folder.display().to_string();
+                self.words(&["--root", &path("state"), "run", "--bundle", &bundle, id])
+            }
+            Kind::Lxc => self.words(&["-F", "-n", id, "-P", &path("state"), "-f", &path("config")]),
+            Kind::Nspawn => {
+                let flags = ["--quiet", "--register=no", "--keep-unit", "--private-network", "--machine", id];
+                self.words(&[&flags[..], &["-D", &path("rootfs"), "/bin/true"]].concat())
+            }
+        }
     }
 
-    fn prepare(&mut self) -> anyhow::Result<()> {
-        fs::create_dir_all(&self.folder).with_context(|| format!("make {}", self.folder.display()))?;
-        image::tree(&self.folder)?;
-        let mut worker = Worker::start()?;
+    /// Writes what the program is to be told.
+    fn describe(&self, worker: &mut Worker) -> anyhow::Result<()> {
+        match self.kind {
+            Kind::Oci => self.document(worker),
+            Kind::Lxc => {
+                fs::create_dir_all(self.folder.join("state")).context("make a folder")?;
+                let root = self.folder.join("rootfs");
+                let text = format!(
+                    "lxc.rootfs.path = dir:{}\nlxc.uts.name = bench\nlxc.net.0.type = empty\n\
+                     lxc.mount.auto = proc:mixed sys:ro\nlxc.init.cmd = /bin/true\n",
+                    root.display()
+                );
+                fs::write(self.folder.join("config"), text).context("write the configuration")
+            }
+            // It wants to see that somebody meant this to be a system.
+            Kind::Nspawn => {
+                fs::create_dir_all(self.folder.join("rootfs/usr")).context("make a folder")?;
+                fs::write(self.folder.join("rootfs/etc/os-release"), "ID=bench\n").context("write os-release")
+            }
+        }
+    }
+
+    fn document(&self, worker: &mut Worker) -> anyhow::Result<()> {
         let folder = self.folder.display().to_string();
-        let spec =
-            [vec!["sh".into(), "-c".into(), "cd \"$0\" && \"$1\" spec".into(), folder, self.runtime.clone()]]
-                .concat();
+        let script = "cd \"$0\" && \"$1\" spec";
+        let spec = ["sh", "-c", script, &folder, &self.program].map(str::to_owned);
         worker.execute(&spec)?.output().context("write the specification")?;
         let path = self.folder.join("config.json");
         let mut document: Value = serde_json::from_slice(&fs::read(&path)?).context("config.json")?;
@@ -58,7 +120,25 @@ impl Peer for Bundle {
         document["process"]["terminal"] = false.into();
         // Raising limits above the host's own is refused to root on some hosts.
         document["process"]["rlimits"] = serde_json::json!([]);
-        fs::write(&path, document.to_string())?;
+        fs::write(&path, document.to_string()).context("write config.json")
+    }
+}
+
+impl Peer for Bundle {
+    fn name(&self) -> &str {
+        &self.program
+    }
+
+    fn version(&self) -> String {
+        let output = execute(&self.words(&["--version"])).and_then(|done| done.output());
+        output.unwrap_or_default().lines().next().unwrap_or_default().to_owned()
+    }
+
+    fn prepare(&mut self) -> anyhow::Result<()> {
+        fs::create_dir_all(&self.folder).with_context(|| format!("make {}", self.folder.display()))?;
+        image::tree(&self.folder)?;
+        let mut worker = Worker::start()?;
+        self.describe(&mut worker)?;
         self.worker = Some(worker);
         self.time(Scenario::RunAlone).map(drop)
     }
@@ -69,7 +149,7 @@ impl Peer for Bundle {
         }
         self.runs += 1;
         let id = format!("insula-bench-{}-{}", std::process::id(), self.runs);
-        let words = self.words(&["run", "--bundle", &self.folder.display().to_string(), &id]);
+        let words = self.run(&id);
         let worker = self.worker.as_mut().context("the runtime was not prepared")?;
         worker.execute(&words)?.time().map(Some)
     }
@@ -92,5 +172,8 @@ impl Peer for Bundle {
 
     fn clean(&mut self) {
         self.worker = None;
+        for group in groups().into_iter().filter(|group| !self.groups.contains(group)) {
+            let _ = fs::remove_dir(group);
+        }
     }
 }

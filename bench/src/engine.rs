@@ -70,6 +70,13 @@ impl<D: Dialect> Peer for D {
         let time = match scenario {
             Scenario::RunAlone => timed(self, &["run", "--rm", "--network", "none", "busybox", "/bin/true"])?,
             Scenario::RunBridge => timed(self, &["run", "--rm", "busybox", "/bin/true"])?,
+            Scenario::RunPublished => {
+                timed(self, &["run", "--rm", "-p", "127.0.0.1::80", "busybox", "/bin/true"])?
+            }
+            Scenario::StopRemove => {
+                call(self, &idle("timed"))?;
+                timed(self, &["stop", "-t", "0", "timed"])? + timed(self, &["rm", "timed"])?
+            }
             Scenario::Detached => {
                 let time = timed(self, &idle("timed"))?;
                 remove(self, "timed")?;
@@ -144,6 +151,13 @@ impl<D: Dialect> Images for D {
         timed(self, words)
     }
 
+    fn each(&mut self, count: usize, at_once: usize, words: &[&str]) -> anyhow::Result<Duration> {
+        let script = "seq 1 \"$1\" | { n=$2; shift 2; xargs -P \"$n\" -I{} \"$@\"; }";
+        let shell = ["sh", "-c", script, "sh", &count.to_string(), &at_once.to_string()].map(str::to_owned);
+        let words = [&shell[..], &full(self, words)].concat();
+        self.execute(&words)?.time().with_context(|| words.join(" "))
+    }
+
     fn output(&mut self, words: &[&str]) -> anyhow::Result<String> {
         call(self, words)
     }
@@ -161,14 +175,12 @@ impl<D: Dialect> Images for D {
     }
 }
 
-fn idle(name: &str) -> [&str; 8] {
-    ["run", "-d", "--network", "none", "--name", name, "busybox", "/bin/sleep 1000"]
+fn idle(name: &str) -> [&str; 9] {
+    ["run", "-d", "--network", "none", "--name", name, "busybox", "/bin/sleep", "1000"]
 }
 
 fn full<D: Dialect + ?Sized>(engine: &D, rest: &[&str]) -> Vec<String> {
-    // The last word of `idle` is two; no other argument here has a space.
-    let rest = rest.iter().flat_map(|word| word.split(' ')).map(str::to_owned);
-    engine.prefix().into_iter().chain(rest).collect()
+    engine.prefix().into_iter().chain(rest.iter().map(|word| (*word).to_owned())).collect()
 }
 
 fn timed<D: Dialect + ?Sized>(engine: &mut D, rest: &[&str]) -> anyhow::Result<Duration> {
@@ -181,10 +193,9 @@ fn call<D: Dialect + ?Sized>(engine: &mut D, rest: &[&str]) -> anyhow::Result<St
     engine.execute(&words)?.output().with_context(|| words.join(" "))
 }
 
-/// What it prints, and how long it takes. Here no word is two.
+/// What it prints, and how long it takes.
 fn measured<D: Dialect + ?Sized>(engine: &mut D, rest: &[&str]) -> anyhow::Result<(String, Duration)> {
-    let words: Vec<String> =
-        engine.prefix().into_iter().chain(rest.iter().map(|word| (*word).to_owned())).collect();
+    let words = full(engine, rest);
     let done = engine.execute(&words)?;
     let output = done.output().with_context(|| words.join(" "))?;
     Ok((output, done.time()?))

@@ -12,10 +12,13 @@ mod engine;
 mod facts;
 mod image;
 mod images;
+mod inside;
 mod memory;
 mod peer;
+mod postgres;
 mod report;
 mod sample;
+mod starts;
 mod traffic;
 mod worker;
 
@@ -26,6 +29,7 @@ use anyhow::{Context, bail};
 
 use crate::peer::{Peer, Scenario};
 use crate::report::Report;
+use crate::starts::Starts;
 
 const USAGE: &str =
     "usage: insula-bench [--rounds N] [--short] [--images N] [--networks N] [--no-api] [--only NAME,NAME]
@@ -159,6 +163,12 @@ fn compare(peers: &mut Vec<Box<dyn Peer>>, rounds: usize, networks: usize) -> an
     for scenarios in [Scenario::COMMANDS, Scenario::LOGS] {
         take_turns(peers, scenarios, rounds, &mut report)?;
     }
+    if let Err(error) = start_many(peers, &mut report, if rounds > 3 { 100 } else { 24 }) {
+        eprintln!("bench: many at a time are left out: {error:#}");
+    }
+    if let Err(error) = lives(peers, &mut report) {
+        eprintln!("bench: copies of PostgreSQL are left out: {error:#}");
+    }
     if let Err(error) = carry(peers, &mut report, networks) {
         eprintln!("bench: networks are left out: {error:#}");
     }
@@ -182,6 +192,35 @@ fn take_turns(
                     report.samples(*scenario, peer.name()).push(time);
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+/// Many containers, some at a time.
+fn start_many(peers: &mut [Box<dyn Peer>], report: &mut Report, count: usize) -> anyhow::Result<()> {
+    let mut starts = Starts::of(count);
+    for peer in peers.iter_mut() {
+        eprintln!("bench: {count} containers of {}", peer.name());
+        let name = peer.name().to_owned();
+        if let Some(engine) = peer.images() {
+            starts.measure(&name, engine).with_context(|| format!("{name} with many"))?;
+        }
+    }
+    report.starts = starts;
+    Ok(())
+}
+
+/// Copies of a server that is loaded, and what it costs to be inside.
+fn lives(peers: &mut [Box<dyn Peer>], report: &mut Report) -> anyhow::Result<()> {
+    for peer in peers.iter_mut() {
+        let name = peer.name().to_owned();
+        let Some(engine) = peer.images() else { continue };
+        eprintln!("bench: copies of PostgreSQL of {name}");
+        report.postgres.measure(&name, engine).with_context(|| format!("PostgreSQL with {name}"))?;
+        if name == report::OURS {
+            let folder = tempfile::Builder::new().prefix("insula-bench-").tempdir_in("/var/tmp");
+            report.inside = inside::Inside::measure(engine, folder.context("make a folder")?.path())?;
         }
     }
     Ok(())

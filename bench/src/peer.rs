@@ -13,8 +13,11 @@ use crate::traffic::{Crowd, Turn};
 pub(crate) enum Scenario {
     RunAlone,
     RunBridge,
+    RunPublished,
     Detached,
     Exec,
+    /// The end of one that runs.
+    StopRemove,
     /// A million lines into a log of Docker's default format.
     JsonLog,
     /// The same into one of the driver `local`.
@@ -22,15 +25,18 @@ pub(crate) enum Scenario {
 }
 
 impl Scenario {
-    pub(crate) const COMMANDS: &[Self] = &[Self::RunAlone, Self::RunBridge, Self::Detached, Self::Exec];
+    pub(crate) const COMMANDS: &[Self] =
+        &[Self::RunAlone, Self::RunBridge, Self::RunPublished, Self::Detached, Self::Exec, Self::StopRemove];
     pub(crate) const LOGS: &[Self] = &[Self::JsonLog, Self::LocalLog];
 
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::RunAlone => "`run --rm --network none busybox true`",
             Self::RunBridge => "`run --rm busybox true` (default bridge)",
+            Self::RunPublished => "`run --rm -p 127.0.0.1::80 busybox true`",
             Self::Detached => "`run -d --network none busybox sleep 1000`",
             Self::Exec => "`exec CONTAINER true`",
+            Self::StopRemove => "`stop -t 0 CONTAINER` and `rm CONTAINER`",
             Self::JsonLog => {
                 "`run -d busybox seq 1 1000000` and `wait`, `--log-driver json-file` (2 files of 10 MB)"
             }
@@ -65,6 +71,8 @@ pub(crate) trait Peer {
 pub(crate) trait Images {
     /// How long a command takes that succeeds.
     fn timed(&mut self, words: &[&str]) -> anyhow::Result<Duration>;
+    /// How long a command takes for each of so many numbers, which stand where it has `{}`, some at a time.
+    fn each(&mut self, count: usize, at_once: usize, words: &[&str]) -> anyhow::Result<Duration>;
     /// What a command that succeeds writes.
     fn output(&mut self, words: &[&str]) -> anyhow::Result<String>;
     /// What `push` and `pull` need for a registry without TLS.
@@ -82,8 +90,8 @@ pub(crate) fn all(folder: &Path, only: Option<&[String]>) -> anyhow::Result<Vec<
     peers.push(Box::new(Insula::new(&place("i"))));
     peers.push(Box::new(Docker::new(&place("docker"))));
     peers.push(Box::new(Podman::new(&place("podman"))));
-    for runtime in ["crun", "runc"] {
-        peers.push(Box::new(Bundle::new(runtime, &place(runtime))));
+    for program in Bundle::PROGRAMS {
+        peers.push(Box::new(Bundle::new(program, &place(program))));
     }
     peers.retain(|peer| only.is_none_or(|names| names.iter().any(|name| name == peer.name())));
     Ok(peers)

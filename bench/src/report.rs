@@ -5,11 +5,13 @@ use std::fmt;
 
 use crate::chart::{Chart, Group};
 use crate::images::Seen;
+use crate::inside::Inside;
 use crate::memory::Memory;
 use crate::peer::Scenario;
 use crate::sample::Samples;
+use crate::starts::Starts;
 use crate::traffic::Traffic;
-use crate::{api, facts};
+use crate::{api, facts, postgres};
 
 /// Everything that was seen.
 #[derive(Debug)]
@@ -19,6 +21,9 @@ pub(crate) struct Report {
     versions: Vec<(String, String)>,
     times: BTreeMap<Scenario, Vec<(String, Samples)>>,
     memory: Vec<(String, Memory)>,
+    pub(crate) starts: Starts,
+    pub(crate) postgres: postgres::Copies,
+    pub(crate) inside: Inside,
     images: Seen,
     pub(crate) traffic: Traffic,
     api: api::Seen,
@@ -33,6 +38,9 @@ impl Report {
             versions: Vec::new(),
             times: BTreeMap::new(),
             memory: Vec::new(),
+            starts: Starts::default(),
+            postgres: postgres::Copies::default(),
+            inside: Inside::default(),
             images: Seen::default(),
             traffic: Traffic::default(),
             api: api::Seen::default(),
@@ -150,7 +158,10 @@ impl fmt::Display for Report {
         for scenario in Scenario::COMMANDS.iter().chain(Scenario::LOGS) {
             self.scenario(f, *scenario)?;
         }
+        self.starts.fmt(f)?;
+        self.postgres.fmt(f)?;
         self.memories(f)?;
+        self.inside.fmt(f)?;
         self.images.fmt(f)?;
         self.traffic.write(f, self.ours(Scenario::RunBridge).zip(self.ours(Scenario::RunAlone)))?;
         self.api.fmt(f)

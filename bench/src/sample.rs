@@ -1,18 +1,27 @@
-//! Times of one peer in one scenario.
+//! What was measured of one peer in one scenario.
 
 use std::time::Duration;
 
+/// Milliseconds, or how much was done.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Samples(Vec<Duration>);
+pub(crate) struct Samples(Vec<f64>);
 
 impl Samples {
-    pub(crate) fn push(&mut self, time: Duration) {
-        self.0.push(time);
+    pub(crate) const fn new() -> Self {
+        Self(Vec::new())
     }
 
-    /// Milliseconds at a part of the sorted samples: 0.5 is the median.
+    pub(crate) fn push(&mut self, time: Duration) {
+        self.push_number(time.as_secs_f64() * 1000.0);
+    }
+
+    pub(crate) fn push_number(&mut self, number: f64) {
+        self.0.push(number);
+    }
+
+    /// What lies at a part of the sorted samples: 0.5 is the median.
     pub(crate) fn at(&self, part: f64) -> Option<f64> {
-        let mut sorted: Vec<f64> = self.0.iter().map(|time| time.as_secs_f64() * 1000.0).collect();
+        let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let last = sorted.len().checked_sub(1)?;
         let place = part * last as f64;
@@ -27,7 +36,7 @@ mod tests {
 
     #[test]
     fn quantiles_lie_between_samples() {
-        let samples = Samples([4, 1, 3, 2].map(Duration::from_millis).to_vec());
+        let samples = Samples(vec![4.0, 1.0, 3.0, 2.0]);
         assert_eq!(samples.at(0.0), Some(1.0));
         assert_eq!(samples.at(0.5), Some(2.5));
         assert_eq!(samples.at(1.0), Some(4.0));
