@@ -3,7 +3,7 @@ TARGET  ?= $(shell rustc -vV | sed -n 's/^host: //p')
 PREFIX  ?= /usr/local
 DESTDIR ?=
 OUT      = target/$(TARGET)/release
-PROGRAMS = insula insulad insula-monitor insula-proxy insula-agent insula-vmm insula-runtime
+PROGRAMS = insula insulad insula-monitor insula-proxy insula-agent insula-vmm insula-runtime containerd-shim-insula-v2
 
 .PHONY: help demo test bench release install uninstall fixtures
 

@@ -22,6 +22,7 @@ const ORDER: &[&str] = &[
     "insula-agent-core",
     "insula-vmm-core",
     "insula-runtime-core",
+    "insula-shim-core",
     "insula-build",
     "insula-models",
     "insula-engine",
@@ -54,6 +55,7 @@ const WALLS: &[&str] = &[
     "insula-agent-core",
     "insula-vmm-core",
     "insula-runtime-core",
+    "insula-shim-core",
 ];
 const WITHOUT_WALLS: &[&str] = &["insulad", "insula", "insula-proxy"];
 

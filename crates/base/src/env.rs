@@ -23,6 +23,9 @@ pub const XDG_RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
 /// Folder of a user's configuration; `.config` in [`HOME`] without it.
 pub const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
 
+/// Path of the socket at which containerd takes events of its shims, which it tells them.
+pub const CONTAINERD_EVENTS: &str = "TTRPC_ADDRESS";
+
 /// The daemon's configuration file. The flag `--config` wins.
 pub const CONFIG: &str = "INSULA_CONFIG";
 

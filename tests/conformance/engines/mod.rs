@@ -1,6 +1,7 @@
 //! Other people's engines, from Debian's packages, with `insula-runtime` for a runtime.
 
 mod archives;
+mod containerd;
 pub(crate) mod place;
 
 use std::fs;
@@ -117,51 +118,6 @@ fn dockerd() {
     let parent = format!("/{}", place.group);
     let run = ["run", "--rm", "--cgroup-parent", &parent, "busybox", "ip", "-4", "-o", "addr"];
     of(engine(&run)).shows(&["eth0"]);
-}
-
-#[test]
-fn containerd() {
-    let Some(place) = Place::with(&["containerd", "ctr"]) else { return };
-    let config = format!(
-        "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-         [grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n",
-        place.at("root"),
-        place.at("state"),
-        place.at("sock"),
-        place.at("sock.ttrpc")
-    );
-    fs::write(place.path("config.toml"), config).unwrap();
-    // A namespace of containerd's is the parent of its containers' control groups.
-    let ctr = |arguments: &[&str]| {
-        let mut command = place.command("ctr");
-        command.args(["--address", &place.at("sock"), "--namespace", &place.group]).args(arguments);
-        command
-    };
-    let mut daemon = place.command("containerd");
-    place.daemon(daemon.args(["--config", &place.at("config.toml")]), || ctr(&["version"]));
-    of(ctr(&["images", "import", "--snapshotter", "native", &place.at("busybox.tar")])).ok();
-    let image = of(ctr(&["images", "list", "--quiet"])).ok().to_owned();
-    let run = |flags: &[&str], id: &str, command: &[&str]| {
-        let own = ["run", "--snapshotter", "native", "--runc-binary", &runtime()];
-        ctr(&[&own[..], flags, &[&image, id], command].concat())
-    };
-    let said = of(run(&["--rm"], "one", &["sh", "-c", "echo out; exit 5"]));
-    assert_eq!((said.code, said.stdout.as_str()), (5, "out\n"), "{said}");
-    of(run(&["--rm"], "one", &["no-such-program"])).fails(1, &["executable file not found"]);
-    at_a_terminal(&run(&["--rm", "--tty"], "one", &["sh", "-c", AT_A_TERMINAL]));
-    of(run(&["--detach", "--memory-limit", "67108864"], "two", &["sleep", "1000"])).ok();
-    let exec = |script| of(ctr(&["task", "exec", "--exec-id", "more", "two", "sh", "-c", script]));
-    exec("exit 4").exits(4);
-    of(ctr(&["task", "pause", "two"])).ok();
-    of(ctr(&["task", "list"])).shows(&["PAUSED"]);
-    of(ctr(&["task", "resume", "two"])).ok();
-    of(ctr(&["task", "metrics", "two"])).shows(&["67108864"]);
-    of(ctr(&["task", "kill", "--signal", "KILL", "two"])).ok();
-    holds("it stops", || of(ctr(&["task", "list"])).stdout.contains("STOPPED"));
-    let said = of(ctr(&["task", "delete", "two"]));
-    assert!(said.stderr.contains("137"), "{said}");
-    of(ctr(&["container", "delete", "two"])).ok();
-    holds("nothing is left of the containers", || place.groups().is_empty());
 }
 
 #[test]

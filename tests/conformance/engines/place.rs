@@ -65,17 +65,17 @@ impl Place {
         command
     }
 
-    /// A daemon there, until `ready` succeeds.
-    pub(crate) fn daemon(&self, command: &mut Command, ready: impl Fn() -> Command) {
+    /// A daemon there, which answers: `ready` succeeds. It ends with the place. The pid of who waits for it there.
+    pub(crate) fn daemon(&self, command: &mut Command, ready: impl Fn() -> Command) -> u32 {
         let log = fs::File::create(self.path("log")).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        // Its end comes with that of the place.
         let mut daemon = command.spawn().unwrap();
         eventually("the daemon answers", || {
             let log = || fs::read_to_string(self.path("log")).unwrap_or_default();
             assert!(daemon.try_wait().unwrap().is_none(), "the daemon ended at once: {}", log());
             (Outcome::of(&mut ready(), b"").code == 0).then_some(())
         });
+        daemon.id()
     }
 
     /// Control groups of containers that are there.

@@ -1,0 +1,247 @@
+//! containerd with folders of its own, and its command line.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use insula_tests::{Outcome, holds, program};
+
+use super::place::Place;
+use super::{AT_A_TERMINAL, at_a_terminal, of, runtime};
+
+/// One that runs.
+struct Containerd {
+    place: Place,
+    /// Pid of who waits for it.
+    daemon: u32,
+    /// containerd's own kind of it, which is the parent of its containers' control groups.
+    namespace: String,
+    image: String,
+}
+
+impl Containerd {
+    fn start() -> Option<Self> {
+        let place = Place::with(&["containerd", "ctr"])?;
+        let namespace = place.group.clone();
+        Some(Self::with(place, namespace, "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n"))
+    }
+
+    fn with(place: Place, namespace: String, plugins: &str) -> Self {
+        let folders = ["root", "state", "sock", "sock.ttrpc"].map(|name| place.at(name));
+        let [root, state, sock, ttrpc] = folders;
+        let config = format!(
+            "version = 2\nroot = {root:?}\nstate = {state:?}\n{plugins}\
+             [grpc]\naddress = {sock:?}\n[ttrpc]\naddress = {ttrpc:?}\n"
+        );
+        fs::write(place.path("config.toml"), config).unwrap();
+        let daemon = serve(&place);
+        let mut engine = Self { place, daemon, namespace, image: String::new() };
+        let archive = engine.place.at("busybox.tar");
+        of(engine.ctr(&["images", "import", "--snapshotter", "native", &archive])).ok();
+        engine.image = "docker.io/library/busybox:latest".to_owned();
+        engine
+    }
+
+    fn ctr(&self, arguments: &[&str]) -> Command {
+        let mut command = ctr(&self.place);
+        command.args(["--namespace", &self.namespace]).args(arguments);
+        command
+    }
+
+    fn run(&self, flags: &[&str], id: &str, command: &[&str]) -> Command {
+        let own = ["run", "--snapshotter", "native"];
+        self.ctr(&[&own[..], flags, &[&self.image, id], command].concat())
+    }
+
+    /// By our shim.
+    fn shimmed(&self, flags: &[&str], id: &str, command: &[&str]) -> Command {
+        self.run(&[&["--runtime", "io.containerd.insula.v2"], flags].concat(), id, command)
+    }
+
+    fn exec(&self, id: &str, script: &str) -> Outcome {
+        of(self.ctr(&["task", "exec", "--exec-id", "more", id, "sh", "-c", script]))
+    }
+
+    fn tasks(&self) -> String {
+        of(self.ctr(&["task", "list"])).ok().to_owned()
+    }
+
+    /// Status of a task by its name.
+    fn is(&self, id: &str, status: &str) -> bool {
+        let tasks = self.tasks();
+        tasks.lines().any(|line| line.starts_with(id) && line.ends_with(status))
+    }
+
+    /// A word of a task's line, as the place counts pids.
+    fn pid(&self, id: &str) -> String {
+        let tasks = self.tasks();
+        let line = tasks.lines().find(|line| line.starts_with(id)).unwrap_or_else(|| panic!("{id}: {tasks}"));
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    }
+
+    fn bundle_file(&self, id: &str, name: &str) -> String {
+        let folder = format!("state/io.containerd.runtime.v2.task/{}/{id}", self.namespace);
+        fs::read_to_string(self.place.path(&folder).join(name)).unwrap()
+    }
+
+    fn kill(&self, pid: &str) {
+        let mut kill = self.place.command("kill");
+        kill.args(["-KILL", pid]);
+        of(kill).ok();
+    }
+
+    /// As by the kernel, and anew.
+    fn restart(&mut self, meanwhile: impl FnOnce(&Self)) {
+        let children = format!("/proc/{0}/task/{0}/children", self.daemon);
+        let pid = fs::read_to_string(children).unwrap().trim().to_owned();
+        of({
+            let mut kill = Command::new("kill");
+            kill.args(["-KILL", &pid]);
+            kill
+        })
+        .ok();
+        holds("containerd has ended", || !Path::new("/proc").join(&pid).exists());
+        meanwhile(self);
+        self.daemon = serve(&self.place);
+    }
+
+    /// Neither control groups nor shims.
+    fn is_empty(&self) -> bool {
+        let mut sockets = self.place.command("find");
+        sockets.args(["/run/containerd/s", "-type", "s"]);
+        self.place.groups().is_empty() && of(sockets).stdout.is_empty()
+    }
+}
+
+fn ctr(place: &Place) -> Command {
+    let mut command = place.command("ctr");
+    command.args(["--address", &place.at("sock")]);
+    command
+}
+
+fn serve(place: &Place) -> u32 {
+    let mut daemon = place.command("containerd");
+    // Where it looks for shims.
+    let shims = program("containerd-shim-insula-v2");
+    let folders = std::env::var("PATH").unwrap_or_default();
+    daemon.env("PATH", format!("{}:/usr/sbin:{folders}", shims.parent().unwrap().display()));
+    place.daemon(daemon.args(["--config", &place.at("config.toml")]), || {
+        let mut version = ctr(place);
+        version.arg("version");
+        version
+    })
+}
+
+/// ctr tells the exit code as a warning.
+fn deleted(engine: &Containerd, which: &[&str], code: &str) {
+    let said = of(engine.ctr(&[&["task", "delete"], which].concat()));
+    assert!(said.stderr.contains(&format!("exit code {code}")), "{said}");
+}
+
+/// What a container goes through by either shim.
+fn lives(engine: &Containerd, run: impl Fn(&[&str], &str, &[&str]) -> Command) {
+    let said = of(run(&["--rm"], "one", &["sh", "-c", "echo out; exit 5"]));
+    assert_eq!((said.code, said.stdout.as_str()), (5, "out\n"), "{said}");
+    of(run(&["--rm"], "one", &["no-such-program"])).fails(1, &["executable file not found"]);
+    at_a_terminal(&run(&["--rm", "--tty"], "one", &["sh", "-c", AT_A_TERMINAL]));
+    of(run(&["--detach", "--memory-limit", "67108864"], "two", &["sleep", "1000"])).ok();
+    engine.exec("two", "exit 4").exits(4);
+    of(engine.ctr(&["task", "pause", "two"])).ok();
+    assert!(engine.is("two", "PAUSED"));
+    of(engine.ctr(&["task", "resume", "two"])).ok();
+    of(engine.ctr(&["task", "metrics", "two"])).shows(&["67108864"]);
+    of(engine.ctr(&["task", "kill", "--signal", "KILL", "two"])).ok();
+    holds("it stops", || engine.is("two", "STOPPED"));
+    deleted(engine, &["two"], "137");
+    of(engine.ctr(&["container", "delete", "two"])).ok();
+    holds("nothing is left of the containers", || engine.is_empty());
+}
+
+#[test]
+fn runtime_of_runcs_shim() {
+    let Some(engine) = Containerd::start() else { return };
+    let runtime = runtime();
+    lives(&engine, |flags, id, command| {
+        engine.run(&[&["--runc-binary", &runtime], flags].concat(), id, command)
+    });
+}
+
+#[test]
+fn shim() {
+    let Some(engine) = Containerd::start() else { return };
+    lives(&engine, |flags, id, command| engine.shimmed(flags, id, command));
+
+    let mut read = engine.shimmed(&["--rm"], "one", &["sh", "-c", "read line; echo \"$line\"; echo err >&2"]);
+    let said = Outcome::of(&mut read, b"through a pipe\n");
+    assert_eq!((said.code, said.stdout.as_str()), (0, "through a pipe\n"), "{said}");
+    assert!(said.stderr.contains("err\n"), "{said}");
+
+    of(engine.shimmed(&["--detach"], "two", &["sleep", "1000"])).ok();
+    let exec = ["task", "exec", "--tty", "--exec-id", "more", "two", "sh", "-c", AT_A_TERMINAL];
+    at_a_terminal(&engine.ctr(&exec));
+    engine.exec("two", "exec no-such-program").exits(127);
+    of(engine.ctr(&["task", "exec", "--exec-id", "more", "two", "no-such-program"]))
+        .fails(1, &["executable file not found"]);
+    of(engine.ctr(&["task", "exec", "--detach", "--exec-id", "long", "two", "sleep", "1000"])).ok();
+    of(engine.ctr(&["task", "ps", "two"])).shows(&["long"]);
+    of(engine.ctr(&["task", "kill", "--exec-id", "long", "--signal", "KILL", "two"])).ok();
+    of(engine.ctr(&["task", "checkpoint", "two"])).fails(1, &["not supported"]);
+    of(engine.ctr(&["task", "delete", "two"])).fails(1, &["must be stopped"]);
+    deleted(&engine, &["--force", "two"], "137");
+    of(engine.ctr(&["container", "delete", "two"])).ok();
+    holds("nothing is left of the containers", || engine.is_empty());
+}
+
+#[test]
+fn events_of_the_shim_are_in_order() {
+    let Some(engine) = Containerd::start() else { return };
+    let file = engine.place.path("events");
+    let seen = || fs::read_to_string(&file).unwrap();
+    let mut events = engine.ctr(&["events"]);
+    // It ends with the place.
+    let mut listener = events.stdout(fs::File::create(&file).unwrap()).spawn().unwrap();
+    holds("somebody listens", || {
+        of(engine.ctr(&["namespaces", "label", &engine.namespace, "a=b"])).ok();
+        !seen().is_empty()
+    });
+    of(engine.shimmed(&["--detach"], "one", &["sleep", "1000"])).ok();
+    engine.exec("one", "exit 4").exits(4);
+    of(engine.ctr(&["task", "pause", "one"])).ok();
+    of(engine.ctr(&["task", "resume", "one"])).ok();
+    deleted(&engine, &["--force", "one"], "137");
+    holds("the last event comes", || seen().contains("/tasks/delete"));
+    let text = seen();
+    let names = text.lines().filter_map(|line| line.split("/tasks/").nth(1)?.split(' ').next());
+    let order =
+        ["create", "start", "exec-added", "exec-started", "exit", "paused", "resumed", "exit", "delete"];
+    assert_eq!(names.collect::<Vec<_>>(), order, "{text}");
+    drop(engine);
+    listener.wait().unwrap();
+}
+
+#[test]
+fn containers_of_the_shim_outlive_containerd() {
+    let Some(mut engine) = Containerd::start() else { return };
+    let waiting = ["sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.1; done"];
+    of(engine.shimmed(&["--detach"], "stays", &waiting)).ok();
+    of(engine.shimmed(&["--detach"], "ends", &["sleep", "1000"])).ok();
+    let pid = engine.pid("ends");
+    engine.restart(|engine| engine.kill(&pid));
+    assert!(engine.is("stays", "RUNNING"), "{}", engine.tasks());
+    holds("the end while containerd was away is known", || engine.is("ends", "STOPPED"));
+    deleted(&engine, &["ends"], "137");
+    engine.exec("stays", "exit 4").exits(4);
+    of(engine.ctr(&["task", "kill", "stays"])).ok();
+    holds("it stops", || engine.is("stays", "STOPPED"));
+    deleted(&engine, &["stays"], "9");
+    holds("nothing is left of the containers", || engine.is_empty());
+}
+
+#[test]
+fn nothing_is_left_of_a_shim_that_is_killed() {
+    let Some(engine) = Containerd::start() else { return };
+    of(engine.shimmed(&["--detach"], "one", &["sleep", "1000"])).ok();
+    engine.kill(&engine.bundle_file("one", "shim.pid"));
+    holds("containerd cleans up", || engine.is_empty() && !engine.tasks().contains("one"));
+    of(engine.ctr(&["container", "delete", "one"])).ok();
+}
