@@ -6,6 +6,7 @@ mod agents;
 mod bad_input;
 mod build;
 mod bundles;
+mod caches;
 mod check;
 mod confinement;
 mod copies;

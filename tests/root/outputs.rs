@@ -148,3 +148,56 @@ fn folders_and_images_come_along_by_name() {
     let wrong = context(&daemon, "link", &[("Dockerfile", "FROM busybox\nCOPY --from=tree link/ /x\n")]);
     build(&daemon, &wrong, &["--build-context", &tree_flag]).fails(1, &["does not exist"]);
 }
+
+const SHOWN: &str = "\
+FROM busybox AS first
+RUN echo one > /x
+FROM busybox
+COPY --from=first /x /
+RUN printf 'before\\n\\033[2Jafter\\n'; cat /nosuch
+";
+
+#[test]
+fn progress_is_shown_as_somebody_wants_it() {
+    let daemon = daemon!();
+    let folder = context(&daemon, "context", &[("Dockerfile", SHOWN)]);
+    let flags = ["build", "--network", "none", "--progress", "auto", folder.to_str().unwrap()];
+    let first = [&flags[..], &["--target", "first"]].concat();
+    let at_terminal = |flags: &[&str], last: &str| {
+        let mut terminal = daemon.terminal(flags);
+        terminal.expect(last);
+        (terminal.wait(), terminal.screen())
+    };
+    for how in [" => [first 2/2] RUN echo one", " => CACHED [first 2/2] RUN echo one"] {
+        let (code, screen) = at_terminal(&first, "FINISHED");
+        assert_eq!(code, 0, "{screen}");
+        for words in [" => [first 1/2] FROM busybox", how, "(2/2) FINISHED", "Successfully built"] {
+            assert!(screen.contains(words), "{words}: {screen:?}");
+        }
+    }
+    let (code, screen) = at_terminal(&flags, "Dockerfile:5");
+    assert_eq!(code, 1, "{screen}");
+    let failed = " > [stage-1 3/3] RUN printf";
+    for words in [" => ERROR [stage-1 3/3] RUN", "FAILED", failed, "before", "after", "Dockerfile:5"] {
+        assert!(screen.contains(words), "{words}: {screen:?}");
+    }
+    assert!(!screen.contains("\u{1b}[2J"), "{screen:?}");
+
+    // For programs.
+    let records = build(&daemon, &folder, &["--progress", "rawjson"]);
+    records.exits(1);
+    assert_eq!(records.stdout, "");
+    let records: Vec<serde_json::Value> =
+        records.stderr.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let vertex = |name: &str, field: &str| {
+        let of = records.iter().filter_map(|record| record["vertexes"].get(0));
+        let mut of = of.filter(|vertex| vertex["name"].as_str().unwrap().starts_with(name));
+        of.find(|vertex| !vertex[field].is_null()).map(|vertex| vertex[field].clone())
+    };
+    assert_eq!(vertex("[first 2/2]", "cached"), Some(true.into()));
+    assert!(vertex("[first 2/2]", "completed").is_some() && vertex("[stage-1 2/3]", "cached").is_some());
+    let error = vertex("[stage-1 3/3]", "error").unwrap();
+    assert!(error.as_str().unwrap().contains("non-zero code: 1"), "{error}");
+    assert!(records.iter().any(|record| record["logs"][0]["vertex"].is_string()), "{records:?}");
+    build(&daemon, &folder, &["--progress", "tty"]).fails(1, &["standard error is no terminal"]);
+}

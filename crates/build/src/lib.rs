@@ -18,6 +18,6 @@ pub use git::GitReference;
 pub use ignore::Ignore;
 pub use mode::Mode;
 pub use nearest::nearest;
-pub use part::Part;
+pub use part::{Framed, Part};
 pub use plan::{Base, Given, Plan, PlannedStage};
 pub use scope::{CopyOp, Op, RunOp, Scope, Script};

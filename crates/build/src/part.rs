@@ -7,10 +7,60 @@
 //! chunk:   bytes in it, big endian, 4 bytes │ the bytes
 //! ```
 
-use std::io::{self, Read};
+use std::io::{self, BufWriter, Read, Write};
 
 /// Bytes of a chunk.
 const CHUNK_MAX: usize = 1 << 20;
+/// Bytes of one that is written.
+const CHUNK: usize = 256 << 10;
+
+/// One archive of several on its way out: chunks with their lengths in front.
+#[derive(Debug)]
+pub struct Framed<W: Write>(BufWriter<Chunks<W>>);
+
+impl<W: Write> Framed<W> {
+    /// Where others may stand before it, and behind.
+    pub fn new(sink: W) -> Self {
+        Self(BufWriter::with_capacity(CHUNK, Chunks(sink)))
+    }
+
+    /// Writes the end. Dropped without it, the archive is cut.
+    ///
+    /// # Errors
+    /// Those of the sink.
+    pub fn finish(self) -> io::Result<()> {
+        let Chunks(mut sink) = self.0.into_inner().map_err(io::IntoInnerError::into_error)?;
+        sink.write_all(&[0; 4])
+    }
+}
+
+impl<W: Write> Write for Framed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[derive(Debug)]
+struct Chunks<W: Write>(W);
+
+impl<W: Write> Write for Chunks<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len().min(CHUNK);
+        if count > 0 {
+            self.0.write_all(&(count as u32).to_be_bytes())?;
+            self.0.write_all(&bytes[..count])?;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
 
 /// One archive of several.
 #[derive(Debug)]
@@ -68,6 +118,24 @@ impl<R: Read> Read for Part<'_, R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_framed_is_read_again() {
+        let long = vec![7; CHUNK + 3];
+        let mut framed_bytes = Vec::new();
+        for part in [&long[..], b"", b"x"] {
+            let mut framed = Framed::new(&mut framed_bytes);
+            framed.write_all(part).unwrap();
+            framed.finish().unwrap();
+        }
+        let mut source = &framed_bytes[..];
+        for part in [&long[..], b"", b"x"] {
+            let mut read = Vec::new();
+            Part::new(&mut source).read_to_end(&mut read).unwrap();
+            assert!(read == part);
+        }
+        assert!(source.is_empty());
+    }
 
     #[test]
     fn parts_end_where_they_say() {

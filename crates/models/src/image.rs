@@ -118,6 +118,34 @@ document! {
         token: String,
         /// What is answered beside progress: nothing, `archive` or `files`.
         output: String,
+        /// OCI layouts with caches, in front of the context and behind the folders: what the client calls them.
+        cache_from: Vec<String>,
+        /// Where the cache goes: `inline`, `registry:SCOPE:NAME`, `layout:SCOPE`; a scope is `result` or `all`. With a
+        /// layout, what is answered beside progress is framed: the output, and an archive of the layout.
+        cache_to: Vec<String>,
+        /// Steps are told one by one ([`BuildStep`]).
+        trace: bool,
+    }
+}
+
+document! {
+    /// What is told about a step, where that was asked for: `Step` in the results for programs.
+    BuildStep {
+        /// Tells it from the others of the build.
+        id: String,
+        /// `begun`, `cached`, `log` or `ended`.
+        state: String,
+        /// RFC 3339.
+        at: String,
+        /// Said when it begins.
+        #[serde(skip_serializing_if = "is_zero")]
+        name: String,
+        /// What its command said: whole lines or parts of them.
+        #[serde(skip_serializing_if = "is_zero")]
+        log: String,
+        /// Why it ended; empty if all went well.
+        #[serde(skip_serializing_if = "is_zero")]
+        error: String,
     }
 }
 

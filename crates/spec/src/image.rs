@@ -234,6 +234,9 @@ pub struct ImageConfig {
     pub rootfs: RootFs,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
+    /// What a build made the layers by ([`crate::build_cache::CacheRecord`]); whatever else it may be does no harm.
+    #[serde(default, rename = "insula.build.cache.v1", skip_serializing_if = "Option::is_none")]
+    pub build_cache: Option<serde_json::Value>,
 }
 
 impl ImageConfig {

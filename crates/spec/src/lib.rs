@@ -2,6 +2,7 @@
 //! one document that tells a wall what to build. Data and its validation only: nothing here
 //! touches the system.
 
+pub mod build_cache;
 pub mod bundle;
 pub mod image;
 pub mod machine;

@@ -2,8 +2,10 @@
 
 mod agents;
 mod answer;
+mod caches;
 mod contexts;
 mod output;
+mod progress;
 mod secrets;
 
 use std::collections::BTreeMap;
@@ -16,14 +18,15 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures_util::future::join_all;
 use insula_build::dockerfile::{Dockerfile, LARGEST, lint};
-use insula_build::{Base, Given, Plan};
-use insula_client::{BuildOptions, NamedContext, Upload, framed};
+use insula_build::{Base, Framed, Given, Plan};
+use insula_client::{BuildOptions, NamedContext, Upload};
 use insula_models::AuthConfig;
 use insula_spec::reference::Reference;
 use tokio::sync::Notify;
 
 use self::contexts::Named;
-use self::output::Output;
+use self::output::{Output, Receivers};
+use self::progress::Progress;
 use super::transfer;
 use crate::arguments::Run;
 use crate::context::Context;
@@ -43,6 +46,7 @@ use crate::{filters, options, printer, registry};
   insula build --check .
   insula build --secret id=token,env=API_TOKEN .
   insula build --ssh default .
+  insula build --cache-from type=local,src=cache --cache-to type=local,dest=cache,mode=max .
   insula build --build-context sources=../src --output type=local,dest=out .
   insula build -t app - < Dockerfile")]
 pub(crate) struct BuildArgs {
@@ -79,8 +83,9 @@ pub(crate) struct BuildArgs {
     /// Write the image's id and names to a file, as JSON
     #[arg(long, value_name = "FILE")]
     metadata_file: Option<PathBuf>,
-    /// How progress is shown: auto, plain, quiet
-    #[arg(long, value_name = "KIND", default_value = "auto", value_parser = ["auto", "plain", "quiet"])]
+    /// How progress is shown: auto, plain, tty, rawjson, quiet
+    #[arg(long, value_name = "KIND", default_value = "auto",
+        value_parser = ["auto", "plain", "tty", "rawjson", "quiet"])]
     progress: String,
     /// A folder or an image that the Dockerfile calls by a name: NAME=FOLDER, NAME=docker-image://IMAGE
     #[arg(long, value_name = "NAME=VALUE")]
@@ -133,9 +138,12 @@ pub(crate) struct BuildArgs {
     /// An agent that commands may ask: default (that of SSH_AUTH_SOCK), ID=SOCKET
     #[arg(long, value_name = "AGENT")]
     ssh: Vec<String>,
-    /// Images to take layers from
-    #[arg(long, value_name = "IMAGE", value_delimiter = ',')]
+    /// What other builds made: IMAGE, type=registry,ref=IMAGE, type=local,src=FOLDER
+    #[arg(long, value_name = "CACHE")]
     cache_from: Vec<String>,
+    /// Who may have what this one makes: type=inline, type=registry,ref=IMAGE, type=local,dest=FOLDER[,mode=max]
+    #[arg(long, value_name = "CACHE")]
+    cache_to: Vec<String>,
     /// Control group that the commands' are made in
     #[arg(long, value_name = "GROUP", default_value = "", hide_default_value = true)]
     cgroup_parent: String,
@@ -187,15 +195,22 @@ impl Run for BuildArgs {
         let named = named.collect::<anyhow::Result<Vec<_>>>()?;
         let tags = self.tags(&output)?;
         let agents = self.ssh.iter().map(|text| agents::read(text)).collect::<anyhow::Result<Vec<_>>>()?;
+        let (from, to) = (caches::from(&self.cache_from)?, caches::to(&self.cache_to)?);
         let mut options = self.options(&source, &named, &output, &tags)?;
+        options.cache_from.clone_from(&from.images);
+        options.cache_layouts = from.layouts.iter().map(|(name, _)| name.clone()).collect();
+        options.cache_to.clone_from(&to.told);
+        add_credentials(from.images.iter().chain(&to.names), &mut options.credentials)?;
         if !agents.is_empty() {
             options.agents = agents.iter().map(|agent| agent.id.clone()).collect();
             options.token = insula_base::random_hex(32);
         }
-        let receiver = output.open()?;
+        let receivers = Receivers { output: output.open()?, cache: output::folder(to.folder.as_deref())? };
         let sink = if output.takes_standard_output() { Sink::Stderr } else { Sink::Stdout };
+        let mut progress = Progress::new(&self.progress, options.quiet, sink)?;
+        options.trace = progress.is_traced();
         let client = context.client().await?;
-        let upload = upload(source, named, self.compress);
+        let upload = upload(source, named, from.layouts, self.compress);
         let mut answer = client.build_image(upload, &options).await?;
         let begun = Notify::new();
         let serving = async {
@@ -204,10 +219,12 @@ impl Run for BuildArgs {
             // It is the build that ends.
             std::future::pending().await
         };
-        let id = tokio::select! {
-            shown = answer::show(&mut answer, receiver, sink, &begun) => shown?,
+        let shown = tokio::select! {
+            shown = answer::show(&mut answer, receivers, &mut progress, &begun) => shown,
             never = serving => never,
         };
+        progress.end();
+        let id = shown?;
         if let Some(file) = self.iidfile.as_ref().filter(|_| !id.is_empty()) {
             std::fs::write(file, &id).with_context(|| format!("write {}", file.display()))?;
         }
@@ -224,9 +241,15 @@ impl Run for BuildArgs {
     }
 }
 
-/// What is sent: folders of their own names, and the context.
-fn upload(source: Source, mut named: Vec<Named>, compress: bool) -> Upload {
+/// What is sent: folders of their own names, caches, and the context.
+fn upload(
+    source: Source,
+    mut named: Vec<Named>,
+    layouts: Vec<(String, BuildContext)>,
+    compress: bool,
+) -> Upload {
     if named.is_empty()
+        && layouts.is_empty()
         && let Source::Archive(head) = source
     {
         return Upload::read(std::io::Cursor::new(head).chain(std::io::stdin()));
@@ -234,8 +257,11 @@ fn upload(source: Source, mut named: Vec<Named>, compress: bool) -> Upload {
     // The order in which the daemon expects them.
     named.sort_by(|one, other| one.name.cmp(&other.name));
     Upload::write(move |sink| {
-        for folder in named.into_iter().filter_map(|named| named.folder) {
-            framed(sink, |sink| folder.pack(sink))?;
+        let layouts = layouts.into_iter().map(|(_, folder)| folder);
+        for folder in named.into_iter().filter_map(|named| named.folder).chain(layouts) {
+            let mut framed = Framed::new(&mut *sink);
+            folder.pack(&mut framed)?;
+            framed.finish()?;
         }
         match source {
             Source::Folder { context, .. } if compress => {
@@ -394,6 +420,7 @@ impl BuildArgs {
             no_cache: self.no_cache,
             no_cache_filter: self.no_cache_filter.clone(),
             pull: self.pull,
+            trace: false,
             quiet: self.quiet || self.progress == "quiet",
             platform: self.platform.clone(),
             network: self.network.clone(),
@@ -406,7 +433,9 @@ impl BuildArgs {
             cpuset_cpus: self.cpuset_cpus.clone(),
             cpuset_mems: self.cpuset_mems.clone(),
             cgroup_parent: self.cgroup_parent.clone(),
-            cache_from: self.cache_from.clone(),
+            cache_from: Vec::new(),
+            cache_layouts: Vec::new(),
+            cache_to: Vec::new(),
             security_options: self
                 .security_opt
                 .iter()
@@ -466,14 +495,23 @@ fn credentials(text: &[u8], options: &BuildOptions) -> anyhow::Result<BTreeMap<S
         NamedContext::Image(name) => Some(name.clone()),
         NamedContext::Folder => None,
     });
-    for name in bases.chain(named) {
-        let Ok(reference) = Reference::parse(&name) else { continue };
-        let auth = registry::credentials(&name)?;
+    let names: Vec<String> = bases.chain(named).collect();
+    add_credentials(names.iter(), &mut found)?;
+    Ok(found)
+}
+
+fn add_credentials<'a>(
+    names: impl Iterator<Item = &'a String>,
+    found: &mut BTreeMap<String, AuthConfig>,
+) -> anyhow::Result<()> {
+    for name in names {
+        let Ok(reference) = Reference::parse(name) else { continue };
+        let auth = registry::credentials(name)?;
         if auth != AuthConfig::default() {
             found.insert(reference.domain().to_owned(), auth);
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 fn check(source: &Source) -> Outcome {

@@ -15,8 +15,11 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, future::ready, stream};
 use http::{HeaderMap, HeaderValue, header};
 use insula_engine::AttachedStream;
-use insula_engine::archive::{ArchiveChunks, archive_channel};
-use insula_engine::build::{AgentsGiven, BuildRequest, NamedContext, Output, PruneRequest, Secret};
+use insula_engine::archive::{ArchiveChunks, ArchiveSender, archive_channel};
+use insula_engine::build::{
+    AgentsGiven, BuildRequest, CacheScope, CacheSource, CacheTarget, NamedContext, Output, PruneRequest,
+    Secret,
+};
 use insula_engine::images::Credentials;
 use insula_models::{BuildExtras, BuildPruneResponse, HostConfig, Labels};
 use serde::de::DeserializeOwned;
@@ -33,6 +36,8 @@ use crate::upload::Upload;
 /// Bytes of one secret, as in BuildKit, and of everything in front of a context.
 const SECRET_MAX: usize = 500 << 10;
 const EXTRAS_MAX: usize = 4 << 20;
+/// Caches that one build reads, or writes.
+const CACHES_MAX: usize = 64;
 /// Names a build: a query would be in logs.
 const TOKEN_HEADER: &str = "x-insula-build";
 const CONFIG_HEADER: &str = "x-registry-config";
@@ -76,32 +81,61 @@ async fn build_with(State(api): State<Api>, headers: HeaderMap, params: Params, 
     request.secrets = secrets(extras.secrets)?;
     request.contexts = contexts(extras.contexts)?;
     request.agents = agents(extras.agents, extras.token)?;
-    let (output, chunks) = output(&extras.output)?;
+    request.trace = extras.trace;
+    if extras.cache_from.len() + request.cache_from.len() > CACHES_MAX || extras.cache_to.len() > CACHES_MAX {
+        return Err(ApiError::invalid(format!("there are more than {CACHES_MAX} caches")));
+    }
+    request.cache_from.extend(extras.cache_from.into_iter().map(CacheSource::Layout));
+    let (sender, chunks) = archive_channel();
+    let output = output(&extras.output, &sender)?;
+    request.cache_to = caches(&extras.cache_to, &sender)?;
+    drop(sender);
+    let answered = output.is_answered()
+        || request.cache_to.iter().any(|target| matches!(target, CacheTarget::Layout { .. }));
     request.output = output;
     let engine = api.engine.clone();
     let context = SyncIoBridge::new(stream);
     let progress =
         transferred(move |progress| async move { engine.build(context, request, progress).await }).await?;
-    Ok(match chunks {
-        None => progress,
-        Some(chunks) => multiplexed(progress, chunks),
-    })
+    Ok(if answered { multiplexed(progress, chunks) } else { progress })
 }
 
-/// Where the engine writes what is answered beside progress, and where it is read.
-fn output(name: &str) -> Result<(Output, Option<ArchiveChunks>), ApiError> {
-    let kind = match name {
-        "" => return Ok((Output::Image, None)),
-        "archive" => Output::Archive,
-        "files" => Output::Files,
-        _ => {
-            return Err(ApiError::invalid(format!(
-                "there is no output {name:?}: archive or files is expected"
-            )));
-        }
+/// Where the engine writes what is answered beside progress.
+fn output(name: &str, sender: &ArchiveSender) -> Result<Output, ApiError> {
+    match name {
+        "" => Ok(Output::Image),
+        "archive" => Ok(Output::Archive(sender.clone())),
+        "files" => Ok(Output::Files(sender.clone())),
+        _ => Err(ApiError::invalid(format!("there is no output {name:?}: archive or files is expected"))),
+    }
+}
+
+/// Where the cache goes. There is one layout at most.
+fn caches(given: &[String], sender: &ArchiveSender) -> Result<Vec<CacheTarget>, ApiError> {
+    let wrong = |text: &str| {
+        ApiError::invalid(format!(
+            "a cache goes to {text:?}: inline, registry:SCOPE:NAME or one layout:SCOPE is expected, with the scope \
+             result or all"
+        ))
     };
-    let (sender, chunks) = archive_channel();
-    Ok((kind(sender), Some(chunks)))
+    let scope = |text: &str, name: &str| match name {
+        "result" => Ok(CacheScope::Result),
+        "all" => Ok(CacheScope::All),
+        _ => Err(wrong(text)),
+    };
+    let mut layouts = 0;
+    let mut read = |text: &String| match text.splitn(3, ':').collect::<Vec<_>>()[..] {
+        ["inline"] => Ok(CacheTarget::Inline),
+        ["registry", how, name] if !name.is_empty() => {
+            Ok(CacheTarget::Registry { name: name.to_owned(), scope: scope(text, how)? })
+        }
+        ["layout", how] if layouts == 0 => {
+            layouts += 1;
+            Ok(CacheTarget::Layout { sender: sender.clone(), scope: scope(text, how)? })
+        }
+        _ => Err(wrong(text)),
+    };
+    given.iter().map(&mut read).collect()
 }
 
 /// Two streams in one, in the frames that attached streams have: the output is the first, progress the second.
@@ -186,6 +220,7 @@ fn request(headers: &HeaderMap, params: &Params) -> Result<BuildRequest, ApiErro
         no_cache: params.flag("nocache"),
         no_cache_filter: params.all("nocachefilter"),
         pull: params.flag("pull"),
+        trace: false,
         quiet: params.flag("q"),
         platform: params.text("platform").unwrap_or_default().to_lowercase(),
         host: host(params)?,
@@ -194,6 +229,8 @@ fn request(headers: &HeaderMap, params: &Params) -> Result<BuildRequest, ApiErro
         contexts: BTreeMap::new(),
         output: Output::Image,
         agents: AgentsGiven::default(),
+        cache_from: cache_from(params)?,
+        cache_to: Vec::new(),
     })
 }
 
@@ -210,18 +247,21 @@ fn refuse(params: &Params) -> Result<(), ApiError> {
     if params.flag("squash") {
         return Err(ApiError::unsupported("squash is not available: COPY --from a stage makes one layer"));
     }
-    let from: Vec<String> = document(params, "cachefrom")?;
-    if let Some(image) = from.first() {
-        return Err(ApiError::unsupported(format!(
-            "cache-from {image} is not available in this version: the cache is the engine's own"
-        )));
-    }
     match params.text("outputs").filter(|outputs| !matches!(*outputs, "null" | "[]")) {
         Some(outputs) => {
             Err(ApiError::unsupported(format!("output {outputs} is not available in this version")))
         }
         None => Ok(()),
     }
+}
+
+/// Images whose configurations may tell what made their layers.
+fn cache_from(params: &Params) -> Result<Vec<CacheSource>, ApiError> {
+    let from: Vec<String> = document(params, "cachefrom")?;
+    if from.len() > CACHES_MAX {
+        return Err(ApiError::invalid(format!("there are more than {CACHES_MAX} caches")));
+    }
+    Ok(from.into_iter().map(CacheSource::Image).collect())
 }
 
 /// Limits and networks of the commands.

@@ -1,7 +1,6 @@
 //! `/build`.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, BufWriter, Write};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -19,8 +18,7 @@ use crate::{Demultiplexer, Error, Source, StdcopyError};
 /// What a name means beside the context.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NamedContext {
-    /// A folder: the archives of all of them are in front of the context, each by [`framed`], in the order of their
-    /// names.
+    /// A folder: the archives of all of them are in front of the context, each framed, in the order of their names.
     Folder,
     /// An image by its name or id.
     Image(String),
@@ -62,6 +60,8 @@ pub struct BuildOptions {
     /// Stages, by name or number, that are not taken from the cache.
     pub no_cache_filter: Vec<String>,
     pub pull: bool,
+    /// Steps are told one by one, as [`insula_models::BuildStep`]s.
+    pub trace: bool,
     pub quiet: bool,
     pub platform: String,
     pub network: String,
@@ -76,8 +76,13 @@ pub struct BuildOptions {
     pub cpuset_cpus: String,
     pub cpuset_mems: String,
     pub cgroup_parent: String,
-    /// Names of images.
+    /// Images that may tell what made their layers.
     pub cache_from: Vec<String>,
+    /// OCI layouts with caches, by what they are called: the archives of all are in front of the context and behind
+    /// those of folders, each framed, in this order.
+    pub cache_layouts: Vec<String>,
+    /// `inline`, `registry:SCOPE:NAME`, `layout:SCOPE`; a scope is `result` or `all`.
+    pub cache_to: Vec<String>,
     pub security_options: Vec<String>,
     pub squash: bool,
     pub ulimits: Vec<Ulimit>,
@@ -148,10 +153,22 @@ impl BuildOptions {
         query
     }
 
+    /// An archive of the cache is answered too.
+    fn answers_cache(&self) -> bool {
+        self.cache_to.iter().any(|target| target.starts_with("layout:"))
+    }
+
     /// What is in front of the context, with its length: nothing if Docker's own request says it all.
     fn extras(&self) -> Result<Option<Vec<u8>>> {
         let images = self.output == BuildOutput::Image;
-        if self.secrets.is_empty() && self.contexts.is_empty() && self.agents.is_empty() && images {
+        let caches = self.cache_layouts.len() + self.cache_to.len();
+        if self.secrets.is_empty()
+            && self.contexts.is_empty()
+            && self.agents.is_empty()
+            && images
+            && caches == 0
+            && !self.trace
+        {
             return Ok(None);
         }
         let secrets = self.secrets.iter().map(|(id, bytes)| (id.clone(), STANDARD.encode(bytes)));
@@ -165,6 +182,9 @@ impl BuildOptions {
             agents: self.agents.clone(),
             token: self.token.clone(),
             output: self.output.name().to_owned(),
+            cache_from: self.cache_layouts.clone(),
+            cache_to: self.cache_to.clone(),
+            trace: self.trace,
         };
         let RequestBody::Bytes(Some(document)) = json(&extras)? else {
             return Ok(None);
@@ -174,43 +194,41 @@ impl BuildOptions {
     }
 }
 
-/// Bytes of a chunk in front of a context.
-const CHUNK: usize = 256 << 10;
-
-/// Writes what `write` writes in chunks with their lengths in front, and an empty one at the end.
-///
-/// # Errors
-/// Those of `write` and of `sink`.
-pub fn framed(sink: &mut dyn Write, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let mut chunks = BufWriter::with_capacity(CHUNK, Chunks(&mut *sink));
-    write(&mut chunks)?;
-    chunks.flush()?;
-    drop(chunks);
-    sink.write_all(&[0; 4])
-}
-
-struct Chunks<'a>(&'a mut dyn Write);
-
-impl Write for Chunks<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = bytes.len().min(CHUNK);
-        if count > 0 {
-            self.0.write_all(&(count as u32).to_be_bytes())?;
-            self.0.write_all(&bytes[..count])?;
-        }
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
 /// A part of what a build answers.
 #[derive(Debug)]
 pub enum BuildPart {
     Progress(Box<ProgressMessage>),
     Output(Bytes),
+    /// Of the archive of the cache.
+    Cache(Bytes),
+}
+
+/// Takes apart what is answered beside progress where it is two archives: chunks with their lengths in front, and an
+/// empty one at the end of each.
+#[derive(Debug, Default)]
+struct Archives {
+    length: Vec<u8>,
+    left: usize,
+    ended: bool,
+}
+
+impl Archives {
+    fn take(&mut self, mut bytes: Bytes, ready: &mut VecDeque<BuildPart>) {
+        while !bytes.is_empty() {
+            if self.left == 0 {
+                let wanted = (4 - self.length.len()).min(bytes.len());
+                self.length.extend_from_slice(&bytes.split_to(wanted));
+                let Ok(length) = <[u8; 4]>::try_from(self.length.as_slice()) else { continue };
+                self.length.clear();
+                self.left = u32::from_be_bytes(length) as usize;
+                self.ended |= self.left == 0;
+                continue;
+            }
+            let piece = bytes.split_to(self.left.min(bytes.len()));
+            self.left -= piece.len();
+            ready.push_back(if self.ended { BuildPart::Cache(piece) } else { BuildPart::Output(piece) });
+        }
+    }
 }
 
 /// What a build answers, as it comes.
@@ -219,14 +237,24 @@ pub struct BuildAnswer {
     bytes: ByteStream,
     /// Progress and output come in one stream.
     frames: Option<Demultiplexer>,
+    /// Output and an archive of the cache come in one stream.
+    archives: Option<Archives>,
     /// A line of progress that is not complete.
     line: Vec<u8>,
     ready: VecDeque<BuildPart>,
 }
 
 impl BuildAnswer {
-    fn new(bytes: ByteStream, both: bool) -> Self {
-        Self { bytes, frames: both.then(Demultiplexer::new), line: Vec::new(), ready: VecDeque::new() }
+    fn new(bytes: ByteStream, options: &BuildOptions) -> Self {
+        let cache = options.answers_cache();
+        let both = cache || options.output != BuildOutput::Image;
+        Self {
+            bytes,
+            frames: both.then(Demultiplexer::new),
+            archives: cache.then(Archives::default),
+            line: Vec::new(),
+            ready: VecDeque::new(),
+        }
     }
 
     /// The next part; `None` at the end.
@@ -252,7 +280,10 @@ impl BuildAnswer {
             self.frames = Some(frames);
             for (source, payload) in parts {
                 match source {
-                    Source::Stdout => self.ready.push_back(BuildPart::Output(payload)),
+                    Source::Stdout => match &mut self.archives {
+                        Some(archives) => archives.take(payload, &mut self.ready),
+                        None => self.ready.push_back(BuildPart::Output(payload)),
+                    },
                     Source::Stderr => self.progress(&payload)?,
                 }
             }
@@ -300,7 +331,7 @@ impl Client {
         let call = Call::post(format!("{path}{}", query.as_str())).tar();
         let call = call.with_registries(&options.credentials);
         let (bytes, _) = self.stream(call, RequestBody::Upload(context)).await?;
-        Ok(BuildAnswer::new(bytes, options.output != BuildOutput::Image))
+        Ok(BuildAnswer::new(bytes, options))
     }
 
     /// `POST /insula/build/agent`: a connection on which a command of the build will ask an agent.
@@ -314,5 +345,28 @@ impl Client {
     pub async fn prune_builds(&self, keep: u64, filters: &Filters) -> Result<BuildPruneResponse> {
         let query = Query::new().with("keep-storage", &keep.to_string()).with_filters(filters);
         self.document(Call::post(format!("/build/prune{}", query.as_str())), RequestBody::Empty).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn archives_are_told_apart_however_they_are_cut() {
+        let bytes = b"\0\0\0\x02ab\0\0\0\x01c\0\0\0\0\0\0\0\x03xyz\0\0\0\0";
+        for size in 1..=bytes.len() {
+            let (mut archives, mut ready) = (Archives::default(), VecDeque::new());
+            bytes.chunks(size).for_each(|piece| archives.take(Bytes::from_static(piece), &mut ready));
+            let (mut output, mut cache) = (Vec::new(), Vec::new());
+            for part in ready {
+                match part {
+                    BuildPart::Output(bytes) => output.extend_from_slice(&bytes),
+                    BuildPart::Cache(bytes) => cache.extend_from_slice(&bytes),
+                    BuildPart::Progress(_) => unreachable!("it is no progress"),
+                }
+            }
+            assert_eq!((&output[..], &cache[..]), (&b"abc"[..], &b"xyz"[..]), "pieces of {size}");
+        }
     }
 }

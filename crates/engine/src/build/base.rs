@@ -50,7 +50,12 @@ impl Building {
             Base::Context(name) => self.base_of_context(name, needed, platform).await,
             Base::Image(name) => {
                 let (image, lease) = self.image(name, platform).await?;
-                let config = ImageConfig { comment: None, docker_version: String::new(), ..image.config };
+                let config = ImageConfig {
+                    comment: None,
+                    docker_version: String::new(),
+                    build_cache: None,
+                    ..image.config
+                };
                 Ok(Built { layers: image.layers, config, leases: vec![Arc::new(lease)], anew: false })
             }
         }

@@ -27,6 +27,10 @@ const BYTES_MAX: u64 = 20 << 30;
 pub(super) struct Key(String);
 
 impl Key {
+    pub(super) fn text(&self) -> &str {
+        &self.0
+    }
+
     /// From the kind of step, the layers below and everything else that goes into it.
     pub(super) fn new(kind: &str, below: &[Layer], parts: &[String]) -> Self {
         let mut hash = Sha256::new();
@@ -140,14 +144,21 @@ impl Building {
             })
         });
         let staged = staged.map_err(|error| failure.take().unwrap_or_else(|| error.into()))?;
-        self.keep(key, &stage.layers, staged, text)
+        self.keep(key, &stage.layers, staged, text, self.now())
     }
 
-    /// What the cache has for a step of a stage. Blocks.
+    /// What the cache has for a step of a stage, or one that came along. Blocks.
     pub(super) fn found(&self, key: &Key, stage: &Built) -> Result<Option<Made>> {
         if stage.anew {
             return Ok(None);
         }
+        match self.kept(key, stage)? {
+            Some(made) => Ok(Some(made)),
+            None => self.brought(key, &stage.layers),
+        }
+    }
+
+    fn kept(&self, key: &Key, stage: &Built) -> Result<Option<Made>> {
         let store = self.engine.store();
         let Some(record) = store.state().records(Collection::BuildCache).get(&key.0)? else {
             return Ok(None);
@@ -170,12 +181,20 @@ impl Building {
             tracing::debug!(error = chain(&error), "the use of a record was not noted");
         }
         locked(&self.keys).push(key.0.clone());
+        self.record_step(key, &stage.layers, &layers, &created, &document.text);
         Ok(Some(Made { layers, created, cached: true, lease }))
     }
 
     /// Puts a layer on top of others and remembers it. Blocks.
-    pub(super) fn keep(&self, key: &Key, below: &[Layer], staged: StagedLayer, text: &str) -> Result<Made> {
-        let now = self.now().to_string();
+    pub(super) fn keep(
+        &self,
+        key: &Key,
+        below: &[Layer],
+        staged: StagedLayer,
+        text: &str,
+        created: Timestamp,
+    ) -> Result<Made> {
+        let now = created.to_string();
         let mut document = Document {
             text: text.chars().take(256).collect(),
             created: now.clone(),
@@ -197,6 +216,7 @@ impl Building {
         })?;
         let lease = self.lease(&layers)?;
         locked(&self.keys).push(key.0.clone());
+        self.record_step(key, below, &layers, &now, text);
         Ok(Made { layers, created: now, cached: false, lease })
     }
 

@@ -98,7 +98,7 @@ impl Building {
     ) -> Result<Made> {
         let running = self.create(run, mounted, built).await?;
         let id = running.id.clone().unwrap_or_default();
-        self.report.line(format!(" ---> Running in {}\n", id.get(..12).unwrap_or(&id))).await;
+        self.report.aside(format!(" ---> Running in {}\n", id.get(..12).unwrap_or(&id))).await;
         self.follow(&id, run).await?;
         failpoint("build.ran");
         let files = self.engine.container_files(&id)?;
@@ -112,12 +112,12 @@ impl Building {
         let text = format!("RUN {}", run.words.join(" "));
         let made = blocking(move || {
             let staged = this.engine.store().images().stage_layer(|out| write_diff(&of, out))?;
-            this.keep(&key, &below, staged, &text)
+            this.keep(&key, &below, staged, &text, this.now())
         })
         .await?;
         failpoint("build.step");
         running.remove().await?;
-        self.report.line(format!("Removing intermediate container {}\n", id.get(..12).unwrap_or(&id))).await;
+        self.report.aside(format!("Removing intermediate container {}\n", id.get(..12).unwrap_or(&id))).await;
         Ok(made)
     }
 
@@ -174,7 +174,7 @@ impl Building {
         let reading = std::thread::Builder::new().name("build".to_owned()).spawn(move || read(ours, &sender));
         reading.map_err(|error| Error::Internal(format!("start a thread: {error}")))?;
         while let Some(piece) = pieces.recv().await {
-            self.report.line(piece).await;
+            self.report.output(piece).await;
         }
         let ended = wait.finish().await;
         if let Some(error) = ended.error {

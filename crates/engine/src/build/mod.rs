@@ -22,6 +22,7 @@ mod mounts;
 mod named;
 mod output;
 mod owner;
+mod portable;
 mod report;
 mod request;
 mod sources;
@@ -50,6 +51,8 @@ pub(crate) use self::caches::Caches;
 use self::named::Folders;
 pub use self::named::NamedContext;
 pub use self::output::Output;
+use self::portable::{Brought, Recorded};
+pub use self::portable::{CacheScope, CacheSource, CacheTarget};
 use self::report::Report;
 pub use self::request::{BuildRequest, Secret};
 use self::stage::Built;
@@ -82,6 +85,19 @@ struct Building {
     turns: Semaphore,
     /// Records of the cache that were made or used.
     keys: std::sync::Mutex<Vec<String>>,
+    /// What other builds made.
+    brought: Brought,
+    /// What leaves with the cache, and the stages that are held for it.
+    steps: std::sync::Mutex<Vec<Recorded>>,
+    stages: std::sync::Mutex<Vec<Arc<Built>>>,
+}
+
+/// What came with a request.
+struct Sent {
+    context: Scratch,
+    folders: Folders,
+    /// OCI layouts with caches.
+    layouts: Folders,
 }
 
 impl Engine {
@@ -103,22 +119,26 @@ impl Engine {
         progress: ProgressSender,
     ) -> Result<()> {
         let tags = request.references()?;
-        let report = Report::new(progress, request.quiet);
+        let report = Report::new(progress, request.quiet, request.trace);
         let agents = Offered::new(self, &request.agents)?;
         if !agents.is_empty() {
             report.begun().await;
         }
         let store = self.store().clone();
-        let names = request.folders();
+        let (names, layouts) = (request.folders(), request.layouts());
         let sent = transfer(move || {
             let folders = Folders::take_in(&mut context, names.iter().map(String::as_str), &store)?;
+            let layouts = Folders::take_in(&mut context, layouts.iter().map(String::as_str), &store)?;
             let scratch = store.images().scratch()?;
             take_in(context, scratch.path())?;
-            Ok((scratch, folders))
+            Ok(Sent { context: scratch, folders, layouts })
         })
         .await?;
         failpoint("build.context");
-        let building = Arc::new(Building::new(self.clone(), request, sent, report, agents)?);
+        let Sent { context, folders, layouts } = sent;
+        let brought = Box::pin(Brought::read(self, &request, layouts, &report)).await;
+        let sent = (context, folders);
+        let building = Arc::new(Building::new(self.clone(), request, sent, report, agents, brought)?);
         let built = building.clone().run().await;
         if built.is_err() {
             building.report.failed().await;
@@ -152,6 +172,7 @@ impl Building {
         (context, folders): (Scratch, Folders),
         report: Report,
         agents: Offered,
+        brought: Brought,
     ) -> Result<Self> {
         let tree = Tree::running(context.path(), 0)?;
         let name = &request.dockerfile;
@@ -211,6 +232,9 @@ impl Building {
             epoch,
             turns,
             keys,
+            brought,
+            steps: std::sync::Mutex::default(),
+            stages: std::sync::Mutex::default(),
         })
     }
 
@@ -235,7 +259,11 @@ impl Building {
             let Some(ended) = running.join_next().await else { break };
             let (number, built) =
                 ended.unwrap_or_else(|error| Err(Error::Internal(format!("a stage ended: {error}"))))?;
-            done.insert(number, Arc::new(built));
+            let built = Arc::new(built);
+            if self.exports_all() {
+                cache::locked(&self.stages).push(built.clone());
+            }
+            done.insert(number, built);
         }
         let last = self.plan.stages.last().and_then(|stage| done.remove(&stage.number));
         last.ok_or_else(|| Error::Internal("the last stage was not built".to_owned()))

@@ -56,6 +56,15 @@ impl Folders {
     }
 }
 
+impl IntoIterator for Folders {
+    type Item = (String, Scratch);
+    type IntoIter = std::vec::IntoIter<Self::Item>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
 impl Building {
     /// The files of a folder that came along.
     pub(super) fn folder(&self, name: &str) -> Result<Tree> {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use insula_base::Digest;
+use insula_build::Framed;
 use insula_spec::reference::Reference;
 use insula_store::Composed;
 use insula_sys::failpoint::failpoint;
@@ -27,11 +28,22 @@ pub enum Output {
     Files(ArchiveSender),
 }
 
+impl Output {
+    /// Whoever asked gets it.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        !matches!(self, Self::Image)
+    }
+}
+
 impl Building {
-    pub(super) async fn put_out(&self, built: Arc<Built>, tags: Vec<Reference>) -> Result<()> {
-        let config = built.finished(&self.request.labels, self.epoch)?;
+    pub(super) async fn put_out(self: &Arc<Self>, built: Arc<Built>, tags: Vec<Reference>) -> Result<()> {
+        let mut config = built.finished(&self.request.labels, self.epoch)?;
+        self.inline(&built, &mut config)?;
         let composed = Composed { config, references: tags.clone() };
         let store = self.engine.store().clone();
+        let cache = self.cache_archive();
+        let whole = built.clone();
         match &self.request.output {
             Output::Image => {
                 let id = blocking(move || Ok(store.images().compose(&built.layers, composed)?)).await?;
@@ -44,7 +56,7 @@ impl Building {
             }
             Output::Archive(sender) => {
                 self.report.putting_out().await;
-                let id: Digest = written(sender.clone(), move |out| {
+                let id: Digest = written(sender.clone(), cache.is_some(), move |out| {
                     Ok(store.images().save_composed(&built.layers, composed, out)?)
                 })
                 .await?;
@@ -52,26 +64,46 @@ impl Building {
             }
             Output::Files(sender) => {
                 self.report.putting_out().await;
-                written(sender.clone(), move |out| {
+                written(sender.clone(), cache.is_some(), move |out| {
                     let tree = built.tree()?;
                     pack_root(&tree, &tree.resolve(Path::new("/"), Last::Follow)?, out)
                 })
                 .await?;
             }
         }
-        Ok(())
+        if let Some((sender, scope)) = cache {
+            if !self.request.output.is_answered() {
+                // Nothing is in front of it.
+                self.report.putting_out().await;
+                written(sender.clone(), true, |_| Ok(())).await?;
+            }
+            let (this, built) = (self.clone(), whole.clone());
+            let write = move |out: &mut dyn Write| this.write_cache(this.engine.store(), &built, scope, out);
+            written(sender, true, write).await?;
+        }
+        self.push_caches(&whole).await
     }
 }
 
-/// Has `write` make an archive on a thread that may block.
+/// Has `write` make an archive on a thread that may block; framed, another one may follow.
 async fn written<T: Send + 'static>(
     sender: ArchiveSender,
-    write: impl FnOnce(&mut ChunkWriter) -> Result<T> + Send + 'static,
+    framed: bool,
+    write: impl FnOnce(&mut dyn Write) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     transfer(move || {
         let mut out = ChunkWriter::new(sender);
-        let made = write(&mut out)?;
-        out.flush().map_err(|error| Error::io("send", Path::new("the output of the build"), error))?;
+        let fail = |error| Error::io("send", Path::new("the output of the build"), error);
+        let made = match framed {
+            true => {
+                let mut part = Framed::new(&mut out);
+                let made = write(&mut part)?;
+                part.finish().map_err(fail)?;
+                made
+            }
+            false => write(&mut out)?,
+        };
+        out.flush().map_err(fail)?;
         Ok(made)
     })
     .await

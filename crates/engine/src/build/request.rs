@@ -8,7 +8,8 @@ use insula_models::{HostConfig, Labels};
 use insula_registry::Credentials;
 use insula_spec::reference::Reference;
 
-use super::{AgentsGiven, NamedContext, Output, reference};
+use super::portable::layout_name;
+use super::{AgentsGiven, CacheSource, CacheTarget, NamedContext, Output, reference};
 use crate::Result;
 
 /// Bytes that are not shown.
@@ -52,6 +53,8 @@ pub struct BuildRequest {
     pub no_cache_filter: Vec<String>,
     /// Ask registries for newer base images.
     pub pull: bool,
+    /// Tell each step as it is, and no words about it.
+    pub trace: bool,
     /// Tell the image's id only.
     pub quiet: bool,
     /// `linux/amd64`; the host's if it is empty.
@@ -67,6 +70,10 @@ pub struct BuildRequest {
     pub output: Output,
     /// Agents that commands may ask.
     pub agents: AgentsGiven,
+    /// Records of other builds.
+    pub cache_from: Vec<CacheSource>,
+    /// Where this one's go.
+    pub cache_to: Vec<CacheTarget>,
 }
 
 impl BuildRequest {
@@ -78,6 +85,13 @@ impl BuildRequest {
     pub(super) fn folders(&self) -> Vec<String> {
         let folders = self.contexts.iter().filter(|(_, context)| **context == NamedContext::Folder);
         folders.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// OCI layouts that came along, in the order in which they come: behind the folders.
+    pub(super) fn layouts(&self) -> Vec<String> {
+        let layouts = self.cache_from.iter().enumerate();
+        let layouts = layouts.filter(|(_, source)| matches!(source, CacheSource::Layout(_)));
+        layouts.map(|(number, _)| layout_name(number)).collect()
     }
 
     /// Those for an image's registry.

@@ -13,6 +13,7 @@ use super::add::Added;
 use super::cache::{Key, Made};
 use super::files::{Attributes, Copying, Times, resolved};
 use super::named::{NamedContext, Source};
+use super::report::Step as Told;
 use super::{Building, owner};
 use crate::tree::Tree;
 use crate::{Error, Result, blocking};
@@ -70,11 +71,11 @@ pub(super) async fn build(
 ) -> Result<(usize, Built)> {
     let stage = &building.file.stages[planned.number];
     let counter = Counter::new(&building, &planned);
-    counter.tell(&building, 0, &stage.text).await;
     let platform = planned.platform.clone().unwrap_or_else(|| building.request.platform.clone());
     let line = stage.line;
     let at = |error| Error::Build { line, text: stage.text.clone(), source: Box::new(error) };
-    let mut built = building.base(&planned.base, &needed, &platform).await.map_err(at)?;
+    let base = Box::pin(building.base(&planned.base, &needed, &platform));
+    let mut built = building.report.step(counter.step(0, &stage.text), base).await.map_err(at)?;
     built.anew = building.is_done_again(planned.number);
     let triggers = std::mem::take(&mut built.config.config.on_build);
     let mut scope = Scope::new(
@@ -92,8 +93,8 @@ pub(super) async fn build(
         stepping.step(&instruction, &mut scope, &mut built).await?;
     }
     for (number, instruction) in stage.instructions.iter().enumerate() {
-        counter.tell(&building, number + 1, &instruction.text).await;
-        stepping.step(instruction, &mut scope, &mut built).await?;
+        let step = Box::pin(stepping.step(instruction, &mut scope, &mut built));
+        building.report.step(counter.step(number + 1, &instruction.text), step).await?;
     }
     Ok((planned.number, built))
 }
@@ -102,6 +103,11 @@ pub(super) async fn build(
 struct Counter {
     before: usize,
     all: usize,
+    stage: usize,
+    /// Of the stage, with its beginning.
+    own: usize,
+    /// What the stage is called, if there are several.
+    name: String,
 }
 
 impl Counter {
@@ -109,11 +115,23 @@ impl Counter {
         let steps = |stage: &PlannedStage| building.file.stages[stage.number].instructions.len() + 1;
         let stages = &building.plan.stages;
         let before = stages.iter().take_while(|stage| stage.number != planned.number).map(steps).sum();
-        Self { before, all: stages.iter().map(steps).sum() }
+        let stage = &building.file.stages[planned.number];
+        let name = match (&stage.name, building.file.stages.len()) {
+            (_, 1) => String::new(),
+            (Some(name), _) => format!("{name} "),
+            (None, _) => format!("stage-{} ", planned.number),
+        };
+        Self { before, all: stages.iter().map(steps).sum(), stage: planned.number, own: steps(planned), name }
     }
 
-    async fn tell(&self, building: &Building, step: usize, text: &str) {
-        building.report.line(format!("Step {}/{} : {text}\n", self.before + step + 1, self.all)).await;
+    fn step<'a>(&self, number: usize, text: &'a str) -> Told<'a> {
+        Told {
+            id: format!("{}.{number}", self.stage),
+            number: self.before + number + 1,
+            all: self.all,
+            place: format!("{}{}/{}", self.name, number + 1, self.own),
+            text,
+        }
     }
 }
 
@@ -151,7 +169,7 @@ impl Stepping<'_> {
         let mut created = built.config.created.clone();
         if let Some(made) = made {
             if made.cached {
-                self.building.report.line(" ---> Using cache\n".to_owned()).await;
+                self.building.report.cached().await;
             }
             built.layers = made.layers;
             built.leases.push(Arc::new(made.lease));

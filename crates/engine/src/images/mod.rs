@@ -24,6 +24,7 @@ pub use self::commit::CommitRequest;
 pub use self::progress::ProgressSender;
 use self::progress::Reporter;
 use self::registry::LayerJobs;
+pub(crate) use self::registry::RemoteLayers;
 pub use self::registry::{PullRequest, PushRequest};
 use self::shared::Uploads;
 pub use self::shared::{Referrers, SharedBlob, SharedManifest};

@@ -76,6 +76,7 @@ impl Images {
             config: options.config,
             created: Some(now.clone()),
             docker_version: String::new(),
+            build_cache: None,
             ..parent.config.clone()
         };
         config.history.push(History {

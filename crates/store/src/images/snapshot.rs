@@ -18,7 +18,7 @@ use super::contents::Found;
 use super::gather::Gathered;
 use super::rows::{self, LayerRow};
 use super::stage::Staged;
-use super::{Images, builtin};
+use super::{Images, IngestedLayer, builtin};
 use crate::layers::Pending;
 use crate::{Error, Layer, Result, Transaction, content};
 
@@ -34,6 +34,18 @@ impl StagedLayer {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries == 0
+    }
+
+    /// A layer that came from elsewhere, unless a commit has it already.
+    #[must_use]
+    pub fn of(layer: &IngestedLayer) -> Option<Self> {
+        layer.take().map(|staged| Self { staged, entries: 1 })
+    }
+
+    /// The digest of its archive.
+    #[must_use]
+    pub fn diff_id(&self) -> &DiffId {
+        &self.staged.diff
     }
 }
 
@@ -58,7 +70,7 @@ pub struct Composed {
 
 impl Composed {
     /// The configuration with its layers, as bytes, and the digest of it.
-    pub(super) fn document(&mut self, layers: &[Layer]) -> Result<(Digest, Vec<u8>)> {
+    pub fn document(&mut self, layers: &[Layer]) -> Result<(Digest, Vec<u8>)> {
         self.config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let bytes =
             serde_json::to_vec(&self.config).map_err(|_| Error::Defect("a configuration is always JSON"))?;

@@ -122,6 +122,18 @@ impl Output {
     }
 }
 
+/// A folder that an archive is unpacked into, if there is to be one.
+pub(super) fn folder(path: Option<&Path>) -> anyhow::Result<Option<Receiver>> {
+    path.map(|path| Ok(Receiver::Folder(Unpacking::begin(path)?))).transpose()
+}
+
+/// Who takes what comes beside progress.
+#[derive(Default)]
+pub(super) struct Receivers {
+    pub(super) output: Option<Receiver>,
+    pub(super) cache: Option<Receiver>,
+}
+
 /// Takes an output as it comes.
 pub(super) enum Receiver {
     File(Box<Filling>),

@@ -2,6 +2,7 @@
 
 mod account;
 mod artifact;
+mod cache;
 mod content;
 mod jobs;
 mod lines;
@@ -9,6 +10,7 @@ mod pull;
 mod push;
 mod refetch;
 
+pub(crate) use self::cache::RemoteLayers;
 pub(crate) use self::content::{fill, unnamed};
 pub(crate) use self::jobs::LayerJobs;
 pub use self::pull::PullRequest;

@@ -133,7 +133,7 @@ impl Images {
     }
 
     /// The bytes of the image's configuration, which may be here.
-    async fn configuration(&self, resolved: &Resolved, sources: &[Repository]) -> Result<Vec<u8>> {
+    pub(super) async fn configuration(&self, resolved: &Resolved, sources: &[Repository]) -> Result<Vec<u8>> {
         let descriptor = &resolved.manifest.config;
         if let Ok(bytes) = self.store.content().read(&descriptor.digest, DOCUMENT_MAX as u64) {
             return Ok(bytes);

@@ -32,12 +32,12 @@ pub struct PushRequest {
 
 /// One layer on its way there.
 #[derive(Clone)]
-struct Outgoing {
-    diff: DiffId,
+pub(super) struct Outgoing {
+    pub(super) diff: DiffId,
     /// As the image's manifest has it; none if the archive is yet to be compressed.
-    blob: Option<Descriptor>,
+    pub(super) blob: Option<Descriptor>,
     /// Repositories of the same registry that may have it, and as what.
-    places: Vec<LayerPlace>,
+    pub(super) places: Vec<LayerPlace>,
 }
 
 impl Images {
@@ -171,14 +171,7 @@ impl Images {
     ) -> Result<(Digest, usize)> {
         let (this, of_image) = (self.clone(), image.clone());
         let (document, layers) = blocking(move || this.outgoing(&of_image, given)).await?;
-        let mut others: Vec<String> = Vec::new();
-        let near = |place: &LayerPlace| place.registry == name.domain() && place.repository != name.path();
-        for place in layers.iter().flat_map(|layer| &layer.places).filter(|place| near(place)) {
-            if !others.contains(&place.repository) {
-                others.push(place.repository.clone());
-            }
-        }
-        let target = self.registries.target(name, credentials)?.reading(&others);
+        let target = self.registries.target(name, credentials)?.reading(&nearby(name, &layers));
         let blobs = Box::pin(self.push_layers(name, &target, layers, lines)).await?;
         failpoint("push.layers");
         let of = match &document {
@@ -230,7 +223,7 @@ impl Images {
         Ok(((!own).then_some(bytes), layers))
     }
 
-    async fn push_layers(
+    pub(super) async fn push_layers(
         &self,
         name: &Reference,
         target: &Repository,
@@ -338,6 +331,18 @@ impl Images {
     }
 }
 
+/// Other repositories of the same registry that may have some of the layers.
+pub(super) fn nearby(name: &Reference, layers: &[Outgoing]) -> Vec<String> {
+    let near = |place: &LayerPlace| place.registry == name.domain() && place.repository != name.path();
+    let mut others: Vec<String> = Vec::new();
+    for place in layers.iter().flat_map(|layer| &layer.places).filter(|place| near(place)) {
+        if !others.contains(&place.repository) {
+            others.push(place.repository.clone());
+        }
+    }
+    others
+}
+
 /// Tells how many of how many bytes of a layer are done.
 fn progress(lines: &Lines, id: &str, doing: &'static str) -> impl Fn(u64, u64) + Send + Sync + 'static {
     let (lines, id) = (lines.clone(), id.to_owned());
@@ -358,7 +363,7 @@ async fn told(lines: &Lines, id: &str, pushed: &Pushed) {
 }
 
 /// The manifest of an image that came with none, or with one whose blobs are not here.
-fn made(config: &Descriptor, blobs: &[(DiffId, Descriptor)]) -> Result<Vec<u8>> {
+pub(super) fn made(config: &Descriptor, blobs: &[(DiffId, Descriptor)]) -> Result<Vec<u8>> {
     let manifest = Manifest {
         schema_version: 2,
         media_type: Some(media::MANIFEST.to_owned()),
@@ -371,7 +376,7 @@ fn made(config: &Descriptor, blobs: &[(DiffId, Descriptor)]) -> Result<Vec<u8>> 
     serde_json::to_vec(&manifest).map_err(|error| Error::Internal(error.to_string()))
 }
 
-fn configuration(image: &Digest) -> Descriptor {
+pub(super) fn configuration(image: &Digest) -> Descriptor {
     Descriptor {
         media_type: media::CONFIG.to_owned(),
         digest: image.clone(),
