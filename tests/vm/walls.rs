@@ -232,12 +232,27 @@ fn kill_machine(daemon: &Daemon, name: &str) {
 const ASK_BY_TCP: &str = r#"printf '\0\026\001\002\001\0\0\001\0\0\0\0\0\0\004near\0\0\001\0\001' | \
     nc -w 30 127.0.0.11 53 | tail -c 4 | hexdump -v -e '1/1 "%d."'"#;
 
+/// What holds a container's interface back: in its guest, and at its tap.
+fn rates(daemon: &Daemon, name: &str) -> [String; 2] {
+    let inside = daemon.exec(name, "tc qdisc show dev eth0").ok().to_owned();
+    let id = daemon.inspect(name, "/Id");
+    let record = daemon.instance().run().join("sandboxes").join(id.as_str().unwrap()).join("machine.json");
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+    let tap = record["taps"][0][1].as_str().unwrap();
+    let mut tc = std::process::Command::new("tc");
+    [inside, Outcome::of(tc.args(["qdisc", "show", "dev", tap]), b"").ok().to_owned()]
+}
+
 #[test]
 fn a_person_and_networks_come_and_go_while_a_machine_runs() {
     let Some(daemon) = daemon() else { return };
     let start = ["run", "-dit", "--name", "far", "--isolation", "vm"];
     let health = ["--health-cmd", "test -f /tmp/well", "--health-interval", "1s", "--health-retries", "1"];
-    daemon.insula(&[&start[..], &health, &["busybox", "sh"]].concat()).exits(0);
+    let rate = ["--network-rate", "10mbit"];
+    daemon.insula(&[&start[..], &health, &rate, &["busybox", "sh"]].concat()).exits(0);
+    assert!(rates(&daemon, "far").iter().all(|text| text.contains("tbf")), "{:?}", rates(&daemon, "far"));
+    daemon.insula(&["update", "--network-rate", "-1", "far"]).exits(0);
+    assert!(!rates(&daemon, "far").iter().any(|text| text.contains("tbf")), "{:?}", rates(&daemon, "far"));
     let mut terminal = daemon.terminal(&["attach", "far"]);
     holds("the size of the window arrives", || {
         terminal.send("stty size\n");

@@ -57,6 +57,7 @@ impl Cards {
             .collect();
         netlink::configure_all(&plans)?;
         let routes = Routes::open()?;
+        change.shape.iter().try_for_each(|plan| routes.shape(&plan.name, plan.rate))?;
         routes.set_default_route(change.gateway.as_ref(), false)?;
         Ok(routes.set_default_route(change.gateway6.as_ref(), true)?)
     }
@@ -106,6 +107,7 @@ impl Devices {
             .collect::<Vec<_>>();
         let routes = netlink::inside(namespace, Routes::open)??;
         routes.configure(&plans)?;
+        change.shape.iter().try_for_each(|plan| routes.shape(&plan.name, plan.rate))?;
         routes.set_default_route(change.gateway.as_ref(), false)?;
         Ok(routes.set_default_route(change.gateway6.as_ref(), true)?)
     }

@@ -105,6 +105,8 @@ pub struct CardsChange {
     pub unplug: Vec<(usize, String)>,
     /// Cards that waited, with what their interfaces become; default routes of theirs do not count.
     pub plug: Vec<(usize, InterfacePlan)>,
+    /// Interfaces that send at other rates from now on.
+    pub shape: Vec<InterfacePlan>,
     /// Default routes afterwards; `None` is none.
     pub gateway: Option<GatewayPlan>,
     pub gateway6: Option<GatewayPlan>,

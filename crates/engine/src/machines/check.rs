@@ -35,12 +35,6 @@ pub(crate) fn check(host: &HostConfig) -> Result<()> {
                 .to_owned(),
         ));
     }
-    if host.network_rate != 0 {
-        return Err(Error::Unsupported(
-            "a network rate is not available in this version for a container with a kernel of its own"
-                .to_owned(),
-        ));
-    }
     if !host.devices.is_empty() || !host.device_cgroup_rules.is_empty() {
         return Err(Error::Unsupported(
             "a container with a kernel of its own cannot have devices of the host".to_owned(),

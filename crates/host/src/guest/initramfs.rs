@@ -12,8 +12,9 @@ use super::{Archive, Error, Kernel, Modules};
 /// What every guest needs.
 const BASE: [&str; 4] = ["virtio_mmio", "virtio_console", "virtiofs", "virtio_net"];
 
-/// What makes a guest better, as far as the kernel has it: memory that is free goes back to the host.
-const MORE: [&str; 1] = ["virtio_balloon"];
+/// What makes a guest better, as far as the kernel has it: memory that is free goes back to the host, and networks
+/// have rates.
+const MORE: [&str; 2] = ["virtio_balloon", "sch_tbf"];
 
 /// What a container engine in a guest needs beside it, as far as the kernel has it.
 const ENGINE: [&str; 14] = [
@@ -72,7 +73,7 @@ pub fn initramfs(kernel: &Kernel, agent: &Path, features: Features, cache: &Path
 /// Names what goes into it by what tells versions apart: path, size and time.
 fn key(kernel: &Kernel, agent: &Path, features: Features) -> Result<Digest, Error> {
     let mut hash = sha2::Sha256::new();
-    hash.update(format!("2 {features:?} {}\0", kernel.release));
+    hash.update(format!("2 {:?} {}\0", drivers(features), kernel.release));
     for path in [&kernel.modules.join("modules.dep"), agent] {
         let found = fs::metadata(path).map_err(Error::io("stat", path))?;
         let (size, seconds, nanoseconds) = (found.size(), found.mtime(), found.mtime_nsec());

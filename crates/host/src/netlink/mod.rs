@@ -45,7 +45,15 @@ fn plug_by(routes: &Routes, plan: &InterfacePlan, namespace: BorrowedFd<'_>) -> 
 
 /// As [`plug`], for an interface that exists already under the plan's name of the host's end.
 pub fn plug_existing(plan: &InterfacePlan) -> Result<(), Error> {
-    Routes::open()?.plug_existing(plan)
+    let routes = Routes::open()?;
+    routes.plug_existing(plan)?;
+    if plan.rate.is_some() { routes.shape(&plan.host_name, plan.rate) } else { Ok(()) }
+}
+
+/// Has the host's ends of interfaces send at other rates, or as fast as they can.
+pub fn shape(plans: &[InterfacePlan]) -> Result<(), Error> {
+    let routes = Routes::open()?;
+    plans.iter().try_for_each(|plan| routes.shape(&plan.host_name, plan.rate))
 }
 
 /// Brings the loopback of the caller's network namespace up.

@@ -3,26 +3,31 @@
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
+use insula_host::netlink;
 use insula_host::resolver::Sockets;
 use insula_proto::{Call, Empty, Rewire};
 use insula_spec::machine::CardsChange;
 use insula_spec::plan::{ContainerPlan, GatewayPlan, InterfacePlan, NetworkChange};
 
 use super::{Names, Running, json, wait_for};
-use crate::{Error, Result};
+use crate::Result;
 
 impl Running {
     /// Puts the machine into other networks. What cannot be is as it was before.
     pub(in super::super) fn rewire(&mut self, change: &NetworkChange, events: &OwnedFd) -> Result<()> {
-        if !change.shape.is_empty() {
-            return Err(Error::Unsupported("the cards of a machine have no rates"));
-        }
         let mut cards = CardsChange {
+            shape: change.shape.clone(),
             gateway: change.gateway.clone(),
             gateway6: change.gateway6.clone(),
             ..CardsChange::default()
         };
-        let wired = self.body.plug(change, &mut cards).and_then(|()| self.tell_cards(&cards, events));
+        let wired = self
+            .body
+            .plug(change, &mut cards)
+            .and_then(|()| {
+                netlink::shape(&change.shape).map_err(|error| insula_container::Error::from(error).into())
+            })
+            .and_then(|()| self.tell_cards(&cards, events));
         let gone: Vec<usize> = match &wired {
             Ok(()) => cards.unplug.iter().map(|(place, _)| *place).collect(),
             Err(_) => cards.plug.iter().map(|(place, _)| *place).collect(),
@@ -50,6 +55,7 @@ impl Running {
             let cards = CardsChange {
                 unplug: Vec::new(),
                 plug,
+                shape: Vec::new(),
                 gateway: gateway(|interface| interface.gateway),
                 gateway6: gateway(|interface| interface.gateway6),
             };
