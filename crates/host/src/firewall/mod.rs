@@ -65,6 +65,8 @@ pub struct Zone {
     pub masquerade: bool,
     /// Nothing goes in or out.
     pub internal: bool,
+    /// Its containers do not see each other.
+    pub apart: bool,
     /// The host's address on it.
     pub gateway: Ipv4Addr,
     pub v6: Option<Zone6>,
@@ -496,3 +498,5 @@ fn nft(text: &str) -> Result<Output, Error> {
 mod tests;
 #[cfg(test)]
 mod tests6;
+#[cfg(test)]
+mod tests_sctp;

@@ -27,6 +27,7 @@ pub(super) fn zone(bridge: &str, subnet: Ipv4Addr) -> Zone {
         prefix: 16,
         masquerade: true,
         internal: false,
+        apart: false,
         gateway: Ipv4Addr::from(u32::from(subnet) | 1),
         v6: None,
     }
@@ -219,6 +220,27 @@ fn a_container_cannot_speak_to_the_hosts_loopback() {
             socket.send_to(b"open up", "127.0.0.1:99").unwrap();
         });
         assert_eq!(socket.recv(&mut [0; 16]).unwrap(), 7, "the attack works but for the guard");
+    });
+}
+
+#[test]
+fn a_container_speaks_to_the_host_by_its_own_bridge_alone() {
+    isolated(|| {
+        let lan = lan();
+        serve(&File::open("/proc/thread-self/ns/net").unwrap(), 98);
+        let cable = [198, 51, 100, 0].into();
+        let other = Zone { prefix: 24, ..zone("insula-test-up", cable) };
+        let own = zone("insula-test-b", [172, 30, 0, 0].into());
+        lan.firewall.install(&[own, other], &[], &guests()).unwrap();
+        assert!(inside(&lan.first, || fetch("172.30.0.1:98")).is_some());
+        assert!(inside(&lan.elsewhere, || fetch("198.51.100.1:98")).is_some());
+        assert_eq!(inside(&lan.first, || fetch_in_vain("198.51.100.1:98")), None);
+        let around = || {
+            let routes = Routes::open().unwrap();
+            routes.add_default_route(OUTSIDE.parse().unwrap(), "eth0").unwrap();
+            fetch_in_vain("172.30.0.1:98")
+        };
+        assert_eq!(inside(&lan.elsewhere, around), None);
     });
 }
 
@@ -435,7 +457,7 @@ fn neighbours_are_apart_where_that_is_asked_for() {
         assert!(inside(&lan.second, || fetch("172.30.0.2:80")).is_some());
         let apart: Vec<_> =
             guests().into_iter().map(|guest| Guest { apart: Some(bridge().mac), ..guest }).collect();
-        let zone = zone("insula-test-b", [172, 30, 0, 0].into());
+        let zone = Zone { apart: true, ..zone("insula-test-b", [172, 30, 0, 0].into()) };
         lan.firewall.install(&[zone], &[forward(8080, None)], &[]).unwrap();
         lan.firewall.add(&[], &apart).unwrap();
         assert!(inside(&lan.second, || fetch_in_vain("172.30.0.2:80")).is_none());

@@ -5,7 +5,9 @@ use std::net::{TcpListener, UdpSocket};
 use super::tests::{Lan, fetch, fetch_in_vain, lan, nft_script, serve_on, zone};
 use super::*;
 use crate::netlink::tests::{inside, isolated};
-use crate::netlink::{Routes, advertised, disable_forwarding6, enable_forwarding6, forwarding6};
+use crate::netlink::{
+    Routes, advertised, before_forwarding6, disable_forwarding6, enable_forwarding6, forwarding6,
+};
 
 const OUTSIDE: &str = "2001:db8:5::1";
 
@@ -141,12 +143,12 @@ fn routers_are_heard_while_the_host_forwards_and_as_before_afterwards() {
         std::fs::write(path("insula-test-1"), "1").unwrap();
         std::fs::write(path("insula-test-2"), "2").unwrap();
         std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "0").unwrap();
-        let names = advertised().unwrap();
+        let (names, before) = (advertised().unwrap(), before_forwarding6().unwrap());
         assert!(names.contains(&"insula-test-1".to_owned()) && !names.contains(&"insula-test-2".to_owned()));
         enable_forwarding6(&names).unwrap();
         assert!(forwarding6().unwrap());
         assert_eq!((value("insula-test-1"), value("insula-test-2")), ("2".to_owned(), "2".to_owned()));
-        disable_forwarding6(&names).unwrap();
+        disable_forwarding6(&names, &before).unwrap();
         assert!(!forwarding6().unwrap());
         assert_eq!((value("insula-test-1"), value("insula-test-2")), ("1".to_owned(), "2".to_owned()));
     });

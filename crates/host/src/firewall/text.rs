@@ -27,22 +27,26 @@ pub(super) fn tables(name: &str, parts: &Parts<'_>) -> String {
 delete table inet {name}
 table inet {name} {{
 {}{}	set exposed {{ type ifname; {} }}
-{CHAINS}{}{mirror}}}
+{CHAINS}{}{}{mirror}}}
 ",
         zone_sets(zones),
         port_sets(parts.forwards),
         elements(parts.exposed.iter().map(|name| format!("\"{name}\""))),
         inbound(parts.exposed),
+        forward(zones),
     );
     if parts.bridged {
+        // A rule that finds nothing is paid for with every packet.
+        let apart = zones.iter().any(|zone| zone.apart) || parts.guests.iter().any(|guest| guest.is_apart());
         let _ = write!(
             text,
             "add table bridge {name}
 delete table bridge {name}
 table bridge {name} {{
-{}{BRIDGE_CHAINS}}}
+{}{SPOOFED}{}}}
 ",
             guest_sets(parts.guests),
+            if apart { APART } else { "" },
         );
     }
     text
@@ -185,13 +189,39 @@ fn hardware(address: [u8; 6]) -> String {
     address.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// Those that never change.
+/// What passes to and from containers. Most packets are of connections that stand, which need no second look, but
+/// where there are internal networks: what a container of one sends could belong to what it has elsewhere.
+fn forward(zones: &[Zone]) -> String {
+    let internal = match zones.iter().any(|zone| zone.internal) {
+        true => {
+            "		iifname @internal iifname . oifname != @within drop
+		oifname @internal iifname . oifname != @within drop
+"
+        }
+        false => "",
+    };
+    format!(
+        "	chain forward {{
+		type filter hook forward priority filter; policy accept;
+{internal}		ct state established,related return
+		oifname != @bridges return
+		iifname . oifname @within return
+		ct status dnat return
+		drop
+	}}
+"
+    )
+}
+
+/// Those that never change. Every packet of the host passes the guard: what is not for a gateway leaves it first.
 const CHAINS: &str = "
 	chain guard {
 		type filter hook prerouting priority raw; policy accept;
-		iifname @bridges ip daddr 127.0.0.0/8 drop
-		iifname @bridges ip daddr @gateways iifname . ip daddr != @own_gateways drop
-		iifname @bridges ip6 daddr @gateways6 iifname . ip6 daddr != @own_gateways6 drop
+		ip daddr != 127.0.0.0/8 ip daddr != @gateways return
+		iifname . ip daddr @own_gateways return
+		ip6 daddr != @gateways6 return
+		iifname . ip6 daddr @own_gateways6 return
+		iifname @bridges drop
 	}
 	chain published {
 		dnat ip to ip daddr . meta l4proto . th dport map @addressed_ports
@@ -212,33 +242,26 @@ const CHAINS: &str = "
 		ip saddr @subnets oifname != @bridges masquerade
 		ip6 saddr @subnets6 oifname != @bridges masquerade
 	}
-	chain forward {
-		type filter hook forward priority filter; policy accept;
-		iifname @internal iifname . oifname != @within drop
-		oifname @internal iifname . oifname != @within drop
-		oifname != @bridges return
-		ct state established,related return
-		iifname . oifname @within return
-		ct status dnat return
-		drop
-	}
 ";
 
 /// Of the table that sees what passes between the ports of a bridge. Router advertisements come from the
 /// host alone; link-local and unspecified addresses are needed to find neighbours.
-const BRIDGE_CHAINS: &str = "
+const SPOOFED: &str = "
 	chain spoofed {
 		type filter hook prerouting priority -300; policy accept;
+		ether type ip iifname . ether saddr . ip saddr @guests return
 		iifname != @guarded return
-		ether type arp iifname . arp saddr ether . arp saddr ip != @guests drop
-		ether type ip iifname . ether saddr . ip saddr != @guests drop
-		ether type { arp, ip } return
+		ether type arp iifname . arp saddr ether . arp saddr ip @guests return
 		ether type != ip6 drop
 		icmpv6 type nd-router-advert drop
 		ip6 saddr fe80::/10 return
 		ip6 saddr :: return
 		iifname . ether saddr . ip6 saddr != @guests6 drop
 	}
+";
+
+/// Of the same table, for bridges whose ports see the host alone.
+const APART: &str = "
 	chain apart_from {
 		type filter hook prerouting priority -299; policy accept;
 		iifname != @apart return
@@ -280,6 +303,7 @@ mod tests {
             masquerade: true,
             internal: false,
             gateway: [172, 30, 0, 1].into(),
+            apart: false,
             v6: Some(Zone6 {
                 subnet: "fd00::".parse().unwrap(),
                 prefix: 64,
@@ -332,5 +356,9 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
+        assert!(text.contains("chain apart_from") && !text.contains("iifname @internal"), "{text}");
+        let zone = Zone { internal: true, ..parts.zones[0].clone() };
+        let text = tables("insula-test", &Parts { zones: &[zone], guests: &[], ..parts });
+        assert!(!text.contains("chain apart_from") && text.contains("iifname @internal"), "{text}");
     }
 }

@@ -22,8 +22,8 @@ pub use bridge::Bridge;
 pub use empty::EmptyNamespace;
 pub use error::Error;
 pub use forwarding::{
-    advertised, disable_forwarding, disable_forwarding6, enable_forwarding, enable_forwarding6, forwarding,
-    forwarding6, ignore_advertisements, route_loopback,
+    Former, advertised, before_forwarding, before_forwarding6, disable_forwarding, disable_forwarding6,
+    enable_forwarding, enable_forwarding6, forwarding, forwarding6, ignore_advertisements, route_loopback,
 };
 pub use link::{Link, Route, Route6, Routes};
 pub use macvlan::peer_of;

@@ -440,3 +440,5 @@ fn mac_of(address: Ipv4Addr) -> [u8; 6] {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_settings;

@@ -114,13 +114,13 @@ impl Networks {
         self.install_rules(inner)?;
         // Last, so that nothing is forwarded before the rules stand.
         if !netlink::forwarding()? {
-            rows::note_forwarding(self.store.state(), rows::FORWARDING)?;
+            rows::note_forwarding(self.store.state(), rows::FORWARDING, netlink::before_forwarding()?)?;
             netlink::enable_forwarding()?;
         }
         if inner.networks.iter().any(Network::routes6) && !netlink::forwarding6()? {
             let advertised = netlink::advertised()?;
             rows::note_advertised(self.store.state(), &advertised)?;
-            rows::note_forwarding(self.store.state(), rows::FORWARDING6)?;
+            rows::note_forwarding(self.store.state(), rows::FORWARDING6, netlink::before_forwarding6()?)?;
             netlink::enable_forwarding6(&advertised)?;
         }
         Ok(())
@@ -178,12 +178,12 @@ impl Networks {
             rows::take_forwarding(self.store.state(), rows::FORWARDING)?,
             rows::take_forwarding(self.store.state(), rows::FORWARDING6)?,
         );
-        if (v4 || v6) && !others_forward(inner, &ours)? {
-            if v4 {
-                netlink::disable_forwarding()?;
+        if (v4.is_some() || v6.is_some()) && !others_forward(inner, &ours)? {
+            if let Some(before) = v4 {
+                netlink::disable_forwarding(&before)?;
             }
-            if v6 {
-                netlink::disable_forwarding6(&rows::advertised(self.store.state())?)?;
+            if let Some(before) = v6 {
+                netlink::disable_forwarding6(&rows::advertised(self.store.state())?, &before)?;
                 rows::forget_advertised(self.store.state())?;
             }
         }
@@ -225,6 +225,7 @@ fn zones(networks: &[Network]) -> Vec<Zone> {
             prefix: addressing.subnet.prefix(),
             masquerade: bridge.masquerade,
             internal: network.internal,
+            apart: !bridge.icc,
             gateway: addressing.gateway(),
             v6: addressing.v6.as_ref().map(|v6| Zone6 {
                 subnet: v6.subnet.address(),

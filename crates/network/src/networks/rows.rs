@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::SystemTime;
 
 use insula_base::{ContainerId, NetworkId};
+use insula_host::netlink::Former;
 use insula_store::{Collection, Record, State, Transaction};
 use serde::de::DeserializeOwned;
 
@@ -265,20 +266,32 @@ pub(super) fn forget_advertised(state: &State) -> Result<(), Error> {
     Ok(())
 }
 
-/// Notes that forwarding is about to be switched on in this boot.
-pub(super) fn note_forwarding(state: &State, what: &str) -> Result<(), Error> {
-    let doc = document("meta record", what, &boot())?;
+/// What [`FORWARDING`] says: the boot, and what else the kernel changes. Daemons of former versions wrote the boot alone.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[serde(untagged)]
+enum Switched {
+    In(String),
+    From(String, Former),
+}
+
+/// Notes that forwarding is about to be switched on in this boot, and what the kernel changes with it.
+pub(super) fn note_forwarding(state: &State, what: &str, before: Former) -> Result<(), Error> {
+    let doc = document("meta record", what, &Switched::From(boot(), before))?;
     let meta = state.records(Collection::Meta);
     meta.remove(what)?;
     Ok(meta.insert(&Record { id: what.to_owned(), name: None, doc })?)
 }
 
-/// Whether forwarding was switched on by us in this boot; the note is removed.
-pub(super) fn take_forwarding(state: &State, what: &str) -> Result<bool, Error> {
+/// If forwarding was switched on by us in this boot, what it changed; the note is removed.
+pub(super) fn take_forwarding(state: &State, what: &str) -> Result<Option<Former>, Error> {
     let meta = state.records(Collection::Meta);
-    let Some(record) = meta.get(what)? else { return Ok(false) };
+    let Some(record) = meta.get(what)? else { return Ok(None) };
     meta.remove(what)?;
-    Ok(read::<String>("meta record", &record)? == boot())
+    let (then, before) = match read("meta record", &record)? {
+        Switched::In(then) => (then, Former::new()),
+        Switched::From(then, before) => (then, before),
+    };
+    Ok((then == boot()).then_some(before))
 }
 
 fn boot() -> String {

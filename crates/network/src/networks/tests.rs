@@ -11,7 +11,7 @@ use super::*;
 use crate::{ConnectRequest, NetworkRequest, PortRequest, Proto, SubnetRequest};
 
 /// Runs in a network namespace of its own, on a thread of its own; says so where it cannot.
-fn isolated(test: impl FnOnce() + Send + 'static) {
+pub(super) fn isolated(test: impl FnOnce() + Send + 'static) {
     std::thread::spawn(|| {
         if !rustix::process::geteuid().is_root() {
             let required = std::env::var("INSULA_TEST_REQUIRE").unwrap_or_default();
@@ -49,10 +49,10 @@ fn inside<T: Send + 'static>(namespace: &File, run: impl FnOnce() -> T + Send + 
 }
 
 /// One root; opening it again is a restart of the daemon.
-struct Root(tempfile::TempDir);
+pub(super) struct Root(tempfile::TempDir);
 
 impl Root {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(tempfile::Builder::new().prefix("insula-test-").tempdir().unwrap())
     }
 
@@ -60,7 +60,7 @@ impl Root {
         Instance::new(self.0.path().join("root"), self.0.path().join("run"))
     }
 
-    fn open(&self, options: Options) -> Networks {
+    pub(super) fn open(&self, options: Options) -> Networks {
         let instance = self.instance();
         let store = Arc::new(Store::open(instance.root()).unwrap());
         Networks::open(&instance, store, options).unwrap()
@@ -84,11 +84,11 @@ fn wish(network: &str) -> ConnectRequest {
 }
 
 /// A container in these networks.
-fn within(networks: &[&str]) -> EndpointRequest {
+pub(super) fn within(networks: &[&str]) -> EndpointRequest {
     EndpointRequest { connections: networks.iter().map(|name| wish(name)).collect(), ..request(vec![]) }
 }
 
-fn named(name: &str, subnet: &str) -> NetworkRequest {
+pub(super) fn named(name: &str, subnet: &str) -> NetworkRequest {
     NetworkRequest {
         name: name.to_owned(),
         subnets: vec![SubnetRequest { subnet: subnet.to_owned(), ..SubnetRequest::default() }],
@@ -96,7 +96,7 @@ fn named(name: &str, subnet: &str) -> NetworkRequest {
     }
 }
 
-fn port(host: u16) -> PortRequest {
+pub(super) fn port(host: u16) -> PortRequest {
     PortRequest { container_port: 80, proto: Proto::Tcp, host_ip: None, host_ports: Some(host..=host) }
 }
 
