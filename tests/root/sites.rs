@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use insula_tests::{Daemon, Outcome, daemon, holds, text};
 
@@ -218,6 +218,73 @@ exec cat
     echoes("without a daemon\n");
     served.restart();
     echoes("and with the next\n");
+}
+
+#[test]
+fn no_request_is_lost_when_containers_come_and_go() {
+    let served = Served::new(daemon!());
+    let folder = served.daemon.folder().join("gates");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let mount = format!("{}:/gates", text(&folder));
+    let slow = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\ntouch /gates/asked\n\
+        until test -e /gates/open; do usleep 50000; done\necho late\n";
+    std::fs::write(folder.join("slow"), slow).unwrap();
+    let script = "mkdir -p /www/cgi-bin; cp /gates/slow /www/cgi-bin/slow; chmod +x /www/cgi-bin/slow; \
+        echo one >/www/index.html; exec httpd -f -p 80 -h /www";
+    served.daemon.detached(
+        &[
+            "--init",
+            "--name",
+            "one",
+            "-v",
+            &mount,
+            "--publish-host",
+            "a.example",
+            "--publish-host",
+            "b.example",
+        ],
+        script,
+    );
+    served.reaches("a.example", "one");
+    std::thread::scope(|scope| {
+        let late = scope.spawn(|| served.curl("http://a.example/cgi-bin/slow", &[]).stdout);
+        insula_tests::eventually("it is asked", || folder.join("asked").exists().then_some(()));
+        let stop = scope.spawn(|| served.daemon.insula(&["stop", "-t", "60", "one"]).ok().to_owned());
+        holds("nobody new is led there", || served.page("a.example").ends_with("|503|1.1"));
+        std::fs::write(folder.join("open"), "").unwrap();
+        assert_eq!(late.join().unwrap(), "late\n|200|1.1");
+        assert_eq!(stop.join().unwrap(), "one");
+    });
+    served.server("two", &["--publish-host", "b.example"]);
+    served.reaches("b.example", "two");
+    // One after the other is replaced under load.
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let ask = || {
+            let mut count = 0;
+            while !done.load(Ordering::Relaxed) {
+                let page = served.page("b.example");
+                assert!(["one|200|1.1", "two|200|1.1", "three|200|1.1"].contains(&&*page), "{page}");
+                count += 1;
+            }
+            count
+        };
+        let clients = [scope.spawn(ask), scope.spawn(ask)];
+        let end = insula_tests::OnDrop(|| done.store(true, Ordering::Relaxed));
+        // Each has a turn before it has to stand in for others.
+        served.daemon.insula(&["start", "one"]).ok();
+        served.reaches("b.example", "one");
+        served.daemon.insula(&["stop", "two"]).ok();
+        served.server("three", &["--publish-host", "b.example"]);
+        served.reaches("b.example", "three");
+        served.daemon.insula(&["restart", "one"]).ok();
+        served.daemon.insula(&["rm", "two"]).ok();
+        drop(end);
+        for client in clients {
+            assert!(client.join().unwrap() > 0);
+        }
+    });
 }
 
 #[test]

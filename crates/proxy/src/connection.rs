@@ -19,6 +19,7 @@ use crate::identity::Identity;
 use crate::server::{Client, Shared};
 use crate::stream::ClientStream;
 use crate::table::Site;
+use crate::target::Use;
 use crate::{hello, limits, request};
 
 /// How HTTP/2 begins without TLS; no method of HTTP/1.1 is called so (RFC 9113, 3.4).
@@ -149,8 +150,8 @@ async fn pass_on(
     shared: &Shared,
 ) -> io::Result<()> {
     let mut tried = Vec::new();
-    while let Some(chosen) = site.choose(&tried) {
-        match chosen.0.connect().await {
+    while let Some(chosen) = site.choose(&tried).map(Use::lasting) {
+        match chosen.target.connect().await {
             Ok(mut there) => {
                 there.write_all(begin).await?;
                 let mut ending = shared.ending.subscribe();
@@ -163,8 +164,8 @@ async fn pass_on(
                 };
             }
             Err(error) => {
-                tracing::debug!(target = %chosen.0.address, %error, "connect");
-                tried.push(chosen.0.address);
+                tracing::debug!(target = %chosen.target.address, %error, "connect");
+                tried.push(chosen.target.address);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use insula_spec::sites::{Hello, LARGEST_MESSAGE, Order, Reply, VERSION};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,8 +11,9 @@ use tokio::task::JoinSet;
 
 use crate::server::Shared;
 
-/// Daemons that speak at the same time: one, and one that is about to be killed.
-const MOST: usize = 4;
+/// Conversations at the same time: of one daemon, one that is about to be killed, and containers that wait for
+/// the end of their requests.
+const MOST: usize = 64;
 
 /// Obeys until the end is ordered.
 pub(crate) async fn obey(listener: UnixListener, shared: Arc<Shared>) -> io::Result<()> {
@@ -60,6 +62,9 @@ async fn converse(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
                 https: shared.https.clone(),
             }),
             Ok(Order::Serve(table)) => Reply::Served { warnings: shared.replace(table) },
+            Ok(Order::Drain { targets, within }) => {
+                Reply::Drained { left: shared.drain(&targets, Duration::from_millis(within)).await }
+            }
             Ok(Order::End) => {
                 shared.end().await;
                 Reply::Ended

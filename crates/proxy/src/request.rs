@@ -187,7 +187,7 @@ type Answered = (Response<Incoming>, Option<Sender>, Use);
 type Failed = (Option<Request<RequestBody>>, SocketAddr, io::Error);
 
 async fn attempt(mut request: Request<RequestBody>, chosen: Use) -> Result<Answered, Failed> {
-    let target = chosen.0.clone();
+    let target = chosen.target.clone();
     while let Some(mut sender) = target.kept() {
         // A kept connection may be closed by the container at the very moment of its use.
         let copy = repeatable(&request);
@@ -214,7 +214,7 @@ async fn attempt(mut request: Request<RequestBody>, chosen: Use) -> Result<Answe
 
 /// As [`attempt`], over the connection of HTTP/2 that requests share.
 async fn attempt_multiplexed(mut request: Request<RequestBody>, chosen: Use) -> Result<Answered, Failed> {
-    let target = chosen.0.clone();
+    let target = chosen.target.clone();
     loop {
         let (mut shared, new) = match target.multiplexed().await {
             Ok(found) => found,
@@ -256,7 +256,7 @@ fn repeatable(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
 fn keep_when_read(mut sender: Sender, chosen: Use) {
     tokio::spawn(async move {
         if sender.ready().await.is_ok() {
-            chosen.0.keep(sender);
+            chosen.target.keep(sender);
         }
         drop(chosen);
     });
@@ -272,7 +272,7 @@ fn join(
     let container = hyper::upgrade::on(&mut response);
     let mut ending = origin.shared.ending.subscribe();
     // The client's connection is counted as long as this goes on.
-    let counted = (chosen, origin.clone());
+    let counted = (chosen.lasting(), origin.clone());
     tokio::spawn(async move {
         let _counted = counted;
         let joined = async {

@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::table::Table;
+use crate::target::Target;
 use crate::{Error, connection, control, limits};
 
 /// How long nobody is accepted when descriptors or memory are short.
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) tls: Arc<ServerConfig>,
     provider: Arc<CryptoProvider>,
     table: Arc<Current>,
+    /// What is served no longer, as long as requests to it are under way.
+    departed: Mutex<Vec<Arc<Target>>>,
     /// Listeners that are open.
     listening: watch::Sender<usize>,
     connections: Arc<Semaphore>,
@@ -100,6 +103,7 @@ impl Shared {
             tls: Arc::new(tls),
             provider,
             table,
+            departed: Mutex::default(),
             listening: watch::Sender::new(listeners.http.len() + listeners.https.len()),
             connections: Arc::new(Semaphore::new(connections)),
             clients: Mutex::default(),
@@ -112,9 +116,31 @@ impl Shared {
 
     /// Serves another table from now on; what of it cannot be.
     pub(crate) fn replace(&self, told: sites::Table) -> Vec<String> {
-        let (table, warnings) = Table::new(told, &self.table(), &self.provider);
-        *self.table.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+        let before = self.table();
+        let (table, warnings) = Table::new(told, &before, &self.provider);
+        let table = Arc::new(table);
+        *self.table.0.lock().unwrap_or_else(PoisonError::into_inner) = table.clone();
+        let mut departed = self.departed();
+        departed.retain(|target| target.requests() > 0);
+        departed.extend(table.departed(&before));
         warnings
+    }
+
+    /// Waits until none of these has a request under way; how many there are if that takes longer.
+    pub(crate) async fn drain(&self, targets: &[SocketAddr], within: Duration) -> usize {
+        let mut leaving = self.departed().clone();
+        leaving.retain(|target| targets.contains(&target.address));
+        let rest = async {
+            for target in &leaving {
+                target.rests().await;
+            }
+        };
+        let _ = tokio::time::timeout(within.min(limits::DRAIN), rest).await;
+        leaving.iter().map(|target| target.requests()).sum()
+    }
+
+    fn departed(&self) -> MutexGuard<'_, Vec<Arc<Target>>> {
+        self.departed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Accepts nobody any more, and says to all connections that this is the end; returns when no address is taken.

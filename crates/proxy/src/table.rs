@@ -55,6 +55,13 @@ impl Table {
         self.identities.of(name)
     }
 
+    /// Those of `before` that are served no longer and have requests under way.
+    pub(crate) fn departed(&self, before: &Self) -> Vec<Arc<Target>> {
+        let gone =
+            |target: &&Arc<Target>| target.requests() > 0 && !self.targets.contains_key(&target.address);
+        before.targets.values().filter(gone).cloned().collect()
+    }
+
     pub(crate) fn tidy_up(&self) {
         self.targets.values().for_each(|target| target.tidy_up());
     }
@@ -98,15 +105,15 @@ mod tests {
     fn containers_take_turns_and_the_busy_rest() {
         let table = table(&Table::default(), &[("a", &[1, 2])]);
         let site = table.site(&name("A.")).unwrap();
-        let port = |tried: &[SocketAddr]| site.choose(tried).map(|chosen| chosen.0.address.port());
+        let port = |tried: &[SocketAddr]| site.choose(tried).map(|chosen| chosen.target.address.port());
         let mut turns: Vec<_> = (0..4).filter_map(|_| port(&[])).collect();
         assert_eq!((turns[0], turns[1]), (turns[2], turns[3]));
         turns.truncate(2);
         turns.sort_unstable();
         assert_eq!(turns, [1, 2]);
         let busy = site.choose(&[]).unwrap();
-        assert!((0..4).all(|_| port(&[]) != Some(busy.0.address.port())));
-        assert_eq!(port(&[busy.0.address]).unwrap() + busy.0.address.port(), 3);
+        assert!((0..4).all(|_| port(&[]) != Some(busy.target.address.port())));
+        assert_eq!(port(&[busy.target.address]).unwrap() + busy.target.address.port(), 3);
         assert_eq!(port(&[([127, 0, 0, 1], 1).into(), ([127, 0, 0, 1], 2).into()]), None);
     }
 
@@ -117,7 +124,7 @@ mod tests {
         let after = table(&before, &[("a", &[1])]);
         assert!(after.site(&name("x.b")).is_none());
         let found = after.site(&name("a")).unwrap().choose(&[]).unwrap();
-        assert!(Arc::ptr_eq(&found.0, &busy.0) && found.0.open() == 2);
+        assert!(Arc::ptr_eq(&found.target, &busy.target) && found.target.open() == 2);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use crate::body::RequestBody;
 use crate::limits;
@@ -30,6 +31,8 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     /// Requests and connections under way.
     open: AtomicUsize,
+    /// Those of them that will be answered and then end.
+    requests: watch::Sender<usize>,
     kept: Mutex<Vec<(Sender, Instant)>>,
     /// With the time of its last use. Locked while it is made, so that one is.
     shared: tokio::sync::Mutex<Option<(Shared, Instant)>>,
@@ -37,11 +40,30 @@ pub(crate) struct Target {
 
 /// Counted for its target until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Use(pub(crate) Arc<Target>);
+pub(crate) struct Use {
+    pub(crate) target: Arc<Target>,
+    /// Whether it is a request, which ends with its answer.
+    brief: bool,
+}
+
+impl Use {
+    /// The same where nobody knows when it will end.
+    pub(crate) fn lasting(mut self) -> Self {
+        self.answered();
+        self
+    }
+
+    fn answered(&mut self) {
+        if std::mem::take(&mut self.brief) {
+            self.target.requests.send_modify(|count| *count -= 1);
+        }
+    }
+}
 
 impl Drop for Use {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.target.open.fetch_sub(1, Ordering::Relaxed);
+        self.answered();
     }
 }
 
@@ -50,6 +72,7 @@ impl Target {
         Self {
             address,
             open: AtomicUsize::new(0),
+            requests: watch::Sender::new(0),
             kept: Mutex::default(),
             shared: tokio::sync::Mutex::default(),
         }
@@ -61,7 +84,19 @@ impl Target {
 
     pub(crate) fn take(self: &Arc<Self>) -> Use {
         self.open.fetch_add(1, Ordering::Relaxed);
-        Use(self.clone())
+        self.requests.send_modify(|count| *count += 1);
+        Use { target: self.clone(), brief: true }
+    }
+
+    /// Requests under way.
+    pub(crate) fn requests(&self) -> usize {
+        *self.requests.borrow()
+    }
+
+    /// Returns when no request is under way.
+    pub(crate) async fn rests(&self) {
+        // It cannot fail: the sender is here.
+        let _ = self.requests.subscribe().wait_for(|count| *count == 0).await;
     }
 
     /// A connection that was used before.

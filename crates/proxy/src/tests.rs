@@ -19,6 +19,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::client::TlsStream;
@@ -448,12 +449,11 @@ async fn who_comes_without_tls_is_sent_to_the_certificate() {
     assert!(proxy.say(challenge).await.starts_with("HTTP/1.1 200 "));
 }
 
-#[tokio::test]
-async fn the_end_waits_for_what_is_under_way() {
-    let mut proxy = Proxy::start().await;
-    let (begun, mut beginning) = tokio::sync::mpsc::unbounded_channel();
-    let (release, gate) = tokio::sync::watch::channel(false);
-    let slow = container(move |mut stream| {
+/// A container that says when a request has come, and answers `late` once the gate is open.
+fn slow() -> (SocketAddr, UnboundedReceiver<()>, watch::Sender<bool>) {
+    let (begun, beginning) = tokio::sync::mpsc::unbounded_channel();
+    let (release, gate) = watch::channel(false);
+    let address = container(move |mut stream| {
         let (begun, mut gate) = (begun.clone(), gate.clone());
         async move {
             head(&mut stream).await.unwrap();
@@ -462,6 +462,39 @@ async fn the_end_waits_for_what_is_under_way() {
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate").await.unwrap();
         }
     });
+    (address, beginning, release)
+}
+
+#[tokio::test]
+async fn who_leaves_answers_what_it_was_asked() {
+    let mut proxy = Proxy::start().await;
+    let (slow, mut beginning, release) = slow();
+    let other = site("other");
+    proxy.tell(&[("a", Speech::Http, &[slow])], &[]).await;
+    let mut stream = TcpStream::connect(proxy.http).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+    beginning.recv().await.unwrap();
+    let drain = |within| Order::Drain { targets: vec![slow], within };
+    assert_eq!(proxy.order(&drain(20_000)).await, Reply::Drained { left: 0 }, "it has not left");
+    proxy.tell(&[("a", Speech::Http, &[other])], &[]).await;
+    assert!(proxy.get("a").await.contains("other"));
+    assert_eq!(proxy.order(&drain(1)).await, Reply::Drained { left: 1 });
+    let answer = async {
+        release.send_replace(true);
+        let mut all = String::new();
+        stream.read_to_string(&mut all).await.unwrap();
+        all
+    };
+    let drain = drain(20_000);
+    let (answer, drained) = tokio::join!(answer, proxy.order(&drain));
+    assert!(answer.ends_with("late"), "{answer}");
+    assert_eq!(drained, Reply::Drained { left: 0 });
+}
+
+#[tokio::test]
+async fn the_end_waits_for_what_is_under_way() {
+    let mut proxy = Proxy::start().await;
+    let (slow, mut beginning, release) = slow();
     proxy.tell(&[("a", Speech::Http, &[slow])], &[]).await;
     let mut stream = TcpStream::connect(proxy.http).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();

@@ -246,6 +246,9 @@ pub enum Order {
     Hello,
     /// Serve this from now on.
     Serve(Table),
+    /// Answer when none of these, which are served no longer, has a request under way, or after so many
+    /// milliseconds. Connections that have changed their protocol, or that are passed on unread, are not waited for.
+    Drain { targets: Vec<SocketAddr>, within: u64 },
     /// Take no connections any more, and end when those that there are have ended.
     End,
 }
@@ -258,6 +261,10 @@ pub enum Reply {
     /// It is served, but for what the warnings are about.
     Served {
         warnings: Vec<String>,
+    },
+    /// So many requests are still under way.
+    Drained {
+        left: usize,
     },
     /// The addresses are free again.
     Ended,

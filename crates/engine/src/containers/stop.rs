@@ -159,6 +159,10 @@ impl Engine {
             return Ok(());
         }
         let _told = Told::of(container);
+        // What is paused answers nobody.
+        if !container.state().paused {
+            self.leave_sites(&row, patience.map(Duration::from_secs)).await;
+        }
         match self.signal(container, signal).await {
             Err(Error::Conflict(_)) => {}
             result => result?,

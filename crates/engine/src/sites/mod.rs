@@ -32,6 +32,9 @@ use crate::{Engine, Result, blocking};
 /// How often the proxy and the folder of certificates are looked at.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// How long requests that are under way keep a container from being told to end, at most.
+const DRAIN: Duration = Duration::from_secs(30);
+
 /// Where host names are served.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -151,6 +154,29 @@ impl Engine {
     pub(crate) async fn announce_sites(&self, row: &Row) {
         if !row.sites.is_empty() {
             self.tell_sites().await;
+        }
+    }
+
+    /// Before a container, which counts as one that leaves, is told to end: nobody is led to it any more, and
+    /// requests that it has are answered, for which it has no longer than it has to end.
+    pub(crate) async fn leave_sites(&self, row: &Row, patience: Option<Duration>) {
+        let within = patience.map_or(DRAIN, |patience| patience.min(DRAIN));
+        if row.sites.is_empty() || within.is_zero() {
+            return;
+        }
+        self.tell_sites().await;
+        // By a connection of its own: others are not to wait for this.
+        let Some(mut proxy) = Proxy::find(&self.0.sites.folder).await else { return };
+        let drained = match self.site_targets(row) {
+            Ok(targets) => proxy.drain(targets, within).await,
+            Err(error) => Err(error),
+        };
+        match drained {
+            Ok(0) => {}
+            Ok(left) => {
+                tracing::info!(container = %row.id, left, "requests are cut off by the container's end")
+            }
+            Err(error) => tracing::warn!(error = insula_base::chain(&error), "wait for requests"),
         }
     }
 

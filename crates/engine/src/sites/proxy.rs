@@ -102,6 +102,15 @@ impl Proxy {
         }
     }
 
+    /// Returns when no request to these is under way any more, or after this time; how many there are then.
+    pub(super) async fn drain(&mut self, targets: Vec<SocketAddr>, within: Duration) -> Result<usize> {
+        let order = Order::Drain { targets, within: u64::try_from(within.as_millis()).unwrap_or(u64::MAX) };
+        match self.ask_patiently(&order, within + PATIENCE).await? {
+            Reply::Drained { left } => Ok(left),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Returns when its addresses are free again; what it serves at the moment it serves to the end.
     pub(super) async fn end(mut self) {
         if let Err(error) = self.ask(&Order::End).await {
@@ -127,10 +136,14 @@ impl Proxy {
     }
 
     async fn ask(&mut self, order: &Order) -> Result<Reply> {
+        self.ask_patiently(order, PATIENCE).await
+    }
+
+    async fn ask_patiently(&mut self, order: &Order, patience: Duration) -> Result<Reply> {
         let place = self.folder.join(SOCKET);
         let text =
             serde_json::to_vec(order).map_err(|error| Error::Internal(format!("write an order: {error}")))?;
-        let asked = tokio::time::timeout(PATIENCE, exchange(&mut self.stream, &text)).await;
+        let asked = tokio::time::timeout(patience, exchange(&mut self.stream, &text)).await;
         let reply =
             asked.map_err(io::Error::from).flatten().map_err(|error| Error::io("ask", &place, error))?;
         serde_json::from_slice(&reply).map_err(|error| Error::io("parse an answer of", &place, error))

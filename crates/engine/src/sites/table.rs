@@ -9,6 +9,7 @@ use insula_spec::sites::{HostName, Served, Speech};
 
 use crate::containers::container::Container;
 use crate::containers::health::{self, STARTING, UNHEALTHY};
+use crate::containers::row::Row;
 use crate::{Engine, Result};
 
 /// How able a container is to answer.
@@ -34,18 +35,11 @@ impl Engine {
             return Ok(None);
         }
         containers.sort_by_key(|container| container.row().created);
-        let endpoints = self.networks().endpoints()?.into_iter();
-        let reached: HashMap<ContainerId, IpAddr> = endpoints
-            .filter_map(|endpoint| Some((endpoint.container.clone(), endpoint.reached()?)))
-            .collect();
+        let reached = self.reached()?;
         let mut names: BTreeMap<HostName, Name> = BTreeMap::new();
         for container in containers {
             let row = container.row();
-            let address = match Mode::parse(&row.host.network_mode) {
-                Mode::Host => Some(Ipv4Addr::LOCALHOST.into()),
-                _ => reached.get(&row.id).copied(),
-            };
-            let up = ability(&container).zip(address);
+            let up = ability(&container).zip(address(&row, &reached));
             for site in &row.sites {
                 let name = names
                     .entry(site.name.clone())
@@ -57,11 +51,35 @@ impl Engine {
         }
         Ok(Some(names.into_iter().map(|(name, found)| served(name, found)).collect()))
     }
+
+    fn reached(&self) -> Result<HashMap<ContainerId, IpAddr>> {
+        let endpoints = self.networks().endpoints()?.into_iter();
+        Ok(endpoints.filter_map(|endpoint| Some((endpoint.container.clone(), endpoint.reached()?))).collect())
+    }
+
+    /// Where the sites of a container lead.
+    pub(super) fn site_targets(&self, row: &Row) -> Result<Vec<SocketAddr>> {
+        let address = address(row, &self.reached()?);
+        Ok(address.map_or_else(Vec::new, |address| {
+            row.sites.iter().map(|site| SocketAddr::new(address, site.port)).collect()
+        }))
+    }
 }
 
-/// Nothing for one that is down, paused or unhealthy.
+fn address(row: &Row, reached: &HashMap<ContainerId, IpAddr>) -> Option<IpAddr> {
+    match Mode::parse(&row.host.network_mode) {
+        Mode::Host => Some(Ipv4Addr::LOCALHOST.into()),
+        _ => reached.get(&row.id).copied(),
+    }
+}
+
+/// Nothing for one that is down, about to end, paused or unhealthy.
 fn ability(container: &Container) -> Option<Ability> {
-    if !container.row().running() || container.state().paused {
+    let leaves = {
+        let state = container.state();
+        state.paused || state.told_to_end
+    };
+    if leaves || !container.row().running() {
         return None;
     }
     match health::word(container).as_str() {
