@@ -195,3 +195,52 @@ fn an_absent_input_is_the_containers_own() {
     let devices: Vec<&str> = exec.ok().lines().collect();
     assert!(devices.len() == 2 && devices[0] == devices[1], "{exec}");
 }
+
+/// Numbers of the sockets that a process has open.
+fn sockets(pid: u32) -> Vec<String> {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let links = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    let number =
+        |link: std::path::PathBuf| Some(text(&link).strip_prefix("socket:[")?.strip_suffix(']')?.to_owned());
+    links.filter_map(number).collect()
+}
+
+#[test]
+fn no_way_leads_to_the_engine() {
+    let daemon = daemon!();
+    let folder = daemon.instance().run().to_owned();
+    let id = daemon.sleeper(&[]);
+    let monitor =
+        status(&std::fs::read_to_string(format!("/proc/{}/status", daemon.pid_of(&id))).unwrap(), "PPid");
+    // A name without a path is not held back by any wall of files, and a port not by one either.
+    for pid in [daemon.pid(), monitor.parse().unwrap()] {
+        let own = sockets(pid);
+        let unix = std::fs::read_to_string("/proc/net/unix").unwrap();
+        let lines = unix
+            .lines()
+            .filter(|line| own.iter().any(|number| line.split_whitespace().nth(6) == Some(number)));
+        let names: Vec<&str> = lines.filter_map(|line| line.split_whitespace().nth(7)).collect();
+        assert!(names.iter().all(|name| name.starts_with('/')), "{names:?}");
+        for family in ["tcp", "tcp6"] {
+            let table = std::fs::read_to_string(format!("/proc/net/{family}")).unwrap_or_default();
+            let mut fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            // State 0A listens.
+            assert!(
+                !fields.any(|words| words[3] == "0A" && own.iter().any(|number| words[9] == number)),
+                "{table}"
+            );
+        }
+    }
+    // Nor do files, whatever of the host a container shares but its users.
+    let socket = folder.join("insula.sock");
+    for shared in [&[][..], &["--network", "host"], &["--network", "host", "--pid", "host", "--ipc", "host"]]
+    {
+        let pid = daemon.pid();
+        let script = format!(
+            "test ! -e {socket} && test ! -e /proc/{pid}/root/{socket} && ! readlink /proc/{pid}/root && \
+             ! readlink /proc/{pid}/fd/0 && echo apart",
+            socket = text(&socket)
+        );
+        assert_eq!(daemon.sh(shared, &script).ok(), "apart", "{shared:?}");
+    }
+}

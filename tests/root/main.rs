@@ -26,6 +26,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod metrics;
+mod names;
 mod network;
 mod outputs;
 mod process;

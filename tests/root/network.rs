@@ -1,6 +1,6 @@
 //! Bridge, published ports, and the other modes.
 
-use insula_tests::{Daemon, Neighbour, daemon, eventually, get, holds, host_address};
+use insula_tests::{Daemon, Neighbour, daemon, echo_datagrams, echoes, eventually, get, holds, host_address};
 
 /// A web server on port 80 that answers every request with `page`.
 fn server(daemon: &Daemon, flags: &[&str], page: &str) -> String {
@@ -57,6 +57,18 @@ fn a_published_port_is_reached_from_everywhere() {
     daemon.insula(&["port", &id]).shows(&["80/tcp -> 0.0.0.0:"]);
     daemon.insula(&["rm", "-f", &id]).ok();
     assert!(get(&format!("127.0.0.1:{port}")).is_none());
+}
+
+#[test]
+fn datagrams_reach_a_published_port() {
+    let daemon = daemon!();
+    let id = daemon.sleeper(&["-p", "5353/udp"]);
+    echo_datagrams(daemon.pid_of(&id), 5353);
+    let port = daemon.inspect(&id, "/NetworkSettings/Ports/5353~1udp/0/HostPort");
+    let port = port.as_str().unwrap();
+    holds("by loopback", || echoes(&format!("127.0.0.1:{port}")));
+    holds("by the host's address", || echoes(&format!("{}:{port}", host_address())));
+    daemon.insula(&["port", &id]).shows(&[&format!("5353/udp -> 0.0.0.0:{port}")]);
 }
 
 #[test]
@@ -225,6 +237,39 @@ fn macvlans_have_addresses_of_their_own() {
     assert!(!daemon.exec(&client, "ip -o -4 addr").ok().contains("10.123.5."));
     daemon.insula(&["rm", "-f", &web, &client]).ok();
     daemon.insula(&["network", "rm", "alone"]).ok();
+}
+
+#[test]
+fn networks_that_cannot_be_are_refused_by_name() {
+    let daemon = daemon!();
+    daemon.insula(&["network", "create", "--subnet", "10.123.6.0/24", "blue"]).ok();
+    let listed = || daemon.insula(&["network", "ls", "--format", "{{.ID}} {{.Name}}"]).ok().to_owned();
+    let before = listed();
+    for (words, why) in [
+        ("--subnet 10.123.6.128/25 red", "10.123.6.128/25 with 10.123.6.0/24 of network blue"),
+        (
+            "--subnet 10.123.7.0/24 --gateway 10.123.8.1 red",
+            "gateway 10.123.8.1 is not in subnet 10.123.7.0/24",
+        ),
+        (
+            "--subnet 10.123.7.0/24 --ip-range 10.123.8.0/28 red",
+            "10.123.8.0/28 is not in subnet 10.123.7.0/24",
+        ),
+        ("--subnet 10.123.7.1/24 red", "it should be 10.123.7.0/24"),
+        ("--subnet 300.1.1.0/24 red", "invalid subnet 300.1.1.0/24"),
+        ("--subnet fd00::/129 red", "invalid subnet fd00::/129"),
+        ("--gateway 10.123.7.1 red", "--gateway 10.123.7.1 needs a --subnet"),
+        ("-d macvlan -o parent=nosuch0 red", "invalid parent interface nosuch0"),
+        ("-d overlay red", "plugin \"overlay\" not found"),
+        ("-o com.docker.network.driver.mtu=x red", "invalid value \"x\" of the network option"),
+        ("-o nosuch=1 red", "the bridge driver has no option nosuch"),
+        ("blue", "network with name blue already exists"),
+        ("host", "predefined host network"),
+    ] {
+        let words: Vec<&str> = ["network", "create"].into_iter().chain(words.split(' ')).collect();
+        daemon.insula(&words).fails(1, &[why]);
+    }
+    assert_eq!(listed(), before);
 }
 
 #[test]

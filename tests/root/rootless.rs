@@ -1,6 +1,9 @@
 //! The engine of an ordinary user.
 
-use insula_tests::{Daemon, Ids, Lan, OnDrop, Ordinary, Outcome, eventually, holds, images, skip, text};
+use insula_tests::{
+    Daemon, Ids, Lan, OnDrop, Ordinary, Outcome, echo_datagrams, echoes, eventually, holds, images, skip,
+    text,
+};
 
 const PAGE: &str = "mkdir /p; echo served >/p/index.html; exec httpd -f -p 80 -h /p";
 
@@ -41,10 +44,15 @@ fn containers_of_a_user_run_and_are_reached() {
     assert_eq!(daemon.sh(&["-u", "1000:1000"], "id -u; id -g").ok(), "1000\n1000");
     daemon.insula(&["network", "create", "site"]).ok();
     daemon.insula(&["volume", "create", "kept"]).ok();
-    let web =
-        daemon.detached(&["--name", "web", "--network", "site", "-p", "18080:80", "-v", "kept:/kept"], PAGE);
+    let web = daemon.detached(
+        &["--name", "web", "--network", "site", "-p", "18080:80", "-p", "18053:5353/udp", "-v", "kept:/kept"],
+        PAGE,
+    );
     daemon.exec("web", "echo kept >/kept/file").ok();
     holds("the port leads in", || fetched(&user, "18080") == "served");
+    echo_datagrams(daemon.pid_of(&web), 5353);
+    let echoes = || user.lan.inside(|| echoes("127.0.0.1:18053"));
+    holds("datagrams are answered", echoes);
     holds("for another host too", || user.lan.fetched(18080) == "served");
     assert_eq!(by_name(&daemon), "served");
     assert!(daemon.insula(&["top", "web"]).ok().contains("httpd"));
@@ -54,6 +62,7 @@ fn containers_of_a_user_run_and_are_reached() {
 
     daemon.kill();
     holds("without a daemon", || fetched(&user, "18080") == "served");
+    holds("datagrams too", echoes);
     daemon.restart();
     assert_eq!(daemon.inspect("web", "/Id"), web.as_str());
     assert_eq!(daemon.exec("web", "cat /kept/file").ok(), "kept");

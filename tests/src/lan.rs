@@ -1,8 +1,11 @@
 //! A host of a test's own, as far as its network and its settings go, and another one beside it.
 
 use std::io::{BufRead, BufReader};
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use crate::{Daemon, Outcome, eventually};
 
@@ -59,6 +62,38 @@ impl Drop for Holder {
         // It ends by itself then.
         let _ = self.0.wait();
     }
+}
+
+/// Runs this on a thread in a network namespace: sockets that it makes belong there.
+pub fn within_network<T: Send>(namespace: &Path, run: impl FnOnce() -> T + Send) -> T {
+    let namespace = std::fs::File::open(namespace).unwrap();
+    let entered = || {
+        insula_sys::netlink::enter_network(namespace.as_fd()).unwrap();
+        run()
+    };
+    std::thread::scope(|scope| scope.spawn(entered).join().unwrap())
+}
+
+/// Sends back what comes to a port of UDP in the network of a process, for as long as the test lasts.
+pub fn echo_datagrams(pid: u64, port: u16) {
+    let namespace = format!("/proc/{pid}/ns/net");
+    let socket = within_network(Path::new(&namespace), || UdpSocket::bind(("0.0.0.0", port)).unwrap());
+    std::thread::spawn(move || {
+        let mut bytes = [0; 512];
+        while let Ok((count, from)) = socket.recv_from(&mut bytes) {
+            let _ = socket.send_to(&bytes[..count], from);
+        }
+    });
+}
+
+/// Whether a datagram to this address comes back, soon.
+#[must_use]
+pub fn echoes(address: &str) -> bool {
+    let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let mut bytes = [0; 8];
+    socket.send_to(b"echo", address).is_ok()
+        && socket.recv(&mut bytes).is_ok_and(|count| &bytes[..count] == b"echo")
 }
 
 impl Lan {
@@ -127,6 +162,11 @@ impl Lan {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.outside.namespace("net"))).arg("--").args(words);
         command
+    }
+
+    /// Runs this on a thread whose network is the host's: sockets that it makes belong there.
+    pub fn inside<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
+        within_network(Path::new(&self.host.namespace("net")), run)
     }
 
     /// Starts a program on the host that serves until the end, and waits until `ready` succeeds there.

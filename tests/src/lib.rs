@@ -26,7 +26,7 @@ mod wait;
 pub use daemon::{Daemon, OnDrop, text};
 pub use host::{Leaks, Neighbour, cgroups_called, host_address, remove_cgroups};
 pub use http::{Response, get, request};
-pub use lan::Lan;
+pub use lan::{Lan, echo_datagrams, echoes, within_network};
 pub use ordinary::{Ids, Ordinary};
 pub use outcome::Outcome;
 pub use product::{docker, dockers, program};
