@@ -1,5 +1,6 @@
 //! The way out of the network namespace: a program that speaks for it with sockets of the user's.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -19,6 +20,8 @@ use crate::process::Process;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where pasta listens for queries to the host's first name server; link-local, so nobody else's.
 const PASTA_NAMES: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// Bytes of a socket's path, with the zero behind it (unix(7)).
+const LONGEST_SOCKET: usize = 108;
 /// slirp4netns(1) has its name server there.
 const SLIRP_NAMES: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
@@ -43,7 +46,11 @@ impl fmt::Display for WayOut {
 /// One for the namespace of this process, the first that comes up; what is missing if none does.
 pub(super) fn open(pid: i32, folder: &Path) -> Result<(WayOut, Option<String>), Error> {
     let mut said = Vec::new();
-    for (name, start) in [("pasta", pasta as Start), ("slirp4netns", slirp4netns)] {
+    let mut ways = [("pasta", pasta as Start), ("slirp4netns", slirp4netns)];
+    if find("pasta").is_some_and(|program| hangs(&program)) {
+        ways.reverse();
+    }
+    for (name, start) in ways {
         match find(name) {
             None => said.push(format!("{name} is not there")),
             Some(program) => match start(&program, pid, folder)? {
@@ -65,6 +72,27 @@ type Start = fn(&Path, i32, &Path) -> Result<Result<WayOut, String>, Error>;
 fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.is_file())
+}
+
+/// Whether it is one that does not know its own version, as Debian 12's: it keeps connections whose client has said all
+/// that it has to say, until somebody gives up. Another is slower, and does what it is asked.
+fn hangs(pasta: &Path) -> bool {
+    let said = Command::new(pasta).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output();
+    said.is_ok_and(|said| String::from_utf8_lossy(&said.stdout).starts_with("pasta unknown version"))
+}
+
+/// Ends those that have this path among their words: their starter was killed before it could note them.
+fn sweep_all(path: &Path) {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let needle = path.as_os_str().as_encoded_bytes();
+    for pid in pids {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if command.split(|byte| *byte == 0).any(|word| word == needle) {
+            // It may end by itself this instant.
+            let _ = processes::kill(pid, 15);
+        }
+    }
 }
 
 /// Ends one whose starter was killed before it could say so.
@@ -110,13 +138,18 @@ fn pasta(program: &Path, pid: i32, folder: &Path) -> Result<Result<WayOut, Strin
 
 /// slirp4netns(1): it stays in the foreground and writes to a descriptor when all is up.
 fn slirp4netns(program: &Path, pid: i32, folder: &Path) -> Result<Result<WayOut, String>, Error> {
-    let log = folder.join("way.log");
+    let (log, api) = (folder.join("way.log"), folder.join("way.sock"));
+    sweep_all(&api);
+    // What it is known by, if the path is one of a socket. One that is gone may have left it.
+    let known = api.as_os_str().len() < LONGEST_SOCKET;
+    let _ = std::fs::remove_file(&api);
     let words = File::create(&log).context("create", log.display())?;
     let (mut ready, theirs) = std::io::pipe().context("pipe", "for slirp4netns")?;
     rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).context("fcntl", "a pipe")?;
     let child = Command::new(program)
         .args(["--configure", "--mtu=65520", "--disable-host-loopback"])
         .arg(format!("--ready-fd={}", theirs.as_raw_fd()))
+        .args(known.then(|| [OsStr::new("--api-socket"), api.as_os_str()]).into_iter().flatten())
         .args([&pid.to_string(), "tap0"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
