@@ -222,13 +222,19 @@ fn written<D: Dialect + ?Sized>(engine: &mut D, driver: &str) -> anyhow::Result<
 pub(crate) struct Insula {
     folder: PathBuf,
     programs: PathBuf,
+    arguments: &'static [&'static str],
     daemon: Option<Daemon>,
 }
 
 impl Insula {
     pub(crate) fn new(folder: &Path) -> Self {
         let programs = std::env::var_os("INSULA_BIN_DIR").unwrap_or_else(|| "target/release".into());
-        Self { folder: folder.to_owned(), programs: programs.into(), daemon: None }
+        Self { folder: folder.to_owned(), programs: programs.into(), arguments: &[], daemon: None }
+    }
+
+    /// With arguments for its daemon.
+    pub(crate) fn with(self, arguments: &'static [&'static str]) -> Self {
+        Self { arguments, ..self }
     }
 
     pub(crate) fn program(&self, name: &str) -> PathBuf {
@@ -257,6 +263,7 @@ impl Dialect for Insula {
     fn begin(&mut self) -> anyhow::Result<()> {
         let mut command = Command::new(self.programs.join("insulad"));
         command.arg("--root").arg(self.folder.join("l")).arg("--run").arg(self.folder.join("r"));
+        command.args(self.arguments);
         let socket = self.folder.join("r/insula.sock");
         self.daemon = Some(Daemon::start(command, &socket, &self.folder.join("log"))?);
         Ok(())

@@ -13,6 +13,7 @@ mod facts;
 mod image;
 mod images;
 mod inside;
+mod machines;
 mod memory;
 mod peer;
 mod postgres;
@@ -22,7 +23,7 @@ mod starts;
 mod traffic;
 mod worker;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail};
@@ -32,13 +33,14 @@ use crate::report::Report;
 use crate::starts::Starts;
 
 const USAGE: &str =
-    "usage: insula-bench [--rounds N] [--short] [--images N] [--networks N] [--no-api] [--only NAME,NAME]
-           [--out FILE]
+    "usage: insula-bench [--rounds N] [--short] [--images N] [--networks N] [--no-api] [--machines N]
+           [--kernel FOLDER] [--only NAME,NAME] [--out FILE]
 
 Compares insula (programs from INSULA_BIN_DIR) with docker, podman, crun and runc, as far as they
 are installed, and writes bench/RESULTS.md and a chart beside it. Needs root. --images 0 leaves
 images of some size out, --networks 0 what networks carry, --no-api what is asked of insula alone:
-many containers, connections, commands and events.";
+many containers, connections, commands and events. --machines 0 leaves containers with kernels of their
+own out; their kernel is an unpacked package, without --kernel the one of the tests if it is there.";
 
 struct Options {
     rounds: usize,
@@ -48,6 +50,10 @@ struct Options {
     networks: usize,
     /// insula's API with many.
     api: Option<api::Scale>,
+    /// Rounds of what has a kernel of its own.
+    machines: usize,
+    /// An unpacked package with one.
+    kernel: PathBuf,
     only: Option<Vec<String>>,
     out: PathBuf,
 }
@@ -96,6 +102,14 @@ fn run() -> anyhow::Result<()> {
             Err(error) => eprintln!("bench: the API with many is left out: {error:#}"),
         }
     }
+    if let Ok(report) = &mut result
+        && options.machines > 0
+    {
+        match kernels(&options, folder.path()) {
+            Ok(seen) => report.machines(seen),
+            Err(error) => eprintln!("bench: kernels of their own are left out: {error:#}"),
+        }
+    }
     let report = result?;
     std::fs::write(&options.out, report.to_string())
         .with_context(|| format!("write {}", options.out.display()))?;
@@ -111,6 +125,8 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
         images: 3,
         networks: 3,
         api: Some(api::Scale::WHOLE),
+        machines: 5,
+        kernel: "target/fixtures/kernel".into(),
         only: None,
         out: "bench/RESULTS.md".into(),
     };
@@ -122,9 +138,11 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
             "--images" => options.images = value()?.parse().context("--images takes a number")?,
             "--networks" => options.networks = value()?.parse().context("--networks takes a number")?,
             "--short" => {
-                (options.rounds, options.images, options.networks) = (3, 1, 1);
+                (options.rounds, options.images, options.networks, options.machines) = (3, 1, 1, 2);
                 options.api = options.api.map(|_| api::Scale::SHORT);
             }
+            "--machines" => options.machines = value()?.parse().context("--machines takes a number")?,
+            "--kernel" => options.kernel = value()?.into(),
             "--no-api" => options.api = None,
             "--only" => options.only = Some(value()?.split(',').map(str::to_owned).collect()),
             "--out" => options.out = value()?.into(),
@@ -132,6 +150,12 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
         }
     }
     Ok(options)
+}
+
+fn kernels(options: &Options, folder: &Path) -> anyhow::Result<machines::Seen> {
+    let kernel = options.kernel.canonicalize();
+    let kernel = kernel.with_context(|| format!("there is no kernel in {}", options.kernel.display()))?;
+    machines::measure(folder, &kernel, options.machines)
 }
 
 const INSIDE: &str = "INSULA_BENCH_INSIDE";

@@ -11,7 +11,7 @@ use crate::peer::Scenario;
 use crate::sample::Samples;
 use crate::starts::Starts;
 use crate::traffic::Traffic;
-use crate::{api, facts, postgres};
+use crate::{api, facts, machines, postgres};
 
 /// Everything that was seen.
 #[derive(Debug)]
@@ -27,6 +27,7 @@ pub(crate) struct Report {
     images: Seen,
     pub(crate) traffic: Traffic,
     api: api::Seen,
+    machines: machines::Seen,
 }
 
 pub(crate) const OURS: &str = "insula";
@@ -44,6 +45,7 @@ impl Report {
             images: Seen::default(),
             traffic: Traffic::default(),
             api: api::Seen::default(),
+            machines: machines::Seen::default(),
         }
     }
 
@@ -61,6 +63,10 @@ impl Report {
 
     pub(crate) fn api(&mut self, seen: api::Seen) {
         self.api = seen;
+    }
+
+    pub(crate) fn machines(&mut self, seen: machines::Seen) {
+        self.machines = seen;
     }
 
     pub(crate) fn samples(&mut self, scenario: Scenario, name: &str) -> &mut Samples {
@@ -164,7 +170,8 @@ impl fmt::Display for Report {
         self.inside.fmt(f)?;
         self.images.fmt(f)?;
         self.traffic.write(f, self.ours(Scenario::RunBridge).zip(self.ours(Scenario::RunAlone)))?;
-        self.api.fmt(f)
+        self.api.fmt(f)?;
+        self.machines.fmt(f)
     }
 }
 

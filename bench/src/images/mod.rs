@@ -5,7 +5,7 @@
 
 mod archive;
 mod copies;
-mod measure;
+pub(crate) mod measure;
 mod registry;
 mod table;
 
