@@ -7,6 +7,7 @@ mod engine;
 mod hostile;
 mod own;
 mod programs;
+mod sandbox;
 mod storage;
 mod templates;
 mod tenants;

@@ -35,8 +35,11 @@ pub(crate) fn build() -> Programs {
             "insula-monitor",
             "--package",
             "insula-vmm-core",
+            "--package",
+            "insula-sandbox",
         ])
-        .args(["--lib", "--test", "serve", "--test", "linux", "--message-format", "json-render-diagnostics"])
+        .args(["--lib", "--test", "serve", "--test", "linux", "--test", "conformance"])
+        .args(["--message-format", "json-render-diagnostics"])
         .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=debuginfo")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .stderr(Stdio::inherit())
