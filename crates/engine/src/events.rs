@@ -2,6 +2,7 @@
 //! ones are passed on in the order in which they were published.
 
 mod journal;
+mod kept;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -12,12 +13,11 @@ use jiff::Timestamp;
 use tokio::sync::broadcast;
 
 use self::journal::Journal;
+use self::kept::Kept;
 use crate::Error;
 use crate::filters::{Filters, check_names};
 use crate::measures::Measures;
 
-/// Events kept for those who ask for the past.
-const KEPT: usize = 1024;
 /// Events that a listener may lag behind before its stream ends: more than a second's of a busy host. They are
 /// in memory only as long as somebody lags.
 const BACKLOG: usize = 8192;
@@ -73,7 +73,7 @@ pub struct Events {
 
 #[derive(Debug, Default)]
 struct History {
-    kept: VecDeque<Arc<EventMessage>>,
+    kept: Kept,
     /// Time of the last event, nanoseconds since 1970.
     last: i64,
     journal: Option<Journal>,
@@ -94,9 +94,12 @@ impl Default for Events {
 impl Events {
     /// With what former daemons kept in `folder`, and kept there.
     pub fn open(folder: &Path) -> Result<Self, Error> {
-        let (journal, kept) = Journal::open(folder, KEPT)?;
-        let last = kept.back().map_or(0, |event| event.time_nano);
-        let kept = kept.into_iter().map(Arc::new).collect();
+        let (journal, events) = Journal::open(folder, kept::MOST)?;
+        let last = events.back().map_or(0, |event| event.time_nano);
+        let mut kept = Kept::default();
+        for event in &events {
+            kept.push(event.time_nano, &line(event));
+        }
         let history = History { kept, last, journal: Some(journal), ..History::default() };
         Ok(Self { history: Mutex::new(history), ..Self::default() })
     }
@@ -110,19 +113,17 @@ impl Events {
         // Each has its own time. A clock that is set back is believed: order is that of the publishing.
         let close = now <= history.last && history.last - now < SET_BACK;
         history.last = if close { history.last + 1 } else { now };
-        let event = Arc::new(message(of, action, id, attributes, history.last));
-        if history.kept.len() == KEPT {
-            history.kept.pop_front();
-        }
-        history.kept.push_back(event.clone());
+        let event = message(of, action, id, attributes, history.last);
+        let line = line(&event);
+        history.kept.push(event.time_nano, &line);
         if let Some(journal) = &mut history.journal {
-            journal.append(&event);
+            journal.append(&line);
         }
         // What follows a colon is a user's words.
         let action = action.split(':').next().unwrap_or(action);
         *history.counts.entry((of.as_str(), action.to_owned())).or_default() += 1;
         // Nobody may be listening. Within the lock, so that order is the same for all.
-        let _ = self.sender.send(event);
+        let _ = self.sender.send(Arc::new(event));
     }
 
     /// Tells everyone how many bytes a removal of what nobody uses has freed.
@@ -141,11 +142,8 @@ impl Events {
     ) -> EventStream {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         let past = since.map_or_else(VecDeque::new, |since| {
-            // What follows is later, even where its daemon's clock had been set back.
-            let before = |event: &&Arc<EventMessage>| i128::from(event.time_nano) < since.as_nanosecond();
             let until = until.map_or(i128::MAX, Timestamp::as_nanosecond);
-            let wanted = |event: &&Arc<EventMessage>| i128::from(event.time_nano) <= until;
-            history.kept.iter().skip_while(before).filter(wanted).cloned().collect()
+            history.kept.between(since.as_nanosecond(), until)
         });
         EventStream { past, future: self.sender.subscribe(), filter, until }
     }
@@ -167,6 +165,11 @@ impl Events {
     pub fn listeners(&self) -> usize {
         self.sender.receiver_count()
     }
+}
+
+/// As it is kept, and as the journal has it.
+fn line(event: &EventMessage) -> Vec<u8> {
+    serde_json::to_vec(event).unwrap_or_else(|error| unreachable!("texts and numbers: {error}"))
 }
 
 fn message(of: EventType, action: &str, id: &str, attributes: Labels, time_nano: i64) -> EventMessage {
@@ -195,7 +198,7 @@ fn message(of: EventType, action: &str, id: &str, attributes: Labels, time_nano:
 /// Events as they come.
 #[derive(Debug)]
 pub struct EventStream {
-    past: VecDeque<Arc<EventMessage>>,
+    past: VecDeque<EventMessage>,
     future: broadcast::Receiver<Arc<EventMessage>>,
     filter: EventFilter,
     until: Option<Timestamp>,
@@ -207,7 +210,7 @@ impl EventStream {
     pub async fn next(&mut self) -> Option<Arc<EventMessage>> {
         loop {
             let event = match self.past.pop_front() {
-                Some(event) => event,
+                Some(event) => Arc::new(event),
                 None => self.receive().await?,
             };
             if self.until.is_some_and(|until| i128::from(event.time_nano) > until.as_nanosecond()) {
@@ -368,13 +371,13 @@ mod tests {
     #[tokio::test]
     async fn the_past_comes_first_and_in_order() {
         let events = Events::default();
-        for n in 0..KEPT + 10 {
+        for n in 0..kept::MOST + 10 {
             events.publish(EventType::Volume, "create", &n.to_string(), Labels::new());
         }
         let mut stream = events.subscribe(EventFilter::default(), Some(Timestamp::UNIX_EPOCH), None);
         events.publish(EventType::Volume, "destroy", "last", Labels::new());
         let mut times = Vec::new();
-        for n in 10..KEPT + 10 {
+        for n in 10..kept::MOST + 10 {
             let event = stream.next().await.unwrap();
             assert_eq!(event.actor.id, n.to_string());
             times.push(event.time_nano);
@@ -396,12 +399,12 @@ mod tests {
     #[tokio::test]
     async fn what_the_next_daemon_saw_is_later_even_when_the_clock_was_set_back() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut journal, _) = Journal::open(folder.path(), KEPT).unwrap();
+        let (mut journal, _) = Journal::open(folder.path(), kept::MOST).unwrap();
         let hour = Duration::from_secs(3600);
         let ahead = Timestamp::now() + hour;
         let nanoseconds = i64::try_from(ahead.as_nanosecond()).unwrap();
         for (id, at) in [("old", 5), ("ahead", nanoseconds)] {
-            journal.append(&message(EventType::Volume, "create", id, Labels::new(), at));
+            journal.append(&line(&message(EventType::Volume, "create", id, Labels::new(), at)));
         }
         drop(journal);
         let events = Events::open(folder.path()).unwrap();

@@ -45,9 +45,9 @@ impl Journal {
         Ok((Self { path, file, size, failing: false }, events))
     }
 
-    /// Appends an event. A disk that takes none costs the journal the event, nobody else anything.
-    pub(super) fn append(&mut self, event: &EventMessage) {
-        match self.try_append(event) {
+    /// Appends the line of an event. A disk that takes none costs the journal the event, nobody else anything.
+    pub(super) fn append(&mut self, line: &[u8]) {
+        match self.try_append(line) {
             Ok(()) => self.failing = false,
             Err(error) if !self.failing => {
                 self.failing = true;
@@ -58,9 +58,8 @@ impl Journal {
         }
     }
 
-    fn try_append(&mut self, event: &EventMessage) -> io::Result<()> {
-        let mut line = serde_json::to_vec(event)?;
-        line.push(b'\n');
+    fn try_append(&mut self, line: &[u8]) -> io::Result<()> {
+        let line = [line, b"\n"].concat();
         let bytes = line.len() as u64;
         if bytes > FILE_MAX {
             return Err(io::ErrorKind::FileTooLarge.into());
@@ -119,8 +118,15 @@ fn read(path: &Path) -> Result<Vec<EventMessage>> {
 mod tests {
     use super::*;
 
-    fn event(n: usize) -> EventMessage {
-        super::super::message(super::super::EventType::Volume, "create", &format!("v{n}"), [].into(), 7)
+    fn event(n: usize) -> Vec<u8> {
+        let id = format!("v{n}");
+        super::super::line(&super::super::message(
+            super::super::EventType::Volume,
+            "create",
+            &id,
+            [].into(),
+            7,
+        ))
     }
 
     fn ids(events: &VecDeque<EventMessage>) -> Vec<&str> {
@@ -132,7 +138,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (mut journal, none) = Journal::open(folder.path(), 3).unwrap();
         assert!(none.is_empty());
-        let line = serde_json::to_vec(&event(0)).unwrap().len() as u64;
+        let line = event(0).len() as u64;
         let count = (3 * FILE_MAX / line) as usize;
         (0..count).for_each(|n| journal.append(&event(n)));
         let (_, events) = Journal::open(folder.path(), 3).unwrap();
