@@ -11,7 +11,7 @@ const SIZE: u64 = 32;
 const MIB: u64 = 1 << 20;
 
 /// A daemon on a small disk; `None` where none can be mounted.
-fn on_a_small_disk() -> Option<Daemon> {
+pub(crate) fn on_a_small_disk() -> Option<Daemon> {
     if !is_root() {
         skip("root", "a small file system is mounted");
         return None;
