@@ -5,6 +5,7 @@
 //! rule reaches the host; each peer's state is in a temporary folder, and its daemon ends by pid.
 
 mod api;
+mod builds;
 mod bundle;
 mod chart;
 mod daemon;
@@ -33,12 +34,12 @@ use crate::report::Report;
 use crate::starts::Starts;
 
 const USAGE: &str =
-    "usage: insula-bench [--rounds N] [--short] [--images N] [--networks N] [--no-api] [--machines N]
-           [--kernel FOLDER] [--only NAME,NAME] [--out FILE]
+    "usage: insula-bench [--rounds N] [--short] [--images N] [--builds N] [--networks N] [--no-api]
+           [--machines N] [--kernel FOLDER] [--only NAME,NAME] [--out FILE]
 
 Compares insula (programs from INSULA_BIN_DIR) with docker, podman, crun and runc, as far as they
 are installed, and writes bench/RESULTS.md and a chart beside it. Needs root. --images 0 leaves
-images of some size out, --networks 0 what networks carry, --no-api what is asked of insula alone:
+images of some size out, --builds 0 builds, --networks 0 what networks carry, --no-api what is asked of insula alone:
 many containers, connections, commands and events. --machines 0 leaves containers with kernels of their
 own out; their kernel is an unpacked package, without --kernel the one of the tests if it is there.";
 
@@ -46,6 +47,8 @@ struct Options {
     rounds: usize,
     /// At most; as many as there is time for.
     images: usize,
+    /// The same.
+    builds: usize,
     /// Rounds of what carries; each takes about twenty seconds a peer.
     networks: usize,
     /// insula's API with many.
@@ -91,6 +94,14 @@ fn run() -> anyhow::Result<()> {
             Err(error) => eprintln!("bench: images are left out: {error:#}"),
         }
     }
+    if let Ok(report) = &mut result
+        && options.builds > 0
+    {
+        match builds::compare(folder.path(), &mut peers, options.builds) {
+            Ok(seen) => report.builds(seen),
+            Err(error) => eprintln!("bench: builds are left out: {error:#}"),
+        }
+    }
     for peer in &mut peers {
         peer.clean();
     }
@@ -123,6 +134,7 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
     let mut options = Options {
         rounds: 15,
         images: 3,
+        builds: 3,
         networks: 3,
         api: Some(api::Scale::WHOLE),
         machines: 5,
@@ -136,9 +148,11 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
         match argument.as_str() {
             "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
             "--images" => options.images = value()?.parse().context("--images takes a number")?,
+            "--builds" => options.builds = value()?.parse().context("--builds takes a number")?,
             "--networks" => options.networks = value()?.parse().context("--networks takes a number")?,
             "--short" => {
-                (options.rounds, options.images, options.networks, options.machines) = (3, 1, 1, 2);
+                (options.rounds, options.images, options.builds) = (3, 1, 1);
+                (options.networks, options.machines) = (1, 2);
                 options.api = options.api.map(|_| api::Scale::SHORT);
             }
             "--machines" => options.machines = value()?.parse().context("--machines takes a number")?,

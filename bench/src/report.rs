@@ -11,7 +11,7 @@ use crate::peer::Scenario;
 use crate::sample::Samples;
 use crate::starts::Starts;
 use crate::traffic::Traffic;
-use crate::{api, facts, machines, postgres};
+use crate::{api, builds, facts, machines, postgres};
 
 /// Everything that was seen.
 #[derive(Debug)]
@@ -25,6 +25,7 @@ pub(crate) struct Report {
     pub(crate) postgres: postgres::Copies,
     pub(crate) inside: Inside,
     images: Seen,
+    builds: builds::Seen,
     pub(crate) traffic: Traffic,
     api: api::Seen,
     machines: machines::Seen,
@@ -43,6 +44,7 @@ impl Report {
             postgres: postgres::Copies::default(),
             inside: Inside::default(),
             images: Seen::default(),
+            builds: builds::Seen::default(),
             traffic: Traffic::default(),
             api: api::Seen::default(),
             machines: machines::Seen::default(),
@@ -59,6 +61,10 @@ impl Report {
 
     pub(crate) fn images(&mut self, seen: Seen) {
         self.images = seen;
+    }
+
+    pub(crate) fn builds(&mut self, seen: builds::Seen) {
+        self.builds = seen;
     }
 
     pub(crate) fn api(&mut self, seen: api::Seen) {
@@ -169,6 +175,7 @@ impl fmt::Display for Report {
         self.memories(f)?;
         self.inside.fmt(f)?;
         self.images.fmt(f)?;
+        self.builds.fmt(f)?;
         self.traffic.write(f, self.ours(Scenario::RunBridge).zip(self.ours(Scenario::RunAlone)))?;
         self.api.fmt(f)?;
         self.machines.fmt(f)
