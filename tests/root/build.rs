@@ -296,7 +296,8 @@ fn commands_see_what_is_mounted_for_them() {
     assert_eq!(second.ok().matches("Using cache").count(), 3);
     assert_eq!(run(&daemon, "made", "cat count lines2"), "2\nx\nx");
     let caches = daemon.instance().root().join("caches");
-    assert_eq!(std::fs::read_dir(&caches).unwrap().count(), 2);
+    // Two of commands, and the context.
+    assert_eq!(std::fs::read_dir(&caches).unwrap().count(), 3);
     daemon.insula(&["builder", "prune", "-f"]).ok();
     assert_eq!(std::fs::read_dir(&caches).unwrap().count(), 0);
 }
@@ -502,4 +503,89 @@ fn the_same_input_is_the_same_image() {
         daemon.insula(&["image", "inspect", "-f", "{{.Created}}", "made"]).ok(),
         "2004-11-09T11:33:20Z"
     );
+}
+
+#[test]
+fn only_what_changed_of_a_context_is_sent() {
+    let mut daemon = daemon!();
+    let text = "FROM busybox\nCOPY . /all/\nRUN --mount=target=/seen find /seen /all -type f | sort > /list; \\\n    find /all -type l >> /list\n";
+    let files =
+        [("Dockerfile", text), (".dockerignore", "Dockerfile\n*.o\n"), ("a/one", "1"), ("a/two", "2")];
+    let folder = context(&daemon, "context", &files);
+    std::fs::write(folder.join("large"), vec![7; 1 << 20]).unwrap();
+    let built = |daemon: &Daemon| {
+        build(daemon, &folder, &["-t", "made"]).ok();
+        let all = run(daemon, "made", "cat /list; cat /all/a/* 2>/dev/null; true");
+        all.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let named = |names: &[&str], rest: &str| {
+        let below = |root: &str| names.iter().map(|name| format!("{root}/{name}")).collect::<Vec<_>>();
+        let mut all = [below("/all"), below("/seen"), vec![rest.to_owned()]].concat();
+        all.retain(|line| !line.is_empty());
+        all
+    };
+    let kept = || {
+        let items = daemon_contexts(&daemon);
+        assert_eq!(items.len(), 1, "{items:?}");
+        items.into_iter().next().unwrap()
+    };
+    let all = [".dockerignore", "a/one", "a/two", "large"];
+    assert_eq!(built(&daemon), named(&all, "12"));
+    let first = kept();
+    assert!(first.contains("context"), "{first}");
+    // Where nothing changed nothing is done.
+    assert!(build(&daemon, &folder, &[]).ok().matches("Using cache").count() == 2);
+    // Something is changed, something is new, something is gone, something becomes something else.
+    std::fs::write(folder.join("a/one"), "3").unwrap();
+    std::fs::write(folder.join("left.o"), "").unwrap();
+    std::fs::remove_file(folder.join("a/two")).unwrap();
+    std::fs::write(folder.join("new"), "").unwrap();
+    assert_eq!(built(&daemon), named(&[".dockerignore", "a/one", "large", "new"], "3"));
+    std::fs::remove_dir_all(folder.join("a")).unwrap();
+    std::os::unix::fs::symlink("large", folder.join("a")).unwrap();
+    std::fs::remove_file(folder.join("new")).unwrap();
+    std::fs::create_dir(folder.join("new")).unwrap();
+    std::fs::write(folder.join("new/b"), "").unwrap();
+    let mut expected = named(&[".dockerignore", "large", "new/b"], "");
+    expected.push("/all/a".to_owned());
+    assert_eq!(built(&daemon), expected);
+    // What the patterns leave out now is not there any more.
+    std::fs::write(folder.join(".dockerignore"), "Dockerfile\n*.o\nnew\na\n").unwrap();
+    assert_eq!(built(&daemon), named(&[".dockerignore", "large"], ""));
+    // The next daemon has it too; what is not whole is sent again.
+    daemon.kill();
+    daemon.restart();
+    std::fs::write(folder.join("large"), "small").unwrap();
+    assert_eq!(built(&daemon), named(&[".dockerignore", "large"], ""));
+    assert_eq!(run(&daemon, "made", "cat /all/large"), "small");
+    let caches = daemon.instance().root().join("caches");
+    let index = std::fs::read_dir(&caches).unwrap().map(|cache| cache.unwrap().path().join("index"));
+    index.for_each(|index| std::fs::remove_file(index).unwrap());
+    std::fs::write(folder.join("c"), "").unwrap();
+    assert_eq!(built(&daemon), named(&[".dockerignore", "c", "large"], ""));
+    // Builds of one folder do not wait for one another.
+    let twice: Vec<_> = ["one", "two"]
+        .iter()
+        .map(|name| {
+            std::fs::write(folder.join("c"), name).unwrap();
+            daemon
+                .command(&["build", "-q", "--network", "none", "-t", name, folder.to_str().unwrap()])
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for mut child in twice {
+        assert!(child.wait().unwrap().success());
+    }
+    daemon.insula(&["system", "check"]).ok();
+    daemon.insula(&["builder", "prune", "-f", "--filter", "type=source.local"]).ok();
+    assert_eq!(std::fs::read_dir(&caches).unwrap().count(), 0);
+    assert_eq!(built(&daemon), named(&[".dockerignore", "c", "large"], ""));
+}
+
+/// What is said of contexts that are kept.
+fn daemon_contexts(daemon: &Daemon) -> Vec<String> {
+    let cache = daemon.api("GET", "/system/df", "").json()["BuildCache"].clone();
+    let contexts = cache.as_array().unwrap().iter().filter(|item| item["Type"] == "source.local");
+    contexts.map(|item| item["Description"].as_str().unwrap().to_owned()).collect()
 }

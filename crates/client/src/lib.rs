@@ -16,7 +16,7 @@ mod stream;
 pub use address::Address;
 pub use body::{RequestBody, Upload};
 pub use calls::archive::{Archive, FileUpload};
-pub use calls::build::{BuildAnswer, BuildOptions, BuildOutput, BuildPart, NamedContext};
+pub use calls::build::{BuildAnswer, BuildOptions, BuildOutput, BuildPart, KeptContext, NamedContext};
 pub use calls::containers::{AttachOptions, ListOptions, LogsOptions, Removal};
 pub use calls::images::{CommitOptions, ImportOptions, Platform};
 pub use calls::system::EventsOptions;

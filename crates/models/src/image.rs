@@ -125,6 +125,23 @@ document! {
         cache_to: Vec<String>,
         /// Steps are told one by one ([`BuildStep`]).
         trace: bool,
+        /// Only what changed of the context comes.
+        kept: Option<BuildContext>,
+    }
+}
+
+document! {
+    /// A context that the engine keeps: in place of its tar come, unless nothing changed, its index, the names that are
+    /// gone and a tar of what changed, each in chunks as folders are, and then a tar of what is for the engine alone.
+    BuildContext {
+        /// Tells the folder from others.
+        id: String,
+        /// SHA-256 of the index that the changes are to, in hexadecimal digits; empty if everything comes.
+        base: String,
+        /// The same of the index with them.
+        index: String,
+        /// For people.
+        name: String,
     }
 }
 

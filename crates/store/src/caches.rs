@@ -56,6 +56,12 @@ impl Store {
         made.map(|()| folder)
     }
 
+    /// Where a cache is, or would be.
+    #[must_use]
+    pub fn cache_path(&self, key: &str) -> PathBuf {
+        self.caches_dir().join(key)
+    }
+
     /// Removes a cache; that it is not there is no error.
     pub fn remove_cache(&self, key: &str) -> Result<()> {
         discard(&self.caches_dir().join(key), &self.caches_dir())

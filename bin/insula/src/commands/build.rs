@@ -3,6 +3,7 @@
 mod agents;
 mod answer;
 mod caches;
+mod changes;
 mod contexts;
 mod output;
 mod progress;
@@ -19,11 +20,12 @@ use flate2::write::GzEncoder;
 use futures_util::future::join_all;
 use insula_build::dockerfile::{Dockerfile, LARGEST, lint};
 use insula_build::{Base, Framed, Given, Plan};
-use insula_client::{BuildOptions, NamedContext, Upload};
+use insula_client::{BuildOptions, Client, NamedContext, Upload};
 use insula_models::AuthConfig;
 use insula_spec::reference::Reference;
 use tokio::sync::Notify;
 
+use self::changes::Changes;
 use self::contexts::Named;
 use self::output::{Output, Receivers};
 use self::progress::Progress;
@@ -210,8 +212,22 @@ impl Run for BuildArgs {
         let mut progress = Progress::new(&self.progress, options.quiet, sink)?;
         options.trace = progress.is_traced();
         let client = context.client().await?;
-        let upload = upload(source, named, from.layouts, self.compress);
-        let mut answer = client.build_image(upload, &options).await?;
+        let layouts: Vec<_> = from.layouts.into_iter().map(|(_, folder)| folder).collect();
+        let mut answer = match self.changes(&client, &source).await? {
+            None => client.build_image(upload(source, named, layouts, self.compress), &options).await?,
+            Some(changes) => {
+                let whole = options.clone();
+                options.kept = Some(changes.kept.clone());
+                let sent = upload(Source::Changes(changes), named.clone(), layouts.clone(), false);
+                match client.build_image(sent, &options).await {
+                    // Another build of the same folder came in between.
+                    Err(insula_client::Error::Daemon { status: 409, .. }) => {
+                        client.build_image(upload(source, named, layouts, false), &whole).await?
+                    }
+                    answer => answer?,
+                }
+            }
+        };
         let begun = Notify::new();
         let serving = async {
             begun.notified().await;
@@ -242,12 +258,7 @@ impl Run for BuildArgs {
 }
 
 /// What is sent: folders of their own names, caches, and the context.
-fn upload(
-    source: Source,
-    mut named: Vec<Named>,
-    layouts: Vec<(String, BuildContext)>,
-    compress: bool,
-) -> Upload {
+fn upload(source: Source, mut named: Vec<Named>, layouts: Vec<BuildContext>, compress: bool) -> Upload {
     if named.is_empty()
         && layouts.is_empty()
         && let Source::Archive(head) = source
@@ -257,7 +268,6 @@ fn upload(
     // The order in which the daemon expects them.
     named.sort_by(|one, other| one.name.cmp(&other.name));
     Upload::write(move |sink| {
-        let layouts = layouts.into_iter().map(|(_, folder)| folder);
         for folder in named.into_iter().filter_map(|named| named.folder).chain(layouts) {
             let mut framed = Framed::new(&mut *sink);
             folder.pack(&mut framed)?;
@@ -270,6 +280,7 @@ fn upload(
                 gzip.finish().map(drop)
             }
             Source::Folder { context, .. } => context.pack(sink),
+            Source::Changes(changes) => changes.pack(sink),
             Source::Archive(head) => {
                 let mut rest = std::io::Cursor::new(head).chain(std::io::stdin());
                 std::io::copy(&mut rest, sink).map(drop)
@@ -300,6 +311,8 @@ enum Source {
         dockerfile: String,
         text: Vec<u8>,
     },
+    /// What the daemon does not have of a folder.
+    Changes(Changes),
     /// Standard input, of which a beginning was read.
     Archive(Vec<u8>),
 }
@@ -378,6 +391,17 @@ impl BuildArgs {
         Ok(Source::Archive(builder.into_inner()?))
     }
 
+    /// What is to be sent of a folder; `None` where all of it is.
+    async fn changes(&self, client: &Client, source: &Source) -> anyhow::Result<Option<Changes>> {
+        match source {
+            // Connections for agents come before the context is looked at.
+            Source::Folder { context, .. } if !self.compress && self.ssh.is_empty() => {
+                Changes::look(client, context).await
+            }
+            _ => Ok(None),
+        }
+    }
+
     fn output(&self) -> anyhow::Result<Output> {
         match &self.output {
             Some(text) => output::read(text),
@@ -420,6 +444,7 @@ impl BuildArgs {
             no_cache: self.no_cache,
             no_cache_filter: self.no_cache_filter.clone(),
             pull: self.pull,
+            kept: None,
             trace: false,
             quiet: self.quiet || self.progress == "quiet",
             platform: self.platform.clone(),

@@ -8,20 +8,20 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use axum::routing::{any, post};
+use axum::routing::{any, get, post};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, future::ready, stream};
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use insula_engine::AttachedStream;
 use insula_engine::archive::{ArchiveChunks, ArchiveSender, archive_channel};
 use insula_engine::build::{
-    AgentsGiven, BuildRequest, CacheScope, CacheSource, CacheTarget, NamedContext, Output, PruneRequest,
-    Secret,
+    AgentsGiven, BuildRequest, CacheScope, CacheSource, CacheTarget, KeptContext, NamedContext, Output,
+    PruneRequest, Secret,
 };
 use insula_engine::images::Credentials;
-use insula_models::{BuildExtras, BuildPruneResponse, HostConfig, Labels};
+use insula_models::{BuildContext, BuildExtras, BuildPruneResponse, HostConfig, Labels};
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::{StreamReader, SyncIoBridge};
@@ -49,6 +49,7 @@ pub(super) fn routes() -> Router<Api> {
         .route("/build", post(build))
         .route("/insula/build", post(build_with))
         .route("/insula/build/agent", post(agent))
+        .route("/insula/build/context", get(context_index))
         .route("/build/prune", post(prune))
         .route("/build/cancel", any(async || ApiError::unsupported(BUILDKIT)))
         .route("/session", any(async || ApiError::unsupported(BUILDKIT)))
@@ -82,6 +83,7 @@ async fn build_with(State(api): State<Api>, headers: HeaderMap, params: Params, 
     request.contexts = contexts(extras.contexts)?;
     request.agents = agents(extras.agents, extras.token)?;
     request.trace = extras.trace;
+    request.kept = extras.kept.map(kept).transpose()?;
     if extras.cache_from.len() + request.cache_from.len() > CACHES_MAX || extras.cache_to.len() > CACHES_MAX {
         return Err(ApiError::invalid(format!("there are more than {CACHES_MAX} caches")));
     }
@@ -98,6 +100,30 @@ async fn build_with(State(api): State<Api>, headers: HeaderMap, params: Params, 
     let progress =
         transferred(move |progress| async move { engine.build(context, request, progress).await }).await?;
     Ok(if answered { multiplexed(progress, chunks) } else { progress })
+}
+
+/// Signs of an identity or a digest.
+const NAME_MAX: usize = 128;
+
+fn kept(given: BuildContext) -> Result<KeptContext, ApiError> {
+    let BuildContext { id, base, index, name } = given;
+    let hexadecimal =
+        |text: &str| text.len() <= NAME_MAX && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if id.is_empty() || index.is_empty() || ![&id, &base, &index].iter().all(|text| hexadecimal(text)) {
+        return Err(ApiError::invalid("a kept context has an id and digests of hexadecimal digits"));
+    }
+    Ok(KeptContext { id, base, index, name: name.chars().take(256).collect() })
+}
+
+/// The index of a context that is kept here; nothing if it is the one that the client has.
+async fn context_index(State(api): State<Api>, params: Params) -> Answer {
+    let text = |name: &str| params.text(name).unwrap_or_default();
+    let index = api.engine.context_index(text("id"), text("index")).await?;
+    let mut response = Response::new(index.clone().map_or_else(Body::empty, Body::from));
+    *response.status_mut() = if index.is_some() { StatusCode::OK } else { StatusCode::NO_CONTENT };
+    let kind = HeaderValue::from_static("application/octet-stream");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
 }
 
 /// Where the engine writes what is answered beside progress.
@@ -229,6 +255,7 @@ fn request(headers: &HeaderMap, params: &Params) -> Result<BuildRequest, ApiErro
         contexts: BTreeMap::new(),
         output: Output::Image,
         agents: AgentsGiven::default(),
+        kept: None,
         cache_from: cache_from(params)?,
         cache_to: Vec::new(),
     })

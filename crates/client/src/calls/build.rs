@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+pub use insula_models::BuildContext as KeptContext;
 use insula_models::{AuthConfig, BuildExtras, BuildPruneResponse, Labels, ProgressMessage, Ulimit};
 
 use crate::body::{RequestBody, Upload};
@@ -60,6 +61,8 @@ pub struct BuildOptions {
     /// Stages, by name or number, that are not taken from the cache.
     pub no_cache_filter: Vec<String>,
     pub pull: bool,
+    /// Only what changed of the context is sent.
+    pub kept: Option<KeptContext>,
     /// Steps are told one by one, as [`insula_models::BuildStep`]s.
     pub trace: bool,
     pub quiet: bool,
@@ -168,6 +171,7 @@ impl BuildOptions {
             && images
             && caches == 0
             && !self.trace
+            && self.kept.is_none()
         {
             return Ok(None);
         }
@@ -185,6 +189,7 @@ impl BuildOptions {
             cache_from: self.cache_layouts.clone(),
             cache_to: self.cache_to.clone(),
             trace: self.trace,
+            kept: self.kept.clone(),
         };
         let RequestBody::Bytes(Some(document)) = json(&extras)? else {
             return Ok(None);
@@ -332,6 +337,19 @@ impl Client {
         let call = call.with_registries(&options.credentials);
         let (bytes, _) = self.stream(call, RequestBody::Upload(context)).await?;
         Ok(BuildAnswer::new(bytes, options))
+    }
+
+    /// `GET /insula/build/context`: the index of a context that the daemon keeps, which is empty where it keeps none;
+    /// `None` if it is the one that is known.
+    pub async fn context_index(&self, id: &str, known: &str) -> Result<Option<Bytes>> {
+        let query = Query::new().with("id", id).with("index", known);
+        let call = Call::get(format!("/insula/build/context{}", query.as_str()));
+        match self.whole(&call, RequestBody::Empty).await {
+            // An index says something.
+            Ok(index) => Ok((!index.is_empty()).then_some(index)),
+            Err(Error::Daemon { status: 404, .. }) => Ok(Some(Bytes::new())),
+            Err(error) => Err(error),
+        }
     }
 
     /// `POST /insula/build/agent`: a connection on which a command of the build will ask an agent.

@@ -31,6 +31,10 @@ impl Key {
         &self.0
     }
 
+    pub(super) fn known(text: String) -> Self {
+        Self(text)
+    }
+
     /// From the kind of step, the layers below and everything else that goes into it.
     pub(super) fn new(kind: &str, below: &[Layer], parts: &[String]) -> Self {
         let mut hash = Sha256::new();
@@ -106,12 +110,26 @@ struct Document {
     /// It is no step's, but a folder that commands keep files in.
     #[serde(default)]
     folder: bool,
+    /// A folder that is a context of builds.
+    #[serde(default)]
+    context: bool,
+}
+
+/// What a folder beside the steps is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Mount,
+    Context,
 }
 
 impl Document {
     /// Docker's word for it.
     fn kind(&self) -> &'static str {
-        if self.folder { "exec.cachemount" } else { "regular" }
+        match (self.folder, self.context) {
+            (true, true) => "source.local",
+            (true, false) => "exec.cachemount",
+            (false, _) => "regular",
+        }
     }
 }
 
@@ -203,6 +221,7 @@ impl Building {
             size: 0,
             unsynced: self.engine.0.boot.clone(),
             folder: false,
+            context: false,
         };
         let images = self.engine.store().images();
         let count = below.len();
@@ -222,9 +241,23 @@ impl Building {
 
     /// Remembers that a command uses a folder, before it is made. Blocks.
     pub(super) fn note_cache(&self, key: &str, text: &str) -> Result<()> {
+        self.engine.note_folder(key, text, Kind::Mount)?;
+        locked(&self.keys).push(key.to_owned());
+        Ok(())
+    }
+
+    fn lease(&self, layers: &[Layer]) -> Result<LayerLease> {
+        let diffs: Vec<_> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        Ok(self.engine.store().images().lease_layers(&diffs)?)
+    }
+}
+
+impl Engine {
+    /// Remembers that a build uses a folder, before it is made. Blocks.
+    pub(super) fn note_folder(&self, key: &str, text: &str, kind: Kind) -> Result<()> {
         let key = Key(key.to_owned());
         let now = jiff::Timestamp::now().to_string();
-        self.engine.store().state().transaction(|tx| {
+        self.store().state().transaction(|tx| {
             let records = tx.records(Collection::BuildCache);
             let known = records.get(&key.0)?;
             let known = known.and_then(|record| serde_json::from_slice::<Document>(&record.doc).ok());
@@ -236,20 +269,14 @@ impl Building {
                 size: 0,
                 unsynced: String::new(),
                 folder: true,
+                context: kind == Kind::Context,
             });
             document.used.clone_from(&now);
             document.uses += 1;
             records.remove(&key.0)?;
             records.insert(&written(&key, &document)?)?;
             Ok::<_, Error>(())
-        })?;
-        locked(&self.keys).push(key.0);
-        Ok(())
-    }
-
-    fn lease(&self, layers: &[Layer]) -> Result<LayerLease> {
-        let diffs: Vec<_> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
-        Ok(self.engine.store().images().lease_layers(&diffs)?)
+        })
     }
 }
 

@@ -16,12 +16,17 @@ use crate::Result;
 /// Folders that private users of one cache have at once; more of them wait.
 const PRIVATE_MAX: usize = 64;
 
+/// Copies of kept contexts that are remembered.
+const COPIES_MAX: usize = 4096;
+
 /// Who uses which cache.
 #[derive(Debug, Default)]
 pub(crate) struct Caches {
     used: Mutex<HashMap<String, Arc<RwLock<()>>>>,
     /// Held while a folder is made.
     making: Mutex<()>,
+    /// Keys of copies, by what was copied of which context: nothing is read to know them.
+    copies: Mutex<HashMap<String, String>>,
 }
 
 /// One use of a cache.
@@ -79,6 +84,31 @@ impl Caches {
             }
         };
         Guard { key: own, _held }
+    }
+
+    /// A cache beside others that look at it, unless somebody has it alone.
+    pub(super) fn try_beside(&self, key: &str) -> Option<Guard> {
+        let held = Held::Beside(self.lock(key).try_read_owned().ok()?);
+        Some(Guard { key: key.to_owned(), _held: held })
+    }
+
+    /// A cache that nobody uses.
+    pub(super) fn try_alone(&self, key: &str) -> Option<Guard> {
+        let held = Held::Alone(self.lock(key).try_write_owned().ok()?);
+        Some(Guard { key: key.to_owned(), _held: held })
+    }
+
+    /// What a copy of a kept context is found by, if it was copied before.
+    pub(super) fn copy_of(&self, context: &str) -> Option<String> {
+        locked(&self.copies).get(context).cloned()
+    }
+
+    pub(super) fn note_copy(&self, context: &str, key: &str) {
+        let mut copies = locked(&self.copies);
+        if copies.len() >= COPIES_MAX {
+            copies.clear();
+        }
+        copies.insert(context.to_owned(), key.to_owned());
     }
 
     /// Whether a build uses a cache now.

@@ -17,6 +17,7 @@ mod caches;
 mod command;
 mod files;
 mod git;
+mod kept;
 mod layer;
 mod mounts;
 mod named;
@@ -46,8 +47,11 @@ use tokio::task::JoinSet;
 pub(crate) use self::agents::Agents;
 use self::agents::Offered;
 pub use self::agents::{AgentPlace, AgentsGiven};
+use self::cache::Key;
 pub use self::cache::PruneRequest;
 pub(crate) use self::caches::Caches;
+use self::kept::Kept;
+pub use self::kept::KeptContext;
 use self::named::Folders;
 pub use self::named::NamedContext;
 pub use self::output::Output;
@@ -74,10 +78,12 @@ struct Building {
     file: Dockerfile,
     given: Given,
     plan: Plan,
-    context: Scratch,
+    context: Context,
     folders: Folders,
     agents: Offered,
     ignore: Ignore,
+    /// What copies of the context are remembered by, if it is kept.
+    context_key: Option<String>,
     report: Report,
     /// Seconds since 1970 that everything is dated to, if that was asked for.
     epoch: Option<i64>,
@@ -92,9 +98,35 @@ struct Building {
     stages: std::sync::Mutex<Vec<Arc<Built>>>,
 }
 
+/// The files of a build.
+enum Context {
+    /// They came with the request.
+    Sent(Scratch),
+    Kept(Kept),
+}
+
+impl Context {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Sent(scratch) => scratch.path(),
+            Self::Kept(kept) => kept.tree(),
+        }
+    }
+
+    /// A file that the engine reads.
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        if let Self::Kept(kept) = self
+            && let Some(found) = read(&Tree::running(kept.beside.path(), 0)?, name)?
+        {
+            return Ok(Some(found));
+        }
+        read(&Tree::running(self.path(), 0)?, name)
+    }
+}
+
 /// What came with a request.
 struct Sent {
-    context: Scratch,
+    context: Context,
     folders: Folders,
     /// OCI layouts with caches.
     layouts: Folders,
@@ -126,12 +158,19 @@ impl Engine {
         }
         let store = self.store().clone();
         let (names, layouts) = (request.folders(), request.layouts());
+        let (engine, kept) = (self.clone(), request.kept.clone());
         let sent = transfer(move || {
             let folders = Folders::take_in(&mut context, names.iter().map(String::as_str), &store)?;
             let layouts = Folders::take_in(&mut context, layouts.iter().map(String::as_str), &store)?;
-            let scratch = store.images().scratch()?;
-            take_in(context, scratch.path())?;
-            Ok(Sent { context: scratch, folders, layouts })
+            let context = match &kept {
+                Some(kept) => Context::Kept(engine.keep_context(&mut context, kept)?),
+                None => {
+                    let scratch = store.images().scratch()?;
+                    take_in(context, scratch.path())?;
+                    Context::Sent(scratch)
+                }
+            };
+            Ok(Sent { context, folders, layouts })
         })
         .await?;
         failpoint("build.context");
@@ -169,24 +208,38 @@ impl Building {
     fn new(
         engine: Engine,
         request: BuildRequest,
-        (context, folders): (Scratch, Folders),
+        (context, folders): (Context, Folders),
         report: Report,
         agents: Offered,
         brought: Brought,
     ) -> Result<Self> {
-        let tree = Tree::running(context.path(), 0)?;
         let name = &request.dockerfile;
-        let text = read(&tree, name)?
+        let text = context
+            .read(name)?
             .ok_or_else(|| Error::InvalidArgument(format!("Cannot locate specified Dockerfile: {name}")))?;
-        let ignore = match read(&tree, &format!("{name}.dockerignore"))? {
-            Some(own) => Some(own),
-            None => read(&tree, ".dockerignore")?,
+        let patterns = match context.read(&format!("{name}.dockerignore"))? {
+            Some(own) => own,
+            None => context.read(".dockerignore")?.unwrap_or_default(),
         };
-        let ignore = ignore.map(|text| Ignore::parse(&text)).transpose()?.unwrap_or_default();
+        let ignore = Ignore::parse(&patterns)?;
         let file = Dockerfile::parse(&text)?;
-        for sent in [name.clone(), format!("{name}.dockerignore"), ".dockerignore".to_owned()] {
-            if sent.starts_with(SENT_ALONG) || ignore.ignores(&sent) {
-                forget(&tree, &sent)?;
+        let mut keys = Vec::new();
+        let mut context_key = None;
+        match &context {
+            Context::Sent(scratch) => {
+                let tree = Tree::running(scratch.path(), 0)?;
+                for sent in [name.clone(), format!("{name}.dockerignore"), ".dockerignore".to_owned()] {
+                    if sent.starts_with(SENT_ALONG) || ignore.ignores(&sent) {
+                        forget(&tree, &sent)?;
+                    }
+                }
+            }
+            // What comes for the engine alone is beside it.
+            Context::Kept(kept) => {
+                keys.extend(kept.renewed.then(|| kept.key().to_owned()));
+                let patterns = String::from_utf8_lossy(&patterns).into_owned();
+                context_key =
+                    Some(Key::new("context", &[], &[kept.index.clone(), patterns]).text().to_owned());
             }
         }
         let platform = format!("linux/{}", base::architecture());
@@ -217,7 +270,7 @@ impl Building {
         })?;
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let turns = Semaphore::new(processors);
-        let keys = std::sync::Mutex::default();
+        let keys = std::sync::Mutex::new(keys);
         Ok(Self {
             engine,
             request,
@@ -228,6 +281,7 @@ impl Building {
             folders,
             agents,
             ignore,
+            context_key,
             report,
             epoch,
             turns,

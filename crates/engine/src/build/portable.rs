@@ -14,7 +14,7 @@ use insula_registry::Wanted;
 use insula_spec::build_cache::CacheRecord;
 use insula_spec::image::{DOCUMENT_MAX, Descriptor, ImageConfig, Index, LAYERS_MAX, Manifest, RootFs};
 use insula_spec::reference::Reference;
-use insula_store::{Composed, Image, Layer, Scratch, StagedLayer, Store};
+use insula_store::{Composed, Layer, Scratch, StagedLayer, Store};
 use tokio::runtime::Handle;
 
 use super::cache::{Key, Made, locked};
@@ -172,8 +172,8 @@ fn piece(file: &mut File) -> Result<Option<Bytes>, insula_store::Error> {
 }
 
 async fn of_image(engine: &Engine, request: &BuildRequest, name: &str) -> Result<(ImageConfig, Place)> {
-    let here = |image: &Image| image.config.build_cache.is_some();
-    if let Some(image) = engine.images().resolve(name).ok().filter(here) {
+    // As for Docker's older builder, one that is here is meant, whatever a registry has.
+    if let Ok(image) = engine.images().resolve(name) {
         return Ok((image.config, Place::Here));
     }
     let reference = Reference::parse(name).map_err(insula_store::Error::from)?;

@@ -9,7 +9,7 @@ use insula_registry::Credentials;
 use insula_spec::reference::Reference;
 
 use super::portable::layout_name;
-use super::{AgentsGiven, CacheSource, CacheTarget, NamedContext, Output, reference};
+use super::{AgentsGiven, CacheSource, CacheTarget, KeptContext, NamedContext, Output, reference};
 use crate::Result;
 
 /// Bytes that are not shown.
@@ -70,6 +70,8 @@ pub struct BuildRequest {
     pub output: Output,
     /// Agents that commands may ask.
     pub agents: AgentsGiven,
+    /// Only what changed of the context comes.
+    pub kept: Option<KeptContext>,
     /// Records of other builds.
     pub cache_from: Vec<CacheSource>,
     /// Where this one's go.

@@ -250,6 +250,12 @@ fn times(building: &Building) -> Times {
 
 /// The layer of a `COPY`. Blocks.
 pub(super) fn copied(building: &Building, op: &CopyOp, from: Option<&Source>, built: &Built) -> Result<Made> {
+    let known = context_copy(building, op, from, built);
+    if let Some(key) = known.as_ref().and_then(|known| building.engine.0.caches.copy_of(known))
+        && let Some(made) = building.found(&Key::known(key), built)?
+    {
+        return Ok(made);
+    }
     let target = built.tree()?;
     let (source, excluded) = match from {
         Some(Source::Stack(from)) => (from.tree()?, excluded(op)?),
@@ -259,7 +265,19 @@ pub(super) fn copied(building: &Building, op: &CopyOp, from: Option<&Source>, bu
     let sent = !matches!(from, Some(Source::Stack(_)));
     let attributes = attributes(op, sent, &target)?;
     let copying = Copying::plan(op, &source, &target, &excluded, attributes, times(building))?;
-    layered(building, op, &copying, built)
+    let key = copy_key(building, &copying, built)?;
+    let made = layered(building, op, &copying, &key, built)?;
+    if let Some(known) = known {
+        building.engine.0.caches.note_copy(&known, key.text());
+    }
+    Ok(made)
+}
+
+/// What a copy of a kept context is remembered by.
+fn context_copy(building: &Building, op: &CopyOp, from: Option<&Source>, built: &Built) -> Option<String> {
+    let context = building.context_key.as_ref().filter(|_| from.is_none())?;
+    let parts = [context.clone(), format!("{op:?}"), building.dated()];
+    Some(Key::new("copy of a context", &built.layers, &parts).text().to_owned())
 }
 
 fn add(building: &Building, op: &CopyOp, added: &Added, built: &Built) -> Result<Made> {
@@ -268,7 +286,7 @@ fn add(building: &Building, op: &CopyOp, added: &Added, built: &Built) -> Result
     let excluded = building.ignore.clone().with(excluded(op)?);
     let attributes = attributes(op, true, &target)?;
     super::add::with(op, added, (&source, &target), &excluded, (&attributes, times(building)), |copying| {
-        layered(building, op, copying, built)
+        layered(building, op, copying, &copy_key(building, copying, built)?, built)
     })
 }
 
@@ -283,9 +301,19 @@ fn attributes(op: &CopyOp, sent: bool, target: &Tree) -> Result<Attributes> {
     Ok(Attributes { owner: owner.or(sent.then_some((0, 0))), mode })
 }
 
-fn layered(building: &Building, op: &CopyOp, copying: &Copying<'_>, built: &Built) -> Result<Made> {
-    let key = Key::new("copy", &built.layers, &[copying.digest()?.to_string(), building.dated()]);
+/// What a copy is found by: its content.
+fn copy_key(building: &Building, copying: &Copying<'_>, built: &Built) -> Result<Key> {
+    Ok(Key::new("copy", &built.layers, &[copying.digest()?.to_string(), building.dated()]))
+}
+
+fn layered(
+    building: &Building,
+    op: &CopyOp,
+    copying: &Copying<'_>,
+    key: &Key,
+    built: &Built,
+) -> Result<Made> {
     let name = if op.add { "ADD" } else { "COPY" };
     let text = format!("{name} {} {}", op.transfer.sources.paths.join(" "), op.destination);
-    building.layer(&key, built, &text, |out| copying.write(out))
+    building.layer(key, built, &text, |out| copying.write(out))
 }

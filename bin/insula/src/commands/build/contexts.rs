@@ -10,7 +10,7 @@ use insula_spec::reference::Reference;
 use crate::copy::context::Context;
 
 /// What a name means, and the folder if it is one of this host.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Named {
     pub(super) name: String,
     pub(super) context: NamedContext,
