@@ -10,15 +10,12 @@ use insula_host::netlink;
 use super::*;
 use crate::{ConnectRequest, NetworkRequest, PortRequest, Proto, SubnetRequest};
 
-/// Runs in a network namespace of its own, on a thread of its own; says so where it cannot.
+/// Runs in a network namespace of its own, on a thread of its own.
 pub(super) fn isolated(test: impl FnOnce() + Send + 'static) {
+    if !rustix::process::geteuid().is_root() {
+        return as_a_user();
+    }
     std::thread::spawn(|| {
-        if !rustix::process::geteuid().is_root() {
-            let required = std::env::var("INSULA_TEST_REQUIRE").unwrap_or_default();
-            assert!(!required.contains("root"), "root is required");
-            eprintln!("skipped: needs root");
-            return;
-        }
         insula_sys::netlink::unshare_network().unwrap();
         netlink::configure_loopback().unwrap();
         // A new namespace begins with what the host's has, which daemons beside this test may have changed.
@@ -27,6 +24,26 @@ pub(super) fn isolated(test: impl FnOnce() + Send + 'static) {
     })
     .join()
     .unwrap();
+}
+
+/// The same test once more, by an ordinary user: as root of a user and a network namespace of its own, where users may
+/// have such.
+fn as_a_user() {
+    let namespaces = ["--user", "--map-root-user", "--net", "--"];
+    let unshare = |words: &[&str]| {
+        let mut command = std::process::Command::new("unshare");
+        command.args(namespaces).args(words).status().is_ok_and(|status| status.success())
+    };
+    let required = std::env::var("INSULA_TEST_REQUIRE").unwrap_or_default();
+    if required.contains("root") || !unshare(&["true"]) {
+        assert!(!required.contains("root"), "root is required");
+        return eprintln!("skipped: needs root, or namespaces of a user's own");
+    }
+    // One that runs alone runs on the first thread.
+    let thread = std::thread::current().name().unwrap_or_default().to_owned();
+    let name = std::iter::once(thread).chain(std::env::args()).find(|word| word.contains("::"));
+    let (name, program) = (name.expect("the name of a test"), std::env::current_exe().unwrap());
+    assert!(unshare(&[program.to_str().unwrap(), "--exact", &name, "--nocapture"]), "{name} by a user");
 }
 
 fn another() -> File {
