@@ -82,10 +82,11 @@ pub fn run_with_file_systems(script: &str, files: &[(&str, &[u8])]) -> Outcome {
     boot(&kernel, archive, "max", Cgroups::Second)
 }
 
-/// As [`run`], without the product.
+/// As [`run`], without the product: busybox and `nft`.
 pub fn run_bare(script: &str, files: &[(&str, &[u8])]) -> Outcome {
     let kernel = kernel();
-    let archive = content(&kernel, MODULES, script, files);
+    let mut archive = content(&kernel, MODULES, script, files);
+    add_programs(&mut archive, &nft().into_iter().collect::<Vec<_>>());
     boot(&kernel, archive, "max", Cgroups::Second)
 }
 
@@ -296,14 +297,18 @@ fn add_modules(archive: &mut Archive, kernel: &Kernel, parts: &[&str]) {
 
 /// Its programs with the libraries that they need, and `nft`.
 fn add_product(archive: &mut Archive) {
-    let nft = ["/usr/sbin/nft", "/sbin/nft"].iter().map(PathBuf::from).find(|path| path.is_file());
     let programs: Vec<_> = ["insula", "insulad", "insula-monitor"]
-        .map(program)
+        .map(|name| (program(name), Path::new("/usr/bin").join(name)))
         .into_iter()
-        .chain(nft)
-        .map(|path| (path.clone(), Path::new("/usr/bin").join(path.file_name().unwrap())))
+        .chain(nft())
         .collect();
     add_programs(archive, &programs);
+}
+
+/// Where it is here, and where it will be there.
+fn nft() -> Option<(PathBuf, PathBuf)> {
+    let found = ["/usr/sbin/nft", "/sbin/nft"].iter().map(PathBuf::from).find(|path| path.is_file());
+    found.map(|path| (path, PathBuf::from("/usr/bin/nft")))
 }
 
 /// Programs of this host at their places in the guest, with the libraries that they need.
