@@ -70,12 +70,12 @@ pub fn run_with_first_cgroups(script: &str, files: &[(&str, &[u8])]) -> Outcome 
 /// As [`run`], on a host that has file systems with quotas and with digests of files, and what makes them.
 pub fn run_with_file_systems(script: &str, files: &[(&str, &[u8])]) -> Outcome {
     let kernel = kernel();
-    let modules = [MODULES, &["fs/quota", "drivers/block/loop.ko"]].concat();
+    let modules = [MODULES, &["fs/quota", "fs/xfs", "drivers/block/loop.ko"]].concat();
     let mut archive = content(&kernel, &modules, script, files);
     add_product(&mut archive);
-    let programs = ["mkfs.ext4", "e2fsck", "chattr"].map(|name| {
+    let programs = ["mkfs.ext4", "mkfs.xfs", "e2fsck", "chattr"].map(|name| {
         let mut found = ["/usr/sbin", "/sbin", "/usr/bin"].iter().map(|folder| Path::new(folder).join(name));
-        let path = found.find(|path| path.is_file()).expect("e2fsprogs is installed");
+        let path = found.find(|path| path.is_file()).expect("e2fsprogs and xfsprogs are installed");
         (path, Path::new("/usr/sbin").join(name))
     });
     add_programs(&mut archive, &programs);

@@ -150,7 +150,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) proxy: Option<PathBuf>,
     /// Option of storage: size=10g, of writable layers for which none is asked (run --storage-opt) [default: no
-    /// size]; share-files=false, to store files that are the same in several layers as often
+    /// size]; share-files=false, to store files that are the same in several layers as often; verity=true, to have
+    /// the kernel verify files of layers each time they are read from the disk (fs-verity)
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) storage_opt: Vec<String>,
 }

@@ -158,15 +158,18 @@ fn storage(options: &Options) -> Result<StorageOptions> {
                 insula_engine::parse_storage_size(value).with_context(|| format!("storage-opt {text:?}"))?;
                 storage.size = Some(value.to_owned());
             }
-            "share-files" => {
-                storage.share_files = value
-                    .parse()
-                    .with_context(|| format!("storage-opt {text:?}: true or false is expected"))?;
-            }
-            _ => bail!("storage-opt {text:?}: size=BYTES (size=10g) or share-files=false is expected"),
+            "share-files" => storage.share_files = either(text, value)?,
+            "verity" => storage.verity = either(text, value)?,
+            _ => bail!(
+                "storage-opt {text:?}: size=BYTES (size=10g), share-files=false or verity=true is expected"
+            ),
         }
     }
     Ok(storage)
+}
+
+fn either(text: &str, value: &str) -> Result<bool> {
+    value.parse().with_context(|| format!("storage-opt {text:?}: true or false is expected"))
 }
 
 fn is_plugin(text: &str) -> bool {
@@ -212,7 +215,8 @@ mod tests {
         let settings =
             self::settings(&["--storage-opt", "overlay2.size=2g"], "storage-opt = [\"size=1g\"]").unwrap();
         assert_eq!(settings.storage.size.as_deref(), Some("2g"));
-        assert!(settings.storage.share_files);
+        assert!(settings.storage.share_files && !settings.storage.verity);
+        assert!(self::settings(&["--storage-opt", "verity=true"], "").unwrap().storage.verity);
         assert!(!self::settings(&["--storage-opt", "share-files=false"], "").unwrap().storage.share_files);
     }
 

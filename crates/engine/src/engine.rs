@@ -260,6 +260,9 @@ impl Inner {
     fn open(config: Config) -> Result<Self> {
         let store = Arc::new(Store::open(config.instance.root())?);
         store.layers().share_files(config.storage.share_files);
+        if config.storage.verity {
+            store.layers().verify_files()?;
+        }
         let events = Arc::new(Events::open(store.root())?);
         let networks = Networks::open(&config.instance, store.clone(), config.network.clone())?;
         let run = config.instance.run().join("sandboxes");

@@ -140,9 +140,11 @@ impl Engine {
             None => "project quotas".to_owned(),
             Some(why) => format!("disks in files ({why})"),
         };
+        let verified = if self.store().layers().verifies_files() { "fs-verity" } else { "no" };
         vec![
             ("Backing Filesystem".to_owned(), backing(self.store().root())),
             ("Sizes of Writable Layers".to_owned(), sizes),
+            ("Files Verified when Read".to_owned(), verified.to_owned()),
         ]
     }
 

@@ -42,6 +42,16 @@ pub enum Error {
         "{doing} in the state database {path:?}: the disk is full; remove containers or images, or make room"
     )]
     Full { doing: &'static str, path: PathBuf },
+    /// Files are to be verified by the kernel, and cannot be.
+    #[error(
+        "the kernel cannot verify files below {path:?}, as storage-opt verity=true asks: it needs CONFIG_FS_VERITY and \
+         a file system with that feature (ext4: tune2fs -O verity)"
+    )]
+    NoVerity {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     /// The state database cannot be read.
     #[error(
         "the state database {path:?} is damaged ({why}); restore it from a backup, or move it away to begin anew"
@@ -170,7 +180,7 @@ impl Kinded for Error {
             Self::Database { .. } | Self::Damaged { .. } | Self::Recipe { .. } | Self::Defect(_) => {
                 Kind::Internal
             }
-            Self::Newer { .. } | Self::Unsupported(_) => Kind::Unsupported,
+            Self::Newer { .. } | Self::NoVerity { .. } | Self::Unsupported(_) => Kind::Unsupported,
             Self::Locked(_) | Self::AmbiguousImage(_) | Self::ImageInUse { .. } | Self::Builtin(_) => {
                 Kind::Conflict
             }

@@ -24,3 +24,4 @@ pub mod seccomp;
 pub mod socket;
 pub mod tty;
 pub mod tun;
+pub mod verity;

@@ -19,11 +19,13 @@ pub struct StorageOptions {
     pub size: Option<String>,
     /// Files that are the same in several layers are stored once.
     pub share_files: bool,
+    /// The kernel verifies the files of layers, where it can (fs-verity).
+    pub verity: bool,
 }
 
 impl Default for StorageOptions {
     fn default() -> Self {
-        Self { size: None, share_files: true }
+        Self { size: None, share_files: true, verity: false }
     }
 }
 

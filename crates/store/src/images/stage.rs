@@ -100,6 +100,7 @@ pub(super) fn stage(
         let blob = hashing.finish();
         let diff = DiffId(diff.unwrap_or_else(|| blob.clone()));
         pending.keys().write(recipe.path())?;
+        layers.protect(&pending, &recipe)?;
         Ok((blob, diff, unpacked))
     })
     .map(|(blob, diff, unpacked)| Staged {

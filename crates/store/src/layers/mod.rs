@@ -7,12 +7,14 @@ mod folders;
 mod implied;
 mod place;
 mod unpack;
+mod verity;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use insula_base::{ChainId, DiffId};
 
@@ -45,13 +47,21 @@ pub struct Layers {
     folder: PathBuf,
     recipes: Recipes,
     files: Arc<Files>,
+    verified: AtomicBool,
+    verifiable: OnceLock<bool>,
 }
 
 impl Layers {
     pub(crate) fn open(folder: &Path) -> Result<Self> {
         make_private(folder)?;
         let (recipes, files) = (Recipes::open(folder)?, Arc::new(Files::open(folder)?));
-        let layers = Self { folder: folder.to_owned(), recipes, files };
+        let layers = Self {
+            folder: folder.to_owned(),
+            recipes,
+            files,
+            verified: AtomicBool::new(false),
+            verifiable: OnceLock::new(),
+        };
         make_folder(&layers.temporary(), 0o700)?;
         spread(&layers.temporary())?;
         Ok(layers)
@@ -69,6 +79,38 @@ impl Layers {
     /// Whether files of layers that come are shared with those that other layers have.
     pub fn share_files(&self, on: bool) {
         self.files.share(on);
+    }
+
+    /// Has the kernel verify the files of layers that come (fs-verity). [`Error::NoVerity`] where it cannot.
+    pub fn verify_files(&self) -> Result<()> {
+        verity::probe(&self.temporary())?;
+        self.verified.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the kernel could verify the files of layers here.
+    #[must_use]
+    pub fn could_verify_files(&self) -> bool {
+        *self.verifiable.get_or_init(|| verity::probe(&self.temporary()).is_ok())
+    }
+
+    /// Whether it does.
+    #[must_use]
+    pub fn verifies_files(&self) -> bool {
+        self.verified.load(Ordering::Relaxed)
+    }
+
+    /// Has the kernel verify what was unpacked, where that is wanted.
+    pub(crate) fn protect(&self, pending: &Pending, recipe: &Pending) -> Result<()> {
+        if !self.verifies_files() {
+            return Ok(());
+        }
+        verity::protect(pending.open()?.as_fd(), recipe.path())
+    }
+
+    /// What is wrong with the digests that the kernel has of the files of a layer.
+    pub(crate) fn wrong_digest(&self, diff: &DiffId, chain: &ChainId) -> Result<Option<String>> {
+        verity::wrong(&self.path(chain), &self.recipes.path(diff))
     }
 
     /// Files that are kept for layers to share and that no layer has any more, by their names: a removal that

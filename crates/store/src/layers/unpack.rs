@@ -256,6 +256,8 @@ impl Unpacking<'_> {
         }
         let file = self.replacing(spot, entry, archive.source_mut(), || place::make_file(spot))?;
         place::fill_file(spot, &file, entry, archive)?;
+        // Who shares it may have the kernel verify it, which is not to be while somebody may write to it.
+        drop(file);
         self.offer(spot, shareable.as_ref())
     }
 
@@ -289,6 +291,7 @@ impl Unpacking<'_> {
         let file = place::make_file(spot)?;
         copy_start(known, &file, same).map_err(|e| place::io_failed(spot, "copy its beginning", e))?;
         place::finish_file(spot, &file, entry, archive)?;
+        drop(file);
         self.offer(spot, Some(shareable))
     }
 
