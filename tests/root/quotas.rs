@@ -1,5 +1,7 @@
 //! Writable layers with a size.
 
+use std::path::Path;
+
 use insula_tests::{Daemon, daemon, eventually};
 
 const SIZED: [&str; 4] = ["--network", "none", "--storage-opt", "size=20m"];
@@ -142,6 +144,30 @@ fn a_damaged_disk_is_found_and_repaired() {
     daemon.insula(&["system", "check"]).exits(0);
     daemon.insula(&["start", &id]).exits(0);
     daemon.exec(&id, "cat /said").shows(&["No space"]);
+}
+
+#[test]
+fn errors_that_the_kernel_meets_in_a_disk_are_told() {
+    use std::os::unix::fs::MetadataExt as _;
+    let daemon = daemon!();
+    let id =
+        daemon.detached(&["--network", "none", "--name", "sized", "--storage-opt", "size=8m"], "sleep 1000");
+    assert_eq!(daemon.inspect(&id, "/State/Error"), "");
+    let layer = daemon.instance().root().join("containers").join(&id).join("layer");
+    let device = std::fs::metadata(&layer).unwrap().dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let device = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).unwrap();
+    // What the kernel has for such tests.
+    let trigger = Path::new("/sys/fs/ext4").join(device.file_name().unwrap()).join("trigger_fs_error");
+    std::fs::write(trigger, "a test").unwrap();
+    // It counts in a thread of its own.
+    let told =
+        || daemon.inspect(&id, "/State/Error").as_str().map(str::to_owned).filter(|said| !said.is_empty());
+    let said = eventually("the kernel has counted it", told);
+    assert!(said.contains("has met an error") && said.contains("--repair"), "{said}");
+    daemon.insula(&["info", "-f", "{{json .Warnings}}"]).shows(&["Container sized: the disk"]);
+    let found = daemon.insula(&["system", "check"]);
+    assert!(found.code == 1 && found.stdout.contains(&format!("disk {id}")), "{found}");
 }
 
 #[test]

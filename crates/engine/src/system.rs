@@ -130,6 +130,7 @@ impl Engine {
                 .into_iter()
                 .chain(crate::rootless::warnings())
                 .chain(self.networks().warnings()?)
+                .chain(self.disk_troubles())
                 .collect(),
             ..SystemInfo::default()
         })
@@ -140,7 +141,12 @@ impl Engine {
             None => "project quotas".to_owned(),
             Some(why) => format!("disks in files ({why})"),
         };
-        let verified = if self.store().layers().verifies_files() { "fs-verity" } else { "no" };
+        let layers = self.store().layers();
+        let verified = match layers.verifies_files() {
+            true => "fs-verity",
+            false if layers.could_verify_files() => "no (insulad --storage-opt verity=true would have it)",
+            false => "no (this kernel or file system cannot: see --storage-opt verity of insulad)",
+        };
         vec![
             ("Backing Filesystem".to_owned(), backing(self.store().root())),
             ("Sizes of Writable Layers".to_owned(), sizes),

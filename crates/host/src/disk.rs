@@ -165,6 +165,22 @@ pub fn is_mounted(target: &Path) -> Result<bool> {
     Ok(matches!((device(target)?, above), (Some(there), Some(above)) if there != above))
 }
 
+/// How many errors the kernel has met in the file system at `target` since it was made or repaired: blocks that
+/// could not be written, for the host's disk is full or broken, or that are not what they have to be. From then on
+/// it may take nothing more.
+pub fn errors(target: &Path) -> Result<u64> {
+    let meta = std::fs::symlink_metadata(target).map_err(|e| Error::io("stat", target, e))?;
+    let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+    let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    let Ok(device) = std::fs::canonicalize(device) else { return Ok(0) };
+    let path = Path::new("/sys/fs/ext4").join(device.file_name().unwrap_or_default()).join("errors_count");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(text.trim().parse().unwrap_or(0)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(Error::io("read", &path, error)),
+    }
+}
+
 /// Repairs the file system in `path` as far as that needs no decisions. [`Error::InUse`] while it is mounted, be it
 /// in the mount namespace of somebody else.
 pub fn repair(path: &Path) -> Result<()> {

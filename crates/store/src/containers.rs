@@ -117,6 +117,15 @@ impl Store {
         whole.then_some(name)
     }
 
+    /// How many errors the kernel has met in a container's disk; none where there is no disk, or it is not mounted.
+    pub fn container_disk_errors(&self, id: &ContainerId) -> Result<u64> {
+        let folder = self.container_dir(id);
+        if !folder.has_disk() || !disk::is_mounted(&folder.layer())? {
+            return Ok(0);
+        }
+        Ok(disk::errors(&folder.layer())?)
+    }
+
     /// Repairs a container's disk, which must not be in use.
     pub fn repair_container_disk(&self, id: &ContainerId) -> Result<()> {
         let folder = self.container_dir(id);

@@ -1,4 +1,4 @@
-//! The disks of writable layers that have a size of their own: can they be mounted?
+//! The disks of writable layers that have a size of their own: can they be mounted, and has the kernel met errors?
 
 use super::{Finding, Report};
 use crate::{Engine, Error, Result, blocking};
@@ -10,7 +10,13 @@ pub(super) async fn inspect(engine: &Engine, report: &mut Report) -> Result<()> 
             continue;
         }
         report.looked_at("disk");
-        let Err(error) = engine.writable_dir(&container.id).await else { continue };
+        let problem = match engine.writable_dir(&container.id).await {
+            Err(error) => insula_base::chain(&error),
+            Ok(_) => match engine.disk_trouble(&container.id) {
+                Some(trouble) => trouble,
+                None => continue,
+            },
+        };
         if engine.0.containers.get(&container.id).is_none() {
             // Removed meanwhile.
             continue;
@@ -18,7 +24,7 @@ pub(super) async fn inspect(engine: &Engine, report: &mut Report) -> Result<()> 
         let finding = Finding {
             kind: "disk",
             subject: container.id.to_string(),
-            problem: insula_base::chain(&error),
+            problem,
             used_by: vec![container.row().name.clone()],
         };
         let repair = async {

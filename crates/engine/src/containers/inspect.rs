@@ -64,6 +64,9 @@ impl Engine {
             network_settings: self.network_settings(&row)?,
             ..ContainerInspect::default()
         };
+        if inspect.state.error.is_empty() {
+            inspect.state.error = self.disk_trouble(&row.id).unwrap_or_default();
+        }
         if size {
             let (rw, root) = self.sizes(&row).await?;
             (inspect.size_rw, inspect.size_root_fs) = (Some(rw), Some(root));

@@ -88,6 +88,33 @@ impl Engine {
         blocking(move || Ok(engine.store().attach_container_dir(&id)?)).await
     }
 
+    /// What is wrong with the disk of a container's writable layer, which the kernel alone notices.
+    pub(crate) fn disk_trouble(&self, id: &ContainerId) -> Option<String> {
+        let errors = self.store().container_disk_errors(id);
+        let errors = errors.inspect_err(|error| {
+            let error = error as &dyn std::error::Error;
+            tracing::warn!(container = id.short(), error, "look for errors of its disk");
+        });
+        let errors = errors.ok().filter(|errors| *errors > 0)?;
+        let many = if errors == 1 { "an error".to_owned() } else { format!("{errors} errors") };
+        Some(format!(
+            "the disk of the writable layer has met {many}: what was written last may be lost, and nothing more may be \
+             taken; stop the container and run 'insula system check --repair'"
+        ))
+    }
+
+    /// The same of all containers, with their names.
+    pub(crate) fn disk_troubles(&self) -> Vec<String> {
+        let rows = self.0.containers.all().into_iter().map(|container| container.row());
+        let sized = rows.filter(|row| !row.host.storage_opt.is_empty());
+        sized
+            .filter_map(|row| {
+                let trouble = self.disk_trouble(&row.id)?;
+                Some(format!("Container {}: {trouble}", row.name))
+            })
+            .collect()
+    }
+
     /// Unmounts the disks of containers that do not run: for the very end.
     pub(crate) async fn detach_disks(&self) {
         for container in self.0.containers.all() {
