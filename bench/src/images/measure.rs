@@ -40,9 +40,15 @@ fn processes(folder: &Path) -> Vec<u32> {
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let names = |pid: &u32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        *pid != std::process::id() && line.windows(wanted.len()).any(|part| part == wanted)
+        *pid != std::process::id() && has_path(&line, wanted)
     };
     pids.filter(names).collect()
+}
+
+/// Whether a command line has this path or one below it, and not only one that begins with the same letters.
+fn has_path(line: &[u8], path: &[u8]) -> bool {
+    let ends = |rest: &[u8]| matches!(rest.first(), None | Some(b'/' | 0));
+    (0..line.len()).any(|at| line[at..].strip_prefix(path).is_some_and(ends))
 }
 
 /// Bytes below a folder, without what is mounted there.
@@ -77,4 +83,17 @@ pub(crate) fn shared(pids: &[u32]) -> anyhow::Result<Shared> {
         all.private += field("Private_Clean:") + field("Private_Dirty:");
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_no_other_one_that_begins_alike() {
+        for line in ["insulad\0--root\0/x/i/l\0", "insula\0unix:///x/i\0run", "skopeo\0oci:/x/i"] {
+            assert!(has_path(line.as_bytes(), b"/x/i"), "{line:?}");
+        }
+        assert!(!has_path(b"docker-registry\0serve\0/x/images/registry.json\0", b"/x/i"));
+    }
 }

@@ -25,6 +25,8 @@ use crate::worker::execute;
 
 /// No further round begins after this: rounds take half a minute a peer.
 const BUDGET: Duration = Duration::from_secs(120);
+/// Times that something is copied in each direction: once says more about what the disk does just then.
+const COPIES: usize = 3;
 /// Containers that run at once.
 const MANY: usize = 100;
 const SKOPEO: &str = "skopeo";
@@ -258,10 +260,12 @@ impl Life<'_> {
     /// Both ways, into and out of a container that runs.
     fn copies(&mut self) -> anyhow::Result<()> {
         let given = self.given;
-        let turns =
+        let steps =
             [(Copies::FILE, Step::FileIn, Step::FileOut), (Copies::TREE, Step::TreeIn, Step::TreeOut)];
-        for (name, into, out) in turns {
-            let inside = format!("timed:/{name}");
+        for (turn, (name, into, out)) in (0..COPIES).flat_map(|turn| steps.map(|step| (turn, step))) {
+            // Nothing is at this place, and nobody waits for what was written before.
+            let inside = format!("timed:/{name}{turn}");
+            rustix::fs::sync();
             self.step(into, &["cp", &given.copies.source(name).display().to_string(), &inside])?;
             self.step(out, &["cp", &inside, &given.copies.target(name)?.display().to_string()])?;
         }

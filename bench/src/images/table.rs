@@ -24,8 +24,9 @@ impl fmt::Display for Seen {
         )?;
         writeln!(
             f,
-            "copies only: it unpacks nothing, and pushes from the archive. Files are copied (cp) from and to memory."
+            "copies only: it unpacks nothing, and pushes from the archive. Files are copied (cp) from and to memory,"
         )?;
+        writeln!(f, "three times each way.")?;
         Shape::ALL.into_iter().try_for_each(|shape| self.shape(f, shape))?;
         self.costs(f)
     }

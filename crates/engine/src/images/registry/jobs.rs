@@ -158,14 +158,18 @@ async fn feed(
 ) -> Result<()> {
     let mut piece = BytesMut::with_capacity(PIECE);
     let mut bytes = 0;
-    while let Some(chunk) = download.next().await? {
+    while let Some(mut chunk) = download.next().await? {
         bytes += chunk.len() as u64;
         progress.send_modify(|progress| progress.bytes = bytes);
-        piece.extend_from_slice(&chunk);
-        if piece.len() >= PIECE {
-            let full = std::mem::replace(&mut piece, BytesMut::with_capacity(PIECE));
-            if sender.send(Some(full.freeze())).await.is_err() {
-                return Ok(());
+        while !chunk.is_empty() {
+            // Never more than it has room for: it would grow to twice the size.
+            let part = chunk.split_to(chunk.len().min(PIECE - piece.len()));
+            piece.extend_from_slice(&part);
+            if piece.len() == PIECE {
+                let full = std::mem::replace(&mut piece, BytesMut::with_capacity(PIECE));
+                if sender.send(Some(full.freeze())).await.is_err() {
+                    return Ok(());
+                }
             }
         }
     }
