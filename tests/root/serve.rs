@@ -294,6 +294,62 @@ fn indexes_and_artifacts_go_through_as_they_are() {
 }
 
 #[test]
+fn indexes_and_artifacts_leave_as_a_file_and_come_back() {
+    let registry = registry!();
+    let (one, other) = (daemon!(bare), Daemon::bare());
+    let index = put_index(&registry, "multi", "1");
+    let index_digest = index["digest"].as_str().unwrap();
+    let parts = put_artifact(&registry, "multi", "parts", &index);
+    let (multi, artifact) = (registry.name("multi:1"), registry.name("multi:parts"));
+    for name in [&multi, &artifact] {
+        one.insula(&["pull", "-q", "--platform", "all", name]).ok();
+    }
+    // The parts have no names of their own, and are not left over for that.
+    one.insula(&["image", "prune", "-f"]).ok();
+    let saved = one.folder().join("saved.tar");
+    one.insula(&["save", "-o", text(&saved), &multi, &artifact]).ok();
+    other
+        .insula(&["load", "-i", text(&saved)])
+        .shows(&[&format!("Loaded image: {multi}"), &format!("Loaded image: {artifact}")]);
+    assert_eq!(other.insula(&[&ALONE[..], &[&multi]].concat()).ok(), "at home");
+    for (name, to, digest) in [(&multi, "moved:1", index_digest), (&artifact, "moved:parts", &parts)] {
+        other.insula(&["tag", name, &registry.name(to)]).ok();
+        other.insula(&["push", &registry.name(to)]).shows(&[&format!("digest: {digest}")]);
+    }
+    for name in [&multi, &artifact, &registry.name("moved:1"), &registry.name("moved:parts")] {
+        other.insula(&["rmi", name]).ok();
+    }
+    let blobs = other.instance().root().join("content/blobs/sha256");
+    assert_eq!(fs::read_dir(&blobs).unwrap().count(), 0, "{blobs:?}");
+    // An archive of somebody else's, which has its documents last.
+    let copied = one.folder().join("copied.tar");
+    let (from, to) =
+        (format!("docker://{multi}"), format!("oci-archive:{}:here.example/multi:1", text(&copied)));
+    let copy = [
+        "--insecure-policy",
+        "copy",
+        "-q",
+        "--all",
+        "--preserve-digests",
+        "--src-tls-verify=false",
+        &from,
+        &to,
+    ];
+    Outcome::of(Command::new("skopeo").args(copy), b"").ok();
+    other.insula(&["load", "-i", text(&copied)]).shows(&["Loaded image: here.example/multi:1"]);
+    other.insula(&["tag", "here.example/multi:1", &registry.name("again:1")]).ok();
+    other.insula(&["push", &registry.name("again:1")]).shows(&[&format!("digest: {index_digest}")]);
+    // Of one platform it is an image as any other.
+    let host = if cfg!(target_arch = "aarch64") { "linux/arm64" } else { "linux/amd64" };
+    one.insula(&["save", "--platform", host, "-o", text(&saved), &multi]).ok();
+    other.insula(&["rmi", "here.example/multi:1", &registry.name("again:1")]).ok();
+    other.insula(&["load", "-i", text(&saved)]).shows(&[&format!("Loaded image: {multi}")]);
+    let images = other.insula(&["images", "-aq", "--filter", "reference=*/*"]);
+    assert_eq!(images.ok().lines().count(), 1, "{images}");
+    other.insula(&["system", "check"]).ok();
+}
+
+#[test]
 fn what_was_pushed_in_two_forms_is_pulled_by_both_digests() {
     let registry = registry!();
     let (one, other) = (daemon!(bare), Daemon::bare());

@@ -44,8 +44,8 @@ pub use content::Content;
 pub use error::{Error, Result};
 pub use images::{
     BlobReader, CommitOptions, Composed, Difference, Force, Image, ImageKind, Images, ImportOptions,
-    Ingested, IngestedBlob, IngestedLayer, LayerBlob, LayerLease, LayerPlace, Loaded, Names, Part, Progress,
-    Removal, Scratch, StagedLayer, Standing,
+    IndexParts, Ingested, IngestedBlob, IngestedLayer, LayerBlob, LayerLease, LayerPlace, Loaded, Names,
+    Part, Progress, Removal, Scratch, StagedLayer, Standing,
 };
 pub use layers::{Layer, Layers};
 pub use root::{MOUNT_POINTS, Store};

@@ -6,7 +6,9 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use http::{HeaderMap, Method};
-use insula_engine::images::{CommitRequest, Images, ImportRequest, ProgressSender, PullRequest, PushRequest};
+use insula_engine::images::{
+    CommitRequest, Images, ImportRequest, IndexParts, ProgressSender, PullRequest, PushRequest,
+};
 use insula_models::{ApiVersion, ErrorDetail, IdResponse, ProgressMessage};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -121,7 +123,7 @@ async fn save(State(api): State<Api>, params: Params) -> Answer {
     let names: Vec<String> =
         params.all("names").iter().flat_map(|names| names.split(',')).map(str::to_owned).collect();
     names.iter().try_for_each(|name| check_platform(api.engine.images(), &params, name))?;
-    Ok(tar(api.engine.images().save(names)?))
+    Ok(tar(api.engine.images().save(names, parts(&params))?))
 }
 
 async fn commit(State(api): State<Api>, params: Params, body: axum::body::Bytes) -> Answer {
@@ -168,7 +170,7 @@ async fn named(
     match (&method, verb) {
         (&Method::GET | &Method::HEAD, "json") => shaped(version, &images.inspect(name)?),
         (&Method::GET | &Method::HEAD, "history") => json(&images.history(name)?),
-        (&Method::GET, "get") => Ok(tar(images.save(vec![name.to_owned()])?)),
+        (&Method::GET, "get") => Ok(tar(images.save(vec![name.to_owned()], parts(&params))?)),
         (&Method::POST, "push") => push(&api, &headers, &params, name).await,
         (&Method::POST, "tag") => {
             let repository = params.get("repo").unwrap_or_default();
@@ -182,6 +184,12 @@ async fn named(
 
 /// Newer clients may say which of an image's platforms they mean. An image here has one: a name that is given with
 /// another platform is not there.
+/// Who names a platform wants the image that is for it, and not all of an index.
+fn parts(params: &Params) -> IndexParts {
+    let named = |field: &&str| params.all(field).iter().any(|text| !text.is_empty());
+    if ["platform", "platforms"].iter().any(named) { IndexParts::Meant } else { IndexParts::All }
+}
+
 fn check_platform(images: &Images, params: &Params, name: &str) -> Result<(), ApiError> {
     #[derive(serde::Deserialize)]
     struct Wanted {

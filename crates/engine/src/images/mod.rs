@@ -9,7 +9,7 @@ mod progress;
 mod registry;
 mod shared;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Read;
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use insula_models::{HistoryItem, ImageDeleteItem, ImageInspect, ImageSummary, Im
 use insula_registry::Registries;
 use insula_spec::image::RunConfig;
 use insula_spec::reference::Reference;
-use insula_store::{Force, Image, ImportOptions, Layer, Removal, Store, Usage};
+use insula_store::{Force, Image, ImageKind, ImportOptions, Layer, Removal, Store, Usage};
 
 pub use self::commit::CommitRequest;
 pub use self::progress::ProgressSender;
@@ -33,6 +33,7 @@ use crate::events::{EventType, Events};
 use crate::filters::Filters;
 use crate::{Engine, Error, Result, blocking, transfer};
 pub use insula_registry::Credentials;
+pub use insula_store::IndexParts;
 
 /// The images of one engine.
 #[derive(Debug, Clone)]
@@ -138,8 +139,8 @@ impl Images {
         Ok(describe::history(&self.resolve(name)?))
     }
 
-    /// Images by names or ids as one archive.
-    pub fn save(&self, names: Vec<String>) -> Result<ArchiveChunks> {
+    /// Images by names or ids as one archive; `parts` says whether names that stand for an index bring all of it.
+    pub fn save(&self, names: Vec<String>, parts: IndexParts) -> Result<ArchiveChunks> {
         if names.is_empty() {
             return Err(Error::InvalidArgument("no images are given to be saved".to_owned()));
         }
@@ -151,7 +152,7 @@ impl Images {
             }
         }
         let store = self.store.clone();
-        Ok(produce(move |out| Ok(store.images().save(&names, out)?)))
+        Ok(produce(move |out| Ok(store.images().save(&names, parts, out)?)))
     }
 
     /// Gives the image another name: `repository` and `tag` as `POST /images/{name}/tag` has them.
@@ -194,6 +195,7 @@ impl Images {
         blocking(move || {
             let images = this.store.images();
             let mut answer = ImagesPruneResponse::default();
+            let sizes = removable(&images.list()?);
             for image in filter::prunable(images, &filters)? {
                 let names: Vec<String> = match image.references.as_slice() {
                     [] => vec![image.id.to_string()],
@@ -203,9 +205,9 @@ impl Images {
                     // One that came into use meanwhile stays.
                     match this.store.with_reserve(|| images.remove(&name, Force::No, &|_| true)) {
                         Ok(steps) => {
+                            answer.space_reclaimed += freed(&sizes, &steps);
                             let done = steps.into_iter().map(|step| this.removed(&image.id, step));
                             answer.images_deleted.extend(done);
-                            answer.space_reclaimed += image.size;
                         }
                         Err(error) => tracing::info!(image = name, error = chain(&error), "not pruned"),
                     }
@@ -281,6 +283,23 @@ impl Engine {
         let force = if force { Force::Yes } else { Force::No };
         self.images().remove(name, force, move |owner| engine.is_running(owner)).await
     }
+}
+
+/// Bytes of what can be removed, by the digests that a removal names.
+fn removable(images: &[Image]) -> HashMap<Digest, u64> {
+    let layers = images.iter().flat_map(|image| &image.layers);
+    let layers = layers.map(|layer| (layer.chain_id.0.clone(), layer.size));
+    let artifacts = images.iter().filter(|image| matches!(image.kind, ImageKind::Artifact { .. }));
+    layers.chain(artifacts.map(|image| (image.id.clone(), image.size))).collect()
+}
+
+/// Bytes of what a removal took.
+fn freed(sizes: &HashMap<Digest, u64>, steps: &[Removal]) -> u64 {
+    let size = |step: &Removal| match step {
+        Removal::Deleted(digest) => sizes.get(digest).copied(),
+        Removal::Untagged(_) => None,
+    };
+    steps.iter().filter_map(size).sum()
 }
 
 /// Bytes of files of these layers of an image that layers have, too, which the image has not.

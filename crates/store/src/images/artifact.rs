@@ -1,7 +1,7 @@
 //! What registries keep beside images: artifacts, whose blobs are kept as they came, and indexes, which names
 //! stand for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use bytes::Bytes;
 use insula_base::Digest;
@@ -9,6 +9,8 @@ use insula_spec::image::{DOCUMENT_MAX, Descriptor, ImageConfig, Index, Manifest}
 use insula_spec::reference::Reference;
 use sha2::{Digest as _, Sha256};
 
+use super::contents::{Artifact, Contents};
+use super::gather::{Gathered, Source, member};
 use super::rows::{self, ImageRow};
 use super::{Image, ImageKind, Images, Loaded, builtin};
 use crate::content::Incoming;
@@ -40,21 +42,83 @@ impl Images {
         blob: &Descriptor,
         next: &mut dyn FnMut() -> Result<Option<Bytes>>,
     ) -> Result<IngestedBlob> {
+        self.ingest_named(blob.digest.clone(), blob.size, next)
+    }
+
+    /// The same, by digest and the most bytes that it may have.
+    pub(super) fn ingest_named(
+        &self,
+        digest: Digest,
+        limit: u64,
+        next: &mut dyn FnMut() -> Result<Option<Bytes>>,
+    ) -> Result<IngestedBlob> {
         let (mut incoming, mut hash, mut size) = (self.content.begin()?, Sha256::new(), 0u64);
         while let Some(bytes) = next()? {
             size += bytes.len() as u64;
-            if size > blob.size {
-                return Err(Error::Limit { what: format!("blob {}", blob.digest), limit: blob.size });
+            if size > limit {
+                return Err(Error::Limit { what: format!("blob {digest}"), limit });
             }
             hash.update(&bytes);
             incoming.write(&bytes)?;
         }
         let found = Digest::from_sha256(&hash.finalize().into());
-        if found != blob.digest {
-            let (what, expected) = (format!("blob {}", blob.digest), blob.digest.clone());
-            return Err(Error::Mismatch { what, expected, found });
+        if found != digest {
+            let what = format!("blob {digest}");
+            return Err(Error::Mismatch { what, expected: digest, found });
         }
         Ok(IngestedBlob { incoming, digest: found })
+    }
+
+    /// For each artifact of an archive those of its blobs that came with it and that no image brings.
+    pub(super) fn blobs_of(
+        &self,
+        found: &Contents,
+        gathered: &mut Gathered,
+    ) -> Result<Vec<Vec<IngestedBlob>>> {
+        let of_images: BTreeSet<Digest> = found
+            .images
+            .iter()
+            .flat_map(|image| &image.layers)
+            .filter_map(|(_, blob)| blob.clone())
+            .collect();
+        let of_one = |artifact: &Artifact| {
+            let manifest = Manifest::parse(&artifact.manifest)?;
+            let mut blobs = Vec::new();
+            for blob in manifest.layers.iter().chain([&manifest.config]) {
+                if !of_images.contains(&blob.digest) {
+                    blobs.extend(self.blob_of(&blob.digest, gathered)?);
+                }
+            }
+            Ok(blobs)
+        };
+        found.artifacts.iter().map(of_one).collect()
+    }
+
+    /// `None` is here already, or taken by another artifact before.
+    fn blob_of(&self, digest: &Digest, gathered: &mut Gathered) -> Result<Option<IngestedBlob>> {
+        let name = gathered.resolve(&member(digest)).to_owned();
+        if let Some(taken) = gathered.blobs.remove(&name) {
+            gathered.blobs.insert(name, Ok(None));
+            return taken;
+        }
+        if gathered.documents.contains_key(&name) {
+            let bytes = Bytes::copy_from_slice(gathered.blob(digest)?);
+            let (size, mut bytes) = (bytes.len() as u64, Some(bytes));
+            return self.ingest_named(digest.clone(), size, &mut || Ok(bytes.take())).map(Some);
+        }
+        match gathered.layers.get_mut(&name) {
+            // It came before it was known what it is, and looked like a layer.
+            Some(Ok(Source::Staged(staged))) if staged.blob == *digest && staged.compressed.is_some() => {
+                let incoming = staged.compressed.take().map(|compressed| compressed.blob);
+                Ok(incoming.map(|incoming| IngestedBlob { incoming, digest: digest.clone() }))
+            }
+            None | Some(_) if self.content.contains(digest) => Ok(None),
+            None => Err(Error::Archive(format!("it lacks {name}"))),
+            Some(_) => Err(Error::Unsupported(format!(
+                "{name} is part of an artifact, which the archive says too late: index.json and manifests have to \
+                 come first, as 'save' writes them"
+            ))),
+        }
     }
 
     /// Makes an artifact appear, of blobs that were taken in or are here as they came.
@@ -143,6 +207,19 @@ impl Images {
     /// The image that has this manifest, or artifact that it is.
     pub fn with_manifest(&self, manifest: &Digest) -> Result<Option<Digest>> {
         self.state.transaction(|tx| rows::with_manifest(tx.sql(), manifest))
+    }
+
+    /// The manifests that the indexes list which tags stand for.
+    pub fn parts_of_indexes(&self) -> Result<HashSet<Digest>> {
+        let documents = self.state.transaction(|tx| rows::tagged_documents(tx.sql()))?;
+        let mut parts = HashSet::new();
+        for document in documents {
+            // A manifest lists none, and one that is damaged is no reason to keep anything.
+            let bytes = self.content.read(&document, DOCUMENT_MAX as u64);
+            let index = bytes.ok().and_then(|bytes| Index::parse(&bytes).ok());
+            parts.extend(index.into_iter().flat_map(|index| index.manifests).map(|entry| entry.digest));
+        }
+        Ok(parts)
     }
 
     /// A document that is known to be here.

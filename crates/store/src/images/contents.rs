@@ -2,19 +2,14 @@
 //! `index.json` of an OCI layout (image specification, "Image Layout").
 
 use insula_base::Digest;
-use insula_spec::image::{
-    ANNOTATION_IMAGE_NAME, ANNOTATION_REF_NAME, ArchiveEntry, Descriptor, ImageConfig, Index, Manifest,
-    parse_archive_manifest,
-};
+use insula_spec::image::{ArchiveEntry, ImageConfig, Index, parse_archive_manifest};
 use insula_spec::reference::Reference;
 
 use super::builtin;
-use super::gather::{Gathered, clean};
+use super::gather::{Gathered, clean, member};
+use super::index::{self, Part, Top};
 use super::rows::Place;
 use crate::{Error, Result, content};
-
-/// Indexes within indexes.
-const DEPTH_MAX: usize = 4;
 
 /// An image of an archive.
 #[derive(Debug)]
@@ -33,31 +28,103 @@ pub(super) struct Found {
     pub(super) places: Vec<Place>,
 }
 
-/// Every image of the archive. `manifest.json` wins where both are: it names all tags.
-pub(super) fn images(gathered: &Gathered) -> Result<Vec<Found>> {
-    let manifests = match gathered.document("index.json") {
-        Some(bytes) => manifests(gathered, &Index::parse(bytes)?)?,
+/// What an archive holds.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    pub(super) images: Vec<Found>,
+    pub(super) artifacts: Vec<Artifact>,
+    /// Names of indexes that mean an artifact here, with the digest of that.
+    pub(super) names: Vec<(Reference, Vec<u8>, Digest)>,
+}
+
+/// An artifact of an archive.
+#[derive(Debug)]
+pub(super) struct Artifact {
+    pub(super) manifest: Vec<u8>,
+    pub(super) references: Vec<Reference>,
+}
+
+/// All of the archive. Of images `manifest.json` has the last word where both are: it names all tags.
+pub(super) fn read(gathered: &Gathered) -> Result<Contents> {
+    let tops = match gathered.document("index.json") {
+        Some(bytes) => index::tops(gathered, &Index::parse(bytes)?)?,
         None => Vec::new(),
     };
-    let found = match gathered.document("manifest.json") {
-        Some(bytes) => parse_archive_manifest(bytes)?
-            .iter()
-            .map(|entry| from_entry(gathered, entry, &manifests))
-            .collect::<Result<Vec<_>>>()?,
-        None if !manifests.is_empty() => manifests
-            .iter()
-            .map(|(descriptor, digest)| from_manifest(gathered, descriptor, digest))
-            .collect::<Result<_>>()?,
-        None => {
-            return Err(Error::Archive(
-                "it has neither manifest.json nor index.json with an image".to_owned(),
-            ));
-        }
-    };
-    for image in &found {
-        check(image)?;
+    let mut contents = Contents::default();
+    let listed = gathered.document("manifest.json").map(parse_archive_manifest).transpose()?;
+    for entry in listed.iter().flatten() {
+        contents.images.push(from_entry(gathered, entry, &tops)?);
     }
-    Ok(found)
+    for top in &tops {
+        let listed = listed.is_some();
+        match (&top.index, &top.name) {
+            (Some(index), Some(name)) => contents.add_index(gathered, top, index, name)?,
+            _ => contents.add_meant(gathered, top, listed)?,
+        }
+    }
+    if listed.is_none() && contents.images.is_empty() && contents.artifacts.is_empty() {
+        return Err(Error::Archive("it has neither manifest.json nor index.json with an image".to_owned()));
+    }
+    contents.images.iter().try_for_each(check)?;
+    Ok(contents)
+}
+
+impl Contents {
+    /// Leaves names to the images here that have them.
+    pub(super) fn leave_names(&mut self, taken: &[(Reference, Digest)]) {
+        let free = |name: &Reference, id: &Digest| !taken.iter().any(|(have, of)| have == name && of != id);
+        for image in &mut self.images {
+            let id = image.id.clone();
+            image.references.retain(|name| free(name, &id));
+        }
+        for artifact in &mut self.artifacts {
+            let id = content::digest(&artifact.manifest);
+            artifact.references.retain(|name| free(name, &id));
+        }
+        self.names.retain(|(name, _, id)| free(name, id));
+    }
+
+    /// A manifest, or what an index without a name means: there is nothing that the rest of it could be called.
+    fn add_meant(&mut self, gathered: &Gathered, top: &Top, listed: bool) -> Result<()> {
+        let part = &top.parts[top.meant];
+        if part.artifact {
+            let references = top.name.iter().cloned().collect();
+            self.artifacts.push(Artifact { manifest: part.bytes.clone(), references });
+        } else if !listed {
+            self.images.push(from_manifest(gathered, part, top.name.clone())?);
+        }
+        Ok(())
+    }
+
+    /// What an index means here gets its name. If all of it is there the rest comes too, called by its digests;
+    /// otherwise nobody could have it whole.
+    fn add_index(&mut self, gathered: &Gathered, top: &Top, index: &[u8], name: &Reference) -> Result<()> {
+        for part in top.parts.iter().filter(|_| top.whole) {
+            let by_digest = Reference::parse(&format!("{}@{}", name.name(), part.digest))?;
+            if part.artifact {
+                self.artifacts.push(Artifact { manifest: part.bytes.clone(), references: vec![by_digest] });
+            } else {
+                self.images.push(from_manifest(gathered, part, Some(by_digest))?);
+            }
+        }
+        let meant = &top.parts[top.meant];
+        if meant.artifact {
+            if !top.whole {
+                self.artifacts.push(Artifact { manifest: meant.bytes.clone(), references: Vec::new() });
+            }
+            self.names.push((name.clone(), index.to_vec(), meant.digest.clone()));
+            return Ok(());
+        }
+        let id = &meant.manifest.config.digest;
+        // `manifest.json` may give the name to another image.
+        if !self.images.iter().any(|image| image.id != *id && image.references.contains(name)) {
+            self.images.iter_mut().for_each(|image| image.references.retain(|other| other != name));
+            self.images.retain(|image| image.id != *id || !image.references.is_empty());
+            let named = from_manifest(gathered, meant, Some(name.clone()))?;
+            self.images.push(Found { index: Some(index.to_vec()), ..named });
+        }
+        Ok(())
+    }
 }
 
 pub(super) fn check(image: &Found) -> Result<()> {
@@ -77,11 +144,7 @@ pub(super) fn check(image: &Found) -> Result<()> {
     }
 }
 
-fn from_entry(
-    gathered: &Gathered,
-    entry: &ArchiveEntry,
-    manifests: &[(Descriptor, Digest)],
-) -> Result<Found> {
+fn from_entry(gathered: &Gathered, entry: &ArchiveEntry, tops: &[Top]) -> Result<Found> {
     let bytes = gathered
         .document(&clean(entry.config.as_bytes())?)
         .ok_or_else(|| Error::Archive(format!("it lacks the configuration {:?}", entry.config)))?;
@@ -107,7 +170,7 @@ fn from_entry(
         index: None,
         config: ImageConfig::parse(bytes)?,
         config_bytes: bytes.to_vec(),
-        manifest: manifest_of(gathered, &id, manifests)?,
+        manifest: manifest_of(&id, tops),
         id,
         layers,
         references,
@@ -116,99 +179,26 @@ fn from_entry(
 }
 
 /// The manifest of an archive that has both forms.
-fn manifest_of(
-    gathered: &Gathered,
-    id: &Digest,
-    manifests: &[(Descriptor, Digest)],
-) -> Result<Option<Vec<u8>>> {
-    for (_, digest) in manifests {
-        let bytes = gathered.blob(digest)?;
-        if Manifest::parse(bytes)?.config.digest == *id {
-            return Ok(Some(bytes.to_vec()));
-        }
-    }
-    Ok(None)
+fn manifest_of(id: &Digest, tops: &[Top]) -> Option<Vec<u8>> {
+    let mut parts = tops.iter().flat_map(|top| &top.parts);
+    parts.find(|part| part.manifest.config.digest == *id).map(|part| part.bytes.clone())
 }
 
-fn from_manifest(gathered: &Gathered, descriptor: &Descriptor, digest: &Digest) -> Result<Found> {
-    let bytes = gathered.blob(digest)?;
-    let manifest = Manifest::parse(bytes)?;
-    if !manifest.is_image() {
-        return Err(Error::Unsupported(format!(
-            "{digest} is an artifact of type {:?}: artifacts are pulled from registries and not loaded",
-            manifest.kind()
-        )));
-    }
+fn from_manifest(gathered: &Gathered, part: &Part, name: Option<Reference>) -> Result<Found> {
+    let manifest = &part.manifest;
     let config = gathered.blob(&manifest.config.digest)?;
     Ok(Found {
         index: None,
         id: manifest.config.digest.clone(),
         config: ImageConfig::parse(config)?,
         config_bytes: config.to_vec(),
-        manifest: Some(bytes.to_vec()),
+        manifest: Some(part.bytes.clone()),
         layers: manifest
             .layers
             .iter()
-            .map(|layer| (format!("blobs/sha256/{}", layer.digest.hex()), Some(layer.digest.clone())))
+            .map(|layer| (member(&layer.digest), Some(layer.digest.clone())))
             .collect(),
-        references: name(descriptor)?.into_iter().collect(),
+        references: name.into_iter().collect(),
         places: Vec::new(),
     })
-}
-
-/// The name in an index entry. A bare tag names no image: there is no repository to put it in.
-fn name(descriptor: &Descriptor) -> Result<Option<Reference>> {
-    if let Some(name) = descriptor.annotations.get(ANNOTATION_IMAGE_NAME) {
-        return Ok(Some(Reference::parse(name)?));
-    }
-    match descriptor.annotations.get(ANNOTATION_REF_NAME) {
-        Some(name) if name.contains(['/', ':']) => Ok(Some(Reference::parse(name)?)),
-        _ => Ok(None),
-    }
-}
-
-/// The manifests that an index means on this machine; an index below it stands for the one of its
-/// images that this machine runs.
-fn manifests(gathered: &Gathered, index: &Index) -> Result<Vec<(Descriptor, Digest)>> {
-    let mut manifests = Vec::new();
-    let single = index.manifests.len() == 1;
-    for descriptor in &index.manifests {
-        if !single && !runs_here(descriptor) {
-            continue;
-        }
-        let mut chosen = descriptor.clone();
-        let mut depth = 0;
-        while chosen.is_index() {
-            depth += 1;
-            if depth > DEPTH_MAX {
-                return Err(Error::Archive("its indexes are nested too deep".to_owned()));
-            }
-            let inner = Index::parse(gathered.blob(&chosen.digest)?)?;
-            chosen = choose(&inner).cloned().ok_or_else(|| {
-                Error::Unsupported(format!(
-                    "{} has no image for linux/{}",
-                    chosen.digest,
-                    builtin::architecture()
-                ))
-            })?;
-        }
-        manifests.push((descriptor.clone(), chosen.digest));
-    }
-    Ok(manifests)
-}
-
-fn choose(index: &Index) -> Option<&Descriptor> {
-    index
-        .manifests
-        .iter()
-        .find(|descriptor| descriptor.platform.is_some() && runs_here(descriptor))
-        .or_else(|| index.manifests.iter().find(|descriptor| descriptor.platform.is_none()))
-}
-
-/// What says nothing of a platform may be anything; attestations say `unknown`.
-fn runs_here(descriptor: &Descriptor) -> bool {
-    descriptor
-        .platform
-        .as_ref()
-        .is_none_or(|platform| platform.os == "linux" && platform.architecture == builtin::architecture())
 }

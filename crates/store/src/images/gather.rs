@@ -2,15 +2,15 @@
 //! member that is a layer's archive is unpacked when it comes by, beside its place; documents are
 //! kept in memory. What turns out not to be needed is dropped again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{BufReader, Read};
 use std::thread;
 
 use insula_base::{DiffId, Digest};
-use insula_spec::image::DOCUMENT_MAX;
+use insula_spec::image::{DOCUMENT_MAX, Descriptor, Index, Manifest};
 
 use super::stage::{Rest, Staged, layer_compression, stage};
-use super::{Images, LayerLease, Progress};
+use super::{Images, IngestedBlob, LayerLease, Progress};
 use crate::archive::{Archive, Entry, EntryKind};
 use crate::stream::{Chunks, channel, pump};
 use crate::{Error, Result, content};
@@ -23,6 +23,10 @@ const MEMBERS_MAX: usize = 1 << 16;
 const ALIASES_MAX: usize = 16;
 /// Enough to tell a tar header, gzip, zstd and JSON apart.
 const HEAD: usize = 512;
+/// Blobs of artifacts that are larger are not kept in memory.
+const SMALL: u64 = 64 << 10;
+/// Where an OCI layout has its blobs.
+const BLOBS: &str = "blobs/sha256/";
 const BUFFER: usize = 256 << 10;
 
 /// The content of an archive.
@@ -32,6 +36,9 @@ pub(super) struct Gathered {
     pub(super) documents: HashMap<String, Vec<u8>>,
     /// What unpacked, or why not: only a layer that an image needs may fail a load.
     pub(super) layers: HashMap<String, Result<Source>>,
+    /// Blobs that were taken in as they are, `None` those that are here already, or why not: only one that an
+    /// artifact needs may fail a load.
+    pub(super) blobs: HashMap<String, Result<Option<IngestedBlob>>>,
     aliases: HashMap<String, String>,
     /// Hold the layers that are known, until the images are committed.
     leases: Vec<LayerLease>,
@@ -63,9 +70,20 @@ impl Gathered {
         self.documents.get(self.resolve(name)).map(Vec::as_slice)
     }
 
+    /// Whether the archive has the configuration and all layers of a manifest, whole or damaged.
+    pub(super) fn has_all(&self, manifest: &Manifest) -> bool {
+        let mut blobs = manifest.layers.iter().chain([&manifest.config]).map(|blob| member(&blob.digest));
+        blobs.all(|name| {
+            let name = self.resolve(&name);
+            self.documents.contains_key(name)
+                || self.layers.contains_key(name)
+                || self.blobs.contains_key(name)
+        })
+    }
+
     /// A document by digest, verified.
     pub(super) fn blob(&self, digest: &Digest) -> Result<&[u8]> {
-        let name = format!("blobs/sha256/{}", digest.hex());
+        let name = member(digest);
         let bytes = self.document(&name).ok_or_else(|| Error::Archive(format!("it lacks {name}")))?;
         let found = content::digest(bytes);
         if found == *digest {
@@ -85,7 +103,14 @@ pub(super) fn gather(
     thread::scope(|scope| {
         let (sender, chunks) = channel();
         scope.spawn(move || pump(BufReader::with_capacity(BUFFER, input), &sender, None));
-        let mut gathering = Gathering { images, progress, found: Gathered::default(), documents_size: 0 };
+        let mut gathering = Gathering {
+            images,
+            progress,
+            found: Gathered::default(),
+            documents_size: 0,
+            foreign: HashSet::new(),
+            of_artifacts: HashSet::new(),
+        };
         let mut archive = Archive::new(chunks);
         let mut members = 0;
         while let Some(entry) = archive.next_entry()? {
@@ -108,6 +133,10 @@ struct Gathering<'a> {
     progress: &'a mut dyn FnMut(Progress),
     found: Gathered,
     documents_size: usize,
+    /// Manifests that an index says are not for Linux: what they list is kept as artifacts are.
+    foreign: HashSet<Digest>,
+    /// What the manifests of artifacts list, as far as they have come.
+    of_artifacts: HashSet<Digest>,
 }
 
 impl Gathering<'_> {
@@ -132,8 +161,17 @@ impl Gathering<'_> {
 
     fn file(&mut self, name: String, archive: &mut Archive<Chunks>) -> Result<()> {
         let size = archive.left();
-        let head = archive.peek(HEAD)?;
-        if let Some(compression) = layer_compression(head) {
+        let compression = layer_compression(archive.peek(HEAD)?);
+        let digest = blob_digest(&name);
+        let of_artifact = digest.as_ref().is_some_and(|digest| self.of_artifacts.contains(digest));
+        let as_it_is = match compression {
+            Some(_) => of_artifact,
+            None => size > DOCUMENT_MAX as u64 || (of_artifact && size > SMALL),
+        };
+        if let Some(digest) = digest.filter(|_| as_it_is) {
+            return self.blob(name, digest, archive);
+        }
+        if let Some(compression) = compression {
             if let Some(lease) = self.known(&name)?
                 && let Some(diff) = lease.layers().first().cloned()
             {
@@ -174,18 +212,62 @@ impl Gathering<'_> {
                 limit: DOCUMENTS_MAX as u64,
             });
         }
+        if let Some(digest) = blob_digest(&name) {
+            self.learn(&digest, &bytes);
+        }
         self.found.documents.insert(name, bytes);
+        Ok(())
+    }
+
+    /// What a document says of blobs that are still to come.
+    fn learn(&mut self, digest: &Digest, bytes: &[u8]) {
+        if let Ok(index) = Index::parse(bytes)
+            && !index.manifests.is_empty()
+        {
+            let foreign = |entry: &Descriptor| is_foreign(entry).then(|| entry.digest.clone());
+            self.foreign.extend(index.manifests.iter().filter_map(foreign));
+        } else if let Ok(manifest) = Manifest::parse(bytes)
+            && (!manifest.is_image() || self.foreign.contains(digest))
+        {
+            self.of_artifacts.extend(manifest.layers.into_iter().map(|blob| blob.digest));
+        }
+    }
+
+    /// A blob as it is.
+    fn blob(&mut self, name: String, digest: Digest, archive: &mut Archive<Chunks>) -> Result<()> {
+        if self.images.content.contains(&digest) {
+            self.found.blobs.insert(name, Ok(None));
+            return Ok(());
+        }
+        let taken = self.images.ingest_named(digest, archive.left(), &mut || archive.chunk());
+        if let Err(error @ (Error::Io { .. } | Error::Input(_))) = taken {
+            return Err(error);
+        }
+        self.found.blobs.insert(name, taken.map(Some));
         Ok(())
     }
 
     /// A layer in an OCI layout is named by its digest; what the store has under it was verified when
     /// it came, so the member need not be looked at.
     fn known(&self, name: &str) -> Result<Option<LayerLease>> {
-        let Some(hex) = name.strip_prefix("blobs/sha256/") else { return Ok(None) };
-        let Ok(digest) = format!("sha256:{hex}").parse() else { return Ok(None) };
+        let Some(digest) = blob_digest(name) else { return Ok(None) };
         let Some(diff) = self.images.known_layer(&digest)? else { return Ok(None) };
         self.images.lease_layers(&[diff]).map(Some)
     }
+}
+
+/// The member that is a blob of an OCI layout.
+pub(super) fn member(digest: &Digest) -> String {
+    format!("{BLOBS}{}", digest.hex())
+}
+
+fn blob_digest(name: &str) -> Option<Digest> {
+    format!("sha256:{}", name.strip_prefix(BLOBS)?).parse().ok()
+}
+
+/// Whether it is said to be for another system than Linux.
+pub(super) fn is_foreign(entry: &Descriptor) -> bool {
+    entry.platform.as_ref().is_some_and(|platform| platform.os != "linux")
 }
 
 /// What people see of a layer: the beginning of the digest or id in its name.

@@ -8,6 +8,7 @@ mod commit_upper;
 mod contents;
 mod gather;
 mod import;
+mod index;
 mod ingest;
 mod lease;
 mod recover;
@@ -34,6 +35,7 @@ pub use self::blobs::{BlobReader, LayerBlob};
 pub use self::commit_upper::{CommitOptions, StagedDiff};
 pub use self::ingest::{Ingested, IngestedLayer, LayerPlace};
 pub use self::lease::LayerLease;
+pub use self::save::IndexParts;
 pub use self::snapshot::{Composed, Scratch, StagedLayer};
 pub use self::stack::Difference;
 pub use self::verify::Part;
@@ -179,7 +181,8 @@ impl Images {
     }
 
     /// Loads every image of an archive: `docker save`'s or an OCI layout, plain or compressed with
-    /// gzip or zstd. Either all of its images appear or none. Names that other images had move.
+    /// gzip or zstd. Either all of its images appear or none, and artifacts after them. Names that other images
+    /// had move.
     pub fn load(&self, input: impl Read + Send, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Loaded>> {
         self.load_named(input, Names::Move, progress)
     }
@@ -191,16 +194,24 @@ impl Images {
         names: Names,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Loaded>> {
-        let gathered = gather::gather(input, self, progress)?;
-        let mut found = contents::images(&gathered)?;
+        let mut gathered = gather::gather(input, self, progress)?;
+        let mut found = contents::read(&gathered)?;
         if names == Names::Stay {
-            let taken = self.names()?;
-            for image in &mut found {
-                let id = image.id.clone();
-                image.references.retain(|name| !taken.iter().any(|(have, of)| have == name && *of != id));
-            }
+            found.leave_names(&self.names()?);
         }
-        let loaded = self.commit(&found, gathered)?;
+        let artifacts = self.blobs_of(&found, &mut gathered)?;
+        let mut loaded = self.commit(&found.images, gathered)?;
+        for (artifact, blobs) in found.artifacts.iter().zip(artifacts) {
+            loaded.push(self.commit_artifact(&artifact.manifest, &artifact.references, blobs)?);
+        }
+        // Parts of an index have no names of their own.
+        loaded.retain(|one| {
+            one.references.is_empty() || one.references.iter().any(|name| name.tag().is_some())
+        });
+        for (name, index, id) in found.names {
+            self.name_document(&name, &index, &id)?;
+            loaded.push(Loaded { id, references: vec![name] });
+        }
         self.sweep()?;
         Ok(loaded)
     }

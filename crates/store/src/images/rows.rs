@@ -226,6 +226,13 @@ pub(super) fn documents(sql: Sql<'_>) -> Result<HashSet<Digest>> {
     Ok(sql.rows("read manifests", text, (), |row| parsed(row, 0))?.into_iter().collect())
 }
 
+/// What names with a tag stand for.
+pub(super) fn tagged_documents(sql: Sql<'_>) -> Result<Vec<Digest>> {
+    let text =
+        "SELECT DISTINCT document FROM image_names WHERE document IS NOT NULL AND instr(name, '@') = 0";
+    sql.rows("read what names stand for", text, (), |row| parsed(row, 0))
+}
+
 /// Everything that has to be below content/blobs.
 pub(super) fn contents(sql: Sql<'_>) -> Result<HashSet<Digest>> {
     let text =

@@ -5,8 +5,9 @@
 //! blobs/sha256/…    manifests, configurations, layers with the digests that they came with
 //! ```
 //!
-//! Documents come first, so that who reads a stream knows what is to come. The same images are the same
-//! bytes: nothing in the archive tells when or where it was made.
+//! Documents come first, indexes before all others, so that who reads a stream knows what is to come. A name that
+//! stands for an index of which all is here has that index in `index.json`, with every part of it behind. The same
+//! images are the same bytes: nothing in the archive tells when or where it was made.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -21,7 +22,7 @@ use insula_spec::image::{
 use insula_spec::reference::Reference;
 use tar::{Builder, EntryType, Header};
 
-use super::{Composed, Image, ImageKind, Images, builtin};
+use super::{Composed, Image, ImageKind, Images, Standing, builtin};
 use crate::stream::{Hashing, channel, pump_plain};
 use crate::{Error, Layer, Result, content};
 
@@ -31,6 +32,24 @@ struct Saved {
     references: BTreeSet<Reference>,
     manifest: Vec<u8>,
     config: Vec<u8>,
+    /// Those of the names that stand for an index, with it.
+    indexes: BTreeMap<Reference, Vec<u8>>,
+    /// Manifests and configurations of what these indexes have.
+    parts: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Saved {
+    fn new(image: Image, references: BTreeSet<Reference>, manifest: Vec<u8>, config: Vec<u8>) -> Self {
+        Self { image, references, manifest, config, indexes: BTreeMap::new(), parts: Vec::new() }
+    }
+}
+
+/// Whether all of an index goes with a name of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IndexParts {
+    All,
+    /// The image alone.
+    Meant,
 }
 
 /// A blob of the archive.
@@ -42,9 +61,9 @@ enum Blob {
 impl Images {
     /// Writes images by names or ids. A repository without a tag means all of its tags, as in Docker; an
     /// image by its id has no name in the archive.
-    pub fn save(&self, names: &[String], out: impl Write) -> Result<()> {
+    pub fn save(&self, names: &[String], parts: IndexParts, out: impl Write) -> Result<()> {
         let mut tar = Builder::new(out);
-        self.write_images(names, &BTreeSet::new(), &mut tar)?;
+        self.write_saved(&self.chosen(names, parts)?, &BTreeSet::new(), &mut tar)?;
         tar.finish().map_err(sending)
     }
 
@@ -55,7 +74,7 @@ impl Images {
         without: &BTreeSet<Digest>,
         tar: &mut Builder<impl Write>,
     ) -> Result<()> {
-        self.write_saved(&self.chosen(names)?, without, tar)
+        self.write_saved(&self.chosen(names, IndexParts::Meant)?, without, tar)
     }
 
     /// Writes an image that is made of layers which are here and stay meanwhile, and is not in the store: its names
@@ -74,7 +93,8 @@ impl Images {
         };
         let manifest = self.plain_manifest(&image, &config)?;
         let mut tar = Builder::new(out);
-        self.write_saved(&[Saved { image, references, manifest, config }], &BTreeSet::new(), &mut tar)?;
+        let saved = Saved::new(image, references, manifest, config);
+        self.write_saved(&[saved], &BTreeSet::new(), &mut tar)?;
         tar.finish().map_err(sending)?;
         Ok(id)
     }
@@ -86,13 +106,18 @@ impl Images {
         tar: &mut Builder<impl Write>,
     ) -> Result<()> {
         let mut blobs: BTreeMap<Digest, Blob> = BTreeMap::new();
+        let mut indexes = BTreeMap::new();
         for image in saved {
-            let manifest = Manifest::parse(&image.manifest)?;
-            // An artifact's may be the same empty one as another's.
-            blobs.insert(manifest.config.digest.clone(), Blob::Document(image.config.clone()));
-            blobs.insert(content::digest(&image.manifest), Blob::Document(image.manifest.clone()));
-            for layer in manifest.layers.into_iter().filter(|layer| !without.contains(&layer.digest)) {
-                blobs.insert(layer.digest, Blob::Layer(layer.size));
+            indexes.extend(image.indexes.values().map(|bytes| (content::digest(bytes), bytes)));
+            let parts = image.parts.iter().map(|(manifest, config)| (manifest, config));
+            for (bytes, config) in parts.chain([(&image.manifest, &image.config)]) {
+                let manifest = Manifest::parse(bytes)?;
+                for layer in manifest.layers.into_iter().filter(|layer| !without.contains(&layer.digest)) {
+                    blobs.entry(layer.digest).or_insert(Blob::Layer(layer.size));
+                }
+                // An artifact's may be the same empty one as another's, or its one blob.
+                blobs.insert(manifest.config.digest, Blob::Document(config.clone()));
+                blobs.insert(content::digest(bytes), Blob::Document(bytes.clone()));
             }
         }
         put(tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
@@ -101,10 +126,12 @@ impl Images {
         for folder in ["blobs/", "blobs/sha256/"] {
             append(tar, header(EntryType::Directory, 0o755, 0), folder, std::io::empty())?;
         }
-        for (digest, blob) in &blobs {
-            if let Blob::Document(bytes) = blob {
-                put(tar, &format!("blobs/sha256/{}", digest.hex()), bytes)?;
-            }
+        let documents = blobs.iter().filter_map(|(digest, blob)| match blob {
+            Blob::Document(bytes) => Some((digest, bytes)),
+            Blob::Layer(_) => None,
+        });
+        for (digest, bytes) in indexes.iter().map(|(digest, bytes)| (digest, *bytes)).chain(documents) {
+            put(tar, &format!("blobs/sha256/{}", digest.hex()), bytes)?;
         }
         for (digest, blob) in &blobs {
             if let Blob::Layer(size) = blob {
@@ -116,10 +143,10 @@ impl Images {
 
     /// Whether all of these can be saved.
     pub fn check_save(&self, names: &[String]) -> Result<()> {
-        self.chosen(names).map(drop)
+        self.chosen(names, IndexParts::Meant).map(drop)
     }
 
-    fn chosen(&self, names: &[String]) -> Result<Vec<Saved>> {
+    fn chosen(&self, names: &[String], parts: IndexParts) -> Result<Vec<Saved>> {
         if names.is_empty() {
             return Err(Error::Archive("no images are given to be saved".to_owned()));
         }
@@ -133,15 +160,34 @@ impl Images {
                     Some(other) => other.references.extend(references),
                     None => {
                         let manifest = self.manifest(&image)?;
-                        let config = Manifest::parse(&manifest)?.config.digest;
-                        let config = self.content.read(&config, DOCUMENT_MAX as u64)?;
-                        let references = references.into_iter().collect();
-                        saved.push(Saved { image, references, manifest, config });
+                        let config = self.config_of(&manifest)?;
+                        saved.push(Saved::new(image, references.into_iter().collect(), manifest, config));
                     }
                 }
             }
         }
+        if parts == IndexParts::All {
+            saved.iter_mut().try_for_each(|image| self.add_indexes(image))?;
+        }
         Ok(saved)
+    }
+
+    fn config_of(&self, manifest: &[u8]) -> Result<Vec<u8>> {
+        self.content.read(&Manifest::parse(manifest)?.config.digest, DOCUMENT_MAX as u64)
+    }
+
+    /// Those of which a part is missing stay here: who reads the archive could not have them whole either.
+    fn add_indexes(&self, saved: &mut Saved) -> Result<()> {
+        for name in &saved.references {
+            let Some(Standing::Index { bytes, here, missing: 0 }) = self.standing(name)? else { continue };
+            for (manifest, _) in here {
+                let manifest = self.document(&manifest)?;
+                let config = self.config_of(&manifest)?;
+                saved.parts.push((manifest, config));
+            }
+            saved.indexes.insert(name.clone(), bytes);
+        }
+        Ok(())
     }
 
     /// The images that a word means, each with the names that it means.
@@ -239,10 +285,25 @@ fn index(saved: &[Saved]) -> Result<Index> {
                 (ANNOTATION_IMAGE_NAME.to_owned(), reference.to_string()),
                 (ANNOTATION_REF_NAME.to_owned(), tag),
             ]);
-            manifests.push(Descriptor { annotations, ..descriptor.clone() });
+            let descriptor = match image.indexes.get(reference) {
+                Some(bytes) => describe_index(bytes)?,
+                None => descriptor.clone(),
+            };
+            manifests.push(Descriptor { annotations, ..descriptor });
         }
     }
     Ok(Index { schema_version: 2, media_type: Some(media::INDEX.to_owned()), manifests })
+}
+
+fn describe_index(bytes: &[u8]) -> Result<Descriptor> {
+    let media_type = Index::parse(bytes)?.media_type;
+    Ok(Descriptor {
+        media_type: media_type.unwrap_or_else(|| media::INDEX.to_owned()),
+        digest: content::digest(bytes),
+        size: bytes.len() as u64,
+        annotations: BTreeMap::new(),
+        platform: None,
+    })
 }
 
 fn platform(image: &Image) -> Option<Platform> {

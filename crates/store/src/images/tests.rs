@@ -25,6 +25,7 @@ macro_rules! need_root {
 }
 
 mod gc;
+mod index;
 mod ingest;
 mod sharing;
 
@@ -542,7 +543,7 @@ fn a_layer_of_an_older_store_gets_its_recipe_when_it_comes_again() {
 fn saved(store: &Store, names: &[&str]) -> Vec<u8> {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut bytes = Vec::new();
-    store.images().save(&names, &mut bytes).unwrap();
+    store.images().save(&names, IndexParts::All, &mut bytes).unwrap();
     bytes
 }
 
@@ -569,12 +570,12 @@ fn what_is_saved_is_loaded_as_it_was() {
     load(&three, &saved(&one, &[id.short()])).unwrap();
     assert!(three.images().resolve(id.as_str()).unwrap().references.is_empty());
     for (name, kind) in [("nothing", Kind::NotFound), ("host", Kind::Conflict)] {
-        let error = one.images().save(&[name.to_owned()], &mut Vec::new()).unwrap_err();
+        let error = one.images().save(&[name.to_owned()], IndexParts::All, &mut Vec::new()).unwrap_err();
         assert_eq!(error.kind(), kind, "{name}");
     }
     let layer = &one.images().resolve("plain:1").unwrap().layers[1];
     std::fs::write(layer.path.join("etc/two"), vec![8; 300_000]).unwrap();
-    let error = one.images().save(&["plain:1".to_owned()], &mut Vec::new()).unwrap_err();
+    let error = one.images().save(&["plain:1".to_owned()], IndexParts::All, &mut Vec::new()).unwrap_err();
     assert!(matches!(error, Error::Mismatch { .. }), "{error}");
 }
 

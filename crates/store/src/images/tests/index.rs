@@ -1,0 +1,186 @@
+//! Archives with indexes and artifacts.
+
+use super::*;
+
+const NAME: &str = "r.test/app:1";
+
+/// Blobs of an OCI layout, in the order in which they are written.
+#[derive(Default)]
+struct Layout {
+    blobs: Vec<Vec<u8>>,
+}
+
+impl Layout {
+    fn blob(&mut self, kind: &str, bytes: &[u8]) -> serde_json::Value {
+        self.blobs.push(bytes.to_vec());
+        json!({"mediaType": kind, "digest": content::digest(bytes), "size": bytes.len()})
+    }
+
+    fn document(&mut self, kind: &str, value: &serde_json::Value) -> serde_json::Value {
+        self.blob(kind, value.to_string().as_bytes())
+    }
+
+    fn image(&mut self, layer: &[u8], architecture: &str) -> serde_json::Value {
+        let mut document: serde_json::Value =
+            serde_json::from_slice(&config(&[layer], architecture)).unwrap();
+        document["architecture"] = json!(architecture);
+        let layer = self.blob(media::LAYER_GZIP, &gzip(layer));
+        let config = self.document(media::CONFIG, &document);
+        let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
+        let mut descriptor = self.document(media::MANIFEST, &manifest);
+        descriptor["platform"] = json!({"architecture": architecture, "os": "linux"});
+        descriptor
+    }
+
+    fn artifact(&mut self, blob: &[u8]) -> serde_json::Value {
+        let config = self.blob("application/vnd.oci.empty.v1+json", b"{}");
+        let layer = self.blob("application/x.parts", blob);
+        let manifest = json!({
+            "schemaVersion": 2, "artifactType": "x/parts", "config": config, "layers": [layer],
+        });
+        self.document(media::MANIFEST, &manifest)
+    }
+
+    fn index(&mut self, entries: &[serde_json::Value]) -> serde_json::Value {
+        self.document(media::INDEX, &json!({"schemaVersion": 2, "manifests": entries}))
+    }
+
+    /// With what names the blobs at the end, or at the beginning.
+    fn archive(&self, tops: &[serde_json::Value], documents_first: bool) -> Vec<u8> {
+        let index = json!({"schemaVersion": 2, "manifests": tops}).to_string();
+        let names: Vec<String> =
+            self.blobs.iter().map(|bytes| format!("blobs/sha256/{}", content::digest(bytes).hex())).collect();
+        let mut members: Vec<(&str, &[u8])> =
+            names.iter().map(String::as_str).zip(self.blobs.iter().map(Vec::as_slice)).collect();
+        members.push(("index.json", index.as_bytes()));
+        if documents_first {
+            members.reverse();
+        }
+        tar(&members)
+    }
+}
+
+fn named(mut descriptor: serde_json::Value, name: &str) -> serde_json::Value {
+    descriptor["annotations"] = json!({"io.containerd.image.name": name});
+    descriptor
+}
+
+fn digest(descriptor: &serde_json::Value) -> Digest {
+    descriptor["digest"].as_str().unwrap().parse().unwrap()
+}
+
+/// What a name stands for: the digest of the index, and how much of it is missing.
+fn stands_for(store: &Store, name: &str) -> (Digest, usize) {
+    match store.images().standing(&name.parse().unwrap()).unwrap() {
+        Some(Standing::Index { bytes, missing, .. }) => (content::digest(&bytes), missing),
+        other => panic!("{name} stands for {other:?}"),
+    }
+}
+
+/// What decides on which machine's image is meant.
+fn both(layout: &mut Layout) -> [serde_json::Value; 2] {
+    let (home, abroad) = (tar(&[("home", b"1")]), tar(&[("abroad", b"2")]));
+    [layout.image(&abroad, "s390x"), layout.image(&home, builtin::architecture())]
+}
+
+#[test]
+fn an_index_comes_with_all_that_it_lists_and_leaves_again() {
+    need_root!();
+    for documents_first in [false, true] {
+        let (_folder, one) = store();
+        let mut layout = Layout::default();
+        let [abroad, home] = both(&mut layout);
+        // Large, compressed, and what would have to be told from an image's: a blob is kept as it is.
+        let chart = gzip(&tar(&[("chart", b"c")]));
+        let artifacts = [vec![3; 5 << 20], chart, b"text".to_vec()].map(|blob| layout.artifact(&blob));
+        let entries = [&[abroad.clone(), home.clone()], &artifacts[..]].concat();
+        let index = layout.index(&entries);
+        let archive = layout.archive(&[named(index.clone(), NAME)], documents_first);
+        let loaded = load(&one, &archive).unwrap();
+        assert_eq!(loaded.len(), 1, "parts are not told of: {loaded:?}");
+        let image = one.images().resolve(NAME).unwrap();
+        assert_eq!(
+            (image.config.architecture.as_str(), loaded[0].id.clone()),
+            (builtin::architecture(), image.id)
+        );
+        assert_eq!(stands_for(&one, NAME), (digest(&index), 0));
+        let (_folder, two) = store();
+        load(&two, &saved(&one, &[NAME])).unwrap();
+        assert_eq!(stands_for(&two, NAME), (digest(&index), 0));
+        for part in entries {
+            let name = format!("r.test/app@{}", digest(&part));
+            let found = two.images().resolve(&name).unwrap();
+            assert_eq!(found.manifest, Some(digest(&part)), "{name}");
+        }
+        two.images().remove(NAME, Force::No, &|_| false).unwrap();
+        two.images().wait_synced();
+        assert!(two.content().all().unwrap().is_empty(), "all of it goes with its name");
+        // The image alone, as who asks for one platform gets it.
+        let mut alone = Vec::new();
+        one.images().save(&[NAME.to_owned()], IndexParts::Meant, &mut alone).unwrap();
+        load(&two, &alone).unwrap();
+        assert_eq!(
+            two.images()
+                .standing(&NAME.parse().unwrap())
+                .unwrap()
+                .map(|found| matches!(found, Standing::Manifest(_))),
+            Some(true)
+        );
+    }
+}
+
+#[test]
+fn of_an_index_that_is_not_whole_the_image_of_this_machine_comes() {
+    need_root!();
+    let (_folder, store) = store();
+    let mut layout = Layout::default();
+    let [abroad, home] = both(&mut layout);
+    let mut absent = home.clone();
+    absent["digest"] = json!(content::digest(b"absent"));
+    // Within another one, where it is looked for too.
+    let inner = layout.index(&[abroad.clone(), absent, home.clone()]);
+    let outer = layout.index(&[inner]);
+    load(&store, &layout.archive(&[named(outer.clone(), NAME)], false)).unwrap();
+    assert_eq!(store.images().resolve(NAME).unwrap().manifest, Some(digest(&home)));
+    assert!(store.images().resolve(&format!("r.test/app@{}", digest(&abroad))).is_err());
+    assert_eq!(stands_for(&store, NAME), (digest(&outer), 1));
+    // Without a name only what this machine runs is of use.
+    let lonely = layout.index(&[abroad]);
+    let error = load(&store, &layout.archive(&[lonely], false)).unwrap_err();
+    assert!(matches!(error, Error::Unsupported(_)), "{error}");
+}
+
+#[test]
+fn artifacts_of_an_archive_are_whole_or_refused() {
+    need_root!();
+    let (_folder, store) = store();
+    let mut layout = Layout::default();
+    let artifact = named(layout.artifact(b"parts"), "r.test/parts:1");
+    let loaded = load(&store, &layout.archive(std::slice::from_ref(&artifact), false)).unwrap();
+    assert_eq!(
+        (loaded[0].references[0].familiar().as_str(), &loaded[0].id),
+        ("r.test/parts:1", &digest(&artifact))
+    );
+    let image = store.images().resolve("r.test/parts:1").unwrap();
+    assert_eq!(image.kind, ImageKind::Artifact { kind: "x/parts".to_owned() });
+    store.images().remove("r.test/parts:1", Force::No, &|_| false).unwrap();
+    let refused = |layout: &Layout, first| {
+        let error =
+            load(&store, &layout.archive(std::slice::from_ref(&artifact), first)).unwrap_err().to_string();
+        store.images().wait_synced();
+        assert_empty(&store);
+        error
+    };
+    let mut damaged = Layout::default();
+    damaged.artifact(b"parts");
+    let missing = damaged.blobs.remove(1);
+    assert!(refused(&damaged, false).contains(&content::digest(&missing).hex()[..12]));
+    // A plain tar is unpacked as it comes, and then it is known that it is none of an image.
+    let mut late = Layout::default();
+    let tarred = tar(&[("file", b"1")]);
+    let artifact = named(late.artifact(&tarred), "r.test/tar:1");
+    let error = load(&store, &late.archive(std::slice::from_ref(&artifact), false)).unwrap_err();
+    assert!(error.to_string().contains("too late"), "{error}");
+    load(&store, &late.archive(&[artifact], true)).unwrap();
+    assert_eq!(blob_bytes(&store, &content::digest(&tarred)), tarred);
+}
