@@ -195,6 +195,41 @@ fn names_of_images() {
 }
 
 #[test]
+fn as_many_images_stay_as_a_prune_is_told_to_keep() {
+    let daemon = daemon!(bare);
+    // Made at the same moment: their tags say which is the newest.
+    for name in ["web:1", "web:2", "web:3", "db:1", "db:2"] {
+        let mut image = busybox();
+        image.layers.push(Layer::default().file("name", 0o644, name.as_bytes()).bytes());
+        image.name = name.into();
+        daemon.load(&image.docker_archive()).ok();
+    }
+    let left = || {
+        let listed = daemon.insula(&["images", "--format", "{{.Repository}}:{{.Tag}}"]);
+        let mut names: Vec<String> =
+            listed.ok().lines().filter(|name| !name.starts_with("host:")).map(str::to_owned).collect();
+        names.sort();
+        names.join(" ")
+    };
+    let prune = |filters: &[&str]| {
+        let filters: Vec<&str> = filters.iter().flat_map(|filter| ["--filter", filter]).collect();
+        daemon.insula(&[&["image", "prune", "-af"], &filters[..]].concat())
+    };
+    prune(&["keep=few"]).fails(1, &["keep=few", "keep=3"]);
+    prune(&["keep=3"]).shows(&["Total reclaimed space: 0B"]);
+    // Of what it takes nothing is left, of what both have all of it.
+    prune(&["keep=2", "reference=web"]).shows(&["untagged: web:1", "Total reclaimed space: 5B"]);
+    prune(&["keep=1", "reference=web"]).shows(&["untagged: web:2"]);
+    assert_eq!(left(), "db:1 db:2 web:3");
+    daemon.insula(&["tag", "db:1", "other:1"]).ok();
+    // db:1 is the newest of one of its repositories.
+    prune(&["keep=1"]).shows(&["Total reclaimed space: 0B"]);
+    assert_eq!(left(), "db:1 db:2 other:1 web:3");
+    prune(&[]).shows(&["untagged: web:3", "deleted: "]);
+    assert_eq!(left(), "");
+}
+
+#[test]
 fn an_image_in_use_is_kept() {
     let daemon = daemon!();
     let id = daemon.sleeper(ALONE);

@@ -73,12 +73,13 @@ impl Run for PruneContainersArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   insula image prune
-  insula image prune -af         those with a name too, without asking")]
+  insula image prune -af         those with a name too, without asking
+  insula image prune -af --filter keep=3 --filter 'reference=registry.example/web'")]
 pub(crate) struct PruneImagesArgs {
     /// Images with a name that no container uses, too
     #[arg(short, long)]
     all: bool,
-    /// Only: until=24h, label=tier=db
+    /// Only: until=24h, label=tier=db, reference='web:*'; and keep=3, not the three newest of each repository
     #[arg(long, value_name = "NAME=VALUE")]
     filter: Vec<String>,
     /// Do not ask

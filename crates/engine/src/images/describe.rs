@@ -56,22 +56,17 @@ pub(super) fn inspect(image: &Image) -> ImageInspect {
 /// history have a step for each layer.
 pub(super) fn history(image: &Image) -> Vec<HistoryItem> {
     let mut layers = image.layers.iter();
-    let mut items: Vec<HistoryItem> = image
-        .config
-        .history
-        .iter()
-        .map(|step| HistoryItem {
-            id: NO_IMAGE.to_owned(),
-            created: step.created.as_deref().and_then(parse_time).map_or(0, Timestamp::as_second),
-            created_by: step.created_by.clone(),
-            size: if step.empty_layer { 0 } else { layers.next().map_or(0, |layer| signed(layer.size)) },
-            comment: step.comment.clone(),
-            ..HistoryItem::default()
-        })
-        .collect();
-    items.extend(layers.map(|layer| HistoryItem {
+    let unknown = HistoryItem { id: NO_IMAGE.to_owned(), ..HistoryItem::default() };
+    // What has no history was there before what has one.
+    let below = layers.by_ref().take(without_history(image));
+    let mut items: Vec<HistoryItem> =
+        below.map(|layer| HistoryItem { size: signed(layer.size), ..unknown.clone() }).collect();
+    items.extend(image.config.history.iter().map(|step| HistoryItem {
         id: NO_IMAGE.to_owned(),
-        size: signed(layer.size),
+        created: step.created.as_deref().and_then(parse_time).map_or(0, Timestamp::as_second),
+        created_by: step.created_by.clone(),
+        size: if step.empty_layer { 0 } else { layers.next().map_or(0, |layer| signed(layer.size)) },
+        comment: step.comment.clone(),
         ..HistoryItem::default()
     }));
     items.reverse();
@@ -85,7 +80,14 @@ pub(super) fn history(image: &Image) -> Vec<HistoryItem> {
 /// What made each layer, lowest first, as far as the history says.
 pub(super) fn steps(image: &Image) -> Vec<String> {
     let made = image.config.history.iter().filter(|step| !step.empty_layer);
-    made.map(|step| step.created_by.clone()).collect()
+    let below = std::iter::repeat_n(String::new(), without_history(image));
+    below.chain(made.map(|step| step.created_by.clone())).collect()
+}
+
+/// The lowest layers of an image that says of fewer how they were made.
+fn without_history(image: &Image) -> usize {
+    let made = image.config.history.iter().filter(|step| !step.empty_layer).count();
+    image.layers.len().saturating_sub(made)
 }
 
 /// The configuration in the form that containers have it.
