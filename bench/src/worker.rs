@@ -3,14 +3,19 @@
 //! getting there out of their times.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::pipe::fcntl_setpipe_size;
 use serde::{Deserialize, Serialize};
 
 pub(crate) const FLAG: &str = "--worker";
+
+/// Bytes on one stream.
+const MOST_PRINTED: usize = 1 << 20;
 
 /// Program and arguments.
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,6 +56,10 @@ pub(crate) fn execute(words: &[String]) -> anyhow::Result<Done> {
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("run {program}"))?;
+    for stream in [child.stdout.as_ref().map(AsFd::as_fd), child.stderr.as_ref().map(AsFd::as_fd)] {
+        // Nobody reads before the end: a command that prints more than this would wait for ever.
+        stream.map(|stream| fcntl_setpipe_size(stream, MOST_PRINTED)).transpose().context("widen a pipe")?;
+    }
     finish(child, began)
 }
 
@@ -64,7 +73,7 @@ fn finish(mut child: Child, began: Instant) -> anyhow::Result<Done> {
     Ok(Done { code: status.code().unwrap_or(-1), nanoseconds, stdout, stderr })
 }
 
-fn available(mut stream: impl std::io::Read + std::os::fd::AsFd) -> String {
+fn available(mut stream: impl std::io::Read + AsFd) -> String {
     // That it blocks is harmless where the flag cannot be set: the writer is gone.
     let _ = rustix::io::ioctl_fionbio(&stream, true);
     let mut bytes = Vec::new();
