@@ -74,11 +74,13 @@ impl Engine {
         Ok(inspect)
     }
 
-    pub(super) fn network_settings(&self, row: &Row) -> Result<NetworkSettings> {
-        let endpoint = match row.phase.live() {
-            true => self.networks().endpoint(&row.id)?,
-            false => None,
-        };
+    fn network_settings(&self, row: &Row) -> Result<NetworkSettings> {
+        Ok(self.settings_of(row, self.networks().endpoint(&row.id)?))
+    }
+
+    /// The same of what it was given.
+    pub(super) fn settings_of(&self, row: &Row, endpoint: Option<Endpoint>) -> NetworkSettings {
+        let endpoint = endpoint.filter(|_| row.phase.live());
         let mut settings = NetworkSettings { host_names: row.host_names(), ..NetworkSettings::default() };
         let Some(endpoint) = endpoint else {
             // What it will be connected to.
@@ -86,7 +88,7 @@ impl Engine {
                 let network_id = self.networks().get(&name).map(|n| n.id.to_string()).unwrap_or_default();
                 settings.networks.insert(name, EndpointSettings { network_id, ..asked });
             }
-            return Ok(settings);
+            return settings;
         };
         settings.sandbox_id = row.id.to_string();
         settings.sandbox_key = row.pid().map(|pid| format!("/proc/{pid}/ns/net")).unwrap_or_default();
@@ -107,7 +109,7 @@ impl Engine {
             settings.global_ipv6_address = bridge.global_ipv6_address;
             settings.global_ipv6_prefix_len = bridge.global_ipv6_prefix_len;
         }
-        Ok(settings)
+        settings
     }
 
     /// The networks that it asks for, by name.
@@ -204,6 +206,8 @@ pub(super) fn mount_points(row: &Row, volumes: &Path) -> Vec<MountPoint> {
             SourceRow::Volume { name, .. } => {
                 "volume".clone_into(&mut point.r#type);
                 point.name.clone_from(name);
+                // Also where it stands for another folder.
+                point.source = volumes.join(name).join("_data").to_string_lossy().into_owned();
                 "local".clone_into(&mut point.driver);
                 // Docker's word for a label that it may set; what the image alone asks for has none.
                 if point.mode.is_empty() && !row.config.volumes.contains_key(&mount.target) {

@@ -1,11 +1,14 @@
 //! List: one line for each container, newest first, filtered as Docker does.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use insula_base::ContainerId;
 use insula_models::{
     ContainerSummary, EndpointSettings, HostConfigSummary, Labels, MountPoint, NetworkSettingsSummary,
     PortSummary,
 };
+use insula_network::Endpoint;
 use jiff::Timestamp;
 
 use super::container::Container;
@@ -32,6 +35,8 @@ const KNOWN: [&str; 15] = [
     "status",
     "volume",
 ];
+/// Up to here each container's place is looked up by itself.
+const FEW: usize = 8;
 const STATES: [&str; 7] = ["created", "restarting", "running", "removing", "paused", "exited", "dead"];
 
 impl Engine {
@@ -40,7 +45,7 @@ impl Engine {
         check_names(filters, &KNOWN)?;
         check_values(filters)?;
         let mut all = self.0.containers.all();
-        all.sort_by_key(|container| std::cmp::Reverse(container.row().created));
+        all.sort_by_cached_key(|container| std::cmp::Reverse(container.row().created));
         let bounds = Bounds::find(self, filters)?;
         let everything = request.all
             || request.limit.is_some()
@@ -60,9 +65,10 @@ impl Engine {
                 break;
             }
         }
+        let mut endpoints = self.endpoints_of(&chosen)?;
         let mut summaries = Vec::with_capacity(chosen.len());
         for container in chosen {
-            let mut summary = self.summary(&container)?;
+            let mut summary = self.summary(&container, endpoints.remove(&container.id))?;
             if request.size {
                 let (rw, root) = self.sizes(&container.row()).await?;
                 // Docker leaves zeros out of lists.
@@ -83,8 +89,21 @@ impl Engine {
         Ok((signed(rw), signed(image + rw)))
     }
 
-    fn summary(&self, container: &Container) -> Result<ContainerSummary> {
+    /// Of many containers all that there are, which is one question to the state instead of one for each.
+    fn endpoints_of(&self, chosen: &[Arc<Container>]) -> Result<HashMap<ContainerId, Endpoint>> {
+        let all = match chosen.len() > FEW {
+            true => self.networks().endpoints()?,
+            false => {
+                let each = chosen.iter().map(|container| self.networks().endpoint(&container.id));
+                each.filter_map(Result::transpose).collect::<Result<_, _>>()?
+            }
+        };
+        Ok(all.into_iter().map(|endpoint| (endpoint.container.clone(), endpoint)).collect())
+    }
+
+    fn summary(&self, container: &Container, endpoint: Option<Endpoint>) -> Result<ContainerSummary> {
         let row = container.row();
+        let ports = port_summaries(&row, endpoint.as_ref());
         Ok(ContainerSummary {
             id: row.id.to_string(),
             names: vec![format!("/{}", row.name)],
@@ -92,7 +111,7 @@ impl Engine {
             image_id: row.image.id.to_string(),
             command: shown(command(&row.config)),
             created: row.created.as_second(),
-            ports: self.port_summaries(&row)?,
+            ports,
             size_rw: None,
             size_root_fs: None,
             labels: row.config.labels.clone(),
@@ -108,7 +127,7 @@ impl Engine {
             },
             network_settings: NetworkSettingsSummary {
                 networks: self
-                    .network_settings(&row)?
+                    .settings_of(&row, endpoint)
                     .networks
                     .into_iter()
                     .map(|(name, endpoint)| (name, listed(endpoint)))
@@ -120,31 +139,6 @@ impl Engine {
                 .map(unsourced)
                 .collect(),
         })
-    }
-
-    fn port_summaries(&self, row: &Row) -> Result<Vec<PortSummary>> {
-        if !row.running() {
-            return Ok(Vec::new());
-        }
-        let endpoint = self.networks().endpoint(&row.id)?;
-        let published = endpoint.map(|endpoint| endpoint.ports).unwrap_or_default();
-        let mut summaries: Vec<PortSummary> = published
-            .iter()
-            .map(|port| PortSummary {
-                ip: port.host_ip.to_string(),
-                private_port: port.container_port,
-                public_port: port.host_port,
-                r#type: port.proto.name().to_owned(),
-            })
-            .collect();
-        for exposed in row.config.exposed_ports.keys() {
-            let Ok((private_port, proto)) = ports::port_of(exposed) else { continue };
-            let r#type = proto.name().to_owned();
-            if !summaries.iter().any(|port| port.private_port == private_port && port.r#type == r#type) {
-                summaries.push(PortSummary { private_port, r#type, ..PortSummary::default() });
-            }
-        }
-        Ok(summaries)
     }
 
     fn passes(&self, container: &Container, row: &Row, filters: &Filters) -> Result<bool> {
@@ -187,8 +181,8 @@ impl Engine {
         let (numbers, proto) = wanted.split_once('/').unwrap_or((wanted, "tcp"));
         let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
         let (Ok(first), Ok(last)) = (first.parse::<u16>(), last.parse::<u16>()) else { return false };
-        let Ok(ports) = self.port_summaries(row) else { return false };
-        ports.iter().any(|port| {
+        let Ok(endpoint) = self.networks().endpoint(&row.id) else { return false };
+        port_summaries(row, endpoint.as_ref()).iter().any(|port| {
             let number = if published { port.public_port } else { port.private_port };
             port.r#type == proto && number != 0 && (first..=last).contains(&number)
         })
@@ -207,6 +201,31 @@ impl Engine {
         }
         counts
     }
+}
+
+/// Ports that are published, and those that the image or the user only names.
+fn port_summaries(row: &Row, endpoint: Option<&Endpoint>) -> Vec<PortSummary> {
+    if !row.running() {
+        return Vec::new();
+    }
+    let published = endpoint.map_or(&[][..], |endpoint| &endpoint.ports);
+    let mut summaries: Vec<PortSummary> = published
+        .iter()
+        .map(|port| PortSummary {
+            ip: port.host_ip.to_string(),
+            private_port: port.container_port,
+            public_port: port.host_port,
+            r#type: port.proto.name().to_owned(),
+        })
+        .collect();
+    for exposed in row.config.exposed_ports.keys() {
+        let Ok((private_port, proto)) = ports::port_of(exposed) else { continue };
+        let r#type = proto.name().to_owned();
+        if !summaries.iter().any(|port| port.private_port == private_port && port.r#type == r#type) {
+            summaries.push(PortSummary { private_port, r#type, ..PortSummary::default() });
+        }
+    }
+    summaries
 }
 
 /// What lists show of a place in a network.
