@@ -33,6 +33,37 @@ fn volumes_are_managed_by_name() {
 }
 
 #[test]
+fn a_volume_may_stand_for_a_folder_of_the_host() {
+    let daemon = daemon!();
+    let folder = daemon.folder().join("shown");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("there"), "before\n").unwrap();
+    let device = format!("device={}", insula_tests::text(&folder));
+    let create = ["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", &device, "shown"];
+    assert_eq!(daemon.insula(&create).ok(), "shown");
+    let options =
+        ["volume", "inspect", "-f", "{{.Options.type}} {{.Options.o}} {{.Options.device}}", "shown"];
+    assert_eq!(daemon.insula(&options).ok(), format!("none bind {}", insula_tests::text(&folder)));
+    let id = daemon.sleeper(&["--name", "box", "-v", "shown:/data", "--network", "none"]);
+    assert_eq!(
+        daemon.exec("box", "cat /data/*; echo after >/data/new; stat -c %u /data/new").ok(),
+        "before\n0"
+    );
+    assert_eq!(std::fs::read_to_string(folder.join("new")).unwrap(), "after\n");
+    let mount = ["inspect", "-f", "{{range .Mounts}}{{.Type}} {{.Name}} {{.Source}}{{end}}", "box"];
+    let point = daemon.insula(&["volume", "inspect", "-f", "{{.Mountpoint}}", "shown"]);
+    assert_eq!(daemon.insula(&mount).ok(), format!("volume shown {}", point.ok()));
+    daemon.insula(&["volume", "rm", "shown"]).fails(1, &["in use"]);
+    daemon.insula(&["rm", "-f", &id]).ok();
+    daemon.insula(&["volume", "rm", "shown"]).ok();
+    assert!(folder.join("new").exists());
+    let gone =
+        ["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", "device=/nowhere/at/all", "gone"];
+    daemon.insula(&gone).ok();
+    daemon.sh(&["-v", "gone:/data", "--network", "none"], "true").fails(125, &["/nowhere/at/all"]);
+}
+
+#[test]
 fn anonymous_volumes_go_with_rm_v() {
     let daemon = daemon!();
     daemon.sh(&["-v", "/scratch", "--network", "none"], "touch /scratch/x").ok();

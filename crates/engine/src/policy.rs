@@ -138,7 +138,9 @@ impl Policy {
     /// below an allowed folder cannot lead it elsewhere afterwards without being noticed.
     pub(crate) fn check_mounts(&self, mounts: &mut [MountRow]) -> Result<()> {
         for mount in mounts {
-            if let SourceRow::Bind { path, .. } = &mut mount.source {
+            if let SourceRow::Bind { path, .. } | SourceRow::Volume { folder: Some(path), .. } =
+                &mut mount.source
+            {
                 *path = self.bind_source(path)?;
             }
         }
@@ -148,7 +150,10 @@ impl Policy {
     /// As [`Policy::check_mounts`] right before a start.
     pub(crate) fn check_again(&self, mounts: &[MountRow]) -> Result<()> {
         for mount in mounts {
-            let SourceRow::Bind { path, .. } = &mount.source else { continue };
+            let (SourceRow::Bind { path, .. } | SourceRow::Volume { folder: Some(path), .. }) = &mount.source
+            else {
+                continue;
+            };
             let real = self.bind_source(path)?;
             if real != *path {
                 return denied(&format!(
@@ -268,6 +273,20 @@ mod tests {
         assert!(root.bind_source(Path::new("/srv/data")).is_ok());
         assert!(root.bind_source(&allowed.join("out")).is_err());
         assert!(policy(&[Forbidden::BindMounts]).bind_source(&allowed).is_err());
+    }
+
+    #[test]
+    fn a_volume_leads_no_further_than_a_bind() {
+        let volume = |folder: &str| {
+            let folder = Some(PathBuf::from(folder));
+            let source = SourceRow::Volume { name: "v".into(), anonymous: false, copy: false, folder };
+            [MountRow { target: "/v".into(), source, readonly: false, mode: String::new() }]
+        };
+        for policy in [policy(&[Forbidden::HostRoot]), policy(&[Forbidden::BindMounts])] {
+            assert!(policy.check_mounts(&mut volume("/etc")).is_err());
+            assert!(policy.check_again(&volume("/etc")).is_err());
+        }
+        assert!(policy(&[Forbidden::HostRoot]).check_mounts(&mut volume("/srv/data")).is_ok());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use insula_models::{
@@ -77,7 +77,7 @@ impl Volumes {
     /// Makes a volume, or returns the one of this name. Without a name it gets 64 random digits.
     pub fn create(&self, request: VolumeCreateRequest) -> Result<Volume> {
         check(&request)?;
-        let VolumeCreateRequest { mut name, mut labels, .. } = request;
+        let VolumeCreateRequest { mut name, mut labels, driver_opts, .. } = request;
         if name.is_empty() {
             name = insula_base::random_hex(32);
             labels.insert(ANONYMOUS.to_owned(), String::new());
@@ -87,7 +87,8 @@ impl Volumes {
             make_data(&data)?;
             return Ok(volume);
         }
-        let volume = new(VolumeCreateRequest { name: name.clone(), labels, ..Default::default() }, &data);
+        let request = VolumeCreateRequest { name: name.clone(), labels, driver_opts, ..Default::default() };
+        let volume = new(request, &data);
         let record = record(&volume)?;
         match self.store.state().records(Collection::Volumes).insert(&record) {
             // Somebody else was faster, which is as good.
@@ -141,6 +142,13 @@ impl Volumes {
     /// The volume of this name.
     pub fn inspect(&self, name: &str) -> Result<Volume> {
         self.find(name)?.ok_or_else(|| Error::NotFound(format!("get {name}: no such volume")))
+    }
+
+    /// The folder of the host that a volume stands for; `None` of one that has its own, or that there is not.
+    pub(crate) fn folder(&self, name: &str) -> Result<Option<PathBuf>> {
+        // One without a name is made later.
+        let found = if name.is_empty() { None } else { self.find(name)? };
+        found.map_or(Ok(None), |volume| device(&volume.name, &volume.options))
     }
 
     /// The volumes that pass the filters, by name.
@@ -304,13 +312,7 @@ fn check(request: &VolumeCreateRequest) -> Result<()> {
             "ClusterVolumeSpec of volumes belongs to swarm mode, which there is not".to_owned(),
         ));
     }
-    if let Some(option) = request.driver_opts.keys().next() {
-        return Err(Error::Unsupported(format!(
-            "create {}: option {option:?} of the driver \"local\" is not available in this version; \
-             bind-mount the folder instead",
-            request.name
-        )));
-    }
+    device(&request.name, &request.driver_opts)?;
     if request.name.len() == 1 {
         return Err(Error::InvalidArgument(
             "volume name is too short, names should be at least two alphanumeric characters".to_owned(),
@@ -319,11 +321,49 @@ fn check(request: &VolumeCreateRequest) -> Result<()> {
     Ok(())
 }
 
+/// What the options of Docker's driver `local` name: with `type=none,o=bind,device=/FOLDER` a folder of the host.
+fn device(name: &str, options: &Labels) -> Result<Option<PathBuf>> {
+    if options.is_empty() {
+        return Ok(None);
+    }
+    let not = |what: String| {
+        Error::Unsupported(format!(
+            "create {name}: {what} of the driver \"local\" is not available in this version: type=none with o=bind \
+             and device=/FOLDER is"
+        ))
+    };
+    if let Some(option) = options.keys().find(|option| !["type", "o", "device"].contains(&option.as_str())) {
+        return Err(not(format!("option {option:?}")));
+    }
+    let option = |name: &str| options.get(name).map_or("", String::as_str);
+    if let Some(missing) = ["device", "type"].into_iter().find(|name| option(name).is_empty()) {
+        return Err(Error::InvalidArgument(format!("create {name}: missing required option: {missing:?}")));
+    }
+    if !matches!(option("type"), "none" | "bind") {
+        return Err(not(format!("type {:?}", option("type"))));
+    }
+    let words = || option("o").split(',').map(str::trim).filter(|word| !word.is_empty());
+    if let Some(word) = words().find(|word| !matches!(*word, "bind" | "rbind" | "rw")) {
+        return Err(not(format!("o={word:?}")));
+    }
+    if !words().any(|word| word.ends_with("bind")) {
+        return Err(not(format!("type {:?} without o=bind", option("type"))));
+    }
+    let folder = PathBuf::from(option("device"));
+    let plain = folder.is_absolute() && !folder.components().any(|part| part == Component::ParentDir);
+    if !plain || option("device").contains('\0') {
+        let device = option("device");
+        return Err(Error::InvalidArgument(format!("create {name}: device {device:?} is no absolute path")));
+    }
+    Ok(Some(folder))
+}
+
 fn new(request: VolumeCreateRequest, data: &Path) -> Volume {
     Volume {
         created_at: Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         driver: DRIVER.to_owned(),
         labels: request.labels,
+        options: request.driver_opts,
         mountpoint: data.to_string_lossy().into_owned(),
         name: request.name,
         scope: "local".to_owned(),
@@ -458,6 +498,39 @@ mod tests {
         assert_eq!(names(&volumes, &[("label", "tier=db")], &users), ["blue"]);
         assert_eq!(names(&volumes, &[("dangling", "true")], &users), ["blueish"]);
         assert!(volumes.list(&Filters::from([("size".to_owned(), Vec::new())]), &users).is_err());
+    }
+
+    #[test]
+    fn options_may_name_a_folder_of_the_host() {
+        let (_folder, volumes) = volumes();
+        let of = |text: &str| -> Labels {
+            let pairs = text.split_whitespace().filter_map(|word| word.split_once('='));
+            pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+        };
+        let driver_opts = of("type=none o=bind,rw device=/srv/data");
+        let made = volumes
+            .create(VolumeCreateRequest { driver_opts: driver_opts.clone(), ..request("data") })
+            .unwrap();
+        assert_eq!((made.options, made.mountpoint.ends_with("/data/_data")), (driver_opts, true));
+        assert_eq!(volumes.folder("data").unwrap(), Some("/srv/data".into()));
+        volumes.create(request("plain")).unwrap();
+        for none in ["plain", "nobody", ""] {
+            assert_eq!(volumes.folder(none).unwrap(), None, "{none}");
+        }
+        for (text, word) in [
+            ("type=none o=bind", "missing required option: \"device\""),
+            ("o=bind device=/srv", "missing required option: \"type\""),
+            ("type=tmpfs device=tmpfs", "type \"tmpfs\""),
+            ("type=nfs o=addr=10.0.0.1 device=:/x", "type \"nfs\""),
+            ("type=none device=/srv", "without o=bind"),
+            ("type=none o=bind,ro device=/srv", "o=\"ro\""),
+            ("type=none o=bind device=srv", "no absolute path"),
+            ("type=none o=bind device=/srv/../etc", "no absolute path"),
+            ("type=none o=bind device=/srv size=1g", "option \"size\""),
+        ] {
+            let error = device("data", &of(text)).unwrap_err().to_string();
+            assert!(error.contains(word), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -488,7 +488,7 @@ pub(super) const VERBS: &[Verb] = &[
             ("", "", ""),
             ("--driver local", "", ""),
             ("--label a=b", "", ""),
-            ("--opt type=tmpfs --opt device=tmpfs", "", ""),
+            ("--opt type=none --opt o=bind --opt device=FOLDER", "", ""),
         ],
     ),
     verb("volume inspect", "data", Shows, ALONE, &[("", "", ""), ("--format {{.Name}}", "", "")]),

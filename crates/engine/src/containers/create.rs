@@ -120,6 +120,7 @@ impl Engine {
         let joined: Vec<&str> = endpoints.keys().map(String::as_str).collect();
         warnings.extend(self.networks().foresee(&joined, &ports)?);
         let mut mounts = mounts::collect(&config, &host, &|name| Ok(self.find(name)?.row().mounts.clone()))?;
+        self.find_folders(&mut mounts)?;
         policy.check_mounts(&mut mounts)?;
         mounts::put_over(&mut mounts, own.mounts);
         // Names are in the row before anything has them.
@@ -266,6 +267,19 @@ impl Engine {
         self.store().container_dir(&row.id).logs().is_dir()
     }
 
+    /// Volumes that stand for folders of the host.
+    fn find_folders(&self, mounts: &mut [MountRow]) -> Result<()> {
+        for mount in mounts {
+            if let SourceRow::Volume { name, copy, folder, .. } = &mut mount.source
+                && let Some(found) = self.volumes().folder(name)?
+            {
+                // It is not the engine's to fill.
+                (*copy, *folder) = (false, Some(found));
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the source of one mount.
     fn make_mount(&self, mount: &MountRow, image: &Image) -> Result<()> {
         match &mount.source {
@@ -274,7 +288,15 @@ impl Engine {
                 mounts::check_propagation(path, propagation)
             }
             SourceRow::Tmpfs { .. } | SourceRow::Own { .. } | SourceRow::Merged { .. } => Ok(()),
-            SourceRow::Volume { name, copy, anonymous } => {
+            SourceRow::Volume { name, folder: Some(folder), .. } => match folder.try_exists() {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Error::InvalidArgument(format!(
+                    "failed to mount local volume {name}: {}: no such file or directory",
+                    folder.display()
+                ))),
+                Err(error) => Err(Error::io("stat", folder, error)),
+            },
+            SourceRow::Volume { name, copy, anonymous, folder: None } => {
                 let volume = if *anonymous && self.volumes().inspect(name).is_err() {
                     self.volumes().create_anonymous(name)?
                 } else {

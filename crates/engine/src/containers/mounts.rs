@@ -62,7 +62,7 @@ pub(super) fn collect(
 }
 
 fn volume(name: &str, anonymous: bool, copy: bool) -> SourceRow {
-    SourceRow::Volume { name: name.to_owned(), anonymous, copy }
+    SourceRow::Volume { name: name.to_owned(), anonymous, copy, folder: None }
 }
 
 /// `CONTAINER[:ro|rw]`. tmpfs is not shared, and what was anonymous is somebody else's now.

@@ -131,6 +131,9 @@ pub(crate) enum SourceRow {
         anonymous: bool,
         /// Fill it with what the image has at the target, if it is empty.
         copy: bool,
+        /// The folder of the host that its options name in place of its own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        folder: Option<PathBuf>,
     },
     Tmpfs {
         size: Option<u64>,
@@ -160,6 +163,7 @@ impl MountRow {
     pub(crate) fn host_path(&self, volumes: &Path) -> Option<PathBuf> {
         match &self.source {
             SourceRow::Bind { path, .. } => Some(path.clone()),
+            SourceRow::Volume { folder: Some(folder), .. } => Some(folder.clone()),
             SourceRow::Volume { name, .. } => Some(volumes.join(name).join("_data")),
             SourceRow::Own { path, .. } => Some(path.clone()),
             SourceRow::Tmpfs { .. } | SourceRow::Merged { .. } => None,

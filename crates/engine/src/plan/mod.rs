@@ -256,6 +256,9 @@ fn of_the_user(mount: &MountRow, volumes: &Path) -> MountPlan {
             };
             plain(&mount.target, bind(path, *recursive, propagation))
         }
+        SourceRow::Volume { folder: Some(_), .. } => {
+            plain(&mount.target, bind(path, true, Propagation::Private))
+        }
         SourceRow::Volume { .. } => plain(&mount.target, bind(path, false, Propagation::Private)),
         SourceRow::Tmpfs { size, mode, nosuid, nodev, noexec, uid, gid } => MountPlan {
             nosuid: *nosuid,

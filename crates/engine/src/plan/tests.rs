@@ -90,7 +90,7 @@ fn users_mounts_replace_the_engines() {
     });
     row.mounts.push(MountRow {
         target: "/data".into(),
-        source: SourceRow::Volume { name: "v".into(), anonymous: false, copy: true },
+        source: SourceRow::Volume { name: "v".into(), anonymous: false, copy: true, folder: None },
         readonly: false,
         mode: String::new(),
     });

@@ -84,6 +84,13 @@ impl Engine {
             for mount in &described.mounts {
                 if !workload.volumes.iter().any(|volume| volume.name == mount.volume) {
                     let volume = self.volumes().inspect(&mount.volume)?;
+                    if let Some(folder) = self.volumes().folder(&volume.name)? {
+                        return Err(Error::Unsupported(format!(
+                            "the volume {} stands for {} of this host, which a bundle does not take",
+                            volume.name,
+                            folder.display()
+                        )));
+                    }
                     workload.volumes.push(WorkloadVolume {
                         name: volume.name,
                         labels: volume.labels,

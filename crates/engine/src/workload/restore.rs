@@ -151,7 +151,12 @@ fn mount_row(mount: &WorkloadMount) -> Result<MountRow> {
     Ok(MountRow {
         target: plain_target(&mount.target)?,
         // It has its content.
-        source: SourceRow::Volume { name: mount.volume.clone(), anonymous: mount.anonymous, copy: false },
+        source: SourceRow::Volume {
+            name: mount.volume.clone(),
+            anonymous: mount.anonymous,
+            copy: false,
+            folder: None,
+        },
         readonly: mount.read_only,
         mode: mount.mode.clone(),
     })
