@@ -223,6 +223,7 @@ pub(crate) fn describe(network: &insula_network::Network) -> Network {
         created: Timestamp::try_from(network.created).unwrap_or_default().to_string(),
         scope: "local".to_owned(),
         driver: network.driver.name().to_owned(),
+        enable_ipv4: true,
         ipam: Ipam { driver: "default".to_owned(), ..Ipam::default() },
         internal: network.internal,
         attachable: network.attachable,

@@ -112,6 +112,9 @@ document! {
         created: String,
         scope: String,
         driver: String,
+        /// Always, here.
+        #[serde(rename = "EnableIPv4")]
+        enable_ipv4: bool,
         #[serde(rename = "EnableIPv6")]
         enable_ipv6: bool,
         #[serde(rename = "IPAM")]
