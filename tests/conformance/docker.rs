@@ -1,4 +1,4 @@
-//! Docker's own command line against the daemon's socket.
+//! Docker's own command line against the daemon's socket, and in part ours by the same tests.
 
 use std::process::Command;
 
@@ -13,7 +13,8 @@ struct Docker {
 impl Docker {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.env("DOCKER_HOST", format!("unix://{}", self.daemon.instance().socket().display()));
+        let socket = format!("unix://{}", self.daemon.instance().socket().display());
+        command.env("DOCKER_HOST", &socket).env("INSULA_HOST", &socket);
         // No configuration of the user who runs the tests, and no context.
         command.env("DOCKER_CONFIG", self.daemon.folder()).env_remove("DOCKER_CONTEXT").args(arguments);
         command
@@ -26,6 +27,17 @@ impl Docker {
 
 /// One test of each function for the distribution's client and for another one, where there is one.
 macro_rules! with_both {
+    (ours: $($name:ident)*) => {
+        mod ours {
+            $(
+                #[test]
+                fn $name() {
+                    let daemon = insula_tests::daemon!();
+                    super::$name(&super::Docker { daemon, program: insula_tests::program("insula") });
+                }
+            )*
+        }
+    };
     ($($name:ident)*) => {
         with_both!(distribution 0 $($name)*);
         with_both!(other 1 $($name)*);
@@ -62,6 +74,17 @@ with_both! {
     images_from_and_to_a_registry
     every_version_of_the_api_is_spoken
     windows_and_the_end_of_input_arrive
+    signals_reach_the_container
+}
+
+with_both! {
+    ours:
+    run_passes_output_and_exit_codes
+    run_at_a_terminal
+    who_detaches_comes_back
+    no_byte_is_lost
+    windows_and_the_end_of_input_arrive
+    signals_reach_the_container
 }
 
 const ALONE: &[&str] = &["run", "--rm", "--network", "none"];
@@ -195,11 +218,19 @@ fn who_detaches_comes_back(docker: &Docker) {
     terminal.send("\x10\x11");
     assert_eq!(terminal.wait(), 0);
     assert_eq!(docker.docker(&["inspect", "-f", "{{.State.Running}}", "box"]).ok(), "true");
-    let mut again = Terminal::start(&docker.command(&["attach", "box"]));
+    let mut again = Terminal::start(&docker.command(&["attach", "--detach-keys", "ctrl-x,x", "box"]));
     again.send("echo it was $a\n");
     again.expect("it was kept");
-    again.send("exit 9\n");
-    assert_eq!(again.wait(), 9);
+    // The usual keys are the shell's then.
+    again.send("\x10\x11\necho still $a\n");
+    again.expect("still kept");
+    again.send("\x18x");
+    // The older client takes this for a failure.
+    again.wait();
+    assert_eq!(docker.docker(&["inspect", "-f", "{{.State.Running}}", "box"]).ok(), "true");
+    let mut last = Terminal::start(&docker.command(&["attach", "box"]));
+    last.send("exit 9\n");
+    assert_eq!(last.wait(), 9);
     docker.docker(&["rm", "box"]).ok();
 }
 
@@ -324,4 +355,17 @@ fn windows_and_the_end_of_input_arrive(docker: &Docker) {
     terminal.send("exit 6\n");
     assert_eq!(terminal.wait(), 6);
     docker.docker(&["rm", "-f", "box"]).ok();
+}
+
+fn signals_reach_the_container(docker: &Docker) {
+    let script = "trap 'exit 33' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut command = docker.command(&run(&["busybox", "sh", "-c", script]));
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    let output = child.stdout.take().unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(33));
 }
