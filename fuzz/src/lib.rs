@@ -165,9 +165,10 @@ pub fn api_body(data: &[u8]) {
 }
 
 fn body<T: DeserializeOwned + Serialize>(data: &[u8]) {
-    if let Ok(request) = insula_models::from_json::<T>(data) {
+    if let Ok(request) = insula_models::from_request::<T>(data) {
         let text = serde_json::to_vec(&request).unwrap_or_default();
-        assert!(insula_models::from_json::<T>(&text).is_ok(), "what was written is not read");
+        assert!(insula_models::from_request::<T>(&text).is_ok(), "what was written is not read");
+        assert!(insula_models::from_json::<T>(&text).is_ok(), "clients cannot read what was written");
     }
 }
 

@@ -44,6 +44,8 @@ pub(crate) async fn answer(site: Site, peer: Peer, request: Request) -> Result<R
     let mut response = site.authorization.guard(&peer, request, routed).await;
     if response.status().is_client_error() || response.status().is_server_error() {
         rest.discard().await;
+    } else {
+        rest.discard_announced().await;
     }
     decorate(&mut response);
     let route = response.extensions().get::<Route>().map(|route| &*route.0);

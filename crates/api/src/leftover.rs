@@ -2,55 +2,74 @@
 //!
 //! A client that uploads (`build`, `cp`, `load`) writes its whole body before it looks for an answer. If the
 //! connection were closed on it, it would report a broken pipe instead of the reason. So the rest of
-//! the body of a request that failed is read and thrown away, up to a point.
+//! the body of a request that failed is read and thrown away, up to a point; and that of one that did not, where the
+//! client has said how long it is: a unix socket that is closed with something unread takes the answer along.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
+use tokio::sync::oneshot;
 
 /// How much is read for nothing.
 const MOST: usize = 1 << 30;
 /// How long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long whoever reads a refused request may take to let go of it.
+const GIVEN_BACK: Duration = Duration::from_secs(5);
+
 /// A body that gives back what was not read of it.
 #[derive(Debug)]
 struct Lent {
     body: Option<Body>,
-    rest: Rest,
+    rest: Option<oneshot::Sender<Option<Body>>>,
 }
 
 /// Where it is given back.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Rest(Arc<Mutex<Option<Body>>>);
+#[derive(Debug)]
+pub(crate) struct Rest(oneshot::Receiver<Option<Body>>);
 
 /// The body to hand on, and where the rest of it will be.
 pub(crate) fn lend(body: Body) -> (Body, Rest) {
-    let rest = Rest::default();
-    (Body::new(Lent { body: Some(body), rest: rest.clone() }), rest)
+    let (sender, receiver) = oneshot::channel();
+    (Body::new(Lent { body: Some(body), rest: Some(sender) }), Rest(receiver))
 }
 
 impl Rest {
-    /// Reads what was left, until it ends, or is too much.
+    /// Reads what was left of a refused request, until it ends, or is too much.
     pub(crate) async fn discard(self) {
-        let Some(mut body) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        let read = async {
-            let mut count = 0;
-            while let Some(Ok(frame)) = body.frame().await {
-                count += frame.data_ref().map_or(0, Bytes::len);
-                if count > MOST {
-                    return;
-                }
-            }
-        };
-        if tokio::time::timeout(PATIENCE, read).await.is_err() {
-            tracing::debug!("a refused request did not end");
+        // Uploads are read ahead by a task, which may not have heard yet that nobody wants the rest.
+        if let Ok(Ok(Some(body))) = tokio::time::timeout(GIVEN_BACK, self.0).await {
+            throw_away(body).await;
         }
+    }
+
+    /// The same of a request that was granted, if nobody reads it any more, and without waiting for more than was
+    /// announced.
+    pub(crate) async fn discard_announced(mut self) {
+        let body = self.0.try_recv().ok().flatten();
+        if let Some(body) = body.filter(|body| http_body::Body::size_hint(body).exact().is_some()) {
+            throw_away(body).await;
+        }
+    }
+}
+
+async fn throw_away(mut body: Body) {
+    let read = async {
+        let mut count = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            count += frame.data_ref().map_or(0, Bytes::len);
+            if count > MOST {
+                return;
+            }
+        }
+    };
+    if tokio::time::timeout(PATIENCE, read).await.is_err() {
+        tracing::debug!("what was left of a request did not end");
     }
 }
 
@@ -80,23 +99,54 @@ impl http_body::Body for Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let left = self.body.take().filter(|body| !http_body::Body::is_end_stream(body));
-        *self.rest.0.lock().unwrap_or_else(PoisonError::into_inner) = left;
+        if let Some(rest) = self.rest.take() {
+            // Whoever answered may be gone.
+            let _ = rest.send(left);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Counts what is read of it.
+    fn counted(pieces: usize, read: &Arc<AtomicUsize>) -> Body {
+        let read = Arc::clone(read);
+        Body::from_stream(futures_util::stream::iter((0..pieces).map(move |_| {
+            read.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, std::io::Error>("piece")
+        })))
+    }
 
     #[tokio::test]
-    async fn what_was_not_read_is_given_back() {
+    async fn what_was_not_read_is_read_after_a_refusal() {
+        let read = Arc::new(AtomicUsize::new(0));
+        let (body, rest) = lend(counted(5, &read));
+        let mut body = body.into_data_stream();
+        futures_util::StreamExt::next(&mut body).await.unwrap().unwrap();
+        // It is let go of by somebody else, and later.
+        let later = tokio::spawn(async move { drop(body) });
+        rest.discard().await;
+        later.await.unwrap();
+        assert_eq!(read.load(Ordering::Relaxed), 5);
+    }
+
+    #[tokio::test]
+    async fn what_was_granted_is_read_as_far_as_it_was_announced() {
+        let read = Arc::new(AtomicUsize::new(0));
+        let (body, rest) = lend(counted(5, &read));
+        drop(body);
+        rest.discard_announced().await;
+        assert_eq!(read.load(Ordering::Relaxed), 0, "who knows when it ends");
         let (body, rest) = lend(Body::from("whole"));
         assert_eq!(http_body::Body::size_hint(&body).exact(), Some(5));
         drop(body);
-        assert!(rest.0.lock().unwrap().is_some());
-        rest.discard().await;
-        let (body, rest) = lend(Body::from("whole"));
-        body.collect().await.unwrap();
-        assert!(rest.0.lock().unwrap().is_none());
+        rest.discard_announced().await;
+        // Somebody reads it yet.
+        let (_body, rest) = lend(Body::from("whole"));
+        rest.discard_announced().await;
     }
 }

@@ -97,6 +97,20 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
     }
 }
 
+/// What stands at the places of a path.
+#[derive(Debug)]
+pub(crate) struct Path<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let read = axum::extract::Path::from_request_parts(parts, state).await;
+        read.map(|axum::extract::Path(found)| Self(found))
+            .map_err(|error| ApiError::invalid(format!("the path of the request: {}", error.body_text())))
+    }
+}
+
 /// A JSON body that has to be there.
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub T);
@@ -140,7 +154,7 @@ pub(crate) async fn read_optional<T: DeserializeOwned + Default>(
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    insula_models::from_json(bytes).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))
+    insula_models::from_request(bytes).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))
 }
 
 /// The body, empty or declared to be JSON.

@@ -4,7 +4,10 @@
 
 mod daemon;
 mod reference;
+mod strange;
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 
@@ -113,6 +116,84 @@ fn answers_keep_their_form() {
     let bridge = daemon.get("/networks?filters=%7B%22name%22:%5B%22bridge%22%5D%7D").json();
     let network = ["Id", "Created", "Subnet", "Gateway", "com.docker.network.bridge.name"];
     insta::assert_json_snapshot!("networks", masked(bridge, &network));
+}
+
+/// What there is in a document, at which places, and of which kind.
+fn shape(value: &serde_json::Value, at: &str, found: &mut BTreeMap<String, &'static str>) {
+    use serde_json::Value;
+    let below = |name: &str| if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") };
+    let kind = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a truth",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(list) => {
+            // How many there are is the host's.
+            list.iter().filter(|value| value.is_object()).for_each(|value| shape(value, &below("*"), found));
+            "a list"
+        }
+        Value::Object(map) => {
+            map.iter().for_each(|(name, value)| shape(value, &below(name), found));
+            "an object"
+        }
+    };
+    found.insert(at.to_owned(), kind);
+}
+
+/// To be read beside the published history of the API.
+#[test]
+fn each_version_differs_from_the_one_before_as_it_should() {
+    let daemon = Daemon::start();
+    daemon.send("POST", "/images/create?fromSrc=-&repo=small&tag=1", "", &small_tar());
+    daemon.post("/volumes/create", r#"{"Name":"data","Labels":{"a":"b"}}"#);
+    let web = daemon.post(
+        "/containers/create?name=web",
+        r#"{"Image":"small:1","Cmd":["a"],"StopTimeout":3,
+            "Healthcheck":{"Test":["CMD","a"],"Interval":1000000000,"StartPeriod":1000000000,"StartInterval":1000000000},
+            "HostConfig":{"Annotations":{"a":"b"},"Mounts":[
+                {"Type":"volume","Source":"data","Target":"/data","VolumeOptions":{"NoCopy":true}},
+                {"Type":"bind","Source":"/proc","Target":"/p","BindOptions":{"NonRecursive":true}}]}}"#,
+    );
+    assert_eq!(web.status, 201, "{}", String::from_utf8_lossy(&web.body));
+    let documents = [
+        ("version", "/version"),
+        ("info", "/info"),
+        ("disk use", "/system/df"),
+        ("container", "/containers/web/json"),
+        ("containers", "/containers/json?all=1"),
+        ("image", "/images/small:1/json"),
+        ("images", "/images/json"),
+        ("network", "/networks/bridge"),
+        ("networks", "/networks"),
+        ("volume", "/volumes/data"),
+        ("volumes", "/volumes"),
+    ];
+    let mut history = String::new();
+    for (name, path) in documents {
+        let at = |minor: u16| {
+            let mut found = BTreeMap::new();
+            shape(&daemon.get(&format!("/v1.{minor}{path}")).json(), "", &mut found);
+            found
+        };
+        let mut former = at(24);
+        for minor in 25..=51 {
+            let now = at(minor);
+            for (field, kind) in &now {
+                match former.get(field) {
+                    None => writeln!(history, "1.{minor} {name}: {field} is new").unwrap(),
+                    Some(before) if before != kind => {
+                        writeln!(history, "1.{minor} {name}: {field} is {kind}, no longer {before}").unwrap();
+                    }
+                    Some(_) => {}
+                }
+            }
+            for field in former.keys().filter(|field| !now.contains_key(*field)) {
+                writeln!(history, "1.{minor} {name}: {field} is gone").unwrap();
+            }
+            former = now;
+        }
+    }
+    insta::assert_snapshot!("history", history);
 }
 
 #[test]

@@ -98,6 +98,7 @@ impl Kinded for Error {
             Self::Unsupported(_) => Kind::Unsupported,
             Self::Io { source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => Kind::Denied,
+                io::ErrorKind::InvalidFilename => Kind::InvalidArgument,
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::Unavailable,
                 _ => Kind::Internal,
             },

@@ -1,5 +1,5 @@
 //! How documents are read and written: as Go's encoding/json does it, which every client of the
-//! API was built against. Reading: unknown fields are ignored, `null` and absence are the zero
+//! API was built against (bodies of requests: `request`). Reading: unknown fields are ignored, `null` and absence are the zero
 //! value. Writing: an empty list is `null`, `[]` or absent as the published API has it, field by field.
 
 use insula_base::{Kind, Kinded};
@@ -30,18 +30,24 @@ impl Kinded for DocumentError {
 
 /// Reads a document; the error of an ill-typed field names the field.
 pub fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DocumentError> {
+    // To know at each field where one is takes as long as the rest.
+    if let Ok(document) = serde_json::from_slice(bytes) {
+        return Ok(document);
+    }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let document = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let field = error.path().to_string();
-        let reason = error.into_inner();
-        if reason.is_data() && field != "." {
-            DocumentError::Field { field, reason }
-        } else {
-            DocumentError::Syntax(reason)
-        }
-    })?;
+    let document = serde_path_to_error::deserialize(&mut reader).map_err(at_field)?;
     reader.end().map_err(DocumentError::Syntax)?;
     Ok(document)
+}
+
+pub(crate) fn at_field(error: serde_path_to_error::Error<serde_json::Error>) -> DocumentError {
+    let field = error.path().to_string();
+    let reason = error.into_inner();
+    if reason.is_data() && field != "." {
+        DocumentError::Field { field, reason }
+    } else {
+        DocumentError::Syntax(reason)
+    }
 }
 
 /// `null` is the zero value.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use base64::Engine as _;
@@ -17,7 +17,7 @@ use insula_models::PathStat;
 
 use crate::error::ApiError;
 use crate::hijack::Takeover;
-use crate::request::Params;
+use crate::request::{Params, Path};
 use crate::routes::{Answer, Api};
 use crate::sent;
 use crate::upload::Upload;
@@ -34,7 +34,13 @@ pub(super) fn routes() -> Router<Api> {
 }
 
 fn path(params: &Params) -> Result<&str, ApiError> {
-    params.text("path").ok_or_else(|| ApiError::invalid("bad parameter: 'path' cannot be empty"))
+    match params.text("path") {
+        Some(path) if path.contains('\0') => {
+            Err(ApiError::invalid(format!("bad parameter: no path has a NUL in it: {path:?}")))
+        }
+        Some(path) => Ok(path),
+        None => Err(ApiError::invalid("bad parameter: 'path' cannot be empty")),
+    }
 }
 
 async fn stat(State(api): State<Api>, Path(id): Path<String>, params: Params) -> Answer {

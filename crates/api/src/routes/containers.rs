@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::{HeaderValue, StatusCode};
@@ -19,7 +19,7 @@ use tokio::time::Interval;
 
 use crate::earlier;
 use crate::error::ApiError;
-use crate::request::{Json, Params};
+use crate::request::{Json, Params, Path};
 use crate::routes::{Answer, Api, Version, json, shaped, shaped_with};
 use crate::stream;
 

@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use http::{HeaderMap, Method};
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::error::ApiError;
-use crate::request::Params;
+use crate::request::{MAX_JSON, Params, Path, read_bounded};
 use crate::routes::archive::tar;
 use crate::routes::registries::credentials;
 use crate::routes::{Answer, Api, Version, json, json_with, shaped};
@@ -126,7 +126,8 @@ async fn save(State(api): State<Api>, params: Params) -> Answer {
     Ok(tar(api.engine.images().save(names, parts(&params))?))
 }
 
-async fn commit(State(api): State<Api>, params: Params, body: axum::body::Bytes) -> Answer {
+async fn commit(State(api): State<Api>, params: Params, body: axum::body::Body) -> Answer {
+    let body = read_bounded(body, MAX_JSON).await?;
     let container = params.text("container").ok_or_else(|| ApiError::invalid("a container is needed"))?;
     let reference = params.text("repo").map(|repository| match params.text("tag") {
         Some(tag) => format!("{repository}:{tag}"),
@@ -135,7 +136,7 @@ async fn commit(State(api): State<Api>, params: Params, body: axum::body::Bytes)
     let config = match body.trim_ascii() {
         b"" | b"null" => None,
         body => Some(
-            insula_models::from_json(body)
+            insula_models::from_request(body)
                 .map_err(|error| ApiError::invalid(format!("the body: {error}")))?,
         ),
     };

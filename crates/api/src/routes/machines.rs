@@ -1,13 +1,13 @@
 //! `/insula/kernels`, `/insula/templates` and `/insula/tenants`: insula's own, no part of Docker's API.
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::routing::{delete, get, post};
 use http::StatusCode;
 use insula_models::{KernelUseRequest, TemplateRequest, TenantCreateRequest};
 
-use crate::request::{OptionalJson, Params};
+use crate::request::{OptionalJson, Params, Path};
 use crate::routes::{Answer, Api, json};
 
 pub(super) fn routes() -> Router<Api> {

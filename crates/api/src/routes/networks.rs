@@ -1,13 +1,13 @@
 //! `/networks`.
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use http::StatusCode;
 use insula_models::{NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest};
 
-use crate::request::{Json, Params};
+use crate::request::{Json, Params, Path};
 use crate::routes::{Answer, Api, Version, json, json_with, shaped};
 
 pub(super) fn routes() -> Router<Api> {

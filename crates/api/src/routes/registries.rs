@@ -1,7 +1,7 @@
 //! What is asked of registries: `/auth`, `/distribution`, search; and the credentials of a request.
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use http::{HeaderMap, StatusCode};
@@ -9,7 +9,7 @@ use insula_engine::images::Credentials;
 use insula_models::AuthConfig;
 
 use crate::error::ApiError;
-use crate::request::{Json, Params};
+use crate::request::{Json, Params, Path};
 use crate::routes::{Answer, Api, json};
 
 const AUTH_HEADER: &str = "x-registry-auth";

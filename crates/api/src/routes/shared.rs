@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use axum::routing::any;
 use futures_util::StreamExt as _;
@@ -15,7 +15,7 @@ use insula_engine::images::Images;
 use serde_json::json;
 
 use crate::registry_names::{Range, Target, range, starts_at};
-use crate::request::{Params, read_bounded};
+use crate::request::{Params, Path, read_bounded};
 use crate::routes::Api;
 
 /// A manifest that is pushed.

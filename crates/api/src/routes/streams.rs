@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use insula_models::{ApiVersion, ExecCreateRequest, ExecStartRequest};
 
 use crate::error::ApiError;
 use crate::hijack::{self, Framing, Taken, Takeover};
-use crate::request::{Json, Params, read_optional};
+use crate::request::{Json, Params, Path, read_optional};
 use crate::routes::containers::size;
 use crate::routes::{Answer, Api, Version, json, json_with};
 use crate::{stream, web_socket};

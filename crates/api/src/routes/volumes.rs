@@ -1,13 +1,13 @@
 //! `/volumes`.
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use http::StatusCode;
 use insula_models::{ApiVersion, VolumeCreateRequest};
 
-use crate::request::{OptionalJson, Params};
+use crate::request::{OptionalJson, Params, Path};
 use crate::routes::{Answer, Api, Version, json, shaped, shaped_with};
 
 pub(super) fn routes() -> Router<Api> {

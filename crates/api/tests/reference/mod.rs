@@ -9,28 +9,40 @@ use crate::daemon::Daemon;
 
 const METHODS: [&str; 5] = ["get", "head", "post", "put", "delete"];
 
-type Operation = (String, String);
+pub(crate) type Operation = (String, String);
 
 fn sources() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn reference() -> String {
+pub(crate) fn reference() -> String {
     std::fs::read_to_string(sources().join("../../docs/reference/api.yaml")).unwrap()
 }
 
 /// Methods and paths of the document, which has them at fixed depths.
 fn documented(text: &str) -> BTreeSet<Operation> {
+    parameters(text).into_keys().collect()
+}
+
+/// The same with the names of the parameters of each.
+pub(crate) fn parameters(text: &str) -> BTreeMap<Operation, Vec<String>> {
     let paths = text.split_once("\npaths:\n").unwrap().1.split_once("\ncomponents:\n").unwrap().0;
-    let mut found = BTreeSet::new();
+    let mut found: BTreeMap<Operation, Vec<String>> = BTreeMap::new();
     let mut path = "";
+    let mut operation = Operation::default();
     for line in paths.lines() {
         let depth = line.len() - line.trim_start().len();
         let name = line.trim().trim_end_matches(':').trim_matches('"');
         match depth {
             2 => path = name,
             4 if METHODS.contains(&name) => {
-                found.insert((name.to_owned(), path.to_owned()));
+                operation = (name.to_owned(), path.to_owned());
+                found.insert(operation.clone(), Vec::new());
+            }
+            8 => {
+                if let Some(parameter) = name.strip_prefix("- name: ") {
+                    found.get_mut(&operation).unwrap().push(parameter.to_owned());
+                }
             }
             _ => {}
         }
