@@ -309,7 +309,7 @@ pub(super) const VERBS: &[Verb] = &[
         "fixed",
         Shows,
         ALONE,
-        &[("", "", ""), ("--format {{.Name}}", "", ""), ("--verbose", "", "")],
+        &[("", "", NEWEST), ("--format {{.Name}}", "", ""), ("--verbose", "", NEWEST)],
     ),
     verb(
         "network ls",
