@@ -82,7 +82,6 @@ with_both! {
     run_passes_output_and_exit_codes
     run_at_a_terminal
     who_detaches_comes_back
-    no_byte_is_lost
     windows_and_the_end_of_input_arrive
     signals_reach_the_container
 }
