@@ -197,7 +197,7 @@ fn bounded(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn limits(update: &Update) -> Result<insula_spec::plan::Resources> {
+fn limits(update: &Update) -> Result<Resources> {
     let document = match &update.resources {
         Some(path) => document::parse(&bounded(path)?, "resources")?,
         None => Resources {
@@ -220,10 +220,7 @@ fn limits(update: &Update) -> Result<insula_spec::plan::Resources> {
             ..Resources::default()
         },
     };
-    if document.devices.as_ref().is_some_and(|list| !list.is_empty()) {
-        bail!("resources.devices: a change of devices is not supported");
-    }
-    Ok(bundle::resources(&document, "resources")?)
+    Ok(document)
 }
 
 fn spec(bundle: &Path) -> Result<()> {

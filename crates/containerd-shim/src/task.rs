@@ -13,7 +13,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::topics::TASK_OOM_EVENT_TOPIC;
 use insula_host::cgroup::{Group, Layout};
 use insula_runtime_core as core;
-use insula_spec::bundle::{self, Status, document};
+use insula_spec::bundle::{Status, document};
 use insula_spec::plan::Namespace;
 use rustix::event::{PollFd, PollFlags};
 use tracing::warn;
@@ -274,12 +274,8 @@ impl Task {
     /// Changes limits; what the document does not name stays.
     pub(crate) fn update(&self, resources: &Any) -> Result<()> {
         let _life = lock(&self.life);
-        let document: document::Resources = document::parse(&resources.value, "resources")?;
-        if document.devices.as_ref().is_some_and(|list| !list.is_empty()) {
-            return Err(Error::Unsupported("a change of devices".to_owned()));
-        }
-        let limits = bundle::resources(&document, "resources")?;
-        for warning in core::update(self.root(), self.id(), &limits)? {
+        let document = document::parse(&resources.value, "resources")?;
+        for warning in core::update(self.root(), self.id(), &document)? {
             warn!(task = self.id(), warning);
         }
         Ok(())

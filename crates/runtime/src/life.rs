@@ -5,8 +5,9 @@ use std::path::Path;
 
 use insula_container::hooks;
 use insula_host::cgroup::Stats;
-use insula_spec::bundle::Status;
-use insula_spec::plan::{Namespace, Resources};
+use insula_spec::bundle::document::Resources;
+use insula_spec::bundle::{self, Status};
+use insula_spec::plan::Namespace;
 use insula_sys::process;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -171,14 +172,21 @@ pub fn freeze(root: &Path, id: &str, frozen: bool) -> Result<()> {
     }
 }
 
-/// Changes limits; what is `None` stays. Returns what the user should know.
+/// Changes limits; what the document does not have stays. Returns what the user should know.
 pub fn update(root: &Path, id: &str, resources: &Resources) -> Result<Vec<String>> {
+    let limits = bundle::resources(resources, "resources")?;
     let Found { record, status, folder } = find(root, id)?;
     folder.lock()?;
+    // Kubernetes sends what there was, with other limits.
+    let devices = resources.devices.as_deref().unwrap_or_default();
+    let same = record.plan.bundle.as_ref().map(|bundle| &bundle.device_policy);
+    if !devices.is_empty() && same != Some(&bundle::devices(devices, "resources.devices")?) {
+        return Err(Error::Unsupported("a change of resources.devices".to_owned()));
+    }
     if status == Status::Stopped {
         return Err(Error::NotRunning);
     }
-    Ok(record.group()?.limit(resources)?)
+    Ok(record.group()?.limit(&limits)?)
 }
 
 /// Pids of the container's processes.

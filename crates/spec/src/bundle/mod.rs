@@ -25,7 +25,7 @@ use document::Hook;
 pub use convert::plan;
 pub use mounts::OPTIONS;
 pub use process::{process, terminal};
-pub use resources::resources;
+pub use resources::{devices, resources};
 pub use template::template;
 
 /// The version of the specification that this is written after.

@@ -110,7 +110,7 @@ fn block_io(io: &BlockIo, all: &mut Resources, at: &str) -> Result<()> {
 }
 
 /// What a list of allowances and denials, each in effect over those before it, comes to.
-pub(super) fn devices(list: &[DeviceCgroup], at: &str) -> Result<BundleDevices> {
+pub fn devices(list: &[DeviceCgroup], at: &str) -> Result<BundleDevices> {
     let mut policy = BundleDevices::Only(Vec::new());
     for (number, entry) in list.iter().enumerate() {
         let at = format!("{at}[{number}]");
