@@ -106,9 +106,15 @@ fn limits_are_in_force_and_change(runtime: &Runtime) {
     bundle.done(&["update", "--pids-limit", "23", &bundle.id]);
     let read = "cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null; true";
     assert_eq!(bundle.done(&["exec", &bundle.id, "sh", "-c", read]), "23\n");
+    // Kubernetes sends what there was, the devices too, with other limits.
+    let mut resources = bundle.config["linux"]["resources"].clone();
+    resources["pids"] = json!({"limit": 24});
+    fs::write(bundle.path("resources"), resources.to_string()).unwrap();
+    bundle.done(&["update", "--resources", bundle.path("resources").to_str().unwrap(), &bundle.id]);
+    assert_eq!(bundle.done(&["exec", &bundle.id, "sh", "-c", read]), "24\n");
     let stats: serde_json::Value =
         serde_json::from_str(&bundle.done(&["events", "--stats", &bundle.id])).unwrap();
-    assert_eq!(stats["data"]["pids"]["limit"], json!(23));
+    assert_eq!(stats["data"]["pids"]["limit"], json!(24));
     assert_eq!(stats["data"]["memory"]["usage"]["limit"], json!(64 << 20));
 }
 

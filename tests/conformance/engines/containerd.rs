@@ -4,17 +4,17 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use insula_tests::{Outcome, holds, program};
+use insula_tests::{Outcome, holds, images, program};
 
 use super::place::Place;
 use super::{AT_A_TERMINAL, at_a_terminal, of, runtime};
 
 /// One that runs.
-struct Containerd {
-    place: Place,
+pub(super) struct Containerd {
+    pub(super) place: Place,
     /// Pid of who waits for it.
     daemon: u32,
-    /// containerd's own kind of it, which is the parent of its containers' control groups.
+    /// containerd's own kind of it, which is the parent of control groups where nobody says another.
     namespace: String,
     image: String,
 }
@@ -24,6 +24,22 @@ impl Containerd {
         let place = Place::with(&["containerd", "ctr"])?;
         let namespace = place.group.clone();
         Some(Self::with(place, namespace, "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n"))
+    }
+
+    /// With the part for Kubernetes, whose pods have `image`, too.
+    pub(super) fn for_kubernetes(image: &images::Image) -> Option<Self> {
+        let place = Place::with(&["containerd", "ctr", "curl"])?;
+        fs::write(place.path("busybox.tar"), image.docker_archive()).unwrap();
+        let cri = format!(
+            "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"docker.io/library/busybox:latest\"\n\
+             restrict_oom_score_adj = true\ndisable_apparmor = true\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"native\"\ndefault_runtime_name = \"insula\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.insula]\n\
+             runtime_type = \"io.containerd.insula.v2\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {0:?}\nconf_dir = {0:?}\n",
+            place.at("cni"),
+        );
+        Some(Self::with(place, "k8s.io".to_owned(), &cri))
     }
 
     fn with(place: Place, namespace: String, plugins: &str) -> Self {

@@ -2,7 +2,9 @@
 
 mod archives;
 mod containerd;
+mod cri;
 pub(crate) mod place;
+mod pods;
 
 use std::fs;
 use std::process::Command;
