@@ -12,9 +12,12 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
+use containerd_shim_protos::api::ConnectRequest;
 use containerd_shim_protos::protobuf::Message;
-use containerd_shim_protos::{create_task, ttrpc};
+use containerd_shim_protos::ttrpc::context::with_duration;
+use containerd_shim_protos::{Client, TaskClient, create_task, ttrpc};
 use insula_base::{Durability, replace};
 use insula_spec::bundle::{LARGEST, document};
 use jiff::Timestamp;
@@ -41,6 +44,8 @@ const LOG: &str = "log";
 /// Containers of one pod have the same value.
 const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
 const KILLED: i32 = 137;
+/// How long a shim that lives may take to say so.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The service was renamed with containerd 2, which still speaks to the old one.
 const SERVICES: (&str, &str) = ("/containerd.task.v3.Task/", "/containerd.task.v2.Task/");
 
@@ -67,12 +72,7 @@ struct Annotated {
 pub fn start(invocation: &Invocation, serve: impl Fn(&Path, i32) -> Vec<String>) -> Result<String> {
     let path = socket(invocation, &group(invocation)?);
     let address = format!("unix://{}", path.display());
-    let mut make = std::fs::DirBuilder::new();
-    make.recursive(true).mode(0o711).create(SOCKETS).context("mkdir", SOCKETS)?;
-    // Two containers of one pod may come at once.
-    let folder = File::open(SOCKETS).context("open", SOCKETS)?;
-    rustix::io::retry_on_intr(|| rustix::fs::flock(&folder, FlockOperation::LockExclusive))
-        .context("flock", SOCKETS)?;
+    let _alone = alone()?;
     if UnixStream::connect(&path).is_err() {
         remove(&path)?;
         let listener = UnixListener::bind(&path).context("bind", path.display())?;
@@ -84,6 +84,16 @@ pub fn start(invocation: &Invocation, serve: impl Fn(&Path, i32) -> Vec<String>)
     }
     write(&invocation.bundle.join(ADDRESS), &address)?;
     Ok(address)
+}
+
+/// Two containers of one pod may come at once; and what is left of one is removed before another gets its name.
+fn alone() -> Result<File> {
+    let mut make = std::fs::DirBuilder::new();
+    make.recursive(true).mode(0o711).create(SOCKETS).context("mkdir", SOCKETS)?;
+    let folder = File::open(SOCKETS).context("open", SOCKETS)?;
+    rustix::io::retry_on_intr(|| rustix::fs::flock(&folder, FlockOperation::LockExclusive))
+        .context("flock", SOCKETS)?;
+    Ok(folder)
 }
 
 fn group(invocation: &Invocation) -> Result<String> {
@@ -142,7 +152,18 @@ pub fn serve(invocation: &Invocation, path: &Path, socket: OwnedFd, events: &str
     let children = Children::watch()?;
     let publisher = Publisher::start(&invocation.namespace, events)?;
     let (done, finished) = mpsc::channel();
-    let service = Service::new(&invocation.namespace, children, Arc::clone(&publisher), done);
+    let last = {
+        let path = path.to_owned();
+        move || {
+            // Before containerd hears of it: another container may come with this one's name.
+            if let Err(error) = remove(&path) {
+                warn!(error = insula_base::chain(&error), "the socket is left");
+            }
+            // It has been told before when nobody listens.
+            let _ = done.send(());
+        }
+    };
+    let service = Service::new(&invocation.namespace, children, Arc::clone(&publisher), Box::new(last));
     let mut server = ttrpc::Server::new()
         .add_listener(socket.into_raw_fd())
         .map_err(|source| Error::Rpc { on: "listen", source })?;
@@ -155,7 +176,7 @@ pub fn serve(invocation: &Invocation, path: &Path, socket: OwnedFd, events: &str
     // The sender lives in the server.
     let _ = finished.recv();
     publisher.close();
-    remove(path)
+    Ok(())
 }
 
 /// Before containerd, which comes with less.
@@ -169,29 +190,43 @@ fn more_likely_killed() {
     }
 }
 
-/// Removes what is left of a container whose shim is gone; the message for containerd.
+/// Removes what is left of a container whose shim is gone; the message for containerd, which asks for it after
+/// an orderly end too, when another container may have the name already.
 pub fn delete(invocation: &Invocation) -> Result<Vec<u8>> {
     let bundle = invocation.bundle.as_path();
-    let children = Children::watch()?;
-    let runtime = Runtime::found(&children, &invocation.namespace, &invocation.id, bundle)?;
-    runtime.call(&["delete", "--force", &invocation.id])?;
-    rootfs::unmount(&bundle.join("rootfs"))?;
-    if let Some(path) = left_socket(bundle) {
-        remove(&path)?;
+    let _alone = alone()?;
+    let left = left_socket(bundle);
+    if left.as_deref().is_none_or(|path| !answers(path, &invocation.id)) {
+        let children = Children::watch()?;
+        let runtime = Runtime::found(&children, &invocation.namespace, &invocation.id, bundle)?;
+        runtime.call(&["delete", "--force", &invocation.id])?;
+        rootfs::unmount(&bundle.join("rootfs"))?;
+        if let Some(path) = left.filter(|path| is_dead(path)) {
+            remove(&path)?;
+        }
     }
     let pid = std::fs::read_to_string(bundle.join(PID_FILE)).ok().and_then(|text| text.trim().parse().ok());
     let response = service::response(pid.unwrap_or(0), Exit { code: KILLED, at: Timestamp::now() });
     response.write_to_bytes().map_err(|source| Error::Message { on: "write the answer", source })
 }
 
-/// Of a shim that does not live any more: another container of the pod may have the same.
+/// Where the shim of a bundle listens, or has listened.
 fn left_socket(bundle: &Path) -> Option<PathBuf> {
     let address = std::fs::read_to_string(bundle.join(ADDRESS)).ok()?;
     let path = PathBuf::from(address.trim().strip_prefix("unix://")?);
-    let ours = path.parent() == Some(Path::new(SOCKETS));
-    let refused =
-        UnixStream::connect(&path).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
-    (ours && refused).then_some(path)
+    (path.parent() == Some(Path::new(SOCKETS))).then_some(path)
+}
+
+fn is_dead(path: &Path) -> bool {
+    UnixStream::connect(path).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
+/// Whether a shim lives there, which then looks after its containers itself.
+fn answers(path: &Path, id: &str) -> bool {
+    let request = ConnectRequest { id: id.to_owned(), ..ConnectRequest::default() };
+    UnixStream::connect(path).is_ok()
+        && Client::connect(&format!("unix://{}", path.display()))
+            .is_ok_and(|client| TaskClient::new(client).connect(with_duration(PATIENCE), &request).is_ok())
 }
 
 #[cfg(test)]
@@ -216,9 +251,8 @@ mod tests {
 
     #[test]
     fn both_names_of_the_service_are_served() {
-        let (done, _finished) = mpsc::channel();
         let publisher = Publisher::start("n", "/no/such/socket").unwrap();
-        let service = Service::new("n", Arc::default(), publisher, done);
+        let service = Service::new("n", Arc::default(), publisher, Box::new(|| ()));
         let methods = create_task(Arc::new(service));
         assert!(!methods.is_empty());
         assert!(methods.keys().all(|name| name.starts_with(SERVICES.0)), "{:?}", methods.keys());

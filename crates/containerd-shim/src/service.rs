@@ -1,7 +1,6 @@
 //! The calls of containerd's task service.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
 use containerd_shim_protos::api::{
@@ -32,7 +31,8 @@ pub(crate) struct Service {
     publisher: Arc<Publisher>,
     /// None while it is created.
     tasks: Mutex<BTreeMap<String, Option<Arc<Task>>>>,
-    done: Mutex<Sender<()>>,
+    /// Called when the last one is gone.
+    last: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Service {
@@ -40,10 +40,10 @@ impl Service {
         namespace: &str,
         children: Arc<Children>,
         publisher: Arc<Publisher>,
-        done: Sender<()>,
+        last: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
         let namespace = namespace.to_owned();
-        Self { namespace, children, publisher, tasks: Mutex::default(), done: Mutex::new(done) }
+        Self { namespace, children, publisher, tasks: Mutex::default(), last }
     }
 
     fn task(&self, id: &str) -> Result<Arc<Task>> {
@@ -306,8 +306,7 @@ impl containerd_shim_protos::Task for Service {
     fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> RpcResult<Empty> {
         // Other containers of the pod go on.
         if lock(&self.tasks).is_empty() {
-            // It has been told before when nobody listens.
-            let _ = lock(&self.done).send(());
+            (self.last)();
         }
         Ok(Empty::default())
     }
