@@ -5,7 +5,6 @@
 //! the program sees no end of its input and no broken pipe, it waits.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -114,10 +113,8 @@ impl Streams {
         *lock(&self.copies.output) += 1;
         let copies = Arc::clone(&self.copies);
         let copying = spawn("output", move || {
-            let (mut from, mut writer) = (File::from(from), File::from(to.writer));
-            // A terminal that nobody has open any more is an error, and the end.
-            let _ = io::copy(&mut from, &mut writer);
-            drop((writer, to.reader));
+            copy(&from, &to.writer);
+            drop(to);
             copies.one_less();
         });
         if copying.is_err() {
@@ -217,6 +214,22 @@ fn feed(from: &OwnedFd, to: &OwnedFd) {
         if !poll[1].revents().is_empty() {
             return;
         }
+        match rustix::io::retry_on_intr(|| rustix::io::read(from, &mut block)) {
+            Ok(0) | Err(_) => return,
+            Ok(count) => {
+                if write_all(to, &block[..count]).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Until the end, which is an error for a terminal that nobody has open any more. By read(2) and write(2): while
+/// splice(2) waits for a terminal it keeps everybody from reading the pipe that it writes to.
+fn copy(from: &OwnedFd, to: &OwnedFd) {
+    let mut block = vec![0; BLOCK];
+    loop {
         match rustix::io::retry_on_intr(|| rustix::io::read(from, &mut block)) {
             Ok(0) | Err(_) => return,
             Ok(count) => {
