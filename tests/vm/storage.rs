@@ -67,6 +67,8 @@ check intact 0 sh -c 'insula system check >/tmp/check 2>&1; echo $?'
 cp -p $box /q/copy && mv /q/copy $box
 check replaced 1 sh -c 'insula system check 2>&1 | grep -c "is not verified by the kernel any more"'
 insula rmi -f busybox other:1 >/dev/null
+# A thread does it.
+await '[ -z "$(ls /q/insula/layers/files)" ]'
 check swept '' ls /q/insula/layers/files
 kill $daemon; wait $daemon 2>/dev/null
 # XFS, which calls an exceeded project a full disk.
