@@ -200,4 +200,12 @@ fn progress_is_shown_as_somebody_wants_it() {
     assert!(error.as_str().unwrap().contains("non-zero code: 1"), "{error}");
     assert!(records.iter().any(|record| record["logs"][0]["vertex"].is_string()), "{records:?}");
     build(&daemon, &folder, &["--progress", "tty"]).fails(1, &["standard error is no terminal"]);
+
+    // The id or the reason, and nothing else.
+    let quiet = build(&daemon, &folder, &["-q"]);
+    quiet.fails(1, &["before", "after", "Dockerfile:5"]);
+    assert_eq!(quiet.stdout, "");
+    let quiet = build(&daemon, &folder, &["-q", "--target", "first"]);
+    assert!(quiet.ok().starts_with("sha256:") && quiet.ok().lines().count() == 1, "{quiet}");
+    assert_eq!(quiet.stderr, "");
 }

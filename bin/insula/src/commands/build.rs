@@ -239,7 +239,7 @@ impl Run for BuildArgs {
             shown = answer::show(&mut answer, receivers, &mut progress, &begun) => shown,
             never = serving => never,
         };
-        progress.end();
+        progress.end(shown.as_ref().ok().map(String::as_str))?;
         let id = shown?;
         if let Some(file) = self.iidfile.as_ref().filter(|_| !id.is_empty()) {
             std::fs::write(file, &id).with_context(|| format!("write {}", file.display()))?;

@@ -28,6 +28,8 @@ const COLUMNS: usize = 80;
 /// Where progress goes.
 pub(super) enum Progress {
     Lines(Sink),
+    /// Where the id goes, and what is told if there is none.
+    Quiet(Sink, String),
     Display(Box<Display>),
     Records(Records),
 }
@@ -41,13 +43,14 @@ impl Progress {
             "rawjson" if quiet => bail!("--progress rawjson does not go with --quiet"),
             "rawjson" => Ok(Self::Records(Records::default())),
             "tty" | "auto" if terminal && !quiet => Ok(Self::Display(Box::new(Display::new()))),
+            _ if quiet => Ok(Self::Quiet(sink, String::new())),
             _ => Ok(Self::Lines(sink)),
         }
     }
 
     /// Whether steps are to be told one by one.
     pub(super) fn is_traced(&self) -> bool {
-        !matches!(self, Self::Lines(_))
+        matches!(self, Self::Display(_) | Self::Records(_))
     }
 
     /// What the daemon told, as far as it is about progress.
@@ -57,7 +60,7 @@ impl Progress {
         match (self, step) {
             (Self::Display(display), Some(step)) => display.step(step),
             (Self::Records(records), Some(step)) => records.step(step),
-            (Self::Lines(_), Some(_)) => {}
+            (Self::Lines(_) | Self::Quiet(..), Some(_)) => {}
             (progress, None) => {
                 if let Some(text) = line(message) {
                     progress.line(&text)?;
@@ -69,20 +72,33 @@ impl Progress {
 
     fn line(&mut self, text: &str) -> anyhow::Result<()> {
         match self {
-            Self::Lines(Sink::Stdout) => printer::text(text)?,
-            Self::Lines(Sink::Stderr) => printer::error_text(text),
+            Self::Lines(sink) => print(*sink, text)?,
+            Self::Quiet(_, untold) => untold.push_str(text),
             Self::Display(display) => display.line(&plain(text)),
             Self::Records(records) => records.line(text),
         }
         Ok(())
     }
 
-    /// Nothing more comes; what failed is shown once more.
-    pub(super) fn end(&mut self) {
-        if let Self::Display(display) = self {
-            display.end();
+    /// Nothing more comes; what failed is shown once more. A quiet build has shown nothing so far: it shows the
+    /// image's id, or why there is none.
+    pub(super) fn end(&mut self, built: Option<&str>) -> anyhow::Result<()> {
+        match (self, built) {
+            (Self::Display(display), _) => display.end(),
+            (Self::Quiet(_, untold), None) => printer::error_text(untold),
+            (Self::Quiet(sink, _), Some(id)) if !id.is_empty() => print(*sink, &format!("{id}\n"))?,
+            _ => {}
         }
+        Ok(())
     }
+}
+
+fn print(sink: Sink, text: &str) -> anyhow::Result<()> {
+    match sink {
+        Sink::Stdout => printer::text(text)?,
+        Sink::Stderr => printer::error_text(text),
+    }
+    Ok(())
 }
 
 /// What a message says to people; bars of downloads are not for lines.
