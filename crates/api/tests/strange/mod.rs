@@ -358,7 +358,6 @@ fn number(name: &str) -> Option<u64> {
 }
 
 #[test]
-#[ignore = "with each operation that is added it asks something else: run it with --ignored, and with several seeds"]
 fn whatever_is_asked_is_answered() {
     static PANICS: AtomicUsize = AtomicUsize::new(0);
     let told = std::panic::take_hook();
