@@ -40,10 +40,10 @@ demo: release
 	INSULA_BIN_DIR=$(CURDIR)/$(OUT) demo/run
 
 test:
-	@scripts/require-packages cc:gcc cc:libc6-dev busybox:busybox-static runc:runc mmdebstrap:mmdebstrap nft:nftables ip:iproute2 docker:docker.io docker-compose:docker-compose pasta:passt slirp4netns:slirp4netns newuidmap:uidmap python3-venv:python3-venv npm:npm strip:binutils depmod:kmod qemu-system-x86_64:qemu-system-x86 docker-registry:docker-registry openssl:openssl curl:curl podman:podman buildah:buildah git:git containerd:containerd ufw:ufw iptables:iptables skopeo:skopeo mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs
+	@scripts/require-packages cc:gcc cc:libc6-dev busybox:busybox-static runc:runc mmdebstrap:mmdebstrap nft:nftables ip:iproute2 dockerd:docker.io docker-compose:docker-compose pasta:passt slirp4netns:slirp4netns newuidmap:uidmap python3-venv:python3-venv npm:npm strip:binutils depmod:kmod qemu-system-x86_64:qemu-system-x86 docker-registry:docker-registry openssl:openssl curl:curl podman:podman buildah:buildah git:git containerd:containerd ufw:ufw iptables:iptables skopeo:skopeo mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs
 	scripts/test
 
 bench: release
-	@scripts/require-packages busybox:busybox-static docker:docker.io podman:podman crun:crun runc:runc nft:nftables ip:iproute2 iptables:iptables skopeo:skopeo docker-registry:docker-registry du:coreutils iperf3:iperf3 wrk:wrk lxc-start:lxc systemd-nspawn:systemd-container fio:fio mmdebstrap:mmdebstrap
+	@scripts/require-packages busybox:busybox-static dockerd:docker.io podman:podman crun:crun runc:runc nft:nftables ip:iproute2 iptables:iptables skopeo:skopeo docker-registry:docker-registry du:coreutils iperf3:iperf3 wrk:wrk lxc-start:lxc systemd-nspawn:systemd-container fio:fio mmdebstrap:mmdebstrap
 	@command -v nginx >/dev/null || echo 'without nginx, whose package starts it, networks are left out'
 	INSULA_BIN_DIR=$(CURDIR)/$(OUT) cargo run --release --package insula-bench -- $(BENCH)
