@@ -130,6 +130,40 @@ fn a_container_cannot_speak_to_the_hosts_ipv6_loopback() {
 }
 
 #[test]
+fn nobody_asks_its_neighbours_for_routers() {
+    const SOLICITATION: u8 = 133;
+    const ECHO: u8 = 128;
+    isolated(|| {
+        let lan = dual(false);
+        let routers = "ff02::2".parse().unwrap();
+        let index = || Routes::open().unwrap().link("eth0").unwrap().unwrap().index;
+        let _member = inside(&lan.second, move || {
+            let socket = UdpSocket::bind("[::]:0").unwrap();
+            socket.join_multicast_v6(&routers, index()).unwrap();
+            socket
+        });
+        inside(&lan.first, move || {
+            use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket};
+            let socket = socket(AddressFamily::INET6, SocketType::RAW, Some(ipproto::ICMPV6)).unwrap();
+            let to = std::net::SocketAddrV6::new(routers, 0, 0, index());
+            for kind in [SOLICITATION, ECHO] {
+                sendto(&socket, &[kind, 0, 0, 0, 0, 0, 0, 0], SendFlags::empty(), &to).unwrap();
+            }
+        });
+        let heard = |counter: &'static str| {
+            let text =
+                inside(&lan.second, || std::fs::read_to_string("/proc/thread-self/net/snmp6").unwrap());
+            let line = text.lines().find_map(|line| line.strip_prefix(counter));
+            line.unwrap().trim().parse::<u64>().unwrap()
+        };
+        while heard("Icmp6InEchos ") == 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(heard("Icmp6InRouterSolicits "), 0);
+    });
+}
+
+#[test]
 fn routers_are_heard_while_the_host_forwards_and_as_before_afterwards() {
     isolated(|| {
         let path = |name: &str| format!("/proc/sys/net/ipv6/conf/{name}/accept_ra");

@@ -245,7 +245,8 @@ const CHAINS: &str = "
 ";
 
 /// Of the table that sees what passes between the ports of a bridge. Router advertisements come from the
-/// host alone; link-local and unspecified addresses are needed to find neighbours.
+/// host alone, so nobody is asked for any: each question would go to all ports, again and again. Link-local and
+/// unspecified addresses are needed to find neighbours.
 const SPOOFED: &str = "
 	chain spoofed {
 		type filter hook prerouting priority -300; policy accept;
@@ -253,7 +254,7 @@ const SPOOFED: &str = "
 		iifname != @guarded return
 		ether type arp iifname . arp saddr ether . arp saddr ip @guests return
 		ether type != ip6 drop
-		icmpv6 type nd-router-advert drop
+		icmpv6 type { nd-router-solicit, nd-router-advert } drop
 		ip6 saddr fe80::/10 return
 		ip6 saddr :: return
 		iifname . ether saddr . ip6 saddr != @guests6 drop

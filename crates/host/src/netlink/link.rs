@@ -25,6 +25,7 @@ pub(super) const IFLA_IFNAME: u16 = 3;
 pub(super) const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 pub(super) const IFLA_LINKINFO: u16 = 18;
+const IFLA_AF_SPEC: u16 = 26;
 pub(super) const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_NUM_TX_QUEUES: u16 = 31;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
@@ -36,6 +37,8 @@ const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_MODE: u16 = 4;
 pub(super) const VETH_INFO_PEER: u16 = 1;
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -265,7 +268,8 @@ impl Routes {
             allow_hairpin(&mut batch, &plan.host_name);
         }
         batch.acknowledge();
-        batch.run(&self.socket)
+        batch.run(&self.socket)?;
+        self.keep_silent(&plan.host_name)
     }
 
     /// Makes an interface that exists, a machine's tap, what [`super::plug`] makes of a veth: up, and a port
@@ -273,6 +277,7 @@ impl Routes {
     pub fn plug_existing(&self, plan: &InterfacePlan) -> Result<(), Error> {
         let bridge = self.index(&plan.bridge)?;
         let index = self.index(&plan.host_name)?;
+        self.keep_silent(&plan.host_name)?;
         let mut batch = Batch::new();
         batch.begin(RTM_NEWLINK, 0, &link_header(index, UP, UP), "plug", &plan.host_name);
         mtu(&mut batch, plan.mtu);
@@ -282,6 +287,25 @@ impl Routes {
         }
         batch.acknowledge();
         batch.run(&self.socket)
+    }
+
+    /// Has the kernel give an interface that has no carrier yet no link-local address. With one it asks for routers,
+    /// again and again, and tells of its groups: on a bridge with a thousand ports each such packet is copied a
+    /// thousand times. A kernel without IPv6, or an interface whose packets are too small for it, says nothing anyway.
+    fn keep_silent(&self, name: &str) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        batch.begin(RTM_NEWLINK, 0, &link_header(0, 0, 0), "give no link-local address to", name);
+        batch.text(IFLA_IFNAME, name);
+        let families = batch.nest(IFLA_AF_SPEC);
+        let family = batch.nest(u16::from(AF_INET6));
+        batch.attribute(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+        batch.close(&family);
+        batch.close(&families);
+        batch.acknowledge();
+        match batch.run(&self.socket) {
+            Err(error) if error.errno() == Some(EAFNOSUPPORT) => Ok(()),
+            result => result,
+        }
     }
 
     /// Gives an interface that is down another name.
@@ -317,8 +341,14 @@ impl Routes {
 
     /// See [`super::configure_all`].
     pub fn configure(&self, plans: &[InterfacePlan]) -> Result<(), Error> {
-        for plan in plans.iter().filter(|plan| plan.kind != InterfaceKind::Veth) {
-            self.set_up_patiently(&plan.name)?;
+        for plan in plans {
+            match plan.kind {
+                InterfaceKind::Veth if !plan.addresses.iter().any(|address| address.contains(':')) => {
+                    self.keep_silent(&plan.name)?;
+                }
+                InterfaceKind::Veth => {}
+                InterfaceKind::Macvlan { .. } => self.set_up_patiently(&plan.name)?,
+            }
         }
         let mut batch = Batch::new();
         batch.begin(RTM_NEWLINK, 0, &link_header(LOOPBACK, UP, UP), "bring up", "lo");
@@ -371,6 +401,7 @@ impl Routes {
     }
 }
 
+const EAFNOSUPPORT: i32 = 97;
 const ENODEV: i32 = 19;
 const ENOENT: i32 = 2;
 const ESRCH: i32 = 3;

@@ -133,6 +133,32 @@ fn a_container_reaches_its_gateway_and_its_neighbour() {
 }
 
 #[test]
+fn who_has_no_ipv6_does_not_ask_for_routers() {
+    isolated(|| {
+        let routes = Routes::open().unwrap();
+        routes.ensure_bridge(&bridge()).unwrap();
+        let modes = |plan: InterfacePlan| {
+            let namespace = another();
+            plug(&plan, namespace.as_fd()).unwrap();
+            let mode = |name: String| {
+                std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode")).ok()
+            };
+            let host = mode(plan.host_name.clone());
+            (host, inside(&namespace, move || configure(&plan).map(|()| mode(plan.name)).unwrap()))
+        };
+        let (derived, none) = (Some("0\n".to_owned()), Some("1\n".to_owned()));
+        assert_eq!(modes(plan(2)), (none.clone(), derived));
+        let addresses = vec!["172.30.0.3/16".to_owned()];
+        assert_eq!(
+            modes(InterfacePlan { addresses: addresses.clone(), gateway6: None, ..plan(3) }),
+            (none.clone(), none)
+        );
+        // Below the least that IPv6 carries an interface has none.
+        assert_eq!(modes(InterfacePlan { addresses, gateway6: None, mtu: 1200, ..plan(4) }), (None, None));
+    });
+}
+
+#[test]
 fn macvlans_have_a_place_of_their_own_on_their_parent() {
     isolated(|| {
         let routes = Routes::open().unwrap();
