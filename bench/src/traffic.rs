@@ -19,7 +19,7 @@ const CROWD: usize = 1000;
 const TIMED: usize = 10;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long each measurement takes.
-const SECONDS: &str = "3";
+const SECONDS: &str = "2";
 const IPERF: &str = "15201";
 const HTTP: &str = "15080";
 const NAMES: [&str; 2] = ["traffic", "pages"];
@@ -238,15 +238,15 @@ impl Traffic {
     }
 
     fn table(&self, f: &mut impl fmt::Write) -> fmt::Result {
+        let turns =
+            self.turns.iter().filter(|(name, _)| Some(name) == self.turns.first().map(|(name, _)| name));
         writeln!(
             f,
-            "\nMedians of turns of {SECONDS} s: iperf3 between two containers of the default bridge, iperf3"
+            "\nMedians of {} turns of {SECONDS} s in changing order: iperf3 between two containers of the default\n\
+             bridge, iperf3 and wrk (32 connections, nginx) from the host through a published port, which is\n\
+             reached by an address of the host and by 127.0.0.1.\n",
+            turns.count()
         )?;
-        writeln!(
-            f,
-            "and wrk (32 connections, nginx) from the host through a published port, which is reached by"
-        )?;
-        writeln!(f, "an address of the host and by 127.0.0.1.\n")?;
         writeln!(f, "| | {} |\n| --- |{}", COLUMNS.join(" | "), " ---: |".repeat(COLUMNS.len()))?;
         let medians = self.medians();
         let ours = medians.iter().find(|(name, _)| *name == OURS).map(|(_, values)| values.clone());
@@ -295,5 +295,6 @@ mod tests {
         assert!(text.contains("| insula | 10.0 | 2.0 | 2.0 | 2000 | 3000 |"), "{text}");
         let docker = "| docker | 20.0 (insula 0.50 ×) | 1.0 (insula 2.00 ×) | 1.0 (insula 2.00 ×) |";
         assert!(text.contains(docker) && text.contains("takes 3.5 ms"), "{text}");
+        assert!(text.contains("Medians of 3 turns of 2 s"), "{text}");
     }
 }
