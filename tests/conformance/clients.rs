@@ -21,7 +21,7 @@ fn client(daemon: &Daemon, program: impl AsRef<Path>, script: &str) -> Command {
 fn docker_py() {
     let daemon = daemon!();
     let said = Outcome::of(&mut client(&daemon, python(), "docker_py.py"), b"");
-    assert_eq!(said.ok(), "system\nrun\nlife\nattach\nevents\nimages");
+    assert_eq!(said.ok(), "system\nrun\nlife\nattach\nevents\nimages\nbuilds");
 }
 
 #[test]

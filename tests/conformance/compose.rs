@@ -65,3 +65,60 @@ fn a_project_comes_up_changes_and_goes() {
     assert_eq!(project.daemon.insula(&["volume", "ls", "-q"]).ok(), "");
     assert!(!project.daemon.insula(&["network", "ls"]).ok().contains("app_"));
 }
+
+const BUILT: &str = "\
+version: '3.7'
+services:
+  app:
+    image: built:1
+    network_mode: none
+    build:
+      context: app
+      dockerfile: Own
+      target: wanted
+      network: none
+      args:
+        WORD: from compose
+      labels:
+        made: by compose
+";
+
+const OWN: &str = "\
+FROM busybox AS base
+ARG WORD
+RUN echo $WORD > /word
+FROM base AS wanted
+COPY . /files/
+CMD cat /word; ls -A /files
+FROM wanted
+RUN false
+";
+
+/// By docker-py, and by Docker's command line in both of its ways.
+#[test]
+fn services_are_built() {
+    let daemon = daemon!();
+    let folder = daemon.folder().join("project");
+    std::fs::create_dir_all(folder.join("app")).unwrap();
+    let files = [("docker-compose.yml", BUILT), ("app/Own", OWN), ("app/x", ""), ("app/y.o", "")];
+    for (name, content) in files.into_iter().chain([("app/.dockerignore", "*.o\n")]) {
+        std::fs::write(folder.join(name), content).unwrap();
+    }
+    for (native, kit) in [("0", "0"), ("1", "0"), ("1", "1")] {
+        let compose = |arguments: &[&str]| {
+            let mut command = Command::new("docker-compose");
+            command.env("DOCKER_HOST", format!("unix://{}", daemon.instance().socket().display()));
+            command.env("DOCKER_CONFIG", daemon.folder()).env_remove("DOCKER_CONTEXT");
+            // The distribution's client has BuildKit built in.
+            command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir(&folder);
+            command.env("COMPOSE_DOCKER_CLI_BUILD", native).env("DOCKER_BUILDKIT", kit);
+            Outcome::of(command.args(["-p", "made"]).args(arguments), b"")
+        };
+        compose(&["build", "--no-cache"]).exits(0);
+        let label = daemon.insula(&["image", "inspect", "-f", "{{.Config.Labels.made}}", "built:1"]);
+        assert_eq!(label.ok(), "by compose", "{native} {kit}");
+        let said = compose(&["run", "--rm", "app"]);
+        assert_eq!(said.ok(), "from compose\n.dockerignore\nOwn\nx", "{native} {kit}: {said}");
+        compose(&["down", "--rmi", "all"]).exits(0);
+    }
+}

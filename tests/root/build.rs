@@ -220,7 +220,7 @@ fn what_is_wrong_is_said_with_its_line() {
     for word in ["FromAsCasing", "Dockerfile:1", "JSONArgsRecommended"] {
         assert!(checked.stdout.contains(word), "{checked}");
     }
-    let answer = daemon.api("POST", "/build?version=2", "");
+    let answer = daemon.api("POST", "/build?session=x", "");
     assert_eq!(answer.status, 501);
 }
 
@@ -376,7 +376,7 @@ fn archive() -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-fn gzip(input: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(input: &[u8]) -> Vec<u8> {
     use std::io::Write as _;
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(input).unwrap();
@@ -400,7 +400,7 @@ fn bzip2(input: &[u8]) -> Vec<u8> {
 }
 
 /// Answers every request for `/NAME` with a file, until the test ends.
-fn serve(file: Vec<u8>) -> u16 {
+pub(crate) fn serve(file: Vec<u8>) -> u16 {
     use std::io::{BufRead as _, BufReader, Write as _};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

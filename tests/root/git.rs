@@ -10,7 +10,7 @@ use insula_tests::daemon;
 use crate::build::{build, context, run};
 
 /// Runs git in a folder; returns what it tells.
-fn git(folder: &Path, arguments: &[&str]) -> String {
+pub(crate) fn git(folder: &Path, arguments: &[&str]) -> String {
     let mut command = Command::new("git");
     command.args(["-c", "init.defaultBranch=main"]).args(arguments).current_dir(folder);
     for name in ["GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"] {
@@ -26,7 +26,7 @@ fn git(folder: &Path, arguments: &[&str]) -> String {
 }
 
 /// A repository of some files, all in one commit; returns the commit.
-fn repository(folder: &Path, files: &[(&str, &str)], module: Option<(&str, &str)>) -> String {
+pub(crate) fn repository(folder: &Path, files: &[(&str, &str)], module: Option<(&str, &str)>) -> String {
     std::fs::create_dir_all(folder).unwrap();
     git(folder, &["init", "--quiet"]);
     for (name, content) in files {
@@ -43,7 +43,7 @@ fn repository(folder: &Path, files: &[(&str, &str)], module: Option<(&str, &str)
 }
 
 /// Serves the repositories below a folder until the test ends.
-fn serve(folder: &Path) -> u16 {
+pub(crate) fn serve(folder: &Path) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let base = format!("--base-path={}", folder.to_str().unwrap());

@@ -5,6 +5,7 @@
 mod agents;
 mod bad_input;
 mod build;
+mod buildkit;
 mod bundles;
 mod caches;
 mod check;
@@ -35,6 +36,7 @@ mod process;
 mod pull;
 mod push;
 mod quotas;
+mod remotes;
 mod restart;
 mod rootless;
 mod run;

@@ -136,7 +136,7 @@ fn folders_and_images_come_along_by_name() {
     for (flag, words) in [
         (absent.as_str(), "failed to get build context x"),
         ("x", "expected key=value"),
-        ("x=https://example.org/x.git", "not supported in this version"),
+        ("x=target:other", "not supported in this version"),
     ] {
         build(&daemon, &folder, &["--build-context", flag]).fails(1, &[words]);
     }

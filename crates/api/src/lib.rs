@@ -5,6 +5,7 @@
 
 mod app;
 mod authorization;
+mod buildkit;
 mod door;
 mod earlier;
 mod error;

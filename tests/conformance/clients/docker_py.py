@@ -5,7 +5,7 @@ import tarfile
 import threading
 
 import docker
-from docker.errors import APIError, ContainerError, ImageNotFound, NotFound
+from docker.errors import APIError, BuildError, ContainerError, ImageNotFound, NotFound
 
 client = docker.from_env()
 older = docker.DockerClient(base_url=client.api.base_url and docker.utils.utils.kwargs_from_env()["base_url"],
@@ -152,6 +152,48 @@ def images():
         prune()
 
 
-for part in (system, run, life, attach, events, images):
+def context(files):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    content.seek(0)
+    return content
+
+
+def builds():
+    text = "FROM busybox AS one\nARG WORD=no\nRUN echo $WORD > /word\nFROM one\nRUN false\n"
+    files = {"Own": text + "COPY given /\n", "given": "g", "left": "l", ".dockerignore": "left\n"}
+    for api in (client, older):
+        image, log = api.images.build(
+            fileobj=context(files), custom_context=True, encoding="gzip", dockerfile="Own", target="one", tag="py:1",
+            buildargs={"WORD": "yes"}, labels={"made": "here"}, rm=True, forcerm=True, network_mode="none",
+            container_limits={"memory": 64 << 20}, shmsize=1 << 20, extra_hosts={"a": "10.0.0.1"}, nocache=True)
+        assert "py:1" in image.tags and image.labels == {"made": "here"}, image.attrs
+        log = list(log)
+        assert any("Step 1/" in line.get("stream", "") for line in log), log
+        assert {"ID": image.id} in [line.get("aux") for line in log], log
+        assert api.containers.run("py:1", ["cat", "/word"], remove=True, network_mode="none") == b"yes\n"
+        assert any("echo $WORD" in step["CreatedBy"] for step in image.history()), image.history()
+    image, _ = client.images.build(fileobj=io.BytesIO(b"FROM busybox\nCMD echo alone\n"))
+    assert client.containers.run(image.id, remove=True, network_mode="none") == b"alone\n"
+    try:
+        client.images.build(fileobj=context(files), custom_context=True, encoding="gzip", dockerfile="Own",
+                            network_mode="none")
+        raise AssertionError("false is no error")
+    except BuildError as error:
+        assert "returned a non-zero code: 1" in error.msg, error
+        assert any("Step 2/" in line.get("stream", "") for line in error.build_log)
+    try:
+        client.images.build(fileobj=io.BytesIO(b"FORM busybox\n"))
+        raise AssertionError("FORM is no instruction")
+    except (APIError, BuildError) as error:
+        assert "did you mean FROM" in str(error), error
+    assert client.api.prune_builds()["SpaceReclaimed"] >= 0
+
+
+for part in (system, run, life, attach, events, images, builds):
     part()
     print(part.__name__)

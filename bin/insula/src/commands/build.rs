@@ -50,7 +50,8 @@ use crate::{filters, options, printer, registry};
   insula build --ssh default .
   insula build --cache-from type=local,src=cache --cache-to type=local,dest=cache,mode=max .
   insula build --build-context sources=../src --output type=local,dest=out .
-  insula build -t app - < Dockerfile")]
+  insula build -t app - < Dockerfile
+  insula build https://example.org/app.git#main:folder")]
 pub(crate) struct BuildArgs {
     /// Name of the image: repository[:tag]
     #[arg(short, long, value_name = "NAME")]
@@ -89,7 +90,7 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "KIND", default_value = "auto",
         value_parser = ["auto", "plain", "tty", "rawjson", "quiet"])]
     progress: String,
-    /// A folder or an image that the Dockerfile calls by a name: NAME=FOLDER, NAME=docker-image://IMAGE
+    /// What the Dockerfile calls by a name: NAME=FOLDER, NAME=docker-image://IMAGE, NAME=ADDRESS
     #[arg(long, value_name = "NAME=VALUE")]
     build_context: Vec<String>,
     /// What becomes of it: type=image|registry|oci|docker|tar|local[,dest=PATH], a folder, - [default: an image]
@@ -178,7 +179,8 @@ pub(crate) struct BuildArgs {
     /// Say what is probably not meant, and build nothing
     #[arg(long)]
     check: bool,
-    /// Folder that is sent, or - for an archive or a Dockerfile on standard input
+    /// Folder that is sent, - for an archive or a Dockerfile on standard input, or the address of a repository, an
+    /// archive or a Dockerfile
     path: String,
 }
 
@@ -285,6 +287,7 @@ fn upload(source: Source, mut named: Vec<Named>, layouts: Vec<BuildContext>, com
                 let mut rest = std::io::Cursor::new(head).chain(std::io::stdin());
                 std::io::copy(&mut rest, sink).map(drop)
             }
+            Source::Remote(_) => Ok(()),
         }
     })
 }
@@ -315,6 +318,8 @@ enum Source {
     Changes(Changes),
     /// Standard input, of which a beginning was read.
     Archive(Vec<u8>),
+    /// What the daemon fetches from an address.
+    Remote(String),
 }
 
 impl BuildArgs {
@@ -322,13 +327,14 @@ impl BuildArgs {
         if self.path == "-" {
             return self.standard_input();
         }
-        if ["http://", "https://", "git://", "git@"].iter().any(|scheme| self.path.starts_with(scheme)) {
-            bail!(
-                "building from {} is not supported in this version: fetch it and build the folder",
-                self.path
-            );
-        }
         let folder = PathBuf::from(&self.path);
+        let short = self.path.starts_with("github.com/") && !folder.exists();
+        if contexts::is_remote(&self.path) || short {
+            if self.file.as_deref() == Some("-") {
+                bail!("a Dockerfile on standard input does not go with a context that is fetched");
+            }
+            return Ok(Source::Remote(self.path.clone()));
+        }
         let found = folder
             .canonicalize()
             .with_context(|| format!("unable to prepare context: path {:?}", self.path))?;
@@ -437,6 +443,10 @@ impl BuildArgs {
         };
         let mut options = BuildOptions {
             dockerfile: self.file.clone().unwrap_or_else(|| "Dockerfile".to_owned()),
+            remote: match source {
+                Source::Remote(address) => address.clone(),
+                _ => String::new(),
+            },
             tags: tags.to_vec(),
             arguments: arguments(&self.build_arg),
             labels: self.label.iter().map(|label| pair(label)).collect(),
@@ -518,7 +528,7 @@ fn credentials(text: &[u8], options: &BuildOptions) -> anyhow::Result<BTreeMap<S
     });
     let named = options.contexts.values().filter_map(|context| match context {
         NamedContext::Image(name) => Some(name.clone()),
-        NamedContext::Folder => None,
+        NamedContext::Folder | NamedContext::Remote(_) => None,
     });
     let names: Vec<String> = bases.chain(named).collect();
     add_credentials(names.iter(), &mut found)?;

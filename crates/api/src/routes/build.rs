@@ -8,7 +8,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use axum::routing::{any, get, post};
+use axum::routing::{get, post};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -26,6 +26,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
+use crate::buildkit::{self, Asked};
 use crate::error::ApiError;
 use crate::hijack::{Framing, Taken, Takeover};
 use crate::request::Params;
@@ -41,8 +42,6 @@ const CACHES_MAX: usize = 64;
 /// Names a build: a query would be in logs.
 const TOKEN_HEADER: &str = "x-insula-build";
 const CONFIG_HEADER: &str = "x-registry-config";
-const BUILDKIT: &str = "the BuildKit protocol is not available in this version: use 'insula build', or the docker \
-                        command with DOCKER_BUILDKIT=0";
 
 pub(super) fn routes() -> Router<Api> {
     Router::new()
@@ -51,15 +50,33 @@ pub(super) fn routes() -> Router<Api> {
         .route("/insula/build/agent", post(agent))
         .route("/insula/build/context", get(context_index))
         .route("/build/prune", post(prune))
-        .route("/build/cancel", any(async || ApiError::unsupported(BUILDKIT)))
-        .route("/session", any(async || ApiError::unsupported(BUILDKIT)))
-        .route("/grpc", any(async || ApiError::unsupported(BUILDKIT)))
+        .route("/build/cancel", post(cancel))
+        .route("/session", post(session))
+        .route("/grpc", post(async |request: Request| buildkit::refuse(request)))
 }
 
 async fn build(State(api): State<Api>, headers: HeaderMap, params: Params, body: Body) -> Answer {
+    if params.text("version") == Some("2") {
+        let request = request_of(&headers, &params)?;
+        return match Box::pin(buildkit::prepare(&api.buildkit, request, &params, body)).await? {
+            Asked::Build(work) => {
+                transferred(move |progress| Box::pin(work.run(api.engine.clone(), progress))).await
+            }
+            Asked::Answered(answer) => Ok(answer),
+        };
+    }
     let request = request(&headers, &params)?;
     let engine = api.engine.clone();
     transferred(move |progress| async move { engine.build(Upload::new(body), request, progress).await }).await
+}
+
+/// The connection becomes one on which the client answers while it builds.
+async fn session(State(api): State<Api>, request: Request) -> Answer {
+    buildkit::open(&api.buildkit, request)
+}
+
+async fn cancel(State(api): State<Api>, params: Params) -> Answer {
+    Ok(buildkit::cancel(&api.buildkit, params.text("id").unwrap_or_default()))
 }
 
 /// insula's own: a document with its length, four bytes of it, is in front of the context.
@@ -219,8 +236,12 @@ fn contexts(given: Labels) -> Result<BTreeMap<String, NamedContext>, ApiError> {
     let read = given.into_iter().map(|(name, text)| match text.split_once(':') {
         None if text == "folder" => Ok((name, NamedContext::Folder)),
         Some(("image", image)) if !image.is_empty() => Ok((name, NamedContext::Image(image.to_owned()))),
+        Some(("remote", address)) if !address.is_empty() => {
+            address_of_context(address)?;
+            Ok((name, NamedContext::Remote(address.to_owned())))
+        }
         _ => Err(ApiError::invalid(format!(
-            "the build context {name} is {text:?}: folder or image:NAME is expected"
+            "the build context {name} is {text:?}: folder, image:NAME or remote:ADDRESS is expected"
         ))),
     });
     read.collect()
@@ -237,8 +258,17 @@ fn secrets(given: Labels) -> Result<BTreeMap<String, Secret>, ApiError> {
 
 fn request(headers: &HeaderMap, params: &Params) -> Result<BuildRequest, ApiError> {
     refuse(params)?;
+    request_of(headers, params)
+}
+
+/// What both builders' requests say.
+fn request_of(headers: &HeaderMap, params: &Params) -> Result<BuildRequest, ApiError> {
+    if params.flag("squash") {
+        return Err(ApiError::unsupported("squash is not available: COPY --from a stage makes one layer"));
+    }
     Ok(BuildRequest {
         dockerfile: params.text("dockerfile").unwrap_or("Dockerfile").to_owned(),
+        remote: remote(params)?,
         tags: params.all("t"),
         arguments: document(params, "buildargs")?,
         labels: document(params, "labels")?,
@@ -252,6 +282,7 @@ fn request(headers: &HeaderMap, params: &Params) -> Result<BuildRequest, ApiErro
         host: host(params)?,
         secrets: BTreeMap::new(),
         credentials: credentials(headers)?,
+        client: None,
         contexts: BTreeMap::new(),
         output: Output::Image,
         agents: AgentsGiven::default(),
@@ -261,18 +292,37 @@ fn request(headers: &HeaderMap, params: &Params) -> Result<BuildRequest, ApiErro
     })
 }
 
-/// What this engine cannot do is said before anything is built.
-fn refuse(params: &Params) -> Result<(), ApiError> {
-    if params.text("version") == Some("2") || params.text("session").is_some() {
-        return Err(ApiError::unsupported(BUILDKIT));
+/// Bytes of an address.
+const ADDRESS_MAX: usize = 4096;
+
+/// Where the context is, if it does not come.
+fn remote(params: &Params) -> Result<String, ApiError> {
+    let address = params.text("remote").unwrap_or_default();
+    if params.text("version") == Some("2") && buildkit::IS_SENT.contains(&address) {
+        return Ok(String::new());
     }
-    if let Some(remote) = params.text("remote").filter(|remote| *remote != "client-session") {
-        return Err(ApiError::unsupported(format!(
-            "building from {remote} is not available in this version: fetch it and build the folder"
+    address_of_context(address)?;
+    Ok(address.to_owned())
+}
+
+/// Refuses what leads to nothing that is fetched; nothing is an address too.
+fn address_of_context(address: &str) -> Result<(), ApiError> {
+    let known = ["http://", "https://", "git://", "git@", "ssh://", "github.com/"];
+    if address.len() > ADDRESS_MAX
+        || !(address.is_empty() || known.iter().any(|start| address.starts_with(start)))
+    {
+        let address: String = address.chars().take(256).collect();
+        return Err(ApiError::invalid(format!(
+            "{address:?} is no address of a context: one of https, http or git is expected"
         )));
     }
-    if params.flag("squash") {
-        return Err(ApiError::unsupported("squash is not available: COPY --from a stage makes one layer"));
+    Ok(())
+}
+
+/// What this engine cannot do is said before anything is built.
+fn refuse(params: &Params) -> Result<(), ApiError> {
+    if params.text("session").is_some() {
+        return Err(ApiError::unsupported("sessions are for builds with version=2"));
     }
     match params.text("outputs").filter(|outputs| !matches!(*outputs, "null" | "[]")) {
         Some(outputs) => {

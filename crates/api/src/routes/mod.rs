@@ -32,6 +32,7 @@ use serde::Serialize;
 use self::attaching::Attaching;
 use insula_models::{ApiVersion, Versioned};
 
+use crate::buildkit::BuildKit;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 
@@ -40,6 +41,7 @@ use crate::metrics::Metrics;
 pub(crate) struct Api {
     engine: Engine,
     attaching: Arc<Attaching>,
+    buildkit: Arc<BuildKit>,
     metrics: Arc<Metrics>,
 }
 
@@ -51,7 +53,7 @@ pub(crate) fn metrics_alone(engine: Engine, metrics: Arc<Metrics>) -> Router {
         .merge(metrics::routes())
         .route_layer(axum::middleware::from_fn(metrics::note))
         .fallback(async || ApiError::no_page())
-        .with_state(Api { engine, attaching: Arc::default(), metrics })
+        .with_state(Api { engine, attaching: Arc::default(), buildkit: Arc::default(), metrics })
 }
 
 /// Every route.
@@ -76,7 +78,7 @@ pub(crate) fn all(engine: Engine, metrics: Arc<Metrics>) -> Router {
         .route_layer(axum::middleware::from_fn(metrics::note))
         .fallback(async || ApiError::no_page())
         .method_not_allowed_fallback(async || ApiError::no_page())
-        .with_state(Api { engine, attaching: Arc::default(), metrics })
+        .with_state(Api { engine, attaching: Arc::default(), buildkit: Arc::default(), metrics })
 }
 
 /// The version of the API that the request speaks.

@@ -23,6 +23,8 @@ pub enum NamedContext {
     Folder,
     /// An image by its name or id.
     Image(String),
+    /// A repository, an archive or a file, by its address: the daemon fetches it.
+    Remote(String),
 }
 
 /// What is answered beside progress.
@@ -52,6 +54,8 @@ impl BuildOutput {
 pub struct BuildOptions {
     /// Its path in the context.
     pub dockerfile: String,
+    /// The address of a context that the daemon fetches; empty if one is sent.
+    pub remote: String,
     pub tags: Vec<String>,
     /// Without a value an argument is as if it were not given.
     pub arguments: BTreeMap<String, Option<String>>,
@@ -112,6 +116,7 @@ impl BuildOptions {
         let number = |value: i64| if value == 0 { String::new() } else { value.to_string() };
         let mut query = Query::new()
             .with("dockerfile", &self.dockerfile)
+            .with_text("remote", &self.remote)
             .with_text("target", &self.target)
             .with_text("platform", &self.platform)
             .with_text("networkmode", &self.network)
@@ -179,6 +184,7 @@ impl BuildOptions {
         let contexts = self.contexts.iter().map(|(name, context)| match context {
             NamedContext::Folder => (name.clone(), "folder".to_owned()),
             NamedContext::Image(image) => (name.clone(), format!("image:{image}")),
+            NamedContext::Remote(address) => (name.clone(), format!("remote:{address}")),
         });
         let extras = BuildExtras {
             secrets: secrets.collect(),

@@ -68,7 +68,7 @@ pub(super) async fn fetch(images: &Images, scratch: Scratch, op: &CopyOp) -> Res
                 Fetched { number, folder, name: found.folder, kind: FetchedKind::Repository }
             }
             false => {
-                let name = download(images, source, &folder, checksum).await?;
+                let name = download(images, source, &folder, checksum, None).await?;
                 Fetched { number, folder, name, kind: FetchedKind::Download }
             }
         });
@@ -82,13 +82,19 @@ pub(super) async fn fetch(images: &Images, scratch: Scratch, op: &CopyOp) -> Res
     Ok(Added { scratch, fetched })
 }
 
-/// Puts a file into a folder of its own; returns its name.
-async fn download(images: &Images, source: &str, folder: &Path, checksum: Option<&str>) -> Result<String> {
+/// Puts a file into a folder of its own; returns its name, which is `otherwise` if the address does not say it.
+pub(super) async fn download(
+    images: &Images,
+    source: &str,
+    folder: &Path,
+    checksum: Option<&str>,
+    otherwise: Option<&str>,
+) -> Result<String> {
     let wanted = checksum.map(str::parse::<Digest>).transpose().map_err(|error| {
         Error::InvalidArgument(format!("--checksum={}: {error}", checksum.unwrap_or_default()))
     })?;
     let mut fetch = images.registries().fetch(source).await?;
-    let name = fetch.name.clone().ok_or_else(|| {
+    let name = fetch.name.clone().or(otherwise.map(str::to_owned)).ok_or_else(|| {
         Error::InvalidArgument(format!("ADD {source}: the address does not say what the file is called"))
     })?;
     std::fs::DirBuilder::new().mode(0o700).create(folder).map_err(|e| Error::io("mkdir", folder, e))?;
@@ -209,7 +215,7 @@ fn opened(source: Source, unpacks: bool, added: &Added, trees: &mut Vec<Tree>) -
 }
 
 /// Whether it is a tar, plain or compressed: what is compressed may be something else.
-fn is_archive(file: &File) -> Result<bool> {
+pub(super) fn is_archive(file: &File) -> Result<bool> {
     let mut source = BufReader::new(file);
     let mut head = Vec::new();
     let read = match decompressed(&mut source) {

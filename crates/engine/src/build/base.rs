@@ -96,7 +96,7 @@ impl Building {
             name: reference.familiar_name(),
             tag: tag.unwrap_or_else(|| "latest".to_owned()),
             platform: platform.to_owned(),
-            credentials: self.request.credentials(&reference),
+            credentials: self.request.credentials(&reference).await?,
         };
         self.engine.images().pull(request, report.sender()).await?;
         self.engine.images().resolve(name)

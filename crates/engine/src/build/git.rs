@@ -1,4 +1,4 @@
-//! `ADD` of repositories, with the host's git.
+//! Repositories that `ADD` names or that are contexts, with the host's git.
 //!
 //! What is fetched is a stranger's. Git keeps it in a folder of its own and writes no working tree: files come out as an
 //! archive and are unpacked as every archive is. No configuration of the host or of its users is read, no hook and no
@@ -56,7 +56,7 @@ pub(super) struct Wanted<'a> {
 
 /// Makes a folder and puts the files of a repository, and of those in it, below its [`FILES`].
 pub(super) async fn fetch(source: &str, folder: &Path, wanted: Wanted<'_>) -> Result<GitReference> {
-    let fail = |why: String| Error::InvalidArgument(format!("ADD {source}: {why}"));
+    let fail = |why: String| Error::InvalidArgument(format!("{source}: {why}"));
     let reference = GitReference::parse(source).map_err(fail)?;
     if let Some(checksum) = wanted.checksum {
         let hex = checksum.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -110,14 +110,14 @@ struct Module {
 }
 
 /// A folder of what was unpacked, to which no link leads.
-fn below(root: &Path, at: &Path) -> Result<PathBuf> {
+pub(super) fn below(root: &Path, at: &Path) -> Result<PathBuf> {
     if at.as_os_str().is_empty() {
         return Ok(root.to_owned());
     }
     let place = Tree::running(root, 0)?.resolve(&Path::new("/").join(at), Last::Keep)?;
     match place.dir() {
         Some(_) if place.path == Path::new("/").join(at) => Ok(root.join(at)),
-        _ => Err(Error::InvalidArgument(format!("the submodule {} is no folder", at.display()))),
+        _ => Err(Error::InvalidArgument(format!("{} is no folder of the repository", at.display()))),
     }
 }
 

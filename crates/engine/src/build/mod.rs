@@ -24,6 +24,7 @@ mod named;
 mod output;
 mod owner;
 mod portable;
+mod remote;
 mod report;
 mod request;
 mod sources;
@@ -32,7 +33,7 @@ mod stage;
 use std::collections::HashMap;
 use std::io::{BufReader, Read};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use insula_build::dockerfile::Dockerfile;
@@ -58,7 +59,7 @@ pub use self::output::Output;
 use self::portable::{Brought, Recorded};
 pub use self::portable::{CacheScope, CacheSource, CacheTarget};
 use self::report::Report;
-pub use self::request::{BuildRequest, Secret};
+pub use self::request::{Answered, BuildClient, BuildRequest, Secret};
 use self::stage::Built;
 use crate::images::ProgressSender;
 use crate::measures::Operation;
@@ -100,15 +101,18 @@ struct Building {
 
 /// The files of a build.
 enum Context {
-    /// They came with the request.
-    Sent(Scratch),
+    /// They came with the request, or were fetched: the folder is in what is there as long as the build.
+    Sent {
+        folder: PathBuf,
+        _scratch: Scratch,
+    },
     Kept(Kept),
 }
 
 impl Context {
     fn path(&self) -> &Path {
         match self {
-            Self::Sent(scratch) => scratch.path(),
+            Self::Sent { folder, .. } => folder,
             Self::Kept(kept) => kept.tree(),
         }
     }
@@ -126,7 +130,8 @@ impl Context {
 
 /// What came with a request.
 struct Sent {
-    context: Context,
+    /// Unless it is elsewhere.
+    context: Option<Context>,
     folders: Folders,
     /// OCI layouts with caches.
     layouts: Folders,
@@ -141,13 +146,15 @@ impl Engine {
         request: BuildRequest,
         progress: ProgressSender,
     ) -> Result<()> {
-        self.events().measures().of(Operation::Build, self.build_all(context, request, progress)).await
+        // What a build remembers while it waits is more than a thread's stack is for.
+        let build = Box::pin(self.build_all(context, request, progress));
+        self.events().measures().of(Operation::Build, build).await
     }
 
     async fn build_all(
         &self,
         mut context: impl Read + Send + 'static,
-        request: BuildRequest,
+        mut request: BuildRequest,
         progress: ProgressSender,
     ) -> Result<()> {
         let tags = request.references()?;
@@ -158,23 +165,29 @@ impl Engine {
         }
         let store = self.store().clone();
         let (names, layouts) = (request.folders(), request.layouts());
-        let (engine, kept) = (self.clone(), request.kept.clone());
+        let (engine, kept, elsewhere) = (self.clone(), request.kept.clone(), !request.remote.is_empty());
         let sent = transfer(move || {
             let folders = Folders::take_in(&mut context, names.iter().map(String::as_str), &store)?;
             let layouts = Folders::take_in(&mut context, layouts.iter().map(String::as_str), &store)?;
             let context = match &kept {
-                Some(kept) => Context::Kept(engine.keep_context(&mut context, kept)?),
+                Some(kept) => Some(Context::Kept(engine.keep_context(&mut context, kept)?)),
+                None if elsewhere => None,
                 None => {
                     let scratch = store.images().scratch()?;
                     take_in(context, scratch.path())?;
-                    Context::Sent(scratch)
+                    Some(Context::Sent { folder: scratch.path().to_owned(), _scratch: scratch })
                 }
             };
             Ok(Sent { context, folders, layouts })
         })
         .await?;
         failpoint("build.context");
-        let Sent { context, folders, layouts } = sent;
+        let Sent { context, mut folders, layouts } = sent;
+        let context = match context {
+            Some(context) => context,
+            None => self.fetched_context(&mut request, &report).await?,
+        };
+        self.fetch_folders(&request, &mut folders, &report).await?;
         let brought = Box::pin(Brought::read(self, &request, layouts, &report)).await;
         let sent = (context, folders);
         let building = Arc::new(Building::new(self.clone(), request, sent, report, agents, brought)?);
@@ -226,8 +239,8 @@ impl Building {
         let mut keys = Vec::new();
         let mut context_key = None;
         match &context {
-            Context::Sent(scratch) => {
-                let tree = Tree::running(scratch.path(), 0)?;
+            Context::Sent { folder, .. } => {
+                let tree = Tree::running(folder, 0)?;
                 for sent in [name.clone(), format!("{name}.dockerignore"), ".dockerignore".to_owned()] {
                     if sent.starts_with(SENT_ALONG) || ignore.ignores(&sent) {
                         forget(&tree, &sent)?;

@@ -16,6 +16,7 @@ use insula_build::{CopyOp, Ignore, RunOp};
 use insula_store::layers::{Limits, Whiteouts, unpack};
 use insula_store::{CacheOwner, Scratch, Store};
 use rustix::fs::FileType;
+use tokio::runtime::Handle;
 
 use super::agents::Serving;
 use super::caches::{self, Guard};
@@ -312,7 +313,7 @@ impl Making<'_> {
         let id =
             mount.id.clone().or_else(|| mount.source.clone()).or_else(|| mount.target.as_ref().map(base));
         let id = id.unwrap_or_default();
-        let Some(secret) = self.building.request.secrets.get(&id).cloned() else {
+        let Some(secret) = Handle::current().block_on(self.building.request.secret(&id))? else {
             return match mount.required {
                 true => Err(Error::InvalidArgument(format!("secret {id}: not found"))),
                 false => Ok(()),

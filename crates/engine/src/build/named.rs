@@ -1,6 +1,7 @@
 //! What came along with a build beside its context: folders and images by names of their own.
 
 use std::io::Read;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use insula_build::dockerfile::{CopySources, Transfer};
@@ -20,6 +21,8 @@ pub enum NamedContext {
     Folder,
     /// An image by its name or id.
     Image(String),
+    /// A repository, an archive or a file, by its address.
+    Remote(String),
 }
 
 /// Where files are taken of.
@@ -27,13 +30,21 @@ pub enum NamedContext {
 pub(super) enum Source {
     /// A stage, or an image.
     Stack(Box<Built>),
-    /// A folder that came along, by its name.
+    /// A folder that came along or was fetched, by its name.
     Folder(String),
 }
 
-/// Folders that came along, by their names.
+/// Folders that came along or were fetched.
 #[derive(Debug)]
-pub(super) struct Folders(Vec<(String, Scratch)>);
+pub(super) struct Folders(Vec<Folder>);
+
+#[derive(Debug)]
+struct Folder {
+    name: String,
+    scratch: Scratch,
+    /// The files, in what is there as long as the build.
+    files: PathBuf,
+}
 
 impl Folders {
     /// Unpacks them. Blocks.
@@ -50,28 +61,30 @@ impl Folders {
             part.finish().map_err(|error| {
                 Error::InvalidArgument(format!("reading the build context {name}: {error}"))
             })?;
-            folders.push((name.to_owned(), scratch));
+            let files = scratch.path().to_owned();
+            folders.push(Folder { name: name.to_owned(), scratch, files });
         }
         Ok(Self(folders))
     }
-}
 
-impl IntoIterator for Folders {
-    type Item = (String, Scratch);
-    type IntoIter = std::vec::IntoIter<Self::Item>;
+    /// One that was fetched.
+    pub(super) fn add(&mut self, name: &str, (scratch, files): (Scratch, PathBuf)) {
+        self.0.push(Folder { name: name.to_owned(), scratch, files });
+    }
 
-    fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
+    /// The folders themselves, by their names.
+    pub(super) fn into_scratches(self) -> impl Iterator<Item = (String, Scratch)> {
+        self.0.into_iter().map(|folder| (folder.name, folder.scratch))
     }
 }
 
 impl Building {
-    /// The files of a folder that came along.
+    /// The files of a folder that came along or was fetched.
     pub(super) fn folder(&self, name: &str) -> Result<Tree> {
-        let found = self.folders.0.iter().find(|(known, _)| known == name);
-        let (_, scratch) =
+        let found = self.folders.0.iter().find(|folder| folder.name == name);
+        let folder =
             found.ok_or_else(|| Error::Internal(format!("the build context {name} did not come along")))?;
-        Tree::running(scratch.path(), 0)
+        Tree::running(&folder.files, 0)
     }
 
     /// A stage that begins with what came along: an image, or a folder's files.
@@ -85,7 +98,7 @@ impl Building {
             Some(NamedContext::Image(image)) => {
                 Box::pin(self.base(&Base::Image(image.clone()), needed, platform)).await
             }
-            Some(NamedContext::Folder) => {
+            Some(NamedContext::Folder | NamedContext::Remote(_)) => {
                 let mut built = Box::pin(self.base(&Base::Scratch, needed, platform)).await?;
                 let sources = CopySources { paths: vec!["/".to_owned()], ..CopySources::default() };
                 let transfer = Transfer { sources, ..Transfer::default() };

@@ -94,7 +94,7 @@ impl Brought {
         report: &Report,
     ) -> Self {
         let mut brought = Self::default();
-        let mut layouts: HashMap<String, Scratch> = layouts.into_iter().collect();
+        let mut layouts: HashMap<String, Scratch> = layouts.into_scratches().collect();
         for (number, source) in request.cache_from.iter().enumerate() {
             let (name, found) = match source {
                 CacheSource::Image(name) => (name, of_image(engine, request, name).await),
@@ -177,7 +177,7 @@ async fn of_image(engine: &Engine, request: &BuildRequest, name: &str) -> Result
         return Ok((image.config, Place::Here));
     }
     let reference = Reference::parse(name).map_err(insula_store::Error::from)?;
-    let credentials = request.credentials(&reference);
+    let credentials = request.credentials(&reference).await?;
     let (config, remote) = Box::pin(engine.images().look_up(&reference, &credentials)).await?;
     Ok((config, Place::Registry(remote)))
 }
@@ -338,7 +338,7 @@ impl Building {
             let reference = Reference::parse(name).map_err(insula_store::Error::from)?;
             let (layers, composed) = self.cache_image(built, *scope)?;
             self.report.line(format!("Exporting cache to {}\n", reference.familiar())).await;
-            let credentials = self.request.credentials(&reference);
+            let credentials = self.request.credentials(&reference).await?;
             let images = self.engine.images();
             let pushed =
                 images.push_composed(&reference, &layers, composed, &credentials, self.report.sender());

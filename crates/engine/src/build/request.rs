@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use insula_models::{HostConfig, Labels};
@@ -35,11 +37,24 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// What is answered when somebody is asked.
+pub type Answered<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+
+/// Whoever builds, where it can be asked for what a step needs when it needs it.
+pub trait BuildClient: fmt::Debug + Send + Sync {
+    /// A secret by its id, if there is one.
+    fn secret<'a>(&'a self, id: &'a str) -> Answered<'a, Option<Secret>>;
+    /// For a registry, by its name.
+    fn credentials<'a>(&'a self, registry: &'a str) -> Answered<'a, Credentials>;
+}
+
 /// `POST /build`.
 #[derive(Debug, Clone, Default)]
 pub struct BuildRequest {
     /// Its path in the context.
     pub dockerfile: String,
+    /// The address of a context that nobody sends: a repository, an archive or a Dockerfile. Empty if one is sent.
+    pub remote: String,
     /// `NAME` or `NAME:TAG`.
     pub tags: Vec<String>,
     /// Without a value it is as if it were not given.
@@ -65,6 +80,8 @@ pub struct BuildRequest {
     pub secrets: BTreeMap<String, Secret>,
     /// By the registry's name, as in `X-Registry-Config`.
     pub credentials: BTreeMap<String, Credentials>,
+    /// Who is asked for what is in neither.
+    pub client: Option<Arc<dyn BuildClient>>,
     /// What else came along, by the names that the Dockerfile has for it.
     pub contexts: BTreeMap<String, NamedContext>,
     pub output: Output,
@@ -96,10 +113,22 @@ impl BuildRequest {
         layouts.map(|(number, _)| layout_name(number)).collect()
     }
 
+    /// A secret that a command may be given.
+    pub(super) async fn secret(&self, id: &str) -> Result<Option<Secret>> {
+        match (self.secrets.get(id), &self.client) {
+            (None, Some(client)) => client.secret(id).await,
+            (found, _) => Ok(found.cloned()),
+        }
+    }
+
     /// Those for an image's registry.
-    pub(super) fn credentials(&self, image: &Reference) -> Credentials {
+    pub(super) async fn credentials(&self, image: &Reference) -> Result<Credentials> {
         let domain = image.domain();
         let names = [domain.to_owned(), format!("https://{domain}"), format!("https://index.{domain}/v1/")];
-        names.iter().find_map(|name| self.credentials.get(name)).cloned().unwrap_or_default()
+        let known = names.iter().find_map(|name| self.credentials.get(name));
+        match (known, &self.client) {
+            (None, Some(client)) => client.credentials(domain).await,
+            (known, _) => Ok(known.cloned().unwrap_or_default()),
+        }
     }
 }

@@ -206,7 +206,9 @@ impl Stepping<'_> {
     pub(super) async fn source(&self, name: &str) -> Result<Source> {
         let context = self.building.given.context(name);
         let name = match context.and_then(|name| Some((name, self.building.request.contexts.get(name)?))) {
-            Some((name, NamedContext::Folder)) => return Ok(Source::Folder(name.to_owned())),
+            Some((name, NamedContext::Folder | NamedContext::Remote(_))) => {
+                return Ok(Source::Folder(name.to_owned()));
+            }
             Some((_, NamedContext::Image(image))) => return self.image(image).await,
             None => name,
         };

@@ -17,7 +17,12 @@ pub(super) struct Named {
     pub(super) folder: Option<Context>,
 }
 
-/// `NAME=FOLDER` or `NAME=docker-image://IMAGE`.
+/// Whether a context is fetched by the daemon: a repository, an archive, a Dockerfile.
+pub(super) fn is_remote(text: &str) -> bool {
+    ["http://", "https://", "git://", "git@", "ssh://"].iter().any(|scheme| text.starts_with(scheme))
+}
+
+/// `NAME=FOLDER`, `NAME=docker-image://IMAGE` or `NAME=ADDRESS`.
 pub(super) fn read(text: &str) -> anyhow::Result<Named> {
     let (name, value) = text
         .split_once('=')
@@ -28,11 +33,13 @@ pub(super) fn read(text: &str) -> anyhow::Result<Named> {
         Reference::parse(image).with_context(|| format!("the build context {name}"))?;
         return Ok(named(NamedContext::Image(image.to_owned()), None));
     }
-    let remote = ["http://", "https://", "git://", "git@", "ssh://", "target:", "oci-layout://"];
-    if remote.iter().any(|scheme| value.starts_with(scheme)) {
+    if is_remote(value) {
+        return Ok(named(NamedContext::Remote(value.to_owned()), None));
+    }
+    if let Some(scheme) = ["target:", "oci-layout://"].iter().find(|scheme| value.starts_with(**scheme)) {
         bail!(
-            "the build context {name}={value} is not supported in this version: a folder of this host or \
-             docker-image://IMAGE is expected"
+            "the build context {name}={value}: {scheme} is not supported in this version: a folder of this host, \
+             docker-image://IMAGE or an address is expected"
         );
     }
     let path = PathBuf::from(value);
@@ -67,8 +74,10 @@ mod tests {
         assert_eq!((named.name.as_str(), named.context), ("src", NamedContext::Folder));
         let named = read("base=docker-image://busybox:1").unwrap();
         assert_eq!(named.context, NamedContext::Image("busybox:1".to_owned()));
+        let named = read("a=https://x/y.tar").unwrap();
+        assert_eq!(named.context, NamedContext::Remote("https://x/y.tar".to_owned()));
         let absent = format!("a={path}/absent");
-        for wrong in ["a", "=b", "a=", &absent, "a=https://x", "a=docker-image://", "a=/dev/null"] {
+        for wrong in ["a", "=b", "a=", &absent, "a=target:x", "a=docker-image://", "a=/dev/null"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
     }

@@ -1,0 +1,127 @@
+//! `/session`: connections on which clients answer while they build.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use hyper::ext::ReasonPhrase;
+use hyper::upgrade::OnUpgrade;
+use tokio::sync::Notify;
+
+use super::grpc::Channel;
+use crate::error::ApiError;
+
+const ID: &str = "x-docker-expose-session-uuid";
+const METHOD: &str = "x-docker-expose-session-grpc-method";
+/// Signs of an id, methods of a client, and sessions at once.
+const ID_MAX: usize = 128;
+const METHODS_MAX: usize = 256;
+const SESSIONS_MAX: usize = 1024;
+/// A build may come before its session.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One client, as long as it is there.
+#[derive(Debug, Clone)]
+pub(super) struct Session {
+    pub(super) channel: Channel,
+    methods: Arc<HashSet<String>>,
+}
+
+impl Session {
+    /// Whether it answers to a method: `/service/Method`.
+    pub(super) fn serves(&self, method: &str) -> bool {
+        self.methods.contains(&method.to_ascii_lowercase())
+    }
+}
+
+/// Those that are open, by id.
+#[derive(Debug, Default)]
+pub(super) struct Sessions {
+    open: Mutex<HashMap<String, Session>>,
+    /// One more is open.
+    more: Notify,
+}
+
+impl Sessions {
+    fn all(&self) -> MutexGuard<'_, HashMap<String, Session>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session of this id, for which is waited for a while.
+    pub(super) async fn wait(&self, id: &str) -> Result<Session, ApiError> {
+        let find = async {
+            loop {
+                let mut more = std::pin::pin!(self.more.notified());
+                more.as_mut().enable();
+                if let Some(session) = self.all().get(id).cloned() {
+                    return session;
+                }
+                more.await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, find)
+            .await
+            .map_err(|_| ApiError::invalid(format!("no session {id:.128} was opened: a build needs one")))
+    }
+}
+
+/// Takes a connection over, on which the client answers from then on.
+pub(crate) fn open(kit: &super::BuildKit, mut request: Request) -> Result<Response, ApiError> {
+    let headers = request.headers();
+    let id = text(headers, ID).filter(|id| !id.is_empty() && id.len() <= ID_MAX);
+    let id = id.ok_or_else(|| ApiError::invalid(format!("a session has an id in {ID}")))?.to_owned();
+    let methods = headers.get_all(METHOD).iter().take(METHODS_MAX);
+    let methods = methods.filter_map(|value| Some(value.to_str().ok()?.to_ascii_lowercase())).collect();
+    let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let upgrade = upgrade.ok_or_else(|| {
+        ApiError::invalid("a session asks for an upgrade to h2c: the client answers on the connection")
+    })?;
+    let sessions = kit.sessions.clone();
+    {
+        let all = sessions.all();
+        if all.len() >= SESSIONS_MAX || all.contains_key(&id) {
+            return Err(ApiError::new(StatusCode::CONFLICT, format!("the session {id} cannot be opened")));
+        }
+    }
+    tokio::spawn(async move {
+        let stream = match upgrade.await {
+            Ok(stream) => stream,
+            Err(error) => return tracing::debug!(%error, "a session was not opened"),
+        };
+        let (closing, closed) = (sessions.clone(), id.clone());
+        let channel = Channel::open(stream, move || drop(closing.all().remove(&closed))).await;
+        match channel {
+            Ok(channel) => {
+                let mut all = sessions.all();
+                all.insert(id.clone(), Session { channel: channel.clone(), methods: Arc::new(methods) });
+                // It may have ended before it was known.
+                if channel.is_closed() {
+                    all.remove(&id);
+                }
+                drop(all);
+                sessions.more.notify_waiters();
+            }
+            Err(error) => tracing::debug!(%error, "a session was not opened"),
+        }
+    });
+    Ok(switching())
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// The connection is HTTP/2 from here on.
+pub(super) fn switching() -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.extensions_mut().insert(ReasonPhrase::from_static(b"Switching Protocols"));
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("h2c"));
+    response
+}
