@@ -39,7 +39,7 @@ fn contexts_are_fetched() {
     let port = serve(b"FROM busybox\nRUN echo alone > /x\n".to_vec());
     remote(&["-f", "ignored"], &format!("http://127.0.0.1:{port}/Containerfile")).ok();
     assert_eq!(run(&daemon, "made", "cat /x"), "alone");
-    remote(&[], &format!("http://127.0.0.1:{port}/absent")).fails(1, &["404"]);
+    remote(&[], &format!("http://127.0.0.1:{port}/absent")).fails(1, &["/absent not found"]);
     // Docker's own request, and addresses that are none.
     let answer = daemon.api("POST", &format!("/build?t=api&remote=http://127.0.0.1:{port}/x"), "");
     assert!(answer.text().contains("Successfully tagged api:latest"), "{}", answer.text());
