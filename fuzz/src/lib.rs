@@ -79,13 +79,21 @@ pub fn reference(data: &[u8]) {
 
 /// Documents of bundles: those that make a plan make the same one again from what was read.
 pub fn bundle(data: &[u8]) {
-    use insula_spec::bundle::{document, plan, process, resources};
+    use insula_spec::bundle::{document, for_machine, plan, process, resources};
     let folder = std::path::Path::new("/bundle");
     if let Ok(config) = document::parse::<document::Config>(data, "config.json") {
         let text = serde_json::to_vec(&config).expect("what was read can be written");
         let again = document::parse(&text, "config.json").expect("what was written can be read");
         assert_eq!(config, again);
-        let _ = plan(&config, "box", folder);
+        if let Ok(plan) = plan(&config, "box", folder) {
+            // One for a guest has nothing left that only the host can do.
+            for guest in [None, Some(5)].into_iter().filter_map(|first| for_machine(plan.clone(), first).ok())
+            {
+                assert!(
+                    guest.bundle.is_none() && guest.mounts.iter().all(|mount| mount.target.starts_with('/'))
+                );
+            }
+        }
     }
     if let Ok(found) = document::parse(data, "process") {
         let _ = process(&found, "process");

@@ -161,7 +161,12 @@ fn process(exec: &Exec, own: &ProcessPlan) -> Result<(ProcessPlan, StdioPlan)> {
         let document = document::parse(&bounded(path)?, "process")?;
         let mut stdio = bundle::terminal(&document);
         stdio.tty |= exec.tty;
-        return Ok((bundle::process(&document, "process")?, stdio));
+        let mut process = bundle::process(&document, "process")?;
+        // How the kernel looks is the container's, not the process'.
+        if let (Some(exact), Some(own)) = (&mut process.exact, &own.exact) {
+            exact.personality = own.personality;
+        }
+        return Ok((process, stdio));
     }
     if exec.command.is_empty() {
         bail!("exec needs a program, or --process");

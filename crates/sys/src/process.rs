@@ -388,6 +388,53 @@ pub fn become_undumpable() -> Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) })
 }
 
+/// What sched_setattr(2) takes, by the kernel's numbers; times are in nanoseconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Schedule {
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
+/// How the calling thread gets its turns on processors, sched_setattr(2).
+pub fn set_schedule(schedule: Schedule) -> Result<()> {
+    /// Its first version, which every kernel takes.
+    #[repr(C)]
+    struct Attributes {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let Schedule { policy, flags, nice, priority, runtime, deadline, period } = schedule;
+    let size = size_of::<Attributes>() as u32;
+    let attributes = Attributes { size, policy, flags, nice, priority, runtime, deadline, period };
+    // SAFETY: the structure lives past the call, and says how large it is.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) } as i32)
+}
+
+/// How the calling thread gets its turns on disks, ioprio_set(2): class and level by the kernel's numbers.
+pub fn set_io_priority(class: u8, level: u8) -> Result<()> {
+    const OF_A_PROCESS: libc::c_int = 1;
+    let priority = libc::c_int::from(class) << 13 | libc::c_int::from(level);
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, OF_A_PROCESS, 0, priority) } as i32)
+}
+
+/// How the kernel looks to the calling process, personality(2).
+pub fn set_personality(bits: u32) -> Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::personality(bits.into()) })
+}
+
 /// PR_SET_NO_NEW_PRIVS: execve grants nothing from now on.
 pub fn no_new_privileges() -> Result<()> {
     // SAFETY: no memory is passed.

@@ -3,6 +3,7 @@
 
 mod bundle;
 mod escapes;
+mod generated;
 mod life;
 mod process;
 mod refusals;

@@ -111,3 +111,22 @@ fn a_filter_denies(runtime: &Runtime) {
     let (_, output, errors) = bundle.outcome();
     assert!(!output.contains("insula"), "{output}{errors}");
 }
+
+/// runc 1.1 knows none of these, so nothing but the kernel's own words shows that the check is right.
+#[test]
+fn turns_and_looks_are_those_that_are_asked_for() {
+    let Some(runtime) = Runtime::insula() else { return };
+    let script = "busybox ionice; busybox nice; busybox uname -m; busybox chrt -p $$";
+    let mut bundle = Bundle::new(&runtime, script);
+    bundle.config["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 6});
+    bundle.config["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
+    bundle.config["linux"]["personality"] = json!({"domain": "LINUX32"});
+    let said = bundle.run();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[..3], ["best-effort: prio 6", "5", "i686"], "{said}");
+    assert!(said.contains("SCHED_BATCH"), "{said}");
+    // Other processes of the container look at the same kernel.
+    bundle.config["process"]["args"] = json!(["sleep", "1000"]);
+    bundle.start();
+    assert_eq!(bundle.done(&["exec", &bundle.id, "busybox", "uname", "-m"]), "i686\n");
+}

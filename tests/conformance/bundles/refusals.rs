@@ -18,8 +18,8 @@ fn what_is_not_supported_is_named_and_leaves_nothing() {
         ("mounts[0].options[0]: \"tmpcopyup\" is not supported", |c| {
             c["mounts"] = json!([{"destination": "/x", "type": "tmpfs", "options": ["tmpcopyup"]}]);
         }),
-        ("process.scheduler: this property is not supported", |c| {
-            c["process"]["scheduler"] = json!({"policy": "SCHED_FIFO"});
+        ("process.execCPUAffinity: this property is not supported", |c| {
+            c["process"]["execCPUAffinity"] = json!({"initial": "0"});
         }),
         ("linux.namespaces: a container without a mount namespace is not supported", |c| {
             c["linux"]["namespaces"] = json!([]);

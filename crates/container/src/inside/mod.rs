@@ -84,6 +84,8 @@ impl Inside<'_> {
             mounts::bind_console(slave.as_fd())?;
         }
         if !start {
+            // Who waits to start it had better know now.
+            program::look_up(&self.plan.process)?;
             self.channel.report_ready()?;
             self.channel.await_order()?;
         }

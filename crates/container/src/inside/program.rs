@@ -6,9 +6,9 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use insula_spec::bundle::ExactPlan;
+use insula_spec::bundle::{ExactPlan, IoPriorityPlan, SchedulerPlan};
 use insula_spec::plan::ProcessPlan;
-use insula_sys::process;
+use insula_sys::process::{self, Schedule};
 use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::{Errno, FdFlags};
 
@@ -51,6 +51,7 @@ impl Program<'_> {
         // 0022 is what login(1) and container engines give.
         let umask = self.process.exact.as_ref().and_then(|exact| exact.umask).unwrap_or(0o022);
         rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
+        self.schedule()?;
         let sets = self.confinement.apply_privileged(identity.uid == 0)?;
         become_user(&identity)?;
         self.confinement.apply_last(&sets)?;
@@ -70,6 +71,24 @@ impl Program<'_> {
             read_inside("etc/group")?
         };
         users::resolve(&self.process.user, &self.process.groups, &passwd, &group)
+    }
+
+    /// As a bundle says; with the rights of the builder, since most of it takes some.
+    fn schedule(&self) -> Result<()> {
+        let Some(exact) = &self.process.exact else { return Ok(()) };
+        if let Some(SchedulerPlan { policy, flags, nice, priority, runtime, deadline, period }) =
+            exact.scheduler
+        {
+            let schedule = Schedule { policy, flags, nice, priority, runtime, deadline, period };
+            process::set_schedule(schedule).context("sched_setattr", "process.scheduler")?;
+        }
+        if let Some(IoPriorityPlan { class, level }) = exact.io_priority {
+            process::set_io_priority(class, level).context("ioprio_set", "process.ioPriority")?;
+        }
+        match exact.personality {
+            Some(bits) => process::set_personality(bits).context("personality", "linux.personality"),
+            None => Ok(()),
+        }
     }
 
     fn install_streams(&self, identity: &Identity) -> Result<()> {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::document::{Config, Device, Hook, Hooks, Linux};
 use super::{
     BundleDevices, BundleMount, BundlePlan, BundleSource, HooksPlan, IdMapping, NodePlan, Result, invalid,
-    mounts, process, resources, unsupported,
+    mounts, process, resources, scheduling, unsupported,
 };
 use crate::plan::{
     CgroupPlan, ContainerPlan, DeviceKind, InitPlan, LogPlan, Namespace, NamespacesPlan, Resources,
@@ -34,9 +34,13 @@ pub fn plan(config: &Config, id: &str, bundle: &Path) -> Result<ContainerPlan> {
     if !(hostname.is_empty() && domainname.is_empty()) && namespaces.uts == Namespace::Host {
         return Err(invalid("hostname", "would be the host's: the container has no UTS namespace"));
     }
+    let mut process = process::process(document, "process")?;
+    if let Some(exact) = &mut process.exact {
+        exact.personality = scheduling::personality(linux.personality.as_ref())?;
+    }
     Ok(ContainerPlan {
         id: ContainerId::random(),
-        process: process::process(document, "process")?,
+        process,
         init: InitPlan::Process,
         rootfs: rootfs(config, bundle)?,
         mounts: Vec::new(),
@@ -93,7 +97,6 @@ fn refuse(linux: &Linux) -> Result<()> {
         ("linux.netDevices", &linux.net_devices),
         ("linux.intelRdt", &linux.intel_rdt),
         ("linux.memoryPolicy", &linux.memory_policy),
-        ("linux.personality", &linux.personality),
     ] {
         absent(name, value.as_ref())?;
     }
@@ -338,14 +341,11 @@ mod tests {
     fn what_is_not_done_is_refused_by_its_name() {
         for (path, value) in [
             ("/linux/intelRdt", json!({"closID": "x"})),
-            ("/linux/personality", json!({"domain": "LINUX32"})),
             ("/linux/timeOffsets", json!({"monotonic": {"secs": 1}})),
             ("/linux/netDevices", json!({"eth0": {}})),
             ("/linux/mountLabel", json!("label")),
             ("/linux/resources/unified", json!({"memory.high": "1"})),
             ("/linux/resources/cpu/burst", json!(5)),
-            ("/process/scheduler", json!({"policy": "SCHED_FIFO"})),
-            ("/process/ioPriority", json!({"class": "IOPRIO_CLASS_IDLE"})),
             ("/process/apparmorProfile", json!("docker-default")),
             ("/vm", json!({"kernel": {"path": "/x"}})),
         ] {

@@ -8,9 +8,11 @@
 
 mod convert;
 pub mod document;
+mod machine;
 mod mounts;
 mod process;
 mod resources;
+mod scheduling;
 mod template;
 
 use std::collections::BTreeMap;
@@ -23,9 +25,11 @@ use crate::plan::{DeviceKind, DeviceRule};
 use document::Hook;
 
 pub use convert::plan;
+pub use machine::{for_machine, network};
 pub use mounts::OPTIONS;
 pub use process::{process, terminal};
 pub use resources::{devices, resources};
+pub use scheduling::personality;
 pub use template::template;
 
 /// The version of the specification that this is written after.
@@ -196,6 +200,35 @@ pub struct ExactPlan {
     pub groups: Vec<u32>,
     pub umask: Option<u32>,
     pub capabilities: document::Capabilities,
+    #[serde(default)]
+    pub scheduler: Option<SchedulerPlan>,
+    #[serde(default)]
+    pub io_priority: Option<IoPriorityPlan>,
+    /// Bits of personality(2).
+    #[serde(default)]
+    pub personality: Option<u32>,
+}
+
+/// Arguments of sched_setattr(2); policies and flags by the kernel's numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchedulerPlan {
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    /// Nanoseconds.
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
+/// ioprio_set(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoPriorityPlan {
+    /// By the kernel's numbers: 1 is real time, 2 best effort, 3 idle.
+    pub class: u8,
+    /// 0, the highest, to 7.
+    pub level: u8,
 }
 
 /// What a hook reads and `state` prints: runtime specification, "State".

@@ -50,7 +50,7 @@ const PROPAGATION: [(&str, RootPropagation); 4] = [
 ];
 
 /// Every option that is understood, for `features`.
-pub const OPTIONS: [&str; 58] = [
+pub const OPTIONS: [&str; 60] = [
     "async",
     "atime",
     "bind",
@@ -104,11 +104,13 @@ pub const OPTIONS: [&str; 58] = [
     "runbindable",
     "rw",
     "shared",
+    "silent",
     "slave",
     "strictatime",
     "suid",
     "symfollow",
     "sync",
+    "unbindable",
 ];
 
 /// `shared` or, with what is below, `rshared`.
@@ -293,6 +295,16 @@ mod tests {
         let error = parsed("bind", &["size=3"]).unwrap_err();
         assert_eq!(error.to_string(), "mounts[0].options: \"size\" is not an option of bind mounts");
         assert!(parsed("bind", &["sync"]).is_err() && parsed("", &[]).is_err());
+    }
+
+    #[test]
+    fn every_option_that_is_understood_is_told() {
+        let bits = BITS.iter().flat_map(|(name, ..)| [(*name).to_owned(), format!("r{name}")]);
+        let spread = PROPAGATION.iter().flat_map(|(name, _)| [(*name).to_owned(), format!("r{name}")]);
+        let others = INSTANCE.iter().chain(&INSTANCE_DEFAULTS).chain(&["bind", "rbind", "idmap", "ridmap"]);
+        let all = bits.chain(spread).chain(others.map(|name| (*name).to_owned()));
+        let missing: Vec<_> = all.filter(|name| !OPTIONS.contains(&name.as_str())).collect();
+        assert!(missing.is_empty(), "{missing:?}");
     }
 
     #[test]

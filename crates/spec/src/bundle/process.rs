@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::document::{Process, Rlimit as Limit};
-use super::{ExactPlan, Result, invalid, unsupported};
+use super::{ExactPlan, Result, invalid, scheduling, unsupported};
 use crate::plan::{ProcessPlan, Rlimit, StdioPlan};
 
 /// A process of a bundle's container; `at` is what messages call it.
@@ -35,6 +35,9 @@ pub fn process(process: &Process, at: &str) -> Result<ProcessPlan> {
             groups: user.additional_gids.unwrap_or_default(),
             umask: user.umask,
             capabilities: process.capabilities.clone().unwrap_or_default(),
+            scheduler: scheduling::scheduler(process.scheduler.as_ref(), &format!("{at}.scheduler"))?,
+            io_priority: scheduling::io_priority(process.io_priority.as_ref(), &format!("{at}.ioPriority"))?,
+            personality: None,
         })),
         ..ProcessPlan::default()
     })
@@ -53,12 +56,9 @@ pub fn terminal(process: &Process) -> StdioPlan {
 }
 
 fn refuse(process: &Process, at: &str) -> Result<()> {
-    for (name, value) in [
-        ("commandLine", &process.command_line),
-        ("ioPriority", &process.io_priority),
-        ("scheduler", &process.scheduler),
-        ("execCPUAffinity", &process.exec_cpu_affinity),
-    ] {
+    for (name, value) in
+        [("commandLine", &process.command_line), ("execCPUAffinity", &process.exec_cpu_affinity)]
+    {
         super::convert::absent(&format!("{at}.{name}"), value.as_ref())?;
     }
     for (name, label) in
