@@ -26,12 +26,13 @@ install:
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 	install -m 755 $(addprefix $(OUT)/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin
+	ln -sf containerd-shim-insula-v2 $(DESTDIR)$(PREFIX)/bin/containerd-shim-insula-vm-v2
 	$(OUT)/insula man $(DESTDIR)$(PREFIX)/share/man/man1
 	$(OUT)/insula completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/insula
 	$(OUT)/insula completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_insula
 
 uninstall:
-	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/share/man/man1/insula.1 \
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS) containerd-shim-insula-vm-v2) $(DESTDIR)$(PREFIX)/share/man/man1/insula.1 \
 	    $(DESTDIR)$(PREFIX)/share/man/man1/insula-*.1 \
 	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions/insula $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_insula
 

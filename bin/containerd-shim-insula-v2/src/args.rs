@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use insula_shim_core::Invocation;
+use insula_shim_core::{Invocation, Isolation};
 
 /// What is to be done.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,6 +20,17 @@ pub(crate) enum Action {
 
 const SOCKET: &str = "socket";
 const SOCKET_FD: &str = "socket-fd";
+const MACHINE: &str = "machine";
+/// The name of this program by which a pod gets a machine: that of the runtime `io.containerd.insula-vm.v2`.
+const MACHINE_NAME: &str = "containerd-shim-insula-vm-v2";
+
+/// What the name says that this program was called by.
+pub(crate) fn isolation(name: &str) -> Isolation {
+    match name.rsplit('/').next() {
+        Some(MACHINE_NAME) => Isolation::Machine,
+        _ => Isolation::Process,
+    }
+}
 
 /// The command line of [`Action::Serve`].
 pub(crate) fn to_serve(invocation: &Invocation, socket: &str, number: i32) -> Vec<String> {
@@ -31,11 +42,16 @@ pub(crate) fn to_serve(invocation: &Invocation, socket: &str, number: i32) -> Ve
         format!("-{SOCKET_FD}={number}"),
     ];
     words.extend(invocation.debug.then(|| "-debug".to_owned()));
+    words.extend((invocation.isolation == Isolation::Machine).then(|| format!("-{MACHINE}")));
     words
 }
 
-pub(crate) fn parse(words: impl Iterator<Item = String>) -> Result<(Action, Invocation)> {
-    let mut invocation = Invocation { bundle: PathBuf::from("."), ..Invocation::default() };
+/// The words behind the program's name.
+pub(crate) fn parse(
+    isolation: Isolation,
+    words: impl Iterator<Item = String>,
+) -> Result<(Action, Invocation)> {
+    let mut invocation = Invocation { bundle: PathBuf::from("."), isolation, ..Invocation::default() };
     let (mut socket, mut number, mut action) = (None, None, None);
     let mut words = words;
     while let Some(word) = words.next() {
@@ -46,6 +62,10 @@ pub(crate) fn parse(words: impl Iterator<Item = String>) -> Result<(Action, Invo
         let (name, value) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value)));
         match name {
             "v" | "version" => return Ok((Action::Version, invocation)),
+            MACHINE => {
+                invocation.isolation = Isolation::Machine;
+                continue;
+            }
             "debug" => {
                 invocation.debug = value.is_none_or(|value| value == "true");
                 continue;
@@ -89,7 +109,7 @@ mod tests {
     use super::*;
 
     fn parsed(words: &[&str]) -> Result<(Action, Invocation)> {
-        parse(words.iter().map(|word| (*word).to_owned()))
+        parse(Isolation::Process, words.iter().map(|word| (*word).to_owned()))
     }
 
     #[test]
@@ -111,11 +131,18 @@ mod tests {
             namespace: "n".to_owned(),
             id: "-x".to_owned(),
             bundle: ".".into(),
+            isolation: Isolation::Machine,
             ..Invocation::default()
         };
-        let (action, again) = parse(to_serve(&invocation, "/s", 7).into_iter()).unwrap();
+        let (action, again) = parse(Isolation::Process, to_serve(&invocation, "/s", 7).into_iter()).unwrap();
         assert_eq!(action, Action::Serve { socket: "/s".into(), number: 7 });
         assert_eq!(again, invocation);
+    }
+
+    #[test]
+    fn the_name_says_which_wall() {
+        assert_eq!(isolation("/usr/bin/containerd-shim-insula-vm-v2"), Isolation::Machine);
+        assert_eq!(isolation("containerd-shim-insula-v2"), Isolation::Process);
     }
 
     #[test]

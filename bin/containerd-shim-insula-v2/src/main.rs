@@ -1,5 +1,6 @@
 //! `containerd-shim-insula-v2` runs containers and pods for containerd, which starts it: runtime
-//! `io.containerd.insula.v2`.
+//! `io.containerd.insula.v2`; by the name `containerd-shim-insula-vm-v2` runtime `io.containerd.insula-vm.v2`, in
+//! which each pod has a machine.
 
 mod args;
 
@@ -23,7 +24,9 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let (action, mut invocation) = args::parse(std::env::args().skip(1))?;
+    let mut words = std::env::args();
+    let isolation = args::isolation(&words.next().unwrap_or_default());
+    let (action, mut invocation) = args::parse(isolation, words)?;
     if action != Action::Version {
         invocation.bundle = std::path::absolute(&invocation.bundle).context("find the bundle")?;
     }

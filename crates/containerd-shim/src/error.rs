@@ -30,6 +30,9 @@ pub enum Error {
     /// In the words of `insula-runtime`.
     #[error("{0}")]
     Runtime(String),
+    /// In the words of a monitor, or of who owns a machine.
+    #[error("{message}")]
+    Wall { kind: Kind, message: String },
     #[error("{on} is damaged")]
     Damaged { on: String, source: serde_json::Error },
     #[error("{on}")]
@@ -42,6 +45,10 @@ pub enum Error {
     Container(#[from] insula_runtime_core::Error),
     #[error(transparent)]
     Cgroup(#[from] insula_host::cgroup::Error),
+    #[error(transparent)]
+    Network(#[from] insula_host::netlink::Error),
+    #[error(transparent)]
+    Kernel(#[from] insula_host::guest::Error),
 }
 
 impl Kinded for Error {
@@ -61,6 +68,9 @@ impl Kinded for Error {
             Self::Document(error) => error.kind(),
             Self::Container(error) => error.kind(),
             Self::Cgroup(error) => error.kind(),
+            Self::Network(error) => error.kind(),
+            Self::Kernel(error) => error.kind(),
+            Self::Wall { kind, .. } => *kind,
         }
     }
 }

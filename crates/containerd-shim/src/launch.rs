@@ -30,9 +30,10 @@ use tracing::warn;
 use crate::children::{Children, Exit};
 use crate::error::{Context, Error, Result};
 use crate::events::Publisher;
+use crate::machine::{self, Pod};
 use crate::rootfs;
 use crate::runtime::{PID_FILE, Runtime};
-use crate::service::{self, Service};
+use crate::service::{self, Service, Walls};
 
 /// Where sockets are: paths of containerd's own state may be too long, unix(7).
 const SOCKETS: &str = "/run/containerd/s";
@@ -59,6 +60,17 @@ pub struct Invocation {
     /// The container's folder.
     pub bundle: PathBuf,
     pub debug: bool,
+    pub isolation: Isolation,
+}
+
+/// What the containers of a shim share with the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// Its kernel.
+    #[default]
+    Process,
+    /// Nothing: a pod has a machine.
+    Machine,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -110,7 +122,11 @@ fn group(invocation: &Invocation) -> Result<String> {
 /// One for each containerd, namespace and pod.
 fn socket(invocation: &Invocation, group: &str) -> PathBuf {
     let mut hash = Sha256::new();
-    for part in [invocation.address.as_str(), &invocation.namespace, group, "insula"] {
+    let wall = match invocation.isolation {
+        Isolation::Process => "insula",
+        Isolation::Machine => "insula-vm",
+    };
+    for part in [invocation.address.as_str(), &invocation.namespace, group, wall] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
@@ -163,7 +179,14 @@ pub fn serve(invocation: &Invocation, path: &Path, socket: OwnedFd, events: &str
             let _ = done.send(());
         }
     };
-    let service = Service::new(&invocation.namespace, children, Arc::clone(&publisher), Box::new(last));
+    let (walls, pod) = match invocation.isolation {
+        Isolation::Process => (Walls::Process { namespace: invocation.namespace.clone(), children }, None),
+        Isolation::Machine => {
+            let pod = Arc::new(Pod::new(path, &children));
+            (Walls::Machine(Arc::clone(&pod)), Some(pod))
+        }
+    };
+    let service = Service::new(walls, Arc::clone(&publisher), Box::new(last));
     let mut server = ttrpc::Server::new()
         .add_listener(socket.into_raw_fd())
         .map_err(|source| Error::Rpc { on: "listen", source })?;
@@ -175,6 +198,9 @@ pub fn serve(invocation: &Invocation, path: &Path, socket: OwnedFd, events: &str
     server.start().map_err(|source| Error::Rpc { on: "serve", source })?;
     // The sender lives in the server.
     let _ = finished.recv();
+    if let Some(pod) = pod {
+        pod.end();
+    }
     publisher.close();
     Ok(())
 }
@@ -197,9 +223,14 @@ pub fn delete(invocation: &Invocation) -> Result<Vec<u8>> {
     let _alone = alone()?;
     let left = left_socket(bundle);
     if left.as_deref().is_none_or(|path| !answers(path, &invocation.id)) {
-        let children = Children::watch()?;
-        let runtime = Runtime::found(&children, &invocation.namespace, &invocation.id, bundle)?;
-        runtime.call(&["delete", "--force", &invocation.id])?;
+        match invocation.isolation {
+            Isolation::Process => {
+                let children = Children::watch()?;
+                let runtime = Runtime::found(&children, &invocation.namespace, &invocation.id, bundle)?;
+                runtime.call(&["delete", "--force", &invocation.id])?;
+            }
+            Isolation::Machine => machine::delete(bundle, left.as_deref())?,
+        }
         rootfs::unmount(&bundle.join("rootfs"))?;
         if let Some(path) = left.filter(|path| is_dead(path)) {
             remove(&path)?;
@@ -252,7 +283,8 @@ mod tests {
     #[test]
     fn both_names_of_the_service_are_served() {
         let publisher = Publisher::start("n", "/no/such/socket").unwrap();
-        let service = Service::new("n", Arc::default(), publisher, Box::new(|| ()));
+        let walls = Walls::Process { namespace: "n".to_owned(), children: Arc::default() };
+        let service = Service::new(walls, publisher, Box::new(|| ()));
         let methods = create_task(Arc::new(service));
         assert!(!methods.is_empty());
         assert!(methods.keys().all(|name| name.starts_with(SERVICES.0)), "{:?}", methods.keys());

@@ -3,8 +3,9 @@
 //!
 //! ```text
 //! start ──> launch: one socket a pod; says where it is ──> serve
-//! serve ──> service: the calls ──> task ──> process ──> insula-runtime create, start, exec, delete
-//!                                    │         └─ stdio: threads that copy
+//! serve ──> service: the calls ──> task ──> wall ─┬─ bundled: insula-runtime create, start, exec, delete
+//!                                    │            └─ machine: one for the pod, a monitor for each container
+//!                                    └─ process ── stdio: threads that copy
 //!           children: one thread reaps, and tells processes that they ended
 //!           events: one thread tells containerd, in order
 //! delete ─> launch: what a shim left that was killed
@@ -12,11 +13,14 @@
 //!
 //! Whatever forks into a namespace is `insula-runtime`, a program of one thread. Nothing here does.
 
+mod bundled;
 mod children;
 mod error;
 mod events;
 mod launch;
+mod machine;
 mod metrics;
+mod oom;
 mod options;
 mod process;
 mod rootfs;
@@ -24,6 +28,7 @@ mod runtime;
 mod service;
 mod stdio;
 mod task;
+mod wall;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -32,7 +37,7 @@ use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 pub use children::Children;
 pub use error::{Error, Result};
 pub use events::Publisher;
-pub use launch::{Invocation, delete, serve, start};
+pub use launch::{Invocation, Isolation, delete, serve, start};
 
 /// A thread that panicked has left what it changed as whole as any other.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

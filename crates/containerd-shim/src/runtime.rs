@@ -45,7 +45,7 @@ impl Runtime {
             None => bundle.join(ROOT),
         };
         let (children, bundle, id) = (Arc::clone(children), bundle.to_owned(), id.to_owned());
-        Ok(Self { program: program()?, bundle, id, root, children })
+        Ok(Self { program: program(PROGRAM)?, bundle, id, root, children })
     }
 
     /// The same for a bundle that somebody else has created.
@@ -111,16 +111,16 @@ impl Runtime {
     }
 }
 
-/// The one beside this program, or the first in `PATH`.
-fn program() -> Result<PathBuf> {
+/// A program of ours: the one beside this program, or the first in `PATH`.
+pub(crate) fn program(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("readlink", "/proc/self/exe")?;
-    let beside = own.with_file_name(PROGRAM);
+    let beside = own.with_file_name(name);
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).map(|folder| folder.join(PROGRAM));
+    let folders = std::env::split_paths(&path).map(|folder| folder.join(name));
     std::iter::once(beside)
         .chain(folders)
         .find(|path| path.is_file())
-        .ok_or_else(|| Error::Invalid(format!("{PROGRAM} is neither beside {} nor in PATH", own.display())))
+        .ok_or_else(|| Error::Invalid(format!("{name} is neither beside {} nor in PATH", own.display())))
 }
 
 fn command_name(command: &Command) -> String {

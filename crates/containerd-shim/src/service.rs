@@ -1,6 +1,7 @@
 //! The calls of containerd's task service.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use containerd_shim_protos::api::{
@@ -17,17 +18,46 @@ use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::topics;
 use containerd_shim_protos::ttrpc::{Result as RpcResult, TtrpcContext};
 
+use crate::bundled::Bundled;
 use crate::children::{Children, Exit};
 use crate::error::{Error, Result};
 use crate::events::Publisher;
+use crate::machine::{Guest, Pod};
+use crate::options::Options;
 use crate::process::{Phase, State};
+use crate::runtime::Runtime;
 use crate::task::Task;
+use crate::wall::Wall;
 use crate::{lock, timestamp};
+
+/// What containers of this shim are behind.
+#[derive(Debug)]
+pub(crate) enum Walls {
+    Process { namespace: String, children: Arc<Children> },
+    Machine(Arc<Pod>),
+}
+
+impl Walls {
+    fn of(&self, request: &CreateTaskRequest, publisher: &Arc<Publisher>) -> Result<Box<dyn Wall>> {
+        let options = Options::of(request.options.as_ref())?;
+        let bundle = Path::new(&request.bundle);
+        match self {
+            Self::Process { namespace, children } => {
+                let runtime = Runtime::new(children, namespace, &request.id, bundle, &options.kept)?;
+                Ok(Box::new(Bundled::new(runtime, options, publisher)?))
+            }
+            // Options are about how the host's kernel is used, and what the runtime keeps.
+            Self::Machine(_) if options != Options::default() => {
+                Err(Error::Unsupported("an option of runc behind the VM wall".to_owned()))
+            }
+            Self::Machine(pod) => Ok(Box::new(Guest::new(&request.id, bundle, pod, publisher))),
+        }
+    }
+}
 
 /// All containers of one shim.
 pub(crate) struct Service {
-    namespace: String,
-    children: Arc<Children>,
+    walls: Walls,
     publisher: Arc<Publisher>,
     /// None while it is created.
     tasks: Mutex<BTreeMap<String, Option<Arc<Task>>>>,
@@ -36,14 +66,8 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    pub(crate) fn new(
-        namespace: &str,
-        children: Arc<Children>,
-        publisher: Arc<Publisher>,
-        last: Box<dyn Fn() + Send + Sync>,
-    ) -> Self {
-        let namespace = namespace.to_owned();
-        Self { namespace, children, publisher, tasks: Mutex::default(), last }
+    pub(crate) fn new(walls: Walls, publisher: Arc<Publisher>, last: Box<dyn Fn() + Send + Sync>) -> Self {
+        Self { walls, publisher, tasks: Mutex::default(), last }
     }
 
     fn task(&self, id: &str) -> Result<Arc<Task>> {
@@ -58,7 +82,8 @@ impl Service {
             }
             tasks.insert(request.id.clone(), None);
         }
-        let task = match Task::create(request, &self.namespace, &self.children, &self.publisher) {
+        let wall = self.walls.of(request, &self.publisher);
+        let task = match wall.and_then(|wall| Task::create(request, wall, &self.publisher)) {
             Ok(task) => task,
             Err(error) => {
                 lock(&self.tasks).remove(&request.id);
@@ -201,12 +226,11 @@ impl Service {
     }
 
     fn resize(&self, request: &ResizePtyRequest) -> Result<()> {
-        let process = self.task(&request.id)?.process(&request.exec_id)?;
         let cells = |count: u32| {
             u16::try_from(count).map_err(|_| Error::Invalid(format!("{count} is too large for a terminal")))
         };
-        let streams = process.streams().ok_or(Error::Phase { verb: "resize", phase: "created" })?;
-        streams.resize(cells(request.width)?, cells(request.height)?)
+        let (columns, rows) = (cells(request.width)?, cells(request.height)?);
+        self.task(&request.id)?.resize(&request.exec_id, columns, rows)
     }
 }
 

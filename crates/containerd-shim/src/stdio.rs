@@ -12,8 +12,10 @@ use std::process::{Command, Stdio as Given};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use insula_proto::Attachment;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
+use rustix::net::Shutdown;
 use rustix::pipe::PipeFlags;
 use rustix::termios::Winsize;
 
@@ -85,6 +87,30 @@ impl Streams {
         Ok(streams)
     }
 
+    /// For a program in a machine: what a monitor is to connect it to, and how. Bytes come and go as they are, those
+    /// of standard error by a socket of their own.
+    pub(crate) fn sockets(stdio: &Stdio) -> Result<(Self, Vec<(Attachment, OwnedFd)>)> {
+        let (streams, mut ends) = (Self::new(), Vec::new());
+        let (stdin, stdout) = (!stdio.stdin.is_empty(), Sink::open(&stdio.stdout)?);
+        if stdin || stdout.is_some() {
+            let (ours, theirs) = UnixStream::pair().context("socketpair", "for a stream")?;
+            let attachment = Attachment { stdin, stdout: stdout.is_some(), ..Attachment::default() };
+            ends.push((attachment, OwnedFd::from(theirs)));
+            if stdin {
+                streams.feed(&stdio.stdin, ours.try_clone().context("dup", "a stream")?.into())?;
+            }
+            if let Some(sink) = stdout {
+                streams.copy(ours.into(), sink)?;
+            }
+        }
+        if let Some(sink) = Sink::open(&stdio.stderr)?.filter(|_| !stdio.terminal) {
+            let (ours, theirs) = UnixStream::pair().context("socketpair", "for a stream")?;
+            ends.push((Attachment { stderr: true, ..Attachment::default() }, theirs.into()));
+            streams.copy(ours.into(), sink)?;
+        }
+        Ok((streams, ends))
+    }
+
     fn new() -> Self {
         Self { keeper: Mutex::default(), terminal: Mutex::default(), copies: Arc::default() }
     }
@@ -94,7 +120,11 @@ impl Streams {
         let keeper = open(path, OFlags::WRONLY | OFlags::NONBLOCK)?;
         rustix::fs::fcntl_setfl(&from, OFlags::empty()).context("fcntl", path)?;
         *lock(&self.keeper) = Some(keeper);
-        spawn("stdin", move || feed(&from, &to))
+        spawn("stdin", move || {
+            feed(&from, &to);
+            // A socket has another direction, which keeps it open; a pipe is closed.
+            let _ = rustix::net::shutdown(&to, Shutdown::Write);
+        })
     }
 
     fn output(&self, place: &str, owner: Owner) -> Result<Given> {

@@ -57,7 +57,7 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Vec<String>> {
 }
 
 /// A file of the caller's, bounded.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+pub fn read(path: &Path) -> Result<Vec<u8>> {
     let file = std::fs::File::open(path).context("open", path.display())?;
     let mut bytes = Vec::new();
     file.take(LARGEST + 1).read_to_end(&mut bytes).context("read", path.display())?;

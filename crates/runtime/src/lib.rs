@@ -21,7 +21,7 @@ mod signal;
 pub mod store;
 mod wait;
 
-pub use create::{CreateRequest, create};
+pub use create::{CreateRequest, create, read};
 pub use error::{Error, Result};
 pub use exec::{ExecRequest, Executed, exec};
 pub use life::{Found, delete, find, freeze, kill, list, processes, start, stats, update};

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use insula_tests::{Outcome, holds, images, program};
+use insula_tests::{Outcome, guest, holds, images, program, skip};
 
 use super::place::Place;
 use super::{AT_A_TERMINAL, at_a_terminal, of, runtime};
@@ -26,6 +26,15 @@ impl Containerd {
         Some(Self::with(place, namespace, "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n"))
     }
 
+    /// With what the VM wall takes.
+    fn with_machines() -> Option<Self> {
+        if let Some(missing) = guest::missing() {
+            skip("tcg", missing);
+            return None;
+        }
+        Self::start()
+    }
+
     /// With the part for Kubernetes, whose pods have `image`, too.
     pub(super) fn for_kubernetes(image: &images::Image) -> Option<Self> {
         let place = Place::with(&["containerd", "ctr", "curl"])?;
@@ -36,9 +45,18 @@ impl Containerd {
              [plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"native\"\ndefault_runtime_name = \"insula\"\n\
              [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.insula]\n\
              runtime_type = \"io.containerd.insula.v2\"\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {0:?}\nconf_dir = {0:?}\n",
+             [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.insula-vm]\n\
+             runtime_type = \"io.containerd.insula-vm.v2\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = {0:?}\n",
             place.at("cni"),
         );
+        fs::create_dir(place.path("cni")).unwrap();
+        let network = serde_json::json!({"cniVersion": "0.4.0", "name": "pods", "plugins": [{
+            "type": "bridge", "bridge": "pods", "isGateway": true,
+            "ipam": {"type": "host-local", "dataDir": place.at("addresses"),
+                "ranges": [[{"subnet": "10.23.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]},
+        }]});
+        fs::write(place.path("cni/pods.conflist"), network.to_string()).unwrap();
         Some(Self::with(place, "k8s.io".to_owned(), &cri))
     }
 
@@ -72,6 +90,11 @@ impl Containerd {
     /// By our shim.
     fn shimmed(&self, flags: &[&str], id: &str, command: &[&str]) -> Command {
         self.run(&[&["--runtime", "io.containerd.insula.v2"], flags].concat(), id, command)
+    }
+
+    /// By our shim, with a machine.
+    fn walled(&self, flags: &[&str], id: &str, command: &[&str]) -> Command {
+        self.run(&[&["--runtime", "io.containerd.insula-vm.v2"], flags].concat(), id, command)
     }
 
     fn exec(&self, id: &str, script: &str) -> Outcome {
@@ -138,9 +161,20 @@ fn ctr(place: &Place) -> Command {
 fn serve(place: &Place) -> u32 {
     let mut daemon = place.command("containerd");
     // Where it looks for shims.
-    let shims = program("containerd-shim-insula-v2");
+    let shim = program("containerd-shim-insula-v2");
+    let shims = place.path("shims");
+    for name in ["containerd-shim-insula-v2", "containerd-shim-insula-vm-v2"] {
+        let _ = fs::create_dir(&shims);
+        let _ = std::os::unix::fs::symlink(&shim, shims.join(name));
+    }
     let folders = std::env::var("PATH").unwrap_or_default();
-    daemon.env("PATH", format!("{}:/usr/sbin:{folders}", shims.parent().unwrap().display()));
+    daemon.env("PATH", format!("{}:/usr/sbin:{folders}", shims.display()));
+    // Where machines have their parts.
+    daemon.env("INSULA_ROOT", place.path("insula"));
+    if guest::missing().is_none() {
+        fs::create_dir_all(place.path("insula/machines")).unwrap();
+        fs::write(place.path("insula/machines/kernel"), guest::kernel_folder().to_str().unwrap()).unwrap();
+    }
     place.daemon(daemon.args(["--config", &place.at("config.toml")]), || {
         let mut version = ctr(place);
         version.arg("version");
@@ -173,6 +207,16 @@ fn lives(engine: &Containerd, run: impl Fn(&[&str], &str, &[&str]) -> Command) {
     holds("nothing is left of the containers", || engine.is_empty());
 }
 
+/// Its streams wait for whoever attaches.
+fn attaches(engine: &Containerd, run: impl Fn(&[&str], &str, &[&str]) -> Command) {
+    let script = "read line; echo \"got $line\"; exit 6";
+    of(run(&["--detach"], "waits", &["sh", "-c", script])).ok();
+    let said = Outcome::of(&mut engine.ctr(&["task", "attach", "waits"]), b"by attach\n");
+    assert_eq!((said.code, said.stdout.as_str()), (6, "got by attach\n"), "{said}");
+    deleted(engine, &["waits"], "6");
+    of(engine.ctr(&["container", "delete", "waits"])).ok();
+}
+
 #[test]
 fn runtime_of_runcs_shim() {
     let Some(engine) = Containerd::start() else { return };
@@ -186,6 +230,7 @@ fn runtime_of_runcs_shim() {
 fn shim() {
     let Some(engine) = Containerd::start() else { return };
     lives(&engine, |flags, id, command| engine.shimmed(flags, id, command));
+    attaches(&engine, |flags, id, command| engine.shimmed(flags, id, command));
 
     let mut read = engine.shimmed(&["--rm"], "one", &["sh", "-c", "read line; echo \"$line\"; echo err >&2"]);
     let said = Outcome::of(&mut read, b"through a pipe\n");
@@ -206,6 +251,47 @@ fn shim() {
     deleted(&engine, &["--force", "two"], "137");
     of(engine.ctr(&["container", "delete", "two"])).ok();
     holds("nothing is left of the containers", || engine.is_empty());
+}
+
+#[test]
+fn shim_with_machines() {
+    let Some(engine) = Containerd::with_machines() else { return };
+    lives(&engine, |flags, id, command| engine.walled(flags, id, command));
+    attaches(&engine, |flags, id, command| engine.walled(flags, id, command));
+
+    let script = "cat /proc/sys/kernel/random/boot_id; read line; echo \"$line\"; echo err >&2";
+    let mut read = engine.walled(&["--rm"], "one", &["sh", "-c", script]);
+    let said = Outcome::of(&mut read, b"through a pipe\n");
+    let host = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let (kernel, line) = said.stdout.split_once('\n').unwrap();
+    assert_eq!((said.code, line), (0, "through a pipe\n"), "{said}");
+    assert!(said.stderr.contains("err\n") && kernel != host.trim(), "{said}");
+
+    of(engine.walled(&["--detach"], "two", &["sleep", "1000"])).ok();
+    let exec = ["task", "exec", "--tty", "--exec-id", "more", "two", "sh", "-c", AT_A_TERMINAL];
+    at_a_terminal(&engine.ctr(&exec));
+    of(engine.ctr(&["task", "exec", "--exec-id", "more", "two", "no-such-program"]))
+        .fails(1, &["executable file not found"]);
+    of(engine.ctr(&["task", "ps", "two"])).ok();
+    of(engine.ctr(&["task", "exec", "--detach", "--exec-id", "long", "two", "sleep", "1000"])).ok();
+    of(engine.ctr(&["task", "kill", "--exec-id", "long", "--signal", "KILL", "two"])).ok();
+    of(engine.ctr(&["task", "delete", "two"])).fails(1, &["must be stopped"]);
+    deleted(&engine, &["--force", "two"], "137");
+    of(engine.ctr(&["container", "delete", "two"])).ok();
+    holds("nothing is left of the containers", || engine.is_empty());
+
+    // What a guest cannot have is refused before anything boots.
+    of(engine.walled(&["--rm", "--net-host"], "one", &["true"])).fails(1, &["behind the VM wall"]);
+    holds("nothing is left of what was refused", || engine.is_empty());
+}
+
+#[test]
+fn nothing_is_left_of_a_shim_with_a_machine_that_is_killed() {
+    let Some(engine) = Containerd::with_machines() else { return };
+    of(engine.walled(&["--detach"], "one", &["sleep", "1000"])).ok();
+    engine.kill(&engine.bundle_file("one", "shim.pid"));
+    holds("containerd cleans up", || engine.is_empty() && !engine.tasks().contains("one"));
+    of(engine.ctr(&["container", "delete", "one"])).ok();
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //! The messages are those of `runtime.v1`, as far as they are used here.
 
 use std::fs;
-use std::process::Command;
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
 
 use insula_tests::Outcome;
 use prost::Message;
@@ -23,6 +24,7 @@ pub(super) struct Metadata {
 }
 
 /// Values of `NamespaceMode`.
+pub(super) const OF_THE_POD: i32 = 0;
 pub(super) const OF_THE_CONTAINER: i32 = 1;
 pub(super) const OF_THE_NODE: i32 = 2;
 
@@ -138,6 +140,20 @@ pub(super) struct Executed {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub(super) struct PortForward {
+    #[prost(string, tag = "1")]
+    pub(super) pod: String,
+    #[prost(int32, repeated, tag = "2")]
+    pub(super) ports: Vec<i32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Url {
+    #[prost(string, tag = "1")]
+    pub(super) url: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct Update {
     #[prost(string, tag = "1")]
     pub(super) container: String,
@@ -216,4 +232,36 @@ pub(super) fn call<A: Message + Default>(
     }
     let bytes = fs::read(&answer).unwrap();
     Ok(A::decode(&bytes[5..]).unwrap())
+}
+
+/// Says something to a port of a pod and returns what comes back, up to `end`: `kubectl port-forward` as a
+/// WebSocket of the protocol `v4.channel.k8s.io`, in which the first byte of a frame is the channel's number.
+pub(super) fn forwarded(place: &Place, pod: &str, port: i32, say: &str, end: &str) -> String {
+    let request = PortForward { pod: pod.to_owned(), ports: vec![port] };
+    let Url { url } = call(place, "PortForward", &request).unwrap();
+    let (authority, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
+    let (host, own) = authority.rsplit_once(':').unwrap();
+    let mut nc = place.command("busybox");
+    let mut nc = nc.args(["nc", host, own]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let head = format!(
+        "GET /{path}?port={port} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
+         Sec-WebSocket-Protocol: v4.channel.k8s.io\r\nOrigin: http://{authority}\r\n\r\n"
+    );
+    // A frame of a client is masked (RFC 6455, 5.3), here with zeros.
+    let length = u8::try_from(say.len() + 1).unwrap();
+    assert!(length < 126);
+    let frame = [&[0x82, 0x80 | length, 0, 0, 0, 0, 0], say.as_bytes()].concat();
+    let mut input = nc.stdin.take().unwrap();
+    input.write_all(head.as_bytes()).unwrap();
+    input.write_all(&frame).unwrap();
+    let (mut output, mut piece, mut said) = (nc.stdout.take().unwrap(), [0; 4096], String::new());
+    while !said.contains(end) {
+        let count = output.read(&mut piece).unwrap();
+        assert!(count > 0, "{said}");
+        said.push_str(&String::from_utf8_lossy(&piece[..count]));
+    }
+    drop(input);
+    nc.wait().unwrap();
+    said
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use insula_tests::{eventually, holds, images};
+use insula_tests::{Outcome, eventually, guest, holds, images, skip};
 
 use super::containerd::Containerd;
 use super::cri::{
@@ -12,30 +12,31 @@ use super::cri::{
 const IMAGE: &str = "docker.io/library/busybox:latest";
 const MEGABYTE: i64 = 1 << 20;
 
-/// A pod in the network of its node, which needs no plugin.
+/// A pod.
 struct Kubelet<'a> {
     engine: &'a Containerd,
     config: Pod,
     id: String,
+    network: i32,
 }
 
 impl<'a> Kubelet<'a> {
-    fn run(engine: &'a Containerd) -> Self {
+    fn run(engine: &'a Containerd, handler: &str, network: i32) -> Self {
         let place = &engine.place;
-        let network = Namespaces { network: cri::OF_THE_NODE, pid: 0 };
+        let namespaces = Namespaces { network, pid: 0 };
         let linux = cri::PodLinux {
             cgroup_parent: format!("/{}", place.group),
-            security: Some(cri::PodSecurity { namespaces: Some(network) }),
+            security: Some(cri::PodSecurity { namespaces: Some(namespaces) }),
         };
         let config = Pod {
             metadata: Some(Metadata { name: "pod".into(), uid: "1".into(), namespace: "default".into() }),
-            hostname: String::new(),
+            hostname: if network == cri::OF_THE_NODE { String::new() } else { "pod".to_owned() },
             log_directory: place.at("logs"),
             linux: Some(linux),
         };
-        let request = RunPod { config: Some(config.clone()), handler: "insula".into() };
+        let request = RunPod { config: Some(config.clone()), handler: handler.into() };
         let Id { id } = cri::call(place, "RunPodSandbox", &request).unwrap();
-        Self { engine, config, id }
+        Self { engine, config, id, network }
     }
 
     /// Creates a container and starts it; its id.
@@ -43,7 +44,7 @@ impl<'a> Kubelet<'a> {
         let linux = Linux {
             resources: Some(cri::Resources { memory: megabytes * MEGABYTE }),
             security: Some(cri::Security {
-                namespaces: Some(Namespaces { network: cri::OF_THE_NODE, pid: pids }),
+                namespaces: Some(Namespaces { network: self.network, pid: pids }),
             }),
         };
         let container = Container {
@@ -82,15 +83,71 @@ fn shims(engine: &Containerd) -> usize {
     super::of(find).stdout.lines().count()
 }
 
-#[test]
-fn a_pod_with_two_containers() {
+fn engine() -> Option<Containerd> {
     let mut image = images::busybox();
     image.config = serde_json::json!({"Cmd": ["sleep", "100000"], "Env": ["PATH=/bin"]});
-    let Some(engine) = Containerd::for_kubernetes(&image) else { return };
-    let pod = Kubelet::run(&engine);
+    Containerd::for_kubernetes(&image)
+}
+
+#[test]
+fn a_pod_with_two_containers() {
+    let Some(engine) = engine() else { return };
+    let pod = Kubelet::run(&engine, "insula", cri::OF_THE_NODE);
+    let web = pod.start(
+        "web",
+        "mkdir /www; echo page >/www/index.html; exec httpd -f -p 8087 -h /www",
+        16,
+        cri::OF_THE_CONTAINER,
+    );
+    holds("somebody listens", || {
+        let listing = String::from_utf8(pod.exec(&web, "netstat -ltn").stdout).unwrap();
+        listing.contains(":8087 ")
+    });
+    let said = cri::forwarded(&engine.place, &pod.id, 8087, "GET / HTTP/1.0\r\n\r\n", "page\n");
+    assert!(said.contains("101 Switching Protocols") && said.contains("200 OK"), "{said}");
+    lives(&pod);
+}
+
+#[test]
+fn a_pod_with_a_machine() {
+    if let Some(missing) = guest::missing() {
+        return skip("tcg", missing);
+    }
+    let Some(engine) = engine() else { return };
+    let pod = Kubelet::run(&engine, "insula-vm", cri::OF_THE_POD);
+    let web = pod.start("web", "mkdir /www; echo page >/www/index.html; exec httpd -f -h /www", 32, 0);
+    let other = pod.start("other", "exec sleep 1000", 32, cri::OF_THE_CONTAINER);
+    let boot = |id: &str| pod.exec(id, "cat /proc/sys/kernel/random/boot_id").stdout;
+    assert_eq!(boot(&web), boot(&other), "one machine a pod");
+    assert_ne!(boot(&web), fs::read("/proc/sys/kernel/random/boot_id").unwrap());
+    // Containers of a pod have one loopback and one address, and others reach it there.
+    let fetch = |from: &str| {
+        guest::eventually("the page comes", || {
+            let said = pod.exec(&other, &format!("wget -q -O - http://{from}/"));
+            (said.code == 0).then_some(said.stdout)
+        })
+    };
+    assert_eq!(fetch("127.0.0.1"), b"page\n");
+    let address = pod.exec(&other, "ip -4 -o addr show eth0 | sed 's,.*inet \\([0-9.]*\\)/.*,\\1,'").stdout;
+    let address = String::from_utf8(address).unwrap();
+    assert!(address.starts_with("10.23.0."), "{address}");
+    let mut fetch = engine.place.command("busybox");
+    fetch.args(["wget", "-q", "-O", "-", &format!("http://{}/", address.trim())]);
+    assert_eq!(Outcome::of(&mut fetch, b"").ok(), "page");
+    assert_eq!(pod.exec(&other, "hostname").stdout, b"pod\n");
+    for id in [&web, &other] {
+        pod.tell("StopContainer", id);
+        pod.tell("RemoveContainer", id);
+    }
+    lives(&pod);
+}
+
+/// What a pod goes through behind either wall.
+fn lives(pod: &Kubelet<'_>) {
+    let engine = pod.engine;
     let one = pod.start("one", "echo to the log; exec sleep 1000", 64, cri::OF_THE_CONTAINER);
     let two = pod.start("two", "exec sleep 1000", 64, 0);
-    assert_eq!(shims(&engine), 1, "one shim a pod");
+    assert_eq!(shims(engine), 1, "one shim a pod");
 
     let said = pod.exec(&one, "echo out; echo err >&2; exit 3");
     assert_eq!(
@@ -125,5 +182,5 @@ fn a_pod_with_two_containers() {
     pod.tell("RemoveContainer", &one);
     pod.tell("StopPodSandbox", &pod.id);
     pod.tell("RemovePodSandbox", &pod.id);
-    holds("nothing is left of the pod", || shims(&engine) == 0 && engine.place.groups().is_empty());
+    holds("nothing is left of the pod", || shims(engine) == 0 && engine.place.groups().is_empty());
 }

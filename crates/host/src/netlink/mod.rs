@@ -8,6 +8,7 @@ mod bridge;
 mod empty;
 mod error;
 mod forwarding;
+mod lend;
 mod link;
 mod macvlan;
 pub(crate) mod message;

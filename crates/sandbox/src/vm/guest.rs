@@ -76,9 +76,14 @@ pub(super) fn container(plan: &ContainerPlan) -> ContainerPlan {
         }
     }
     guest.namespaces = NamespacesPlan {
-        // The host has mapped the ids already; the network is what the machine has, unless others are in it.
+        // The host has mapped the ids already; the network is what the machine has, unless others are in it: then
+        // it is the container's own, or that of another one there.
         user: UserNamespace::Host,
-        network: if seated { Namespace::Private } else { Namespace::Host },
+        network: match &plan.namespaces.network {
+            joined @ Namespace::Path(_) if seated => joined.clone(),
+            _ if seated => Namespace::Private,
+            _ => Namespace::Host,
+        },
         ..plan.namespaces.clone()
     };
     guest.interfaces.clear();
