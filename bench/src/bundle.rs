@@ -90,7 +90,7 @@ impl Bundle {
     /// Writes what the program is to be told.
     fn describe(&self, worker: &mut Worker) -> anyhow::Result<()> {
         match self.kind {
-            Kind::Oci => self.document(worker),
+            Kind::Oci => document(&self.folder, &self.program, worker),
             Kind::Lxc => {
                 fs::create_dir_all(self.folder.join("state")).context("make a folder")?;
                 let root = self.folder.join("rootfs");
@@ -108,20 +108,31 @@ impl Bundle {
             }
         }
     }
+}
 
-    fn document(&self, worker: &mut Worker) -> anyhow::Result<()> {
-        let folder = self.folder.display().to_string();
-        let script = "cd \"$0\" && \"$1\" spec";
-        let spec = ["sh", "-c", script, &folder, &self.program].map(str::to_owned);
-        worker.execute(&spec)?.output().context("write the specification")?;
-        let path = self.folder.join("config.json");
-        let mut document: Value = serde_json::from_slice(&fs::read(&path)?).context("config.json")?;
-        document["process"]["args"] = serde_json::json!(["/bin/true"]);
+/// Writes a `config.json` as `program` proposes it, which any host can carry out.
+pub(crate) fn document(folder: &Path, program: &str, worker: &mut Worker) -> anyhow::Result<()> {
+    let script = "cd \"$0\" && \"$1\" spec";
+    let spec = ["sh", "-c", script, &folder.display().to_string(), program].map(str::to_owned);
+    worker.execute(&spec)?.output().context("write the specification")?;
+    change(folder, |document| {
         document["process"]["terminal"] = false.into();
         // Raising limits above the host's own is refused to root on some hosts.
         document["process"]["rlimits"] = serde_json::json!([]);
-        fs::write(&path, document.to_string()).context("write config.json")
-    }
+    })?;
+    arguments(folder, &["/bin/true"])
+}
+
+/// Has the bundle execute something else.
+pub(crate) fn arguments(folder: &Path, arguments: &[&str]) -> anyhow::Result<()> {
+    change(folder, |document| document["process"]["args"] = serde_json::json!(arguments))
+}
+
+fn change(folder: &Path, change: impl FnOnce(&mut Value)) -> anyhow::Result<()> {
+    let path = folder.join("config.json");
+    let mut document: Value = serde_json::from_slice(&fs::read(&path)?).context("config.json")?;
+    change(&mut document);
+    fs::write(&path, document.to_string()).context("write config.json")
 }
 
 impl Peer for Bundle {

@@ -19,6 +19,7 @@ mod memory;
 mod peer;
 mod postgres;
 mod report;
+mod runtimes;
 mod sample;
 mod starts;
 mod traffic;
@@ -35,13 +36,14 @@ use crate::starts::Starts;
 
 const USAGE: &str =
     "usage: insula-bench [--rounds N] [--short] [--images N] [--builds N] [--networks N] [--no-api]
-           [--machines N] [--kernel FOLDER] [--only NAME,NAME] [--out FILE]
+           [--runtimes N] [--machines N] [--kernel FOLDER] [--only NAME,NAME] [--out FILE]
 
 Compares insula (programs from INSULA_BIN_DIR) with docker, podman, crun and runc, as far as they
 are installed, and writes bench/RESULTS.md and a chart beside it. Needs root. --images 0 leaves
 images of some size out, --builds 0 builds, --networks 0 what networks carry, --no-api what is asked of insula alone:
-many containers, connections, commands and events. --machines 0 leaves containers with kernels of their
-own out; their kernel is an unpacked package, without --kernel the one of the tests if it is there.";
+many containers, connections, commands and events. --runtimes 0 leaves out insula-runtime beside others of bundles,
+--machines 0 containers with kernels of their
+own; their kernel is an unpacked package, without --kernel the one of the tests if it is there.";
 
 struct Options {
     rounds: usize,
@@ -53,6 +55,8 @@ struct Options {
     networks: usize,
     /// insula's API with many.
     api: Option<api::Scale>,
+    /// Rounds of bundles without an engine.
+    runtimes: usize,
     /// Rounds of what has a kernel of its own.
     machines: usize,
     /// An unpacked package with one.
@@ -114,6 +118,14 @@ fn run() -> anyhow::Result<()> {
         }
     }
     if let Ok(report) = &mut result
+        && options.runtimes > 0
+    {
+        match runtimes::measure(folder.path(), options.runtimes) {
+            Ok(seen) => report.runtimes(seen),
+            Err(error) => eprintln!("bench: runtimes of bundles are left out: {error:#}"),
+        }
+    }
+    if let Ok(report) = &mut result
         && options.machines > 0
     {
         match kernels(&options, folder.path()) {
@@ -137,6 +149,7 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
         builds: 3,
         networks: 9,
         api: Some(api::Scale::WHOLE),
+        runtimes: 40,
         machines: 5,
         kernel: "target/fixtures/kernel".into(),
         only: None,
@@ -152,9 +165,10 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
             "--networks" => options.networks = value()?.parse().context("--networks takes a number")?,
             "--short" => {
                 (options.rounds, options.images, options.builds) = (3, 1, 1);
-                (options.networks, options.machines) = (1, 2);
+                (options.networks, options.runtimes, options.machines) = (1, 5, 2);
                 options.api = options.api.map(|_| api::Scale::SHORT);
             }
+            "--runtimes" => options.runtimes = value()?.parse().context("--runtimes takes a number")?,
             "--machines" => options.machines = value()?.parse().context("--machines takes a number")?,
             "--kernel" => options.kernel = value()?.into(),
             "--no-api" => options.api = None,

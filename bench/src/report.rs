@@ -11,7 +11,7 @@ use crate::peer::Scenario;
 use crate::sample::Samples;
 use crate::starts::Starts;
 use crate::traffic::Traffic;
-use crate::{api, builds, facts, machines, postgres};
+use crate::{api, builds, facts, machines, postgres, runtimes};
 
 /// Everything that was seen.
 #[derive(Debug)]
@@ -29,6 +29,7 @@ pub(crate) struct Report {
     pub(crate) traffic: Traffic,
     api: api::Seen,
     machines: machines::Seen,
+    runtimes: runtimes::Seen,
 }
 
 pub(crate) const OURS: &str = "insula";
@@ -48,6 +49,7 @@ impl Report {
             traffic: Traffic::default(),
             api: api::Seen::default(),
             machines: machines::Seen::default(),
+            runtimes: runtimes::Seen::default(),
         }
     }
 
@@ -69,6 +71,10 @@ impl Report {
 
     pub(crate) fn api(&mut self, seen: api::Seen) {
         self.api = seen;
+    }
+
+    pub(crate) fn runtimes(&mut self, seen: runtimes::Seen) {
+        self.runtimes = seen;
     }
 
     pub(crate) fn machines(&mut self, seen: machines::Seen) {
@@ -173,6 +179,7 @@ impl fmt::Display for Report {
         self.starts.fmt(f)?;
         self.postgres.fmt(f)?;
         self.memories(f)?;
+        self.runtimes.fmt(f)?;
         self.inside.fmt(f)?;
         self.images.fmt(f)?;
         self.builds.fmt(f)?;

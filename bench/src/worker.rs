@@ -122,6 +122,11 @@ impl Worker {
         Ok(Self { child, jobs, answers })
     }
 
+    /// Of the process that is the parent of what is executed.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn execute(&mut self, words: &[String]) -> anyhow::Result<Done> {
         let jobs = self.jobs.as_mut().context("the worker was stopped")?;
         let mut line = serde_json::to_vec(&Job(words.to_vec()))?;
