@@ -79,7 +79,8 @@ impl<'a> Kubelet<'a> {
 
 fn shims(engine: &Containerd) -> usize {
     let mut find = engine.place.command("find");
-    find.args(["/run/containerd/s", "-type", "s"]);
+    // A machine has a socket of its own below.
+    find.args(["/run/containerd/s", "-maxdepth", "1", "-type", "s"]);
     super::of(find).stdout.lines().count()
 }
 
