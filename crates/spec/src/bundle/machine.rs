@@ -15,6 +15,7 @@ const RDONLY: u64 = 0x1;
 const NOSUID: u64 = 0x2;
 const NODEV: u64 = 0x4;
 const NOEXEC: u64 = 0x8;
+const NOSYMFOLLOW: u64 = 0x20_0000;
 
 /// What every container has in the guest, and where.
 const OWN: [(&str, &str); 3] = [("proc", "/proc"), ("sysfs", "/sys"), ("devpts", "/dev/pts")];
@@ -107,7 +108,12 @@ fn namespaces(all: &NamespacesPlan, first: Option<i32>) -> Result<NamespacesPlan
 
 /// None where the guest has it by itself.
 fn one(mount: &BundleMount, at: &str) -> Result<Option<MountPlan>> {
-    let has = |bit: u64| mount.attributes.set & bit != 0;
+    // A guest sees one mount where the host has several.
+    let set = mount.attributes.set | mount.recursive.set;
+    let has = |bit: u64| set & bit != 0;
+    if has(NOSYMFOLLOW) {
+        return Err(behind(format!("{at}.options"), "\"nosymfollow\""));
+    }
     let target = normal(&mount.target);
     let source = match &mount.source {
         BundleSource::Dev { .. } => return Ok(None),
@@ -140,7 +146,7 @@ fn one(mount: &BundleMount, at: &str) -> Result<Option<MountPlan>> {
     Ok(Some(MountPlan {
         target,
         source,
-        readonly: has(RDONLY) || mount.recursive.set & RDONLY != 0,
+        readonly: has(RDONLY),
         nosuid: has(NOSUID),
         nodev: has(NODEV),
         noexec: has(NOEXEC),
@@ -252,6 +258,7 @@ mod tests {
             ("/linux/personality", json!({"domain": "LINUX32"})),
             ("/linux/resources", json!({"devices": [{"allow": true, "access": "rwm"}]})),
             ("/linux/namespaces", json!([{"type": "mount"}, {"type": "uts"}])),
+            ("/mounts", mount(json!({"destination": "/x", "type": "tmpfs", "options": ["nosymfollow"]}))),
             ("/mounts", mount(json!({"destination": "/x", "type": "ext4", "source": "/dev/sda"}))),
             ("/mounts", mount(json!({"destination": "/x", "source": "/y", "options": ["rbind", "rslave"]}))),
             ("/mounts", mount(json!({"destination": "/x", "type": "tmpfs", "options": ["huge=always"]}))),
@@ -271,7 +278,7 @@ mod tests {
         let plan = with(None, |document| {
             document["mounts"] = json!([
                 {"destination": "/run//x", "type": "tmpfs", "options": ["nosuid", "size=65536k", "mode=755"]},
-                {"destination": "/etc/hosts", "source": "/h", "options": ["rbind", "rprivate", "ro"]},
+                {"destination": "/etc/hosts", "source": "/h", "options": ["rbind", "rprivate", "rro"]},
                 {"destination": "/dev/shm", "source": "/shm", "options": ["rbind", "rw"]},
             ]);
         })
