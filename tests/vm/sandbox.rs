@@ -1,4 +1,5 @@
-//! The conformance suite of walls (`crates/sandbox/tests/conformance.rs`) against those that run on every host.
+//! The conformance suite of walls (`crates/sandbox/tests/conformance.rs`) against each: those that run on every host,
+//! and our own machine where `/dev/kvm` runs kernels.
 
 use std::process::Command;
 
@@ -25,4 +26,20 @@ fn namespaces_and_the_emulator_conform() {
         let outcome = Outcome::of(&mut suite, b"");
         assert_eq!(outcome.ok().matches("conforms: ").count(), CASES, "{outcome}");
     }
+}
+
+#[test]
+fn the_own_machine_conforms() {
+    if let Some(why) = guest::missing() {
+        return insula_tests::skip("tcg", why);
+    }
+    let suite = std::fs::read(programs::build().test("conformance")).unwrap();
+    let script = "export INSULA_TEST_WALL=kvm INSULA_TEST_KERNEL=/ INSULA_TEST_PARTS=/usr/bin
+/tests/conformance </dev/null 2>&1; echo \"conformance ended with $?\"
+";
+    let outcome = guest::run_walls_with_kvm(script, &[("/tests/conformance", &suite)]);
+    let console = &outcome.stdout;
+    assert!(console.contains("conformance ended with 0"), "{outcome}");
+    assert_eq!(console.matches("conforms: kvm: ").count(), CASES, "{outcome}");
+    assert!(console.contains("GUEST-ENDS"), "the guest did not end well: {outcome}");
 }

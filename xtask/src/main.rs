@@ -1,6 +1,7 @@
-//! Checks and chores of the repository: `cargo xtask layering`, `cargo xtask soak`.
+//! Checks and chores of the repository: `cargo xtask layering`, `cargo xtask soak`, `cargo xtask kernel`.
 
 mod graph;
+mod kernel;
 mod layering;
 mod soak;
 mod source;
@@ -11,11 +12,14 @@ use anyhow::Context;
 
 const USAGE: &str = "usage: cargo xtask layering
        cargo xtask soak [--minutes N | --seconds N] [--seed N]
+       cargo xtask kernel [--jobs N]
 
 layering   holds the arrows between the crates, keeps tokio in the daemon and the CLI,
            and unsafe code in crates/sys and crates/vmm
 soak       does a mix of everything, for 5 minutes if nothing else is said, and ends with a
-           look for what is left and with what insulad and the monitors take: needs root";
+           look for what is left and with what insulad and the monitors take: needs root
+kernel     builds a small kernel for guests from Debian's source package, once for each version
+           and configuration, and prints the folder that `insula kernel use` takes";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -26,6 +30,13 @@ fn main() -> ExitCode {
             Ok(options) => soak::run(&options),
             Err(error) => {
                 eprintln!("soak: {error:#}\n{USAGE}");
+                ExitCode::from(2)
+            }
+        },
+        ["kernel", rest @ ..] => match kernel::options(rest) {
+            Ok(options) => kernel::run(&options),
+            Err(error) => {
+                eprintln!("kernel: {error:#}\n{USAGE}");
                 ExitCode::from(2)
             }
         },

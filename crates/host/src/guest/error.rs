@@ -15,6 +15,8 @@ pub enum Error {
     NoKernel,
     #[error("the kernel {0}, chosen for guests, is gone: choose another one with `insula kernel use PATH`")]
     Gone(PathBuf),
+    #[error("{0} was built without CONFIG_PVH, which a kernel that is not compressed needs to be booted")]
+    NoEntry(PathBuf),
     #[error("{0} is neither a kernel nor a folder with one in boot/ or lib/modules/")]
     NotAKernel(PathBuf),
     #[error(
@@ -42,7 +44,9 @@ impl Kinded for Error {
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Kind::NotFound,
             Self::Io { .. } => Kind::Internal,
             Self::NoKernel | Self::Gone(_) | Self::NoDriver { .. } | Self::NotStatic(_) => Kind::Unavailable,
-            Self::NotAKernel(_) | Self::NoModules { .. } | Self::Malformed { .. } => Kind::InvalidArgument,
+            Self::NoEntry(_) | Self::NotAKernel(_) | Self::NoModules { .. } | Self::Malformed { .. } => {
+                Kind::InvalidArgument
+            }
         }
     }
 }

@@ -6,16 +6,19 @@ use std::path::{Path, PathBuf};
 
 use insula_spec::machine::KernelPlan;
 
-use super::Error;
+use super::{Error, elf};
 
 /// A kernel with its modules.
 pub type Kernel = KernelPlan;
 
-/// Names that distributions give to kernels.
-const NAMES: [&str; 4] = ["vmlinuz-", "kernel-", "linux-", "Image-"];
+/// Names that distributions give to kernels, and that of one which is not compressed.
+const NAMES: [&str; 5] = ["vmlinuz-", "kernel-", "linux-", "Image-", PLAIN];
+/// An ELF file: its release is the rest of its name.
+const PLAIN: &str = "vmlinux-";
 
 /// The kernels below `root` (`/` for the host's own), those made for clouds first, then by release, newest
-/// first. Those without modules are left out.
+/// first. Those without modules are left out. Of one that is there compressed and not the latter is taken, which
+/// starts sooner.
 #[must_use]
 pub fn installed(root: &Path) -> Vec<Kernel> {
     let mut found: Vec<Kernel> = Vec::new();
@@ -59,6 +62,7 @@ fn images(root: &Path) -> Vec<PathBuf> {
         images.extend(entries(&root.join(modules)).into_iter().map(|folder| folder.join("vmlinuz")));
     }
     images.retain(|image| image.is_file());
+    images.sort_by_key(|image| !is_plain(image));
     images
 }
 
@@ -81,13 +85,31 @@ fn describe(root: &Path, image: &Path) -> Result<Kernel, Error> {
     }
 }
 
-/// The release that a bootable file says it is: Documentation/arch/x86/boot.rst, `kernel_version`.
+fn is_plain(image: &Path) -> bool {
+    image.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PLAIN))
+}
+
+/// The release of a bootable file.
 fn release(image: &Path) -> Result<String, Error> {
+    let file = File::open(image).map_err(Error::io("open", image))?;
+    if !elf::is_elf(&file) {
+        return written(image, &file);
+    }
+    let name = image.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let release = name.strip_prefix(PLAIN).filter(|release| is_release(release.as_bytes()));
+    let release = release.ok_or_else(|| malformed(image))?;
+    if !elf::has_pvh_entry(&file) {
+        return Err(Error::NoEntry(image.to_owned()));
+    }
+    Ok(release.to_owned())
+}
+
+/// What a compressed one says it is: Documentation/arch/x86/boot.rst, `kernel_version`.
+fn written(image: &Path, file: &File) -> Result<String, Error> {
     const HEADER: u64 = 0x202;
     const VERSION: u64 = 0x20e;
     const LONGEST: usize = 256;
-    let file = File::open(image).map_err(Error::io("open", image))?;
-    let wrong = || Error::Malformed { path: image.to_owned(), what: "a Linux kernel" };
+    let wrong = || malformed(image);
     let mut magic = [0; 4];
     file.read_exact_at(&mut magic, HEADER).map_err(|_| wrong())?;
     let mut pointer = [0; 2];
@@ -100,11 +122,20 @@ fn release(image: &Path) -> Result<String, Error> {
         file.read_at(&mut text, u64::from(u16::from_le_bytes(pointer)) + 0x200).map_err(|_| wrong())?;
     let text = text[..length].split(|byte| *byte == 0).next().unwrap_or_default();
     let word = text.split(|byte| *byte == b' ').next().unwrap_or_default();
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b".-_+~".contains(byte);
-    if word.is_empty() || word.starts_with(b".") || !word.iter().all(plain) {
+    if !is_release(word) {
         return Err(wrong());
     }
     Ok(String::from_utf8_lossy(word).into_owned())
+}
+
+/// It is the name of a folder, and must not lead elsewhere.
+fn is_release(word: &[u8]) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b".-_+~".contains(byte);
+    !word.is_empty() && !word.starts_with(b".") && word.iter().all(plain)
+}
+
+fn malformed(image: &Path) -> Error {
+    Error::Malformed { path: image.to_owned(), what: "a Linux kernel" }
 }
 
 /// What a release is ordered by: `6.1.0-56-cloud` is 6, 1, 0, 56.
@@ -142,6 +173,21 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_not_compressed_is_taken_before_the_other() {
+        let root = tempfile::tempdir().unwrap();
+        kernel(root.path(), "6.1.9-small");
+        let plain = root.path().join("boot/vmlinux-6.1.9-small");
+        fs::write(&plain, elf::tests::kernel(b"Xen\0", 18)).unwrap();
+        let found = installed(root.path());
+        assert_eq!(found.iter().map(|kernel| &kernel.image).collect::<Vec<_>>(), [&plain]);
+        assert_eq!(find(&plain).unwrap().release, "6.1.9-small");
+        // Nothing can boot an ELF file without that entry; the compressed one is there still.
+        fs::write(&plain, elf::tests::kernel(b"GNU\0", 3)).unwrap();
+        assert!(matches!(find(&plain), Err(Error::NoEntry(_))));
+        assert!(installed(root.path())[0].image.ends_with("boot/vmlinuz-6.1.9-small"));
+    }
+
+    #[test]
     fn what_is_no_kernel_is_said_to_be_none() {
         let root = tempfile::tempdir().unwrap();
         assert!(matches!(find(root.path()), Err(Error::NotAKernel(_))));
@@ -149,7 +195,6 @@ mod tests {
         fs::remove_dir_all(root.path().join("lib")).unwrap();
         let image = root.path().join("boot/vmlinuz-6.1.0-9-amd64");
         assert!(matches!(find(&image), Err(Error::NoModules { .. })));
-        // A release is a name of a folder: it must not lead elsewhere.
         let mut bytes = fs::read(&image).unwrap();
         bytes[0x300..0x307].copy_from_slice(b"../etc\0");
         fs::write(&image, bytes).unwrap();

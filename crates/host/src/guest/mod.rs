@@ -2,6 +2,7 @@
 //! makes for one of them.
 
 mod cpio;
+mod elf;
 mod emulator;
 mod error;
 mod initramfs;
