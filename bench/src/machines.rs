@@ -1,5 +1,8 @@
 //! Containers with kernels of their own, with whatever the host's `/dev/kvm` lets machines run on: how soon they
-//! start, by a boot and as copies of a template, and what many of one image have for themselves.
+//! start, by a boot and as copies of a template, what many of one image have for themselves, and what files and
+//! networks of a guest carry.
+
+mod carried;
 
 use std::fmt;
 use std::fs;
@@ -11,6 +14,8 @@ use crate::engine::Insula;
 use crate::images::measure::{Shared, shared};
 use crate::peer::{Images, Peer};
 use crate::sample::Samples;
+
+use carried::Carried;
 
 /// Machines at once.
 const MANY: usize = 20;
@@ -26,6 +31,7 @@ pub(crate) struct Seen {
     /// Of one that booted and one that is a copy, in KiB.
     beside: Vec<(&'static str, u64)>,
     many: Shared,
+    carried: Carried,
 }
 
 impl fmt::Display for Seen {
@@ -49,7 +55,8 @@ impl fmt::Display for Seen {
         let Shared { rss, pss, private } = self.many;
         writeln!(f, "| {MANY} copies together: resident | {:.0} |", mib(rss))?;
         writeln!(f, "| their share when what is common is divided | {:.0} |", mib(pss))?;
-        writeln!(f, "| private for each of them | {:.1} |", mib(private) / MANY as f64)
+        writeln!(f, "| private for each of them | {:.1} |", mib(private) / MANY as f64)?;
+        write!(f, "{}", self.carried)
     }
 }
 
@@ -57,7 +64,7 @@ impl fmt::Display for Seen {
 pub(crate) fn measure(folder: &Path, kernel: &Path, rounds: usize) -> anyhow::Result<Seen> {
     let mut engine = Insula::new(&folder.join("vm")).with(&["--vm-templates", "off"]);
     let mut seen = Seen::default();
-    let measured = prepare(&mut engine, kernel).and_then(|()| all(&mut engine, rounds, &mut seen));
+    let measured = prepare(&mut engine, kernel).and_then(|()| all(&mut engine, folder, rounds, &mut seen));
     // What was not made cannot be removed; what was made must not stay.
     for name in names().into_iter().chain(["one".to_owned()]) {
         let _ = engine.output(&["rm", "-f", &name]);
@@ -71,7 +78,7 @@ fn prepare(engine: &mut Insula, kernel: &Path) -> anyhow::Result<()> {
     engine.output(&["kernel", "use", &kernel.display().to_string()]).map(drop)
 }
 
-fn all(engine: &mut Insula, rounds: usize, seen: &mut Seen) -> anyhow::Result<()> {
+fn all(engine: &mut Insula, folder: &Path, rounds: usize, seen: &mut Seen) -> anyhow::Result<()> {
     let about = |engine: &mut Insula, field: &str| engine.output(&["info", "-f", field]);
     let backend = about(engine, "{{.Machines.Backend}}")?;
     seen.machine = Some([backend, about(engine, "{{.Machines.Kernel}}")?]);
@@ -88,6 +95,16 @@ fn all(engine: &mut Insula, rounds: usize, seen: &mut Seen) -> anyhow::Result<()
         pids.push(start(engine, &name)?);
     }
     seen.many = shared(&pids)?;
+    for name in names() {
+        engine.output(&["rm", "-f", &name])?;
+    }
+    if carried::possible() {
+        let data = folder.join("data");
+        fs::create_dir_all(&data).with_context(|| format!("mkdir {}", data.display()))?;
+        seen.carried = Carried::measure(engine, &data, rounds)?;
+    } else {
+        eprintln!("bench: fio or iperf3 is missing: what guests carry is left out");
+    }
     Ok(())
 }
 

@@ -114,7 +114,7 @@ fn ask(host: &str) -> anyhow::Result<f64> {
 }
 
 /// Tries again until the server in a container that has just started listens.
-fn patiently<T>(mut attempt: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let began = Instant::now();
     loop {
         match attempt() {
@@ -134,7 +134,7 @@ fn page() -> anyhow::Result<()> {
 }
 
 /// Gbit/s that iperf3 says were received.
-fn rate(text: &str) -> anyhow::Result<f64> {
+pub(crate) fn rate(text: &str) -> anyhow::Result<f64> {
     let report: serde_json::Value = serde_json::from_str(text).context("a report of iperf3")?;
     let bits = report.pointer("/end/sum_received/bits_per_second").and_then(serde_json::Value::as_f64);
     bits.map(|bits| bits / 1e9).context("iperf3 says no rate")
