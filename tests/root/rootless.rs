@@ -117,6 +117,32 @@ fn what_a_user_cannot_have_is_said() {
     daemon.sh(&["-v", "/etc:/host"], "touch /host/insula-test").fails(1, &["touch"]);
 }
 
+/// What a way out is made of, as udev has it, or as hosts without udev do.
+fn give_tun(user: &Ordinary, mode: &str) {
+    let node = user.lan.path("tun");
+    let node = text(&node);
+    user.lan.lines(&format!(
+        "mknod {node} c 10 200
+        chmod {mode} {node}
+        mount --bind {node} /dev/net/tun"
+    ));
+}
+
+#[test]
+fn a_user_who_may_not_open_the_way_out_is_told() {
+    let user = user!(Many);
+    give_tun(&user, "0600");
+    let daemon = user.daemon();
+    let info = daemon.insula(&["info"]);
+    let said = format!("{}{}", info.stdout, info.stderr);
+    let programs = ["pasta", "slirp4netns"].map(|name| std::path::Path::new("/usr/bin").join(name));
+    let advice = match programs.iter().any(|program| program.exists()) {
+        true => "chmod 0666 /dev/net/tun",
+        false => "install passt or slirp4netns",
+    };
+    assert!(said.contains("containers reach no other host") && said.contains(advice), "{info}");
+}
+
 #[test]
 fn a_user_reaches_other_hosts() {
     for (way, package) in [("pasta", "passt"), ("slirp4netns", "slirp4netns")] {
@@ -125,6 +151,7 @@ fn a_user_reaches_other_hosts() {
             continue;
         }
         let user = user!(Many);
+        give_tun(&user, "0666");
         // The host has a way on, as those of users have. The other program is not there.
         user.lan.lines(&format!("ip route add default via {}", Lan::OUTSIDE));
         let other = if way == "pasta" { "slirp4netns" } else { "pasta" };

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
@@ -18,6 +18,8 @@ use super::error::{Context, Error};
 use crate::process::Process;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// What both programs need; everybody may open it where udev has made it.
+const TUN: &str = "/dev/net/tun";
 /// Where pasta listens for queries to the host's first name server; link-local, so nobody else's.
 const PASTA_NAMES: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// Bytes of a socket's path, with the zero behind it (unix(7)).
@@ -45,7 +47,7 @@ impl fmt::Display for WayOut {
 
 /// One for the namespace of this process, the first that comes up; what is missing if none does.
 pub(super) fn open(pid: i32, folder: &Path) -> Result<(WayOut, Option<String>), Error> {
-    let mut said = Vec::new();
+    let (mut said, mut there) = (Vec::new(), false);
     let mut ways = [("pasta", pasta as Start), ("slirp4netns", slirp4netns)];
     if find("pasta").is_some_and(|program| hangs(&program)) {
         ways.reverse();
@@ -53,17 +55,32 @@ pub(super) fn open(pid: i32, folder: &Path) -> Result<(WayOut, Option<String>), 
     for (name, start) in ways {
         match find(name) {
             None => said.push(format!("{name} is not there")),
-            Some(program) => match start(&program, pid, folder)? {
-                Ok(way) => return Ok((way, None)),
-                Err(why) => said.push(format!("{name}: {why}")),
-            },
+            Some(program) => {
+                there = true;
+                match start(&program, pid, folder)? {
+                    Ok(way) => return Ok((way, None)),
+                    Err(why) => said.push(format!("{name}: {why}")),
+                }
+            }
         }
     }
+    let advice = if there { advice() } else { INSTALL };
     let why = format!(
-        "containers reach no other host ({}): install passt or slirp4netns. Each other and published ports they have",
+        "containers reach no other host ({}): {advice}. Each other and published ports they have",
         said.join("; ")
     );
     Ok((WayOut::None, Some(why)))
+}
+
+const INSTALL: &str = "install passt or slirp4netns";
+
+/// What helps where a program is there and does not come up.
+fn advice() -> &'static str {
+    match File::options().read(true).write(true).open(TUN).map_err(|error| error.kind()) {
+        Err(ErrorKind::PermissionDenied) => "as root: chmod 0666 /dev/net/tun, which is root's alone",
+        Err(ErrorKind::NotFound) => "as root: modprobe tun, since there is no /dev/net/tun",
+        _ => INSTALL,
+    }
 }
 
 /// A way, or what the program says against it.
