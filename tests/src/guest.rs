@@ -82,6 +82,16 @@ pub fn run_with_file_systems(script: &str, files: &[(&str, &[u8])]) -> Outcome {
     boot(&kernel, archive, "max", Cgroups::Second)
 }
 
+/// As [`run`], with programs of this host at their places.
+pub fn run_with_programs(script: &str, files: &[(&str, &[u8])], programs: &[&str]) -> Outcome {
+    let kernel = kernel();
+    let mut archive = content(&kernel, MODULES, script, files);
+    add_product(&mut archive);
+    let programs: Vec<_> = programs.iter().map(|path| (PathBuf::from(path), PathBuf::from(path))).collect();
+    add_programs(&mut archive, &programs);
+    boot(&kernel, archive, "max", Cgroups::Second)
+}
+
 /// As [`run`], without the product: busybox and `nft`.
 pub fn run_bare(script: &str, files: &[(&str, &[u8])]) -> Outcome {
     let kernel = kernel();

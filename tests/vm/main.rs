@@ -6,6 +6,7 @@
 mod engine;
 mod hostile;
 mod own;
+mod ports;
 mod programs;
 mod sandbox;
 mod storage;
