@@ -8,6 +8,7 @@ use std::process::Command;
 use insula_tests::images::{Layer, digest};
 use insula_tests::{Daemon, daemon, skip};
 use serde_json::Value;
+use tar::EntryType;
 
 use crate::build::{build, context};
 
@@ -79,6 +80,7 @@ ENV GREETING \"hello  there\" LONG=${NAME:-none}-${ABSENT:-absent}${NAME:+-set} 
     # in between
     TAIL='$NAME'
 ENV OLD style with spaces
+ADD attributes.tar /attributes/
 SHELL [\"/bin/sh\", \"-e\", \"-c\"]
 RUN echo \"$GREETING $LONG $TAIL $OLD\" > /env `
     # a comment
@@ -87,6 +89,9 @@ FROM inner AS unused
 RUN true
 FROM triggers
 COPY --from=inner /env /
+COPY --from=inner /attributes /copied/attributes
+ADD attributes.tar /added/
+RUN chmod 750 /added/named && echo more >> /added/named && touch /copied/attributes/folder/new
 COPY --from=0 /etc/passwd /etc/group /copied/
 COPY --from=triggers --chown=app /bin/busybox /copied/
 COPY [\"a.txt\", \"dir/with space\", \"/words/\"]
@@ -141,11 +146,67 @@ fn files(daemon: &Daemon, name: &str, dockerfile: &str) -> PathBuf {
     std::io::Write::write_all(&mut gzip, &some).unwrap();
     std::fs::write(folder.join("some.tar.gz"), gzip.finish().unwrap()).unwrap();
     std::fs::write(folder.join("other.tar"), Layer::default().file("o", 0o640, b"o").bytes()).unwrap();
+    std::fs::write(folder.join("attributes.tar"), attributes()).unwrap();
     std::os::unix::fs::symlink("x.c", folder.join("dir/link")).unwrap();
     let mut dated = Command::new("find");
     dated.arg(&folder).args(["-exec", "touch", "-h", "-d", "@1000000000", "{}", "+"]);
     assert!(dated.status().unwrap().success());
     folder
+}
+
+/// A program with a capability (CAP_NET_BIND_SERVICE, permitted and effective), and names with attributes of users.
+fn attributes() -> Vec<u8> {
+    let mut capability = vec![1, 0, 0, 2, 0, 4];
+    capability.resize(20, 0);
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, kind: EntryType, key: &str, value: &[u8]| {
+        let key = format!("{ATTRIBUTE}{key}");
+        builder.append_pax_extensions([(key.as_str(), value)]).unwrap();
+        let content: &[u8] = if kind.is_file() { b"x" } else { b"" };
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_size(content.len() as u64);
+        header.set_mtime(MODIFIED);
+        builder.append_data(&mut header, name, content).unwrap();
+    };
+    add("capable", EntryType::Regular, "security.capability", &capability);
+    add("named", EntryType::Regular, "user.name", b"a value");
+    add("folder", EntryType::Directory, "user.name", &[0, 1, 255]);
+    builder.into_inner().unwrap()
+}
+
+/// Begins what an archive calls an extended attribute.
+const ATTRIBUTE: &str = "SCHILY.xattr.";
+
+/// Extended attributes of an image's files, as its layers have them.
+fn attributes_of(daemon: &Daemon, image: &str) -> BTreeMap<String, BTreeMap<String, Vec<u8>>> {
+    let path = daemon.folder().join("saved.tar");
+    daemon.insula(&["save", "-o", path.to_str().unwrap(), image]).ok();
+    let mut blobs = BTreeMap::new();
+    for entry in tar::Archive::new(std::fs::File::open(path).unwrap()).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let (name, mut bytes) = (entry.path().unwrap().display().to_string(), Vec::new());
+        entry.read_to_end(&mut bytes).unwrap();
+        blobs.insert(name, bytes);
+    }
+    let manifest: Value = serde_json::from_slice(&blobs["manifest.json"]).unwrap();
+    let mut found = BTreeMap::new();
+    for layer in manifest[0]["Layers"].as_array().unwrap() {
+        for entry in tar::Archive::new(&blobs[layer.as_str().unwrap()][..]).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let name = entry.path().unwrap().display().to_string();
+            let pax = entry.pax_extensions().unwrap().into_iter().flatten().map(Result::unwrap);
+            let named = |pax: tar::PaxExtension<'_>| {
+                let name = pax.key().unwrap().strip_prefix(ATTRIBUTE)?.to_owned();
+                Some((name, pax.value_bytes().to_owned()))
+            };
+            // The highest layer that has a file says it all.
+            found.insert(name.trim_end_matches('/').to_owned(), pax.filter_map(named).collect());
+        }
+    }
+    found.retain(|_, attributes: &mut BTreeMap<_, _>| !attributes.is_empty());
+    found
 }
 
 /// Kind, mode, owners, link or content, and whether it is as old as the context.
@@ -228,6 +289,9 @@ fn files_and_configurations_are_those_that_buildah_makes() {
             .map(|path| format!("{path}: {:?}, buildah {:?}", ours.get(path), theirs.get(path)))
             .collect();
         assert!(differing.is_empty() && ours.len() > 20, "{name}: {differing:#?}");
+        let attributes = attributes_of(&daemon, "ours");
+        assert_eq!(attributes, attributes_of(&daemon, "theirs"), "{name}");
+        assert_eq!(attributes.len(), if name == "language" { 6 } else { 0 }, "{name}: {attributes:?}");
         assert_eq!(config(&daemon, "ours"), config(&daemon, "theirs"), "{name}");
     }
 }

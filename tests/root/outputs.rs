@@ -137,6 +137,7 @@ fn folders_and_images_come_along_by_name() {
         (absent.as_str(), "failed to get build context x"),
         ("x", "expected key=value"),
         ("x=target:other", "not supported in this version"),
+        ("x=oci-layout:///etc", "no index.json"),
     ] {
         build(&daemon, &folder, &["--build-context", flag]).fails(1, &[words]);
     }
@@ -208,4 +209,43 @@ fn progress_is_shown_as_somebody_wants_it() {
     let quiet = build(&daemon, &folder, &["-q", "--target", "first"]);
     assert!(quiet.ok().starts_with("sha256:") && quiet.ok().lines().count() == 1, "{quiet}");
     assert_eq!(quiet.stderr, "");
+}
+
+#[test]
+fn images_of_a_layout_come_along() {
+    let daemon = daemon!();
+    let first = "FROM busybox\nRUN echo 1 > /one && mkdir -m 700 /dir && ln -s one /link\nENV A=b\n";
+    let folder = context(&daemon, "first", &[("Dockerfile", first)]);
+    let archive = daemon.folder().join("out.tar");
+    build(&daemon, &folder, &["-t", "made:1", "-o", &format!("type=oci,dest={}", archive.to_str().unwrap())])
+        .ok();
+    let layout = daemon.folder().join("layout");
+    tar::Archive::new(std::fs::File::open(archive).unwrap()).unpack(&layout).unwrap();
+    // What it begins with is not among the engine's images; its layers are in the cache.
+    let text = "FROM base AS mine\nRUN test -h /link -a $A = b && cat /link > /seen\nFROM busybox\n\
+                COPY --from=base /one /copied\nCOPY --from=mine /seen /seen\n";
+    let folder = context(&daemon, "second", &[("Dockerfile", text)]);
+    let place = layout.to_str().unwrap();
+    let named = |suffix: &str| format!("base=oci-layout://{place}{suffix}");
+    daemon.insula(&["builder", "prune", "-f"]).ok();
+    for (suffix, cached) in [("", 0), (":1", 3)] {
+        let built = build(&daemon, &folder, &["-t", "two", "--build-context", &named(suffix)]);
+        assert_eq!(built.ok().matches("Using cache").count(), cached, "{built}");
+        assert_eq!(run(&daemon, "two", "cat /copied /seen"), "1\n1");
+    }
+    build(&daemon, &folder, &["--build-context", &named(":2")]).fails(1, &["the layout has no image 2"]);
+    // What is not what it says is not used.
+    daemon.insula(&["builder", "prune", "-f"]).ok();
+    daemon.insula(&["rmi", "-f", "two"]).ok();
+    for blob in layout.join("blobs/sha256").read_dir().unwrap().map(|entry| entry.unwrap().path()) {
+        let mut bytes = std::fs::read(&blob).unwrap();
+        if bytes.get(257..262) == Some(b"ustar") || bytes.starts_with(&[0x1f, 0x8b]) {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            std::fs::write(&blob, bytes).unwrap();
+        }
+    }
+    let wrong = build(&daemon, &folder, &["--build-context", &named("")]);
+    wrong.exits(1);
+    daemon.insula(&["system", "check"]).ok();
 }

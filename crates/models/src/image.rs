@@ -110,8 +110,8 @@ document! {
     BuildExtras {
         /// What commands may be given, by id, in Base64.
         secrets: Labels,
-        /// What names in the Dockerfile mean: `folder`, whose archive comes in front of the context, `image:NAME`, or
-        /// `remote:ADDRESS` of a repository, an archive or a file.
+        /// What names in the Dockerfile mean: `folder`, whose archive comes in front of the context, `image:NAME`,
+        /// `layout:TAG` of an OCI layout that comes as a folder does, or `remote:ADDRESS` of a repository, an archive or a file.
         contexts: Labels,
         /// Agents that commands may ask, by id.
         agents: Vec<String>,

@@ -90,7 +90,8 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "KIND", default_value = "auto",
         value_parser = ["auto", "plain", "tty", "rawjson", "quiet"])]
     progress: String,
-    /// What the Dockerfile calls by a name: NAME=FOLDER, NAME=docker-image://IMAGE, NAME=ADDRESS
+    /// What the Dockerfile calls by a name: NAME=FOLDER, NAME=docker-image://IMAGE,
+    /// NAME=oci-layout://FOLDER[:TAG], NAME=ADDRESS
     #[arg(long, value_name = "NAME=VALUE")]
     build_context: Vec<String>,
     /// What becomes of it: type=image|registry|oci|docker|tar|local[,dest=PATH], a folder, - [default: an image]
@@ -528,7 +529,7 @@ fn credentials(text: &[u8], options: &BuildOptions) -> anyhow::Result<BTreeMap<S
     });
     let named = options.contexts.values().filter_map(|context| match context {
         NamedContext::Image(name) => Some(name.clone()),
-        NamedContext::Folder | NamedContext::Remote(_) => None,
+        NamedContext::Folder | NamedContext::Layout(_) | NamedContext::Remote(_) => None,
     });
     let names: Vec<String> = bases.chain(named).collect();
     add_credentials(names.iter(), &mut found)?;

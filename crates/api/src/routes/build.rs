@@ -236,12 +236,13 @@ fn contexts(given: Labels) -> Result<BTreeMap<String, NamedContext>, ApiError> {
     let read = given.into_iter().map(|(name, text)| match text.split_once(':') {
         None if text == "folder" => Ok((name, NamedContext::Folder)),
         Some(("image", image)) if !image.is_empty() => Ok((name, NamedContext::Image(image.to_owned()))),
+        Some(("layout", wanted)) => Ok((name, NamedContext::Layout(wanted.to_owned()))),
         Some(("remote", address)) if !address.is_empty() => {
             address_of_context(address)?;
             Ok((name, NamedContext::Remote(address.to_owned())))
         }
         _ => Err(ApiError::invalid(format!(
-            "the build context {name} is {text:?}: folder, image:NAME or remote:ADDRESS is expected"
+            "the build context {name} is {text:?}: folder, image:NAME, layout:TAG or remote:ADDRESS is expected"
         ))),
     });
     read.collect()

@@ -23,6 +23,9 @@ pub enum NamedContext {
     Folder,
     /// An image by its name or id.
     Image(String),
+    /// An image of an OCI layout, by its tag or digest; nothing is the only one. The layout's archive comes as a
+    /// folder's does.
+    Layout(String),
     /// A repository, an archive or a file, by its address: the daemon fetches it.
     Remote(String),
 }
@@ -184,6 +187,7 @@ impl BuildOptions {
         let contexts = self.contexts.iter().map(|(name, context)| match context {
             NamedContext::Folder => (name.clone(), "folder".to_owned()),
             NamedContext::Image(image) => (name.clone(), format!("image:{image}")),
+            NamedContext::Layout(wanted) => (name.clone(), format!("layout:{wanted}")),
             NamedContext::Remote(address) => (name.clone(), format!("remote:{address}")),
         });
         let extras = BuildExtras {

@@ -210,6 +210,10 @@ fn parts(run: &RunOp, host: &HostConfig) -> Vec<String> {
     parts.push(format!("{} {} {:?}", run.user, run.working_dir, run.mounts));
     parts.push(run.network.clone().unwrap_or_else(|| host.network_mode.clone()));
     parts.extend(run.script.iter().map(|script| script.content.clone()));
+    // Another kernel may make something else.
+    if !matches!(host.isolation.as_str(), "" | "default" | "process") {
+        parts.push(format!("wall {}", host.isolation));
+    }
     parts
 }
 

@@ -19,6 +19,7 @@ mod files;
 mod git;
 mod kept;
 mod layer;
+mod layout;
 mod mounts;
 mod named;
 mod output;

@@ -21,6 +21,8 @@ pub enum NamedContext {
     Folder,
     /// An image by its name or id.
     Image(String),
+    /// An image of an OCI layout by its tag or digest, or the only one; the layout comes as a folder does.
+    Layout(String),
     /// A repository, an archive or a file, by its address.
     Remote(String),
 }
@@ -98,6 +100,7 @@ impl Building {
             Some(NamedContext::Image(image)) => {
                 Box::pin(self.base(&Base::Image(image.clone()), needed, platform)).await
             }
+            Some(NamedContext::Layout(wanted)) => Box::pin(self.layout(name, wanted, platform)).await,
             Some(NamedContext::Folder | NamedContext::Remote(_)) => {
                 let mut built = Box::pin(self.base(&Base::Scratch, needed, platform)).await?;
                 let sources = CopySources { paths: vec!["/".to_owned()], ..CopySources::default() };

@@ -164,7 +164,7 @@ pub(super) fn layout_name(number: usize) -> String {
     number.to_string()
 }
 
-fn piece(file: &mut File) -> Result<Option<Bytes>, insula_store::Error> {
+pub(super) fn piece(file: &mut File) -> Result<Option<Bytes>, insula_store::Error> {
     let mut piece = vec![0; PIECE];
     let count = file.read(&mut piece).map_err(insula_store::Error::Input)?;
     piece.truncate(count);
@@ -197,7 +197,7 @@ fn of_layout(folder: Scratch) -> Result<(ImageConfig, Place)> {
 }
 
 /// A document of a layout, verified.
-fn document(tree: &Tree, digest: &Digest) -> Result<Vec<u8>> {
+pub(super) fn document(tree: &Tree, digest: &Digest) -> Result<Vec<u8>> {
     use sha2::Digest as _;
     let mut bytes = Vec::new();
     let read = blob_file(tree, digest)?.take(DOCUMENT_MAX as u64 + 1).read_to_end(&mut bytes);
@@ -211,7 +211,7 @@ fn document(tree: &Tree, digest: &Digest) -> Result<Vec<u8>> {
 }
 
 /// A blob of a layout; links in it lead nowhere else.
-fn blob_file(tree: &Tree, digest: &Digest) -> Result<File> {
+pub(super) fn blob_file(tree: &Tree, digest: &Digest) -> Result<File> {
     let path = Path::new("/blobs/sha256").join(digest.hex());
     let missing = || Error::NotFound(format!("the layout has no blob {digest}"));
     let place = tree.resolve(&path, Last::Follow).map_err(|_| missing())?;

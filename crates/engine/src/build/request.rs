@@ -102,7 +102,9 @@ impl BuildRequest {
 
     /// The names of folders that came along, in the order in which they come.
     pub(super) fn folders(&self) -> Vec<String> {
-        let folders = self.contexts.iter().filter(|(_, context)| **context == NamedContext::Folder);
+        let comes =
+            |context: &NamedContext| matches!(context, NamedContext::Folder | NamedContext::Layout(_));
+        let folders = self.contexts.iter().filter(|(_, context)| comes(context));
         folders.map(|(name, _)| name.clone()).collect()
     }
 

@@ -210,6 +210,10 @@ impl Stepping<'_> {
                 return Ok(Source::Folder(name.to_owned()));
             }
             Some((_, NamedContext::Image(image))) => return self.image(image).await,
+            Some((name, NamedContext::Layout(wanted))) => {
+                let built = self.building.layout(name, wanted, &self.building.request.platform);
+                return Ok(Source::Stack(Box::new(Box::pin(built).await?)));
+            }
             None => name,
         };
         if let Some(number) = self.planned.source(&self.building.file, name) {
