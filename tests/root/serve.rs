@@ -349,6 +349,70 @@ fn indexes_and_artifacts_leave_as_a_file_and_come_back() {
     other.insula(&["system", "check"]).ok();
 }
 
+/// An index that lists an index and an artifact; the digests of both indexes.
+fn put_nested(registry: &Registry, repository: &str, tag: &str) -> [String; 2] {
+    let mut inner = put_index(registry, repository, "inner");
+    let digest = inner["digest"].as_str().unwrap().to_owned();
+    put_artifact(registry, repository, "parts", &inner);
+    let parts = registry.manifest(repository, "parts");
+    inner["platform"] =
+        json!({"os": "linux", "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }});
+    let parts = json!({
+        "mediaType": parts.header("content-type"), "digest": parts.header("docker-content-digest"),
+        "size": parts.body.len(), "platform": {"os": "unknown", "architecture": "unknown"},
+    });
+    let outer = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [inner, parts],
+    });
+    [registry.put_manifest(repository, tag, &outer), digest]
+}
+
+#[test]
+fn indexes_within_indexes_go_through_as_they_are() {
+    let registry = registry!();
+    let (mut one, other) = (daemon!(absent), Daemon::bare());
+    // Nobody answers there: all of it comes from the registry itself.
+    one.restart_with(&["--registry-mirror", &format!("{}=http://127.0.0.1:1", registry.address())]);
+    let [outer, inner] = put_nested(&registry, "multi", "1");
+    let from = registry.name("multi:1");
+    // One platform of it is an image, wherever it is listed.
+    one.insula(&["pull", "-q", &from]).ok();
+    assert_eq!(one.insula(&[&ALONE[..], &[&from]].concat()).ok(), "at home");
+    one.insula(&["push", &from]).shows(&["are not here"]);
+    let [outer_again, _] = put_nested(&registry, "multi", "1");
+    assert_eq!(outer, outer_again);
+    one.insula(&["pull", "-q", "--platform", "all", &from]).ok();
+    let push = |daemon: &Daemon, from: &str, to: &str| {
+        let name = registry.name(&format!("{to}:1"));
+        daemon.insula(&["tag", from, &name]).ok();
+        daemon.insula(&["push", &name]).shows(&[&format!("digest: {outer}")]);
+        assert_eq!(
+            [digest_of(&registry, to, "1"), digest_of(&registry, to, &inner)],
+            [outer.clone(), inner.clone()]
+        );
+    };
+    push(&one, &from, "copy");
+    let saved = one.folder().join("saved.tar");
+    one.insula(&["save", "-o", text(&saved), &from]).ok();
+    other.insula(&["load", "-i", text(&saved)]).shows(&[&format!("Loaded image: {from}")]);
+    assert_eq!(other.insula(&[&ALONE[..], &[&from]].concat()).ok(), "at home");
+    push(&other, &from, "loaded");
+    for name in [&from, &registry.name("loaded:1")] {
+        other.insula(&["rmi", name]).ok();
+    }
+    let blobs = other.instance().root().join("content/blobs/sha256");
+    assert_eq!(fs::read_dir(&blobs).unwrap().count(), 0, "{blobs:?}");
+    let users = one.folder().join("htpasswd");
+    fs::write(&users, HTPASSWD).unwrap();
+    let served = Served::start(&one, &["--writable", "--htpasswd", text(&users)]);
+    other.insula_with(&["login", "-u", "ann", "--password-stdin", &served.address], b"secret").ok();
+    other.insula(&["pull", "-q", "--platform", "all", &served.name("multi:1")]).ok();
+    other.insula(&["tag", &served.name("multi:1"), &served.name("team/multi:1")]).ok();
+    other.insula(&["push", &served.name("team/multi:1")]).shows(&[&format!("digest: {outer}")]);
+    push(&one, "team/multi:1", "served");
+    one.insula(&["system", "check"]).ok();
+}
+
 #[test]
 fn what_was_pushed_in_two_forms_is_pulled_by_both_digests() {
     let registry = registry!();

@@ -45,7 +45,7 @@ pub use error::{Error, Result};
 pub use images::{
     BlobReader, CommitOptions, Composed, Difference, Force, Image, ImageKind, Images, ImportOptions,
     IndexParts, Ingested, IngestedBlob, IngestedLayer, LayerBlob, LayerLease, LayerPlace, Loaded, Names,
-    Part, Progress, Removal, Scratch, StagedLayer, Standing,
+    Part, Progress, Removal, Scratch, StagedLayer, Standing, StandingIndex,
 };
 pub use layers::{Layer, Layers};
 pub use root::{MOUNT_POINTS, Store};

@@ -1,11 +1,10 @@
-//! What registries keep beside images: artifacts, whose blobs are kept as they came, and indexes, which names
-//! stand for.
+//! What registries keep beside images: artifacts, whose blobs are kept as they came.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use insula_base::Digest;
-use insula_spec::image::{DOCUMENT_MAX, Descriptor, ImageConfig, Index, Manifest};
+use insula_spec::image::{DOCUMENT_MAX, Descriptor, ImageConfig, Manifest};
 use insula_spec::reference::Reference;
 use sha2::{Digest as _, Sha256};
 
@@ -24,15 +23,6 @@ const CREATED: &str = "org.opencontainers.image.created";
 pub struct IngestedBlob {
     incoming: Incoming,
     digest: Digest,
-}
-
-/// What a name stands for in registries.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
-    /// An index, and the manifests of those of its entries that are here, with their images.
-    Index { bytes: Vec<u8>, here: Vec<(Digest, Digest)>, missing: usize },
-    /// A manifest that the image has been known by, all of whose blobs are here.
-    Manifest(Vec<u8>),
 }
 
 impl Images {
@@ -183,92 +173,6 @@ impl Images {
             placed.push(self.content.write(manifest)?);
         }
         Ok(())
-    }
-
-    /// Has a name stand for an index or a manifest; `image` is what it means here.
-    pub fn name_document(&self, name: &Reference, document: &[u8], image: &Digest) -> Result<()> {
-        if builtin::is_builtin(name) {
-            return Err(Error::Builtin(name.familiar()));
-        }
-        let _changes = self.changes();
-        let document = self.content.write(document)?;
-        let dropped = self.state.transaction(|tx| {
-            let sql = tx.sql();
-            let before = rows::documents(sql)?;
-            rows::image(sql, image)?.ok_or_else(|| Error::NoImage(image.to_string()))?;
-            rows::set_name(sql, name, image, Some(&document))?;
-            let now = rows::contents(sql)?;
-            Ok::<_, Error>(before.difference(&now).cloned().collect::<Vec<_>>())
-        })?;
-        self.drop_documents(&dropped);
-        Ok(())
-    }
-
-    /// The image that has this manifest, or artifact that it is.
-    pub fn with_manifest(&self, manifest: &Digest) -> Result<Option<Digest>> {
-        self.state.transaction(|tx| rows::with_manifest(tx.sql(), manifest))
-    }
-
-    /// The manifests that the indexes list which tags stand for.
-    pub fn parts_of_indexes(&self) -> Result<HashSet<Digest>> {
-        let documents = self.state.transaction(|tx| rows::tagged_documents(tx.sql()))?;
-        let mut parts = HashSet::new();
-        for document in documents {
-            // A manifest lists none, and one that is damaged is no reason to keep anything.
-            let bytes = self.content.read(&document, DOCUMENT_MAX as u64);
-            let index = bytes.ok().and_then(|bytes| Index::parse(&bytes).ok());
-            parts.extend(index.into_iter().flat_map(|index| index.manifests).map(|entry| entry.digest));
-        }
-        Ok(parts)
-    }
-
-    /// A document that is known to be here.
-    pub fn document(&self, digest: &Digest) -> Result<Vec<u8>> {
-        self.content.read(digest, DOCUMENT_MAX as u64)
-    }
-
-    /// What a name stands for in registries, if that is known and here.
-    pub fn standing(&self, name: &Reference) -> Result<Option<Standing>> {
-        let document = self.state.transaction(|tx| rows::document_of(tx.sql(), name))?;
-        let Some(document) = document.filter(|digest| self.content.contains(digest)) else {
-            return Ok(None);
-        };
-        let bytes = self.content.read(&document, DOCUMENT_MAX as u64)?;
-        let Ok(index) = Index::parse(&bytes) else { return self.standing_manifest(bytes) };
-        if index.manifests.is_empty() {
-            return self.standing_manifest(bytes);
-        }
-        let (mut here, mut missing) = (Vec::new(), 0);
-        for entry in &index.manifests {
-            match self.with_manifest(&entry.digest)? {
-                Some(image) if self.has_manifest(&entry.digest)? => here.push((entry.digest.clone(), image)),
-                _ => missing += 1,
-            }
-        }
-        Ok(Some(Standing::Index { bytes, here, missing }))
-    }
-
-    fn standing_manifest(&self, bytes: Vec<u8>) -> Result<Option<Standing>> {
-        let manifest = Manifest::parse(&bytes)?;
-        Ok(self.has_all(&manifest)?.then_some(Standing::Manifest(bytes)))
-    }
-
-    /// Whether a manifest and all of its blobs are here.
-    fn has_manifest(&self, digest: &Digest) -> Result<bool> {
-        if !self.content.contains(digest) {
-            return Ok(false);
-        }
-        let manifest = Manifest::parse(&self.content.read(digest, DOCUMENT_MAX as u64)?);
-        manifest.map_or(Ok(false), |manifest| self.has_all(&manifest))
-    }
-
-    fn has_all(&self, manifest: &Manifest) -> Result<bool> {
-        for blob in manifest.layers.iter().chain([&manifest.config]) {
-            if !self.has_blob(&blob.digest)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 
     pub(super) fn artifact(&self, row: &ImageRow) -> Result<Image> {

@@ -107,10 +107,9 @@ impl Images {
                     LayerRow { chain: chain.clone(), diff: diffs[position].clone(), size: unpacked.size };
                 placed.layers.insert(chain.clone(), row);
             }
-            for bytes in [Some(&image.config_bytes), image.manifest.as_ref(), image.index.as_ref()]
-                .into_iter()
-                .flatten()
-            {
+            let indexes =
+                image.index.iter().flat_map(|index| index.within.iter().chain(std::iter::once(&index.bytes)));
+            for bytes in std::iter::once(&image.config_bytes).chain(&image.manifest).chain(indexes) {
                 if !self.content.contains(&content::digest(bytes)) {
                     placed.blobs.push(self.content.write(bytes)?);
                 }
@@ -204,9 +203,13 @@ impl Images {
 
     /// Returns the manifests that no image has any more, since one has another.
     fn write_rows(&self, images: &[Found], placed: &Placed) -> Result<Vec<Digest>> {
+        let indexes = images.iter().filter_map(|image| image.index.as_ref());
+        let parts: Vec<_> =
+            indexes.map(|index| self.index_parts(&index.bytes)).collect::<Result<Vec<_>>>()?.concat();
         self.state.transaction(|tx| {
             let sql = tx.sql();
             let before = rows::documents(sql)?;
+            rows::add_index_parts(sql, &parts)?;
             for row in placed.layers.values() {
                 rows::add_layer(sql, row)?;
             }
@@ -229,7 +232,8 @@ impl Images {
                     &self.boot,
                 )?;
                 for reference in &image.references {
-                    let document = image.index.as_deref().or(image.manifest.as_deref()).map(content::digest);
+                    let index = image.index.as_ref().map(|index| &index.bytes);
+                    let document = index.or(image.manifest.as_ref()).map(|bytes| content::digest(bytes));
                     rows::set_name(sql, reference, &image.id, document.as_ref())?;
                 }
                 for place in &image.places {

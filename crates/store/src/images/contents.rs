@@ -9,13 +9,14 @@ use super::builtin;
 use super::gather::{Gathered, clean, member};
 use super::index::{self, Part, Top};
 use super::rows::Place;
+use super::standing::IndexTree;
 use crate::{Error, Result, content};
 
 /// An image of an archive.
 #[derive(Debug)]
 pub(super) struct Found {
     /// The index that its names stand for in registries, if that is not the manifest.
-    pub(super) index: Option<Vec<u8>>,
+    pub(super) index: Option<IndexTree>,
     pub(super) id: Digest,
     pub(super) config: ImageConfig,
     pub(super) config_bytes: Vec<u8>,
@@ -33,8 +34,16 @@ pub(super) struct Found {
 pub(super) struct Contents {
     pub(super) images: Vec<Found>,
     pub(super) artifacts: Vec<Artifact>,
-    /// Names of indexes that mean an artifact here, with the digest of that.
-    pub(super) names: Vec<(Reference, Vec<u8>, Digest)>,
+    pub(super) names: Vec<Named>,
+}
+
+/// The name of an index that means an artifact here.
+#[derive(Debug)]
+pub(super) struct Named {
+    pub(super) name: Reference,
+    pub(super) index: IndexTree,
+    /// The digest of the artifact.
+    pub(super) id: Digest,
 }
 
 /// An artifact of an archive.
@@ -81,7 +90,7 @@ impl Contents {
             let id = content::digest(&artifact.manifest);
             artifact.references.retain(|name| free(name, &id));
         }
-        self.names.retain(|(name, _, id)| free(name, id));
+        self.names.retain(|named| free(&named.name, &named.id));
     }
 
     /// A manifest, or what an index without a name means: there is nothing that the rest of it could be called.
@@ -98,7 +107,13 @@ impl Contents {
 
     /// What an index means here gets its name. If all of it is there the rest comes too, called by its digests;
     /// otherwise nobody could have it whole.
-    fn add_index(&mut self, gathered: &Gathered, top: &Top, index: &[u8], name: &Reference) -> Result<()> {
+    fn add_index(
+        &mut self,
+        gathered: &Gathered,
+        top: &Top,
+        index: &IndexTree,
+        name: &Reference,
+    ) -> Result<()> {
         for part in top.parts.iter().filter(|_| top.whole) {
             let by_digest = Reference::parse(&format!("{}@{}", name.name(), part.digest))?;
             if part.artifact {
@@ -112,7 +127,8 @@ impl Contents {
             if !top.whole {
                 self.artifacts.push(Artifact { manifest: meant.bytes.clone(), references: Vec::new() });
             }
-            self.names.push((name.clone(), index.to_vec(), meant.digest.clone()));
+            let (name, index, id) = (name.clone(), index.clone(), meant.digest.clone());
+            self.names.push(Named { name, index, id });
             return Ok(());
         }
         let id = &meant.manifest.config.digest;
@@ -121,7 +137,7 @@ impl Contents {
             self.images.iter_mut().for_each(|image| image.references.retain(|other| other != name));
             self.images.retain(|image| image.id != *id || !image.references.is_empty());
             let named = from_manifest(gathered, meant, Some(name.clone()))?;
-            self.images.push(Found { index: Some(index.to_vec()), ..named });
+            self.images.push(Found { index: Some(index.clone()), ..named });
         }
         Ok(())
     }

@@ -9,17 +9,15 @@ use insula_spec::reference::Reference;
 
 use super::builtin;
 use super::gather::{Gathered, is_foreign, member};
+use super::standing::{DEPTH_MAX, IndexTree};
 use crate::{Error, Result};
-
-/// Indexes within indexes.
-const DEPTH_MAX: usize = 4;
 
 /// An entry.
 #[derive(Debug)]
 pub(super) struct Top {
     pub(super) name: Option<Reference>,
     /// The index that it is.
-    pub(super) index: Option<Vec<u8>>,
+    pub(super) index: Option<IndexTree>,
     /// What the archive has of it; of a manifest that alone.
     pub(super) parts: Vec<Part>,
     /// Which of the parts the name means on this machine.
@@ -48,11 +46,13 @@ pub(super) fn tops(gathered: &Gathered, index: &Index) -> Result<Vec<Top>> {
 }
 
 fn top(gathered: &Gathered, descriptor: &Descriptor) -> Result<Top> {
-    let mut walk = Walk { gathered, seen: HashSet::new(), parts: Vec::new(), whole: true };
-    walk.entry(descriptor, 0)?;
+    let mut walk =
+        Walk { gathered, seen: HashSet::new(), parts: Vec::new(), indexes: Vec::new(), whole: true };
+    walk.entry(descriptor, None, 0)?;
     let name = name(descriptor)?;
-    let index = descriptor.is_index().then(|| gathered.blob(&descriptor.digest)).transpose()?;
     let (parts, whole) = (walk.parts, walk.whole);
+    // The outermost ends last.
+    let index = walk.indexes.pop().map(|bytes| IndexTree { bytes, within: walk.indexes });
     // An image for this machine, or one that says nothing; where the index has a name, anything of it.
     let ranks: [&dyn Fn(&Part) -> bool; 3] = [
         &|part| !part.artifact && part.runs_here == Some(true),
@@ -63,7 +63,7 @@ fn top(gathered: &Gathered, descriptor: &Descriptor) -> Result<Top> {
         let (digest, architecture) = (&descriptor.digest, builtin::architecture());
         Error::Unsupported(format!("{digest} has no image for linux/{architecture}"))
     })?;
-    Ok(Top { name, index: index.map(<[u8]>::to_vec), parts, meant, whole })
+    Ok(Top { name, index, parts, meant, whole })
 }
 
 struct Walk<'a> {
@@ -71,11 +71,14 @@ struct Walk<'a> {
     /// The same index in many places is one.
     seen: HashSet<Digest>,
     parts: Vec<Part>,
+    /// Each after those that it lists.
+    indexes: Vec<Vec<u8>>,
     whole: bool,
 }
 
 impl Walk<'_> {
-    fn entry(&mut self, descriptor: &Descriptor, depth: usize) -> Result<()> {
+    /// `around` is what the index around it says of the machine that it is for.
+    fn entry(&mut self, descriptor: &Descriptor, around: Option<bool>, depth: usize) -> Result<()> {
         if depth > DEPTH_MAX {
             return Err(Error::Archive("its indexes are nested too deep".to_owned()));
         }
@@ -88,20 +91,18 @@ impl Walk<'_> {
             return Ok(());
         }
         let bytes = self.gathered.blob(&descriptor.digest)?;
+        let runs_here = runs_here(descriptor).or(around);
         if descriptor.is_index() {
             let index = Index::parse(bytes)?;
-            return index.manifests.iter().try_for_each(|entry| self.entry(entry, depth + 1));
+            index.manifests.iter().try_for_each(|entry| self.entry(entry, runs_here, depth + 1))?;
+            self.indexes.push(bytes.to_vec());
+            return Ok(());
         }
         let manifest = Manifest::parse(bytes)?;
         self.whole &= self.gathered.has_all(&manifest);
         let artifact = !manifest.is_image() || is_foreign(descriptor);
-        let part = Part {
-            digest: descriptor.digest.clone(),
-            bytes: bytes.to_vec(),
-            manifest,
-            artifact,
-            runs_here: runs_here(descriptor),
-        };
+        let part =
+            Part { digest: descriptor.digest.clone(), bytes: bytes.to_vec(), manifest, artifact, runs_here };
         self.parts.push(part);
         Ok(())
     }

@@ -18,6 +18,7 @@ use super::contents::Found;
 use super::gather::{Gathered, Source};
 use super::rows::{self, Place};
 use super::stage::{Rest, Staged, layer_compression, stage};
+use super::standing::IndexTree;
 use super::{Images, LayerLease, Loaded};
 use crate::stream::Compression;
 use crate::{Error, Result, content};
@@ -120,7 +121,7 @@ impl Images {
         let id = content::digest(&image.config);
         check("the configuration", &manifest.config.digest, &id)?;
         let found = Found {
-            index: image.index.clone(),
+            index: image.index.clone().map(|bytes| IndexTree { bytes, within: Vec::new() }),
             id,
             layers: manifest
                 .layers

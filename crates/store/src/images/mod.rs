@@ -19,6 +19,7 @@ pub(crate) mod save;
 mod snapshot;
 mod stack;
 mod stage;
+mod standing;
 mod verify;
 
 use std::io::Read;
@@ -30,7 +31,7 @@ use insula_base::Digest;
 use insula_spec::image::{DOCUMENT_MAX, ImageConfig, RunConfig};
 use insula_spec::reference::Reference;
 
-pub use self::artifact::{IngestedBlob, Standing};
+pub use self::artifact::IngestedBlob;
 pub use self::blobs::{BlobReader, LayerBlob};
 pub use self::commit_upper::{CommitOptions, StagedDiff};
 pub use self::ingest::{Ingested, IngestedLayer, LayerPlace};
@@ -38,6 +39,7 @@ pub use self::lease::LayerLease;
 pub use self::save::IndexParts;
 pub use self::snapshot::{Composed, Scratch, StagedLayer};
 pub use self::stack::Difference;
+pub use self::standing::{Standing, StandingIndex};
 pub use self::verify::Part;
 use crate::{Content, Error, Layer, Layers, Result, State, Transaction};
 
@@ -208,9 +210,9 @@ impl Images {
         loaded.retain(|one| {
             one.references.is_empty() || one.references.iter().any(|name| name.tag().is_some())
         });
-        for (name, index, id) in found.names {
-            self.name_document(&name, &index, &id)?;
-            loaded.push(Loaded { id, references: vec![name] });
+        for named in found.names {
+            self.name_document(&named.name, &named.index.bytes, &named.index.within, &named.id)?;
+            loaded.push(Loaded { id: named.id, references: vec![named.name] });
         }
         self.sweep()?;
         Ok(loaded)

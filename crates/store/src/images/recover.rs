@@ -90,6 +90,7 @@ impl Images {
                 }
             }
             rows::drop_artifact_blobs(tx.sql())?;
+            rows::drop_index_parts(tx.sql())?;
             let blobs: HashSet<Digest> = rows::contents(tx.sql())?;
             let chains = rows::all_layers(tx.sql())?.into_iter().collect::<HashSet<_>>();
             Ok::<_, Error>((chains, rows::all_diffs(tx.sql())?, blobs))

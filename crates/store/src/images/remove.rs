@@ -10,7 +10,6 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use insula_base::{ChainId, DiffId, Digest};
-use insula_spec::image::{DOCUMENT_MAX, Index};
 use insula_spec::reference::Reference;
 
 use super::{Force, FoundBy, Images, LayerLease, Removal, builtin, find, rows};
@@ -38,6 +37,7 @@ impl Freed {
     /// What is left of blobs when all rows are as they will be.
     fn settle(mut self, tx: &Transaction<'_>) -> Result<Self> {
         self.blobs.extend(rows::drop_artifact_blobs(tx.sql())?);
+        rows::drop_index_parts(tx.sql())?;
         let wanted = rows::contents(tx.sql())?;
         self.blobs.retain(|digest| !wanted.contains(digest));
         Ok(self)
@@ -69,8 +69,8 @@ impl Images {
             let users = rows::users(tx.sql(), &image.id)?;
             let documents = rows::documents(tx.sql())?;
             let mut freed = match &by {
-                FoundBy::Name(name) if with_it(&names, name).len() < names.len() => {
-                    untag(tx, &with_it(&names, name))
+                FoundBy::Name(name) if self.going(tx, &names, name)?.len() < names.len() => {
+                    untag(tx, &self.going(tx, &names, name)?)
                 }
                 FoundBy::Name(name) => {
                     check_name(name, &image.id, &users, force)?;
@@ -85,29 +85,45 @@ impl Images {
                     self.delete(tx, &image, &names)
                 }
             }?;
-            self.delete_parts(tx, documents, &mut freed)?;
+            self.delete_parts(tx, &documents, &mut freed)?;
+            freed.blobs.extend(documents);
             freed.settle(tx)
         })?;
         let removals = self.clean_up(freed);
         Ok(removals)
     }
 
-    /// With an index that no name stands for any more go those of its images that have no names but their
-    /// digests'.
-    fn delete_parts(&self, tx: &Transaction<'_>, before: HashSet<Digest>, freed: &mut Freed) -> Result<()> {
+    /// The names that go with one. An image that the index of another tag lists stays by its digest.
+    fn going(&self, tx: &Transaction<'_>, names: &[Reference], name: &Reference) -> Result<Vec<Reference>> {
+        let mut going = with_it(names, name);
+        if going.len() < names.len() {
+            return Ok(going);
+        }
+        let mut kept = HashSet::new();
+        let others = rows::tagged_documents(tx.sql(), Some(name))?;
+        others.iter().for_each(|document| self.listed(document, &mut kept));
+        going.retain(|other| other == name || !other.digest().is_some_and(|digest| kept.contains(digest)));
+        Ok(going)
+    }
+
+    /// With an index that no name stands for any more go those of its images that have no names but their digests'
+    /// and the digests of indexes within it, unless another index that has a tag lists them.
+    fn delete_parts(&self, tx: &Transaction<'_>, before: &HashSet<Digest>, freed: &mut Freed) -> Result<()> {
         let now = rows::documents(tx.sql())?;
-        for gone in before.difference(&now) {
-            let bytes = self.content.read(gone, DOCUMENT_MAX as u64);
-            // A manifest has no parts, and one that is damaged is only to be removed.
-            let Some(index) = bytes.ok().and_then(|bytes| Index::parse(&bytes).ok()) else { continue };
-            for entry in &index.manifests {
-                let Some(id) = rows::with_manifest(tx.sql(), &entry.digest)? else { continue };
-                let Some(image) = rows::image(tx.sql(), &id)? else { continue };
-                let names = rows::names_of(tx.sql(), &id)?;
-                let own = names.iter().all(|name| name.digest() == Some(&entry.digest));
-                if own && rows::users(tx.sql(), &id)?.is_empty() {
-                    freed.absorb(self.delete(tx, &image, &names)?);
-                }
+        let mut parts = HashSet::new();
+        before.difference(&now).for_each(|gone| self.listed(gone, &mut parts));
+        if parts.is_empty() {
+            return Ok(());
+        }
+        let mut kept = HashSet::new();
+        rows::tagged_documents(tx.sql(), None)?.iter().for_each(|document| self.listed(document, &mut kept));
+        for part in parts.difference(&kept) {
+            let Some(id) = rows::with_manifest(tx.sql(), part)? else { continue };
+            let Some(image) = rows::image(tx.sql(), &id)? else { continue };
+            let names = rows::names_of(tx.sql(), &id)?;
+            let own = names.iter().all(|name| name.digest().is_some_and(|digest| parts.contains(digest)));
+            if own && rows::users(tx.sql(), &id)?.is_empty() {
+                freed.absorb(self.delete(tx, &image, &names)?);
             }
         }
         Ok(())

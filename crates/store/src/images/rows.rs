@@ -7,6 +7,7 @@
 //! image_layers  (image, position) → chain_id, lowest first; kept while the image exists or is used
 //! image_names   complete name → image; `document` is what the name stands for in registries: an index, or one
 //!               of the manifests that the image has been known by
+//! index_parts   (document, part): an index, and one that it lists; for as long as a name stands for the outermost
 //! artifact_blobs  (artifact, digest): an artifact is an image whose id is its manifest's digest; its blobs are in
 //!               content/blobs as they came
 //! layer_places  diff_id → a blob of a registry's repository that holds the layer: what need not be
@@ -219,18 +220,39 @@ pub(super) fn images(sql: Sql<'_>) -> Result<Vec<ImageRow>> {
     sql.rows("read images", "SELECT id, manifest, size FROM images", (), image_row)
 }
 
-/// The manifests of all images, and all that names stand for.
+/// The manifests of all images, and all that names stand for, with the indexes within indexes.
 pub(super) fn documents(sql: Sql<'_>) -> Result<HashSet<Digest>> {
-    let text = "SELECT manifest FROM images WHERE manifest IS NOT NULL
-                UNION SELECT document FROM image_names WHERE document IS NOT NULL";
+    let text = "WITH RECURSIVE kept (document) AS (
+                    SELECT document FROM image_names WHERE document IS NOT NULL
+                    UNION SELECT part FROM kept JOIN index_parts USING (document))
+                SELECT document FROM kept UNION SELECT manifest FROM images WHERE manifest IS NOT NULL";
     Ok(sql.rows("read manifests", text, (), |row| parsed(row, 0))?.into_iter().collect())
 }
 
-/// What names with a tag stand for.
-pub(super) fn tagged_documents(sql: Sql<'_>) -> Result<Vec<Digest>> {
-    let text =
-        "SELECT DISTINCT document FROM image_names WHERE document IS NOT NULL AND instr(name, '@') = 0";
-    sql.rows("read what names stand for", text, (), |row| parsed(row, 0))
+/// Notes which indexes list which others.
+pub(super) fn add_index_parts(sql: Sql<'_>, pairs: &[(Digest, Digest)]) -> Result<()> {
+    let text = "INSERT OR IGNORE INTO index_parts (document, part) VALUES (?1, ?2)";
+    pairs.iter().try_for_each(|(document, part)| {
+        sql.execute("note a part of an index", text, (document.as_str(), part.as_str())).map(drop)
+    })
+}
+
+/// Forgets the parts of indexes that nothing stands for any more.
+pub(super) fn drop_index_parts(sql: Sql<'_>) -> Result<()> {
+    let text = "DELETE FROM index_parts WHERE document NOT IN (
+                    WITH RECURSIVE kept (document) AS (
+                        SELECT document FROM image_names WHERE document IS NOT NULL
+                        UNION SELECT part FROM kept JOIN index_parts USING (document))
+                    SELECT document FROM kept)";
+    sql.execute("forget the parts of indexes", text, ()).map(drop)
+}
+
+/// What names with a tag stand for, other than this one.
+pub(super) fn tagged_documents(sql: Sql<'_>, without: Option<&Reference>) -> Result<Vec<Digest>> {
+    let text = "SELECT DISTINCT document FROM image_names
+                WHERE document IS NOT NULL AND instr(name, '@') = 0 AND name != ?1";
+    let without = without.map(Reference::to_string).unwrap_or_default();
+    sql.rows("read what names stand for", text, (without,), |row| parsed(row, 0))
 }
 
 /// Everything that has to be below content/blobs.

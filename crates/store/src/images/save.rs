@@ -34,13 +34,23 @@ struct Saved {
     config: Vec<u8>,
     /// Those of the names that stand for an index, with it.
     indexes: BTreeMap<Reference, Vec<u8>>,
+    /// Indexes that these list.
+    within: Vec<Vec<u8>>,
     /// Manifests and configurations of what these indexes have.
     parts: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Saved {
     fn new(image: Image, references: BTreeSet<Reference>, manifest: Vec<u8>, config: Vec<u8>) -> Self {
-        Self { image, references, manifest, config, indexes: BTreeMap::new(), parts: Vec::new() }
+        Self {
+            image,
+            references,
+            manifest,
+            config,
+            indexes: BTreeMap::new(),
+            within: Vec::new(),
+            parts: Vec::new(),
+        }
     }
 }
 
@@ -108,7 +118,8 @@ impl Images {
         let mut blobs: BTreeMap<Digest, Blob> = BTreeMap::new();
         let mut indexes = BTreeMap::new();
         for image in saved {
-            indexes.extend(image.indexes.values().map(|bytes| (content::digest(bytes), bytes)));
+            let all = image.indexes.values().chain(&image.within);
+            indexes.extend(all.map(|bytes| (content::digest(bytes), bytes)));
             let parts = image.parts.iter().map(|(manifest, config)| (manifest, config));
             for (bytes, config) in parts.chain([(&image.manifest, &image.config)]) {
                 let manifest = Manifest::parse(bytes)?;
@@ -179,13 +190,17 @@ impl Images {
     /// Those of which a part is missing stay here: who reads the archive could not have them whole either.
     fn add_indexes(&self, saved: &mut Saved) -> Result<()> {
         for name in &saved.references {
-            let Some(Standing::Index { bytes, here, missing: 0 }) = self.standing(name)? else { continue };
-            for (manifest, _) in here {
+            let Some(Standing::Index(index)) = self.standing(name)? else { continue };
+            if index.missing > 0 {
+                continue;
+            }
+            for (manifest, _) in index.here {
                 let manifest = self.document(&manifest)?;
                 let config = self.config_of(&manifest)?;
                 saved.parts.push((manifest, config));
             }
-            saved.indexes.insert(name.clone(), bytes);
+            saved.within.extend(index.within);
+            saved.indexes.insert(name.clone(), index.bytes);
         }
         Ok(())
     }

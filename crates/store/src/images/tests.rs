@@ -526,7 +526,7 @@ fn a_layer_of_an_older_store_gets_its_recipe_when_it_comes_again() {
     let connection = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
     connection
         .execute_batch(
-            "DROP TABLE layer_blobs; DROP TABLE artifact_blobs;
+            "DROP TABLE layer_blobs; DROP TABLE artifact_blobs; DROP TABLE index_parts;
                  ALTER TABLE image_names DROP COLUMN document; PRAGMA user_version = 2",
         )
         .unwrap();

@@ -91,6 +91,13 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX artifact_blobs_digest ON artifact_blobs (digest);
 ",
+    "
+    CREATE TABLE index_parts (
+        document TEXT NOT NULL,
+        part     TEXT NOT NULL,
+        PRIMARY KEY (document, part)
+    ) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Brings the schema to the latest version, one transaction a step.

@@ -1,14 +1,14 @@
-//! What registries keep beside images of this host: artifacts, as they are, and the whole of an index.
+//! Artifacts: what registries keep beside images, as it is.
 
 use insula_base::Digest;
-use insula_registry::{Blob, Credentials, DocumentKind, Repository, Resolved, Wanted};
-use insula_spec::image::{Descriptor, Index};
+use insula_registry::{Blob, Repository, Resolved};
+use insula_spec::image::Descriptor;
 use insula_spec::reference::Reference;
 use insula_store::IngestedBlob;
 use tokio::sync::mpsc;
 
 use super::lines::Lines;
-use super::pull::{Pulled, resolve};
+use super::pull::Pulled;
 use crate::images::Images;
 use crate::{Error, Result, blocking};
 
@@ -85,72 +85,5 @@ impl Images {
         // If the download failed, that is the reason for whatever the store says.
         fed?;
         taken
-    }
-
-    /// Pulls every image of an index, each by its digest; the name is the one that this host runs, or else the
-    /// first.
-    pub(super) async fn pull_whole(
-        &self,
-        reference: &Reference,
-        credentials: &Credentials,
-        lines: &Lines,
-    ) -> Result<Pulled> {
-        let sources = self.registries.sources(reference, credentials)?;
-        let source = sources.first().ok_or_else(|| Error::Internal("no source".to_owned()))?;
-        let host = Wanted::host();
-        let top = source.manifest(reference.tag(), reference.digest()).await?;
-        if top.kind == DocumentKind::Manifest {
-            return Box::pin(self.pull_one(reference, &host, credentials, lines)).await;
-        }
-        let index = Index::parse(&top.bytes).map_err(insula_store::Error::from)?;
-        let mut newer = false;
-        for entry in &index.manifests {
-            let name = format!("{}@{}", reference.name(), entry.digest);
-            let name = Reference::parse(&name).map_err(insula_store::Error::from)?;
-            newer |= Box::pin(self.pull_entry(&name, entry, credentials, lines)).await?.newer;
-        }
-        let chosen = host.choose(&index.manifests).or_else(|| index.manifests.first());
-        let chosen =
-            chosen.ok_or_else(|| Error::InvalidArgument(format!("{} is empty", reference.familiar())))?;
-        let (store, chosen) = (self.store.clone(), chosen.digest.clone());
-        let by_digest = format!("{}@{}", reference.name(), top.digest);
-        let by_digest = Reference::parse(&by_digest).map_err(insula_store::Error::from)?;
-        let tagged = reference.digest().is_none().then(|| reference.clone());
-        let digest = top.digest.clone();
-        blocking(move || {
-            let images = store.images();
-            let id = images.with_manifest(&chosen)?;
-            let id = id.ok_or_else(|| insula_store::Error::NoImage(chosen.to_string()))?;
-            for name in tagged.into_iter().chain([by_digest]) {
-                images.name_document(&name, &top.bytes, &id)?;
-            }
-            Ok(())
-        })
-        .await?;
-        Ok(Pulled { digest, newer })
-    }
-
-    /// What this host could not even unpack is kept as it is.
-    async fn pull_entry(
-        &self,
-        name: &Reference,
-        entry: &Descriptor,
-        credentials: &Credentials,
-        lines: &Lines,
-    ) -> Result<Pulled> {
-        if entry.is_index() {
-            return Err(Error::Unsupported(format!(
-                "{} is an index within an index: pull it by its digest",
-                name.familiar()
-            )));
-        }
-        let host = Wanted::host();
-        let foreign = entry.platform.as_ref().is_some_and(|platform| platform.os != "linux");
-        if !foreign {
-            return Box::pin(self.pull_one(name, &host, credentials, lines)).await;
-        }
-        let sources = self.registries.sources(name, credentials)?;
-        let (resolved, sources) = resolve(name, sources, &host).await?;
-        Box::pin(self.pull_artifact(name, &resolved, &sources, lines)).await
     }
 }

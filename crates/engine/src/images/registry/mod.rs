@@ -9,6 +9,7 @@ mod lines;
 mod pull;
 mod push;
 mod refetch;
+mod whole;
 
 pub(crate) use self::cache::RemoteLayers;
 pub(crate) use self::content::{fill, unnamed};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use insula_base::{DiffId, Digest};
-use insula_registry::{Credentials, Error as RegistryError, Repository, Resolved, Wanted};
+use insula_registry::{Credentials, Document, Error as RegistryError, Repository, Resolved, Wanted};
 use insula_spec::image::{DOCUMENT_MAX, Descriptor, ImageConfig};
 use insula_spec::reference::Reference;
 use insula_store::{Ingested, IngestedLayer};
@@ -216,16 +216,34 @@ pub(super) async fn resolve(
         match source.resolve(reference.tag(), reference.digest(), wanted).await {
             Ok(resolved) => return Ok((resolved, sources)),
             Err(error) if sources.len() > 1 => {
-                tracing::warn!(
-                    error = insula_base::chain(&error),
-                    mirror = source.host(),
-                    "mirror passed over"
-                );
+                passed_over(source, &error);
                 sources.remove(0);
             }
             Err(error) => return Err(denied(error, reference)),
         }
     }
+}
+
+/// The document that the name stands for, at the first place that knows; and the places from there on.
+pub(super) async fn document(
+    reference: &Reference,
+    mut sources: Vec<Repository>,
+) -> Result<(Document, Vec<Repository>)> {
+    loop {
+        let Some(source) = sources.first() else { return Err(Error::Internal("no source".to_owned())) };
+        match source.manifest(reference.tag(), reference.digest()).await {
+            Ok(document) => return Ok((document, sources)),
+            Err(error) if sources.len() > 1 => {
+                passed_over(source, &error);
+                sources.remove(0);
+            }
+            Err(error) => return Err(denied(error, reference)),
+        }
+    }
+}
+
+fn passed_over(mirror: &Repository, error: &RegistryError) {
+    tracing::warn!(error = insula_base::chain(error), mirror = mirror.host(), "mirror passed over");
 }
 
 /// Docker says the same of what may not be read and of what does not exist.

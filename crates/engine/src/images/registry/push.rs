@@ -8,7 +8,7 @@ use insula_base::{DiffId, Digest};
 use insula_registry::{Content, Credentials, Pushed, Repository, Sent};
 use insula_spec::image::{DOCUMENT_MAX, Descriptor, Index, Manifest, media};
 use insula_spec::reference::Reference;
-use insula_store::{Image, ImageKind, LayerPlace, Standing};
+use insula_store::{Image, ImageKind, LayerPlace, Standing, StandingIndex};
 use insula_sys::failpoint::failpoint;
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -92,16 +92,15 @@ impl Images {
         let (store, named) = (self.store.clone(), name.clone());
         let standing = blocking(move || Ok(store.images().standing(&named)?)).await?;
         let given = match standing {
-            Some(Standing::Index { bytes, here, missing: 0 }) => {
-                return Box::pin(self.push_index(name, &image, (bytes, here), credentials, lines)).await;
+            Some(Standing::Index(index)) if index.missing == 0 => {
+                return Box::pin(self.push_index(name, &image, index, credentials, lines)).await;
             }
-            Some(Standing::Index { missing, here, .. }) => {
-                let count = here.len() + missing;
+            Some(Standing::Index(index)) => {
+                let (missing, count) = (index.missing, index.here.len() + index.missing);
                 lines
                     .status(format!(
-                        "{} of the {count} images of the index are not here: only this host's is pushed (pull \
-                         --platform all)",
-                        missing
+                        "{missing} of the {count} images of the index are not here: only this host's is pushed \
+                         (pull --platform all)"
                     ))
                     .await;
                 None
@@ -118,16 +117,16 @@ impl Images {
         Ok(())
     }
 
-    /// Pushes every image of an index, and then the index.
+    /// Pushes every image of an index, then the indexes within it, and at last the index.
     async fn push_index(
         &self,
         name: &Reference,
         image: &Image,
-        (bytes, parts): (Vec<u8>, Vec<(Digest, Digest)>),
+        index: StandingIndex,
         credentials: &Credentials,
         lines: &Lines,
     ) -> Result<()> {
-        for (manifest, id) in parts {
+        for (manifest, id) in index.here {
             let part = self.resolve(id.as_str())?;
             let document = self.store.content().read(&manifest, DOCUMENT_MAX as u64)?;
             let (found, _) = Box::pin(self.push_document(
@@ -143,15 +142,16 @@ impl Images {
                 return Err(Error::Internal(format!("{manifest} would be pushed as {found}")));
             }
         }
-        let media_type = Index::parse(&bytes).map_err(insula_store::Error::from)?.media_type;
-        let media_type = media_type.unwrap_or_else(|| media::INDEX.to_owned());
-        let tag = name.tag().unwrap_or_default();
-        let digest =
-            self.registries.target(name, credentials)?.put_manifest(tag, &media_type, &bytes).await?;
+        let target = self.registries.target(name, credentials)?;
+        for bytes in &index.within {
+            target.put_manifest(digest_of(bytes).as_str(), &index_type(bytes)?, bytes).await?;
+        }
+        let (tag, bytes) = (name.tag().unwrap_or_default(), index.bytes);
+        let digest = target.put_manifest(tag, &index_type(&bytes)?, &bytes).await?;
         let by_digest = Reference::parse(&format!("{}@{digest}", name.name()));
         let by_digest = by_digest.map_err(insula_store::Error::from)?;
         let (store, id, size) = (self.store.clone(), image.id.clone(), bytes.len());
-        blocking(move || Ok(store.images().name_document(&by_digest, &bytes, &id)?)).await?;
+        blocking(move || Ok(store.images().name_document(&by_digest, &bytes, &[], &id)?)).await?;
         lines.status(format!("{tag}: digest: {digest} size: {size}")).await;
         lines.aux(json!({"Tag": tag, "Digest": digest.as_str(), "Size": size})).await;
         self.publish("push", &image.id, &name.familiar());
@@ -324,11 +324,16 @@ impl Images {
                 store.images().add_place(diff, &place)?;
             }
             // What it is known by there stays what it is.
-            store.images().name_document(&by_digest, &document, &id)?;
+            store.images().name_document(&by_digest, &document, &[], &id)?;
             Ok(())
         })
         .await
     }
+}
+
+fn index_type(bytes: &[u8]) -> Result<String> {
+    let media_type = Index::parse(bytes).map_err(insula_store::Error::from)?.media_type;
+    Ok(media_type.unwrap_or_else(|| media::INDEX.to_owned()))
 }
 
 /// Other repositories of the same registry that may have some of the layers.

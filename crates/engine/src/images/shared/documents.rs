@@ -74,7 +74,8 @@ fn entry(manifest: &Manifest, digest: &Digest, size: usize) -> Value {
 /// What a name stands for: what it did where it came from, or the manifest of its image.
 pub(super) fn by_name(images: &Store, name: &Reference, id: &Digest) -> Result<Vec<u8>> {
     match images.standing(name)? {
-        Some(Standing::Index { bytes, .. } | Standing::Manifest(bytes)) => Ok(bytes),
+        Some(Standing::Index(index)) => Ok(index.bytes),
+        Some(Standing::Manifest(bytes)) => Ok(bytes),
         None => Ok(images.manifest(&images.resolve(id.as_str())?)?),
     }
 }
@@ -87,11 +88,12 @@ pub(super) fn by_digest(
 ) -> Result<Option<Vec<u8>>> {
     for (name, id) in names {
         let standing = images.standing(name)?;
-        if let Some(Standing::Index { bytes, here, .. }) = &standing {
-            if digest_of(bytes) == *digest {
+        if let Some(Standing::Index(index)) = &standing {
+            let mut indexes = index.within.iter().chain([&index.bytes]);
+            if let Some(bytes) = indexes.find(|bytes| digest_of(bytes) == *digest) {
                 return Ok(Some(bytes.clone()));
             }
-            if here.iter().any(|(manifest, _)| manifest == digest) {
+            if index.here.iter().any(|(manifest, _)| manifest == digest) {
                 return Ok(Some(images.document(digest)?));
             }
         }

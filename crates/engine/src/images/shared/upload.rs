@@ -14,7 +14,7 @@ use insula_base::{DiffId, Digest};
 use insula_registry::{Document, DocumentKind, Wanted};
 use insula_spec::image::{DOCUMENT_MAX, Descriptor, ImageConfig, Index, Manifest};
 use insula_spec::reference::Reference;
-use insula_store::{Ingested, IngestedLayer};
+use insula_store::{Images as Store, Ingested, IngestedLayer};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::JoinSet;
@@ -32,6 +32,8 @@ const BLOB_MAX: u64 = 64 << 30;
 /// How long something may wait that nobody touches.
 const PATIENCE: Duration = Duration::from_secs(3600);
 const PIECE: usize = 256 << 10;
+/// Indexes within indexes.
+const DEPTH_MAX: usize = 4;
 /// Layers that are unpacked at once.
 const UNPACKING: usize = 4;
 
@@ -240,22 +242,12 @@ impl Images {
 
     /// All that an index lists has to be here: whoever pulls it gets all of it.
     async fn put_index(&self, names: &[Reference], bytes: Vec<u8>) -> Result<Digest> {
-        let index = Index::parse(&bytes).map_err(insula_store::Error::from)?;
-        let chosen = Wanted::host().choose(&index.manifests).or_else(|| index.manifests.first()).cloned();
-        let chosen = chosen.ok_or_else(|| Error::InvalidArgument("the index lists nothing".to_owned()))?;
         let (store, names) = (self.store.clone(), names.to_vec());
         blocking(move || {
             let images = store.images();
-            let mut meant = None;
-            for entry in &index.manifests {
-                let id = images.with_manifest(&entry.digest)?.ok_or_else(|| unknown(&entry.digest))?;
-                if entry.digest == chosen.digest {
-                    meant = Some(id);
-                }
-            }
-            let id = meant.ok_or_else(|| unknown(&chosen.digest))?;
+            let id = meant(images, &bytes, 0)?;
             for name in &names {
-                images.name_document(name, &bytes, &id)?;
+                images.name_document(name, &bytes, &[], &id)?;
             }
             Ok(id)
         })
@@ -325,6 +317,31 @@ impl Images {
         })
         .await
     }
+}
+
+/// What an index means here, all of which has to be here.
+fn meant(images: &Store, index: &[u8], depth: usize) -> Result<Digest> {
+    if depth > DEPTH_MAX {
+        return Err(Error::InvalidArgument("indexes are nested too deep".to_owned()));
+    }
+    let index = Index::parse(index).map_err(insula_store::Error::from)?;
+    let chosen = Wanted::host().choose(&index.manifests).or_else(|| index.manifests.first());
+    let mut meant_here = None;
+    for entry in &index.manifests {
+        let id = match images.with_manifest(&entry.digest)? {
+            Some(id) => id,
+            // One that another index lists here, and that has no name of its own.
+            None if entry.is_index() => {
+                let bytes = images.document(&entry.digest).map_err(|_| unknown(&entry.digest))?;
+                meant(images, &bytes, depth + 1)?
+            }
+            None => return Err(unknown(&entry.digest)),
+        };
+        if chosen == Some(entry) {
+            meant_here = Some(id);
+        }
+    }
+    meant_here.ok_or_else(|| Error::InvalidArgument("the index lists nothing".to_owned()))
 }
 
 /// A digest is a name too: what was pushed is pulled by it, whatever else comes under the tag.

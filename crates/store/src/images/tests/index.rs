@@ -72,7 +72,7 @@ fn digest(descriptor: &serde_json::Value) -> Digest {
 /// What a name stands for: the digest of the index, and how much of it is missing.
 fn stands_for(store: &Store, name: &str) -> (Digest, usize) {
     match store.images().standing(&name.parse().unwrap()).unwrap() {
-        Some(Standing::Index { bytes, missing, .. }) => (content::digest(&bytes), missing),
+        Some(Standing::Index(index)) => (content::digest(&index.bytes), index.missing),
         other => panic!("{name} stands for {other:?}"),
     }
 }
@@ -129,6 +129,93 @@ fn an_index_comes_with_all_that_it_lists_and_leaves_again() {
     }
 }
 
+/// An index of an index of two images, and an image beside it.
+fn nested(layout: &mut Layout) -> [serde_json::Value; 3] {
+    let [abroad, home] = both(layout);
+    let mut unsaid = home.clone();
+    unsaid.as_object_mut().unwrap().remove("platform");
+    let mut foreign = layout.index(std::slice::from_ref(&abroad));
+    foreign["platform"] = json!({"architecture": "s390x", "os": "linux"});
+    let mut inner = layout.index(std::slice::from_ref(&unsaid));
+    inner["platform"] = json!({"architecture": builtin::architecture(), "os": "linux"});
+    let outer = layout.index(&[foreign, inner.clone()]);
+    [outer, inner, home]
+}
+
+#[test]
+fn indexes_within_an_index_come_leave_and_go_with_it() {
+    need_root!();
+    for documents_first in [false, true] {
+        let (_folder, one) = store();
+        let mut layout = Layout::default();
+        let [outer, inner, home] = nested(&mut layout);
+        load(&one, &layout.archive(&[named(outer.clone(), NAME)], documents_first)).unwrap();
+        assert_eq!(stands_for(&one, NAME), (digest(&outer), 0));
+        // What the index around it says of an image holds where it says nothing itself.
+        assert_eq!(one.images().resolve(NAME).unwrap().manifest, Some(digest(&home)));
+        let (folder, two) = store();
+        load(&two, &saved(&one, &[NAME])).unwrap();
+        assert_eq!(stands_for(&two, NAME), (digest(&outer), 0));
+        two.images().wait_synced();
+        drop(two);
+        let two = Store::open(folder.path()).unwrap();
+        assert_eq!(stands_for(&two, NAME), (digest(&outer), 0), "and stays when the store is opened again");
+        // Another name of the outer one holds them as well, and so does one of an inner one what that lists.
+        two.images().tag(NAME, &"r.test/other:1".parse().unwrap()).unwrap();
+        two.images().remove(NAME, Force::No, &|_| false).unwrap();
+        assert_eq!(stands_for(&two, "r.test/other:1"), (digest(&outer), 0));
+        let bytes = two.images().document(&digest(&inner)).unwrap();
+        let id = two.images().resolve("r.test/other:1").unwrap().id;
+        two.images().name_document(&"r.test/inner:1".parse().unwrap(), &bytes, &[], &id).unwrap();
+        two.images().remove("r.test/other:1", Force::No, &|_| false).unwrap();
+        assert_eq!(stands_for(&two, "r.test/inner:1"), (digest(&inner), 0));
+        two.images().remove("r.test/inner:1", Force::No, &|_| false).unwrap();
+        two.images().wait_synced();
+        let left = two.content().all().unwrap();
+        assert!(left.is_empty(), "all of it goes with the last name: {left:?}");
+    }
+}
+
+#[test]
+fn what_another_index_lists_stays() {
+    need_root!();
+    let (_folder, store) = store();
+    let mut layout = Layout::default();
+    let [abroad, home] = both(&mut layout);
+    let first = layout.index(&[abroad.clone(), home.clone()]);
+    let second = layout.index(&[home, abroad]);
+    let tops = [named(first, NAME), named(second.clone(), "r.test/app:2")];
+    load(&store, &layout.archive(&tops, false)).unwrap();
+    store.images().remove(NAME, Force::No, &|_| false).unwrap();
+    assert_eq!(stands_for(&store, "r.test/app:2"), (digest(&second), 0));
+    store.images().remove("r.test/app:2", Force::No, &|_| false).unwrap();
+    store.images().wait_synced();
+    assert!(store.content().all().unwrap().is_empty());
+}
+
+#[test]
+fn an_image_that_its_name_leaves_stays_for_an_index_that_lists_it() {
+    need_root!();
+    let (_folder, store) = store();
+    let mut layout = Layout::default();
+    let unsaid = both(&mut layout).map(|mut entry| {
+        entry.as_object_mut().unwrap().remove("platform");
+        entry
+    });
+    // Nothing says which of them is meant: each index means its first one.
+    let [first, second] = unsaid;
+    let one = layout.index(&[first.clone(), second.clone()]);
+    let two = layout.index(&[second, first]);
+    let tops = [named(one, NAME), named(two.clone(), "r.test/app:2")];
+    load(&store, &layout.archive(&tops, false)).unwrap();
+    store.images().remove(NAME, Force::No, &|_| false).unwrap();
+    assert!(store.images().resolve(NAME).is_err());
+    assert_eq!(stands_for(&store, "r.test/app:2"), (digest(&two), 0));
+    store.images().remove("r.test/app:2", Force::No, &|_| false).unwrap();
+    store.images().wait_synced();
+    assert!(store.content().all().unwrap().is_empty());
+}
+
 #[test]
 fn of_an_index_that_is_not_whole_the_image_of_this_machine_comes() {
     need_root!();
@@ -143,7 +230,7 @@ fn of_an_index_that_is_not_whole_the_image_of_this_machine_comes() {
     load(&store, &layout.archive(&[named(outer.clone(), NAME)], false)).unwrap();
     assert_eq!(store.images().resolve(NAME).unwrap().manifest, Some(digest(&home)));
     assert!(store.images().resolve(&format!("r.test/app@{}", digest(&abroad))).is_err());
-    assert_eq!(stands_for(&store, NAME), (digest(&outer), 1));
+    assert_eq!(stands_for(&store, NAME), (digest(&outer), 2));
     // Without a name only what this machine runs is of use.
     let lonely = layout.index(&[abroad]);
     let error = load(&store, &layout.archive(&[lonely], false)).unwrap_err();
