@@ -91,3 +91,63 @@ fn a_port_that_is_taken_is_told_before_anything_is_made() {
     here.insula(&["rmi", "busybox"]).ok();
     assert_eq!(here.insula(&["load", "-q", "-i", path]).ok(), "Loaded image: busybox:latest");
 }
+
+#[test]
+fn who_sits_at_a_terminal_is_asked_for_what_is_taken() {
+    let daemon = daemon!();
+    daemon.insula(&["volume", "create", "stock"]).ok();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let publish = format!("127.0.0.1:{port}:80");
+    let flags = ["create", "--name", "web", "-p", &publish, "-v", "stock:/stock", "busybox", "true"];
+    daemon.insula(&flags).ok();
+    let file = daemon.folder().join("web.insula");
+    let path = file.to_str().unwrap();
+    daemon.insula(&["bundle", "-o", path, "web"]).ok();
+    // Who gives up gets nothing.
+    let mut terminal = daemon.terminal(&["unbundle", path]);
+    terminal.expect("Another name for it");
+    terminal.send("\n");
+    assert_eq!(terminal.wait(), 1, "{}", terminal.screen());
+    assert!(terminal.screen().contains("nothing was made"), "{}", terminal.screen());
+    assert_eq!(daemon.insula(&["ps", "-aq"]).ok().lines().count(), 1);
+    // An answer that is taken too is asked for again.
+    let mut terminal = daemon.terminal(&["unbundle", path]);
+    let taken = ["container web:", "container web:", "volume stock:", &format!("port {port}/tcp:")];
+    for (asked, (question, answer)) in taken.into_iter().zip(["web", "again", "stock2", "0"]).enumerate() {
+        insula_tests::holds("the next question", || terminal.screen().matches("give up): ").count() > asked);
+        assert_eq!(terminal.screen().lines().rev().nth(1).and_then(|line| line.find(question)), Some(0));
+        terminal.send(&format!("{answer}\n"));
+    }
+    assert_eq!(terminal.wait(), 0, "{}", terminal.screen());
+    assert_eq!(daemon.inspect("again", "/HostConfig/PortBindings/80~1tcp/0/HostPort"), "0");
+    assert_eq!(daemon.inspect("again", "/Mounts/0/Name"), "stock2");
+}
+
+#[test]
+fn a_container_that_writes_is_bundled_as_it_is_at_one_moment() {
+    let (here, there) = (daemon!(), daemon!(bare));
+    // The volume is written first, then the writable layer: of one moment they differ by one at most.
+    let script = "i=0; while true; do i=$((i + 1)); echo $i > /stock/new; mv /stock/new /stock/count; \
+                  echo $i > /new; mv /new /count; done";
+    here.detached(&["--name", "busy", "--network", "none", "-v", "stock:/stock"], script);
+    insula_tests::eventually("it counts", || {
+        here.exec("busy", "cat /count").stdout.trim().parse::<u64>().ok()
+    });
+    // Much to read lies between the two.
+    here.exec("busy", "dd if=/dev/urandom of=/much bs=1M count=30").ok();
+    let output = here.command(&["bundle", "busy"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let count = || here.exec("busy", "cat /count").ok().parse::<u64>().unwrap();
+    let then = count();
+    insula_tests::eventually("it goes on", || (count() > then).then_some(()));
+    there.insula_with(&["unbundle", "--no-start", "-"], &output.stdout).ok();
+    let read = |path: &str| {
+        let out = there.folder().join("out");
+        there.insula(&["cp", &format!("busy:{path}"), out.to_str().unwrap()]).ok();
+        std::fs::read_to_string(&out).unwrap().trim().parse::<u64>().unwrap()
+    };
+    let (volume, layer) = (read("/stock/count"), read("/count"));
+    assert!(volume == layer || volume == layer + 1, "{volume} in the volume, {layer} in the layer");
+    assert!(layer > 0 && layer <= then);
+}
