@@ -13,6 +13,8 @@ const FILE: u64 = 100_000_000;
 const FILES: u64 = 5000;
 /// Of one small file, at most.
 const SMALL: u64 = 8 << 10;
+/// More than any of the copies takes.
+const MEMORY: usize = 384 << 20;
 
 /// The sources, and a place to copy to.
 #[derive(Debug)]
@@ -47,6 +49,13 @@ impl Copies {
         let out = self.folder.path().join("out");
         fs::remove_dir_all(&out).and_then(|()| fs::create_dir(&out)).context("empty a folder")?;
         Ok(out.join(name))
+    }
+
+    /// Touches memory and lets go of it again, so that whoever copies next has pages that this machine has. What a
+    /// virtual machine does not use its host takes back, and gives again page by page: a file of 100 MB then takes six
+    /// times as long to write, whoever writes it.
+    pub(crate) fn have_memory() {
+        drop(std::hint::black_box(vec![1u8; MEMORY]));
     }
 
     fn write(&self, name: &Path, content: &mut Content, size: u64) -> anyhow::Result<()> {

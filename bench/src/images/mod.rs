@@ -30,6 +30,8 @@ const COPIES: usize = 3;
 /// Containers that run at once.
 const MANY: usize = 100;
 const SKOPEO: &str = "skopeo";
+/// Only copies a file from here to there.
+const COREUTILS: &str = "cp(1), on the host";
 
 /// What is timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -167,6 +169,9 @@ pub(crate) fn compare(folder: &Path, peers: &mut [Box<dyn Peer>], rounds: usize)
                 }
             }
             by_skopeo(&given, *shape, archive, &mut seen)?;
+            if *shape == Shape::SINGLE {
+                by_coreutils(&given, *shape, &mut seen)?;
+            }
         }
     }
     for peer in peers.iter_mut() {
@@ -266,7 +271,9 @@ impl Life<'_> {
             // Nothing is at this place, and nobody waits for what was written before.
             let inside = format!("timed:/{name}{turn}");
             rustix::fs::sync();
+            Copies::have_memory();
             self.step(into, &["cp", &given.copies.source(name).display().to_string(), &inside])?;
+            Copies::have_memory();
             self.step(out, &["cp", &inside, &given.copies.target(name)?.display().to_string()])?;
         }
         Ok(())
@@ -291,6 +298,21 @@ fn by_skopeo(given: &Given<'_>, shape: Shape, archive: &Path, seen: &mut Seen) -
         seen.peak(SKOPEO, most);
     }
     std::fs::remove_dir_all(&folder).context("remove what skopeo made")
+}
+
+/// The same file onto the same disk, by a program that does nothing else: nobody can be faster who writes a file.
+fn by_coreutils(given: &Given<'_>, shape: Shape, seen: &mut Seen) -> anyhow::Result<()> {
+    let to = given.folder.join("copied");
+    for _ in 0..COPIES {
+        rustix::fs::sync();
+        Copies::have_memory();
+        let words =
+            ["cp", &given.copies.source(Copies::FILE).display().to_string(), &to.display().to_string()];
+        let copied = execute(&words.map(str::to_owned))?;
+        seen.push((shape, Step::FileIn), COREUTILS, copied.time().context("cp")?);
+        std::fs::remove_file(&to).context("remove what was copied")?;
+    }
+    Ok(())
 }
 
 /// Disk and memory of many containers of the large image. Whatever fails, none of them stays.

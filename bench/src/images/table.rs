@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{MANY, SKOPEO, Seen, Shape, Step};
+use super::{COREUTILS, MANY, SKOPEO, Seen, Shape, Step};
 use crate::report::{OURS, ratio};
 
 const MIB: f64 = (1 << 20) as f64;
@@ -26,7 +26,11 @@ impl fmt::Display for Seen {
             f,
             "copies only: it unpacks nothing, and pushes from the archive. Files are copied (cp) from and to memory,"
         )?;
-        writeln!(f, "three times each way.")?;
+        writeln!(
+            f,
+            "three times each way, each time after memory was touched that a host of this machine may have taken back.\n\
+             {COREUTILS}, writes the same file to the same disk outside of any container."
+        )?;
         Shape::ALL.into_iter().try_for_each(|shape| self.shape(f, shape))?;
         self.costs(f)
     }
