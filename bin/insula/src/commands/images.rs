@@ -93,36 +93,39 @@ impl Run for ImagesArgs {
     }
 }
 
-/// A row for each name; an image without any has one row of `<none>`.
+const NONE: &str = "<none>";
+
+/// Repository, tag and digest of each row: as Docker has it, one for each name, with digests one for each of the
+/// repository's; one for a repository of which digests alone are known; and one for an image without any name.
+fn names(image: &ImageSummary, with_digests: bool) -> Vec<[String; 3]> {
+    let tags = image.repo_tags.iter().filter(|name| *name != "<none>:<none>");
+    let tags: Vec<_> = tags.filter_map(|name| name.rsplit_once(':')).collect();
+    let digests: Vec<_> = image.repo_digests.iter().filter_map(|name| name.split_once('@')).collect();
+    let bare = digests.iter().filter(|(repository, _)| tags.iter().all(|(other, _)| other != repository));
+    let mut names: Vec<[String; 3]> = Vec::new();
+    for (repository, tag) in tags.iter().copied().chain(bare.map(|(repository, _)| (*repository, NONE))) {
+        if tag == NONE && names.iter().any(|[known, ..]| known == repository) {
+            continue;
+        }
+        let of_it = digests.iter().filter(|(other, _)| with_digests && *other == repository);
+        let mut shown: Vec<&str> = of_it.map(|(_, digest)| *digest).collect();
+        if shown.is_empty() {
+            shown.push(NONE);
+        }
+        names.extend(shown.into_iter().map(|digest| [repository, tag, digest].map(str::to_owned)));
+    }
+    if names.is_empty() {
+        names.push([NONE; 3].map(str::to_owned));
+    }
+    names
+}
+
 fn rows(image: &ImageSummary, now: i64, flags: &ImagesArgs) -> Vec<Row> {
-    const NONE: &str = "<none>";
-    let digest_of = |repository: &str| {
-        let prefix = format!("{repository}@");
-        image.repo_digests.iter().find_map(|digest| digest.strip_prefix(&prefix)).unwrap_or(NONE).to_owned()
-    };
-    let mut names: Vec<(String, String, String)> = image
-        .repo_tags
-        .iter()
-        .filter(|name| *name != "<none>:<none>")
-        .filter_map(|name| name.rsplit_once(':'))
-        .map(|(repository, tag)| (repository.to_owned(), tag.to_owned(), digest_of(repository)))
-        .collect();
-    if names.is_empty() {
-        names = image
-            .repo_digests
-            .iter()
-            .filter_map(|name| name.split_once('@'))
-            .map(|(repository, digest)| (repository.to_owned(), NONE.to_owned(), digest.to_owned()))
-            .collect();
-    }
-    if names.is_empty() {
-        names.push((NONE.to_owned(), NONE.to_owned(), NONE.to_owned()));
-    }
     let size = |size: i64| match u64::try_from(size) {
         Ok(size) => insula_base::format_decimal(size),
         Err(_) => "N/A".to_owned(),
     };
-    let row = |(repository, tag, digest)| Row {
+    let row = |[repository, tag, digest]: [String; 3]| Row {
         cells: vec![
             ("Repository", repository),
             ("Tag", tag),
@@ -144,7 +147,8 @@ fn rows(image: &ImageSummary, now: i64, flags: &ImagesArgs) -> Vec<Row> {
         ],
         labels: image.labels.clone(),
     };
-    names.into_iter().map(row).collect()
+    let with_digests = flags.digests || flags.format.contains(".Digest");
+    names(image, with_digests).into_iter().map(row).collect()
 }
 
 /// Remove images
@@ -218,6 +222,22 @@ impl Run for TagArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn digests_have_rows_where_they_are_shown() {
+        let image = ImageSummary {
+            repo_tags: vec!["web:1".to_owned(), "web:2".to_owned()],
+            repo_digests: ["web@a", "web@b", "far/web@a", "far/web@b"].map(str::to_owned).to_vec(),
+            ..ImageSummary::default()
+        };
+        let shown = |with_digests| -> Vec<String> {
+            names(&image, with_digests).iter().map(|name| name.join(" ")).collect()
+        };
+        assert_eq!(shown(false), ["web 1 <none>", "web 2 <none>", "far/web <none> <none>"]);
+        let all = ["web 1 a", "web 1 b", "web 2 a", "web 2 b", "far/web <none> a", "far/web <none> b"];
+        assert_eq!(shown(true), all);
+        assert_eq!(names(&ImageSummary::default(), true), [[NONE; 3].map(str::to_owned)]);
+    }
 
     #[test]
     fn a_row_for_each_name() {
