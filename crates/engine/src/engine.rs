@@ -33,7 +33,7 @@ use crate::{Error, Result, blocking};
 /// How long the end waits for files to be removed.
 const SETTLING: Duration = Duration::from_secs(10);
 /// How often the state's log is moved into its database.
-const CHECKPOINT: Duration = Duration::from_secs(60);
+const CHECKPOINT: Duration = Duration::from_secs(10);
 
 /// How long rules of the host are given to become complete.
 const RULES_SETTLE: Duration = Duration::from_millis(100);

@@ -6,7 +6,9 @@
 //!   layer/               a folder with a project quota (insula_host::quota): upper and work are in there; or
 //!   disk                 a file with a file system of that size (insula_host::disk), and
 //!   layer/               where it is mounted, with the same in it
-//!   logs                 the last one that is made
+//!   json.log*            what the container writes, or container.log*, as its monitor names it
+//!   logs/                the same in a folder, made last: where the writable layer has a size and cannot be seen
+//!                        while it is not attached, and in roots of layout 1
 //! containers/.removed-*  on its way out, or in; swept at the next open
 //! ```
 //!
@@ -27,6 +29,7 @@ use crate::{Error, Result, Store};
 
 const DISK: &str = "disk";
 const LAYER: &str = "layer";
+const LOGS: &str = "logs";
 
 /// How much a writable layer may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +67,7 @@ impl Store {
         let path = self.containers_dir().join(id.as_str());
         make_folder(&path, 0o700)?;
         let folder = make_layer(&path, size, self.quotas())?;
-        make_folder(&folder.logs(), 0o700)?;
+        folder.complete()?;
         Ok(folder)
     }
 
@@ -73,7 +76,7 @@ impl Store {
         let path = self.containers_dir().join(id.as_str());
         fs::rename(&upper.folder, &path).map_err(|e| Error::io("rename", &upper.folder, e))?;
         let folder = ContainerDir::at(path);
-        make_folder(&folder.logs(), 0o700)?;
+        folder.complete()?;
         Ok(folder)
     }
 
@@ -237,10 +240,24 @@ impl ContainerDir {
         self.writable().join("work")
     }
 
-    /// Log files.
+    /// Where log files are: beside the writable layer, or in a folder of their own where its being there also
+    /// says that all else is.
     #[must_use]
     pub fn logs(&self) -> PathBuf {
-        self.path.join("logs")
+        let own = self.path.join(LOGS);
+        if own.is_dir() { own } else { self.path.clone() }
+    }
+
+    /// Whether all of it was made. Of one that has a size nothing can be seen while it is not attached, but for a
+    /// folder that was made last.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.path.join(LOGS).is_dir() || (!self.is_sized() && self.work().is_dir())
+    }
+
+    /// The last step of making it.
+    fn complete(&self) -> Result<()> {
+        if self.is_sized() { make_folder(&self.path.join(LOGS), 0o700) } else { Ok(()) }
     }
 
     /// Whether the writable layer has a size of its own.
@@ -378,7 +395,12 @@ mod tests {
         let made = store.create_container_dir(&id, None).unwrap();
         store.create_container_dir(&id, None).unwrap();
         fs::write(made.upper().join("file"), "x").unwrap();
-        assert!(made.work().is_dir() && made.logs().is_dir() && !made.is_sized());
+        assert!(made.is_complete() && made.logs() == made.path() && !made.is_sized());
+        fs::remove_dir(made.work()).unwrap();
+        assert!(!made.is_complete());
+        // As version 1 of the layout has it.
+        make_folder(&made.path().join(LOGS), 0o700).unwrap();
+        assert!(made.is_complete() && made.logs().ends_with(LOGS));
         assert_eq!(store.attach_container_dir(&id).unwrap(), made);
         assert_eq!(store.container_dirs().unwrap(), std::slice::from_ref(&id));
         store.remove_container_dir(&id).unwrap();

@@ -18,7 +18,10 @@ use rustix::process::{Flock, FlockType, fcntl_getlk};
 use crate::{Content, Error, Images, Layers, Result, State, containers, tree};
 
 /// Raised when an older version could no longer read what is below the root.
-const LAYOUT: u32 = 1;
+/// 1: the logs of a container are in a folder of their own.
+const LAYOUT: u32 = 2;
+/// The oldest that is still read as it is.
+const OLDEST: u32 = 1;
 /// What a version must understand to use this root; none yet beside the layout itself.
 const FEATURES: &[&str] = &[];
 
@@ -295,21 +298,22 @@ fn owned(file: &File, path: &Path) -> Result<bool> {
     Ok(lock.map_err(|e| Error::io("fcntl F_GETLK", path, e))?.is_some())
 }
 
-/// Writes VERSION into a new root, or checks that of an old one.
+/// Writes VERSION into a new root, or checks that of an old one and raises it.
 fn check_version(root: &Path) -> Result<()> {
     let path = root.join("VERSION");
     match fs::read_to_string(&path) {
-        Ok(text) => check_version_text(&path, &text),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let text = format!("layout {LAYOUT}\n");
-            insula_base::replace(&path, text.as_bytes(), 0o644, Durability::Machine)
-                .map_err(|e| Error::io("write", &path, e))
-        }
-        Err(e) => Err(Error::io("read", &path, e)),
+        Ok(text) if read_version(&path, &text)? == LAYOUT => return Ok(()),
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(Error::io("read", &path, e)),
     }
+    let text = format!("layout {LAYOUT}\n");
+    insula_base::replace(&path, text.as_bytes(), 0o644, Durability::Machine)
+        .map_err(|e| Error::io("write", &path, e))
 }
 
-fn check_version_text(path: &Path, text: &str) -> Result<()> {
+/// The layout of a root that can be read.
+fn read_version(path: &Path, text: &str) -> Result<u32> {
     let mut layout = None;
     for line in text.lines() {
         match line.split_once(' ') {
@@ -325,7 +329,7 @@ fn check_version_text(path: &Path, text: &str) -> Result<()> {
         }
     }
     match layout {
-        Some(LAYOUT) => Ok(()),
+        Some(number @ OLDEST..=LAYOUT) => Ok(number),
         Some(number) if number > LAYOUT => Err(Error::Newer {
             path: path.to_owned(),
             found: format!("layout {number}"),
@@ -426,7 +430,7 @@ mod tests {
     fn a_newer_layout_and_unknown_features_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         drop(Store::open(folder.path()).unwrap());
-        for text in ["layout 2\n", "layout 1\nfeature time-travel\n", "layout 1\nsomething\n"] {
+        for text in ["layout 3\n", "layout 2\nfeature time-travel\n", "layout 1\nsomething\n"] {
             fs::write(folder.path().join("VERSION"), text).unwrap();
             let error = Store::open(folder.path()).unwrap_err();
             assert!(matches!(error, Error::Newer { .. }), "{text}: {error}");
@@ -435,6 +439,10 @@ mod tests {
             fs::write(folder.path().join("VERSION"), text).unwrap();
             assert!(matches!(Store::open(folder.path()), Err(Error::Damaged { .. })), "{text}");
         }
+        let version = folder.path().join("VERSION");
+        fs::write(&version, "layout 1\n").unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        assert_eq!(fs::read_to_string(&version).unwrap(), "layout 2\n");
     }
 
     #[test]

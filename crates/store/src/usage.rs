@@ -192,8 +192,8 @@ fn count_containers(count: &mut Count, path: &Path, usage: &mut Usage) -> Result
             match name.as_str() {
                 // One with a size has all in its disk, or in its folder.
                 "upper" | "disk" | "layer" => one.upper += bytes,
-                "logs" => one.logs += bytes,
-                _ => one.other += bytes,
+                "work" => one.other += bytes,
+                _ => one.logs += bytes,
             }
         }
         usage.containers.insert(id, one);

@@ -263,8 +263,7 @@ impl Engine {
 
     /// Whether all of it was made, or its create was cut off.
     pub(crate) fn is_complete(&self, row: &Row) -> bool {
-        // The last one that is made.
-        self.store().container_dir(&row.id).logs().is_dir()
+        self.store().container_dir(&row.id).is_complete()
     }
 
     /// Volumes that stand for folders of the host.

@@ -32,6 +32,9 @@ pub use records::{Collection, Record, Records};
 
 use crate::{Error, Result};
 
+/// Bytes of the log's file that are written again instead of given back and taken anew.
+const LOG_KEPT: u64 = 1 << 20;
+
 /// The open database.
 pub struct State {
     path: PathBuf,
@@ -65,7 +68,7 @@ impl State {
         connection
             .execute_batch(
                 "PRAGMA locking_mode=EXCLUSIVE; PRAGMA wal_autocheckpoint=8192; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;
-                 PRAGMA cache_size=-512; PRAGMA temp_store=MEMORY; PRAGMA journal_size_limit=4194304;",
+                 PRAGMA cache_size=-512; PRAGMA temp_store=MEMORY; PRAGMA journal_size_limit=1048576;",
             )
             .map_err(|e| fail("configure the connection", e))?;
         let verdict: String = connection
@@ -104,12 +107,15 @@ impl State {
         Ok(value)
     }
 
-    /// Moves the log into the database, which may wait for the disk. To be called now and then; without
-    /// anything to move it costs next to nothing.
+    /// Moves the log into the database, which may wait for the disk, and gives back what a long one took. To be
+    /// called now and then; without anything to move it costs next to nothing.
     pub fn checkpoint(&self) -> Result<()> {
         let held = self.hold()?;
+        let log = self.path.with_extension("db-wal");
+        let long = log.metadata().is_ok_and(|log| log.len() > LOG_KEPT);
+        let mode = if long { "TRUNCATE" } else { "PASSIVE" };
         held.guard
-            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+            .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))
             .map_err(|e| failure(&self.path, "checkpoint", e))
     }
 
