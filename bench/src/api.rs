@@ -13,6 +13,7 @@ use anyhow::{Context, ensure};
 
 use self::http::Connection;
 use crate::engine::Insula;
+use crate::memory::rss;
 use crate::peer::{Images, Peer};
 use crate::sample::Samples;
 
@@ -34,6 +35,8 @@ impl Scale {
 /// Times of one question.
 const ROUNDS: usize = 20;
 const FOLLOWERS: usize = 4;
+/// Containers that are made and started one by one, when there are few and when there are many.
+const TIMED: usize = 10;
 const EVENTS_A_SECOND: usize = 5_000;
 /// Containers that events are about: each has a bound on its execs.
 const BUSY: usize = 8;
@@ -86,10 +89,7 @@ struct Many {
 impl Many {
     fn measure(&mut self, scale: Scale, seen: &mut Seen) -> anyhow::Result<()> {
         self.engine.prepare()?;
-        eprintln!("bench: {} containers", scale.containers);
-        let began = Instant::now();
-        self.fill(scale.containers)?;
-        seen.line(format!("{} containers made and started", scale.containers), seconds(began.elapsed()));
+        self.crowd(scale.containers, seen)?;
         let one = self.running[0].clone();
         for (words, path) in [
             (vec!["ps"], "/containers/json".to_owned()),
@@ -104,7 +104,52 @@ impl Many {
         for network in ["none", "bridge"] {
             self.commands(scale.commands, network, seen)?;
         }
-        self.events(scale.events, seen)
+        self.events(scale.events, seen)?;
+        let (count, began) = (self.running.len(), Instant::now());
+        self.remove()?;
+        seen.line(format!("{count} containers removed"), rate(count, began.elapsed()));
+        Ok(())
+    }
+
+    /// As many as there are to be, with what the daemon takes for them and how long the last ones take.
+    fn crowd(&mut self, count: usize, seen: &mut Seen) -> anyhow::Result<()> {
+        eprintln!("bench: {count} containers");
+        let mut memory = vec![format!("{:.1} MiB with none", self.resident()?)];
+        self.fill(TIMED)?;
+        let few = self.one_by_one(TIMED)?;
+        let (began, before) = (Instant::now(), self.running.len());
+        self.fill((count / 10).saturating_sub(before))?;
+        let mut filling = began.elapsed();
+        memory.push(format!("{:.1} MiB with {}", self.resident()?, self.running.len()));
+        let began = Instant::now();
+        self.fill(count.saturating_sub(self.running.len() + TIMED))?;
+        filling += began.elapsed();
+        let filled = self.running.len() - before;
+        let many = self.one_by_one(TIMED)?;
+        memory.push(format!("{:.1} MiB with {}", self.resident()?, self.running.len()));
+        seen.line(format!("{filled} containers made and started, 4 at a time"), rate(filled, filling));
+        seen.line("one made and started, around the 15th", milliseconds(few));
+        seen.line(format!("one made and started, before the {count}th"), milliseconds(many));
+        seen.line("memory of `insulad` (RSS)", memory.join(", "));
+        Ok(())
+    }
+
+    /// MiB that the daemon has in memory.
+    fn resident(&self) -> anyhow::Result<f64> {
+        let daemon = self.engine.pid().context("the daemon runs")?;
+        Ok(rss(daemon)? as f64 / 1024.0)
+    }
+
+    /// What it takes to make and start each of some more.
+    fn one_by_one(&mut self, count: usize) -> anyhow::Result<Vec<Duration>> {
+        let mut connection = Connection::open(&self.socket)?;
+        (0..count)
+            .map(|_| {
+                let began = Instant::now();
+                self.running.push(begin(&mut connection)?);
+                Ok(began.elapsed())
+            })
+            .collect()
     }
 
     /// Makes and starts containers, some at a time.
@@ -114,19 +159,12 @@ impl Many {
             let mut connection = Connection::open(&self.socket)?;
             let mut made = Vec::new();
             while next.fetch_add(1, Ordering::Relaxed) < count {
-                let body =
-                    r#"{"Image":"busybox","Cmd":["/bin/sleep","1000"],"HostConfig":{"NetworkMode":"none"}}"#;
-                let answer = connection.ask("POST", "/containers/create", body)?;
-                let answer: serde_json::Value =
-                    serde_json::from_slice(&answer).context("a container's id")?;
-                let id = answer["Id"].as_str().context("a container has an id")?.to_owned();
-                connection.ask("POST", &format!("/containers/{id}/start"), "")?;
-                made.push(id);
+                made.push(begin(&mut connection)?);
             }
             Ok(made)
         };
         let lanes = at_once(4, |_| lane())?;
-        self.running = lanes.into_iter().flatten().collect();
+        self.running.extend(lanes.into_iter().flatten());
         Ok(())
     }
 
@@ -233,6 +271,16 @@ impl Many {
     }
 }
 
+/// Makes and starts a container; its id.
+fn begin(connection: &mut Connection) -> anyhow::Result<String> {
+    let body = r#"{"Image":"busybox","Cmd":["/bin/sleep","1000"],"HostConfig":{"NetworkMode":"none"}}"#;
+    let answer = connection.ask("POST", "/containers/create", body)?;
+    let answer: serde_json::Value = serde_json::from_slice(&answer).context("a container's id")?;
+    let id = answer["Id"].as_str().context("a container has an id")?.to_owned();
+    connection.ask("POST", &format!("/containers/{id}/start"), "")?;
+    Ok(id)
+}
+
 /// Events that a follower is told of, until they are all there or its stream ends.
 fn counted(follower: impl BufRead, most: usize) -> usize {
     let lines = follower.split(b'\n').map_while(Result::ok);
@@ -251,6 +299,10 @@ fn at_once<T: Send>(count: usize, act: impl Fn(usize) -> anyhow::Result<T> + Syn
             })
             .collect()
     })
+}
+
+fn rate(count: usize, time: Duration) -> String {
+    format!("{}, {:.0} a second", seconds(time), count as f64 / time.as_secs_f64())
 }
 
 fn seconds(time: Duration) -> String {

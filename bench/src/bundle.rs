@@ -155,7 +155,7 @@ impl Peer for Bundle {
     }
 
     fn time(&mut self, scenario: Scenario) -> anyhow::Result<Option<Duration>> {
-        if scenario != Scenario::RunAlone {
+        if !matches!(scenario, Scenario::RunAlone | Scenario::RunCold) {
             return Ok(None);
         }
         self.runs += 1;

@@ -10,12 +10,9 @@ use anyhow::Context;
 use crate::daemon::Daemon;
 use crate::image;
 use crate::memory::{Memory, helpers, pss, rss};
-use crate::peer::{Images, Peer, Scenario};
+use crate::peer::{IDLE, Images, Peer, Scenario};
 use crate::traffic::{self, Crowd, Turn};
 use crate::worker::{Done, Worker, execute, words};
-
-/// Idle containers that memory is averaged over.
-const IDLE: usize = 10;
 
 /// What engines differ in.
 trait Dialect {
@@ -45,6 +42,8 @@ trait Dialect {
     fn begin(&mut self) -> anyhow::Result<()>;
     fn end(&mut self);
     fn folder(&self) -> &Path;
+    /// What lasts, by its name in the folder.
+    fn data(&self) -> &'static str;
 }
 
 impl<D: Dialect> Peer for D {
@@ -68,7 +67,9 @@ impl<D: Dialect> Peer for D {
 
     fn time(&mut self, scenario: Scenario) -> anyhow::Result<Option<Duration>> {
         let time = match scenario {
-            Scenario::RunAlone => timed(self, &["run", "--rm", "--network", "none", "busybox", "/bin/true"])?,
+            Scenario::RunAlone | Scenario::RunCold => {
+                timed(self, &["run", "--rm", "--network", "none", "busybox", "/bin/true"])?
+            }
             Scenario::RunBridge => timed(self, &["run", "--rm", "busybox", "/bin/true"])?,
             Scenario::RunPublished => {
                 timed(self, &["run", "--rm", "-p", "127.0.0.1::80", "busybox", "/bin/true"])?
@@ -173,6 +174,10 @@ impl<D: Dialect> Images for D {
     fn folder(&self) -> &Path {
         Dialect::folder(self)
     }
+
+    fn data(&self) -> PathBuf {
+        Dialect::folder(self).join(Dialect::data(self))
+    }
 }
 
 fn idle(name: &str) -> [&str; 9] {
@@ -240,6 +245,11 @@ impl Insula {
     pub(crate) fn program(&self, name: &str) -> PathBuf {
         self.programs.join(name)
     }
+
+    /// Of its daemon, while it runs.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Daemon::pid)
+    }
 }
 
 impl Dialect for Insula {
@@ -277,6 +287,10 @@ impl Dialect for Insula {
 
     fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    fn data(&self) -> &'static str {
+        "l"
     }
 }
 
@@ -340,6 +354,10 @@ impl Dialect for Docker {
 
     fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    fn data(&self) -> &'static str {
+        "data"
     }
 }
 
@@ -445,5 +463,9 @@ impl Dialect for Podman {
 
     fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    fn data(&self) -> &'static str {
+        "root"
     }
 }

@@ -8,6 +8,7 @@ mod api;
 mod builds;
 mod bundle;
 mod chart;
+mod containerd;
 mod daemon;
 mod engine;
 mod facts;
@@ -36,17 +37,20 @@ use crate::starts::Starts;
 
 const USAGE: &str =
     "usage: insula-bench [--rounds N] [--short] [--images N] [--builds N] [--networks N] [--no-api]
-           [--runtimes N] [--machines N] [--kernel FOLDER] [--only NAME,NAME] [--out FILE]
+           [--runtimes N] [--no-lives] [--machines N] [--kernel FOLDER] [--only NAME,NAME] [--out FILE]
 
 Compares insula (programs from INSULA_BIN_DIR) with docker, podman, crun and runc, as far as they
 are installed, and writes bench/RESULTS.md and a chart beside it. Needs root. --images 0 leaves
 images of some size out, --builds 0 builds, --networks 0 what networks carry, --no-api what is asked of insula alone:
-many containers, connections, commands and events. --runtimes 0 leaves out insula-runtime beside others of bundles,
---machines 0 containers with kernels of their
+many containers, connections, commands and events, --no-lives copies of PostgreSQL and the work inside the wall,
+--runtimes 0 insula-runtime beside others of bundles, --machines 0 containers with kernels of their
 own; their kernel is an unpacked package, without --kernel the one of the tests if it is there.";
 
 struct Options {
     rounds: usize,
+    scale: Scale,
+    /// Whether PostgreSQL is copied and work done inside the wall.
+    lives: bool,
     /// At most; as many as there is time for.
     images: usize,
     /// The same.
@@ -63,6 +67,24 @@ struct Options {
     kernel: PathBuf,
     only: Option<Vec<String>>,
     out: PathBuf,
+}
+
+/// How many of what is only counted.
+#[derive(Debug, Clone, Copy)]
+struct Scale {
+    /// Started some at a time.
+    starts: usize,
+    /// Copies of PostgreSQL: of ours, and of those who take longer.
+    copies: [usize; 2],
+    /// Turns of the work inside the wall.
+    inside: usize,
+    /// Of a large image, of ours alone.
+    containers: Option<usize>,
+}
+
+impl Scale {
+    const WHOLE: Self = Self { starts: 100, copies: [200, 40], inside: 15, containers: Some(1000) };
+    const SHORT: Self = Self { starts: 24, copies: [16, 8], inside: 1, containers: None };
 }
 
 fn main() -> ExitCode {
@@ -89,11 +111,11 @@ fn run() -> anyhow::Result<()> {
     }
     let folder = tempfile::Builder::new().prefix("insula-bench-").tempdir().context("make a folder")?;
     let mut peers = peer::all(folder.path(), options.only.as_deref())?;
-    let mut result = compare(&mut peers, options.rounds, options.networks);
+    let mut result = compare(&mut peers, &options);
     if let Ok(report) = &mut result
         && options.images > 0
     {
-        match images::compare(folder.path(), &mut peers, options.images) {
+        match images::compare(folder.path(), &mut peers, options.images, options.scale.containers) {
             Ok(seen) => report.images(seen),
             Err(error) => eprintln!("bench: images are left out: {error:#}"),
         }
@@ -145,6 +167,8 @@ fn run() -> anyhow::Result<()> {
 fn options(arguments: &[String]) -> anyhow::Result<Options> {
     let mut options = Options {
         rounds: 15,
+        scale: Scale::WHOLE,
+        lives: true,
         images: 3,
         builds: 3,
         networks: 9,
@@ -166,11 +190,13 @@ fn options(arguments: &[String]) -> anyhow::Result<Options> {
             "--short" => {
                 (options.rounds, options.images, options.builds) = (3, 1, 1);
                 (options.networks, options.runtimes, options.machines) = (1, 5, 2);
+                options.scale = Scale::SHORT;
                 options.api = options.api.map(|_| api::Scale::SHORT);
             }
             "--runtimes" => options.runtimes = value()?.parse().context("--runtimes takes a number")?,
             "--machines" => options.machines = value()?.parse().context("--machines takes a number")?,
             "--kernel" => options.kernel = value()?.into(),
+            "--no-lives" => options.lives = false,
             "--no-api" => options.api = None,
             "--only" => options.only = Some(value()?.split(',').map(str::to_owned).collect()),
             "--out" => options.out = value()?.into(),
@@ -200,7 +226,8 @@ fn reenter(arguments: &[String]) -> anyhow::Result<()> {
 }
 
 /// All rounds of all scenarios: in each round every peer has its turn in each scenario.
-fn compare(peers: &mut Vec<Box<dyn Peer>>, rounds: usize, networks: usize) -> anyhow::Result<Report> {
+fn compare(peers: &mut Vec<Box<dyn Peer>>, options: &Options) -> anyhow::Result<Report> {
+    let Options { rounds, scale, networks, .. } = *options;
     let mut report = Report::new(rounds);
     ready(peers);
     if peers.is_empty() {
@@ -215,10 +242,15 @@ fn compare(peers: &mut Vec<Box<dyn Peer>>, rounds: usize, networks: usize) -> an
     for scenarios in [Scenario::COMMANDS, Scenario::LOGS] {
         take_turns(peers, scenarios, rounds, &mut report)?;
     }
-    if let Err(error) = start_many(peers, &mut report, if rounds > 3 { 100 } else { 24 }) {
+    if let Err(error) = take_turns(peers, Scenario::COLD, rounds.min(COLD), &mut report) {
+        eprintln!("bench: what is cold is left out: {error:#}");
+    }
+    if let Err(error) = start_many(peers, &mut report, scale.starts) {
         eprintln!("bench: many at a time are left out: {error:#}");
     }
-    if let Err(error) = lives(peers, &mut report) {
+    if options.lives
+        && let Err(error) = lives(peers, &mut report, scale)
+    {
         eprintln!("bench: copies of PostgreSQL are left out: {error:#}");
     }
     if let Err(error) = carry(peers, &mut report, networks) {
@@ -238,6 +270,9 @@ fn take_turns(
         eprintln!("bench: round {round} of {rounds}");
         for scenario in scenarios {
             for peer in peers.iter_mut() {
+                if Scenario::COLD.contains(scenario) {
+                    forget()?;
+                }
                 let time =
                     peer.time(*scenario).with_context(|| format!("{} in {scenario:?}", peer.name()))?;
                 if let Some(time) = time.filter(|_| round > 0) {
@@ -247,6 +282,15 @@ fn take_turns(
         }
     }
     Ok(())
+}
+
+/// Rounds in which nothing is in memory: each takes seconds.
+const COLD: usize = 5;
+
+/// Has the kernel drop what it keeps of files.
+fn forget() -> anyhow::Result<()> {
+    rustix::fs::sync();
+    std::fs::write("/proc/sys/vm/drop_caches", "3").context("drop the caches")
 }
 
 /// Many containers, some at a time.
@@ -264,15 +308,19 @@ fn start_many(peers: &mut [Box<dyn Peer>], report: &mut Report, count: usize) ->
 }
 
 /// Copies of a server that is loaded, and what it costs to be inside.
-fn lives(peers: &mut [Box<dyn Peer>], report: &mut Report) -> anyhow::Result<()> {
+fn lives(peers: &mut [Box<dyn Peer>], report: &mut Report, scale: Scale) -> anyhow::Result<()> {
     for peer in peers.iter_mut() {
         let name = peer.name().to_owned();
         let Some(engine) = peer.images() else { continue };
         eprintln!("bench: copies of PostgreSQL of {name}");
-        report.postgres.measure(&name, engine).with_context(|| format!("PostgreSQL with {name}"))?;
+        report
+            .postgres
+            .measure(&name, engine, scale.copies)
+            .with_context(|| format!("PostgreSQL with {name}"))?;
         if name == report::OURS {
             let folder = tempfile::Builder::new().prefix("insula-bench-").tempdir_in("/var/tmp");
-            report.inside = inside::Inside::measure(engine, folder.context("make a folder")?.path())?;
+            report.inside =
+                inside::Inside::measure(engine, folder.context("make a folder")?.path(), scale.inside)?;
         }
     }
     Ok(())

@@ -1,9 +1,10 @@
 //! What is compared: engines and runtimes behind one interface.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::bundle::Bundle;
+use crate::containerd::Containerd;
 use crate::engine::{Docker, Insula, Podman};
 use crate::memory::Memory;
 use crate::traffic::{Crowd, Turn};
@@ -12,6 +13,8 @@ use crate::traffic::{Crowd, Turn};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Scenario {
     RunAlone,
+    /// The same when nothing of it is in memory but what runs.
+    RunCold,
     RunBridge,
     RunPublished,
     Detached,
@@ -27,11 +30,13 @@ pub(crate) enum Scenario {
 impl Scenario {
     pub(crate) const COMMANDS: &[Self] =
         &[Self::RunAlone, Self::RunBridge, Self::RunPublished, Self::Detached, Self::Exec, Self::StopRemove];
+    pub(crate) const COLD: &[Self] = &[Self::RunCold];
     pub(crate) const LOGS: &[Self] = &[Self::JsonLog, Self::LocalLog];
 
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::RunAlone => "`run --rm --network none busybox true`",
+            Self::RunCold => "The same after the host's caches were dropped",
             Self::RunBridge => "`run --rm busybox true` (default bridge)",
             Self::RunPublished => "`run --rm -p 127.0.0.1::80 busybox true`",
             Self::Detached => "`run -d --network none busybox sleep 1000`",
@@ -46,6 +51,9 @@ impl Scenario {
         }
     }
 }
+
+/// Idle containers that memory is averaged over.
+pub(crate) const IDLE: usize = 10;
 
 /// One program to compare.
 pub(crate) trait Peer {
@@ -81,6 +89,8 @@ pub(crate) trait Images {
     fn removal(&self) -> &'static [&'static str];
     /// All that it has is below.
     fn folder(&self) -> &Path;
+    /// What of it lasts: the rest is in memory on most hosts, in `/run`.
+    fn data(&self) -> PathBuf;
 }
 
 /// Every peer that is installed, those of `only` if given.
@@ -90,6 +100,7 @@ pub(crate) fn all(folder: &Path, only: Option<&[String]>) -> anyhow::Result<Vec<
     peers.push(Box::new(Insula::new(&place("i"))));
     peers.push(Box::new(Docker::new(&place("docker"))));
     peers.push(Box::new(Podman::new(&place("podman"))));
+    peers.push(Box::new(Containerd::new(&place("containerd"))));
     for program in Bundle::PROGRAMS {
         peers.push(Box::new(Bundle::new(program, &place(program))));
     }

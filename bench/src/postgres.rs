@@ -9,11 +9,9 @@ use anyhow::{Context, ensure};
 
 use crate::peer::Images;
 use crate::report::{OURS, ratio};
+use crate::worker::execute;
 
 const AT_ONCE: usize = 8;
-/// Ours, and of those who take longer.
-const COPIES: usize = 200;
-const COPIES_OF_OTHERS: usize = 40;
 
 /// Starts the server, asks until it answers, and ends it at once: it is a copy.
 const QUERY: &str = "#!/bin/sh
@@ -36,15 +34,32 @@ $bin/pg_ctl -D /data -w -s stop
 END
 su postgres -s /bin/sh /load";
 
+/// A copy without any engine, of the root file system `$3`: what no engine can do with less. `$1` is a folder, `$2` a
+/// name in it.
+const BARE: &str = "set -e
+copy=$1/$2
+mkdir \"$copy\" \"$copy/upper\" \"$copy/work\" \"$copy/root\"
+unshare --mount sh -ec 'mount -t overlay -o \"lowerdir=$2,upperdir=$1/upper,workdir=$1/work\" overlay \"$1/root\"
+mount --rbind /dev \"$1/root/dev\"
+chroot --userspec=postgres \"$1/root\" /query' sh \"$copy\" \"$3\"
+rm -r \"$copy\"
+";
+
 /// Copies a second of each peer, and of the host without any container.
 #[derive(Debug, Default)]
 pub(crate) struct Copies {
     rates: Vec<(String, f64)>,
+    bare: Option<f64>,
 }
 
 impl Copies {
-    /// Loads the image, and has an engine run its copies.
-    pub(crate) fn measure(&mut self, name: &str, engine: &mut dyn Images) -> anyhow::Result<()> {
+    /// Loads the image, and has an engine run its copies: so many if it is ours, so many if not.
+    pub(crate) fn measure(
+        &mut self,
+        name: &str,
+        engine: &mut dyn Images,
+        [ours, others]: [usize; 2],
+    ) -> anyhow::Result<()> {
         let archive = system()?;
         engine.output(&["import", &archive.display().to_string(), "pg-system"])?;
         engine.output(&["run", "--name", "pg-load", "pg-system", "sh", "-c", LOAD, "sh", QUERY])?;
@@ -54,11 +69,30 @@ impl Copies {
         // One to warm up.
         let answer = engine.output(&words)?;
         ensure!(answer == "100000", "the copy answers {answer:?}");
-        let count = if name == OURS { COPIES } else { COPIES_OF_OTHERS };
+        let count = if name == OURS { ours } else { others };
         let time = engine.each(count, AT_ONCE, &words)?;
         self.rates.push((name.to_owned(), count as f64 / time.as_secs_f64()));
+        if name == OURS {
+            self.bare = Some(bare(engine, count).context("copies without an engine")?);
+        }
         engine.output(&["rmi", "pg", "pg-system"]).map(drop)
     }
+}
+
+/// Copies a second without an engine; the root file system is that of the image.
+fn bare(engine: &mut dyn Images, count: usize) -> anyhow::Result<f64> {
+    let folder = tempfile::tempdir_in(engine.folder()).context("make a folder")?;
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    engine.output(&["create", "--name", "pg-bare", "pg"])?;
+    engine.output(&["export", "-o", &at("root.tar"), "pg-bare"])?;
+    engine.output(&["rm", "pg-bare"])?;
+    let unpack = "mkdir \"$1\" \"$2\" && tar -x -C \"$2\" -f \"$3\"";
+    let (copies, root) = (at("copies"), at("root"));
+    execute(&["sh", "-c", unpack, "sh", &copies, &root, &at("root.tar")].map(str::to_owned))?.time()?;
+    let script = "seq 1 \"$1\" | xargs -P \"$2\" -I{} sh -c \"$3\" sh \"$4\" {} \"$5\"";
+    let (number, at_once) = (count.to_string(), AT_ONCE.to_string());
+    let words = ["sh", "-c", script, "sh", &number, &at_once, BARE, &copies, &root].map(str::to_owned);
+    Ok(count as f64 / execute(&words)?.time()?.as_secs_f64())
 }
 
 /// A Debian with PostgreSQL, made once and kept: the same that the tests make.
@@ -85,6 +119,13 @@ impl fmt::Display for Copies {
         for (name, rate) in &self.rates {
             let beside = if name == OURS { String::new() } else { ratio(*ours, *rate) };
             writeln!(f, "| {name} | {rate:.1} | {beside} |")?;
+        }
+        if let Some(bare) = self.bare {
+            writeln!(f, "| chroot on an overlay, no engine | {bare:.1} | {} |", ratio(*ours, bare))?;
+            writeln!(
+                f,
+                "\nThe last row is what PostgreSQL and the kernel take by themselves: no engine gets past it."
+            )?;
         }
         Ok(())
     }

@@ -173,7 +173,8 @@ impl fmt::Display for Report {
         for (name, version) in &self.versions {
             writeln!(f, "- {name}: {}", version.lines().next().unwrap_or_default())?;
         }
-        for scenario in Scenario::COMMANDS.iter().chain(Scenario::LOGS) {
+        let (first, rest) = Scenario::COMMANDS.split_at(1);
+        for scenario in first.iter().chain(Scenario::COLD).chain(rest).chain(Scenario::LOGS) {
             self.scenario(f, *scenario)?;
         }
         self.starts.fmt(f)?;

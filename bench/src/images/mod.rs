@@ -3,7 +3,7 @@
 //!
 //! Each round is one life of each image with each engine: load, push, save, commit, export, rmi, pull, rmi.
 
-mod archive;
+pub(crate) mod archive;
 mod copies;
 pub(crate) mod measure;
 mod registry;
@@ -20,6 +20,7 @@ use self::copies::Copies;
 use self::measure::{Shared, disk, peak, shared};
 use self::registry::Registry;
 use crate::peer::{Images, Peer};
+use crate::report::OURS;
 use crate::sample::Samples;
 use crate::worker::execute;
 
@@ -29,6 +30,8 @@ const BUDGET: Duration = Duration::from_secs(120);
 const COPIES: usize = 3;
 /// Containers that run at once.
 const MANY: usize = 100;
+/// What daemons do when nothing is asked of them has happened after this.
+const REST: Duration = Duration::from_secs(12);
 const SKOPEO: &str = "skopeo";
 /// Only copies a file from here to there.
 const COREUTILS: &str = "cp(1), on the host";
@@ -84,6 +87,7 @@ impl Step {
 /// What many containers of one image cost.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Many {
+    count: usize,
     /// Bytes of disk that came with them.
     disk: u64,
     /// Of their first processes together.
@@ -138,8 +142,14 @@ impl Given<'_> {
     }
 }
 
-/// At most so many rounds, and what many containers cost; less where the time is over.
-pub(crate) fn compare(folder: &Path, peers: &mut [Box<dyn Peer>], rounds: usize) -> anyhow::Result<Seen> {
+/// At most so many rounds, and what many containers cost; less where the time is over. `more` are containers of
+/// ours alone: with the others so many take minutes.
+pub(crate) fn compare(
+    folder: &Path,
+    peers: &mut [Box<dyn Peer>],
+    rounds: usize,
+    more: Option<usize>,
+) -> anyhow::Result<Seen> {
     let folder = folder.join("images");
     std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     let registry = Registry::start(&folder)?;
@@ -180,10 +190,12 @@ pub(crate) fn compare(folder: &Path, peers: &mut [Box<dyn Peer>], rounds: usize)
             continue;
         }
         let Some(images) = peer.images() else { continue };
-        eprintln!("bench: {MANY} containers with {name}");
-        match many(&given, images) {
-            Ok(many) => seen.many.push((name, many)),
-            Err(error) => eprintln!("bench: {name} is left out of {MANY} containers: {error:#}"),
+        for count in [MANY].into_iter().chain(more.filter(|_| name == OURS)) {
+            eprintln!("bench: {count} containers with {name}");
+            match many(&given, images, count) {
+                Ok(many) => seen.many.push((name.clone(), many)),
+                Err(error) => eprintln!("bench: {name} is left out of {count} containers: {error:#}"),
+            }
         }
     }
     Ok(seen)
@@ -316,11 +328,11 @@ fn by_coreutils(given: &Given<'_>, shape: Shape, seen: &mut Seen) -> anyhow::Res
 }
 
 /// Disk and memory of many containers of the large image. Whatever fails, none of them stays.
-fn many(given: &Given<'_>, images: &mut dyn Images) -> anyhow::Result<Many> {
+fn many(given: &Given<'_>, images: &mut dyn Images, count: usize) -> anyhow::Result<Many> {
     let (shape, archive) = &given.archives[0];
     let image = format!("{}:1", shape.name);
     images.output(&["load", "-i", &archive.display().to_string()])?;
-    let names: Vec<String> = (0..MANY).map(|number| format!("many{number}")).collect();
+    let names: Vec<String> = (0..count).map(|number| format!("many{number}")).collect();
     let all: Vec<&str> = names.iter().map(String::as_str).collect();
     let measured = measured(images, &image, &all);
     let removal = images.removal();
@@ -331,15 +343,21 @@ fn many(given: &Given<'_>, images: &mut dyn Images) -> anyhow::Result<Many> {
     Ok(measured)
 }
 
+/// Bytes below a folder, once a daemon has had the time to put its books in order.
+fn settled(folder: &Path) -> anyhow::Result<u64> {
+    std::thread::sleep(REST);
+    disk(folder)
+}
+
 fn measured(images: &mut dyn Images, image: &str, names: &[&str]) -> anyhow::Result<Many> {
-    let folder = images.folder().to_owned();
-    let before = disk(&folder)?;
+    let data = images.data();
+    let before = settled(&data)?;
     for name in names {
         images.output(&["run", "-d", "--network", "none", "--name", name, image, "/bin/sleep", "1000"])?;
     }
-    let disk = disk(&folder)?.saturating_sub(before);
+    let disk = settled(&data)?.saturating_sub(before);
     let pids = images.output(&[&["inspect", "-f", "{{.State.Pid}}"], names].concat())?;
     let pids: Vec<u32> =
         pids.lines().map(|pid| pid.trim().parse()).collect::<Result<_, _>>().context("pids")?;
-    Ok(Many { disk, memory: shared(&pids)? })
+    Ok(Many { count: names.len(), disk, memory: shared(&pids)? })
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{COREUTILS, MANY, SKOPEO, Seen, Shape, Step};
+use super::{COREUTILS, SKOPEO, Seen, Shape, Step};
 use crate::report::{OURS, ratio};
 
 const MIB: f64 = (1 << 20) as f64;
@@ -63,21 +63,24 @@ impl Seen {
         for (name, kib) in &self.peaks {
             writeln!(f, "| {name} | {:.0} |", *kib as f64 / 1024.0)?;
         }
-        writeln!(f, "\n## {MANY} running containers of the large image\n")?;
+        writeln!(f, "\n## Running containers of the large image\n")?;
         writeln!(
             f,
-            "Disk of all writable layers together with all else that came with them; memory of the containers' own\n\
-             processes (busybox sleep): resident, its share when what is common is divided, and private.\n"
+            "Disk of all writable layers together with all else that came with them and outlives a boot, a while after\n\
+             they were started; memory of the containers' own processes (busybox sleep): resident, its share when\n\
+             what is common is divided, and private.\n"
         )?;
-        writeln!(f, "| | disk, MiB | RSS, MiB | PSS, MiB | private, MiB |")?;
-        writeln!(f, "| --- | ---: | ---: | ---: | ---: |")?;
+        writeln!(f, "| | containers | disk, MiB | each, KiB | RSS, MiB | PSS, MiB | private, MiB |")?;
+        writeln!(f, "| --- | ---: | ---: | ---: | ---: | ---: | ---: |")?;
         for (name, many) in &self.many {
             let mib = |kib: u64| kib as f64 / 1024.0;
             let memory = many.memory;
             writeln!(
                 f,
-                "| {name} | {:.1} | {:.1} | {:.1} | {:.1} |",
+                "| {name} | {} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} |",
+                many.count,
                 many.disk as f64 / MIB,
+                many.disk as f64 / 1024.0 / many.count as f64,
                 mib(memory.rss),
                 mib(memory.pss),
                 mib(memory.private)
@@ -104,11 +107,12 @@ mod tests {
         seen.peak("docker", 2048);
         seen.peak("docker", 1024);
         let memory = Shared { rss: 1024, pss: 512, private: 256 };
-        seen.many.push(("docker".to_owned(), Many { disk: 5 << 20, memory }));
+        seen.many.push(("docker".to_owned(), Many { count: 100, disk: 5 << 20, memory }));
         let text = seen.to_string();
         assert!(text.contains("| load | docker | 6.00 | 3.0 × faster |"), "{text}");
         assert!(
-            text.contains("| docker | 2 |") && text.contains("| docker | 5.0 | 1.0 | 0.5 | 0.2 |"),
+            text.contains("| docker | 2 |")
+                && text.contains("| docker | 100 | 5.0 | 51.2 | 1.0 | 0.5 | 0.2 |"),
             "{text}"
         );
         assert_eq!(Seen::default().to_string(), "");
