@@ -1,6 +1,7 @@
 //! What leaves an image or a container as a file, and comes back.
 
 use insula_tests::daemon;
+use rustix::fs::XattrFlags;
 
 const ALONE: &[&str] = &["--network", "none"];
 
@@ -60,7 +61,13 @@ fn an_export_is_the_whole_root_file_system() {
     let daemon = daemon!();
     let id = daemon.sleeper(ALONE);
     daemon.exec(&id, "echo mine > /etc/mine; rm /bin/true").ok();
+    // cap_net_raw+ep, as setcap(8) writes it.
+    let mut capability = [0; 20];
+    (capability[0], capability[3], capability[5]) = (1, 2, 0x20);
+    let file = daemon.instance().root().join("containers").join(&id).join("upper/etc/mine");
+    rustix::fs::setxattr(&file, "security.capability", &capability, XattrFlags::empty()).unwrap();
     let bytes = daemon.command(&["export", &id]).output().unwrap().stdout;
+    assert_eq!(capability_of(&bytes, "etc/mine"), capability);
     let mut archive = tar::Archive::new(&bytes[..]);
     let names: Vec<String> = archive
         .entries()
@@ -74,4 +81,19 @@ fn an_export_is_the_whole_root_file_system() {
         daemon.insula(&["run", "--rm", "--network", "none", "exported:1", "cat", "/etc/mine"]).ok(),
         "mine"
     );
+    let again = daemon.insula(&["create", "--network", "none", "exported:1", "true"]).ok().to_owned();
+    let bytes = daemon.command(&["export", &again]).output().unwrap().stdout;
+    assert_eq!(capability_of(&bytes, "etc/mine"), capability, "import keeps it too");
+    let bytes = daemon.command(&["cp", &format!("{again}:/etc/mine"), "-"]).output().unwrap().stdout;
+    assert_eq!(capability_of(&bytes, "mine"), capability);
+}
+
+/// The capabilities that an archive gives a file; empty where it gives none.
+fn capability_of(archive: &[u8], name: &str) -> Vec<u8> {
+    let mut archive = tar::Archive::new(archive);
+    let mut found = archive.entries().unwrap().map(Result::unwrap);
+    let mut entry = found.find(|entry| *entry.path_bytes() == *name.as_bytes()).unwrap();
+    let extensions = entry.pax_extensions().unwrap().into_iter().flatten().map(Result::unwrap);
+    let mut values = extensions.filter(|one| one.key() == Ok("SCHILY.xattr.security.capability"));
+    values.next().map(|one| one.value_bytes().to_vec()).unwrap_or_default()
 }

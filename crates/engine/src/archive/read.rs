@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use insula_store::layers::attributes;
 use rustix::fs::{FileType, Stat, major, minor};
 use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
@@ -66,7 +68,7 @@ impl<'a, W: Write> Packing<'a, W> {
     fn folder(&mut self, name: &[u8], path: &Path, stat: &Stat, dir: &Dir, depth: usize) -> Result<()> {
         let name = if name.ends_with(b"/") { name.to_vec() } else { [name, b"/"].concat() };
         let mut header = self.header(stat, EntryType::Directory);
-        self.write(&mut header, &name, &[], path)?;
+        self.write(&mut header, &name, &[], &[], path)?;
         self.content(&name, path, dir, depth)
     }
 
@@ -96,7 +98,7 @@ impl<'a, W: Write> Packing<'a, W> {
                 let target =
                     dir.read_link(child, entry).map_err(|error| Error::io("readlink", path, error))?;
                 let mut header = self.header(stat, EntryType::Symlink);
-                return self.write(&mut header, name, target.as_bytes(), path);
+                return self.write(&mut header, name, target.as_bytes(), &[], path);
             }
             _ => {}
         }
@@ -111,7 +113,7 @@ impl<'a, W: Write> Packing<'a, W> {
         let number = |error| Error::io("write the device number of", path, error);
         header.set_device_major(major(stat.st_rdev)).map_err(number)?;
         header.set_device_minor(minor(stat.st_rdev)).map_err(number)?;
-        self.write(&mut header, name, &[], path)
+        self.write(&mut header, name, &[], &[], path)
     }
 
     fn file(&mut self, name: &[u8], path: &Path, dir: &Dir, child: &OsStr, entry: &Entry) -> Result<()> {
@@ -119,7 +121,7 @@ impl<'a, W: Write> Packing<'a, W> {
         if let Some(first) = self.links.get(&identity) {
             let first = first.clone();
             let mut header = self.header(&entry.stat, EntryType::Link);
-            return self.write(&mut header, name, &first, path);
+            return self.write(&mut header, name, &first, &[], path);
         }
         let fail = |error: Errno| Error::io("open", path, error);
         let opened = match dir.open(child, entry) {
@@ -135,7 +137,8 @@ impl<'a, W: Write> Packing<'a, W> {
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let mut header = self.header(&stat, EntryType::Regular);
         header.set_size(size);
-        self.write(&mut header, name, &[], path)?;
+        let attributes = attributes(opened.as_fd(), name)?;
+        self.write(&mut header, name, &[], &attributes, path)?;
         self.copy(&File::from(opened), size).map_err(|error| Error::io("write the archive of", path, error))
     }
 
@@ -177,12 +180,23 @@ impl<'a, W: Write> Packing<'a, W> {
     }
 
     /// A member without its content.
-    fn write(&mut self, header: &mut Header, name: &[u8], link: &[u8], path: &Path) -> Result<()> {
+    fn write(
+        &mut self,
+        header: &mut Header,
+        name: &[u8],
+        link: &[u8],
+        attributes: &[(String, Vec<u8>)],
+        path: &Path,
+    ) -> Result<()> {
         let fail = |error: io::Error| Error::io("write the archive of", path, error);
-        let extensions = [("path", name), ("linkpath", link)];
-        let long: Vec<_> = extensions.into_iter().filter(|(_, text)| text.len() > NAME_MAX).collect();
-        if !long.is_empty() {
-            self.tar.append_pax_extensions(long).map_err(fail)?;
+        let named = |(name, value): &(String, Vec<u8>)| (format!("SCHILY.xattr.{name}"), value.clone());
+        let mut extensions: Vec<_> = attributes.iter().map(named).collect();
+        let texts = [("path", name), ("linkpath", link)];
+        let long = texts.into_iter().filter(|(_, text)| text.len() > NAME_MAX);
+        extensions.extend(long.map(|(key, text)| (key.to_owned(), text.to_vec())));
+        if !extensions.is_empty() {
+            let extensions = extensions.iter().map(|(key, value)| (key.as_str(), value.as_slice()));
+            self.tar.append_pax_extensions(extensions).map_err(fail)?;
         }
         let fields = header.as_old_mut();
         for (field, text) in [(&mut fields.name, name), (&mut fields.linkname, link)] {
