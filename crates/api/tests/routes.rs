@@ -214,7 +214,7 @@ fn what_is_missing_is_said() {
     assert_eq!(message(daemon.get("/volumes/none"), 404), "get none: no such volume");
     assert!(message(daemon.get("/swarm"), 503).starts_with("This node is not a swarm manager."));
     assert!(message(daemon.get("/services"), 503).starts_with("This node is not a swarm manager."));
-    assert!(message(daemon.post("/build?version=2", ""), 501).contains("DOCKER_BUILDKIT=0"));
+    assert!(message(daemon.post("/build?version=2", ""), 400).contains("DOCKER_BUILDKIT=0"));
     let nobody = daemon.post("/images/create?fromImage=127.0.0.1:1/x&tag=1", "");
     assert!(message(nobody, 503).contains("Connection refused"));
     assert_eq!(message(daemon.get("/images/a/b:1/get"), 404), "No such image: a/b:1");
