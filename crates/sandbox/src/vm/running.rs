@@ -33,6 +33,7 @@ const ANSWER: Duration = Duration::from_secs(180);
 const BROKEN: i32 = 137;
 /// The same however it shows first: the process is gone, its channel is closed, or an answer fails.
 pub(super) const ENDED: &str = "the machine ended";
+const SERVER_ENDED: &str = "the process that serves the machine's files ended";
 
 pub(super) use self::body::TENANT_ENDED;
 
@@ -422,8 +423,10 @@ impl Running {
             return Some(ENDED.to_owned());
         }
         let ended = |process: &Jailed| ready(process.pidfd.as_fd());
-        (ended(&self.files) || self.relay.as_ref().is_some_and(ended))
-            .then(|| "the process that serves the machine's files ended".to_owned())
+        let served = !(ended(&self.files) || self.relay.as_ref().is_some_and(ended));
+        // Who serves a machine ends with it, and may be seen to before it is: by then its end of the channel is closed.
+        let why = || if closed(self.body.channel()) { ENDED } else { SERVER_ENDED };
+        (!served).then(|| why().to_owned())
     }
 
     fn watch(&mut self, events: &OwnedFd) -> Result<()> {
@@ -516,6 +519,13 @@ fn wait_for(events: &OwnedFd, descriptor: BorrowedFd<'_>) -> Result<()> {
 
 pub(super) fn ready(descriptor: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(1..))
+}
+
+/// Whether the other end of a socket is gone, whatever is still to be read.
+fn closed(descriptor: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(descriptor, PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(1..))
 }
