@@ -323,10 +323,21 @@ fn events_of_the_shim_are_in_order() {
 
 #[test]
 fn containers_of_the_shim_outlive_containerd() {
-    let Some(mut engine) = Containerd::start() else { return };
+    let Some(engine) = Containerd::start() else { return };
+    outlive(engine, Containerd::shimmed);
+}
+
+/// The machine of one of them is killed meanwhile.
+#[test]
+fn containers_with_machines_outlive_containerd() {
+    let Some(engine) = Containerd::with_machines() else { return };
+    outlive(engine, Containerd::walled);
+}
+
+fn outlive(mut engine: Containerd, run: fn(&Containerd, &[&str], &str, &[&str]) -> Command) {
     let waiting = ["sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.1; done"];
-    of(engine.shimmed(&["--detach"], "stays", &waiting)).ok();
-    of(engine.shimmed(&["--detach"], "ends", &["sleep", "1000"])).ok();
+    of(run(&engine, &["--detach"], "stays", &waiting)).ok();
+    of(run(&engine, &["--detach"], "ends", &["sleep", "1000"])).ok();
     let pid = engine.pid("ends");
     engine.restart(|engine| engine.kill(&pid));
     assert!(engine.is("stays", "RUNNING"), "{}", engine.tasks());

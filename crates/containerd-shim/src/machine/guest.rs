@@ -58,7 +58,12 @@ struct Heard {
 impl Heard {
     fn hear(&self, event: Option<Outcome>) {
         match event {
-            Some(Outcome::Exited(exited)) => self.ended("", exited.code),
+            Some(Outcome::Exited(exited)) => {
+                if !exited.error.is_empty() {
+                    tracing::warn!(task = self.id, error = exited.error, "the container has ended");
+                }
+                self.ended("", exited.code);
+            }
             Some(Outcome::ExecExited(exited)) => self.ended(&exited.exec, exited.code),
             Some(Outcome::Oom(_)) => {
                 self.kills.fetch_add(1, Ordering::Relaxed);
