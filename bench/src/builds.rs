@@ -185,12 +185,15 @@ impl fmt::Display for Seen {
             return Ok(());
         }
         writeln!(f, "\n# Builds\n")?;
+        let of = match self.rounds {
+            1 => "One round".to_owned(),
+            rounds => format!("Medians of {rounds} rounds"),
+        };
         writeln!(
             f,
-            "Medians of {} rounds, in seconds: `build -q --network none`, docker with its older",
-            self.rounds
+            "{of}, in seconds: `build -q --network none`, docker with its older builder, podman with"
         )?;
-        writeln!(f, "builder, podman with buildah's.\n")?;
+        writeln!(f, "buildah's.\n")?;
         writeln!(f, "| | | seconds | insula is |\n| --- | --- | ---: | --- |")?;
         for (kind, peers) in &self.times {
             let ours = self.median(*kind, OURS);
