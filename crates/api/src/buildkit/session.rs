@@ -53,6 +53,11 @@ impl Sessions {
 
     /// The session of this id, for which is waited for a while.
     pub(super) async fn wait(&self, id: &str) -> Result<Session, ApiError> {
+        if id.is_empty() {
+            return Err(ApiError::invalid(
+                "a build with version=2 names the session of its client: DOCKER_BUILDKIT=0 builds without one",
+            ));
+        }
         let find = async {
             loop {
                 let mut more = std::pin::pin!(self.more.notified());

@@ -57,11 +57,6 @@ pub(super) fn routes() -> Router<Api> {
 
 async fn build(State(api): State<Api>, headers: HeaderMap, params: Params, body: Body) -> Answer {
     if params.text("version") == Some("2") {
-        if params.text("session").is_none_or(str::is_empty) {
-            return Err(ApiError::invalid(
-                "a build with version=2 names the session of its client: DOCKER_BUILDKIT=0 builds without one",
-            ));
-        }
         let request = request_of(&headers, &params)?;
         return match Box::pin(buildkit::prepare(&api.buildkit, request, &params, body)).await? {
             Asked::Build(work) => {
