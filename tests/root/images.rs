@@ -70,6 +70,16 @@ fn load_reads_standard_input_too() {
     );
 }
 
+/// The daemon has seen enough long before the client has sent all.
+#[test]
+fn what_is_wrong_with_a_large_archive_is_always_told() {
+    let daemon = daemon!();
+    let much = vec![7; 32 << 20];
+    for _ in 0..10 {
+        daemon.insula_with(&["load"], &much).fails(1, &["a tar header has a wrong checksum"]);
+    }
+}
+
 #[test]
 fn layers_are_shared() {
     let daemon = daemon!();

@@ -45,7 +45,8 @@ pub(crate) async fn answer(site: Site, peer: Peer, request: Request) -> Result<R
     if response.status().is_client_error() || response.status().is_server_error() {
         rest.discard().await;
     } else {
-        rest.discard_announced().await;
+        let (parts, body) = response.into_parts();
+        response = Response::from_parts(parts, rest.discard_granted(body).await);
     }
     decorate(&mut response);
     let route = response.extensions().get::<Route>().map(|route| &*route.0);
