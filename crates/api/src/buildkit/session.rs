@@ -21,6 +21,8 @@ const METHOD: &str = "x-docker-expose-session-grpc-method";
 const ID_MAX: usize = 128;
 const METHODS_MAX: usize = 256;
 const SESSIONS_MAX: usize = 1024;
+/// Every client of BuildKit's serves it.
+const HEALTH: &str = "/grpc.health.v1.Health/Check";
 /// A build may come before its session.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -101,6 +103,7 @@ pub(crate) fn open(kit: &super::BuildKit, mut request: Request) -> Result<Respon
         let channel = Channel::open(stream, move || drop(closing.all().remove(&closed))).await;
         match channel {
             Ok(channel) => {
+                listens(&channel).await;
                 let mut all = sessions.all();
                 all.insert(id.clone(), Session { channel: channel.clone(), methods: Arc::new(methods) });
                 // It may have ended before it was known.
@@ -114,6 +117,16 @@ pub(crate) fn open(kit: &super::BuildKit, mut request: Request) -> Result<Respon
         }
     });
     Ok(switching())
+}
+
+/// Waits until the client has answered something. Docker's hangs if its build is refused between our `101` and its
+/// having begun to serve: it stops what has not begun, and begins it then, with nobody to stop it any more.
+async fn listens(channel: &Channel) {
+    // Whatever it answers, also that it knows no such method, it is there. One that is gone is seen as closed.
+    let answer = tokio::time::timeout(PATIENCE, channel.ask::<()>(HEALTH, &())).await;
+    if answer.is_err() {
+        tracing::debug!("the client of a session does not answer");
+    }
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
