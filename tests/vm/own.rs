@@ -60,6 +60,7 @@ check template-rm 'Total reclaimed space' sh -c 'insula vm-template prune -af | 
 insula tenant create acme -m 128m --cards 2 >/dev/null
 insula run -d --name one --isolation tenant:acme --network none busybox sleep 1000 >/dev/null
 insula run -d --name two --isolation tenant:acme busybox sh -c 'trap "exit 3" TERM; touch /ready; sleep 1000 & wait' >/dev/null
+tenant_boot=$(insula tenant inspect -f '{{.Machine.BootMilliseconds}}' acme)
 check tenant-program insula-vmm cat /proc/$(insula inspect -f '{{.State.Pid}}' one)/comm
 boot() { insula exec $1 cat /proc/sys/kernel/random/boot_id; }
 kernel=$(boot one)
@@ -72,6 +73,17 @@ await 'insula exec two ls /ready'
 check tenant-stop two insula stop two
 check tenant-code 3 insula inspect -f '{{.State.ExitCode}}' two
 check tenant-others on insula exec one echo on
+insula rm -f one two >/dev/null
+await '! pidof insula-vmm'
+# Its machine again, from a copy.
+echo "figure: a tenant's machine that booted: $tenant_boot ms"
+insula warm --tenant acme >/dev/null
+insula run -d --name one --isolation tenant:acme --network none busybox sleep 1000 >/dev/null
+insula run -d --name two --isolation tenant:acme busybox sleep 1000 >/dev/null
+check tenant-copy 'insula-vmm true' insula tenant inspect -f '{{.Machine.Program}} {{.Machine.Template}}' acme
+check tenant-copy-kernel "$(boot one)" boot two
+check tenant-copy-bridge reached sh -c 'insula exec -i two sh </tmp/reach'
+echo "figure: a tenant's machine that is a copy: $(insula tenant inspect -f '{{.Machine.BootMilliseconds}}' acme) ms"
 insula rm -f one two >/dev/null
 await '! pidof insula-vmm'
 check tenant-gone '' pidof insula-vmm

@@ -218,6 +218,59 @@ fn a_machine_is_kept_and_what_is_killed_takes_no_more_along_than_it_must() {
 }
 
 #[test]
+fn tenants_machines_are_copies_of_one_that_was_booted_before() {
+    let Some(mut daemon) = daemon() else { return };
+    // The same size and number of cards: one template is for both.
+    for tenant in ["acme", "other"] {
+        daemon.insula(&["tenant", "create", tenant, "-m", "64m", "--cards", "1"]).exits(0);
+    }
+    let warm = |tenant| daemon.insula(&["warm", "--tenant", tenant]).ok().trim().to_owned();
+    let id = warm("acme");
+    assert_eq!(warm("other"), id);
+    let listed =
+        daemon.insula(&["vm-template", "ls", "--format", "{{.ID}} {{.Networks}} {{.Tenant}} {{.Stale}}"]);
+    assert_eq!(listed.ok().trim(), format!("{id} 1 true false"));
+    let missing = daemon.insula(&["warm", "--tenant", "nobody"]);
+    assert!(missing.code == 1 && missing.stderr.contains("No such tenant: nobody"), "{missing}");
+
+    daemon.insula(&["network", "create", "blue"]).exits(0);
+    let blue = ["--network", "blue", "busybox", "sleep", "1000"];
+    start(&daemon, "acme", "one", &blue);
+    start(&daemon, "acme", "near", &["--network", "none", "busybox", "sleep", "1000"]);
+    start(&daemon, "other", "far", &blue);
+    let copy = |tenant| daemon.insula(&["tenant", "inspect", "-f", "{{.Machine.Template}}", tenant]);
+    for tenant in ["acme", "other"] {
+        assert_eq!(copy(tenant).ok().trim(), "true", "{}", daemon.log());
+    }
+    // Kernels of their own, with random numbers, clocks and names of their own.
+    assert_eq!(boot_id(&daemon, "one"), boot_id(&daemon, "near"));
+    let seen = ["one", "far"].map(|name| {
+        let script = "cat /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id; date +%s; echo kept >/f; cat /f";
+        daemon.exec(name, script).ok().lines().map(str::to_owned).collect::<Vec<_>>()
+    });
+    assert!(seen[0][0] != seen[1][0] && seen[0][1] != seen[1][1] && seen[0][3] == "kept", "{seen:?}");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    assert!(seen.iter().all(|seen| now.abs_diff(seen[2].parse().unwrap()) < 60), "{seen:?}");
+    let ping = daemon.exec("one", "ping -c 1 -W 60 far");
+    assert!(ping.ok().contains("1 packets received"), "{ping}");
+    daemon.insula(&["rm", "-f", "one", "near", "far"]).exits(0);
+
+    // One that cannot be used is no reason not to start.
+    daemon.kill();
+    let state = daemon.instance().root().join("templates").join(&id).join("state");
+    let file = fs::File::options().write(true).open(state).unwrap();
+    file.set_len(100).unwrap();
+    daemon.restart_with(&["--vm-templates", "off"]);
+    start(&daemon, "acme", "one", &blue);
+    let copy = daemon.insula(&["tenant", "inspect", "-f", "{{.Machine.Template}}", "acme"]);
+    assert_eq!(copy.ok().trim(), "false");
+    assert!(daemon.log().contains("its state is not what was saved"), "{}", daemon.log());
+    daemon.insula(&["rm", "-f", "one"]).exits(0);
+    daemon.insula(&["tenant", "rm", "acme", "other"]).exits(0);
+    daemon.insula(&["network", "rm", "blue"]).exits(0);
+}
+
+#[test]
 fn a_tenants_machine_is_made_although_who_makes_it_is_killed() {
     let Some(mut daemon) = daemon() else { return };
     if !daemon.can_fail() {

@@ -4,7 +4,7 @@
 //! containers are possible at all. `insula-monitor hardware` prints what `/dev/kvm` can do. `insula-monitor
 //! template FOLDER` makes a template of a machine, as one line of standard input says, and ends when that is
 //! closed. `insula-monitor tenant` owns the machine of a tenant, as one line of the socket at its standard input
-//! says, until nobody wants it any more.
+//! says, which comes with the descriptors of a template, until nobody wants it any more.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -64,10 +64,8 @@ fn template(folder: &Path) -> Result<(), String> {
 fn tenant() -> Result<(), String> {
     let chain = |error: &dyn std::error::Error| insula_base::chain(error);
     let control = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| chain(&error))?;
-    let mut order = String::new();
-    std::io::stdin().read_line(&mut order).map_err(|error| format!("read: {error}"))?;
-    let order: insula_spec::machine::TenantOrder =
-        serde_json::from_str(&order).map_err(|error| format!("the order: {error}"))?;
+    let (order, _template) =
+        insula_sandbox::vm::receive_tenant_order(control.as_fd()).map_err(|error| chain(&error))?;
     insula_sys::process::detach().map_err(|error| format!("detach: {error}"))?;
     rustix::process::umask(rustix::fs::Mode::empty());
     insula_sandbox::vm::serve_tenant(&order, control).map_err(|error| chain(&error))

@@ -103,6 +103,8 @@ document! {
         memory: u64,
         /// How many network interfaces it has.
         interfaces: u64,
+        /// It is for machines of tenants: the interfaces are all cards of theirs.
+        tenant: bool,
         /// Bytes on disk.
         size: u64,
         /// Seconds since 1970.
@@ -123,6 +125,8 @@ document! {
         memory: i64,
         /// How many networks they are connected to.
         interfaces: u64,
+        /// Name of the tenant whose machine it is for; the other fields are not looked at then.
+        tenant: String,
     }
 }
 

@@ -40,7 +40,7 @@ use crate::{
 };
 use running::Running;
 pub use template::make as make_template;
-pub use tenant::serve as serve_tenant;
+pub use tenant::{receive_order as receive_tenant_order, serve as serve_tenant};
 
 /// A machine with one container.
 #[derive(Debug)]

@@ -54,12 +54,25 @@ pub struct TemplatePlan {
     pub state: PathBuf,
 }
 
+/// Whom a template is for, which says what its agent waits for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TemplateFor {
+    /// A machine of its own.
+    #[default]
+    Container,
+    /// The machine of a tenant.
+    Tenant,
+}
+
 /// A template to make. What comes of it is left in a folder as [`TemplateOrder::MEMORY`] and
 /// [`TemplateOrder::STATE`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateOrder {
     pub machine: MachinePlan,
-    /// How many networks its container is in; it has cards for more, see [`spare_cards`] and [`card`].
+    pub whom: TemplateFor,
+    /// How many networks its container is in; it has cards for more, see [`spare_cards`] and [`card`]. All cards of
+    /// a tenant's.
     pub interfaces: usize,
     /// The control group that it is made in.
     pub cgroup: String,
@@ -275,8 +288,11 @@ pub struct TenantMachine {
     pub memory: u64,
     /// Release of the kernel that answered; empty until it stands.
     pub kernel: String,
-    /// Milliseconds from its start to the agent's first word.
+    /// Milliseconds from its start to the agent's first word, or its answer in a copy.
     pub boot: u64,
+    /// It is a copy of a template.
+    #[serde(default)]
+    pub template: bool,
     /// Cards that no container has.
     pub free_cards: usize,
     /// Ids of the containers in it.

@@ -17,10 +17,12 @@ use crate::printer;
 ///
 /// A machine is booted and saved; containers with --isolation vm and these limits start from a copy of it, in a
 /// fraction of the time. Without --networks both a machine with one network interface and one without any are made.
+/// With --tenant the tenant's own machine starts from a copy.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   insula warm
-  insula warm --cpus 2 -m 1g --networks 1")]
+  insula warm --cpus 2 -m 1g --networks 1
+  insula warm --tenant acme")]
 pub(crate) struct WarmArgs {
     /// CPUs that the containers may use
     #[arg(long, value_name = "NUMBER")]
@@ -31,6 +33,9 @@ pub(crate) struct WarmArgs {
     /// How many networks they are connected to
     #[arg(long, value_name = "NUMBER")]
     networks: Option<u64>,
+    /// For the machine of this tenant, whose size it has
+    #[arg(long, value_name = "TENANT", conflicts_with_all = ["cpus", "memory", "networks"])]
+    tenant: Option<String>,
 }
 
 impl Run for WarmArgs {
@@ -38,8 +43,15 @@ impl Run for WarmArgs {
         let nano_cpus = self.cpus.as_deref().map_or(Ok(0), limits::cpus)?;
         let memory = self.memory.as_deref().map_or(Ok(0), |text| options::bytes("memory", text))?;
         let client = context.client().await?;
-        for interfaces in self.networks.map_or(vec![1, 0], |one| vec![one]) {
-            let template = client.warm(&TemplateRequest { nano_cpus, memory, interfaces }).await?;
+        let many = match (&self.tenant, self.networks) {
+            (Some(_), _) => vec![0],
+            (None, Some(one)) => vec![one],
+            (None, None) => vec![1, 0],
+        };
+        let tenant = self.tenant.unwrap_or_default();
+        for interfaces in many {
+            let request = TemplateRequest { nano_cpus, memory, interfaces, tenant: tenant.clone() };
+            let template = client.warm(&request).await?;
             printer::line(&template.id)?;
         }
         Ok(0)
@@ -67,6 +79,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("CPUs", "CPUS"),
     ("Memory", "MEMORY"),
     ("Networks", "NETWORKS"),
+    ("Tenant", "TENANT"),
     ("Boot", "BOOT"),
     ("CreatedSince", "CREATED"),
     ("Size", "SIZE"),
@@ -102,6 +115,7 @@ fn row(template: &Template, now: i64) -> Row {
             ("CPUs", or_none(template.cpus.to_string())),
             ("Memory", or_none(binary_size(template.memory as f64))),
             ("Networks", or_none(template.interfaces.to_string())),
+            ("Tenant", template.tenant.to_string()),
             ("Boot", or_none(format!("{}ms", template.boot_milliseconds))),
             ("CreatedSince", or_none(ago::ago(template.created, now))),
             ("Size", insula_base::format_decimal(template.size)),

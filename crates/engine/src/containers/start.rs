@@ -169,7 +169,8 @@ impl Engine {
         blocking(move || {
             let machines = &engine.0.machines;
             let mut plan = machines.plan(&row, &folder)?;
-            let (copy, wanted) = machines.use_template(&mut plan, row.host.privileged, interfaces)?;
+            let wanted = machines::Wanted::by_container(&plan, row.host.privileged, interfaces)?;
+            let (copy, wanted) = machines.use_template(&mut plan, wanted);
             Ok(MachineOf { plan: Some(plan), copy, wanted, lease: None })
         })
         .await

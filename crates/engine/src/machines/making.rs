@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
-use insula_spec::machine::{MachinePlan, TemplateMade, TemplateOrder};
+use insula_spec::machine::{MachinePlan, TemplateFor, TemplateMade, TemplateOrder};
 
 use super::templates::{self, Document, Making, Shape};
 use super::{Machines, size};
@@ -18,46 +18,56 @@ const LARGEST_REASON: u64 = 16 << 10;
 pub(crate) struct Wanted {
     pub(crate) id: String,
     engine: bool,
+    whom: TemplateFor,
     interfaces: usize,
     machine: MachinePlan,
 }
 
-impl Machines {
-    fn wanted_for(&self, machine: MachinePlan, engine: bool, interfaces: usize) -> Result<Wanted> {
-        Ok(Wanted { id: templates::id(&machine, interfaces)?, engine, interfaces, machine })
+impl Wanted {
+    /// Of a container's machine, with that many networks; `engine`: enough for a container engine in it.
+    pub(crate) fn by_container(machine: &MachinePlan, engine: bool, interfaces: usize) -> Result<Self> {
+        let (whom, machine) = (TemplateFor::Container, machine.clone());
+        Ok(Self { id: templates::id(&machine, whom, interfaces)?, engine, whom, interfaces, machine })
     }
 
+    /// Of a tenant's machine, with that many cards.
+    pub(crate) fn by_tenant(machine: &MachinePlan, cards: usize) -> Result<Self> {
+        let (whom, machine) = (TemplateFor::Tenant, machine.clone());
+        let id = templates::id(&machine, whom, cards)?;
+        Ok(Self { id, engine: false, whom, interfaces: cards, machine })
+    }
+}
+
+impl Machines {
     /// Makes `plan` a copy of its template. Without one it boots, and the template that it would have used is
     /// returned if there are to be templates.
     pub(crate) fn use_template(
         &self,
         plan: &mut MachinePlan,
-        engine: bool,
-        interfaces: usize,
-    ) -> Result<(Option<[OwnedFd; 2]>, Option<Wanted>)> {
-        let wanted = self.wanted_for(plan.clone(), engine, interfaces)?;
+        wanted: Wanted,
+    ) -> (Option<[OwnedFd; 2]>, Option<Wanted>) {
         if let Some((template, descriptors)) = self.templates.copy(&wanted.id) {
             plan.template = Some(template);
-            return Ok((Some(descriptors), None));
+            return (Some(descriptors), None);
         }
-        Ok((None, Some(wanted).filter(|_| self.makes_templates)))
+        (None, Some(wanted).filter(|_| self.makes_templates))
     }
 
     /// What a container without limits would use, with that many interfaces.
     pub(super) fn usual(&self, cpus: u32, memory: u64, interfaces: usize) -> Result<Wanted> {
-        self.wanted_for(self.machine(false, cpus, memory)?, false, interfaces)
+        Wanted::by_container(&self.machine(false, cpus, memory)?, false, interfaces)
     }
 
     /// The template that one of this shape would have now: another one if something has changed.
     pub(super) fn now(&self, shape: &Shape) -> Result<String> {
         let mut machine = self.machine(shape.engine, shape.cpus, shape.memory)?;
         machine.backend = shape.backend;
-        templates::id(&machine, shape.interfaces)
+        templates::id(&machine, shape.whom, shape.interfaces)
     }
 
     /// Makes a template; none if somebody else does, who is waited for. Takes as long as a boot.
     pub(super) fn make(&self, wanted: Wanted, cgroups: &str, patient: bool) -> Result<Option<Document>> {
-        let Wanted { id, engine, interfaces, machine } = wanted;
+        let Wanted { id, engine, whom, interfaces, machine } = wanted;
         let Some(making) = self.templates.begin(&id)? else {
             self.templates.await_maker(&id);
             return Ok(None);
@@ -69,9 +79,10 @@ impl Machines {
             memory: machine.memory,
             interfaces,
             engine,
+            whom,
         };
-        let order =
-            TemplateOrder { machine, interfaces, cgroup: format!("{cgroups}/template-{id}"), patient };
+        let cgroup = format!("{cgroups}/template-{id}");
+        let order = TemplateOrder { machine, whom, interfaces, cgroup, patient };
         let made = self.carry_out(&order, &making)?;
         making.finish(shape, made).map(Some)
     }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use insula_base::Digest;
 use insula_host::guest;
-use insula_spec::machine::{Backend, MachinePlan, TemplateMade, TemplateOrder, TemplatePlan};
+use insula_spec::machine::{Backend, MachinePlan, TemplateFor, TemplateMade, TemplateOrder, TemplatePlan};
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,8 @@ pub(crate) struct Shape {
     pub(crate) interfaces: usize,
     /// Enough for a container engine in a container.
     pub(crate) engine: bool,
+    #[serde(default)]
+    pub(crate) whom: TemplateFor,
 }
 
 /// A template on disk.
@@ -265,13 +267,17 @@ impl Loaded {
 }
 
 /// Names everything that a machine is made of, files by what tells versions apart: path, size and time.
-pub(super) fn id(plan: &MachinePlan, interfaces: usize) -> Result<String> {
+pub(super) fn id(plan: &MachinePlan, whom: TemplateFor, interfaces: usize) -> Result<String> {
     let mut hash = sha2::Sha256::new();
     hash.update(format!(
-        "{VERSION} {} {} {} {interfaces} {}\0",
+        "{VERSION} {} {} {} {interfaces}{} {}\0",
         plan.backend.name(),
         plan.cpus,
         plan.memory,
+        match whom {
+            TemplateFor::Container => "",
+            TemplateFor::Tenant => " tenant",
+        },
         processor()
     ));
     // The initial RAM disk's own name stands for the agent and the kernel's modules.
@@ -375,13 +381,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use insula_spec::machine::KernelPlan;
+
     use super::*;
 
     const MEMORY: u64 = 8 << 20;
 
     fn shape() -> Shape {
         let release = "6.1".to_owned();
-        Shape { backend: Backend::Qemu, release, cpus: 1, memory: MEMORY, interfaces: 0, engine: false }
+        let whom = TemplateFor::Container;
+        Shape { backend: Backend::Qemu, release, cpus: 1, memory: MEMORY, interfaces: 0, engine: false, whom }
     }
 
     fn make(templates: &Templates, id: &str) {
@@ -424,6 +433,31 @@ mod tests {
             assert!(templates.copy("0a").is_none(), "{file}");
             assert!(templates.list().unwrap().is_empty(), "{file}");
         }
+    }
+
+    #[test]
+    fn a_tenants_template_is_no_containers() {
+        let folder = tempfile::tempdir().unwrap();
+        let (image, initramfs) = (folder.path().join("kernel"), folder.path().join("agent"));
+        for file in [&image, &initramfs] {
+            fs::write(file, b"x").unwrap();
+        }
+        let plan = MachinePlan {
+            backend: Backend::Kvm,
+            vmm: image.clone(),
+            kernel: KernelPlan { image, modules: PathBuf::new(), release: "6.1".to_owned() },
+            initramfs,
+            cpus: 1,
+            memory: MEMORY,
+            patience: 1,
+            folder: PathBuf::new(),
+            template: None,
+            tenant: None,
+        };
+        let of = |whom, interfaces| id(&plan, whom, interfaces).unwrap();
+        assert_eq!(of(TemplateFor::Tenant, 2), of(TemplateFor::Tenant, 2));
+        assert_ne!(of(TemplateFor::Tenant, 2), of(TemplateFor::Container, 2));
+        assert_ne!(of(TemplateFor::Tenant, 2), of(TemplateFor::Tenant, 3));
     }
 
     #[test]

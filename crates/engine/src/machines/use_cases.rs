@@ -5,7 +5,7 @@ use std::path::Path;
 use insula_host::guest;
 use insula_models::{Kernel, KernelUseRequest, MachinesInfo, Template, TemplateRequest, TemplatesPruned};
 
-use insula_spec::machine::MOST_INTERFACES;
+use insula_spec::machine::{MOST_INTERFACES, TemplateFor};
 
 use super::making;
 use super::templates::{Document, Found};
@@ -55,7 +55,8 @@ impl Engine {
         .await
     }
 
-    /// Makes a template for containers with these limits, if there is none; takes as long as a boot.
+    /// Makes a template for containers with these limits, or for a tenant's machine, if there is none; takes as long
+    /// as a boot.
     pub async fn warm(&self, request: TemplateRequest) -> Result<Template> {
         let interfaces = request.interfaces;
         if interfaces > MOST_INTERFACES as u64 || request.nano_cpus < 0 || request.memory < 0 {
@@ -70,7 +71,10 @@ impl Engine {
             let machines = &engine.0.machines;
             let (cpus, memory) = making::sizes(request.nano_cpus, request.memory);
             // At most 16.
-            let wanted = machines.usual(cpus, memory, interfaces as usize)?;
+            let wanted = match request.tenant.as_str() {
+                "" => machines.usual(cpus, memory, interfaces as usize)?,
+                name => engine.template_of_tenant(name)?,
+            };
             let there = machines.find(&wanted.id)?;
             Ok((wanted, there))
         })
@@ -147,6 +151,7 @@ impl Machines {
             cpus: shape.cpus,
             memory: shape.memory,
             interfaces: shape.interfaces as u64,
+            tenant: shape.whom == TemplateFor::Tenant,
             created: *created,
             boot_milliseconds: *boot,
             ..template

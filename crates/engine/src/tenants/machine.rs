@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ use insula_sys::failpoint::failpoint;
 use super::{Admission, TenantRow, Tenants, group};
 use crate::containers::leftovers;
 use crate::containers::row::Row;
+use crate::machines::Wanted;
 use crate::monitor::Process;
 use crate::{Engine, Error, Result};
 
@@ -54,22 +55,49 @@ impl Engine {
         let tenant = self.0.tenants.get(name)?;
         let admission = self.admit(&tenant, row)?;
         let engine = self.clone();
-        aside(move || {
+        let (plan, connection, wanted) = aside(move || {
             let tenants = &engine.0.tenants;
             let socket = tenants.folder_of(&tenant.name).join(TenantOrder::SOCKET);
             let mut plan = engine.0.machines.tenant(tenant.nano_cpus, tenant.memory)?;
-            let (connection, machine) = match tenants.connect(&tenant.name)? {
-                Some(found) => found,
-                None => tenants.start(&tenant, plan.clone())?,
+            let ((connection, machine), wanted) = match tenants.connect(&tenant.name)? {
+                Some(found) => (found, None),
+                None => engine.make_tenant_machine(&tenant, plan.clone())?,
             };
             plan.backend = machine.backend;
             (plan.cpus, plan.memory) = (machine.cpus, machine.memory);
             plan.folder = folder;
             plan.tenant = Some(socket);
-            Ok((plan, Lease { _connection: connection, _admission: admission }))
+            Ok((plan, connection, wanted))
         })
-        .await
+        .await?;
+        if let Some(wanted) = wanted {
+            self.make_template_soon(wanted);
+        }
+        Ok((plan, Lease { _connection: connection, _admission: admission }))
     }
+
+    /// A machine that is a copy of its template, or one that boots and the template that it would have used.
+    fn make_tenant_machine(
+        &self,
+        tenant: &TenantRow,
+        mut plan: MachinePlan,
+    ) -> Result<((UnixStream, TenantMachine), Option<Wanted>)> {
+        let wanted = Wanted::by_tenant(&plan, cards(tenant))?;
+        let (copy, wanted) = self.0.machines.use_template(&mut plan, wanted);
+        Ok((self.0.tenants.start(tenant, plan, copy)?, wanted))
+    }
+
+    /// What the machine of a tenant would be a copy of.
+    pub(crate) fn template_of_tenant(&self, name: &str) -> Result<Wanted> {
+        let tenant = self.0.tenants.get(name)?;
+        let plan = self.0.machines.tenant(tenant.nano_cpus, tenant.memory)?;
+        Wanted::by_tenant(&plan, cards(&tenant))
+    }
+}
+
+/// How many its machine has.
+fn cards(tenant: &TenantRow) -> usize {
+    usize::try_from(tenant.cards).unwrap_or(usize::MAX)
 }
 
 /// As long as a boot takes, on no thread of the runtime: the daemon does not wait for it when it ends.
@@ -127,7 +155,12 @@ impl Tenants {
     }
 
     /// Starts the machine and waits until it stands. What a former one left is freed first.
-    fn start(&self, row: &TenantRow, machine: MachinePlan) -> Result<(UnixStream, TenantMachine)> {
+    fn start(
+        &self,
+        row: &TenantRow,
+        machine: MachinePlan,
+        template: Option<[OwnedFd; 2]>,
+    ) -> Result<(UnixStream, TenantMachine)> {
         self.clear(&row.name)?;
         let folder = self.folder_of(&row.name);
         fs::DirBuilder::new()
@@ -136,7 +169,7 @@ impl Tenants {
             .create(&folder)
             .map_err(|error| Error::io("mkdir", &folder, error))?;
         let patience = Duration::from_secs(machine.patience.into());
-        let mut connection = self.spawn(row, machine, &folder)?;
+        let mut connection = self.spawn(row, machine, template, &folder)?;
         let answer = receive(&mut connection, patience + SLACK);
         match answer {
             Ok(Some(TenantAnswer::Status(machine))) => Ok((connection, machine)),
@@ -152,20 +185,26 @@ impl Tenants {
         }
     }
 
-    fn spawn(&self, row: &TenantRow, mut machine: MachinePlan, folder: &Path) -> Result<UnixStream> {
+    fn spawn(
+        &self,
+        row: &TenantRow,
+        mut machine: MachinePlan,
+        template: Option<[OwnedFd; 2]>,
+        folder: &Path,
+    ) -> Result<UnixStream> {
         let failed = |call: &'static str| move |error| Error::io(call, &self.monitor, error);
         machine.folder = folder.to_owned();
         let order = TenantOrder {
             tenant: row.name.clone(),
             machine,
-            cards: usize::try_from(row.cards).unwrap_or(usize::MAX),
+            cards: cards(row),
             // Nothing in a container has the last id of a range, and no container has this range.
             user: row.ids.first + row.ids.count - 1,
             cgroup: self.cgroup_of(&row.name),
             nano_cpus: row.nano_cpus.unsigned_abs(),
             keep: row.keep,
         };
-        let (mut ours, theirs) = UnixStream::pair().map_err(failed("socketpair"))?;
+        let (ours, theirs) = UnixStream::pair().map_err(failed("socketpair"))?;
         let mut child = Command::new(&self.monitor)
             .arg("tenant")
             .stdin(OwnedFd::from(theirs))
@@ -188,7 +227,9 @@ impl Tenants {
         write(&json(&process)?)?;
         let mut line = json(&order)?;
         line.push(b'\n');
-        ours.write_all(&line).map_err(failed("write to"))?;
+        let gift: Vec<_> = template.iter().flatten().map(AsFd::as_fd).collect();
+        insula_sys::socket::send_all(ours.as_fd(), &line, &gift)
+            .map_err(|error| failed("write to")(error.into()))?;
         failpoint("tenant.ordered");
         Ok(ours)
     }
@@ -252,7 +293,6 @@ fn owner(folder: &Path) -> Option<Process> {
 
 /// However long the folder's path is.
 fn open(folder: &Path) -> std::io::Result<UnixStream> {
-    use std::os::fd::AsFd;
     let opened = fs::File::open(folder)?;
     UnixStream::connect(insula_sys::socket::path_in(opened.as_fd(), TenantOrder::SOCKET))
 }

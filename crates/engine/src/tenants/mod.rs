@@ -292,7 +292,7 @@ fn describe(machine: TenantMachine) -> Machine {
         memory: machine.memory,
         kernel: machine.kernel,
         boot_milliseconds: machine.boot,
-        template: false,
+        template: machine.template,
     }
 }
 

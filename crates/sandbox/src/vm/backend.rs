@@ -62,6 +62,16 @@ pub(super) enum Begin {
     Template { state: OwnedFd, memory: OwnedFd },
 }
 
+impl Begin {
+    /// As the plan has it: by a boot, or the template's.
+    pub(super) fn of(plan: &MachinePlan) -> Result<Self> {
+        let Some(template) = &plan.template else { return Ok(Self::Boot) };
+        let state = open(&template.state)?.into();
+        let memory = open(&template.memory)?.into();
+        Ok(Self::Template { state, memory })
+    }
+}
+
 /// What a machine is made of.
 #[derive(Debug)]
 pub(super) struct Parts<'a> {

@@ -504,12 +504,13 @@ fn begin(
     entry: &Entry,
     relay: &mut Option<Jailed>,
 ) -> Result<(Begin, Files)> {
-    let Some(template) = &machine.template else { return Ok((Begin::Boot, Files::Device(connection))) };
+    let begin = Begin::of(machine)?;
+    if machine.template.is_none() {
+        return Ok((begin, Files::Device(connection)));
+    }
     let (port, port_inside) = backend::pair()?;
     *relay = Some(files::relay(&machine.vmm, &port, &connection, user, entry)?);
-    let state = backend::open(&template.state)?.into();
-    let memory = backend::open(&template.memory)?.into();
-    Ok((Begin::Template { state, memory }, Files::Port(port_inside)))
+    Ok((begin, Files::Port(port_inside)))
 }
 
 fn wait_for(events: &OwnedFd, descriptor: BorrowedFd<'_>) -> Result<()> {

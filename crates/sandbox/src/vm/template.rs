@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use insula_host::cgroup::{Group, Layout, Purpose};
 use insula_host::netlink::EmptyNamespace;
 use insula_proto::{Call, Empty};
-use insula_spec::machine::{TemplateMade, TemplateOrder, card, spare_cards};
+use insula_spec::machine::{TemplateFor, TemplateMade, TemplateOrder, card, spare_cards};
 use insula_spec::plan::Resources;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{MemfdFlags, SeekFrom};
@@ -48,14 +48,19 @@ fn make_in(order: &TemplateOrder, folder: &Path, who: BorrowedFd<'_>, group: &Gr
     let (memory, state) = (memfd("memory")?, memfd("state")?);
     rustix::fs::ftruncate(&memory, order.machine.memory)
         .map_err(|source| Error::call("ftruncate", "a template's memory", source))?;
-    let interfaces = interfaces(order.interfaces + spare_cards(order.interfaces))?;
     // Nobody serves files yet, but a port that nobody is at is closed.
     let (_port, port_inside) = backend::pair()?;
+    let (files, cards) = match order.whom {
+        TemplateFor::Container => {
+            (Files::Port(port_inside), order.interfaces + spare_cards(order.interfaces))
+        }
+        TemplateFor::Tenant => (Files::None, order.interfaces),
+    };
     let machine = backend::start(Parts {
         plan: &order.machine,
         begin: Begin::BootIn(crate::duplicate(memory.as_fd())?),
-        files: Files::Port(port_inside),
-        interfaces,
+        files,
+        interfaces: interfaces(cards)?,
         uid: USER,
         gid: USER,
         entry: &group.entry()?,
@@ -79,7 +84,8 @@ fn save(
         Boot { machine, who, link: Link::default(), console: Console::default(), deadline: began + BOOT };
     boot.until(|link| link.hello().is_some())?;
     let took = began.elapsed();
-    // The monitor in the guest answers: it waits for a container.
+    // The monitor in the guest answers: it waits for a container. The agent of a tenant's machine refuses: it waits
+    // for a request of another kind.
     let number = boot.link.ask(Call::Status(Empty {}));
     boot.until(|link| link.answer(number).is_some())?;
     backend::save(order.machine.backend, machine, state)?;

@@ -11,6 +11,7 @@
 //! What the guest says is passed on with bounds; who does not keep to the format is ended.
 
 mod caller;
+mod order;
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 use insula_host::cgroup::{Group, Layout, Purpose};
 use insula_proto::channel::{ChannelError, ChannelFrame, Kind};
 use insula_proto::{Call, Furnish, Outcome, Reply, Request};
-use insula_spec::machine::{TenantAnswer, TenantCall, TenantMachine, TenantOrder};
+use insula_spec::machine::{MachinePlan, TenantAnswer, TenantCall, TenantMachine, TenantOrder};
 use insula_spec::plan::{InterfacePlan, Resources};
 use insula_sys::failpoint::failpoint;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -28,6 +29,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use self::caller::{Caller, Seated};
+pub use self::order::receive as receive_order;
 use super::backend::{self, Begin, Files, Machine, Parts};
 use super::cards::Cards;
 use super::console::Console;
@@ -46,25 +48,31 @@ const OVERHEAD: u64 = 512 << 20;
 pub fn serve(order: &TenantOrder, daemon: OwnedFd) -> Result<()> {
     insula_sys::process::ignore_broken_pipes(true);
     let mut daemon = Caller::new(daemon)?;
-    let mut owner = match Owner::new(order) {
+    let booted;
+    let awake = match Owner::awake(order) {
+        Err(error) if order.machine.template.is_some() => {
+            let why = insula_base::chain(&error);
+            report(&format!(
+                "the machine of tenant {} boots, since its template is of no use: {why}",
+                order.tenant
+            ));
+            let machine = MachinePlan { template: None, ..order.machine.clone() };
+            booted = TenantOrder { machine, ..order.clone() };
+            Owner::awake(&booted)
+        }
+        awake => awake,
+    };
+    let mut owner = match awake {
         Ok(owner) => owner,
         Err(error) => {
             daemon.fail(&error);
             return Err(error);
         }
     };
-    let served = match owner.awake() {
-        Ok(()) => {
-            failpoint("owner.stands");
-            daemon.tell(&TenantAnswer::Status(owner.status()));
-            owner.callers.push(daemon);
-            owner.run()
-        }
-        Err(error) => {
-            daemon.fail(&error);
-            Err(error)
-        }
-    };
+    failpoint("owner.stands");
+    daemon.tell(&TenantAnswer::Status(owner.status()));
+    owner.callers.push(daemon);
+    let served = owner.run();
     let ended = owner.end();
     served.and(ended)
 }
@@ -92,6 +100,19 @@ struct Owner<'a> {
 }
 
 impl<'a> Owner<'a> {
+    /// One whose machine stands. On failure nothing of it is left.
+    fn awake(order: &'a TenantOrder) -> Result<Self> {
+        let mut owner = Self::new(order)?;
+        match owner.stand() {
+            Ok(()) => Ok(owner),
+            Err(error) => {
+                // The first error is the one to report; what is left is found by its name later.
+                let _ = owner.end();
+                Err(error)
+            }
+        }
+    }
+
     /// Starts the machine, which boots by itself. On failure nothing of it is left.
     fn new(order: &'a TenantOrder) -> Result<Self> {
         let group = Group::create(&Layout::probe()?, &order.cgroup, Purpose::Limit)?;
@@ -126,8 +147,23 @@ impl<'a> Owner<'a> {
         }
     }
 
-    /// Waits for the agent and makes the machine what it is to be.
-    fn awake(&mut self) -> Result<()> {
+    /// Waits for the agent, which has said its first word in a template already, and makes the machine what it is
+    /// to be.
+    fn stand(&mut self) -> Result<()> {
+        match &self.order.machine.template {
+            Some(template) => self.release = Some(template.release.clone()),
+            None => self.hello()?,
+        }
+        self.boot = self.began.elapsed();
+        self.furnish()?;
+        if self.order.machine.template.is_some() {
+            self.boot = self.began.elapsed();
+        }
+        self.stands = true;
+        Ok(())
+    }
+
+    fn hello(&mut self) -> Result<()> {
         let patience = self.order.machine.patience;
         let deadline = self.began + Duration::from_secs(patience.into());
         while self.release.is_none() {
@@ -138,7 +174,10 @@ impl<'a> Owner<'a> {
             self.turn()?;
             self.attend();
         }
-        self.boot = self.began.elapsed();
+        Ok(())
+    }
+
+    fn furnish(&mut self) -> Result<()> {
         let plan = json(&guest::tenant(&self.order.tenant, self.order.cards))?;
         let request = insula_proto::encode(&Request::new(1, Call::Furnish(Furnish { plan })));
         // A frame of the task protocol is the message with its length before it.
@@ -148,10 +187,7 @@ impl<'a> Owner<'a> {
             self.turn()?;
             self.attend();
             match self.answer.take() {
-                Some(Outcome::Done(_)) => {
-                    self.stands = true;
-                    return Ok(());
-                }
+                Some(Outcome::Done(_)) => return Ok(()),
                 Some(Outcome::Failed(failed)) => return Err(Error::Machine(failed.message)),
                 Some(_) => return Err(ChannelError::Malformed("a reply").into()),
                 None if self.wait(Some(deadline))? => {}
@@ -299,6 +335,7 @@ impl<'a> Owner<'a> {
             memory: plan.memory,
             kernel: self.release.clone().filter(|_| self.stands).unwrap_or_default(),
             boot: u64::try_from(self.boot.as_millis()).unwrap_or(u64::MAX),
+            template: plan.template.is_some(),
             free_cards: self.cards.free(),
             containers: self
                 .callers
@@ -415,7 +452,7 @@ fn start(order: &TenantOrder, group: &Group) -> Result<(Machine, Cards, Mux)> {
     let (cards, interfaces) = Cards::all_spare(order.cards)?;
     let machine = backend::start(Parts {
         plan: &order.machine,
-        begin: Begin::Boot,
+        begin: Begin::of(&order.machine)?,
         files: Files::None,
         interfaces,
         uid: order.user,
