@@ -4,6 +4,15 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+/// `5s`, `100ms`: more than nothing.
+fn interval(text: &str) -> Result<std::time::Duration, String> {
+    let nanoseconds = insula_base::parse_duration(text).map_err(|error| error.to_string())?;
+    match u64::try_from(nanoseconds) {
+        Ok(nanoseconds @ 1..) => Ok(std::time::Duration::from_nanos(nanoseconds)),
+        _ => Err("it must be more than nothing".to_owned()),
+    }
+}
+
 /// Where containers are without `--root`.
 const ROOT: &str = "/run/insula-runtime";
 
@@ -34,7 +43,7 @@ pub(crate) struct Global {
     /// Not supported: control groups are made directly
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
-    /// `true` is not supported
+    /// Do without the control groups that an ordinary user may not make; `auto` is in a user namespace
     #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value = "auto")]
     pub(crate) rootless: String,
     /// Print the version
@@ -100,9 +109,12 @@ pub(crate) enum Command {
     Resume { id: String },
     /// Change limits
     Update(Update),
-    /// Print what a container uses
+    /// Print what a container uses and when it is out of memory, until it ends
     Events {
         id: String,
+        /// How often
+        #[arg(long, default_value = "5s", value_parser = interval)]
+        interval: std::time::Duration,
         /// Once, not every few seconds
         #[arg(long)]
         stats: bool,
@@ -128,10 +140,10 @@ pub(crate) struct Create {
     /// File that gets the pid of the container's init
     #[arg(long)]
     pub(crate) pid_file: Option<PathBuf>,
-    /// Not supported
+    /// Enter the root by chroot(2), where the host's root is its initial RAM disk
     #[arg(long)]
     pub(crate) no_pivot: bool,
-    /// Not supported: every container has a keyring of its own
+    /// Keep the session keyring of who calls
     #[arg(long)]
     pub(crate) no_new_keyring: bool,
     /// Descriptors after the standard streams that the program gets

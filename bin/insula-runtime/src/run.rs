@@ -5,9 +5,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use insula_runtime_core as core;
+use insula_runtime_core::{self as core, Groups};
 use insula_spec::bundle::document::{self, BlockIo, Cpu, Memory, Pids, Resources};
-use insula_spec::bundle::{self, LARGEST};
+use insula_spec::bundle::{self, Entering, Keyring, LARGEST};
 use insula_spec::plan::{ProcessPlan, StdioPlan};
 
 use crate::args::{Arguments, Command, Create, Exec, Global, Run, Update};
@@ -21,18 +21,18 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
 
 pub(crate) fn run(arguments: &Arguments, log: &Log) -> Result<u8> {
     let global = &arguments.global;
-    check(global)?;
+    let groups = check(global)?;
     let root = global.root.as_path();
     match &arguments.command {
         Command::Create(create) => {
             prepare()?;
-            create_one(create, root, log)?;
+            create_one(create, root, groups, log)?;
         }
         Command::Start { id } => {
             prepare()?;
             log.warn(&core::start(root, id)?);
         }
-        Command::Run(run) => return run_one(run, root, log),
+        Command::Run(run) => return run_one(run, root, groups, log),
         Command::State { id } => show::state(&core::find(root, id)?)?,
         Command::Kill { id, signal, all } => {
             let number = core::signal_number(signal).with_context(|| format!("unknown signal {signal:?}"))?;
@@ -50,21 +50,28 @@ pub(crate) fn run(arguments: &Arguments, log: &Log) -> Result<u8> {
         Command::Pause { id } => core::freeze(root, id, true)?,
         Command::Resume { id } => core::freeze(root, id, false)?,
         Command::Update(update) => log.warn(&core::update(root, &update.id, &limits(update)?)?),
-        Command::Events { id, stats: true } => show::stats(id, &core::stats(root, id)?)?,
-        Command::Events { .. } => bail!("events without --stats are not supported"),
+        Command::Events { id, stats: true, .. } => show::stats(id, &core::stats(root, id)?)?,
+        Command::Events { id, interval, .. } => {
+            core::watch(root, id, *interval, |event| match event {
+                core::Event::Stats(stats) => show::stats(id, &stats),
+                core::Event::OutOfMemory => show::out_of_memory(id),
+            })?;
+        }
         Command::Spec { bundle } => spec(bundle)?,
         Command::Features => features::print()?,
     }
     Ok(0)
 }
 
-fn check(global: &Global) -> Result<()> {
+fn check(global: &Global) -> Result<Groups> {
     if global.systemd_cgroup {
         bail!("--systemd-cgroup is not supported: control groups are made directly");
     }
     match global.rootless.as_str() {
-        "auto" | "false" => Ok(()),
-        other => bail!("--rootless={other} is not supported: it needs root"),
+        "auto" if insula_sys::process::in_user_namespace() => Ok(Groups::Wanted),
+        "auto" | "false" => Ok(Groups::Needed),
+        "true" => Ok(Groups::Wanted),
+        other => bail!("--rootless={other:?}: it is \"true\", \"false\" or \"auto\""),
     }
 }
 
@@ -84,13 +91,7 @@ fn preserved(count: u16) -> Result<Vec<OwnedFd>> {
     (3..3 + i32::from(count)).map(take).collect()
 }
 
-fn create_one(create: &Create, root: &Path, log: &Log) -> Result<()> {
-    if create.no_pivot {
-        bail!("--no-pivot is not supported");
-    }
-    if create.no_new_keyring {
-        bail!("--no-new-keyring is not supported");
-    }
+fn create_one(create: &Create, root: &Path, groups: Groups, log: &Log) -> Result<()> {
     core::protect()?;
     let preserved = preserved(create.preserve_fds)?;
     let warnings = core::create(&core::CreateRequest {
@@ -100,18 +101,21 @@ fn create_one(create: &Create, root: &Path, log: &Log) -> Result<()> {
         console_socket: create.console_socket.as_deref(),
         pid_file: create.pid_file.as_deref(),
         preserved: &preserved,
+        entering: if create.no_pivot { Entering::Chroot } else { Entering::Pivot },
+        groups,
+        keyring: if create.no_new_keyring { Keyring::Inherited } else { Keyring::New },
     })?;
     log.warn(&warnings);
     Ok(())
 }
 
-fn run_one(run: &Run, root: &Path, log: &Log) -> Result<u8> {
+fn run_one(run: &Run, root: &Path, groups: Groups, log: &Log) -> Result<u8> {
     prepare()?;
     let id = &run.create.id;
     if !run.detach {
         insula_sys::process::become_subreaper().context("prctl PR_SET_CHILD_SUBREAPER")?;
     }
-    create_one(&run.create, root, log)?;
+    create_one(&run.create, root, groups, log)?;
     let start = || core::start(root, id).map(|warnings| log.warn(&warnings));
     if run.detach {
         return match start() {
@@ -165,6 +169,7 @@ fn process(exec: &Exec, own: &ProcessPlan) -> Result<(ProcessPlan, StdioPlan)> {
         // How the kernel looks is the container's, not the process'.
         if let (Some(exact), Some(own)) = (&mut process.exact, &own.exact) {
             exact.personality = own.personality;
+            exact.memory_policy.clone_from(&own.memory_policy);
         }
         return Ok((process, stdio));
     }

@@ -75,6 +75,11 @@ pub(crate) fn processes(pids: &[i32], format: Format, options: &[String]) -> Res
     Ok(())
 }
 
+/// One event of runc's kind `oom`.
+pub(crate) fn out_of_memory(id: &str) -> Result<()> {
+    print(&format!("{}\n", json!({ "type": "oom", "id": id })))
+}
+
 /// One event of runc's kind `stats`.
 pub(crate) fn stats(id: &str, stats: &Stats) -> Result<()> {
     let event = json!({

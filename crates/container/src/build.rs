@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use insula_base::{Lap, Laps};
 use insula_host::cgroup::Entry;
 use insula_host::resolver::{self, Sockets};
+use insula_spec::bundle::TimePlan;
 use insula_spec::plan::{ContainerPlan, Namespace, NamespacesPlan, NetworkChange, UserNamespace};
 use insula_sys::process::{self, Clone, CloneFlags};
 use rustix::fs::{Mode, OFlags};
@@ -228,7 +229,7 @@ fn namespace_of(pid: i32, kind: &str) -> Result<OwnedFd> {
 /// joins them and clones the init as its sibling.
 pub(crate) fn clone_init(inside: &Inside<'_>, outside: &Channel) -> Result<Cloned> {
     let flags = fresh(&inside.plan.namespaces);
-    let joined = existing(&inside.plan.namespaces)?;
+    let joined = existing(inside.plan)?;
     let first = if joined.is_empty() { flags } else { CloneFlags::empty() };
     match process::clone(first, inside.entry.birthplace()).context("clone3", "the container's init")? {
         Clone::Parent { pid, pidfd } if joined.is_empty() => Ok(Cloned { pid, pidfd }),
@@ -289,7 +290,8 @@ fn fresh(namespaces: &NamespacesPlan) -> CloneFlags {
 }
 
 /// The existing namespaces to join, the user namespace last: until then the host's rights hold.
-fn existing(namespaces: &NamespacesPlan) -> Result<Vec<OwnedFd>> {
+fn existing(plan: &ContainerPlan) -> Result<Vec<OwnedFd>> {
+    let namespaces = &plan.namespaces;
     let others = [&namespaces.pid, &namespaces.network, &namespaces.ipc, &namespaces.uts, &namespaces.cgroup];
     let mut paths: Vec<_> = others
         .into_iter()
@@ -298,6 +300,9 @@ fn existing(namespaces: &NamespacesPlan) -> Result<Vec<OwnedFd>> {
             Namespace::Private | Namespace::Host => None,
         })
         .collect();
+    if let Some(TimePlan::Path(path)) = plan.bundle.as_ref().and_then(|bundle| bundle.time.as_ref()) {
+        paths.push(path);
+    }
     if let UserNamespace::Path { path, .. } = &namespaces.user {
         paths.push(path);
     }

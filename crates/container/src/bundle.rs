@@ -106,7 +106,7 @@ pub fn create_bundle(build: &BundleBuild<'_>) -> Result<Standing> {
     warnings.extend(confinement.warnings);
     let Report::Mounted = outside.await_report()? else { return Err(Error::Lost) };
     hooks::run_all("createRuntime", &bundle.hooks.create_runtime, &State { pid, ..build.state.clone() })?;
-    outside.order(&Order::Hooks { pid })?;
+    outside.order(&Order::Known { pid })?;
     let streams = listen_to(&outside, streams)?;
     Ok(Standing { pid, streams, warnings, guard, channel: outside })
 }

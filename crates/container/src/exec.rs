@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use insula_host::cgroup::Entry;
+use insula_spec::bundle::State;
 use insula_spec::plan::{ContainerPlan, Namespace, ProcessPlan, SeccompPlan, StdioPlan, UserNamespace};
 use insula_sys::process::{self, Clone, CloneFlags};
 
@@ -22,6 +23,8 @@ pub struct ExecPlan<'a> {
     pub privileged: bool,
     /// Left open in the program, under the numbers that they have.
     pub preserved: &'a [OwnedFd],
+    /// What who decides about system calls is told; a bundle's.
+    pub state: Option<&'a State>,
 }
 
 /// The container to join.
@@ -51,6 +54,10 @@ pub fn exec(target: &Target<'_>, exec: &ExecPlan<'_>, entry: &Entry) -> Result<E
         Some(_) => streams::make_for_bundle(exec.stdio),
         None => streams::make(exec.stdio, idmap::first(&target.plan.namespaces.user))?,
     };
+    if let Some(affinity) = exec.process.exact.as_ref().and_then(|exact| exact.affinity.as_ref()) {
+        // Of the caller, whose child inherits it until the control groups of the container say otherwise.
+        inside::run_on(&affinity.first)?;
+    }
     let (outside, inside) = handshake::pair()?;
     let joining = Joining {
         target,
@@ -59,6 +66,7 @@ pub fn exec(target: &Target<'_>, exec: &ExecPlan<'_>, entry: &Entry) -> Result<E
         confinement: &confinement,
         entry,
         preserved: exec.preserved,
+        state: exec.state,
     };
     let between = clone_between(&joining, &inside)?;
     drop((inside, ends));
@@ -69,7 +77,7 @@ pub fn exec(target: &Target<'_>, exec: &ExecPlan<'_>, entry: &Entry) -> Result<E
     let Some(Cloned { pid, .. }) = child.0 else { return Err(Error::Lost) };
     let mut warnings = confinement.apply_from_outside(pid, exec.process)?;
     warnings.extend(confinement.warnings);
-    outside.order(&Order::Start)?;
+    outside.order(&Order::Known { pid })?;
     let streams = listen(&outside, streams)?;
     // It ended long ago; reaping it is kept off the way to the program.
     drop(between);
@@ -107,6 +115,7 @@ struct Joining<'a> {
     confinement: &'a Confinement,
     entry: &'a Entry,
     preserved: &'a [OwnedFd],
+    state: Option<&'a State>,
 }
 
 impl Joining<'_> {
@@ -116,6 +125,7 @@ impl Joining<'_> {
         let mut kept = self.ends.descriptors();
         kept.extend([channel.as_fd(), self.target.pidfd]);
         kept.extend(self.preserved.iter().map(AsFd::as_fd));
+        kept.extend(self.confinement.listener());
         process::close_from_3_but(&kept);
         // From here on processes of the container can see this one.
         process::become_undumpable().context("prctl", "PR_SET_DUMPABLE")?;
@@ -129,11 +139,11 @@ impl Joining<'_> {
             }
             Clone::Child => {}
         }
-        let Order::Start = channel.await_order()? else { return Err(Error::Lost) };
+        let Order::Known { pid } = channel.await_order()? else { return Err(Error::Lost) };
         if namespaces.user != UserNamespace::Host {
             inside::become_root()?;
         }
-        process::fresh_keyring().context("keyctl", "a session keyring")?;
+        inside::fresh_keyring(self.target.plan)?;
         let terminal = inside::open_terminal(self.ends, channel)?;
         inside::Program {
             process: self.process,
@@ -142,6 +152,7 @@ impl Joining<'_> {
             terminal: terminal.as_ref().map(AsFd::as_fd),
             make_folder: false,
             preserved: self.preserved,
+            told: self.state.map(|state| (state, pid)),
         }
         .execute()
     }
@@ -164,6 +175,9 @@ fn flags(plan: &ContainerPlan) -> CloneFlags {
         if *namespace != Namespace::Host {
             flags |= flag;
         }
+    }
+    if plan.bundle.as_ref().is_some_and(|bundle| bundle.time.is_some()) {
+        flags |= CloneFlags::NEWTIME;
     }
     flags
 }

@@ -23,8 +23,8 @@ pub(crate) enum Order {
     Build { start: bool },
     /// Execute the program.
     Start,
-    /// Run the hooks of a container, whose init the runtime sees under this number.
-    Hooks { pid: i32 },
+    /// The process that was cloned is known to who made it under this number: go on.
+    Known { pid: i32 },
     /// Wait for a start by somebody else.
     Park,
     /// Be the init of the container whose plan follows, a text of so many bytes, with the descriptors of its
@@ -98,7 +98,7 @@ impl Channel {
             Order::Build { start: true } => b'B',
             Order::Start => b'S',
             Order::Park => b'K',
-            Order::Hooks { pid } => {
+            Order::Known { pid } => {
                 let [a, b, c, d] = pid.to_le_bytes();
                 return self.send(&[b'H', a, b, c, d], &[]);
             }
@@ -117,7 +117,7 @@ impl Channel {
             (bytes, _) if bytes == b"S" => Ok(Order::Start),
             (bytes, _) if bytes == b"K" => Ok(Order::Park),
             (bytes, _) if bytes.len() == 5 && bytes[0] == b'H' => {
-                Ok(Order::Hooks { pid: i32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) })
+                Ok(Order::Known { pid: i32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) })
             }
             (bytes, _) => match bytes.split_first() {
                 Some((b'L', length)) if length.len() == 8 => {

@@ -108,6 +108,11 @@ pub(crate) fn change_bundle(tree: &OwnedFd, plan: &BundleMount, recursive: bool)
     if kind != RootPropagation::Shared {
         spread(tree, kind, false)?;
     }
+    change_attributes(tree, plan)
+}
+
+/// Options of a mount and of those below it.
+pub(crate) fn change_attributes(tree: &OwnedFd, plan: &BundleMount) -> Result<()> {
     let change = |attributes: Attributes, recursive| {
         if attributes == Attributes::default() {
             return Ok(());

@@ -4,11 +4,11 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use insula_base::{Durability, replace};
+use insula_base::{Durability, Kind, Kinded, replace};
 use insula_container::{BundleBuild, Streams};
-use insula_host::cgroup::{DevicePolicy, Group, Layout, Purpose, standard_devices};
+use insula_host::cgroup::{self, DevicePolicy, Group, Layout, Purpose, standard_devices};
 use insula_spec::bundle::document::{self, Config};
-use insula_spec::bundle::{self, BundleDevices, LARGEST, Status};
+use insula_spec::bundle::{self, BundleDevices, Entering, Keyring, LARGEST, Status};
 use insula_spec::plan::ContainerPlan;
 
 use crate::console;
@@ -28,6 +28,17 @@ pub struct CreateRequest<'a> {
     pub pid_file: Option<&'a Path>,
     /// Left open in the program, under the numbers that they have.
     pub preserved: &'a [OwnedFd],
+    pub entering: Entering,
+    pub keyring: Keyring,
+    pub groups: Groups,
+}
+
+/// Whether a container needs its control groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Groups {
+    Needed,
+    /// What an ordinary user may not have of them is done without, and said.
+    Wanted,
 }
 
 /// Creates; returns what the user should know. On failure nothing is left. For a process of one thread whose
@@ -35,7 +46,10 @@ pub struct CreateRequest<'a> {
 pub fn create(request: &CreateRequest<'_>) -> Result<Vec<String>> {
     let bundle = std::fs::canonicalize(request.bundle).context("open", request.bundle.display())?;
     let config: Config = document::parse(&read(&bundle.join("config.json"))?, "config.json")?;
-    let plan = bundle::plan(&config, request.id, &bundle)?;
+    let mut plan = bundle::plan(&config, request.id, &bundle)?;
+    if let Some(own) = &mut plan.bundle {
+        (own.entering, own.keyring) = (request.entering, request.keyring);
+    }
     console::check(plan.stdio.tty, request.console_socket)?;
     let folder = Folder::create(request.root, request.id)?;
     let record = Record {
@@ -72,8 +86,12 @@ fn build(request: &CreateRequest<'_>, folder: &Folder, record: Record) -> Result
         let path = &record.plan.cgroup.path;
         return Err(Error::Invalid(format!("linux.cgroupsPath: the group {path:?} has processes in it")));
     }
-    let group = Group::create(&layout, &record.plan.cgroup.path, Purpose::Limit)?;
-    let built = limit(&group, &record.plan).and_then(|mut warnings| {
+    let rare = record.plan.cgroup.resources.exact.as_ref().is_some_and(|exact| exact.is_rare());
+    let purpose = if rare { Purpose::LimitEverywhere } else { Purpose::Limit };
+    let mut warnings = Vec::new();
+    let made = Group::create(&layout, &record.plan.cgroup.path, purpose);
+    let group = if_needed(request.groups, made, &mut warnings)?.unwrap_or_else(Group::nowhere);
+    let built = limit(request.groups, &group, &record.plan, &mut warnings).and_then(|()| {
         warnings.extend(stand(request, folder, record, &group)?);
         Ok(warnings)
     });
@@ -84,16 +102,33 @@ fn build(request: &CreateRequest<'_>, folder: &Folder, record: Record) -> Result
     built
 }
 
-fn limit(group: &Group, plan: &ContainerPlan) -> Result<Vec<String>> {
-    let warnings = group.limit(&plan.cgroup.resources)?;
-    group.allow_devices(&match plan.bundle.as_ref().map(|bundle| &bundle.device_policy) {
+/// None for what is refused to who does without.
+fn if_needed<T>(groups: Groups, result: cgroup::Result<T>, warnings: &mut Vec<String>) -> Result<Option<T>> {
+    match result {
+        Err(error)
+            if groups == Groups::Wanted && matches!(error.kind(), Kind::Denied | Kind::Unsupported) =>
+        {
+            warnings.push(format!("without control groups: {}", insula_base::chain(&error)));
+            Ok(None)
+        }
+        result => Ok(Some(result?)),
+    }
+}
+
+fn limit(groups: Groups, group: &Group, plan: &ContainerPlan, warnings: &mut Vec<String>) -> Result<()> {
+    let told = if_needed(groups, group.limit(&plan.cgroup.resources), warnings)?;
+    warnings.extend(told.into_iter().flatten());
+    // Who is in a user namespace makes no nodes, and opens those of the host as far as it may.
+    if groups == Groups::Wanted && insula_sys::process::in_user_namespace() {
+        return Ok(());
+    }
+    Ok(group.allow_devices(&match plan.bundle.as_ref().map(|bundle| &bundle.device_policy) {
         Some(BundleDevices::All) => DevicePolicy::All,
         Some(BundleDevices::Only(rules)) => {
             DevicePolicy::Only(standard_devices().into_iter().chain(rules.iter().cloned()).collect())
         }
         None => DevicePolicy::Only(standard_devices()),
-    })?;
-    Ok(warnings)
+    })?)
 }
 
 fn stand(

@@ -47,6 +47,7 @@ pub fn exec(request: &ExecRequest<'_>) -> Result<Executed> {
         stdio: request.stdio,
         privileged: false,
         preserved: request.preserved,
+        state: Some(&record.state(Status::Running)),
     };
     let entry = record.group()?.entry_to(record.pid)?;
     let executed = insula_container::exec(&target, &plan, &entry)?;

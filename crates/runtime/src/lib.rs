@@ -14,6 +14,7 @@
 mod console;
 mod create;
 mod error;
+mod events;
 mod exec;
 mod life;
 mod protect;
@@ -21,8 +22,9 @@ mod signal;
 pub mod store;
 mod wait;
 
-pub use create::{CreateRequest, create, read};
+pub use create::{CreateRequest, Groups, create, read};
 pub use error::{Error, Result};
+pub use events::{Event, watch};
 pub use exec::{ExecRequest, Executed, exec};
 pub use life::{Found, delete, find, freeze, kill, list, processes, start, stats, update};
 pub use protect::protect;

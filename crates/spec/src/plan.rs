@@ -376,6 +376,9 @@ pub struct Resources {
     pub device_write_bps: Vec<ThrottleDevice>,
     pub device_read_iops: Vec<ThrottleDevice>,
     pub device_write_iops: Vec<ThrottleDevice>,
+    /// What Docker's model does not have, for a bundle.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exact: Option<Box<crate::bundle::ExactResources>>,
 }
 
 /// A rate for one block device of the host.

@@ -18,6 +18,8 @@ impl CloneFlags {
     pub const NEWPID: Self = Self(libc::CLONE_NEWPID as u64);
     pub const NEWNET: Self = Self(libc::CLONE_NEWNET as u64);
     pub const NEWCGROUP: Self = Self(libc::CLONE_NEWCGROUP as u64);
+    /// With unshare(2) and setns(2) alone, not with clone3(2): offsets can be set until a process is inside.
+    pub const NEWTIME: Self = Self(0x80);
     /// The child becomes a sibling of the caller.
     pub const PARENT: Self = Self(libc::CLONE_PARENT as u64);
 
@@ -433,6 +435,21 @@ pub fn set_io_priority(class: u8, level: u8) -> Result<()> {
 pub fn set_personality(bits: u32) -> Result<()> {
     // SAFETY: no memory is passed.
     check(unsafe { libc::personality(bits.into()) })
+}
+
+/// On which nodes memory of the calling thread is, set_mempolicy(2); mode with its flags, and nodes, by the
+/// kernel's numbers.
+pub fn set_memory_policy(mode: u32, nodes: &[u32]) -> Result<()> {
+    const WORD: usize = u64::BITS as usize;
+    let highest = nodes.iter().copied().max();
+    let mut mask = vec![0_u64; highest.map_or(0, |node| node as usize / WORD + 1)];
+    for node in nodes {
+        mask[*node as usize / WORD] |= 1 << (*node as usize % WORD);
+    }
+    // The kernel looks at one bit less than it is told.
+    let bits = if mask.is_empty() { 0 } else { mask.len() * WORD + 1 };
+    // SAFETY: the mask lives past the call, and the kernel reads no more of it than the bits that it is told.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask.as_ptr(), bits) } as i32)
 }
 
 /// PR_SET_NO_NEW_PRIVS: execve grants nothing from now on.

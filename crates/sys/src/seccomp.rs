@@ -1,5 +1,7 @@
 //! System call filters: seccomp(2), `SECCOMP_SET_MODE_FILTER`.
 
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
 use rustix::io::{Errno, Result};
 
 /// One instruction of a classic BPF program, as the kernel reads it (`struct sock_filter`).
@@ -21,6 +23,24 @@ pub const MAX_INSTRUCTIONS: usize = 4096;
 /// Needs `no_new_privs` or `CAP_SYS_ADMIN` in the thread's user namespace (EACCES), and a program
 /// of 1 to [`MAX_INSTRUCTIONS`] instructions (EINVAL). Makes one system call, allocates nothing.
 pub fn set_filter(program: &[Instruction], flags: u32) -> Result<()> {
+    match install(program, flags)? {
+        0 => Ok(()),
+        _ => Err(Errno::INVAL),
+    }
+}
+
+/// The same with `SECCOMP_FILTER_FLAG_NEW_LISTENER` among the flags: the descriptor, close-on-exec, by which
+/// calls are told whose action is `SECCOMP_RET_USER_NOTIF`. seccomp_unotify(2).
+pub fn set_filter_with_listener(program: &[Instruction], flags: u32) -> Result<OwnedFd> {
+    if u64::from(flags) & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 {
+        return Err(Errno::INVAL);
+    }
+    let number = i32::try_from(install(program, flags)?).map_err(|_| Errno::INVAL)?;
+    // SAFETY: with this flag the answer is a new descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+fn install(program: &[Instruction], flags: u32) -> Result<libc::c_long> {
     let Ok(length) = u16::try_from(program.len()) else { return Err(Errno::INVAL) };
     let header = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
     // SAFETY: the header lives until the call returns and points to `length` instructions, whose
@@ -28,10 +48,46 @@ pub fn set_filter(program: &[Instruction], flags: u32) -> Result<()> {
     let answer =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const header) };
     match answer {
-        0 => Ok(()),
         -1 => Err(last_errno()),
-        _ => Err(Errno::INVAL),
+        answer => Ok(answer),
     }
+}
+
+/// A call that waits for somebody's decision: seccomp_unotify(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Notification {
+    pub id: u64,
+    /// As the pid namespace of who asks sees it.
+    pub pid: u32,
+    pub number: i32,
+    pub arguments: [u64; 6],
+}
+
+/// Waits for the next call that the filter behind a listener leaves to others.
+pub fn next_notification(listener: BorrowedFd<'_>) -> Result<Notification> {
+    let mut told = libc::seccomp_notif {
+        id: 0,
+        pid: 0,
+        flags: 0,
+        data: libc::seccomp_data { nr: 0, arch: 0, instruction_pointer: 0, args: [0; 6] },
+    };
+    // SAFETY: the kernel fills a structure of this layout, which is zero as it wants it and lives past the call.
+    let answer = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut told) };
+    crate::process::check(answer)?;
+    Ok(Notification { id: told.id, pid: told.pid, number: told.data.nr, arguments: told.data.args })
+}
+
+/// Has a call that waits return this, without being made; an error is its number.
+pub fn answer_notification(listener: BorrowedFd<'_>, id: u64, result: Result<i64>) -> Result<()> {
+    let (val, error) = match result {
+        Ok(value) => (value, 0),
+        Err(errno) => (0, -errno.raw_os_error()),
+    };
+    let said = libc::seccomp_notif_resp { id, val, error, flags: 0 };
+    // SAFETY: the kernel reads a structure of this layout, which lives past the call.
+    crate::process::check(unsafe {
+        libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw const said)
+    })
 }
 
 /// Whether the kernel knows a filter action (`SECCOMP_RET_…` without data).

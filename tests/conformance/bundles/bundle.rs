@@ -182,7 +182,7 @@ impl Drop for Bundle<'_> {
 }
 
 /// Every hierarchy of control groups.
-fn hierarchies() -> Vec<PathBuf> {
+pub(super) fn hierarchies() -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/mounts").unwrap();
     let groups =
         table.lines().filter(|line| line.split(' ').nth(2).is_some_and(|kind| kind.starts_with("cgroup")));

@@ -1,6 +1,7 @@
 //! Runtime specification, "Runtime and Lifecycle".
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
@@ -19,6 +20,7 @@ for_each_runtime!(
     another_program_is_executed_inside,
     a_running_container_is_deleted_by_force_only,
     nothing_is_left_of_what_cannot_be_executed,
+    events_are_told_until_the_end,
 );
 
 fn a_container_goes_through_its_life(runtime: &Runtime) {
@@ -68,6 +70,26 @@ fn hooks_run_in_their_order(runtime: &Runtime) {
     // The standard says "running"; runc 1.1 has not noticed yet.
     assert!(["created", "running"].contains(&states[3]), "{journal}");
     assert_eq!(states[4], "stopped");
+}
+
+fn events_are_told_until_the_end(runtime: &Runtime) {
+    let script = "while ! test -e /go; do sleep 0.05; done; busybox tail -n 1 /dev/zero; exec sleep 1000";
+    let mut bundle = Bundle::new(runtime, script);
+    bundle.config["linux"]["resources"] = json!({"memory": {"limit": 16 << 20, "swap": 16 << 20}});
+    bundle.start();
+    let mut command = bundle.command();
+    command.args(["events", "--interval", "50ms", &bundle.id]).stdout(Stdio::piped());
+    let mut events = command.spawn().unwrap();
+    let mut lines = BufReader::new(events.stdout.take().unwrap()).lines();
+    let mut next = || serde_json::from_str::<serde_json::Value>(&lines.next()?.unwrap()).ok();
+    let first = next().unwrap();
+    assert_eq!((&first["type"], &first["id"]), (&json!("stats"), &json!(bundle.id)));
+    assert!(first["data"]["memory"]["usage"]["usage"].as_u64().unwrap() > 0, "{first}");
+    fs::write(bundle.path("rootfs/go"), "").unwrap();
+    while next().unwrap()["type"] != "oom" {}
+    bundle.done(&["delete", "--force", &bundle.id]);
+    while next().is_some() {}
+    assert!(events.wait().unwrap().success());
 }
 
 fn a_hook_that_fails_leaves_nothing(runtime: &Runtime) {

@@ -5,6 +5,8 @@ mod bundle;
 mod escapes;
 mod generated;
 mod life;
+mod limits;
+mod notify;
 mod process;
 mod refusals;
 mod surroundings;

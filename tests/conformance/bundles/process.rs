@@ -112,6 +112,41 @@ fn a_filter_denies(runtime: &Runtime) {
     assert!(!output.contains("insula"), "{output}{errors}");
 }
 
+/// runc 1.1 knows nothing of these either.
+#[test]
+fn clocks_processors_and_memory_are_those_that_are_asked_for() {
+    let Some(runtime) = Runtime::insula() else { return };
+    let script =
+        "cat /proc/uptime; readlink /proc/self/ns/time; grep -c 'bind=static:0' /proc/self/numa_maps";
+    let mut bundle = Bundle::new(&runtime, script);
+    bundle.config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "time"}));
+    bundle.config["linux"]["timeOffsets"] =
+        json!({"boottime": {"secs": 1_000_000_000}, "monotonic": {"secs": 2_000_000, "nanosecs": 5}});
+    bundle.config["linux"]["memoryPolicy"] =
+        json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]});
+    let said = bundle.run();
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].parse::<f64>().is_err() && lines[0].starts_with("100"), "{said}");
+    assert_ne!(lines[1], std::fs::read_link("/proc/self/ns/time").unwrap().to_str().unwrap());
+    assert_ne!(lines[2], "0", "{said}");
+    // Others join these clocks: by exec, and by their file.
+    bundle.config["process"]["args"] = json!(["sleep", "1000"]);
+    bundle.config["process"]["execCPUAffinity"] = json!({"initial": "0-1", "final": "0"});
+    bundle.start();
+    let execute = |arguments: &[&str]| bundle.done(&[&["exec", &bundle.id][..], arguments].concat());
+    assert!(execute(&["cat", "/proc/uptime"]).starts_with("100"));
+    assert!(execute(&["grep", "Cpus_allowed_list", "/proc/self/status"]).ends_with("\t0\n"));
+    let pid = bundle.state()["pid"].clone();
+    let init = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(init.contains("Cpus_allowed_list:\t0-"), "of a process that joins alone: {init}");
+    let mut other = Bundle::new(&runtime, "cat /proc/uptime");
+    other.config["linux"]["namespaces"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"type": "time", "path": format!("/proc/{pid}/ns/time")}));
+    assert!(other.run().starts_with("100"));
+}
+
 /// runc 1.1 knows none of these, so nothing but the kernel's own words shows that the check is right.
 #[test]
 fn turns_and_looks_are_those_that_are_asked_for() {

@@ -13,7 +13,75 @@ for_each_runtime!(
     ids_are_mapped,
     devices_are_made_and_guarded,
     kernel_parameters_are_set,
+    a_tmpfs_begins_with_what_it_covers,
+    what_is_mounted_gets_other_options,
+    a_root_is_entered_without_a_pivot,
+    a_user_namespace_is_no_obstacle,
 );
+
+/// As an ordinary user's engine has it: ids of its own alone, and control groups that are not its to make.
+fn a_user_namespace_is_no_obstacle(runtime: &Runtime) {
+    let mut bundle = Bundle::new(runtime, "echo inside; cat /proc/self/uid_map");
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    let pts = mounts.iter_mut().find(|mount| mount["destination"] == "/dev/pts").unwrap();
+    pts["options"] = json!(["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]);
+    let ids = json!([{"containerID": 0, "hostID": 0, "size": 1}]);
+    bundle.config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    bundle.config["linux"]["uidMappings"] = ids.clone();
+    bundle.config["linux"]["gidMappings"] = ids;
+    bundle.write();
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount"]).arg(&runtime.0);
+    command.arg("--root").arg(bundle.path("state")).args(["run", "--bundle"]).arg(bundle.path(""));
+    let output = command.arg(&bundle.id).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let words: Vec<&str> = said.split_whitespace().collect();
+    assert_eq!(words, ["inside", "0", "0", "1"], "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn a_tmpfs_begins_with_what_it_covers(runtime: &Runtime) {
+    let script = "cat /full/one /full/deep/two /full/link; stat -c %a:%u:%g /full/deep/two; \
+                  touch /full/new && ls /full; stat -f -c %T /full";
+    let mut bundle = Bundle::new(runtime, script);
+    let full = bundle.path("rootfs/full");
+    fs::create_dir_all(full.join("deep")).unwrap();
+    fs::write(full.join("one"), "1\n").unwrap();
+    fs::write(full.join("deep/two"), "2\n").unwrap();
+    std::os::unix::fs::chown(full.join("deep/two"), Some(7), Some(8)).unwrap();
+    fs::set_permissions(full.join("deep/two"), std::os::unix::fs::PermissionsExt::from_mode(0o604)).unwrap();
+    std::os::unix::fs::symlink("one", full.join("link")).unwrap();
+    bundle.config["root"]["readonly"] = json!(false);
+    bundle.add_mount(
+        json!({"destination": "/full", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup", "nosuid"]}),
+    );
+    assert_eq!(bundle.run(), "1\n2\n1\n604:7:8\ndeep\nlink\nnew\none\ntmpfs\n");
+    assert!(!full.join("new").exists());
+}
+
+fn what_is_mounted_gets_other_options(runtime: &Runtime) {
+    let mut bundle =
+        Bundle::new(runtime, "touch /one/x 2>/dev/null; echo $?; grep ' /one ' /proc/self/mounts");
+    fs::create_dir(bundle.path("rootfs/one")).unwrap();
+    bundle.add_mount(
+        json!({"destination": "/one", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}),
+    );
+    bundle.add_mount(json!({"destination": "/one", "type": "tmpfs", "source": "tmpfs",
+        "options": ["remount", "ro", "nosuid", "size=64k"]}));
+    let said = bundle.run();
+    assert!(said.starts_with("1\ntmpfs /one tmpfs ro,nosuid,"), "{said}");
+    assert!(said.contains("size=64k"), "{said}");
+}
+
+fn a_root_is_entered_without_a_pivot(runtime: &Runtime) {
+    let bundle = Bundle::new(runtime, "ls /; exec sleep 1000");
+    bundle.write();
+    let created = bundle.create(&["--no-pivot"]);
+    assert!(created.success(), "{}", bundle.said("errors"));
+    bundle.done(&["start", &bundle.id]);
+    let roots = bundle.done(&["exec", &bundle.id, "ls", "/"]);
+    let roots: Vec<&str> = roots.split_whitespace().collect();
+    assert_eq!(roots, ["bin", "dev", "proc", "sys"]);
+}
 
 fn the_root_is_read_only_and_the_host_is_hidden(runtime: &Runtime) {
     let script = "touch /x 2>/dev/null; echo $?; cat /proc/keys; ls /sys/firmware; \

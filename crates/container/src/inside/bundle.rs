@@ -4,12 +4,12 @@
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use insula_spec::bundle::{BundleMount, BundlePlan, BundleSource, RootPropagation, State, Status};
+use insula_spec::bundle::{BundleMount, BundlePlan, BundleSource, Content, RootPropagation, State, Status};
 use insula_spec::plan::{ContainerPlan, InitPlan, Namespace, UserNamespace};
 use insula_sys::process;
-use rustix::fs::{CWD, OFlags};
+use rustix::fs::{AtFlags, CWD, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountAttrFlags, MountPropagationFlags, OpenTreeFlags};
+use rustix::mount::{FsPickFlags, MountAttrFlags, MountPropagationFlags, OpenTreeFlags};
 
 use super::mounts::{self, Built};
 use super::{Inside, cgroups, paths, program, terminal};
@@ -49,7 +49,7 @@ impl Inside<'_> {
         self.take_identity()?;
         let built = build(self.plan, parking.plan, &rootfs, devices, gift.collect())?;
         self.channel.report_mounted()?;
-        let Order::Hooks { pid } = self.channel.await_order()? else { return Err(Error::Lost) };
+        let Order::Known { pid } = self.channel.await_order()? else { return Err(Error::Lost) };
         hooks::run_all(
             "createContainer",
             &parking.plan.hooks.create_container,
@@ -78,7 +78,7 @@ impl Inside<'_> {
             &parking.plan.hooks.start_container,
             &parking.told(pid, Status::Created),
         )
-        .and_then(|()| self.execute(terminal));
+        .and_then(|()| self.execute(terminal, Some((&parking.told(pid, Status::Creating), pid))));
         starter.report_failure(&error);
         process::exit_now(i32::from(error.exit_code().unwrap_or(1)))
     }
@@ -117,7 +117,17 @@ fn build(
     for mount in &bundle.mounts {
         let attached = match &mount.source {
             BundleSource::Bind { .. } => sources.next().ok_or(Error::Lost)?,
-            BundleSource::New { .. } => new.next().ok_or(Error::Lost)?,
+            BundleSource::New { content, options, .. } => {
+                let tree = new.next().ok_or(Error::Lost)?;
+                if *content == Content::Copy {
+                    copy_up(&built.root, mount, &tree, options)?;
+                }
+                tree
+            }
+            BundleSource::Remount { options } => {
+                remount(&built.root, mount, options).map_err(|error| mounts::at(&mount.target, error))?;
+                continue;
+            }
             BundleSource::Dev { .. } => built.dev.try_clone().context("dup", "/dev")?,
             BundleSource::Cgroup => {
                 cgroup(&built.root, mount, groups.as_ref())?;
@@ -135,13 +145,46 @@ fn build(
     Ok(built)
 }
 
+/// What is copied is written first, whatever the mount then allows.
+fn copy_up(root: &OwnedFd, mount: &BundleMount, tree: &OwnedFd, options: &[(String, String)]) -> Result<()> {
+    let said = options.iter().any(|(key, _)| ["mode", "uid", "gid"].contains(&key.as_str()));
+    super::copy_up::copy_up(root, &mount.target, tree, said)
+        .and_then(|()| sources::change_attributes(tree, mount))
+        .map_err(|error| mounts::at(&mount.target, error))
+}
+
+/// Other options for what is mounted there: of the mount, and of the file system where some are said.
+fn remount(root: &OwnedFd, mount: &BundleMount, options: &[(String, String)]) -> Result<()> {
+    let target = &mount.target;
+    let there = mounts::below(root, target).context("openat2", target)?;
+    let stat =
+        rustix::fs::statx(&there, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).context("statx", target)?;
+    if !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return Err(Error::Invalid(format!("{target}: nothing is mounted there that could be remounted")));
+    }
+    if !options.is_empty() {
+        let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+        let fs = rustix::mount::fspick(&there, "", flags).context("fspick", target)?;
+        mounts::configure(&fs, options)?;
+        rustix::mount::fsconfig_reconfigure(&fs).context("fsconfig", "to reconfigure")?;
+    }
+    sources::change_attributes(&there, mount)?;
+    match mount.propagation {
+        Some((kind, below)) => sources::spread(&there, kind, below),
+        None => Ok(()),
+    }
+}
+
 /// Before the host's own instances are out of sight: in a user namespace the kernel gives no more of `proc`
 /// and `sysfs` than can be seen already.
 fn new_instances(bundle: &BundlePlan) -> Result<Vec<OwnedFd>> {
     let mut all = Vec::new();
     for mount in &bundle.mounts {
-        let BundleSource::New { kind, device, options } = &mount.source else { continue };
-        let attributes = MountAttrFlags::from_bits_retain(mount.attributes.set as u32);
+        let BundleSource::New { kind, device, options, content } = &mount.source else { continue };
+        let mut attributes = MountAttrFlags::from_bits_retain(mount.attributes.set as u32);
+        if *content == Content::Copy {
+            attributes.remove(MountAttrFlags::MOUNT_ATTR_RDONLY);
+        }
         let tree = mounts::new_file_system(kind, device, options, attributes)
             .map_err(|error| mounts::at(&mount.target, error))?;
         if let Some((kind, _)) = mount.propagation {

@@ -1,9 +1,13 @@
 //! Capabilities, filter and limits of a process: prepared before the clone, where a mistake in the
 //! plan still has a good place to be reported.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
 use insula_host::confine::capabilities::{self, Set, Sets};
 use insula_host::confine::rlimits::{self, Prepared};
-use insula_host::confine::seccomp;
+use insula_host::confine::seccomp::{self, Listener};
+use insula_spec::bundle::State;
 use insula_spec::plan::{ContainerPlan, ProcessPlan, SeccompPlan, UserNamespace};
 use insula_sys::process;
 use rustix::process::Pid;
@@ -18,10 +22,29 @@ pub(crate) struct Confinement {
     exact: Option<Sets>,
     last: u8,
     filter: Option<seccomp::Program>,
+    /// Who decides about system calls that the filter leaves open.
+    notified: Option<Notified>,
     limits: Vec<Prepared>,
     no_new_privileges: bool,
     /// What the host does not give.
     pub(crate) warnings: Vec<String>,
+}
+
+/// A receiver of the filter's descriptor: runtime specification, "The Container Process State".
+#[derive(Debug)]
+struct Notified {
+    socket: OwnedFd,
+    metadata: String,
+}
+
+impl Notified {
+    /// With the rights of the host, and by a path of its.
+    fn connect(listener: &Listener) -> Result<Self> {
+        let path = listener.path.display();
+        let socket = UnixStream::connect(&listener.path)
+            .context("connect", format_args!("linux.seccomp.listenerPath {path}"))?;
+        Ok(Self { socket: socket.into(), metadata: listener.metadata.clone() })
+    }
 }
 
 /// Does once what every container does, for a builder that waits for one: the first time takes several
@@ -58,14 +81,49 @@ impl Confinement {
         } else {
             asked
         };
+        let mut notified = None;
         let filter = match filter {
             SeccompPlan::Unconfined => None,
             SeccompPlan::Default => Some(seccomp::default_program(wanted)?),
+            SeccompPlan::Profile(profile) if plan.bundle.is_some() => {
+                let (filter, listener) = seccomp::compile_with_listener(profile, wanted)?;
+                notified = listener.as_ref().map(Notified::connect).transpose()?;
+                Some(filter)
+            }
             SeccompPlan::Profile(profile) => Some(seccomp::compile(profile, wanted)?),
         };
         let limits = rlimits::prepare(&process.rlimits)?;
         let no_new_privileges = process.no_new_privileges;
-        Ok(Self { wanted, exact, last, filter, limits, no_new_privileges, warnings })
+        Ok(Self { wanted, exact, last, filter, notified, limits, no_new_privileges, warnings })
+    }
+
+    /// A descriptor to be kept until the program is executed.
+    pub(crate) fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.notified.as_ref().map(|notified| notified.socket.as_fd())
+    }
+
+    /// What goes with the filter's descriptor, composed while nobody decides about calls yet.
+    pub(crate) fn letter(&self, told: Option<(&State, i32)>) -> Result<Vec<u8>> {
+        let (Some(notified), Some((state, pid))) = (&self.notified, told) else { return Ok(Vec::new()) };
+        let letter = serde_json::json!({
+            "ociVersion": state.oci_version,
+            "fds": ["seccompFd"],
+            "pid": pid,
+            "metadata": notified.metadata,
+            "state": state,
+        });
+        Ok(letter.to_string().into_bytes())
+    }
+
+    /// Right after it is installed the filter's descriptor goes to who listens: whatever comes next may have to
+    /// wait for an answer.
+    fn install(&self, letter: &[u8]) -> Result<()> {
+        let Some(filter) = &self.filter else { return Ok(()) };
+        if let (Some(descriptor), Some(notified)) = (filter.install()?, &self.notified) {
+            insula_sys::socket::send_all(notified.socket.as_fd(), letter, &[descriptor.as_fd()])
+                .context("sendmsg", "to linux.seccomp.listenerPath")?;
+        }
+        Ok(())
     }
 
     /// The part that needs rights on the host: room for limits and the score for the killer of processes.
@@ -88,15 +146,13 @@ impl Confinement {
 
     /// What comes before the change of user. Limits are the last thing before the filter, which may forbid to
     /// set them: with a few open files, or none, nothing could be received or opened.
-    pub(crate) fn apply_privileged(&self, root: bool) -> Result<Sets> {
+    pub(crate) fn apply_privileged(&self, root: bool, letter: &[u8]) -> Result<Sets> {
         for limit in &self.limits {
             // What the host does not give was said already.
             limit.apply()?;
         }
-        if !self.no_new_privileges
-            && let Some(filter) = &self.filter
-        {
-            filter.install()?;
+        if !self.no_new_privileges {
+            self.install(letter)?;
         }
         let sets = self.exact.unwrap_or_else(|| Sets::docker(self.wanted, root));
         sets.drop_bounding(self.last)?;
@@ -105,13 +161,11 @@ impl Confinement {
     }
 
     /// What comes right before the execution.
-    pub(crate) fn apply_last(&self, sets: &Sets) -> Result<()> {
+    pub(crate) fn apply_last(&self, sets: &Sets, letter: &[u8]) -> Result<()> {
         sets.apply()?;
         if self.no_new_privileges {
             process::no_new_privileges().context("prctl", "PR_SET_NO_NEW_PRIVS")?;
-            if let Some(filter) = &self.filter {
-                filter.install()?;
-            }
+            self.install(letter)?;
         }
         Ok(())
     }

@@ -4,7 +4,9 @@
 
 mod bundle;
 mod cgroups;
+mod clocks;
 mod confinement;
+mod copy_up;
 mod mounts;
 mod paths;
 mod program;
@@ -15,6 +17,7 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 
 use insula_host::cgroup::Entry;
+use insula_spec::bundle::{Keyring, State, TimePlan};
 use insula_spec::plan::{ContainerPlan, InitPlan, Namespace, UserNamespace};
 use insula_sys::process::{self, Clone, CloneFlags};
 use rustix::io::Errno;
@@ -28,7 +31,7 @@ pub(crate) use bundle::Parking;
 pub(crate) use confinement::Confinement;
 pub use confinement::warm_up;
 pub(crate) use mounts::{attach_below, make_folder, new_file_system};
-pub(crate) use program::Program;
+pub(crate) use program::{Program, run_on};
 pub(crate) use terminal::open as open_terminal;
 
 /// The init of a container.
@@ -65,6 +68,7 @@ impl Inside<'_> {
         let mut kept = self.ends.descriptors();
         kept.push(self.channel.as_fd());
         kept.extend(self.bundle.iter().flat_map(Parking::descriptors));
+        kept.extend(self.confinement.listener());
         process::close_from_3_but(&kept);
     }
 
@@ -89,11 +93,15 @@ impl Inside<'_> {
             self.channel.report_ready()?;
             self.channel.await_order()?;
         }
-        self.execute(terminal)
+        self.execute(terminal, None)
     }
 
     /// Becomes root of the new user namespace, leader of a session, with keys of its own.
     fn take_identity(&self) -> Result<()> {
+        if let Some(TimePlan::Private(offsets)) = self.bundle.as_ref().and_then(|own| own.plan.time.as_ref())
+        {
+            clocks::enter(offsets)?;
+        }
         process::become_undumpable().context("prctl", "PR_SET_DUMPABLE")?;
         if self.plan.namespaces.user != UserNamespace::Host {
             become_root()?;
@@ -101,7 +109,7 @@ impl Inside<'_> {
         if self.plan.namespaces.cgroup == Namespace::Private {
             process::unshare(CloneFlags::NEWCGROUP).context("unshare", "the cgroup namespace")?;
         }
-        process::fresh_keyring().context("keyctl", "a session keyring")
+        fresh_keyring(self.plan)
     }
 
     fn build(&self, rootfs: &OwnedFd, devices: OwnedFd, sources: Vec<OwnedFd>) -> Result<()> {
@@ -136,7 +144,8 @@ impl Inside<'_> {
         Ok(insula_host::netlink::configure_all(&self.plan.interfaces)?)
     }
 
-    fn execute(&self, terminal: Option<OwnedFd>) -> Result<Infallible> {
+    /// `told` is what who decides about system calls hears: the container, and the number of this process.
+    fn execute(&self, terminal: Option<OwnedFd>, told: Option<(&State, i32)>) -> Result<Infallible> {
         let program = Program {
             process: &self.plan.process,
             confinement: self.confinement,
@@ -144,6 +153,7 @@ impl Inside<'_> {
             terminal: terminal.as_ref().map(AsFd::as_fd),
             make_folder: true,
             preserved: self.bundle.as_ref().map_or(&[], |parking| parking.preserved),
+            told,
         };
         if self.plan.init != InitPlan::Reaper {
             return program.execute();
@@ -155,6 +165,14 @@ impl Inside<'_> {
                 reaper::run(pid)
             }
         }
+    }
+}
+
+/// Keys of the session are the container's own, unless a bundle wants those of who creates it.
+pub(crate) fn fresh_keyring(plan: &ContainerPlan) -> Result<()> {
+    match plan.bundle.as_ref().map(|bundle| bundle.keyring) {
+        Some(Keyring::Inherited) => Ok(()),
+        _ => process::fresh_keyring().context("keyctl", "a session keyring"),
     }
 }
 

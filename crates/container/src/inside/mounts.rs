@@ -6,6 +6,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use insula_spec::bundle::Entering;
 use insula_spec::plan::{ContainerPlan, InitPlan, MountPlan, MountSource, UserNamespace};
 use insula_sys::mount::{MountAttributes, set_attributes};
 use insula_sys::process;
@@ -204,16 +205,22 @@ pub(crate) fn new_file_system<S: AsRef<str>>(
 ) -> Result<OwnedFd> {
     let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).context("fsopen", kind)?;
     rustix::mount::fsconfig_set_string(&fs, "source", device).context("fsconfig", "source")?;
+    configure(&fs, options)?;
+    rustix::mount::fsconfig_create(&fs).context("fsconfig", format_args!("to create {kind}"))?;
+    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).context("fsmount", kind)
+}
+
+/// Tells a file system its options; an empty value is a flag.
+pub(super) fn configure<S: AsRef<str>>(fs: &OwnedFd, options: &[(S, S)]) -> Result<()> {
     for (key, value) in options {
         let (key, value) = (key.as_ref(), value.as_ref());
         if value.is_empty() {
-            rustix::mount::fsconfig_set_flag(&fs, key).context("fsconfig", key)?;
+            rustix::mount::fsconfig_set_flag(fs, key).context("fsconfig", key)?;
         } else {
-            rustix::mount::fsconfig_set_string(&fs, key, value).context("fsconfig", key)?;
+            rustix::mount::fsconfig_set_string(fs, key, value).context("fsconfig", key)?;
         }
     }
-    rustix::mount::fsconfig_create(&fs).context("fsconfig", format_args!("to create {kind}"))?;
-    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).context("fsmount", kind)
+    Ok(())
 }
 
 /// Attaches a detached mount on a folder below `root`, made if absent.
@@ -282,9 +289,14 @@ pub(super) fn below(root: &OwnedFd, path: impl AsRef<Path>) -> Result<OwnedFd, E
 /// Makes the container's root that of the process and lets go of the host's.
 pub(crate) fn enter(plan: &ContainerPlan, rootfs: &OwnedFd) -> Result<()> {
     rustix::process::fchdir(rootfs).context("fchdir", "the root file system")?;
-    // The old root ends up mounted over the new one at the same place, pivot_root(2).
-    rustix::process::pivot_root(".", ".").context("pivot_root", "to the root file system")?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH).context("umount2", "the host's root")?;
+    if plan.bundle.as_ref().is_some_and(|bundle| bundle.entering == Entering::Chroot) {
+        // It is mounted over the host's root already, which nobody gets below any more.
+        rustix::process::chroot(".").context("chroot", "to the root file system")?;
+    } else {
+        // The old root ends up mounted over the new one at the same place, pivot_root(2).
+        rustix::process::pivot_root(".", ".").context("pivot_root", "to the root file system")?;
+        rustix::mount::unmount(".", UnmountFlags::DETACH).context("umount2", "the host's root")?;
+    }
     rustix::process::chdir("/").context("chdir", "/")?;
     if plan.rootfs.readonly {
         let readonly = MountAttributes { readonly: true, ..MountAttributes::default() };

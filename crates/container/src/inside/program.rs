@@ -6,11 +6,12 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use insula_spec::bundle::{ExactPlan, IoPriorityPlan, SchedulerPlan};
+use insula_spec::bundle::{ExactPlan, IoPriorityPlan, MemoryPolicyPlan, SchedulerPlan, State};
 use insula_spec::plan::ProcessPlan;
 use insula_sys::process::{self, Schedule};
 use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::{Errno, FdFlags};
+use rustix::thread::CpuSet;
 
 use super::confinement::Confinement;
 use super::{mounts, terminal};
@@ -29,6 +30,8 @@ pub(crate) struct Program<'a> {
     pub(crate) make_folder: bool,
     /// Left open in the program, under the numbers that they have.
     pub(crate) preserved: &'a [OwnedFd],
+    /// What who decides about system calls hears: the container, and the number of this process.
+    pub(crate) told: Option<(&'a State, i32)>,
 }
 
 impl Program<'_> {
@@ -52,9 +55,10 @@ impl Program<'_> {
         let umask = self.process.exact.as_ref().and_then(|exact| exact.umask).unwrap_or(0o022);
         rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
         self.schedule()?;
-        let sets = self.confinement.apply_privileged(identity.uid == 0)?;
+        let letter = self.confinement.letter(self.told)?;
+        let sets = self.confinement.apply_privileged(identity.uid == 0, &letter)?;
         become_user(&identity)?;
-        self.confinement.apply_last(&sets)?;
+        self.confinement.apply_last(&sets, &letter)?;
         Err(run(&self.process.args, &self.process.env, &arguments, &environment))
     }
 
@@ -84,6 +88,14 @@ impl Program<'_> {
         }
         if let Some(IoPriorityPlan { class, level }) = exact.io_priority {
             process::set_io_priority(class, level).context("ioprio_set", "process.ioPriority")?;
+        }
+        if let Some(affinity) = &exact.affinity
+            && !self.make_folder
+        {
+            run_on(&affinity.then)?;
+        }
+        if let Some(MemoryPolicyPlan { mode, nodes }) = &exact.memory_policy {
+            process::set_memory_policy(*mode, nodes).context("set_mempolicy", "linux.memoryPolicy")?;
         }
         match exact.personality {
             Some(bits) => process::set_personality(bits).context("personality", "linux.personality"),
@@ -131,6 +143,18 @@ impl Program<'_> {
         };
         rustix::process::fchdir(&folder).context("chdir", cwd)
     }
+}
+
+/// Lets the caller run on these processors alone; on all that it may where there are none.
+pub(crate) fn run_on(processors: &[u32]) -> Result<()> {
+    if processors.is_empty() {
+        return Ok(());
+    }
+    let mut set = CpuSet::new();
+    for processor in processors.iter().filter(|processor| (**processor as usize) < CpuSet::MAX_CPU) {
+        set.set(*processor as usize);
+    }
+    rustix::thread::sched_setaffinity(None, &set).context("sched_setaffinity", "process.execCPUAffinity")
 }
 
 /// The ids are as they are told; the container's files say at most where the user is at home.

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::error::{Context, Error, Result};
 use super::layout::{Hierarchy, Layout, Version};
 use super::member::{Member, wait};
-use super::{DevicePolicy, Stats, devices, limits, stats, tree};
+use super::{DevicePolicy, Stats, devices, exact, limits, stats, tree};
 
 /// How long processes may take to stop or to go on.
 const FREEZING: Duration = Duration::from_secs(2);
@@ -28,6 +28,9 @@ const DELEGATED: [(&str, &str); 2] = [("cgroup.max.depth", "32"), ("cgroup.max.d
 pub enum Purpose {
     /// Limits and accounting.
     Limit,
+    /// The same with limits that only hierarchies have which are left out as a rule: those of network traffic, and
+    /// the files of version 2 beside version 1.
+    LimitEverywhere,
     /// Also to be managed from inside by an init of the container's own, whose root has this id:
     /// named hierarchies and version 2 beside version 1 are made too and handed over.
     Delegate { owner: u32 },
@@ -105,6 +108,12 @@ impl Group {
         Ok(group)
     }
 
+    /// One that is in no hierarchy: nothing is limited and nothing counted.
+    #[must_use]
+    pub fn nowhere() -> Self {
+        Self { members: Vec::new() }
+    }
+
     /// The group as it exists, wherever it does.
     pub fn open(layout: &Layout, path: &str) -> Result<Self> {
         check(path)?;
@@ -160,7 +169,11 @@ impl Group {
 
     /// Sets limits; what is `None` stays. Returns what the host cannot hold, for the user.
     pub fn limit(&self, resources: &Resources) -> Result<Vec<String>> {
-        limits::apply(self, resources)
+        let Some(more) = &resources.exact else { return limits::apply(self, resources) };
+        exact::check(self, resources, more)?;
+        let mut warnings = limits::apply(self, resources)?;
+        exact::apply(self, more, &mut warnings)?;
+        Ok(warnings)
     }
 
     /// Allows these devices and no others.
@@ -327,9 +340,11 @@ impl Group {
 
 fn needed(hierarchy: &Hierarchy, purpose: Purpose, unified: bool) -> bool {
     match hierarchy.version {
-        Version::V1(_) => true,
+        Version::V1(_) if !hierarchy.version.is_rare() => true,
+        Version::V1(_) => purpose == Purpose::LimitEverywhere,
         Version::V2 if unified || hierarchy.limits => true,
-        Version::Named(_) | Version::V2 => matches!(purpose, Purpose::Delegate { .. }),
+        Version::V2 => purpose != Purpose::Limit,
+        Version::Named(_) => matches!(purpose, Purpose::Delegate { .. }),
     }
 }
 

@@ -5,11 +5,17 @@ use std::path::{Path, PathBuf};
 use super::error::{Context, Error, Result};
 
 /// Controllers that are turned on for groups of version 2.
-pub(super) const V2_CONTROLLERS: [&str; 5] = ["cpuset", "cpu", "io", "memory", "pids"];
+pub(super) const V2_CONTROLLERS: [&str; 7] = ["cpuset", "cpu", "io", "memory", "pids", "hugetlb", "rdma"];
+
+/// Those that hold the limits which containers have as a rule.
+const USUAL: [&str; 5] = ["cpuset", "cpu", "io", "memory", "pids"];
 
 /// Version 1 controllers that insula uses; named hierarchies are kept apart.
 const CONTROLLERS: [&str; 9] =
     ["cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb"];
+
+/// Version 1 controllers of limits that bundles alone can ask for.
+const RARE: [&str; 3] = ["net_cls", "net_prio", "rdma"];
 
 /// Every hierarchy of the host, each once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +48,11 @@ impl Version {
     pub(super) fn has(&self, controller: &str) -> bool {
         matches!(self, Self::V1(controllers) if controllers.iter().any(|known| known == controller))
     }
+
+    /// Whether it is version 1 with nothing that containers have as a rule.
+    pub(super) fn is_rare(&self) -> bool {
+        matches!(self, Self::V1(controllers) if controllers.iter().all(|known| RARE.contains(&known.as_str())))
+    }
 }
 
 impl Layout {
@@ -53,7 +64,7 @@ impl Layout {
         for second in layout.hierarchies.iter_mut().filter(|each| each.version == Version::V2) {
             let path = second.root.join("cgroup.controllers");
             let controllers = std::fs::read_to_string(&path).context("read", path.display())?;
-            second.limits = controllers.split_whitespace().any(|name| V2_CONTROLLERS.contains(&name));
+            second.limits = controllers.split_whitespace().any(|name| USUAL.contains(&name));
         }
         if layout.hierarchies.is_empty() {
             return Err(Error::NoHierarchy);
@@ -139,8 +150,8 @@ fn parse_line(line: &str) -> Option<(Rank, Hierarchy)> {
             match words.clone().find_map(|word| word.strip_prefix("name=")) {
                 Some(name) => Version::Named(name.to_owned()),
                 None => {
-                    let controllers: Vec<String> =
-                        words.by_ref().filter(|word| CONTROLLERS.contains(word)).map(str::to_owned).collect();
+                    let known = |word: &&str| CONTROLLERS.contains(word) || RARE.contains(word);
+                    let controllers: Vec<String> = words.by_ref().filter(known).map(str::to_owned).collect();
                     if controllers.is_empty() {
                         return None;
                     }

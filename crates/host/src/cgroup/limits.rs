@@ -1,6 +1,8 @@
 //! Limits in Docker's units as the files of both versions want them (kernel documents
 //! `admin-guide/cgroup-v1` and `admin-guide/cgroup-v2`).
 
+use std::borrow::Cow;
+
 use insula_spec::plan::{Resources, ThrottleDevice};
 
 use rustix::io::Errno;
@@ -14,12 +16,12 @@ const PERIOD: u64 = 100_000;
 
 /// One value for one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Setting {
-    limit: &'static str,
-    file: &'static str,
-    value: String,
+pub(super) struct Setting {
+    pub(super) limit: &'static str,
+    pub(super) file: Cow<'static, str>,
+    pub(super) value: String,
     /// Nobody asked for it: where it cannot be had it is not missed.
-    implied: bool,
+    pub(super) implied: bool,
 }
 
 /// Settings of one controller, under its name in version 1.
@@ -142,7 +144,7 @@ struct Settings(Vec<Setting>);
 impl Settings {
     fn add(&mut self, limit: &'static str, file: &'static str, value: Option<impl ToString>) {
         if let Some(value) = value {
-            self.0.push(Setting { limit, file, value: value.to_string(), implied: false });
+            self.0.push(Setting { limit, file: file.into(), value: value.to_string(), implied: false });
         }
     }
 
@@ -151,7 +153,7 @@ impl Settings {
         let double = || i64::try_from(resources.memory?.saturating_mul(2)).ok();
         let (total, implied) = (resources.memory_swap.or_else(double), resources.memory_swap.is_none());
         if let Some(total) = total {
-            self.0.push(Setting { limit: "memory swap", file, value: value(total), implied });
+            self.0.push(Setting { limit: "memory swap", file: file.into(), value: value(total), implied });
         }
     }
 }
@@ -178,7 +180,7 @@ fn io_weight(weight: &str) -> Option<String> {
     Some((1 + weight.saturating_sub(10) * 9_999 / 990).to_string())
 }
 
-fn set(member: &Member, settings: &[Setting], warnings: &mut Vec<String>) -> Result<()> {
+pub(super) fn set(member: &Member, settings: &[Setting], warnings: &mut Vec<String>) -> Result<()> {
     for setting in settings {
         match write(member, setting) {
             Ok(()) => {}
@@ -187,7 +189,7 @@ fn set(member: &Member, settings: &[Setting], warnings: &mut Vec<String>) -> Res
                 return Err(Error::Limit {
                     limit: setting.limit,
                     value: setting.value.clone(),
-                    file: setting.file.to_owned(),
+                    file: setting.file.clone().into_owned(),
                     source,
                 });
             }
@@ -198,7 +200,7 @@ fn set(member: &Member, settings: &[Setting], warnings: &mut Vec<String>) -> Res
 }
 
 fn write(member: &Member, setting: &Setting) -> Result<()> {
-    match member.write(setting.file, &setting.value) {
+    match member.write(&setting.file, &setting.value) {
         // Of the two that know weights a kernel may have the other one.
         Err(error) if error.is(Errno::NOENT) && setting.file == "io.bfq.weight" => {
             member.write("io.weight", &io_weight(&setting.value).ok_or(error)?)
@@ -221,7 +223,7 @@ fn memory_v1(member: &Member, mut settings: Vec<Setting>, warnings: &mut Vec<Str
     set(member, &settings, warnings)
 }
 
-fn lacking(setting: &Setting, warnings: &mut Vec<String>) {
+pub(super) fn lacking(setting: &Setting, warnings: &mut Vec<String>) {
     if !setting.implied {
         warnings.push(format!("the host cannot limit the {}: it has no {}", setting.limit, setting.file));
     }

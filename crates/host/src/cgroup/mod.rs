@@ -6,6 +6,7 @@
 
 mod devices;
 mod error;
+mod exact;
 mod group;
 mod layout;
 mod limits;

@@ -110,6 +110,7 @@ impl Running {
         }
         let target = Target { plan: &self.plan, pidfd: self.init.pidfd.as_fd() };
         let plan = insula_container::ExecPlan {
+            state: None,
             process: &exec.process,
             stdio: &exec.stdio,
             privileged: exec.privileged,

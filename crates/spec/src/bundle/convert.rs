@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::document::{Config, Device, Hook, Hooks, Linux};
 use super::{
-    BundleDevices, BundleMount, BundlePlan, BundleSource, HooksPlan, IdMapping, NodePlan, Result, invalid,
-    mounts, process, resources, scheduling, unsupported,
+    BundleDevices, BundleMount, BundlePlan, BundleSource, Clock, Entering, HooksPlan, IdMapping, Keyring,
+    NodePlan, Result, TimePlan, invalid, mounts, placement, process, resources, scheduling, unsupported,
 };
 use crate::plan::{
     CgroupPlan, ContainerPlan, DeviceKind, InitPlan, LogPlan, Namespace, NamespacesPlan, Resources,
@@ -37,6 +37,7 @@ pub fn plan(config: &Config, id: &str, bundle: &Path) -> Result<ContainerPlan> {
     let mut process = process::process(document, "process")?;
     if let Some(exact) = &mut process.exact {
         exact.personality = scheduling::personality(linux.personality.as_ref())?;
+        exact.memory_policy = placement::memory_policy(linux.memory_policy.as_ref())?;
     }
     Ok(ContainerPlan {
         id: ContainerId::random(),
@@ -92,12 +93,7 @@ fn version(text: &str) -> Result<()> {
 }
 
 fn refuse(linux: &Linux) -> Result<()> {
-    for (name, value) in [
-        ("linux.timeOffsets", &linux.time_offsets),
-        ("linux.netDevices", &linux.net_devices),
-        ("linux.intelRdt", &linux.intel_rdt),
-        ("linux.memoryPolicy", &linux.memory_policy),
-    ] {
+    for (name, value) in [("linux.netDevices", &linux.net_devices), ("linux.intelRdt", &linux.intel_rdt)] {
         absent(name, value.as_ref())?;
     }
     absent("linux.mountLabel", linux.mount_label.clone().map(Value::String).as_ref())
@@ -141,7 +137,40 @@ fn bundle_plan(config: &Config, linux: &Linux, mounts: Vec<BundleMount>) -> Resu
         hooks: hooks(config.hooks.clone().unwrap_or_default())?,
         annotations: config.annotations.clone().unwrap_or_default(),
         mounts,
+        time: time(linux)?,
+        entering: Entering::Pivot,
+        keyring: Keyring::New,
     })
+}
+
+/// Clocks of the container's own, which exist without being shifted, too.
+fn time(linux: &Linux) -> Result<Option<TimePlan>> {
+    let offsets = linux.time_offsets.iter().flatten();
+    let offsets = offsets.map(|(name, offset)| {
+        let clock = match name.as_str() {
+            "monotonic" => Clock::Monotonic,
+            "boottime" => Clock::Boottime,
+            other => {
+                return Err(invalid(
+                    "linux.timeOffsets",
+                    format!("{other:?} is no clock that can be shifted"),
+                ));
+            }
+        };
+        if offset.nanosecs >= 1_000_000_000 {
+            return Err(invalid(format!("linux.timeOffsets.{name}.nanosecs"), "is a second or more"));
+        }
+        Ok((clock, *offset))
+    });
+    let offsets = offsets.collect::<Result<Vec<_>>>()?;
+    let namespace = linux.namespaces.iter().flatten().find(|namespace| namespace.kind == "time");
+    match namespace.map(|namespace| namespace.path.as_deref().filter(|path| !path.is_empty())) {
+        None if offsets.is_empty() => Ok(None),
+        None => Err(invalid("linux.timeOffsets", "there is no time namespace to shift clocks in")),
+        Some(None) => Ok(Some(TimePlan::Private(offsets))),
+        Some(Some(path)) if offsets.is_empty() => Ok(Some(TimePlan::Path(path.into()))),
+        Some(Some(_)) => Err(invalid("linux.timeOffsets", "the clocks of an existing time namespace stand")),
+    }
 }
 
 fn nodes(devices: &[Device], mounts: &[BundleMount]) -> Result<Vec<NodePlan>> {
@@ -238,7 +267,8 @@ fn namespaces(linux: &Linux, bundle: &BundlePlan) -> Result<NamespacesPlan> {
             "user" => all.user = user(path, bundle)?,
             "mount" if path.is_none() => {}
             "mount" => return Err(unsupported(at, "an existing mount namespace")),
-            "time" => return Err(unsupported(at, "a time namespace")),
+            // It is apart: other containers have none.
+            "time" => {}
             other => return Err(invalid(format!("{at}.type"), format!("{other:?} is no kind of namespace"))),
         }
     }
@@ -341,11 +371,8 @@ mod tests {
     fn what_is_not_done_is_refused_by_its_name() {
         for (path, value) in [
             ("/linux/intelRdt", json!({"closID": "x"})),
-            ("/linux/timeOffsets", json!({"monotonic": {"secs": 1}})),
             ("/linux/netDevices", json!({"eth0": {}})),
             ("/linux/mountLabel", json!("label")),
-            ("/linux/resources/unified", json!({"memory.high": "1"})),
-            ("/linux/resources/cpu/burst", json!(5)),
             ("/process/apparmorProfile", json!("docker-default")),
             ("/vm", json!({"kernel": {"path": "/x"}})),
         ] {
@@ -362,6 +389,32 @@ mod tests {
             assert!(matches!(error, Error::Unsupported { .. }), "{error}");
             assert!(error.to_string().starts_with(&field), "{error}");
         }
+    }
+
+    #[test]
+    fn clocks_are_shifted_in_a_namespace_of_the_containers_own() {
+        let time = |namespace: Value, offsets: Value| {
+            let plan = with(|document| {
+                document["linux"]["namespaces"].as_array_mut().unwrap().push(namespace);
+                document["linux"]["timeOffsets"] = offsets;
+            });
+            plan.map(|plan| plan.bundle.unwrap().time)
+        };
+        let shifted = json!({"monotonic": {"secs": -3, "nanosecs": 5}});
+        let offset = super::super::document::TimeOffset { secs: -3, nanosecs: 5 };
+        let own = json!({"type": "time"});
+        let found = time(own.clone(), shifted.clone()).unwrap();
+        assert_eq!(found, Some(TimePlan::Private(vec![(Clock::Monotonic, offset)])));
+        assert_eq!(time(own.clone(), Value::Null).unwrap(), Some(TimePlan::Private(Vec::new())));
+        let existing = json!({"type": "time", "path": "/proc/7/ns/time"});
+        assert_eq!(
+            time(existing.clone(), json!({})).unwrap(),
+            Some(TimePlan::Path("/proc/7/ns/time".into()))
+        );
+        assert!(time(existing, shifted.clone()).is_err());
+        assert!(time(own.clone(), json!({"realtime": {"secs": 1}})).is_err());
+        assert!(time(own, json!({"monotonic": {"nanosecs": 1_000_000_000}})).is_err());
+        assert!(with(|document| document["linux"]["timeOffsets"] = shifted).is_err());
     }
 
     #[test]

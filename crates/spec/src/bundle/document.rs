@@ -161,7 +161,7 @@ object! {
         namespaces: Vec<Namespace>,
         uid_mappings: Vec<IdMapping>,
         gid_mappings: Vec<IdMapping>,
-        time_offsets: Value,
+        time_offsets: BTreeMap<String, TimeOffset>,
         devices: Vec<Device>,
         net_devices: Value,
         cgroups_path: String,
@@ -176,6 +176,14 @@ object! {
         memory_policy: Value,
         personality: Value,
     }
+}
+
+/// One entry of `linux.timeOffsets`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TimeOffset {
+    pub secs: i64,
+    pub nanosecs: u32,
 }
 
 /// One entry of `linux.namespaces`.
@@ -210,10 +218,10 @@ object! {
         pids: Pids,
         #[serde(rename = "blockIO")]
         block_io: BlockIo,
-        hugepage_limits: Value,
-        network: Value,
-        rdma: Value,
-        unified: Value,
+        hugepage_limits: Vec<HugepageLimit>,
+        network: Network,
+        rdma: BTreeMap<String, Rdma>,
+        unified: BTreeMap<String, String>,
     }
 }
 
@@ -276,7 +284,7 @@ object! {
     BlockIo {
         weight: u16,
         leaf_weight: u16,
-        weight_device: Vec<Value>,
+        weight_device: Vec<WeightDevice>,
         throttle_read_bps_device: Vec<Throttle>,
         throttle_write_bps_device: Vec<Throttle>,
         #[serde(rename = "throttleReadIOPSDevice")]
@@ -284,6 +292,50 @@ object! {
         #[serde(rename = "throttleWriteIOPSDevice")]
         throttle_write_iops_device: Vec<Throttle>,
     }
+}
+
+/// One entry of `linux.resources.hugepageLimits`; bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HugepageLimit {
+    pub page_size: String,
+    pub limit: u64,
+}
+
+object! {
+    /// `linux.resources.network`.
+    Network {
+        #[serde(rename = "classID")]
+        class_id: u32,
+        priorities: Vec<Priority>,
+    }
+}
+
+/// One entry of `linux.resources.network.priorities`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Priority {
+    pub name: String,
+    pub priority: u32,
+}
+
+object! {
+    /// One entry of `linux.resources.rdma`.
+    Rdma {
+        hca_handles: u32,
+        hca_objects: u32,
+    }
+}
+
+/// One entry of `linux.resources.blockIO.weightDevice`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WeightDevice {
+    pub major: u32,
+    pub minor: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leaf_weight: Option<u16>,
 }
 
 /// A rate of one device.

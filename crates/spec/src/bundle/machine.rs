@@ -5,7 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    BundleDevices, BundleMount, BundleSource, HooksPlan, Result, RootPropagation, invalid, unsupported,
+    BundleDevices, BundleMount, BundleSource, Content, HooksPlan, Result, RootPropagation, invalid,
+    unsupported,
 };
 use crate::plan::{
     ContainerPlan, MountPlan, MountSource, Namespace, NamespacesPlan, Propagation, UserNamespace,
@@ -36,6 +37,12 @@ pub fn for_machine(mut plan: ContainerPlan, first: Option<i32>) -> Result<Contai
     }
     if plan.process.exact.as_ref().is_some_and(|exact| exact.personality.is_some()) {
         return Err(behind("linux.personality", "another look of the kernel"));
+    }
+    if plan.process.exact.as_ref().is_some_and(|exact| exact.memory_policy.is_some()) {
+        return Err(behind("linux.memoryPolicy", "nodes of the host's memory"));
+    }
+    if bundle.time.is_some() {
+        return Err(behind("linux.namespaces", "a time namespace"));
     }
     if let Some((RootPropagation::Shared, _)) = bundle.propagation {
         return Err(behind("linux.rootfsPropagation", "\"shared\""));
@@ -117,6 +124,10 @@ fn one(mount: &BundleMount, at: &str) -> Result<Option<MountPlan>> {
     let target = normal(&mount.target);
     let source = match &mount.source {
         BundleSource::Dev { .. } => return Ok(None),
+        BundleSource::Remount { .. } => return Err(behind(format!("{at}.options"), "\"remount\"")),
+        BundleSource::New { content: Content::Copy, .. } => {
+            return Err(behind(format!("{at}.options"), "\"tmpcopyup\""));
+        }
         BundleSource::New { kind, .. } if kind == "mqueue" => MountSource::Mqueue,
         BundleSource::New { kind, .. } if OWN.contains(&(kind.as_str(), target.as_str())) => return Ok(None),
         BundleSource::New { kind, options, .. } if kind == "tmpfs" => tmpfs(options, at)?,

@@ -10,6 +10,7 @@ mod convert;
 pub mod document;
 mod machine;
 mod mounts;
+mod placement;
 mod process;
 mod resources;
 mod scheduling;
@@ -27,6 +28,7 @@ use document::Hook;
 pub use convert::plan;
 pub use machine::{for_machine, network};
 pub use mounts::OPTIONS;
+pub use placement::memory_policy;
 pub use process::{process, terminal};
 pub use resources::{devices, resources};
 pub use scheduling::personality;
@@ -83,6 +85,61 @@ pub struct BundlePlan {
     pub propagation: Option<(RootPropagation, bool)>,
     pub hooks: HooksPlan,
     pub annotations: BTreeMap<String, String>,
+    /// None is the host's clocks.
+    #[serde(default)]
+    pub time: Option<TimePlan>,
+    #[serde(default)]
+    pub entering: Entering,
+    #[serde(default)]
+    pub keyring: Keyring,
+}
+
+/// Clocks of the container's own: time_namespaces(7).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TimePlan {
+    /// Clocks and what is added to each.
+    Private(Vec<(Clock, document::TimeOffset)>),
+    Path(PathBuf),
+}
+
+/// A clock that a time namespace shifts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Clock {
+    Monotonic,
+    Boottime,
+}
+
+impl Clock {
+    /// As `/proc/PID/timens_offsets` has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Monotonic => "monotonic",
+            Self::Boottime => "boottime",
+        }
+    }
+}
+
+/// How the root is entered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Entering {
+    #[default]
+    Pivot,
+    /// Where the host's root is its initial RAM disk, which pivot_root(2) does not take away.
+    Chroot,
+}
+
+/// Keys of the container's session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keyring {
+    #[default]
+    New,
+    /// Those of who creates it.
+    Inherited,
 }
 
 /// Devices that may be used.
@@ -130,11 +187,29 @@ pub enum BundleSource {
     /// A file or folder of the host.
     Bind { path: PathBuf, recursive: bool, idmap: Option<MountIds> },
     /// A new instance of a file system, with its own options. An empty value is a flag.
-    New { kind: String, device: String, options: Vec<(String, String)> },
+    New {
+        kind: String,
+        device: String,
+        options: Vec<(String, String)>,
+        #[serde(default)]
+        content: Content,
+    },
+    /// What is mounted there already, with other options.
+    Remount { options: Vec<(String, String)> },
     /// The tmpfs at `/dev`, which gets the nodes.
     Dev { options: Vec<(String, String)> },
     /// The container's own control groups.
     Cgroup,
+}
+
+/// What a new file system has in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Content {
+    #[default]
+    Nothing,
+    /// A copy of what it covers.
+    Copy,
 }
 
 /// Ids of a mount that are shown as others.
@@ -207,6 +282,82 @@ pub struct ExactPlan {
     /// Bits of personality(2).
     #[serde(default)]
     pub personality: Option<u32>,
+    #[serde(default)]
+    pub affinity: Option<AffinityPlan>,
+    #[serde(default)]
+    pub memory_policy: Option<MemoryPolicyPlan>,
+}
+
+/// On which processors a process is executed that joins: before and after it is in the control groups.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AffinityPlan {
+    /// Empty: nothing is changed.
+    pub first: Vec<u32>,
+    pub then: Vec<u32>,
+}
+
+/// set_mempolicy(2): mode with its flags, and nodes, by the kernel's numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPolicyPlan {
+    pub mode: u32,
+    pub nodes: Vec<u32>,
+}
+
+/// Limits of a bundle beside those that Docker's model has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExactResources {
+    /// Microseconds beyond the quota that were left over before.
+    pub cpu_burst: Option<u64>,
+    /// 1: only what nobody else wants.
+    pub cpu_idle: Option<i64>,
+    /// Microseconds.
+    pub realtime_period: Option<u64>,
+    pub realtime_runtime: Option<i64>,
+    pub leaf_weight: Option<u16>,
+    pub weight_devices: Vec<WeightDevice>,
+    /// Bytes for each size of pages, by the kernel's name for it: `2MB`.
+    pub huge_pages: Vec<(String, u64)>,
+    /// Class of packets for the traffic control.
+    pub network_class: Option<u32>,
+    /// Of packets that leave by an interface of the host.
+    pub network_priorities: Vec<(String, u32)>,
+    pub rdma: Vec<RdmaLimit>,
+    /// Files of version 2 and what is written to them.
+    pub unified: BTreeMap<String, String>,
+    /// Limits of the kernel's own memory are asked for, which no kernel takes any more.
+    pub kernel_memory: bool,
+    /// A limit of memory below what is used already is refused.
+    pub check_before_update: bool,
+}
+
+impl ExactResources {
+    /// Whether it takes hierarchies that other containers have no groups in.
+    #[must_use]
+    pub fn is_rare(&self) -> bool {
+        !(self.huge_pages.is_empty()
+            && self.network_class.is_none()
+            && self.network_priorities.is_empty()
+            && self.rdma.is_empty()
+            && self.unified.is_empty())
+    }
+}
+
+/// Share of one block device, against neighbours and against groups below.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WeightDevice {
+    pub major: u32,
+    pub minor: u32,
+    pub weight: Option<u16>,
+    pub leaf_weight: Option<u16>,
+}
+
+/// What may be used of one RDMA device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RdmaLimit {
+    pub device: String,
+    pub handles: Option<u32>,
+    pub objects: Option<u32>,
 }
 
 /// Arguments of sched_setattr(2); policies and flags by the kernel's numbers.

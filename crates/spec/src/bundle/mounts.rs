@@ -2,7 +2,8 @@
 
 use super::document::Mount;
 use super::{
-    Attributes, BundleMount, BundleSource, IdMapping, MountIds, Result, RootPropagation, invalid, unsupported,
+    Attributes, BundleMount, BundleSource, Content, IdMapping, MountIds, Result, RootPropagation, invalid,
+    unsupported,
 };
 
 const RDONLY: u64 = 0x1;
@@ -50,7 +51,7 @@ const PROPAGATION: [(&str, RootPropagation); 4] = [
 ];
 
 /// Every option that is understood, for `features`.
-pub const OPTIONS: [&str; 60] = [
+pub const OPTIONS: [&str; 62] = [
     "async",
     "atime",
     "bind",
@@ -81,6 +82,7 @@ pub const OPTIONS: [&str; 60] = [
     "rdev",
     "rdiratime",
     "relatime",
+    "remount",
     "rexec",
     "ridmap",
     "rnoatime",
@@ -110,6 +112,7 @@ pub const OPTIONS: [&str; 60] = [
     "suid",
     "symfollow",
     "sync",
+    "tmpcopyup",
     "unbindable",
 ];
 
@@ -127,6 +130,8 @@ struct Options {
     propagation: Option<(RootPropagation, bool)>,
     /// Whether recursively.
     bind: Option<bool>,
+    remount: bool,
+    content: Content,
     idmap: Option<bool>,
     instance: Vec<&'static str>,
     data: Vec<(String, String)>,
@@ -142,6 +147,7 @@ pub(super) fn mount(mount: &Mount, at: &str, bundle: &std::path::Path) -> Result
     let options = read(mount, at)?;
     let kind = mount.kind.as_deref().unwrap_or_default();
     let source = match options.bind.or((kind == "bind").then_some(false)) {
+        _ if options.remount => remount(at, &options)?,
         Some(recursive) => bind(mount, at, &options, recursive, bundle)?,
         None => instance(mount, at, &options)?,
     };
@@ -177,7 +183,8 @@ fn read(mount: &Mount, at: &str) -> Result<Options> {
                 "ridmap" => all.idmap = Some(true),
                 "defaults" => {}
                 _ if INSTANCE_DEFAULTS.contains(&name) => {}
-                "remount" | "tmpcopyup" => return Err(unsupported(field(), format!("{name:?}"))),
+                "remount" => all.remount = true,
+                "tmpcopyup" => all.content = Content::Copy,
                 _ => {
                     let (key, value) = name.split_once('=').unwrap_or((name, ""));
                     if key.is_empty() || name.contains('\0') {
@@ -189,6 +196,19 @@ fn read(mount: &Mount, at: &str) -> Result<Options> {
         }
     }
     Ok(all)
+}
+
+/// What is mounted there keeps what is not said.
+fn remount(at: &str, options: &Options) -> Result<BundleSource> {
+    if options.idmap.is_some() || options.content != Content::Nothing {
+        return Err(invalid(format!("{at}.options"), "\"remount\" changes no ids and no content"));
+    }
+    let mut data = options.data.clone();
+    data.extend(options.instance.iter().map(|name| ((*name).to_owned(), String::new())));
+    if let (Some(_), Some((key, _))) = (options.bind, data.first()) {
+        return Err(invalid(format!("{at}.options"), format!("{key:?} is not an option of bind mounts")));
+    }
+    Ok(BundleSource::Remount { options: data })
 }
 
 /// What comes later wins.
@@ -208,6 +228,9 @@ fn bind(
     let source = source.ok_or_else(|| invalid(format!("{at}.source"), "a bind mount needs one"))?;
     if let Some((key, _)) = options.data.first() {
         return Err(invalid(format!("{at}.options"), format!("{key:?} is not an option of bind mounts")));
+    }
+    if options.content == Content::Copy {
+        return Err(invalid(format!("{at}.options"), "\"tmpcopyup\" is for a tmpfs"));
     }
     if let Some(name) = options.instance.first() {
         return Err(unsupported(format!("{at}.options"), format!("{name:?} of a bind mount")));
@@ -236,20 +259,23 @@ fn instance(mount: &Mount, at: &str, options: &Options) -> Result<BundleSource> 
     if options.recursive != Attributes::default() {
         return Err(invalid(format!("{at}.options"), "a new file system has nothing below it"));
     }
+    let dev = std::path::Path::new(&mount.destination) == std::path::Path::new("/dev");
+    if options.content == Content::Copy && (kind != "tmpfs" || dev) {
+        return Err(invalid(format!("{at}.options"), "\"tmpcopyup\" is for a tmpfs that is not /dev"));
+    }
     let mut data = options.data.clone();
     data.extend(options.instance.iter().map(|name| ((*name).to_owned(), String::new())));
     Ok(match kind {
         // Its options are those of the host's hierarchies, which exist already.
         "cgroup" | "cgroup2" => BundleSource::Cgroup,
-        "tmpfs" if std::path::Path::new(&mount.destination) == std::path::Path::new("/dev") => {
-            BundleSource::Dev { options: data }
-        }
+        "tmpfs" if dev => BundleSource::Dev { options: data },
         kind => {
             let device = mount.source.clone().filter(|source| !source.is_empty());
             BundleSource::New {
                 kind: kind.to_owned(),
                 device: device.unwrap_or_else(|| kind.to_owned()),
                 options: data,
+                content: options.content,
             }
         }
     })
@@ -290,8 +316,8 @@ mod tests {
 
     #[test]
     fn what_is_not_done_is_refused_by_name() {
-        let error = parsed("tmpfs", &["nosuid", "tmpcopyup"]).unwrap_err();
-        assert_eq!(error.to_string(), "mounts[0].options[1]: \"tmpcopyup\" is not supported");
+        let error = parsed("bind", &["nosuid", "tmpcopyup"]).unwrap_err();
+        assert_eq!(error.to_string(), "mounts[0].options: \"tmpcopyup\" is for a tmpfs");
         let error = parsed("bind", &["size=3"]).unwrap_err();
         assert_eq!(error.to_string(), "mounts[0].options: \"size\" is not an option of bind mounts");
         assert!(parsed("bind", &["sync"]).is_err() && parsed("", &[]).is_err());
@@ -301,7 +327,8 @@ mod tests {
     fn every_option_that_is_understood_is_told() {
         let bits = BITS.iter().flat_map(|(name, ..)| [(*name).to_owned(), format!("r{name}")]);
         let spread = PROPAGATION.iter().flat_map(|(name, _)| [(*name).to_owned(), format!("r{name}")]);
-        let others = INSTANCE.iter().chain(&INSTANCE_DEFAULTS).chain(&["bind", "rbind", "idmap", "ridmap"]);
+        let rest = ["bind", "rbind", "idmap", "ridmap", "remount", "tmpcopyup"];
+        let others = INSTANCE.iter().chain(&INSTANCE_DEFAULTS).chain(&rest);
         let all = bits.chain(spread).chain(others.map(|name| (*name).to_owned()));
         let missing: Vec<_> = all.filter(|name| !OPTIONS.contains(&name.as_str())).collect();
         assert!(missing.is_empty(), "{missing:?}");

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::document::{Process, Rlimit as Limit};
-use super::{ExactPlan, Result, invalid, scheduling, unsupported};
+use super::{ExactPlan, Result, invalid, placement, scheduling, unsupported};
 use crate::plan::{ProcessPlan, Rlimit, StdioPlan};
 
 /// A process of a bundle's container; `at` is what messages call it.
@@ -38,6 +38,11 @@ pub fn process(process: &Process, at: &str) -> Result<ProcessPlan> {
             scheduler: scheduling::scheduler(process.scheduler.as_ref(), &format!("{at}.scheduler"))?,
             io_priority: scheduling::io_priority(process.io_priority.as_ref(), &format!("{at}.ioPriority"))?,
             personality: None,
+            affinity: placement::affinity(
+                process.exec_cpu_affinity.as_ref(),
+                &format!("{at}.execCPUAffinity"),
+            )?,
+            memory_policy: None,
         })),
         ..ProcessPlan::default()
     })
@@ -56,11 +61,7 @@ pub fn terminal(process: &Process) -> StdioPlan {
 }
 
 fn refuse(process: &Process, at: &str) -> Result<()> {
-    for (name, value) in
-        [("commandLine", &process.command_line), ("execCPUAffinity", &process.exec_cpu_affinity)]
-    {
-        super::convert::absent(&format!("{at}.{name}"), value.as_ref())?;
-    }
+    super::convert::absent(&format!("{at}.commandLine"), process.command_line.as_ref())?;
     for (name, label) in
         [("apparmorProfile", &process.apparmor_profile), ("selinuxLabel", &process.selinux_label)]
     {

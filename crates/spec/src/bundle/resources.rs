@@ -1,34 +1,67 @@
 //! `linux.resources`: runtime specification, "Control groups".
 
-use serde_json::Value;
-
-use super::convert::absent;
 use super::document::{BlockIo, Cpu, DeviceCgroup, Memory, Resources as Document, Throttle};
-use super::{BundleDevices, Result, invalid, unsupported};
+use super::{BundleDevices, ExactResources, RdmaLimit, Result, WeightDevice, invalid, unsupported};
 use crate::plan::{DeviceKind, DeviceRule, Resources, ThrottleDevice};
 
 /// Limits; those of devices are apart. `at` is what messages call the document.
 pub fn resources(document: &Document, at: &str) -> Result<Resources> {
-    for (name, value) in [
-        ("hugepageLimits", &document.hugepage_limits),
-        ("network", &document.network),
-        ("rdma", &document.rdma),
-        ("unified", &document.unified),
-    ] {
-        absent(&format!("{at}.{name}"), value.as_ref())?;
-    }
     let mut all = Resources::default();
+    let mut exact = ExactResources::default();
     if let Some(found) = &document.memory {
-        memory(found, &mut all, &format!("{at}.memory"))?;
+        memory(found, &mut all, &mut exact, &format!("{at}.memory"))?;
     }
     if let Some(found) = &document.cpu {
-        cpu(found, &mut all, &format!("{at}.cpu"))?;
+        cpu(found, &mut all, &mut exact, &format!("{at}.cpu"))?;
     }
     all.pids = document.pids.as_ref().and_then(|pids| pids.limit).filter(|limit| *limit != 0);
     if let Some(found) = &document.block_io {
-        block_io(found, &mut all, &format!("{at}.blockIO"))?;
+        block_io(found, &mut all, &mut exact, &format!("{at}.blockIO"))?;
     }
+    rare(document, &mut exact, at)?;
+    all.exact = (exact != ExactResources::default()).then(|| Box::new(exact));
     Ok(all)
+}
+
+/// What few bundles have: huge pages, network traffic, RDMA, and files of version 2 by their names.
+fn rare(document: &Document, exact: &mut ExactResources, at: &str) -> Result<()> {
+    for (number, pages) in document.hugepage_limits.iter().flatten().enumerate() {
+        let size = &pages.page_size;
+        let digits = ["KB", "MB", "GB"].iter().find_map(|unit| size.strip_suffix(unit)).unwrap_or_default();
+        if digits.is_empty() || digits.starts_with('0') || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            let field = format!("{at}.hugepageLimits[{number}].pageSize");
+            return Err(invalid(field, format!("{size:?} is not a size like \"2MB\"")));
+        }
+        exact.huge_pages.push((size.clone(), pages.limit));
+    }
+    if let Some(network) = &document.network {
+        exact.network_class = network.class_id.filter(|class| *class != 0);
+        for (number, each) in network.priorities.iter().flatten().enumerate() {
+            if each.name.is_empty() || each.name.contains(|c: char| c.is_whitespace() || c == '/') {
+                let field = format!("{at}.network.priorities[{number}].name");
+                return Err(invalid(field, format!("{:?} names no interface", each.name)));
+            }
+            exact.network_priorities.push((each.name.clone(), each.priority));
+        }
+    }
+    for (device, limit) in document.rdma.iter().flatten() {
+        if device.is_empty() || device.contains(char::is_whitespace) {
+            return Err(invalid(format!("{at}.rdma"), format!("{device:?} names no device")));
+        }
+        let (handles, objects) = (limit.hca_handles, limit.hca_objects);
+        if handles.is_none() && objects.is_none() {
+            return Err(invalid(format!("{at}.rdma.{device}"), "limits nothing"));
+        }
+        exact.rdma.push(RdmaLimit { device: device.clone(), handles, objects });
+    }
+    for (file, value) in document.unified.iter().flatten() {
+        if !file.contains('.') || file.starts_with('.') || file.contains(['/', '\0']) {
+            let problem = "is not the name of a file of a control group";
+            return Err(invalid(format!("{at}.unified"), format!("{file:?} {problem}")));
+        }
+        exact.unified.insert(file.clone(), value.clone());
+    }
+    Ok(())
 }
 
 /// Bytes; the kernel takes what it cannot count to as unlimited.
@@ -42,15 +75,10 @@ fn bytes(value: Option<i64>, field: String) -> Result<Option<u64>> {
     }
 }
 
-fn memory(memory: &Memory, all: &mut Resources, at: &str) -> Result<()> {
-    for (name, value) in [("kernel", memory.kernel), ("kernelTCP", memory.kernel_tcp)] {
-        if value.is_some_and(|value| value != 0 && value != -1) {
-            return Err(unsupported(format!("{at}.{name}"), "a limit for the kernel's own memory"));
-        }
-    }
-    if memory.check_before_update == Some(true) {
-        return Err(unsupported(format!("{at}.checkBeforeUpdate"), "a check before an update"));
-    }
+fn memory(memory: &Memory, all: &mut Resources, exact: &mut ExactResources, at: &str) -> Result<()> {
+    let limits = [memory.kernel, memory.kernel_tcp];
+    exact.kernel_memory = limits.iter().flatten().any(|limit| *limit != 0 && *limit != -1);
+    exact.check_before_update = memory.check_before_update == Some(true);
     all.memory = bytes(memory.limit, format!("{at}.limit"))?;
     all.memory_reservation = bytes(memory.reservation, format!("{at}.reservation"))?;
     all.memory_swap = memory.swap.filter(|swap| *swap != 0);
@@ -69,15 +97,14 @@ fn memory(memory: &Memory, all: &mut Resources, at: &str) -> Result<()> {
     Ok(())
 }
 
-fn cpu(cpu: &Cpu, all: &mut Resources, at: &str) -> Result<()> {
-    let zero = |name: &str, value: Option<i64>| match value {
-        None | Some(0) => Ok(()),
-        Some(value) => Err(unsupported(format!("{at}.{name}"), value.to_string())),
-    };
-    zero("burst", cpu.burst.map(|value| value as i64))?;
-    zero("realtimeRuntime", cpu.realtime_runtime)?;
-    zero("realtimePeriod", cpu.realtime_period.map(|value| value as i64))?;
-    zero("idle", cpu.idle)?;
+fn cpu(cpu: &Cpu, all: &mut Resources, exact: &mut ExactResources, at: &str) -> Result<()> {
+    if let Some(idle) = cpu.idle.filter(|idle| !(0..=1).contains(idle)) {
+        return Err(invalid(format!("{at}.idle"), format!("{idle} is neither 0 nor 1")));
+    }
+    exact.cpu_idle = cpu.idle;
+    exact.cpu_burst = cpu.burst;
+    exact.realtime_runtime = cpu.realtime_runtime.filter(|runtime| *runtime != 0);
+    exact.realtime_period = cpu.realtime_period.filter(|period| *period != 0);
     all.cpu_shares = cpu.shares.filter(|shares| *shares != 0);
     all.cpu_quota = cpu.quota.filter(|quota| *quota != 0);
     all.cpu_period = cpu.period.filter(|period| *period != 0);
@@ -87,14 +114,22 @@ fn cpu(cpu: &Cpu, all: &mut Resources, at: &str) -> Result<()> {
     Ok(())
 }
 
-fn block_io(io: &BlockIo, all: &mut Resources, at: &str) -> Result<()> {
-    if io.leaf_weight.is_some_and(|weight| weight != 0) {
-        return Err(unsupported(format!("{at}.leafWeight"), "a weight of leaves"));
-    }
-    absent(&format!("{at}.weightDevice"), io.weight_device.clone().map(Value::Array).as_ref())?;
-    all.blkio_weight = io.weight.filter(|weight| *weight != 0);
-    if all.blkio_weight.is_some_and(|weight| !(10..=1000).contains(&weight)) {
-        return Err(invalid(format!("{at}.weight"), "is not from 10 to 1000"));
+fn block_io(io: &BlockIo, all: &mut Resources, exact: &mut ExactResources, at: &str) -> Result<()> {
+    let checked = |weight: Option<u16>, field: &str| match weight.filter(|weight| *weight != 0) {
+        Some(weight) if !(10..=1000).contains(&weight) => {
+            Err(invalid(format!("{at}.{field}"), "is not from 10 to 1000"))
+        }
+        weight => Ok(weight),
+    };
+    all.blkio_weight = checked(io.weight, "weight")?;
+    exact.leaf_weight = checked(io.leaf_weight, "leafWeight")?;
+    for (number, each) in io.weight_device.iter().flatten().enumerate() {
+        exact.weight_devices.push(WeightDevice {
+            major: each.major,
+            minor: each.minor,
+            weight: checked(each.weight, &format!("weightDevice[{number}].weight"))?,
+            leaf_weight: checked(each.leaf_weight, &format!("weightDevice[{number}].leafWeight"))?,
+        });
     }
     let rates = |list: &Option<Vec<Throttle>>| {
         list.iter()
@@ -202,7 +237,33 @@ mod tests {
         assert_eq!(found.memory_reservation, Some(i64::MAX as u64));
         assert_eq!(read(r#"{"cpu":{"shares":0,"cpus":""}}"#).unwrap(), Resources::default());
         assert!(read(r#"{"memory":{"limit":1000,"swap":500}}"#).is_err());
-        let error = read(r#"{"hugepageLimits":[{"pageSize":"2MB","limit":1}]}"#).unwrap_err();
-        assert!(error.to_string().starts_with("resources.hugepageLimits"), "{error}");
+    }
+
+    #[test]
+    fn what_docker_does_not_know_is_apart() {
+        let read = |text: &str| resources(&serde_json::from_str(text).unwrap(), "resources");
+        let found = read(
+            r#"{"cpu":{"burst":5000,"idle":1},"hugepageLimits":[{"pageSize":"2MB","limit":4194304}],
+                "network":{"classID":7,"priorities":[{"name":"eth0","priority":3}]},
+                "rdma":{"mlx5_1":{"hcaHandles":2}},"unified":{"memory.high":"1"},"memory":{"kernel":5}}"#,
+        );
+        let exact = found.unwrap().exact.unwrap();
+        assert_eq!((exact.cpu_burst, exact.cpu_idle, exact.network_class), (Some(5000), Some(1), Some(7)));
+        assert_eq!(exact.huge_pages, [("2MB".to_owned(), 4 << 20)]);
+        assert!(exact.is_rare() && exact.kernel_memory && exact.unified["memory.high"] == "1");
+        assert_eq!((exact.rdma[0].handles, exact.rdma[0].objects), (Some(2), None));
+        for (text, field) in [
+            (r#"{"hugepageLimits":[{"pageSize":"2mb","limit":1}]}"#, "resources.hugepageLimits[0].pageSize"),
+            (r#"{"unified":{"../memory.high":"1"}}"#, "resources.unified"),
+            (r#"{"rdma":{"mlx5_1":{}}}"#, "resources.rdma.mlx5_1"),
+            (r#"{"cpu":{"idle":2}}"#, "resources.cpu.idle"),
+            (
+                r#"{"blockIO":{"weightDevice":[{"major":8,"minor":0,"weight":5}]}}"#,
+                "resources.blockIO.weightDevice[0].weight",
+            ),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.starts_with(field), "{error}");
+        }
     }
 }

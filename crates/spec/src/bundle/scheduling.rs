@@ -55,13 +55,13 @@ struct Personality {
     flags: Vec<String>,
 }
 
-fn read<T: serde::de::DeserializeOwned>(value: Option<&Value>, at: &str) -> Result<Option<T>> {
+pub(super) fn read<T: serde::de::DeserializeOwned>(value: Option<&Value>, at: &str) -> Result<Option<T>> {
     let value = value.filter(|value| !value.is_null());
     let parse = |value: &Value| serde_json::from_value(value.clone());
     value.map(parse).transpose().map_err(|error| invalid(at, error.to_string()))
 }
 
-fn named<T: Copy>(known: &[(&str, T)], name: &str, at: String) -> Result<T> {
+pub(super) fn named<T: Copy>(known: &[(&str, T)], name: &str, at: String) -> Result<T> {
     let found = known.iter().find(|(known, _)| *known == name);
     found.map(|(_, number)| *number).ok_or_else(|| invalid(at, format!("{name:?} is not known")))
 }

@@ -3,7 +3,7 @@
 //! Read as moby and runc do: unknown fields and system calls that no architecture has are ignored;
 //! groups whose `includes` or `excludes` do not fit the process, the architecture or the kernel
 //! are left out. Differences: a profile without `defaultAction` is an error and not the absence
-//! of a profile, and `SCMP_ACT_NOTIFY` is not supported.
+//! of a profile, and who is notified hears nothing of sendmsg(2), by which the listener is handed over.
 
 use serde_json::{Map, Value};
 
@@ -22,6 +22,7 @@ const RET_TRAP: u32 = 0x0003_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
 const RET_TRACE: u32 = 0x7ff0_0000;
 const RET_LOG: u32 = 0x7ffc_0000;
+const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 const EPERM: u64 = 1;
 /// The kernel's own bound on error numbers.
 const MAX_ERRNO: u64 = 4095;
@@ -41,6 +42,9 @@ pub(super) struct Document {
     arches: Vec<Arch>,
     groups: Vec<Group>,
     flags: u32,
+    /// Where the first call is that somebody else decides about.
+    pub(super) notifies: Option<String>,
+    pub(super) listener: Option<super::Listener>,
 }
 
 #[derive(Debug)]
@@ -54,21 +58,32 @@ impl Document {
     pub(super) fn parse(value: &Value, context: Context) -> Result<Self> {
         let root = object(value, "profile")?;
         let default = action(root, "defaultAction", "defaultErrnoRet", "")?;
-        refuse(root, "listenerPath", "a listener for notifications")?;
+        if default == RET_USER_NOTIF {
+            return Err(bad("defaultAction", "cannot be SCMP_ACT_NOTIFY: nobody could be told of it"));
+        }
+        let listener = listener(root)?;
         let arches = arches(root)?;
-        let flags = flags(root)?;
+        let mut flags = flags(root)?;
         let list = array(root, "syscalls", "syscalls", MAX_GROUPS)?;
         let mut groups = Vec::new();
         let mut names = 0;
+        let mut notifies = None;
         for (index, entry) in list.iter().enumerate() {
             let path = format!("syscalls[{index}]");
             let fields = object(entry, &path)?;
             let group = group(fields, &path, &mut names)?;
             if applies(fields, &path, context)? {
+                if group.action == RET_USER_NOTIF {
+                    notifies.get_or_insert(format!("{path}.action"));
+                }
                 groups.push(group);
             }
         }
-        Ok(Self { default, arches, groups, flags })
+        if notifies.is_some() {
+            // The kernel takes no other threads along where it makes a listener: seccomp(2).
+            flags = (flags | super::FLAG_NEW_LISTENER) & !super::FLAG_TSYNC;
+        }
+        Ok(Self { default, arches, groups, flags, notifies, listener })
     }
 
     pub(super) fn profile<'a>(&'a self) -> Profile<'a> {
@@ -115,12 +130,10 @@ fn quoted(name: &str) -> String {
     if short.len() < name.len() { format!("{short:?}…") } else { format!("{short:?}") }
 }
 
-fn refuse(fields: &Map<String, Value>, name: &str, what: &str) -> Result<()> {
-    match field(fields, name) {
-        None => Ok(()),
-        Some(Value::String(text)) if text.is_empty() => Ok(()),
-        Some(_) => Err(Error::ProfileUnsupported { field: name.to_owned(), what: what.to_owned() }),
-    }
+fn listener(root: &Map<String, Value>) -> Result<Option<super::Listener>> {
+    let get = |name: &str| field(root, name).map_or(Ok(""), |value| text(value, name));
+    let (path, metadata) = (get("listenerPath")?, get("listenerMetadata")?);
+    Ok((!path.is_empty()).then(|| super::Listener { path: path.into(), metadata: metadata.to_owned() }))
 }
 
 fn action(fields: &Map<String, Value>, name: &str, errno: &str, prefix: &str) -> Result<u32> {
@@ -142,9 +155,7 @@ fn action(fields: &Map<String, Value>, name: &str, errno: &str, prefix: &str) ->
         "SCMP_ACT_TRAP" => Ok(RET_TRAP),
         "SCMP_ACT_TRACE" => Ok(RET_TRACE | data(u64::from(u16::MAX))?),
         "SCMP_ACT_LOG" => Ok(RET_LOG),
-        "SCMP_ACT_NOTIFY" => {
-            Err(Error::ProfileUnsupported { field: path, what: "SCMP_ACT_NOTIFY".to_owned() })
-        }
+        "SCMP_ACT_NOTIFY" => Ok(RET_USER_NOTIF),
         other => Err(bad(path, format!("unknown action {}", quoted(other)))),
     }
 }
@@ -217,6 +228,7 @@ fn flags(root: &Map<String, Value>) -> Result<u32> {
             "SECCOMP_FILTER_FLAG_TSYNC" => super::FLAG_TSYNC,
             "SECCOMP_FILTER_FLAG_LOG" => super::FLAG_LOG,
             "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => super::FLAG_SPEC_ALLOW,
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => super::FLAG_WAIT_KILLABLE,
             other => return Err(bad(path, format!("unknown flag {}", quoted(other)))),
         };
     }
@@ -244,6 +256,12 @@ fn group(fields: &Map<String, Value>, path: &str, total: &mut usize) -> Result<G
         calls.add(name);
     }
     let action = action(fields, "action", "errnoRet", &format!("{path}."))?;
+    if action == RET_USER_NOTIF && calls.includes(&Calls::of(&["sendmsg"])) {
+        return Err(bad(
+            format!("{path}.action"),
+            "SCMP_ACT_NOTIFY cannot be for sendmsg: it hands the listener over",
+        ));
+    }
     Ok(Group { calls, action, conditions: conditions(fields, path)? })
 }
 

@@ -90,7 +90,6 @@ impl Calls {
         true
     }
 
-    #[cfg(test)]
     pub(super) fn includes(&self, other: &Self) -> bool {
         let words = self.direct.as_flattened().iter().zip(other.direct.as_flattened());
         words.into_iter().all(|(ours, theirs)| ours & theirs == *theirs)

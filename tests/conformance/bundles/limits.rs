@@ -1,0 +1,86 @@
+//! Runtime specification, "Control groups": each limit in the file of the kernel that it is for.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::bundle::hierarchies;
+use super::{Bundle, Runtime};
+
+/// The file of a container's group, whichever hierarchy has it.
+fn file(bundle: &Bundle<'_>, name: &str) -> Option<PathBuf> {
+    let folders = hierarchies().into_iter().map(|root| root.join(&bundle.id).join("box"));
+    folders.map(|folder| folder.join(name)).find(|file| file.exists())
+}
+
+fn content(bundle: &Bundle<'_>, names: [&str; 2]) -> Option<String> {
+    let found = names.into_iter().find_map(|name| file(bundle, name));
+    found.map(|file| fs::read_to_string(file).unwrap().trim().to_owned())
+}
+
+/// Whether the kernel has a file in groups that version 2 is for.
+fn second_version_has(controller: &str) -> bool {
+    let lists = hierarchies().into_iter().map(|root| root.join("cgroup.controllers"));
+    let found = lists.filter_map(|list| fs::read_to_string(list).ok());
+    found.into_iter().any(|list| list.split_whitespace().any(|known| known == controller))
+}
+
+/// runc 1.1 knows nothing of bursts and idleness, and leaves version 2 alone where version 1 is beside it.
+#[test]
+fn files_of_either_version_are_written() {
+    let Some(runtime) = Runtime::insula() else { return };
+    let mut bundle = Bundle::new(&runtime, "exec sleep 1000");
+    bundle.config["linux"]["resources"] =
+        json!({"cpu": {"quota": 20_000, "period": 100_000, "burst": 5000}, "memory": {"kernel": 4096}});
+    bundle.config["linux"]["resources"]["unified"] = json!({"cgroup.max.depth": "3"});
+    let pages = second_version_has("hugetlb");
+    if pages {
+        let limits = json!([{"pageSize": "2MB", "limit": 4 << 20}]);
+        bundle.config["linux"]["resources"]["hugepageLimits"] = limits;
+    }
+    assert!(
+        bundle.create(&["--pid-file", bundle.path("pid").to_str().unwrap()]).success(),
+        "{}",
+        bundle.said("errors")
+    );
+    assert_eq!(content(&bundle, ["cpu.cfs_burst_us", "cpu.max.burst"]).unwrap(), "5000");
+    assert_eq!(content(&bundle, ["cgroup.max.depth", "cgroup.max.depth"]).unwrap(), "3");
+    if pages {
+        assert_eq!(content(&bundle, ["hugetlb.2MB.max", "hugetlb.2MB.limit_in_bytes"]).unwrap(), "4194304");
+        assert_eq!(content(&bundle, ["hugetlb.2MB.rsvd.max", "hugetlb.2MB.rsvd.max"]).unwrap(), "4194304");
+    }
+    bundle.done(&["delete", "--force", &bundle.id]);
+    assert!(!bundle.has_groups());
+    bundle.config["linux"]["resources"] = json!({"cpu": {"idle": 1}});
+    bundle.start();
+    assert_eq!(content(&bundle, ["cpu.idle", "cpu.idle"]).unwrap(), "1");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_an_error_and_a_controller_a_warning() {
+    let Some(runtime) = Runtime::insula() else { return };
+    let run = |resources: Value| {
+        let mut bundle = Bundle::new(&runtime, "true");
+        bundle.config["linux"]["resources"] = resources;
+        bundle.write();
+        let (path, log) = (bundle.path(""), bundle.path("log"));
+        let (path, log) = (path.to_str().unwrap(), log.to_str().unwrap());
+        let output = bundle.call(&["--log", log, "run", "--bundle", path, &bundle.id]);
+        let left = bundle.has_groups() || bundle.path("state").join(&bundle.id).exists();
+        assert!(!left);
+        (output.status.code(), String::from_utf8(output.stderr).unwrap(), bundle.said("log"))
+    };
+    let (code, said, _) = run(json!({"unified": {"memory.nothing": "1"}}));
+    assert!(
+        code == Some(1) && said.contains("linux.resources.unified") && said.contains("memory.nothing"),
+        "{said}"
+    );
+    let (code, said, warned) =
+        run(json!({"rdma": {"mlx5_1": {"hcaHandles": 3}}, "memory": {"kernel": 4096}}));
+    assert_eq!(code, Some(0), "{said}");
+    assert!(warned.contains("limits of the kernel's own memory are ignored"), "{warned}");
+    if !second_version_has("rdma") {
+        assert!(warned.contains("the host cannot limit the RDMA device: it has no rdma.max"), "{warned}");
+    }
+}
