@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod agents;
+mod attestations;
 mod bad_input;
 mod build;
 mod buildkit;

@@ -3,6 +3,7 @@
 //! Nothing here waits for the network or starts a program, and everything is synchronous: who builds
 //! says how images are found and how commands run.
 
+pub mod attest;
 pub mod dockerfile;
 mod error;
 mod git;

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 
 use crate::containers::ListRequest;
 use crate::filters::Filters;
+use crate::images::Shown;
 use crate::{Engine, Error, Result, blocking};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -79,7 +80,7 @@ impl Engine {
             containers_running: signed(counts.running),
             containers_paused: signed(counts.paused),
             containers_stopped: signed(counts.stopped),
-            images: signed(self.images().list(&Filters::new())?.len()),
+            images: signed(self.images().list(&Filters::new(), Shown::Images)?.len()),
             driver: "overlay".to_owned(),
             driver_status: self.driver_status(),
             plugins: PluginsInfo {
@@ -168,7 +169,7 @@ impl Engine {
         let store = self.store().clone();
         let engine = self.clone();
         let (usage, build_cache) = blocking(move || Ok((store.usage()?, engine.build_cache()?))).await?;
-        let mut images = self.images().list_used(&Filters::new(), &usage)?;
+        let mut images = self.images().list_used(&Filters::new(), Shown::All, &usage)?;
         count_users(&mut images, &containers);
         let storage = Some(storage_use(self.store().root(), &usage));
         let layers_size = signed(usage.images());

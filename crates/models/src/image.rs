@@ -128,6 +128,20 @@ document! {
         trace: bool,
         /// Only what changed of the context comes.
         kept: Option<BuildContext>,
+        /// What is to be said about the image.
+        attestations: Option<BuildAttestations>,
+    }
+}
+
+document! {
+    /// What is to be said about the image that a build makes.
+    BuildAttestations {
+        /// How it was built: nothing, `min` or `max`.
+        provenance: String,
+        /// Who builds, for that.
+        builder: String,
+        /// What is in it.
+        sbom: bool,
     }
 }
 

@@ -17,6 +17,7 @@ mod login;
 mod manifest;
 mod options;
 mod platform;
+mod referrers;
 mod registries;
 mod repository;
 mod retry;

@@ -17,6 +17,8 @@ use crate::{Error, Repository, Result};
 /// Indexes within indexes.
 const DEPTH_MAX: usize = 4;
 const DIGEST_HEADER: &str = "docker-content-digest";
+/// Of the distribution specification 1.1.
+const SUBJECT_HEADER: &str = "oci-subject";
 const SCHEMA_1: [&str; 2] = [
     "application/vnd.docker.distribution.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v1+prettyjws",
@@ -202,8 +204,17 @@ impl Repository {
         })
     }
 
-    /// Stores a manifest or an index under a tag or its digest.
+    /// Stores a manifest or an index under a tag or its digest, so that it is found by what it refers to.
     pub async fn put_manifest(&self, name: &str, media_type: &str, bytes: &[u8]) -> Result<Digest> {
+        let noted = self.put(name, media_type, bytes).await?;
+        if !noted && let Ok(manifest) = Manifest::parse(bytes) {
+            Box::pin(self.note_referrer(&manifest, bytes)).await?;
+        }
+        Ok(digest(bytes))
+    }
+
+    /// Stores a document; whether the registry says that it noted what the document refers to.
+    pub(crate) async fn put(&self, name: &str, media_type: &str, bytes: &[u8]) -> Result<bool> {
         let what = format!("manifest {name} of {}", self.name());
         let doing = format!("push the {what}");
         let url = self.url(&format!("manifests/{name}")).await?;
@@ -213,10 +224,9 @@ impl Repository {
             if !response.status().is_success() {
                 return Err(self.failed(&what, &doing, response).await);
             }
-            Ok(())
+            Ok(response.headers().contains_key(SUBJECT_HEADER))
         })
-        .await?;
-        Ok(digest(bytes))
+        .await
     }
 }
 

@@ -43,9 +43,9 @@ pub use containers::{ContainerDir, LayerSize, StagedUpper, Writer};
 pub use content::Content;
 pub use error::{Error, Result};
 pub use images::{
-    BlobReader, CommitOptions, Composed, Difference, Force, Image, ImageKind, Images, ImportOptions,
-    IndexParts, Ingested, IngestedBlob, IngestedLayer, LayerBlob, LayerLease, LayerPlace, Loaded, Names,
-    Part, Progress, Removal, Scratch, StagedLayer, Standing, StandingIndex,
+    Attested, BlobReader, CommitOptions, Composed, Described, Difference, Force, Image, ImageKind, Images,
+    ImportOptions, IndexParts, Ingested, IngestedBlob, IngestedLayer, LayerBlob, LayerLease, LayerPlace,
+    Loaded, Names, Part, Progress, Removal, Scratch, StagedLayer, Standing, StandingIndex, Statement,
 };
 pub use layers::{Layer, Layers};
 pub use root::{MOUNT_POINTS, Store};

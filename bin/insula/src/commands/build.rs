@@ -2,6 +2,7 @@
 
 mod agents;
 mod answer;
+mod attestations;
 mod caches;
 mod changes;
 mod contexts;
@@ -50,6 +51,7 @@ use crate::{filters, options, printer, registry};
   insula build --ssh default .
   insula build --cache-from type=local,src=cache --cache-to type=local,dest=cache,mode=max .
   insula build --build-context sources=../src --output type=local,dest=out .
+  insula build -t app --sbom true --provenance mode=max .
   insula build -t app - < Dockerfile
   insula build https://example.org/app.git#main:folder")]
 pub(crate) struct BuildArgs {
@@ -148,6 +150,15 @@ pub(crate) struct BuildArgs {
     /// Who may have what this one makes: type=inline, type=registry,ref=IMAGE, type=local,dest=FOLDER[,mode=max]
     #[arg(long, value_name = "CACHE")]
     cache_to: Vec<String>,
+    /// What is said about the image: type=provenance[,mode=min|max][,builder-id=ID], type=sbom
+    #[arg(long, value_name = "ATTESTATION")]
+    attest: Vec<String>,
+    /// Say how the image was built: true, mode=max, false [default: false]
+    #[arg(long, value_name = "HOW")]
+    provenance: Option<String>,
+    /// List what is in the image: true, false [default: false]
+    #[arg(long, value_name = "BOOL")]
+    sbom: Option<String>,
     /// Control group that the commands' are made in
     #[arg(long, value_name = "GROUP", default_value = "", hide_default_value = true)]
     cgroup_parent: String,
@@ -205,6 +216,8 @@ impl Run for BuildArgs {
         options.cache_from.clone_from(&from.images);
         options.cache_layouts = from.layouts.iter().map(|(name, _)| name.clone()).collect();
         options.cache_to.clone_from(&to.told);
+        options.attestations =
+            attestations::read(&self.attest, self.provenance.as_deref(), self.sbom.as_deref())?;
         add_credentials(from.images.iter().chain(&to.names), &mut options.credentials)?;
         if !agents.is_empty() {
             options.agents = agents.iter().map(|agent| agent.id.clone()).collect();
@@ -487,6 +500,7 @@ impl BuildArgs {
             output: output.asked(),
             agents: Vec::new(),
             token: String::new(),
+            attestations: None,
         };
         if options.contexts.len() < named.len() {
             bail!("two build contexts have the same name");

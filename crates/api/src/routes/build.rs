@@ -14,14 +14,15 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, future::ready, stream};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use insula_build::attest::Detail;
 use insula_engine::AttachedStream;
 use insula_engine::archive::{ArchiveChunks, ArchiveSender, archive_channel};
 use insula_engine::build::{
-    AgentsGiven, BuildRequest, CacheScope, CacheSource, CacheTarget, KeptContext, NamedContext, Output,
-    PruneRequest, Secret,
+    AgentsGiven, Attestations, BuildRequest, CacheScope, CacheSource, CacheTarget, KeptContext, NamedContext,
+    Output, PruneRequest, Secret,
 };
 use insula_engine::images::Credentials;
-use insula_models::{BuildContext, BuildExtras, BuildPruneResponse, HostConfig, Labels};
+use insula_models::{BuildAttestations, BuildContext, BuildExtras, BuildPruneResponse, HostConfig, Labels};
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::{StreamReader, SyncIoBridge};
@@ -101,6 +102,7 @@ async fn build_with(State(api): State<Api>, headers: HeaderMap, params: Params, 
     request.agents = agents(extras.agents, extras.token)?;
     request.trace = extras.trace;
     request.kept = extras.kept.map(kept).transpose()?;
+    request.attestations = extras.attestations.map(attestations).transpose()?.unwrap_or_default();
     if extras.cache_from.len() + request.cache_from.len() > CACHES_MAX || extras.cache_to.len() > CACHES_MAX {
         return Err(ApiError::invalid(format!("there are more than {CACHES_MAX} caches")));
     }
@@ -117,6 +119,25 @@ async fn build_with(State(api): State<Api>, headers: HeaderMap, params: Params, 
     let progress =
         transferred(move |progress| async move { engine.build(context, request, progress).await }).await?;
     Ok(if answered { multiplexed(progress, chunks) } else { progress })
+}
+
+/// Signs of who builds.
+const BUILDER_MAX: usize = 1024;
+
+fn attestations(given: BuildAttestations) -> Result<Attestations, ApiError> {
+    let BuildAttestations { provenance, builder, sbom } = given;
+    let provenance = match provenance.as_str() {
+        "" => None,
+        "min" => Some(Detail::Min),
+        "max" => Some(Detail::Max),
+        other => {
+            return Err(ApiError::invalid(format!("provenance {other:?}: min or max is expected")));
+        }
+    };
+    if builder.len() > BUILDER_MAX {
+        return Err(ApiError::invalid(format!("the builder's id is longer than {BUILDER_MAX} bytes")));
+    }
+    Ok(Attestations { provenance, builder, parts: sbom })
 }
 
 /// Signs of an identity or a digest.
@@ -290,6 +311,7 @@ fn request_of(headers: &HeaderMap, params: &Params) -> Result<BuildRequest, ApiE
         kept: None,
         cache_from: cache_from(params)?,
         cache_to: Vec::new(),
+        attestations: Attestations::default(),
     })
 }
 

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use http::{HeaderMap, Method};
 use insula_engine::images::{
-    CommitRequest, Images, ImportRequest, IndexParts, ProgressSender, PullRequest, PushRequest,
+    CommitRequest, Images, ImportRequest, IndexParts, ProgressSender, PullRequest, PushRequest, Shown,
 };
 use insula_models::{ApiVersion, ErrorDetail, IdResponse, ProgressMessage};
 use tokio::sync::mpsc;
@@ -41,10 +41,11 @@ async fn list(State(api): State<Api>, Version(version): Version, params: Params)
     if let Some(name) = params.text("filter").filter(|_| version < ApiVersion::v1(41)) {
         filters.entry("reference".to_owned()).or_default().push(name.to_owned());
     }
+    let shown = if params.flag("all") { Shown::All } else { Shown::Images };
     let mut images = if params.flag("shared-size") {
-        api.engine.images().list_shared(&filters).await?
+        api.engine.images().list_shared(&filters, shown).await?
     } else {
-        api.engine.images().list(&filters)?
+        api.engine.images().list(&filters, shown)?
     };
     if version >= ApiVersion::v1(51) {
         api.engine.count_image_users(&mut images).await?;

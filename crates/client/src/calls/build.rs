@@ -6,7 +6,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 pub use insula_models::BuildContext as KeptContext;
-use insula_models::{AuthConfig, BuildExtras, BuildPruneResponse, Labels, ProgressMessage, Ulimit};
+use insula_models::{
+    AuthConfig, BuildAttestations, BuildExtras, BuildPruneResponse, Labels, ProgressMessage, Ulimit,
+};
 
 use crate::body::{RequestBody, Upload};
 use crate::connection::{Call, Client, json};
@@ -111,6 +113,8 @@ pub struct BuildOptions {
     pub token: String,
     /// By the registries' names.
     pub credentials: BTreeMap<String, AuthConfig>,
+    /// What is to be said about the image.
+    pub attestations: Option<BuildAttestations>,
 }
 
 impl BuildOptions {
@@ -180,6 +184,7 @@ impl BuildOptions {
             && caches == 0
             && !self.trace
             && self.kept.is_none()
+            && self.attestations.is_none()
         {
             return Ok(None);
         }
@@ -200,6 +205,7 @@ impl BuildOptions {
             cache_to: self.cache_to.clone(),
             trace: self.trace,
             kept: self.kept.clone(),
+            attestations: self.attestations.clone(),
         };
         let RequestBody::Bytes(Some(document)) = json(&extras)? else {
             return Ok(None);

@@ -9,6 +9,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use insula_base::Digest;
+use insula_build::attest::Material;
 use insula_build::{CopyOp, GitReference, Ignore, Mode};
 use insula_store::Scratch;
 use insula_store::layers::{Limits, Whiteouts, unpack};
@@ -17,8 +18,8 @@ use rustix::fs::{FileType, Timespec, Timestamps, futimens};
 use sha2::{Digest as _, Sha256};
 
 use super::files::{Attributes, Copying, Item, Times};
-use super::git;
 use super::sources::{Picked, is_remote, pick};
+use super::{attest, git};
 use crate::archive::decompressed;
 use crate::images::Images;
 use crate::tree::{Last, Tree, clean};
@@ -46,6 +47,14 @@ struct Fetched {
     /// What it is called there.
     name: String,
     kind: FetchedKind,
+    material: Material,
+}
+
+/// A file that was downloaded.
+#[derive(Debug)]
+pub(super) struct Downloaded {
+    pub(super) name: String,
+    pub(super) digest: Digest,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,11 +74,14 @@ pub(super) async fn fetch(images: &Images, scratch: Scratch, op: &CopyOp) -> Res
                 let keep = op.transfer.keep_git_dir;
                 let found = git::fetch(source, &folder, git::Wanted { checksum, keep }).await?;
                 let folder = folder.join(git::FILES);
-                Fetched { number, folder, name: found.folder, kind: FetchedKind::Repository }
+                let material = attest::fetched(source, "gitCommit", &found.commit);
+                let name = found.reference.folder;
+                Fetched { number, folder, name, kind: FetchedKind::Repository, material }
             }
             false => {
-                let name = download(images, source, &folder, checksum, None).await?;
-                Fetched { number, folder, name, kind: FetchedKind::Download }
+                let Downloaded { name, digest } = download(images, source, &folder, checksum, None).await?;
+                let material = attest::downloaded(source, &digest);
+                Fetched { number, folder, name, kind: FetchedKind::Download, material }
             }
         });
     }
@@ -82,14 +94,14 @@ pub(super) async fn fetch(images: &Images, scratch: Scratch, op: &CopyOp) -> Res
     Ok(Added { scratch, fetched })
 }
 
-/// Puts a file into a folder of its own; returns its name, which is `otherwise` if the address does not say it.
+/// Puts a file into a folder of its own; its name is `otherwise` if the address does not say it.
 pub(super) async fn download(
     images: &Images,
     source: &str,
     folder: &Path,
     checksum: Option<&str>,
     otherwise: Option<&str>,
-) -> Result<String> {
+) -> Result<Downloaded> {
     let wanted = checksum.map(str::parse::<Digest>).transpose().map_err(|error| {
         Error::InvalidArgument(format!("--checksum={}: {error}", checksum.unwrap_or_default()))
     })?;
@@ -121,7 +133,14 @@ pub(super) async fn download(
     let time = Timespec { tv_sec: modified.map_or(0, |time| time.as_second()), tv_nsec: 0 };
     futimens(&file, &Timestamps { last_access: time, last_modification: time })
         .map_err(|e| Error::io("utimensat", &path, e))?;
-    Ok(name)
+    Ok(Downloaded { name, digest: found })
+}
+
+impl Added {
+    /// What came from elsewhere.
+    pub(super) fn materials(&self) -> impl Iterator<Item = Material> {
+        self.fetched.iter().map(|fetched| fetched.material.clone())
+    }
 }
 
 /// One source, and in which tree it is: the context, or one of the scratch folder's.

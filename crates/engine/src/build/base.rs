@@ -86,6 +86,7 @@ impl Building {
         let diffs: Vec<_> = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let store = self.engine.store().clone();
         let lease = blocking(move || Ok(store.images().lease_layers(&diffs)?)).await?;
+        self.sources.add_image(name, &image);
         Ok((image, lease))
     }
 

@@ -54,8 +54,15 @@ pub(super) struct Wanted<'a> {
     pub(super) keep: bool,
 }
 
+/// What was fetched.
+#[derive(Debug)]
+pub(super) struct Repo {
+    pub(super) reference: GitReference,
+    pub(super) commit: String,
+}
+
 /// Makes a folder and puts the files of a repository, and of those in it, below its [`FILES`].
-pub(super) async fn fetch(source: &str, folder: &Path, wanted: Wanted<'_>) -> Result<GitReference> {
+pub(super) async fn fetch(source: &str, folder: &Path, wanted: Wanted<'_>) -> Result<Repo> {
     let fail = |why: String| Error::InvalidArgument(format!("{source}: {why}"));
     let reference = GitReference::parse(source).map_err(fail)?;
     if let Some(checksum) = wanted.checksum {
@@ -69,7 +76,7 @@ pub(super) async fn fetch(source: &str, folder: &Path, wanted: Wanted<'_>) -> Re
         std::fs::DirBuilder::new().mode(0o755).create(path).map_err(|e| Error::io("mkdir", path, e))?;
     }
     let mut left = vec![Module { reference: reference.clone(), at: PathBuf::new(), depth: 0 }];
-    let (mut count, mut kept) = (0, Vec::new());
+    let (mut count, mut kept, mut top) = (0, Vec::new(), String::new());
     while let Some(module) = left.pop() {
         count += 1;
         if count > MODULES_MAX || module.depth > DEPTH_MAX {
@@ -87,6 +94,9 @@ pub(super) async fn fetch(source: &str, folder: &Path, wanted: Wanted<'_>) -> Re
         {
             return Err(fail(format!("the commit is {commit}, {checksum} is expected")));
         }
+        if module.depth == 0 {
+            top.clone_from(&commit);
+        }
         repository.unpack(&commit, &place).await?;
         let modules = repository.modules(&commit, &module).await.map_err(fail)?;
         left.extend(modules);
@@ -98,7 +108,7 @@ pub(super) async fn fetch(source: &str, folder: &Path, wanted: Wanted<'_>) -> Re
     for (from, to) in kept {
         std::fs::rename(from, &to).map_err(|e| Error::io("rename git's folder to", &to, e))?;
     }
-    Ok(reference)
+    Ok(Repo { reference, commit: top })
 }
 
 /// A repository in another.

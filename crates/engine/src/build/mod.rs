@@ -11,6 +11,7 @@
 
 mod add;
 mod agents;
+mod attest;
 mod base;
 mod cache;
 mod caches;
@@ -49,6 +50,8 @@ use tokio::task::JoinSet;
 pub(crate) use self::agents::Agents;
 use self::agents::Offered;
 pub use self::agents::{AgentPlace, AgentsGiven};
+pub use self::attest::Attestations;
+use self::attest::Sources;
 use self::cache::Key;
 pub use self::cache::PruneRequest;
 pub(crate) use self::caches::Caches;
@@ -98,6 +101,10 @@ struct Building {
     /// What leaves with the cache, and the stages that are held for it.
     steps: std::sync::Mutex<Vec<Recorded>>,
     stages: std::sync::Mutex<Vec<Arc<Built>>>,
+    /// What came from elsewhere.
+    sources: Sources,
+    /// The Dockerfile, which the context may have no more.
+    text: Vec<u8>,
 }
 
 /// The files of a build.
@@ -158,7 +165,8 @@ impl Engine {
         mut request: BuildRequest,
         progress: ProgressSender,
     ) -> Result<()> {
-        let tags = request.references()?;
+        let (started, tags) = (jiff::Timestamp::now(), request.references()?);
+        request.check_attestations()?;
         let report = Report::new(progress, request.quiet, request.trace);
         let agents = Offered::new(self, &request.agents)?;
         if !agents.is_empty() {
@@ -184,13 +192,17 @@ impl Engine {
         .await?;
         failpoint("build.context");
         let Sent { context, mut folders, layouts } = sent;
-        let context = match context {
-            Some(context) => context,
-            None => self.fetched_context(&mut request, &report).await?,
+        let (context, source) = match context {
+            Some(context) => (context, None),
+            None => {
+                let (context, source) = self.fetched_context(&mut request, &report).await?;
+                (context, Some(source))
+            }
         };
-        self.fetch_folders(&request, &mut folders, &report).await?;
+        let fetched = self.fetch_folders(&request, &mut folders, &report).await?;
+        let sources = Sources::new(started, fetched, source);
         let brought = Box::pin(Brought::read(self, &request, layouts, &report)).await;
-        let sent = (context, folders);
+        let sent = (context, folders, sources);
         let building = Arc::new(Building::new(self.clone(), request, sent, report, agents, brought)?);
         let built = building.clone().run().await;
         if built.is_err() {
@@ -222,7 +234,7 @@ impl Building {
     fn new(
         engine: Engine,
         request: BuildRequest,
-        (context, folders): (Context, Folders),
+        (context, folders, sources): (Context, Folders, Sources),
         report: Report,
         agents: Offered,
         brought: Brought,
@@ -303,6 +315,8 @@ impl Building {
             brought,
             steps: std::sync::Mutex::default(),
             stages: std::sync::Mutex::default(),
+            sources,
+            text,
         })
     }
 

@@ -41,12 +41,20 @@ impl Building {
         let mut config = built.finished(&self.request.labels, self.epoch)?;
         self.inline(&built, &mut config)?;
         let composed = Composed { config, references: tags.clone() };
+        let attested = self.attested(&built, &composed).await?;
         let store = self.engine.store().clone();
         let cache = self.cache_archive();
         let whole = built.clone();
         match &self.request.output {
             Output::Image => {
-                let id = blocking(move || Ok(store.images().compose(&built.layers, composed)?)).await?;
+                let id = blocking(move || {
+                    let images = store.images();
+                    Ok(match attested {
+                        Some(attested) => images.compose_attested(&built.layers, composed, attested)?,
+                        None => images.compose(&built.layers, composed)?,
+                    })
+                })
+                .await?;
                 failpoint("build.made");
                 self.report.built(&id).await;
                 for tag in &tags {
@@ -57,7 +65,11 @@ impl Building {
             Output::Archive(sender) => {
                 self.report.putting_out().await;
                 let id: Digest = written(sender.clone(), cache.is_some(), move |out| {
-                    Ok(store.images().save_composed(&built.layers, composed, out)?)
+                    let images = store.images();
+                    Ok(match attested {
+                        Some(attested) => images.save_attested(&built.layers, composed, attested, out)?,
+                        None => images.save_composed(&built.layers, composed, out)?,
+                    })
                 })
                 .await?;
                 self.report.built(&id).await;

@@ -6,11 +6,13 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use insula_build::GitReference;
+use insula_build::attest::Material;
 use insula_store::Scratch;
 
+use super::add::Downloaded;
 use super::named::{Folders, NamedContext};
 use super::report::Report;
-use super::{BuildRequest, Context, add, git, take_in};
+use super::{BuildRequest, Context, add, attest, git, take_in};
 use crate::{Engine, Error, Result, blocking};
 
 /// What a file is called whose address does not say it; a Dockerfile, too, whatever it says.
@@ -26,6 +28,7 @@ struct Found {
     files: PathBuf,
     /// What it is, if it is one file.
     file: Option<String>,
+    material: Material,
 }
 
 impl Engine {
@@ -34,7 +37,7 @@ impl Engine {
         &self,
         request: &mut BuildRequest,
         report: &Report,
-    ) -> Result<Context> {
+    ) -> Result<(Context, Material)> {
         let keep = request.arguments.get(KEEP_GIT).cloned().flatten();
         let keep = matches!(keep.as_deref(), Some("1" | "true"));
         report.line(format!("Fetching the context {}\n", shown(&request.remote))).await;
@@ -44,23 +47,25 @@ impl Engine {
             std::fs::rename(&from, &to).map_err(|e| Error::io("rename", &from, e))?;
             DOCKERFILE.clone_into(&mut request.dockerfile);
         }
-        Ok(Context::Sent { folder: found.files, _scratch: found.scratch })
+        Ok((Context::Sent { folder: found.files, _scratch: found.scratch }, found.material))
     }
 
-    /// Fetches the named contexts that are elsewhere.
+    /// Fetches the named contexts that are elsewhere; returns what they are.
     pub(super) async fn fetch_folders(
         &self,
         request: &BuildRequest,
         folders: &mut Folders,
         report: &Report,
-    ) -> Result<()> {
+    ) -> Result<Vec<Material>> {
+        let mut materials = Vec::new();
         for (name, context) in &request.contexts {
             let NamedContext::Remote(address) = context else { continue };
             report.line(format!("Fetching the build context {name} from {}\n", shown(address))).await;
             let found = Box::pin(self.fetch_folder(address, false)).await?;
             folders.add(name, (found.scratch, found.files));
+            materials.push(found.material);
         }
-        Ok(())
+        Ok(materials)
     }
 
     async fn fetch_folder(&self, address: &str, keep_git: bool) -> Result<Found> {
@@ -70,18 +75,21 @@ impl Engine {
         let address = full(address);
         if GitReference::is_one(&address) {
             let wanted = git::Wanted { checksum: None, keep: keep_git };
-            let reference = git::fetch(&address, &folder, wanted).await?;
-            let inside = Path::new(&reference.folder);
+            let found = git::fetch(&address, &folder, wanted).await?;
+            let material = attest::fetched(&address, "gitCommit", &found.commit);
+            let inside = Path::new(&found.reference.folder);
             let files = git::below(&folder.join(git::FILES), inside.strip_prefix("/").unwrap_or(inside))?;
-            return Ok(Found { scratch, files, file: None });
+            return Ok(Found { scratch, files, file: None, material });
         }
-        let name = Box::pin(add::download(self.images(), &address, &folder, None, Some(FILE))).await?;
+        let download = add::download(self.images(), &address, &folder, None, Some(FILE));
+        let Downloaded { name, digest } = Box::pin(download).await?;
+        let material = attest::downloaded(&address, &digest);
         blocking(move || {
             let path = folder.join(&name);
             let fail = |error| Error::io("read", &path, error);
             let mut file = File::open(&path).map_err(fail)?;
             if !add::is_archive(&file)? {
-                return Ok(Found { scratch, files: folder, file: Some(name) });
+                return Ok(Found { scratch, files: folder, file: Some(name), material });
             }
             file.rewind().map_err(fail)?;
             let files = scratch.path().join("files");
@@ -89,7 +97,7 @@ impl Engine {
             made.map_err(|e| Error::io("mkdir", &files, e))?;
             take_in(BufReader::new(file), &files)?;
             std::fs::remove_file(&path).map_err(|e| Error::io("unlink", &path, e))?;
-            Ok(Found { scratch, files, file: None })
+            Ok(Found { scratch, files, file: None, material })
         })
         .await
     }
@@ -110,7 +118,7 @@ fn full(address: &str) -> String {
 }
 
 /// Without what may be a password, or a token in the query.
-fn shown(address: &str) -> String {
+pub(super) fn shown(address: &str) -> String {
     let address = address.split('?').next().unwrap_or_default();
     match address.split_once("://") {
         Some((scheme, rest)) => {

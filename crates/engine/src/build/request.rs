@@ -11,8 +11,10 @@ use insula_registry::Credentials;
 use insula_spec::reference::Reference;
 
 use super::portable::layout_name;
-use super::{AgentsGiven, CacheSource, CacheTarget, KeptContext, NamedContext, Output, reference};
-use crate::Result;
+use super::{
+    AgentsGiven, Attestations, CacheSource, CacheTarget, KeptContext, NamedContext, Output, reference,
+};
+use crate::{Error, Result};
 
 /// Bytes that are not shown.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -93,11 +95,26 @@ pub struct BuildRequest {
     pub cache_from: Vec<CacheSource>,
     /// Where this one's go.
     pub cache_to: Vec<CacheTarget>,
+    /// What is to be said about the image.
+    pub attestations: Attestations,
 }
 
 impl BuildRequest {
     pub(super) fn references(&self) -> Result<Vec<Reference>> {
         self.tags.iter().filter(|tag| !tag.is_empty()).map(|tag| reference(tag)).collect()
+    }
+
+    /// What is said about an image has to have an image that it is found by.
+    pub(super) fn check_attestations(&self) -> Result<()> {
+        let why = match &self.output {
+            _ if self.attestations.is_empty() => return Ok(()),
+            Output::Files(_) => "attestations go with an image: an output of files has none",
+            Output::Image if self.tags.iter().all(String::is_empty) => {
+                "attestations are found by the image's name: one is needed (--tag)"
+            }
+            Output::Image | Output::Archive(_) => return Ok(()),
+        };
+        Err(Error::InvalidArgument(why.to_owned()))
     }
 
     /// The names of folders that came along, in the order in which they come.

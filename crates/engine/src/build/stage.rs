@@ -199,6 +199,7 @@ impl Stepping<'_> {
         }
         let scratch = building.engine.store().images().scratch()?;
         let added = super::add::fetch(building.engine.images(), scratch, &op).await?;
+        added.materials().for_each(|material| building.sources.add(material));
         blocking(move || add(&building, &op, &added, &built)).await
     }
 

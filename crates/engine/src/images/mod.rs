@@ -24,8 +24,8 @@ pub use self::commit::CommitRequest;
 pub use self::progress::ProgressSender;
 use self::progress::Reporter;
 use self::registry::LayerJobs;
-pub(crate) use self::registry::RemoteLayers;
 pub use self::registry::{PullRequest, PushRequest};
+pub(crate) use self::registry::{RemoteLayers, compress, fill};
 use self::shared::Uploads;
 pub use self::shared::{Referrers, SharedBlob, SharedManifest};
 use crate::archive::{ArchiveChunks, produce};
@@ -43,6 +43,21 @@ pub struct Images {
     registries: Registries,
     layers: Arc<LayerJobs>,
     uploads: Arc<Uploads>,
+}
+
+/// What is listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    All,
+    /// Without what only says something about an image that is listed.
+    Images,
+}
+
+impl Shown {
+    fn has(self, image: &Image) -> bool {
+        let named = || image.references.iter().any(|name| name.tag().is_some());
+        self == Self::All || !image.is_attestation() || named()
+    }
 }
 
 /// What an imported root file system is to be.
@@ -122,10 +137,11 @@ impl Images {
         Ok(self.store.images().resolve(name)?)
     }
 
-    /// The images that pass the filters, newest first.
-    pub fn list(&self, filters: &Filters) -> Result<Vec<ImageSummary>> {
+    /// The images that are shown and pass the filters, newest first.
+    pub fn list(&self, filters: &Filters, shown: Shown) -> Result<Vec<ImageSummary>> {
         let images = self.store.images();
-        let chosen = filter::choose(images, images.list()?, filters)?;
+        let mut chosen = filter::choose(images, images.list()?, filters)?;
+        chosen.retain(|image| shown.has(image));
         Ok(chosen.iter().map(describe::summary).collect())
     }
 
@@ -220,14 +236,19 @@ impl Images {
     }
 
     /// As [`Images::list`], with the bytes of those layers and files that other images have too.
-    pub async fn list_shared(&self, filters: &Filters) -> Result<Vec<ImageSummary>> {
+    pub async fn list_shared(&self, filters: &Filters, shown: Shown) -> Result<Vec<ImageSummary>> {
         let store = self.store.clone();
         let usage = blocking(move || Ok(store.usage()?)).await?;
-        self.list_used(filters, &usage)
+        self.list_used(filters, shown, &usage)
     }
 
     /// The same for who knows already what is on the disk.
-    pub(crate) fn list_used(&self, filters: &Filters, usage: &Usage) -> Result<Vec<ImageSummary>> {
+    pub(crate) fn list_used(
+        &self,
+        filters: &Filters,
+        shown: Shown,
+        usage: &Usage,
+    ) -> Result<Vec<ImageSummary>> {
         let all = self.store.images().list()?;
         let mut images_of: BTreeMap<_, u32> = BTreeMap::new();
         for layer in all.iter().flat_map(|image| &image.layers) {
@@ -241,7 +262,8 @@ impl Images {
         };
         let sizes: BTreeMap<String, u64> =
             all.iter().map(|image| (image.id.to_string(), shared(image))).collect();
-        let chosen = filter::choose(self.store.images(), all, filters)?;
+        let mut chosen = filter::choose(self.store.images(), all, filters)?;
+        chosen.retain(|image| shown.has(image));
         Ok(chosen
             .iter()
             .map(|image| {

@@ -12,7 +12,7 @@ use super::contents::{Artifact, Contents};
 use super::gather::{Gathered, Source, member};
 use super::rows::{self, ImageRow};
 use super::{Image, ImageKind, Images, Loaded, builtin};
-use crate::content::Incoming;
+use crate::content::{Content, Incoming};
 use crate::{Error, Result, content};
 
 /// Annotation of a manifest: when it was made.
@@ -23,6 +23,17 @@ const CREATED: &str = "org.opencontainers.image.created";
 pub struct IngestedBlob {
     incoming: Incoming,
     digest: Digest,
+}
+
+impl IngestedBlob {
+    /// Puts it among the others; whether it is new there.
+    pub(super) fn place(self, content: &Content) -> Result<bool> {
+        let new = !content.contains(&self.digest);
+        if new {
+            content.complete(self.incoming, &self.digest)?;
+        }
+        Ok(new)
+    }
 }
 
 impl Images {
@@ -136,8 +147,7 @@ impl Images {
                 rows::add_image(sql, &row, &[], &self.boot)?;
                 wanted.iter().try_for_each(|digest| rows::add_artifact_blob(sql, &id, digest))?;
                 references.iter().try_for_each(|name| rows::set_name(sql, name, &id, Some(&id)))?;
-                let now = rows::contents(sql)?;
-                Ok::<_, Error>(before.difference(&now).cloned().collect::<Vec<_>>())
+                self.dropped(tx, &before)
             })
         });
         match made {
@@ -161,9 +171,9 @@ impl Images {
         placed: &mut Vec<Digest>,
     ) -> Result<()> {
         for blob in blobs {
-            if !self.content.contains(&blob.digest) {
-                self.content.complete(blob.incoming, &blob.digest)?;
-                placed.push(blob.digest);
+            let digest = blob.digest.clone();
+            if blob.place(&self.content)? {
+                placed.push(digest);
             }
         }
         if let Some(missing) = wanted.iter().find(|digest| !self.content.contains(digest)) {
@@ -181,7 +191,7 @@ impl Images {
         let created = manifest.annotations.get(CREATED).cloned();
         Ok(Image {
             id: row.id.clone(),
-            kind: ImageKind::Artifact { kind: manifest.kind().chars().take(256).collect() },
+            kind: ImageKind::Artifact { kind: super::attest::kind(&manifest).chars().take(256).collect() },
             references,
             config: ImageConfig { created, ..ImageConfig::default() },
             layers: Vec::new(),

@@ -3,7 +3,7 @@
 //! was placed is taken away again.
 
 use insula_sys::failpoint::failpoint;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard};
@@ -16,7 +16,7 @@ use super::gather::{Gathered, Source};
 use super::rows::{self, BlobRow, ImageRow, LayerRow};
 use super::{Images, Loaded};
 use crate::layers::{Pending, Unpacked};
-use crate::{Error, Result, State, content};
+use crate::{Error, Result, State, Transaction, content};
 
 /// Layers of all images of one archive: an archive that says more says the same many times.
 const PLACED_MAX: usize = 16 * LAYERS_MAX;
@@ -240,9 +240,16 @@ impl Images {
                     rows::add_place(sql, place)?;
                 }
             }
-            let now = rows::contents(sql)?;
-            Ok(before.difference(&now).cloned().collect())
+            self.dropped(tx, &before)
         })
+    }
+
+    /// What names stood for `before` and nothing needs any more, with its attestations.
+    pub(super) fn dropped(&self, tx: &Transaction<'_>, before: &HashSet<Digest>) -> Result<Vec<Digest>> {
+        let mut dropped = self.drop_attestations(tx, before)?;
+        let now = rows::contents(tx.sql())?;
+        dropped.extend(before.difference(&now).cloned());
+        Ok(dropped)
     }
 
     /// What cannot be removed now is swept at the next open.

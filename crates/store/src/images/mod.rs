@@ -1,6 +1,7 @@
 //! Images: names, a configuration, layers.
 
 mod artifact;
+mod attest;
 mod blobs;
 mod builtin;
 mod commit;
@@ -32,6 +33,7 @@ use insula_spec::image::{DOCUMENT_MAX, ImageConfig, RunConfig};
 use insula_spec::reference::Reference;
 
 pub use self::artifact::IngestedBlob;
+pub use self::attest::{Attested, Described, Statement};
 pub use self::blobs::{BlobReader, LayerBlob};
 pub use self::commit_upper::{CommitOptions, StagedDiff};
 pub use self::ingest::{Ingested, IngestedLayer, LayerPlace};
@@ -288,8 +290,7 @@ impl Images {
             };
             let before = rows::named(tx.sql(), target)?.filter(|id| *id != row.id);
             rows::set_name(tx.sql(), target, &row.id, document.as_ref())?;
-            let now = rows::contents(tx.sql())?;
-            Ok::<_, Error>((before, documents.difference(&now).cloned().collect::<Vec<_>>()))
+            Ok::<_, Error>((before, self.dropped(tx, &documents)?))
         })?;
         self.drop_documents(&dropped);
         Ok(before)

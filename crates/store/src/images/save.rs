@@ -27,7 +27,7 @@ use crate::stream::{Hashing, channel, pump_plain};
 use crate::{Error, Layer, Result, content};
 
 /// An image to be saved, under these names.
-struct Saved {
+pub(super) struct Saved {
     image: Image,
     references: BTreeSet<Reference>,
     manifest: Vec<u8>,
@@ -38,10 +38,19 @@ struct Saved {
     within: Vec<Vec<u8>>,
     /// Manifests and configurations of what these indexes have.
     parts: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Blobs that are not in the store.
+    blobs: Vec<Vec<u8>>,
+    /// The index, of an image without a name.
+    unnamed: Option<Vec<u8>>,
 }
 
 impl Saved {
-    fn new(image: Image, references: BTreeSet<Reference>, manifest: Vec<u8>, config: Vec<u8>) -> Self {
+    pub(super) fn new(
+        image: Image,
+        references: BTreeSet<Reference>,
+        manifest: Vec<u8>,
+        config: Vec<u8>,
+    ) -> Self {
         Self {
             image,
             references,
@@ -50,7 +59,17 @@ impl Saved {
             indexes: BTreeMap::new(),
             within: Vec::new(),
             parts: Vec::new(),
+            blobs: Vec::new(),
+            unnamed: None,
         }
+    }
+
+    /// All of its names stand for an index of it and of an attestation, whose last blob is its configuration.
+    pub(super) fn add_attested(&mut self, index: Vec<u8>, attestation: Vec<u8>, blobs: Vec<Vec<u8>>) {
+        self.parts.push((attestation, blobs.last().cloned().unwrap_or_default()));
+        self.blobs = blobs;
+        self.indexes.extend(self.references.iter().map(|name| (name.clone(), index.clone())));
+        self.unnamed = self.references.is_empty().then_some(index);
     }
 }
 
@@ -109,7 +128,7 @@ impl Images {
         Ok(id)
     }
 
-    fn write_saved(
+    pub(super) fn write_saved(
         &self,
         saved: &[Saved],
         without: &BTreeSet<Digest>,
@@ -118,7 +137,7 @@ impl Images {
         let mut blobs: BTreeMap<Digest, Blob> = BTreeMap::new();
         let mut indexes = BTreeMap::new();
         for image in saved {
-            let all = image.indexes.values().chain(&image.within);
+            let all = image.indexes.values().chain(&image.within).chain(&image.unnamed);
             indexes.extend(all.map(|bytes| (content::digest(bytes), bytes)));
             let parts = image.parts.iter().map(|(manifest, config)| (manifest, config));
             for (bytes, config) in parts.chain([(&image.manifest, &image.config)]) {
@@ -130,6 +149,9 @@ impl Images {
                 blobs.insert(manifest.config.digest, Blob::Document(config.clone()));
                 blobs.insert(content::digest(bytes), Blob::Document(bytes.clone()));
             }
+            let here =
+                image.blobs.iter().map(|bytes| (content::digest(bytes), Blob::Document(bytes.clone())));
+            blobs.extend(here);
         }
         put(tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         put(tar, "index.json", &json(&index(saved)?)?)?;
@@ -292,7 +314,8 @@ fn index(saved: &[Saved]) -> Result<Index> {
             platform: platform(&image.image),
         };
         if image.references.is_empty() {
-            manifests.push(descriptor.clone());
+            let of_index = image.unnamed.as_deref().map(describe_index).transpose()?;
+            manifests.push(of_index.unwrap_or_else(|| descriptor.clone()));
         }
         for reference in &image.references {
             let tag = reference.tag().unwrap_or_default().to_owned();
@@ -347,7 +370,7 @@ fn entries(saved: &[Saved]) -> Result<Vec<ArchiveEntry>> {
         .collect()
 }
 
-fn json(document: &impl serde::Serialize) -> Result<Vec<u8>> {
+pub(super) fn json(document: &impl serde::Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(document).map_err(|_| Error::Defect("a document of an archive is always JSON"))
 }
 

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use insula_base::Digest;
-use insula_spec::image::{DOCUMENT_MAX, Index, Manifest};
+use insula_spec::image::{DOCUMENT_MAX, Descriptor, Index, Manifest};
 use insula_spec::reference::Reference;
 
 use super::{Images, builtin, rows};
@@ -70,8 +70,7 @@ impl Images {
             rows::image(sql, image)?.ok_or_else(|| Error::NoImage(image.to_string()))?;
             rows::add_index_parts(sql, &parts)?;
             rows::set_name(sql, name, image, Some(&document))?;
-            let now = rows::contents(sql)?;
-            Ok::<_, Error>(before.difference(&now).cloned().collect::<Vec<_>>())
+            self.dropped(tx, &before)
         })?;
         self.drop_documents(&dropped);
         Ok(())
@@ -122,12 +121,19 @@ impl Images {
     /// Adds what a document lists, at whatever depth. A manifest lists nothing, and one that is damaged is no reason
     /// to keep anything.
     pub(super) fn listed(&self, document: &Digest, found: &mut HashSet<Digest>) {
-        let mut left = vec![document.clone()];
+        self.each_listed(document, &mut |entry| {
+            found.insert(entry.digest.clone());
+        });
+    }
+
+    /// Visits every entry of an index, and of the indexes within it, each of those once.
+    pub(super) fn each_listed(&self, document: &Digest, visit: &mut dyn FnMut(&Descriptor)) {
+        let (mut left, mut seen) = (vec![document.clone()], HashSet::new());
         while let Some(document) = left.pop() {
             let index = self.document(&document).ok().and_then(|bytes| Index::parse(&bytes).ok());
             for entry in index.into_iter().flat_map(|index| index.manifests) {
-                let is_index = entry.is_index();
-                if found.insert(entry.digest.clone()) && is_index {
+                visit(&entry);
+                if entry.is_index() && seen.insert(entry.digest.clone()) {
                     left.push(entry.digest);
                 }
             }

@@ -48,7 +48,14 @@ impl Content for StoredBlob {
 
 /// A compressed layer in a file without a name, which is gone with its last user, however that ends.
 #[derive(Debug)]
-pub(super) struct Compressed(Arc<File>);
+pub(crate) struct Compressed(Arc<File>);
+
+impl Compressed {
+    /// All of it, from the beginning.
+    pub(crate) fn reader(&self) -> impl Read + use<> {
+        At { file: self.0.clone(), offset: 0 }
+    }
+}
 
 impl Content for Compressed {
     fn open(&self, offset: u64) -> mpsc::Receiver<io::Result<Bytes>> {
@@ -109,7 +116,7 @@ pub(crate) fn fill(reader: &mut impl Read, into: &mut [u8]) -> io::Result<usize>
 
 /// Compresses the archive of a layer, always to the same bytes, and verifies that it is what it was.
 /// `read` is told how many of how many bytes are done.
-pub(super) fn compress(
+pub(crate) fn compress(
     store: &Store,
     diff: &DiffId,
     read: impl Fn(u64, u64),

@@ -12,7 +12,7 @@ mod refetch;
 mod whole;
 
 pub(crate) use self::cache::RemoteLayers;
-pub(crate) use self::content::{fill, unnamed};
+pub(crate) use self::content::{compress, fill, unnamed};
 pub(crate) use self::jobs::LayerJobs;
 pub use self::pull::PullRequest;
 pub use self::push::PushRequest;
