@@ -56,7 +56,7 @@ impl Filter {
     /// Puts it before every later system call of this thread, and of those that it starts.
     pub fn install(&self) -> Result<()> {
         let installed = self.0.install();
-        installed.map_err(|error| Error::call("seccomp", "a thread", std::io::Error::other(error)))
+        installed.map(drop).map_err(|error| Error::call("seccomp", "a thread", std::io::Error::other(error)))
     }
 }
 

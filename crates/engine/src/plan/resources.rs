@@ -27,6 +27,7 @@ pub(crate) fn of(host: &HostConfig) -> Result<Resources> {
         device_write_bps: throttles.write_bps,
         device_read_iops: throttles.read_iops,
         device_write_iops: throttles.write_iops,
+        exact: None,
     })
 }
 
@@ -50,6 +51,7 @@ pub(crate) fn of_update(request: &ContainerUpdateRequest) -> Result<Resources> {
         device_write_bps: devices::throttle(&request.blkio_device_write_bps)?,
         device_read_iops: devices::throttle(&request.blkio_device_read_iops)?,
         device_write_iops: devices::throttle(&request.blkio_device_write_iops)?,
+        exact: None,
     })
 }
 
