@@ -1,7 +1,7 @@
 //! Builds of clients that speak BuildKit's protocol: Docker's command line before version 23, which has it built in.
 
 use std::io::{Read, Write};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -148,7 +148,8 @@ fn what_goes_wrong_is_told_to_the_client() {
         .fails(1, &["target stage \"nosuch\" could not be found"]);
     build("FROM busybox\n", &["-f", "/nosuch/Dockerfile"]).fails(1, &[]);
     let out = daemon.folder().join("out");
-    build("FROM busybox\n", &["-o", out.to_str().unwrap()]).fails(1, &["output type local is not available"]);
+    let oci = format!("type=oci,dest={}", out.to_str().unwrap());
+    build("FROM busybox\n", &["-o", &oci]).fails(1, &["output type oci is not available"]);
     assert_eq!(daemon.insula(&["ps", "-aq"]).ok(), "");
     // Without a session, or with somebody else's words.
     let answer = daemon.api("POST", "/build?version=2&session=nosuch&buildid=a", "");
@@ -169,6 +170,16 @@ fn a_build_ends_with_its_client() {
     client.wait().unwrap();
     eventually("it is gone", || daemon.insula(&["ps", "-aq"]).ok().is_empty().then_some(()));
 }
+
+const PUT_OUT: &str = "\
+FROM busybox AS made
+WORKDIR /out/sub.d
+WORKDIR /out/sub
+RUN head -c 300000 /dev/zero | tr '\\0' x > /out/big && ln -s ../nowhere link && mkfifo /out/fifo && : > /out/empty && \\
+    ln /out/big same && ln /out/big ../sub.d/same && chmod 4640 /out/big && chmod 711 . && touch -d @1000000000 /out/big
+FROM scratch
+COPY --from=made /out /
+";
 
 const SECRETS: &str = "\
 FROM busybox
@@ -200,6 +211,20 @@ fn secrets_archives_and_outputs_go_through_a_session() {
     let mut archive = tar::Archive::new(std::fs::File::open(out).unwrap());
     let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());
     assert_eq!(names.collect::<Vec<_>>(), ["y/", "y/x"]);
+
+    // The same, one by one into a folder: kinds, modes, times and names as they are.
+    let out = daemon.folder().join("out");
+    docker.build(&["-o", text(&out), text(&context(&daemon, "local", &[("Dockerfile", PUT_OUT)]))]).exits(0);
+    let at = |name: &str| std::fs::symlink_metadata(out.join(name)).unwrap();
+    assert_eq!(std::fs::read(out.join("big")).unwrap(), vec![b'x'; 300_000]);
+    assert_eq!((at("big").mode() & 0o7777, at("big").mtime()), (0o4640, 1_000_000_000));
+    assert_eq!((at("big").ino(), at("sub.d/same").ino()), (at("sub/same").ino(), at("sub/same").ino()));
+    assert_eq!((at("sub").mode() & 0o7777, at("empty").len()), (0o711, 0));
+    assert_eq!(out.join("sub/link").read_link().unwrap(), Path::new("../nowhere"));
+    assert!(at("fifo").file_type().is_fifo());
+    assert_eq!(out.read_dir().unwrap().count(), 5);
+    let failed = context(&daemon, "failed", &[("Dockerfile", "FROM busybox\nRUN exit 3\n")]);
+    docker.build(&["-o", text(&out), text(&failed)]).fails(1, &["non-zero code: 3"]);
 
     // A context that is an archive, and a Dockerfile without one.
     let sent = Layer::default()

@@ -11,17 +11,18 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::StatusCode;
 use insula_build::dockerfile::{Dockerfile, LARGEST, MountKind, Step};
-use insula_engine::archive::{ArchiveChunks, archive_channel};
+use insula_engine::archive::archive_channel;
 use insula_engine::build::{BuildRequest, Output};
 use insula_engine::images::ProgressSender;
 use insula_engine::{Engine, Error};
 use serde::Deserialize;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::agents;
 use super::files::{self, Wanted};
+use super::output::Sent;
 use super::session::{Session, Sessions};
 use super::status::Records;
-use super::{agents, output};
 use crate::error::ApiError;
 use crate::request::Params;
 use crate::upload::Upload;
@@ -79,7 +80,7 @@ pub(crate) struct Work {
     context: Context,
     session: Session,
     /// What is sent to the client beside progress.
-    output: Option<ArchiveChunks>,
+    output: Option<Sent>,
     cancelled: Arc<Notify>,
     _known: Known,
 }
@@ -252,7 +253,7 @@ struct Wish {
 }
 
 /// What becomes of the build, where it is not an image of the engine's.
-fn put_out(request: &mut BuildRequest, wishes: Option<&str>) -> Result<Option<ArchiveChunks>, ApiError> {
+fn put_out(request: &mut BuildRequest, wishes: Option<&str>) -> Result<Option<Sent>, ApiError> {
     let wishes: Option<Vec<Wish>> = serde_json::from_str(wishes.unwrap_or("null"))
         .map_err(|error| ApiError::invalid(format!("outputs in the query: {error}")))?;
     let wishes = wishes.unwrap_or_default();
@@ -273,10 +274,15 @@ fn put_out(request: &mut BuildRequest, wishes: Option<&str>) -> Result<Option<Ar
         "tar" => {
             let (sender, chunks) = archive_channel();
             request.output = Output::Files(sender);
-            Ok(Some(chunks))
+            Ok(Some(Sent::Archive(chunks)))
+        }
+        "local" => {
+            let (sender, listings) = mpsc::channel(1);
+            request.output = Output::Listing(sender);
+            Ok(Some(Sent::Files(listings)))
         }
         other => Err(ApiError::unsupported(format!(
-            "output type {other} is not available by this protocol: use type=tar, or 'insula build --output'"
+            "output type {other} is not available by this protocol: use type=local or type=tar, or 'insula build --output'"
         ))),
     }
 }
@@ -302,7 +308,7 @@ impl Work {
         };
         let sent = async {
             match output {
-                Some(chunks) => output::send(&session, chunks).await,
+                Some(output) => output.send(&session).await,
                 None => Ok(()),
             }
         };
@@ -347,7 +353,8 @@ mod tests {
             Ok((false, vec!["a".into(), "b".into()]))
         );
         assert_eq!(read(r#"[{"Type":"tar","Attrs":null}]"#), Ok((true, vec![])));
-        for wrong in ["{", r#"[{"Type":"local"}]"#, r#"[{"Type":"image","Attrs":{"push":"true"}}]"#] {
+        assert_eq!(read(r#"[{"Type":"local"}]"#), Ok((true, vec![])));
+        for wrong in ["{", r#"[{"Type":"oci"}]"#, r#"[{"Type":"image","Attrs":{"push":"true"}}]"#] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
     }

@@ -18,6 +18,7 @@ use insula_models::PathStat;
 pub use self::engine::{ArchiveChunks, ArchiveSender, archive_channel};
 pub(crate) use self::engine::{ChunkWriter, made_by_engine, produce};
 pub(crate) use self::read::pack_root;
+pub(crate) use self::stat::{go_mode, modified};
 pub(crate) use self::write::decompressed;
 use crate::tree::{Last, Place, Tree, clean};
 use crate::{Error, Result};

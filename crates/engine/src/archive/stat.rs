@@ -51,13 +51,13 @@ fn link_target(tree: &Tree, place: &Place) -> Result<String> {
     Ok(target.to_string_lossy().into_owned())
 }
 
-pub(super) fn modified(stat: &Stat) -> Timestamp {
+pub(crate) fn modified(stat: &Stat) -> Timestamp {
     let nanoseconds = i32::try_from(stat.st_mtime_nsec).unwrap_or(0);
     Timestamp::new(stat.st_mtime, nanoseconds).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// Go's `os.FileMode`: permissions in the low nine bits, kinds from the top down.
-fn go_mode(stat: &Stat) -> u32 {
+pub(crate) fn go_mode(stat: &Stat) -> u32 {
     const DIR: u32 = 1 << 31;
     const SYMLINK: u32 = 1 << 27;
     const DEVICE: u32 = 1 << 26;

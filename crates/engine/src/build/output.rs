@@ -11,6 +11,7 @@ use insula_store::Composed;
 use insula_sys::failpoint::failpoint;
 
 use super::Building;
+use super::listing::{Listing, ListingSender};
 use super::stage::Built;
 use crate::archive::{ArchiveSender, ChunkWriter, pack_root};
 use crate::tree::Last;
@@ -26,6 +27,8 @@ pub enum Output {
     Archive(ArchiveSender),
     /// An archive of the last stage's files.
     Files(ArchiveSender),
+    /// The last stage's files, for as long as whoever asked has a use for them.
+    Listing(ListingSender),
 }
 
 impl Output {
@@ -81,6 +84,12 @@ impl Building {
                     pack_root(&tree, &tree.resolve(Path::new("/"), Last::Follow)?, out)
                 })
                 .await?;
+            }
+            Output::Listing(sender) => {
+                let listing = transfer(move || Listing::of(built)).await?;
+                // Who went away ends the build elsewhere.
+                let _ = sender.send(listing).await;
+                sender.closed().await;
             }
         }
         if let Some((sender, scope)) = cache {

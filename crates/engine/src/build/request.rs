@@ -108,7 +108,9 @@ impl BuildRequest {
     pub(super) fn check_attestations(&self) -> Result<()> {
         let why = match &self.output {
             _ if self.attestations.is_empty() => return Ok(()),
-            Output::Files(_) => "attestations go with an image: an output of files has none",
+            Output::Files(_) | Output::Listing(_) => {
+                "attestations go with an image: an output of files has none"
+            }
             Output::Image if self.tags.iter().all(String::is_empty) => {
                 "attestations are found by the image's name: one is needed (--tag)"
             }
