@@ -298,14 +298,18 @@ fn image() -> anyhow::Result<File> {
     Ok(file)
 }
 
-/// A network card, whose tap is a socket of packets.
+/// A network card, whose tap is a socket of packets. It may send one bit a second, so that what is over the first
+/// burst waits, until the other end of its control says otherwise.
 pub(crate) fn card(data: &[u8]) {
     drive(data, || {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (tap, peer) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        let card = Card::new(File::from(tap), [2, 0, 0, 0, 0, 1], 1500);
-        // Reads and writes are those of a stream.
-        Driver::new(Box::new(card), vec![UnixStream::from(peer)])
+        let pair = || socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+        let ((tap, peer), (inside, control)) = (pair()?, pair()?);
+        rustix::io::write(&control, &1u64.to_le_bytes())?;
+        let card = Card::new(File::from(tap), [2, 0, 0, 0, 0, 1], 1500).limited(inside)?;
+        // Reads and writes are those of a stream. Nobody is at the timer's other end.
+        let (timer, _) = UnixStream::pair()?;
+        Driver::new(Box::new(card), vec![UnixStream::from(peer), timer, UnixStream::from(control)])
     });
 }
 
@@ -478,7 +482,13 @@ pub(crate) mod seeds {
         bytes.extend([Step::PeerSends as u8, 0, 7, 100, 0]);
         bytes.extend(request(1, &[(0, BUFFERS, 12), (0, BUFFERS + 4096, 1000)]));
         bytes.extend([Step::PeerTakes as u8, 0, Step::SaveAndRestore as u8]);
-        vec![bytes, indirect()]
+        // More than may go at once, then another rate, and the timer.
+        let mut waits = set_up();
+        for _ in 0..3 {
+            waits.extend(request(1, &[(0, BUFFERS, 12), (0, BUFFERS, 40_000)]));
+        }
+        waits.extend([Step::PeerSends as u8, 2, 0, 8, 0, Step::Ready as u8, 1, Step::SaveAndRestore as u8]);
+        vec![bytes, waits, indirect()]
     }
 
     pub(crate) fn consoles() -> Vec<Vec<u8>> {

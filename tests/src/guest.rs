@@ -117,7 +117,7 @@ pub fn run_with_kvm(script: &str, inner: &str, files: &[(&str, &[u8])]) -> Outco
 }
 
 /// As [`run`], in a machine whose `/dev/kvm` runs stock kernels, with all that containers with kernels of
-/// their own need there: the kernel, the machine, the agent, what serves files.
+/// their own need there: the kernel, the machine, the agent, what serves files; and `tc`.
 pub fn run_walls_with_kvm(script: &str, files: &[(&str, &[u8])]) -> Outcome {
     let kernel = kernel();
     let modules = [MODULES, KVM_MODULES, VIRTIO_MODULES, &["fs/fuse", "drivers/net/tun.ko"]].concat();
@@ -127,7 +127,9 @@ pub fn run_walls_with_kvm(script: &str, files: &[(&str, &[u8])]) -> Outcome {
     add_product(&mut archive);
     let server =
         SERVERS.iter().map(PathBuf::from).find(|path| path.is_file()).expect("virtiofsd is installed");
-    add_programs(&mut archive, &[(server.clone(), server)]);
+    let shaper = ["/usr/sbin/tc", "/sbin/tc"].iter().map(PathBuf::from).find(|path| path.is_file());
+    let shaper = shaper.expect("iproute2 is installed");
+    add_programs(&mut archive, &[(server.clone(), server), (shaper, PathBuf::from("/usr/sbin/tc"))]);
     let sisters =
         ["insula-vmm", "insula-agent"].map(|name| (program(name), Path::new("/usr/bin").join(name)));
     add_programs(&mut archive, &sisters);

@@ -96,6 +96,8 @@ pub(crate) struct FolderPart {
 pub(crate) struct CardPart {
     /// A tap.
     pub(crate) descriptor: RawFd,
+    /// A socket of messages, which says what the card may send: bits a second, eight bytes, little endian.
+    pub(crate) rate: RawFd,
     /// Six pairs of digits.
     pub(crate) mac: String,
     pub(crate) mtu: u16,
@@ -147,7 +149,7 @@ impl Descriptors {
             .chain(document.disks.iter().map(|part| part.descriptor))
             .chain(document.ports.iter().map(|part| part.descriptor))
             .chain(document.folders.iter().map(|part| part.descriptor))
-            .chain(document.cards.iter().map(|part| part.descriptor));
+            .chain(document.cards.iter().flat_map(|part| [part.descriptor, part.rate]));
         let mut owned = BTreeMap::new();
         for number in numbers {
             if owned.contains_key(&number) {

@@ -175,9 +175,10 @@ fn attach(machine: &mut Machine, document: &Document, descriptors: &mut Descript
         machine.attach(Box::new(SharedFolder::new(&folder.tag, socket)?))?;
     }
     for card in &document.cards {
-        let tap = File::from(descriptors.take(card.descriptor)?);
+        let (tap, rate) = (File::from(descriptors.take(card.descriptor)?), descriptors.take(card.rate)?);
         rustix::io::ioctl_fionbio(&tap, true).context("make a tap's descriptor not wait")?;
-        machine.attach(Box::new(Card::new(tap, card.address()?, card.mtu)))?;
+        rustix::io::ioctl_fionbio(&rate, true).context("make a card's control not wait")?;
+        machine.attach(Box::new(Card::new(tap, card.address()?, card.mtu).limited(rate)?))?;
     }
     machine.attach(Box::new(Entropy))?;
     Ok(machine.attach(Box::new(Balloon::new()))?)

@@ -1,6 +1,7 @@
 //! The machine around a container: what a wall with a kernel of its own is asked to build, and what the
 //! agent in the guest is told.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -249,8 +250,14 @@ pub enum TenantCall {
     /// A seat for a container, with a card for each interface. The answer comes with two descriptors: a stream to
     /// an agent for this container, and one for its files.
     Join { container: String, interfaces: Vec<InterfacePlan> },
-    /// Other cards for the container that has joined by this connection: those of the places go, others come.
-    Wire { unplug: Vec<usize>, plug: Vec<InterfacePlan> },
+    /// Other cards for the container that has joined by this connection: those of the places go, others come, and
+    /// some send at other rates, bits a second.
+    Wire {
+        unplug: Vec<usize>,
+        plug: Vec<InterfacePlan>,
+        #[serde(default)]
+        shape: Vec<(usize, Option<NonZeroU64>)>,
+    },
     /// The container has ended. Its connection ending says the same.
     Leave,
     /// Ends the machine if nobody is in it.

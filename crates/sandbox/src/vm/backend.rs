@@ -2,13 +2,15 @@
 //! [`start`]; nothing outside this folder knows which there are.
 
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use insula_container::Jailed;
 use insula_host::cgroup::Entry;
 use insula_spec::machine::{Backend, MachinePlan};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 
 use super::{own, qemu};
 use crate::{Error, Result};
@@ -94,6 +96,35 @@ pub(super) struct Interface {
     pub(super) mtu: u32,
     /// The host's end.
     pub(super) tap: OwnedFd,
+    /// Where the machine is told what the guest may send: see [`Sending`]. Who does not take it closes it.
+    pub(super) sending: OwnedFd,
+}
+
+impl Interface {
+    pub(super) fn new(mac: String, mtu: u32, tap: OwnedFd) -> Result<(Self, Sending)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, sending) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+                .map_err(|source| Error::call("socketpair", "for a network card", source))?;
+        Ok((Self { mac, mtu, tap, sending }, Sending(ours)))
+    }
+}
+
+/// Holds what a guest sends by one card to a rate, whatever its kernel does. A backend that cannot has only what
+/// holds inside.
+#[derive(Debug)]
+pub(super) struct Sending(OwnedFd);
+
+impl Sending {
+    /// Bits a second, or as many as it can.
+    pub(super) fn hold(&self, rate: Option<NonZeroU64>) -> Result<()> {
+        let message = rate.map_or(0, NonZeroU64::get).to_le_bytes();
+        match rustix::net::send(&self.0, &message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            // Nobody takes it: another backend's, or the machine has ended.
+            Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+            Err(source) => Err(Error::call("send", "the rate of a network card", source)),
+        }
+    }
 }
 
 /// A machine that runs: a process that is a child of this one. Every backend makes one of these.

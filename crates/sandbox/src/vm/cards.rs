@@ -1,11 +1,13 @@
 //! The host's ends of a machine's network cards: taps. A machine gets no card once it runs, so it has more
 //! than it needs; the taps of those wait where nobody is.
 
+use std::num::NonZeroU64;
+
 use insula_host::netlink::{self, EmptyNamespace};
 use insula_spec::machine::{card, spare_cards};
 use insula_spec::plan::{InterfaceKind, InterfacePlan};
 
-use super::backend::Interface;
+use super::backend::{Interface, Sending};
 use crate::{Error, Result};
 
 /// Largest packet where a plan says nothing: Ethernet's.
@@ -21,32 +23,41 @@ pub(super) struct Cards {
     /// while to get one back.
     waits: Vec<u64>,
     unplugged: u64,
+    /// What each may send.
+    sending: Vec<Sending>,
 }
 
 impl Cards {
     /// Makes the taps and plugs those that `plans` are for. `copy`: of a template, whose cards have other
     /// addresses at first.
     pub(super) fn open(plans: &[InterfacePlan], copy: bool) -> Result<(Self, Vec<Interface>)> {
-        let mut interfaces = Vec::new();
+        let mut cards = Vec::new();
         let mut used = Vec::new();
         for (place, plan) in plans.iter().enumerate() {
-            interfaces.push(plug(place, plan, copy)?);
+            let (interface, sending) = plug(place, plan, copy)?;
+            sending.hold(plan.rate)?;
+            cards.push((interface, sending));
             used.push(Some((plan.name.clone(), plan.host_name.clone())));
         }
-        let aside = spare(spare_cards(plans.len()), &mut used, &mut interfaces)?;
-        Ok((Self::of(aside, used), interfaces))
+        let aside = spare(spare_cards(plans.len()), &mut used, &mut cards)?;
+        Ok(Self::of(aside, used, cards))
     }
 
     /// So many that wait, for a machine whose containers come later.
     pub(super) fn all_spare(count: usize) -> Result<(Self, Vec<Interface>)> {
-        let (mut used, mut interfaces) = (Vec::new(), Vec::new());
-        let aside = spare(count, &mut used, &mut interfaces)?;
-        Ok((Self::of(aside, used), interfaces))
+        let (mut used, mut cards) = (Vec::new(), Vec::new());
+        let aside = spare(count, &mut used, &mut cards)?;
+        Ok(Self::of(aside, used, cards))
     }
 
-    fn of(aside: Option<EmptyNamespace>, used: Vec<Option<(String, String)>>) -> Self {
+    fn of(
+        aside: Option<EmptyNamespace>,
+        used: Vec<Option<(String, String)>>,
+        cards: Vec<(Interface, Sending)>,
+    ) -> (Self, Vec<Interface>) {
         let waits = vec![0; used.len()];
-        Self { aside, used, waits, unplugged: 0 }
+        let (interfaces, sending) = cards.into_iter().unzip();
+        (Self { aside, used, waits, unplugged: 0, sending }, interfaces)
     }
 
     /// How many wait.
@@ -77,7 +88,17 @@ impl Cards {
             return Err(of_network(error));
         }
         self.used[place] = Some((plan.name.clone(), plan.host_name.clone()));
+        if let Err(error) = self.hold(place, plan.rate) {
+            // As above.
+            let _ = self.unplug(place);
+            return Err(error);
+        }
         Ok((place, plan))
+    }
+
+    /// Lets the guest send so many bits a second by a card, or as many as it can.
+    pub(super) fn hold(&self, place: usize, rate: Option<NonZeroU64>) -> Result<()> {
+        self.sending.get(place).map_or(Ok(()), |sending| sending.hold(rate))
     }
 
     /// The place of the card that has this name inside.
@@ -106,7 +127,7 @@ impl Cards {
 fn spare(
     count: usize,
     used: &mut Vec<Option<(String, String)>>,
-    interfaces: &mut Vec<Interface>,
+    cards: &mut Vec<(Interface, Sending)>,
 ) -> Result<Option<EmptyNamespace>> {
     if count == 0 {
         return Ok(None);
@@ -114,7 +135,7 @@ fn spare(
     let aside = EmptyNamespace::new().map_err(of_network)?;
     for place in used.len()..used.len() + count {
         let tap = aside.inside(|| insula_sys::tun::open_tap(&waiting(place))).map_err(of_network)?;
-        interfaces.push(Interface { mac: card(place), mtu: 0, tap: tap.map_err(no_tap)? });
+        cards.push(Interface::new(card(place), 0, tap.map_err(no_tap)?)?);
         used.push(None);
     }
     Ok(Some(aside))
@@ -126,13 +147,13 @@ fn waiting(place: usize) -> String {
 }
 
 /// A tap that is a port of its bridge.
-fn plug(place: usize, plan: &InterfacePlan, copy: bool) -> Result<Interface> {
+fn plug(place: usize, plan: &InterfacePlan, copy: bool) -> Result<(Interface, Sending)> {
     bridged(plan)?;
     let tap = insula_sys::tun::open_tap(&plan.host_name).map_err(no_tap)?;
     netlink::plug_existing(plan).map_err(of_network)?;
     // A copy has what its template had until the agent changes it.
     let (mac, mtu) = if copy { (card(place), 0) } else { (plan.mac.clone(), plan.mtu) };
-    Ok(Interface { mac, mtu, tap })
+    Interface::new(mac, mtu, tap)
 }
 
 fn bridged(plan: &InterfacePlan) -> Result<()> {

@@ -59,7 +59,9 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
         Begin::Template { state, memory } => kept.extend([state.as_fd(), memory.as_fd()]),
     }
     kept.extend(parts.files.descriptor().map(AsFd::as_fd));
-    kept.extend(parts.interfaces.iter().map(|interface| interface.tap.as_fd()));
+    for interface in &parts.interfaces {
+        kept.extend([interface.tap.as_fd(), interface.sending.as_fd()]);
+    }
     let process = jail(&JailPlan {
         program,
         args: &[document.to_string()],
@@ -127,5 +129,10 @@ fn port(socket: &OwnedFd, name: &str) -> Value {
 fn card(interface: &backend::Interface) -> Value {
     // The largest packet of Ethernet where nothing else was asked for.
     let mtu = if interface.mtu == 0 { 1500 } else { interface.mtu };
-    json!({ "descriptor": interface.tap.as_raw_fd(), "mac": interface.mac, "mtu": mtu })
+    json!({
+        "descriptor": interface.tap.as_raw_fd(),
+        "rate": interface.sending.as_raw_fd(),
+        "mac": interface.mac,
+        "mtu": mtu,
+    })
 }

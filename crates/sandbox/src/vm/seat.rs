@@ -64,13 +64,21 @@ impl Seat {
 
     /// Has other cards; those that come.
     pub(super) fn wire(&mut self, unplug: Vec<usize>, plug: Vec<InterfacePlan>) -> Result<Placed> {
-        let wire = TenantCall::Wire { unplug: unplug.clone(), plug };
+        let wire = TenantCall::Wire { unplug: unplug.clone(), plug, shape: Vec::new() };
         let (TenantAnswer::Cards(cards), _) = call(&self.control, &mut self.bytes, &wire)? else {
             return Err(unexpected());
         };
         self.cards.retain(|(place, _)| !unplug.contains(place));
         self.cards.extend(cards.iter().cloned());
         Ok(cards)
+    }
+
+    /// Its cards send at other rates.
+    pub(super) fn shape(&mut self, plans: &[InterfacePlan]) -> Result<()> {
+        let placed = |plan: &InterfacePlan| Some((self.place(&plan.name)?, plan.rate));
+        let shape = plans.iter().filter_map(placed).collect();
+        let wire = TenantCall::Wire { unplug: Vec::new(), plug: Vec::new(), shape };
+        call(&self.control, &mut self.bytes, &wire).map(drop)
     }
 
     /// Names of its cards, inside and on the host.

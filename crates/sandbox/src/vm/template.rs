@@ -164,8 +164,9 @@ fn interfaces(count: usize) -> Result<Vec<Interface>> {
     let taps = taps
         .map_err(insula_container::Error::from)?
         .map_err(|source| Error::call("ioctl TUNSETIFF", "/dev/net/tun", source))?;
-    let interface = |(place, tap)| Interface { mac: card(place), mtu: 0, tap };
-    Ok(taps.into_iter().enumerate().map(interface).collect())
+    // Nobody sends yet.
+    let interface = |(place, tap)| Interface::new(card(place), 0, tap).map(|(interface, _)| interface);
+    taps.into_iter().enumerate().map(interface).collect()
 }
 
 fn memfd(name: &'static str) -> Result<OwnedFd> {

@@ -14,6 +14,7 @@ mod caller;
 mod order;
 
 use std::io::Write;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -306,7 +307,9 @@ impl<'a> Owner<'a> {
         match call {
             TenantCall::Status => no_gift(TenantAnswer::Status(self.status())),
             TenantCall::Join { container, interfaces } => self.join(at, container, &interfaces),
-            TenantCall::Wire { unplug, plug } => no_gift(TenantAnswer::Cards(self.wire(at, &unplug, &plug)?)),
+            TenantCall::Wire { unplug, plug, shape } => {
+                no_gift(TenantAnswer::Cards(self.wire(at, &unplug, &plug, &shape)?))
+            }
             TenantCall::Leave => {
                 self.let_go(at);
                 no_gift(TenantAnswer::Done)
@@ -372,11 +375,21 @@ impl<'a> Owner<'a> {
         Ok((TenantAnswer::Cards(cards), vec![theirs, files_theirs]))
     }
 
-    fn wire(&mut self, at: usize, unplug: &[usize], plug: &[InterfacePlan]) -> Result<Placed> {
+    fn wire(
+        &mut self,
+        at: usize,
+        unplug: &[usize],
+        plug: &[InterfacePlan],
+        shape: &[(usize, Option<NonZeroU64>)],
+    ) -> Result<Placed> {
         let seated = self.callers[at].seated.as_ref();
         let own = seated.ok_or(Error::Phase { is: "outside", needed: "in the machine" })?;
-        if let Some(foreign) = unplug.iter().find(|place| !own.places.contains(place)) {
+        let mut named = unplug.iter().chain(shape.iter().map(|(place, _)| place));
+        if let Some(foreign) = named.find(|place| !own.places.contains(place)) {
             return Err(Error::Invalid(format!("card {foreign} is not the container's")));
+        }
+        for (place, rate) in shape {
+            self.cards.hold(*place, *rate)?;
         }
         let cards = self.plug(plug)?;
         for place in unplug {

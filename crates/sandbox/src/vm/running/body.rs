@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use insula_spec::machine::{CardsChange, MachinePlan, MachineRecord};
-use insula_spec::plan::NetworkChange;
+use insula_spec::plan::{InterfacePlan, NetworkChange};
 
 use super::super::backend::Machine;
 use super::super::cards::Cards;
@@ -118,6 +118,18 @@ impl Body {
         Ok(())
     }
 
+    /// Cards send at other rates.
+    pub(super) fn shape(&mut self, plans: &[InterfacePlan]) -> Result<()> {
+        match self {
+            Self::Whole(whole) => {
+                let placed = |plan: &InterfacePlan| Some((whole.cards.place(&plan.name)?, plan.rate));
+                plans.iter().filter_map(placed).try_for_each(|(place, rate)| whole.cards.hold(place, rate))
+            }
+            Self::Seat(_) if plans.is_empty() => Ok(()),
+            Self::Seat(seat) => seat.shape(plans),
+        }
+    }
+
     /// Takes cards out of their networks.
     pub(super) fn unplug(&mut self, places: &[usize]) -> Result<()> {
         match self {
@@ -157,6 +169,7 @@ impl Body {
                 memory: seat.machine.memory,
                 taps: seat.names(),
                 boot: seat.machine.boot,
+                template: seat.machine.template,
                 ..record
             },
         }

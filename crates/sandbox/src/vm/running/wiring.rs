@@ -27,6 +27,7 @@ impl Running {
             .and_then(|()| {
                 netlink::shape(&change.shape).map_err(|error| insula_container::Error::from(error).into())
             })
+            .and_then(|()| self.body.shape(&change.shape))
             .and_then(|()| self.tell_cards(&cards, events));
         let gone: Vec<usize> = match &wired {
             Ok(()) => cards.unplug.iter().map(|(place, _)| *place).collect(),

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use serde_json::Value;
 use virtio_bindings::virtio_net::{
@@ -10,11 +10,14 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU,
 };
 
+use super::limit::{Limit, monotonic};
 use crate::error::{Error, Result};
 use crate::virtio::{Device, Kind, Progress, Queues};
 
 const RECEIVE: usize = 0;
 const SEND: usize = 1;
+/// The first of what is watched.
+const TAP: usize = 0;
 /// The header before each frame, as the tap has it too.
 const HEADER: usize = 12;
 /// A frame of 64 KiB that is yet to be cut in pieces, and its header.
@@ -29,6 +32,7 @@ pub struct Card {
     tap: File,
     address: [u8; 6],
     mtu: u16,
+    limit: Option<Limit>,
     /// A frame that came when the guest had no buffer for it.
     held: Option<usize>,
     incoming: Box<[u8]>,
@@ -39,7 +43,17 @@ impl Card {
     #[must_use]
     pub fn new(tap: File, address: [u8; 6], mtu: u16) -> Self {
         let buffer = || vec![0; LARGEST].into_boxed_slice();
-        Self { tap, address, mtu, held: None, incoming: buffer(), outgoing: buffer() }
+        Self { tap, address, mtu, limit: None, held: None, incoming: buffer(), outgoing: buffer() }
+    }
+
+    /// The same that sends no more than `control` says, a socket of messages that does not wait: each is a rate in
+    /// bits a second, eight bytes, little endian; 0 is as much as it can, as before the first.
+    pub fn limited(self, control: OwnedFd) -> Result<Self> {
+        self.limited_by(control, monotonic)
+    }
+
+    pub(super) fn limited_by(self, control: OwnedFd, now: fn() -> std::time::Duration) -> Result<Self> {
+        Ok(Self { limit: Some(Limit::new(control, now)?), ..self })
     }
 
     /// Frames from the tap into the guest's buffers, until one of them has no more.
@@ -90,19 +104,31 @@ impl Card {
         }
     }
 
+    /// The guest's frames to the tap, until there is none or the next one has to wait.
     fn send(&mut self, queues: &mut Queues<'_>) -> Result<()> {
         let memory = queues.memory();
-        queues.drain(SEND, |chain| {
+        let mut returned = false;
+        while let Some(chain) = queues.pop(SEND)? {
+            let head = chain.head_index();
             let mut reader = chain.reader(memory).map_err(|error| misuse(&error.to_string()))?;
             let length = reader.available_bytes();
-            if !(HEADER..=LARGEST).contains(&length) {
-                return Ok(0);
+            if (HEADER..=LARGEST).contains(&length) {
+                if let Some(limit) = &mut self.limit
+                    && !limit.allows(length - HEADER)?
+                {
+                    queues.unpop(SEND);
+                    break;
+                }
+                reader
+                    .read_exact(&mut self.outgoing[..length])
+                    .map_err(|error| misuse(&error.to_string()))?;
+                // A tap that is full, down, or does not like the frame drops it, as any wire may.
+                let _ = self.tap.write(&self.outgoing[..length]);
             }
-            reader.read_exact(&mut self.outgoing[..length]).map_err(|error| misuse(&error.to_string()))?;
-            // A tap that is full, down, or does not like the frame drops it, as any wire may.
-            let _ = self.tap.write(&self.outgoing[..length]);
-            Ok(0)
-        })
+            queues.done(SEND, head, 0)?;
+            returned = true;
+        }
+        if returned { queues.signal(SEND) } else { Ok(()) }
     }
 }
 
@@ -154,9 +180,12 @@ impl Device for Card {
             }
         }
         set_offload(&self.tap, offload);
+        // Nobody was told of what came before.
+        self.limit.iter_mut().for_each(Limit::refresh);
         Ok(())
     }
 
+    /// What was sent still counts.
     fn reset(&mut self) {
         self.held = None;
         set_offload(&self.tap, 0);
@@ -172,11 +201,17 @@ impl Device for Card {
     }
 
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.tap.as_fd()]
+        let limit = self.limit.iter().flat_map(Limit::sources);
+        std::iter::once(self.tap.as_fd()).chain(limit).collect()
     }
 
-    fn ready(&mut self, _source: usize, queues: &mut Queues<'_>) -> Result<Progress> {
-        self.receive(queues)
+    fn ready(&mut self, source: usize, queues: &mut Queues<'_>) -> Result<Progress> {
+        if source == TAP {
+            return self.receive(queues);
+        }
+        // The time has come, or there is another rate.
+        self.limit.iter_mut().for_each(Limit::refresh);
+        self.send(queues).map(|()| Progress::Waits)
     }
 
     fn save(&self) -> Result<Value> {
