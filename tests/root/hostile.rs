@@ -1,6 +1,7 @@
 //! Builds of what strangers send: it leads nowhere, and takes no more than there is.
 
 use std::io::Write;
+use std::process::Stdio;
 
 use insula_tests::daemon;
 use insula_tests::images::Layer;
@@ -74,4 +75,45 @@ fn an_archive_that_is_larger_than_the_disk_costs_nothing() {
     daemon.insula_with(&["build", "--network", "none", "-"], &whole.bytes()).exits(1);
     assert!(before - free().min(before) < 2 << 20, "{} bytes are gone", before - free());
     assert_eq!(run(&daemon, "busybox", "echo on"), "on");
+}
+
+/// The most memory that a process has had at once, in MiB; of one that has ended there is none.
+fn peak(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? >> 10)
+}
+
+#[test]
+fn a_large_context_takes_little_memory() {
+    const SIZE: u64 = 256 << 20;
+    const ROOM: u64 = 64;
+    let daemon = daemon!(bare);
+    let folder = context(&daemon, "context", &[("Dockerfile", "FROM scratch\nCOPY . /\n")]);
+    std::fs::File::create(folder.join("large")).unwrap().set_len(SIZE).unwrap();
+    let archive = daemon.folder().join("context.tar");
+    let mut tar = tar::Builder::new(std::fs::File::create(&archive).unwrap());
+    tar.append_dir_all(".", &folder).unwrap();
+    tar.finish().unwrap();
+    // Only what changed, and a tar of all of it.
+    for (path, input) in [(folder.to_str().unwrap(), None), ("-", Some(&archive))] {
+        // Sets back what VmHWM shows: proc_pid_clear_refs(5).
+        std::fs::write(format!("/proc/{}/clear_refs", daemon.pid()), "5").unwrap();
+        let before = peak(daemon.pid()).unwrap();
+        let mut command = daemon.command(&["build", "-q", "--no-cache", "-t", "made", path]);
+        let input = input.map_or_else(Stdio::null, |path| std::fs::File::open(path).unwrap().into());
+        let mut client = command.stdin(input).stdout(Stdio::null()).spawn().unwrap();
+        let (mut of_client, mut ended) = (0, None);
+        while ended.is_none() {
+            of_client = peak(client.id()).unwrap_or_default().max(of_client);
+            // A sample, not a wait: nobody tells when a process is at its largest.
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            ended = client.try_wait().unwrap();
+        }
+        assert!(ended.is_some_and(|status| status.success()), "{path}: {ended:?}");
+        let grown = peak(daemon.pid()).unwrap() - before;
+        assert!(of_client > 0 && of_client < ROOM && grown < ROOM, "{path}: {of_client} and {grown} MiB");
+        let size = daemon.insula(&["image", "inspect", "-f", "{{.Size}}", "made"]);
+        assert!(size.ok().parse::<u64>().unwrap() >= SIZE, "{size}");
+    }
 }

@@ -1,7 +1,9 @@
 //! Contexts that the daemon fetches: repositories, archives and Dockerfiles at addresses.
 
-use insula_tests::daemon;
 use insula_tests::images::Layer;
+use insula_tests::registry::Wants;
+use insula_tests::{Outcome, daemon, registry, text};
+use serde_json::json;
 
 use crate::build::{build, context, gzip, run, serve};
 use crate::git::{git, repository, serve as serve_git};
@@ -106,4 +108,37 @@ fn repositories_are_contexts() {
     build(&daemon, &folder, &flags).ok();
     assert_eq!(run(&daemon, "made", "cat /x /kept /file"), "onekeptfile");
     assert_eq!(build(&daemon, &folder, &flags).ok().matches("Using cache").count(), 3);
+}
+
+#[test]
+fn credentials_go_with_contexts_that_are_not_seen_here() {
+    let registry = registry!(&Wants { password: true, ..Wants::default() });
+    let daemon = daemon!();
+    let name = registry.name("private/base:1");
+    let config = daemon.folder().join("docker");
+    std::fs::create_dir(&config).unwrap();
+    let document = |auths: &serde_json::Value| {
+        std::fs::write(config.join("config.json"), json!({"auths": auths}).to_string()).unwrap();
+    };
+    let insula = |arguments: &[&str], input: &[u8]| {
+        Outcome::of(daemon.command(arguments).env("DOCKER_CONFIG", &config), input)
+    };
+    // YW5uOnNlY3JldA== is ann:secret.
+    let known = json!({registry.address().to_string(): {"auth": "YW5uOnNlY3JldA=="}});
+    document(&known);
+    insula(&["tag", "busybox", &name], b"").ok();
+    insula(&["push", &name], b"").ok();
+    let file = format!("FROM {name}\nLABEL a=b\n");
+    let archive = Layer::default().file("Dockerfile", 0o644, file.as_bytes()).bytes();
+    let address = format!("http://127.0.0.1:{}/Dockerfile", serve(file.clone().into_bytes()));
+    let folder = context(&daemon, "folder", &[("Dockerfile", &file)]);
+    let ways: [(&str, &[u8]); 4] =
+        [(&address, b""), ("-", &archive), ("-", file.as_bytes()), (text(&folder), b"")];
+    for (path, input) in ways {
+        let build = ["build", "--pull", "--network", "none", "-q", "-t", "made", path];
+        document(&json!({"other.test": {"auth": "YTpi"}}));
+        insula(&build, input).fails(1, &["access denied"]);
+        document(&known);
+        insula(&build, input).ok();
+    }
 }

@@ -11,7 +11,7 @@ mod progress;
 mod secrets;
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -301,9 +301,20 @@ fn upload(source: Source, mut named: Vec<Named>, layouts: Vec<BuildContext>, com
                 let mut rest = std::io::Cursor::new(head).chain(std::io::stdin());
                 std::io::copy(&mut rest, sink).map(drop)
             }
+            Source::Dockerfile(text) => alone(&text, sink),
             Source::Remote(_) => Ok(()),
         }
     })
+}
+
+/// Packs a Dockerfile alone.
+fn alone(text: &[u8], sink: &mut dyn Write) -> std::io::Result<()> {
+    let mut builder = tar::Builder::new(sink);
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o600);
+    header.set_size(text.len() as u64);
+    builder.append_data(&mut header, "Dockerfile", text)?;
+    builder.finish()
 }
 
 /// What a build has made, in the words of BuildKit's metadata files.
@@ -332,6 +343,8 @@ enum Source {
     Changes(Changes),
     /// Standard input, of which a beginning was read.
     Archive(Vec<u8>),
+    /// A Dockerfile that needs no files.
+    Dockerfile(Vec<u8>),
     /// What the daemon fetches from an address.
     Remote(String),
 }
@@ -402,13 +415,7 @@ impl BuildArgs {
             return Ok(Source::Archive(head));
         }
         std::io::stdin().take(LARGEST as u64).read_to_end(&mut head).context("read standard input")?;
-        let mut builder = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(0o600);
-        header.set_size(head.len() as u64);
-        builder.append_data(&mut header, "Dockerfile", &head[..])?;
-        // The archive is whole: standard input is at its end.
-        Ok(Source::Archive(builder.into_inner()?))
+        Ok(Source::Dockerfile(head))
     }
 
     /// What is to be sent of a folder; `None` where all of it is.
@@ -505,10 +512,16 @@ impl BuildArgs {
         if options.contexts.len() < named.len() {
             bail!("two build contexts have the same name");
         }
-        if let Source::Folder { dockerfile, text, .. } = source {
-            options.dockerfile.clone_from(dockerfile);
-            options.credentials = credentials(text, &options)?;
-        }
+        options.credentials = match source {
+            Source::Folder { dockerfile, text, .. } => {
+                options.dockerfile.clone_from(dockerfile);
+                credentials(text, &options)?
+            }
+            Source::Dockerfile(text) => credentials(text, &options)?,
+            // Which registries its Dockerfile names only the daemon will know.
+            Source::Archive(_) | Source::Remote(_) => registry::all_credentials()?,
+            Source::Changes(_) => BTreeMap::new(),
+        };
         Ok(options)
     }
 }

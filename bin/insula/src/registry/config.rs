@@ -1,6 +1,7 @@
 //! Docker's `config.json`: credentials by registry, or the programs that keep them. Everything else
 //! in the file stays as it is.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
@@ -81,6 +82,13 @@ impl Config {
             auth.password = password.trim_end_matches('\0').to_owned();
         }
         Ok(auth)
+    }
+
+    /// Every registry that the file names; programs list theirs in it too.
+    pub(crate) fn servers(&self) -> BTreeSet<String> {
+        let named =
+            |of: &str| self.document.get(of).and_then(Value::as_object).into_iter().flat_map(Map::keys);
+        named("auths").chain(named("credHelpers")).cloned().collect()
     }
 
     /// Whether credentials of the registry are kept by a program rather than in the file.
@@ -168,7 +176,7 @@ impl Config {
     }
 }
 
-fn host(address: &str) -> &str {
+pub(super) fn host(address: &str) -> &str {
     let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
     rest.split('/').next().unwrap_or(rest)
 }

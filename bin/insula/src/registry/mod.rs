@@ -4,10 +4,13 @@ pub(crate) mod config;
 mod helper;
 pub(crate) mod progress;
 
+use std::collections::BTreeMap;
+
 use insula_models::AuthConfig;
 use insula_spec::reference::{DEFAULT_DOMAIN, Reference};
 
 use self::config::Config;
+use crate::printer;
 
 /// What Docker's configuration calls Docker Hub.
 pub(crate) const HUB: &str = "https://index.docker.io/v1/";
@@ -19,6 +22,24 @@ pub(crate) fn credentials(image: &str) -> anyhow::Result<AuthConfig> {
         // The daemon says what is wrong with the name.
         Err(_) => Ok(AuthConfig::default()),
     }
+}
+
+/// Those of all registries that the configuration names, as the daemon calls them; one whose program fails is left out,
+/// and that is said.
+pub(crate) fn all_credentials() -> anyhow::Result<BTreeMap<String, AuthConfig>> {
+    let config = Config::load()?;
+    let mut found = BTreeMap::new();
+    for server in config.servers() {
+        match config.credentials(&server) {
+            Ok(auth) if auth == AuthConfig::default() => {}
+            Ok(auth) => {
+                let name = if server == HUB { DEFAULT_DOMAIN } else { config::host(&server) };
+                found.insert(name.to_owned(), auth);
+            }
+            Err(error) => printer::notice(&format!("the credentials for {server} are left out: {error:#}")),
+        }
+    }
+    Ok(found)
 }
 
 /// What the configuration calls a registry.

@@ -10,7 +10,8 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream;
 use http::StatusCode;
-use insula_build::dockerfile::{Dockerfile, LARGEST, MountKind, Step};
+use insula_build::dockerfile::{Dockerfile, LARGEST, MountKind};
+use insula_build::{Base, Given, Op, Plan, Scope};
 use insula_engine::archive::archive_channel;
 use insula_engine::build::{BuildRequest, Output};
 use insula_engine::images::ProgressSender;
@@ -191,7 +192,7 @@ async fn from_session(session: &Session, request: &mut BuildRequest) -> Result<C
             found.remove(&name[0]).unwrap_or_default()
         }
     };
-    request.agents.ids = agents_of(&text);
+    request.agents.ids = agents_of(&text, request);
     request.dockerfile = format!("{SENT_ALONG}{}", insula_base::random_hex(8));
     let head = along(&request.dockerfile, &text, &patterns).map_err(wrong)?;
     let wanted = Wanted { folder: "context", only: Vec::new(), without: lines(&patterns) };
@@ -230,17 +231,32 @@ fn lines(patterns: &[u8]) -> Vec<String> {
     cleaned.filter(|line| !matches!(line.as_str(), "" | "!" | "." | "./")).collect()
 }
 
-/// Ids of the agents that commands of a Dockerfile ask.
-fn agents_of(text: &[u8]) -> BTreeSet<String> {
+/// Ids of the agents that commands of a Dockerfile ask, as far as they are known before base images are.
+fn agents_of(text: &[u8], request: &BuildRequest) -> BTreeSet<String> {
+    let given = Given {
+        arguments: request.arguments.clone(),
+        target: (!request.target.is_empty()).then(|| request.target.clone()),
+        contexts: request.contexts.keys().cloned().collect(),
+        ..Given::default()
+    };
     // What is wrong with it is said when it is built.
     let Ok(file) = Dockerfile::parse(text) else { return BTreeSet::new() };
-    let instructions = file.stages.iter().flat_map(|stage| &stage.instructions);
-    let mounts = instructions.filter_map(|instruction| match &instruction.step {
-        Step::Run(run) => Some(&run.mounts),
-        _ => None,
-    });
-    let asked = mounts.flatten().filter(|mount| mount.kind == MountKind::Ssh);
-    asked.map(|mount| mount.id.clone().unwrap_or_else(|| "default".to_owned())).collect()
+    let Ok(plan) = Plan::new(&file, &given) else { return BTreeSet::new() };
+    let (mut ids, mut configs) = (BTreeSet::new(), HashMap::new());
+    for planned in &plan.stages {
+        let config = match planned.base {
+            Base::Stage(number) => configs.get(&number).cloned().unwrap_or_default(),
+            _ => Default::default(),
+        };
+        let mut scope = Scope::new(config, None, &plan.globals, &request.arguments, file.directives.escape);
+        for instruction in &file.stages[planned.number].instructions {
+            let Ok(Op::Run(run)) = scope.apply(&instruction.step) else { continue };
+            let asked = run.mounts.into_iter().filter(|mount| mount.kind == MountKind::Ssh);
+            ids.extend(asked.map(|mount| mount.id.unwrap_or_else(|| "default".to_owned())));
+        }
+        configs.insert(planned.number, scope.config);
+    }
+    ids
 }
 
 /// One of `outputs`.
@@ -361,9 +377,16 @@ mod tests {
 
     #[test]
     fn agents_are_those_that_commands_name() {
-        let text =
-            b"FROM a\nRUN --mount=type=ssh x\nRUN --mount=type=ssh,id=b --mount=type=tmpfs,target=/x y\n";
-        assert_eq!(agents_of(text).into_iter().collect::<Vec<_>>(), ["b", "default"]);
-        assert!(agents_of(b"NO").is_empty());
+        let text = b"ARG G=g\nFROM a AS one\nARG G X\nENV E=e\nRUN --mount=type=ssh x\n\
+                     RUN --mount=type=ssh,id=b$X --mount=type=tmpfs,target=/x y\n\
+                     FROM one\nRUN --mount=type=ssh,id=$E-${G:-no} z\n";
+        let arguments = [("X".to_owned(), Some("1".to_owned()))].into();
+        let mut request = BuildRequest { arguments, ..BuildRequest::default() };
+        let ids =
+            |text: &[u8], request: &BuildRequest| agents_of(text, request).into_iter().collect::<Vec<_>>();
+        assert_eq!(ids(text, &request), ["b1", "default", "e-no"]);
+        request.target = "one".to_owned();
+        assert_eq!(ids(text, &request), ["b1", "default"]);
+        assert!(ids(b"NO", &request).is_empty());
     }
 }
