@@ -119,6 +119,10 @@ pub(crate) enum Command {
         #[arg(long)]
         stats: bool,
     },
+    /// Write a running container to files, with the help of CRIU
+    Checkpoint(Checkpoint),
+    /// Make a container of the files that it was written to
+    Restore(Restore),
     /// Write a config.json to begin with
     Spec {
         #[arg(short, long, default_value = ".")]
@@ -161,6 +165,61 @@ pub(crate) struct Run {
     /// Leave the container when it has ended
     #[arg(long)]
     pub(crate) keep: bool,
+}
+
+/// What goes along that is not the container's alone, and where the files are.
+#[derive(Debug, Args)]
+pub(crate) struct Images {
+    /// Folder of the files
+    #[arg(long, default_value = "checkpoint")]
+    pub(crate) image_path: PathBuf,
+    /// Folder of CRIU's log, where it is another one
+    #[arg(long)]
+    pub(crate) work_path: Option<PathBuf>,
+    /// Connections of TCP that are established
+    #[arg(long)]
+    pub(crate) tcp_established: bool,
+    /// Unix sockets whose other end is outside
+    #[arg(long)]
+    pub(crate) ext_unix_sk: bool,
+    /// Locks of files
+    #[arg(long)]
+    pub(crate) file_locks: bool,
+    /// Processes of a shell's session outside
+    #[arg(long)]
+    pub(crate) shell_job: bool,
+    /// A namespace that is left empty: `network`
+    #[arg(long, value_parser = ["network"])]
+    pub(crate) empty_ns: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Checkpoint {
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) images: Images,
+    /// The container goes on
+    #[arg(long)]
+    pub(crate) leave_running: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) images: Images,
+    /// Folder with config.json
+    #[arg(short, long, default_value = ".")]
+    pub(crate) bundle: PathBuf,
+    /// File that gets the pid of the container's init
+    #[arg(long)]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Do not wait for the end
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Orphans of the container are not this process'
+    #[arg(long)]
+    pub(crate) no_subreaper: bool,
 }
 
 #[derive(Debug, Args)]

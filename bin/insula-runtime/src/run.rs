@@ -5,12 +5,12 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use insula_runtime_core::{self as core, Groups};
+use insula_runtime_core::{self as core, After, Groups, Reach};
 use insula_spec::bundle::document::{self, BlockIo, Cpu, Memory, Pids, Resources};
 use insula_spec::bundle::{self, Entering, Keyring, LARGEST};
 use insula_spec::plan::{ProcessPlan, StdioPlan};
 
-use crate::args::{Arguments, Command, Create, Exec, Global, Run, Update};
+use crate::args::{Arguments, Checkpoint, Command, Create, Exec, Global, Images, Restore, Run, Update};
 use crate::log::Log;
 use crate::{features, show};
 
@@ -57,6 +57,11 @@ pub(crate) fn run(arguments: &Arguments, log: &Log) -> Result<u8> {
                 core::Event::OutOfMemory => show::out_of_memory(id),
             })?;
         }
+        Command::Checkpoint(checkpoint) => {
+            prepare()?;
+            log.warn(&checkpoint_one(checkpoint, root)?);
+        }
+        Command::Restore(restore) => return restore_one(restore, root, groups, log),
         Command::Spec { bundle } => spec(bundle)?,
         Command::Features => features::print()?,
     }
@@ -128,6 +133,53 @@ fn run_one(run: &Run, root: &Path, groups: Groups, log: &Log) -> Result<u8> {
     if !run.keep {
         log.warn(&core::delete(root, id, true)?);
     }
+    Ok(code as u8)
+}
+
+fn reach(images: &Images) -> Reach {
+    Reach {
+        tcp_established: images.tcp_established,
+        external_unix_sockets: images.ext_unix_sk,
+        file_locks: images.file_locks,
+        shell_job: images.shell_job,
+        empty_network: !images.empty_ns.is_empty(),
+    }
+}
+
+fn checkpoint_one(checkpoint: &Checkpoint, root: &Path) -> Result<Vec<String>> {
+    let images = &checkpoint.images;
+    let after = if checkpoint.leave_running { After::Running } else { After::Gone };
+    Ok(core::checkpoint(&core::CheckpointRequest {
+        root,
+        id: &checkpoint.id,
+        images: &images.image_path,
+        work: images.work_path.as_deref(),
+        after,
+        reach: reach(images),
+    })?)
+}
+
+fn restore_one(restore: &Restore, root: &Path, groups: Groups, log: &Log) -> Result<u8> {
+    prepare()?;
+    if !(restore.detach || restore.no_subreaper) {
+        insula_sys::process::become_subreaper().context("prctl PR_SET_CHILD_SUBREAPER")?;
+    }
+    let (id, images) = (restore.id.as_str(), &restore.images);
+    log.warn(&core::restore(&core::RestoreRequest {
+        root,
+        id,
+        bundle: &restore.bundle,
+        images: &images.image_path,
+        work: images.work_path.as_deref(),
+        pid_file: restore.pid_file.as_deref(),
+        groups,
+        reach: reach(images),
+    })?);
+    if restore.detach {
+        return Ok(0);
+    }
+    let code = core::wait(core::find(root, id)?.record.pid, || Ok(()))?;
+    log.warn(&core::delete(root, id, true)?);
     Ok(code as u8)
 }
 

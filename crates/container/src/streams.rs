@@ -1,9 +1,9 @@
 //! Standard streams: the ends that stay outside and those that go inside.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use insula_spec::plan::StdioPlan;
-use rustix::fs::{FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
@@ -72,14 +72,17 @@ fn pipe(owner: u32) -> Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Gives the standard streams to the user of the process, so that `/dev/stdout` can be opened again by its
-/// path. What cannot change hands (a socket, a file of someone else's mount) stays as it is; the host's
-/// `/dev/null` is everybody's.
+/// path. What cannot change hands (a socket, a file of someone else's mount) stays as it is. In place of the host's
+/// `/dev/null` there is the container's: root of the host's ids could change the mode and the owner of that.
 pub(crate) fn hand_over(uid: u32) -> Result<()> {
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
     for stream in streams {
         let stat = rustix::fs::fstat(stream).context("fstat", "a standard stream")?;
-        let node = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
-        if stat.st_uid == uid || (node && stat.st_rdev == rustix::fs::makedev(1, 3)) {
+        if is_null(&stat) {
+            replace_null(stream)?;
+            continue;
+        }
+        if stat.st_uid == uid {
             continue;
         }
         match rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None) {
@@ -88,6 +91,22 @@ pub(crate) fn hand_over(uid: u32) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn is_null(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && stat.st_rdev == rustix::fs::makedev(1, 3)
+}
+
+/// A container without one keeps what it has.
+fn replace_null(stream: BorrowedFd<'_>) -> Result<()> {
+    let flags = rustix::fs::fcntl_getfl(stream).context("fcntl", "a standard stream")?;
+    let Some(own) = own_null(flags & OFlags::RWMODE)? else { return Ok(()) };
+    match stream.as_raw_fd() {
+        0 => rustix::stdio::dup2_stdin(&own).context("dup2", "standard input"),
+        1 => rustix::stdio::dup2_stdout(&own).context("dup2", "standard output"),
+        _ => rustix::stdio::dup2_stderr(&own).context("dup2", "standard error"),
+    }
 }
 
 impl Ends {
@@ -116,19 +135,25 @@ impl Ends {
 /// An input that is at its end, as the container has it: a descriptor of the host's `/dev/null` would
 /// let root of the host's ids change the mode and the owner of that.
 pub(crate) fn empty_input() -> Result<OwnedFd> {
-    let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context("open", "/")?;
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    if let Ok(null) = rustix::fs::openat2(&root, "dev/null", flags, Mode::empty(), resolve) {
-        let stat = rustix::fs::fstat(&null).context("fstat", "/dev/null")?;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-            && stat.st_rdev == rustix::fs::makedev(1, 3)
-        {
-            rustix::fs::fcntl_setfl(&null, OFlags::empty()).context("fcntl", "/dev/null")?;
-            return Ok(null);
-        }
+    if let Some(null) = own_null(OFlags::RDONLY)? {
+        return Ok(null);
     }
     // Something else was put there: a pipe that nobody writes to reads the same.
     let (reader, _writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("pipe2", "for a stream")?;
     Ok(reader)
+}
+
+/// `/dev/null` as the container has it, if that is what is there.
+fn own_null(mode: OFlags) -> Result<Option<OwnedFd>> {
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context("open", "/")?;
+    let flags = mode | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    if let Ok(null) = rustix::fs::openat2(&root, "dev/null", flags, Mode::empty(), resolve) {
+        let stat = rustix::fs::fstat(&null).context("fstat", "/dev/null")?;
+        if is_null(&stat) {
+            rustix::fs::fcntl_setfl(&null, OFlags::empty()).context("fcntl", "/dev/null")?;
+            return Ok(Some(null));
+        }
+    }
+    Ok(None)
 }

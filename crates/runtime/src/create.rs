@@ -4,15 +4,15 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use insula_base::{Durability, Kind, Kinded, replace};
+use insula_base::{Durability, replace};
 use insula_container::{BundleBuild, Streams};
-use insula_host::cgroup::{self, DevicePolicy, Group, Layout, Purpose, standard_devices};
+use insula_host::cgroup::Group;
 use insula_spec::bundle::document::{self, Config};
-use insula_spec::bundle::{self, BundleDevices, Entering, Keyring, LARGEST, Status};
-use insula_spec::plan::ContainerPlan;
+use insula_spec::bundle::{self, Entering, Keyring, LARGEST, Status};
 
 use crate::console;
 use crate::error::{Context, Error, Result};
+use crate::groups::{self, Groups};
 use crate::store::{Folder, Record, START, start_time};
 
 /// What to create.
@@ -33,14 +33,6 @@ pub struct CreateRequest<'a> {
     pub groups: Groups,
 }
 
-/// Whether a container needs its control groups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Groups {
-    Needed,
-    /// What an ordinary user may not have of them is done without, and said.
-    Wanted,
-}
-
 /// Creates; returns what the user should know. On failure nothing is left. For a process of one thread whose
 /// umask is 0.
 pub fn create(request: &CreateRequest<'_>) -> Result<Vec<String>> {
@@ -52,22 +44,10 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Vec<String>> {
     }
     console::check(plan.stdio.tty, request.console_socket)?;
     let folder = Folder::create(request.root, request.id)?;
-    let record = Record {
-        id: request.id.to_owned(),
-        bundle,
-        created: jiff::Timestamp::now().to_string(),
-        pid: 0,
-        start_time: 0,
-        plan,
-    };
-    match build(request, &folder, record) {
-        Ok(warnings) => Ok(warnings),
-        Err(error) => {
-            // The first error is the one to report; what is left is found by the folder.
-            let _ = folder.remove();
-            Err(error)
-        }
-    }
+    let record = Record::new(request.id, bundle, plan);
+    groups::within(request.groups, folder, record, |folder, record, group| {
+        stand(request, folder, record, group)
+    })
 }
 
 /// A file of the caller's, bounded.
@@ -76,59 +56,6 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(LARGEST + 1).read_to_end(&mut bytes).context("read", path.display())?;
     Ok(bytes)
-}
-
-fn build(request: &CreateRequest<'_>, folder: &Folder, record: Record) -> Result<Vec<String>> {
-    folder.write(&record)?;
-    let layout = Layout::probe()?;
-    let occupied = Group::open(&layout, &record.plan.cgroup.path)?.processes()?;
-    if !occupied.is_empty() {
-        let path = &record.plan.cgroup.path;
-        return Err(Error::Invalid(format!("linux.cgroupsPath: the group {path:?} has processes in it")));
-    }
-    let rare = record.plan.cgroup.resources.exact.as_ref().is_some_and(|exact| exact.is_rare());
-    let purpose = if rare { Purpose::LimitEverywhere } else { Purpose::Limit };
-    let mut warnings = Vec::new();
-    let made = Group::create(&layout, &record.plan.cgroup.path, purpose);
-    let group = if_needed(request.groups, made, &mut warnings)?.unwrap_or_else(Group::nowhere);
-    let built = limit(request.groups, &group, &record.plan, &mut warnings).and_then(|()| {
-        warnings.extend(stand(request, folder, record, &group)?);
-        Ok(warnings)
-    });
-    if built.is_err() {
-        // As above.
-        let _ = group.remove();
-    }
-    built
-}
-
-/// None for what is refused to who does without.
-fn if_needed<T>(groups: Groups, result: cgroup::Result<T>, warnings: &mut Vec<String>) -> Result<Option<T>> {
-    match result {
-        Err(error)
-            if groups == Groups::Wanted && matches!(error.kind(), Kind::Denied | Kind::Unsupported) =>
-        {
-            warnings.push(format!("without control groups: {}", insula_base::chain(&error)));
-            Ok(None)
-        }
-        result => Ok(Some(result?)),
-    }
-}
-
-fn limit(groups: Groups, group: &Group, plan: &ContainerPlan, warnings: &mut Vec<String>) -> Result<()> {
-    let told = if_needed(groups, group.limit(&plan.cgroup.resources), warnings)?;
-    warnings.extend(told.into_iter().flatten());
-    // Who is in a user namespace makes no nodes, and opens those of the host as far as it may.
-    if groups == Groups::Wanted && insula_sys::process::in_user_namespace() {
-        return Ok(());
-    }
-    Ok(group.allow_devices(&match plan.bundle.as_ref().map(|bundle| &bundle.device_policy) {
-        Some(BundleDevices::All) => DevicePolicy::All,
-        Some(BundleDevices::Only(rules)) => {
-            DevicePolicy::Only(standard_devices().into_iter().chain(rules.iter().cloned()).collect())
-        }
-        None => DevicePolicy::Only(standard_devices()),
-    })?)
 }
 
 fn stand(

@@ -26,6 +26,9 @@ pub enum Error {
     NotRunning,
     #[error("cannot {verb} a container that is {}", status.name())]
     Phase { verb: &'static str, status: Status },
+    /// CRIU's own words, and where there are more of them.
+    #[error("criu {verb}: {status}: {said} (in full: {})", log.display())]
+    Criu { verb: String, status: String, said: String, log: std::path::PathBuf },
     #[error("{0}")]
     Invalid(String),
     #[error("{0} is not supported")]
@@ -57,7 +60,7 @@ impl Kinded for Error {
             Self::Id(_) | Self::Invalid(_) => Kind::InvalidArgument,
             Self::Alive { .. } | Self::NotRunning | Self::Phase { .. } => Kind::Conflict,
             Self::Unsupported(_) => Kind::Unsupported,
-            Self::Call { .. } | Self::Damaged { .. } => Kind::Internal,
+            Self::Call { .. } | Self::Damaged { .. } | Self::Criu { .. } => Kind::Internal,
             Self::Document(error) => error.kind(),
             Self::Container(error) => error.kind(),
             Self::Cgroup(error) => error.kind(),

@@ -11,22 +11,30 @@
 //! The folder is made first and removed last, so whatever a crash leaves behind is found by it and goes with
 //! `delete --force`. Knows nothing of command lines; prints nothing.
 
+mod checkpoint;
 mod console;
 mod create;
+mod criu;
 mod error;
 mod events;
 mod exec;
+mod groups;
 mod life;
 mod protect;
+mod restore;
 mod signal;
 pub mod store;
 mod wait;
 
-pub use create::{CreateRequest, Groups, create, read};
+pub use checkpoint::{After, CheckpointRequest, checkpoint};
+pub use create::{CreateRequest, create, read};
+pub use criu::Reach;
 pub use error::{Error, Result};
 pub use events::{Event, watch};
 pub use exec::{ExecRequest, Executed, exec};
+pub use groups::Groups;
 pub use life::{Found, delete, find, freeze, kill, list, processes, start, stats, update};
 pub use protect::protect;
+pub use restore::{RestoreRequest, restore};
 pub use signal::number as signal_number;
 pub use wait::wait;

@@ -36,7 +36,7 @@ pub fn find(root: &Path, id: &str) -> Result<Found> {
 }
 
 /// The same, with nobody else changing it.
-fn find_locked(root: &Path, id: &str) -> Result<Found> {
+pub(crate) fn find_locked(root: &Path, id: &str) -> Result<Found> {
     let folder = Folder::open(root, id)?;
     folder.lock()?;
     let record = folder.read()?;
@@ -101,7 +101,7 @@ pub fn kill(root: &Path, id: &str, signal: i32, all: bool) -> Result<()> {
     Ok(())
 }
 
-fn signal_all(record: &Record, signal: i32) -> Result<()> {
+pub(crate) fn signal_all(record: &Record, signal: i32) -> Result<()> {
     for pid in record.group()?.processes()? {
         match process::kill(pid, signal) {
             Ok(()) | Err(Errno::SRCH) => {}

@@ -37,6 +37,12 @@ pub struct Record {
 }
 
 impl Record {
+    /// Of a container that does not stand yet.
+    pub(crate) fn new(id: &str, bundle: PathBuf, plan: ContainerPlan) -> Self {
+        let created = jiff::Timestamp::now().to_string();
+        Self { id: id.to_owned(), bundle, created, pid: 0, start_time: 0, plan }
+    }
+
     /// As hooks and `state` show it.
     #[must_use]
     pub fn state(&self, status: Status) -> State {
@@ -137,6 +143,10 @@ impl Folder {
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub fn write(&self, record: &Record) -> Result<()> {

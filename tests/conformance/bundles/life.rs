@@ -92,6 +92,35 @@ fn events_are_told_until_the_end(runtime: &Runtime) {
     assert!(events.wait().unwrap().success());
 }
 
+/// Whatever CRIU can do on this host; that it works is seen where it does.
+#[test]
+fn a_checkpoint_that_fails_leaves_the_container_running() {
+    let Some(runtime) = Runtime::insula() else { return };
+    let bundle = Bundle::new(&runtime, "exec sleep 1000");
+    bundle.start();
+    let criu = bundle.path("criu");
+    let script = "#!/bin/sh\nfor part; do test \"$before\" = --work-dir && work=$part; before=$part; done\n\
+                  echo '(0.1) Error (some.c:7): some reason' >$work/dump.log; exit 1\n";
+    fs::write(&criu, script).unwrap();
+    fs::set_permissions(&criu, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:/usr/bin:/bin", bundle.path("").display());
+    let checkpoint = |path: &str| {
+        let mut command = bundle.command();
+        command.arg("checkpoint").arg("--image-path").arg(bundle.path("images")).arg(&bundle.id);
+        let output = command.env("PATH", path).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let said = checkpoint(&path);
+    assert!(
+        said.contains("criu dump: exit status: 1: (0.1) Error (some.c:7): some reason (in full:"),
+        "{said}"
+    );
+    assert_eq!(bundle.status(), "running");
+    bundle.done(&["pause", &bundle.id]);
+    assert!(checkpoint(&path).contains("cannot checkpoint a container that is paused"));
+}
+
 fn a_hook_that_fails_leaves_nothing(runtime: &Runtime) {
     let mut bundle = Bundle::new(runtime, "true");
     bundle.config["hooks"] =

@@ -1,0 +1,67 @@
+//! Processes that are written to files and made again. CRIU of Debian works on Debian's kernel; it does not know the
+//! clock pages of kernels from 6.13 on, so the host of the tests may not do.
+
+use insula_tests::{guest, program, skip};
+
+use super::all_pass;
+
+const CHECKS: &str = r#"
+check() { # NAME EXPECTED COMMAND…
+    name=$1 expected=$2; shift 2
+    seen=$("$@" 2>&1)
+    if [ "$seen" = "$expected" ]; then echo "ok $name"; else echo "not ok $name: $(echo $seen | head -c 500)"; fi
+}
+await() { tries=0; until eval "$1" >/dev/null 2>&1 || [ $tries -gt 300 ]; do tries=$((tries + 1)); usleep 100000; done; }
+mkdir -p /files/b/rootfs/bin /files/b/rootfs/volume /files/volume && cd /files
+cp /bin/busybox b/rootfs/bin/busybox
+for name in sh usleep cat echo mount grep; do ln -s busybox b/rootfs/bin/$name; done
+insula-runtime spec --bundle b
+# A program that counts, with its memory as the only place for the number; a volume that it ends by.
+sed -i 's/"terminal": true/"terminal": false/; s|^ *"sh"$|"sh","-c","i=0; until test -e /volume/end; do i=$((i+1)); echo $i >/dev/shm/count; echo $i; usleep 100000; done; exit 3"|' b/config.json
+sed -i 's|"mounts": \[|"mounts": [ {"destination": "/volume", "type": "bind", "source": "/files/volume", "options": ["rbind"]},|' b/config.json
+sed -i 's|"resources": {|"resources": { "pids": {"limit": 33},|' b/config.json
+(insula-runtime create --bundle b box </dev/null 2>&1) | cat >>out &
+await '[ "$(insula-runtime state box | grep -c created)" = 1 ]'
+insula-runtime start box
+await '[ $(wc -l <out) -gt 5 ]'
+check while-it-runs 0 sh -c 'insula-runtime checkpoint --image-path first --leave-running --empty-ns network box; echo $?'
+check it-runs running sh -c "insula-runtime state box | sed -n 's/.*\"status\": \"\([a-z]*\)\".*/\1/p'"
+check and-ends 0 sh -c 'insula-runtime checkpoint --image-path images --work-path work --empty-ns network box; echo $?'
+check gone 1 sh -c 'insula-runtime state box >/dev/null 2>&1; echo $?'
+check gone-groups '' find /sys/fs/cgroup/insula-runtime -mindepth 1 -type d
+last=$(tail -n 1 out)
+(insula-runtime restore --bundle b --image-path images --work-path work --empty-ns network box 2>errors; echo ended $? >>ended) | cat >>out &
+await '[ $(wc -l <out) -gt $((last + 5)) ]'
+check it-counts-on "$((last + 1))" sed -n "$((last + 1))p" out
+check restored running sh -c "insula-runtime state box | sed -n 's/.*\"status\": \"\([a-z]*\)\".*/\1/p'"
+check in-its-group 33 cat /sys/fs/cgroup/insula-runtime/box/pids.max
+check memory-of-files yes sh -c 'insula-runtime exec box sh -c "test -s /dev/shm/count && echo yes"'
+check read-only 1 sh -c 'insula-runtime exec box sh -c "echo >/x" 2>/dev/null; echo $?'
+check own-group 0::/ insula-runtime exec box cat /proc/self/cgroup
+touch volume/end
+await 'test -s ended'
+check ended 'ended 3' cat ended
+check errors '' cat errors
+check left '' find /sys/fs/cgroup/insula-runtime /run/insula-runtime -mindepth 1 -type d
+rm volume/end
+# What cannot be restored says why and leaves nothing.
+rm images/pstree.img
+check broken 'criu restore' sh -c 'insula-runtime restore --bundle b --image-path images --empty-ns network --detach box 2>&1 | grep -o "criu restore" | head -n 1'
+check broken-left '' find /sys/fs/cgroup/insula-runtime /run/insula-runtime -mindepth 1 -type d
+"#;
+
+#[test]
+fn a_container_is_written_and_goes_on() {
+    if let Some(why) = guest::missing() {
+        return skip("tcg", why);
+    }
+    let runtime = program("insula-runtime");
+    let runtime = runtime.to_str().unwrap();
+    let programs = ["/usr/sbin/criu", "/usr/bin/tar", "/usr/bin/gzip", runtime];
+    if let Some(missing) = programs.iter().find(|path| !std::path::Path::new(path).is_file()) {
+        return skip("tcg", &format!("{missing} is missing"));
+    }
+    let before = format!("ln -s {runtime} /usr/bin/insula-runtime\nexport PATH=/usr/sbin:/usr/bin:$PATH\n");
+    let checks = [&before, CHECKS].concat();
+    all_pass(&checks, &guest::run_with_programs(&checks, &[], &programs));
+}
