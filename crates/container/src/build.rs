@@ -181,6 +181,8 @@ fn prepare(
         idmap::map(pid, first, count)?;
     }
     let mut warnings = confinement.apply_from_outside(pid, &plan.process)?;
+    // From here on both work side by side.
+    channel.order(&Order::Prepare)?;
     let namespace = match &plan.namespaces.user {
         UserNamespace::Host => None,
         UserNamespace::Private { .. } | UserNamespace::Path { .. } => Some(idmap::namespace_of(pid)?),

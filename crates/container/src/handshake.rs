@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use insula_base::{Kind, Kinded};
 use insula_sys::socket;
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::error::{Context, Error, Result};
@@ -19,7 +20,9 @@ pub(crate) struct Channel(OwnedFd);
 
 /// Builder to inside.
 pub(crate) enum Order {
-    /// Ids are mapped, cgroups are joined: go on. More descriptors than one packet takes follow.
+    /// Ids are mapped: what takes nothing of the builder's can be made.
+    Prepare,
+    /// Attach what was made and what follows, descriptors, maybe more than one packet takes: go on.
     Build { start: bool },
     /// Execute the program.
     Start,
@@ -94,6 +97,7 @@ impl AsFd for Channel {
 impl Channel {
     pub(crate) fn order(&self, order: &Order) -> Result<()> {
         let byte = match order {
+            Order::Prepare => b'I',
             Order::Build { start: false } => b'b',
             Order::Build { start: true } => b'B',
             Order::Start => b'S',
@@ -112,6 +116,7 @@ impl Channel {
 
     pub(crate) fn await_order(&self) -> Result<Order> {
         match self.receive()? {
+            (bytes, _) if bytes == b"I" => Ok(Order::Prepare),
             (bytes, _) if bytes == b"b" => Ok(Order::Build { start: false }),
             (bytes, _) if bytes == b"B" => Ok(Order::Build { start: true }),
             (bytes, _) if bytes == b"S" => Ok(Order::Start),
@@ -171,7 +176,7 @@ impl Channel {
                 }
                 (bytes, descriptors) if bytes == b"F" => {
                     let came = format!("{} of {expected} descriptors", descriptors.len());
-                    return Err(rustix::io::Errno::MFILE).context("recvmsg", came);
+                    return Err(Errno::MFILE).context("recvmsg", came);
                 }
                 (bytes, _) => return Err(failure(&bytes)),
             }
@@ -226,17 +231,29 @@ impl Channel {
     }
 
     fn send(&self, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<()> {
-        socket::send(self.0.as_fd(), packet, descriptors).map(drop).context("sendmsg", "to the handshake")
+        match socket::send(self.0.as_fd(), packet, descriptors) {
+            // The other side is gone. What it said before tells why.
+            Err(Errno::PIPE | Errno::CONNRESET) => Err(failure(&self.receive()?.0)),
+            sent => sent.map(drop).context("sendmsg", "to the handshake"),
+        }
     }
 
     fn receive(&self) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
-        let mut buffer = [0; LONGEST + 8];
-        match socket::receive(self.0.as_fd(), &mut buffer) {
-            Ok((count, descriptors)) => Ok((buffer[..count].to_vec(), descriptors)),
-            // The other side is gone with packets of ours unread.
-            Err(rustix::io::Errno::CONNRESET) => Ok((Vec::new(), Vec::new())),
-            Err(error) => Err(error).context("recvmsg", "from the handshake"),
+        match self.packet() {
+            // The other side is gone with packets of ours unread: it was not done. What it said before is told after
+            // the reset.
+            Err(Errno::CONNRESET) => match self.packet() {
+                Ok((bytes, _)) if bytes.is_empty() => Err(Error::Lost),
+                last => last.context("recvmsg", "from the handshake"),
+            },
+            other => other.context("recvmsg", "from the handshake"),
         }
+    }
+
+    fn packet(&self) -> Result<(Vec<u8>, Vec<OwnedFd>), Errno> {
+        let mut buffer = [0; LONGEST + 8];
+        let (count, descriptors) = socket::receive(self.0.as_fd(), &mut buffer)?;
+        Ok((buffer[..count].to_vec(), descriptors))
     }
 }
 
@@ -285,6 +302,28 @@ mod tests {
             assert_eq!(inside.take_text(length).unwrap(), text);
             assert_eq!(inside.take_any().unwrap().len(), 3);
         }
+    }
+
+    /// It fails while orders are on their way to it, or before they are sent.
+    #[test]
+    fn last_words_arrive_whatever_was_left_unread() {
+        for unread in [0, 1, 2] {
+            let (outside, inside) = pair().unwrap();
+            for _ in 0..unread {
+                outside.order(&Order::Prepare).unwrap();
+            }
+            inside.report_failure(&Error::Program { program: "x".into(), reason: "no", exit_code: 127 });
+            drop(inside);
+            let said = match unread {
+                0 => outside.order(&Order::Prepare).unwrap_err(),
+                _ => outside.await_report().unwrap_err(),
+            };
+            assert_eq!(said.to_string(), "exec: \"x\": no");
+        }
+        let (outside, inside) = pair().unwrap();
+        outside.order(&Order::Prepare).unwrap();
+        drop(inside);
+        assert!(matches!(outside.await_report(), Err(Error::Lost)), "it was not done");
     }
 
     #[test]

@@ -204,7 +204,7 @@ fn cgroup(root: &OwnedFd, mount: &BundleMount, groups: Option<&cgroups::Groups>)
     match groups {
         Some(groups) => cgroups::bind(root, &mount.target, readonly, groups),
         // As the namespace shows them.
-        None => cgroups::mount(root, &mount.target, readonly, InitPlan::Process),
+        None => mounts::attach_at(&cgroups::make(readonly, InitPlan::Process)?, root, &mount.target),
     }
     .map_err(|error| mounts::at(&mount.target, error))
 }

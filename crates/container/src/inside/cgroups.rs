@@ -1,41 +1,47 @@
 //! `/sys/fs/cgroup` of a container: what its cgroup namespace shows, in the host's layout, cgroups(7).
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use insula_host::cgroup::{Layout, Version};
 use insula_spec::plan::InitPlan;
 use insula_sys::mount::{MountAttributes, set_attributes};
-use rustix::fs::Mode;
+use rustix::fs::{CWD, Mode};
 use rustix::mount::{MountAttrFlags, MountFlags};
 
 use super::mounts;
 use crate::error::{Context, Error, Result};
 
+/// A folder that every host has, where hierarchies are put together.
+const ASIDE: &CStr = c"/sys";
+
 /// Mounts every hierarchy that the process is in: one file system on version 2, a tmpfs with a
-/// folder each otherwise. An init of the image's own gets the hierarchies that it manages writable.
-pub(super) fn mount(root: &OwnedFd, target: &str, readonly: bool, init: InitPlan) -> Result<()> {
+/// folder each otherwise. An init of the image's own gets the hierarchies that it manages writable. The mount is to
+/// be moved to its place.
+pub(super) fn make(readonly: bool, init: InitPlan) -> Result<OwnedFd> {
     let memberships = std::fs::read_to_string("/proc/self/cgroup").context("read", "/proc/self/cgroup")?;
     let hierarchies: Vec<&str> = memberships.lines().filter_map(|line| line.split(':').nth(1)).collect();
     let own = init == InitPlan::System;
     if hierarchies == [""] {
-        return mounts::attach_at(&mounts::new("cgroup2", &[], flags(readonly && !own))?, root, target);
+        return mounts::new("cgroup2", &[], flags(readonly && !own));
     }
     let options = [("mode", "755"), ("size", "64k")];
     let tmpfs = mounts::new("tmpfs", &options, flags(false))?;
-    mounts::attach_at(&tmpfs, root, target)?;
+    // Before Linux 6.15 nothing can be mounted on what is detached. The host's sysfs is under it for that long, in
+    // this mount namespace, which is the container's own.
+    mounts::attach(tmpfs.as_fd(), CWD, ASIDE)?;
     // Nothing is in it but what is made here, so plain names from its root are safe, and mount(2) takes one
     // call where descriptors take six: a host of version 1 has ten of these.
-    rustix::process::fchdir(&tmpfs).context("fchdir", target)?;
+    rustix::process::fchdir(&tmpfs).context("fchdir", "a tmpfs")?;
     for controllers in hierarchies {
         hierarchy(controllers, readonly, own)?;
     }
     if readonly && !own {
         let attributes = MountAttributes { readonly: true, ..Default::default() };
-        set_attributes(tmpfs.as_fd(), attributes, false).context("mount_setattr", target)?;
+        set_attributes(tmpfs.as_fd(), attributes, false).context("mount_setattr", "a tmpfs")?;
     }
-    Ok(())
+    Ok(tmpfs)
 }
 
 /// The groups that this process is in, on the host's mounts: each as a detached mount, under the name that the

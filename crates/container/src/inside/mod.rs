@@ -23,7 +23,7 @@ use insula_sys::process::{self, Clone, CloneFlags};
 use rustix::io::Errno;
 use rustix::thread::{Gid, Uid};
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::handshake::{Channel, Order};
 use crate::streams::Ends;
 
@@ -73,15 +73,15 @@ impl Inside<'_> {
     }
 
     fn build_and_execute(&self) -> Result<Infallible> {
-        let Order::Build { start } = self.channel.await_order()? else {
-            return Err(crate::Error::Lost);
-        };
+        let Order::Prepare = self.channel.await_order()? else { return Err(Error::Lost) };
+        self.take_identity()?;
+        let own = mounts::prepare(self.plan)?;
+        let Order::Build { start } = self.channel.await_order()? else { return Err(Error::Lost) };
         let mut gift = self.channel.take(2 + mounts::binds(self.plan))?.into_iter();
         let (Some(rootfs), Some(devices)) = (gift.next(), gift.next()) else {
-            return Err(crate::Error::Lost);
+            return Err(Error::Lost);
         };
-        self.take_identity()?;
-        self.build(&rootfs, devices, gift.collect())?;
+        self.build(own, &rootfs, devices, gift.collect())?;
         drop(rootfs);
         let terminal = terminal::open(self.ends, self.channel)?;
         if let Some(slave) = &terminal {
@@ -112,8 +112,14 @@ impl Inside<'_> {
         fresh_keyring(self.plan)
     }
 
-    fn build(&self, rootfs: &OwnedFd, devices: OwnedFd, sources: Vec<OwnedFd>) -> Result<()> {
-        let built = mounts::build(self.plan, rootfs, devices, sources)?;
+    fn build(
+        &self,
+        own: mounts::Own,
+        rootfs: &OwnedFd,
+        devices: OwnedFd,
+        sources: Vec<OwnedFd>,
+    ) -> Result<()> {
+        let built = mounts::build(own, rootfs, devices, sources)?;
         paths::set_sysctls(built.proc.as_ref(), &self.plan.sysctls)?;
         paths::protect(&self.plan.security, &built)?;
         mounts::enter(self.plan, rootfs)?;

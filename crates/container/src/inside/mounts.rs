@@ -34,33 +34,50 @@ pub(crate) fn binds(plan: &ContainerPlan) -> usize {
     crate::sources::count(&plan.mounts)
 }
 
-/// Attaches everything below `rootfs`, which is attached itself over the old root.
-pub(crate) fn build(
-    plan: &ContainerPlan,
-    rootfs: &OwnedFd,
-    dev: OwnedFd,
-    sources: Vec<OwnedFd>,
-) -> Result<Built> {
+/// File systems of the container's own, detached: they need nothing of the builder's, which works on its part
+/// meanwhile.
+pub(super) struct Own {
+    proc: OwnedFd,
+    sys: OwnedFd,
+    terminals: OwnedFd,
+    /// Those of the init's needs and of the plan, in its order. What is bound comes from the builder.
+    mounts: Vec<(MountPlan, Option<OwnedFd>)>,
+}
+
+/// Makes them. The host's own instances must be in sight yet: in a user namespace the kernel gives no more of
+/// these file systems than can be seen already.
+pub(super) fn prepare(plan: &ContainerPlan) -> Result<Own> {
     if plan.namespaces.user == UserNamespace::Host {
         // In a user namespace the kernel has done so: nothing of ours may reach the host.
         let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
         rustix::mount::mount_change("/", flags).context("mount", "/ as a slave")?;
     }
-    // Before the host's own instances are out of sight: in a user namespace the kernel gives no more
-    // of these file systems than can be seen already.
-    let proc = new("proc", &[], hardened())?;
-    let sys = sysfs(plan)?;
+    let (proc, sys) = (new("proc", &[], hardened())?, sysfs(plan)?);
+    let mounts = init_mounts(plan.init).into_iter().chain(plan.mounts.iter().cloned());
+    let mounts = mounts.map(|mount| {
+        let made = own(plan, &mount).map_err(|error| at(&mount.target, error))?;
+        Ok((mount, made))
+    });
+    Ok(Own { proc, sys, terminals: terminals()?, mounts: mounts.collect::<Result<_>>()? })
+}
+
+/// Attaches everything below `rootfs`, which is attached itself over the old root.
+pub(super) fn build(own: Own, rootfs: &OwnedFd, dev: OwnedFd, sources: Vec<OwnedFd>) -> Result<Built> {
+    let Own { proc, sys, terminals, mounts } = own;
     let root = rustix::fs::openat(rootfs, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .context("openat", "the root file system")?;
     attach(rootfs.as_fd(), CWD, c"/")?;
     attach_at(&proc, &root, "/proc")?;
     attach_at(&sys, &root, "/sys")?;
     attach_at(&dev, &root, "/dev")?;
-    let pts = terminals()?;
-    attach(pts.as_fd(), dev.as_fd(), c"pts")?;
+    attach(terminals.as_fd(), dev.as_fd(), c"pts")?;
     let mut sources = sources.into_iter();
-    for mount in init_mounts(plan.init).iter().chain(&plan.mounts) {
-        one(plan, &root, mount, &mut sources)?;
+    for (MountPlan { target, .. }, made) in mounts {
+        match made {
+            Some(made) => attach_at(&made, &root, &target),
+            None => attach_below(&root, &target, &sources.next().ok_or(Error::Lost)?),
+        }
+        .map_err(|error| at(&target, error))?;
     }
     Ok(Built { root, proc: Some(proc), sys: Some(sys), dev })
 }
@@ -101,16 +118,10 @@ fn init_mounts(init: InitPlan) -> Vec<MountPlan> {
         .collect()
 }
 
-fn one(
-    plan: &ContainerPlan,
-    root: &OwnedFd,
-    mount: &MountPlan,
-    sources: &mut impl Iterator<Item = OwnedFd>,
-) -> Result<()> {
+/// The file system of a mount, where it has one of its own.
+fn own(plan: &ContainerPlan, mount: &MountPlan) -> Result<Option<OwnedFd>> {
     match &mount.source {
-        MountSource::Bind { .. } | MountSource::Merged { .. } => {
-            attach_below(root, &mount.target, &sources.next().ok_or(Error::Lost)?)
-        }
+        MountSource::Bind { .. } | MountSource::Merged { .. } => return Ok(None),
         MountSource::Tmpfs { size, mode, uid, gid } => {
             let number = |value: Option<u32>| value.map(|value| value.to_string());
             let options = [
@@ -121,12 +132,12 @@ fn one(
             ];
             let options: Vec<(&str, &str)> =
                 options.iter().filter_map(|(key, value)| Some((*key, value.as_deref()?))).collect();
-            attach_at(&new("tmpfs", &options, attributes(mount))?, root, &mount.target)
+            new("tmpfs", &options, attributes(mount))
         }
-        MountSource::Mqueue => attach_at(&new("mqueue", &[], hardened())?, root, &mount.target),
-        MountSource::Cgroup => cgroups::mount(root, &mount.target, mount.readonly, plan.init),
+        MountSource::Mqueue => new("mqueue", &[], hardened()),
+        MountSource::Cgroup => cgroups::make(mount.readonly, plan.init),
     }
-    .map_err(|error| at(&mount.target, error))
+    .map(Some)
 }
 
 /// Attaches a folder or a file at `target` below `root`, made if absent.
