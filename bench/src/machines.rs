@@ -66,6 +66,7 @@ pub(crate) fn measure(folder: &Path, kernel: &Path, rounds: usize) -> anyhow::Re
     let mut seen = Seen::default();
     let measured = prepare(&mut engine, kernel).and_then(|()| all(&mut engine, folder, rounds, &mut seen));
     // What was not made cannot be removed; what was made must not stay.
+    let _ = engine.output(&["tenant", "rm", TENANT]);
     for name in names().into_iter().chain(["one".to_owned()]) {
         let _ = engine.output(&["rm", "-f", &name]);
     }
@@ -83,12 +84,19 @@ fn all(engine: &mut Insula, folder: &Path, rounds: usize, seen: &mut Seen) -> an
     let backend = about(engine, "{{.Machines.Backend}}")?;
     seen.machine = Some([backend, about(engine, "{{.Machines.Kernel}}")?]);
     eprintln!("bench: machines that boot");
-    times(engine, "`run --rm --isolation vm busybox true`, it boots", rounds, seen)?;
+    run(engine, "`run --rm --isolation vm busybox true`, it boots", &ALONE, rounds, seen)?;
     beside(engine, "it booted", seen)?;
     engine.output(&["warm", "--networks", "0", "-m", MEMORY])?;
     eprintln!("bench: copies of a template");
-    times(engine, "`run --rm --isolation vm busybox true`, a copy of a template", rounds, seen)?;
+    run(engine, "`run --rm --isolation vm busybox true`, a copy of a template", &ALONE, rounds, seen)?;
     beside(engine, "a copy", seen)?;
+    eprintln!("bench: machines of tenants");
+    engine.output(&["tenant", "create", TENANT, "-m", MEMORY, "--cards", "1"])?;
+    let of_tenant = format!("tenant:{TENANT}");
+    let first = ["--isolation", of_tenant.as_str(), "--network", "none"];
+    run(engine, "the first container of a tenant, whose machine boots", &first, rounds, seen)?;
+    engine.output(&["warm", "--tenant", TENANT])?;
+    run(engine, "the first container of a tenant, whose machine is a copy", &first, rounds, seen)?;
     eprintln!("bench: {MANY} machines");
     let mut pids = Vec::new();
     for name in names() {
@@ -112,10 +120,18 @@ fn names() -> Vec<String> {
     (0..MANY).map(|number| format!("vm{number}")).collect()
 }
 
+const TENANT: &str = "bench";
 const ALONE: [&str; 6] = ["--isolation", "vm", "--network", "none", "-m", MEMORY];
 
-fn times(engine: &mut Insula, what: &'static str, rounds: usize, seen: &mut Seen) -> anyhow::Result<()> {
-    let command = [&["run", "--rm"], &ALONE[..], &["busybox", "/bin/true"]].concat();
+/// As many runs of a container that has nothing to do.
+fn run(
+    engine: &mut Insula,
+    what: &'static str,
+    isolation: &[&str],
+    rounds: usize,
+    seen: &mut Seen,
+) -> anyhow::Result<()> {
+    let command = [&["run", "--rm"], isolation, &["busybox", "/bin/true"]].concat();
     // One that is not measured: initial RAM disk and caches.
     engine.timed(&command)?;
     let mut samples = Samples::default();

@@ -253,6 +253,11 @@ fn tenants_machines_are_copies_of_one_that_was_booted_before() {
     assert!(seen.iter().all(|seen| now.abs_diff(seen[2].parse().unwrap()) < 60), "{seen:?}");
     let ping = daemon.exec("one", "ping -c 1 -W 60 far");
     assert!(ping.ok().contains("1 packets received"), "{ping}");
+    for (rate, limits) in [("10mbit", 1), ("-1", 0)] {
+        daemon.insula(&["update", "--network-rate", rate, "one"]).exits(0);
+        let seen = daemon.exec("one", "tc qdisc show dev eth0 | grep -c tbf");
+        assert_eq!(seen.stdout.trim(), limits.to_string(), "{rate}: {seen}");
+    }
     daemon.insula(&["rm", "-f", "one", "near", "far"]).exits(0);
 
     // One that cannot be used is no reason not to start.
