@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use insula_tests::daemon;
 use insula_tests::images::Layer;
@@ -103,14 +104,22 @@ fn a_large_context_takes_little_memory() {
         let mut command = daemon.command(&["build", "-q", "--no-cache", "-t", "made", path]);
         let input = input.map_or_else(Stdio::null, |path| std::fs::File::open(path).unwrap().into());
         let mut client = command.stdin(input).stdout(Stdio::null()).spawn().unwrap();
-        let (mut of_client, mut ended) = (0, None);
-        while ended.is_none() {
-            of_client = peak(client.id()).unwrap_or_default().max(of_client);
-            // A sample, not a wait: nobody tells when a process is at its largest.
-            std::thread::sleep(std::time::Duration::from_millis(5));
-            ended = client.try_wait().unwrap();
-        }
-        assert!(ended.is_some_and(|status| status.success()), "{path}: {ended:?}");
+        let (id, runs) = (client.id(), AtomicBool::new(true));
+        let (of_client, ended) = std::thread::scope(|scope| {
+            let watch = scope.spawn(|| {
+                let mut most = 0;
+                while runs.load(Ordering::Relaxed) {
+                    most = peak(id).unwrap_or_default().max(most);
+                    // A sample, not a wait: nobody tells when a process is at its largest.
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                most
+            });
+            let ended = client.wait().unwrap();
+            runs.store(false, Ordering::Relaxed);
+            (watch.join().unwrap(), ended)
+        });
+        assert!(ended.success(), "{path}: {ended}");
         let grown = peak(daemon.pid()).unwrap() - before;
         assert!(of_client > 0 && of_client < ROOM && grown < ROOM, "{path}: {of_client} and {grown} MiB");
         let size = daemon.insula(&["image", "inspect", "-f", "{{.Size}}", "made"]);
