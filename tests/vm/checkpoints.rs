@@ -26,6 +26,9 @@ insula-runtime start box
 await '[ $(wc -l <out) -gt 5 ]'
 check while-it-runs 0 sh -c 'insula-runtime checkpoint --image-path first --leave-running --empty-ns network box; echo $?'
 check it-runs running sh -c "insula-runtime state box | sed -n 's/.*\"status\": \"\([a-z]*\)\".*/\1/p'"
+insula-runtime pause box
+check paused 'paused 0' sh -c 'insula-runtime checkpoint --image-path second --leave-running --empty-ns network box; code=$?; insula-runtime state box | grep -q paused && echo paused $code'
+insula-runtime resume box
 check and-ends 0 sh -c 'insula-runtime checkpoint --image-path images --work-path work --empty-ns network box; echo $?'
 check gone 1 sh -c 'insula-runtime state box >/dev/null 2>&1; echo $?'
 check gone-groups '' find /sys/fs/cgroup/insula-runtime -mindepth 1 -type d

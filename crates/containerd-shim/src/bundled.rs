@@ -1,7 +1,7 @@
 //! The process wall: `insula-runtime` makes the container, and what is known of it is in the runtime's own folder.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use insula_host::cgroup::Layout;
@@ -15,7 +15,7 @@ use crate::error::{Context, Error, Result};
 use crate::events::Publisher;
 use crate::metrics;
 use crate::oom::OutOfMemory;
-use crate::options::Options;
+use crate::options::{Checkpoint, Options};
 use crate::process::{Last, Phase, Process};
 use crate::runtime::{PID_FILE, Runtime};
 use crate::stdio::{Console, Streams};
@@ -29,13 +29,15 @@ pub(crate) struct Bundled {
     runtime: Runtime,
     options: Options,
     oom: Arc<OutOfMemory>,
+    /// Files that the first process goes on from.
+    checkpoint: OnceLock<PathBuf>,
 }
 
 impl Bundled {
     pub(crate) fn new(runtime: Runtime, options: Options, publisher: &Arc<Publisher>) -> Result<Self> {
         runtime.keep(&options.kept)?;
         let oom = Arc::new(OutOfMemory::new(&runtime, publisher));
-        Ok(Self { runtime, options, oom })
+        Ok(Self { runtime, options, oom, checkpoint: OnceLock::new() })
     }
 
     fn create_init(&self, init: &Arc<Process>) -> Result<()> {
@@ -46,6 +48,20 @@ impl Bundled {
         self.launch(init, &arguments, &pid_file)?;
         self.oom.watch(init.state().pid);
         Ok(())
+    }
+
+    fn restore(&self, init: &Arc<Process>, images: &Path) -> Result<()> {
+        let pid_file = self.runtime.bundle().join(PID_FILE);
+        let (images, work) = (text(images)?, self.work());
+        let arguments = ["restore", "--detach", "--no-subreaper", "--bundle", ".", "--image-path", &images];
+        self.launch(init, &[&arguments[..], &["--work-path", &work]].concat(), &pid_file)?;
+        self.oom.watch(init.state().pid);
+        Ok(())
+    }
+
+    /// Where CRIU's log goes: the files are containerd's.
+    fn work(&self) -> String {
+        self.runtime.bundle().join("criu").display().to_string()
     }
 
     /// Runs the runtime's command that makes a process, and connects its streams.
@@ -76,15 +92,34 @@ impl Bundled {
 }
 
 impl Wall for Bundled {
-    fn create(&self, init: &Arc<Process>) -> Result<()> {
+    fn create(&self, init: &Arc<Process>, checkpoint: Option<&Path>) -> Result<()> {
+        if let Some(images) = checkpoint {
+            let work = self.work();
+            std::fs::create_dir(&work).context("mkdir", &work)?;
+            // Nobody else has created it.
+            let _ = self.checkpoint.set(images.to_owned());
+            return Ok(());
+        }
         self.create_init(init).inspect_err(|_| {
             // The first error is the one to report; this may be repeated.
             let _ = self.runtime.call(&["delete", "--force", self.runtime.id()]);
         })
     }
 
-    fn start(&self) -> Result<()> {
-        self.runtime.call(&["start", self.runtime.id()])
+    fn start(&self, init: &Arc<Process>) -> Result<()> {
+        match self.checkpoint.get() {
+            Some(images) => self.restore(init, images),
+            None => self.runtime.call(&["start", self.runtime.id()]),
+        }
+    }
+
+    fn checkpoint(&self, order: &Checkpoint) -> Result<()> {
+        let (images, own) = (text(&order.images)?, self.work());
+        let work = order.work.as_deref().map_or(Ok(own), text)?;
+        let mut arguments = vec!["checkpoint", "--image-path", &images, "--work-path", &work];
+        arguments.extend(order.flags.iter().map(String::as_str));
+        arguments.push(self.runtime.id());
+        self.runtime.call(&arguments)
     }
 
     fn execute(&self, process: &Arc<Process>, document: &Path) -> Result<()> {
@@ -145,8 +180,12 @@ impl Wall for Bundled {
         metrics::of(&stats, &Layout::probe()?, self.oom.kills())
     }
 
+    /// After a checkpoint that ends it there is nothing of it, nor before a restore.
     fn delete(&self, _: &Process) -> Result<()> {
-        self.runtime.call(&["delete", self.runtime.id()])
+        match core::find(self.runtime.root(), self.runtime.id()) {
+            Err(core::Error::Unknown(_)) => Ok(()),
+            _ => self.runtime.call(&["delete", self.runtime.id()]),
+        }
     }
 
     /// Others do not survive the first process, though the kernel lets them without a namespace of pids.
@@ -162,6 +201,11 @@ impl Wall for Bundled {
             }
         })
     }
+}
+
+fn text(path: &Path) -> Result<String> {
+    let text = path.to_str().map(str::to_owned);
+    text.ok_or_else(|| Error::Invalid(format!("{} is no text", path.display())))
 }
 
 fn read_pid(path: &Path) -> Result<i32> {

@@ -12,6 +12,8 @@ use crate::stdio::Owner;
 
 /// Options of runc's own shim, whose name they keep.
 const RUNC: &str = "containerd.runc.v1.Options";
+/// Options of a checkpoint, by the same name.
+const CHECKPOINT: &str = "containerd.runc.v1.CheckpointOptions";
 /// What containerd makes of the configuration of a runtime that it does not know.
 const GENERIC: [&str; 2] = ["runtimeoptions.v1.Options", "cri.runtimeoptions.v1.Options"];
 
@@ -66,6 +68,54 @@ impl Options {
     }
 }
 
+/// What is to be written of a container, and where.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    pub(crate) images: PathBuf,
+    /// Folder of CRIU's log.
+    pub(crate) work: Option<PathBuf>,
+    /// Of `insula-runtime checkpoint`.
+    pub(crate) flags: Vec<String>,
+}
+
+impl Checkpoint {
+    /// `path` is containerd's; a client may name another one.
+    pub(crate) fn of(path: &str, any: Option<&Any>) -> Result<Self> {
+        let options = match any.filter(|any| !any.type_url.is_empty()) {
+            None => oci::CheckpointOptions::default(),
+            Some(any) if any.type_url.rsplit('/').next() == Some(CHECKPOINT) => {
+                oci::CheckpointOptions::parse_from_bytes(&any.value)
+                    .map_err(|source| Error::Message { on: "read the options", source })?
+            }
+            Some(any) => {
+                return Err(Error::Unsupported(format!("options of the type {:?}", any.type_url)));
+            }
+        };
+        if !matches!(options.cgroups_mode.as_str(), "" | "soft") {
+            return Err(Error::Unsupported(format!("the option CgroupsMode {:?}", options.cgroups_mode)));
+        }
+        let images = if path.is_empty() { options.image_path.as_str() } else { path };
+        if images.is_empty() {
+            return Err(Error::Invalid("a checkpoint needs a folder".to_owned()));
+        }
+        let mut flags: Vec<String> = [
+            (!options.exit, "--leave-running"),
+            (options.open_tcp, "--tcp-established"),
+            (options.external_unix_sockets, "--ext-unix-sk"),
+            (options.terminal, "--shell-job"),
+            (options.file_locks, "--file-locks"),
+        ]
+        .into_iter()
+        .filter(|(on, _)| *on)
+        .map(|(_, flag)| flag.to_owned())
+        .collect();
+        flags
+            .extend(options.empty_namespaces.iter().flat_map(|name| ["--empty-ns".to_owned(), name.clone()]));
+        let work = Some(&options.work_path).filter(|path| !path.is_empty()).map(PathBuf::from);
+        Ok(Self { images: images.into(), work, flags })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +134,29 @@ mod tests {
         let asked = oci::Options { systemd_cgroup: true, ..oci::Options::default() };
         let refused = Options::of(Some(&any(&asked))).unwrap_err();
         assert_eq!(refused.to_string(), "the option SystemdCgroup is not supported");
+    }
+
+    #[test]
+    fn options_of_a_checkpoint_become_flags() {
+        let found = Checkpoint::of("/images", None).unwrap();
+        assert_eq!(
+            (found.images, found.flags),
+            (PathBuf::from("/images"), vec!["--leave-running".to_owned()])
+        );
+        assert!(Checkpoint::of("", None).is_err());
+        let mut asked = oci::CheckpointOptions { exit: true, open_tcp: true, ..Default::default() };
+        asked.empty_namespaces = vec!["network".to_owned()];
+        asked.image_path = "/other".to_owned();
+        let any = |options: &oci::CheckpointOptions| Any {
+            type_url: CHECKPOINT.to_owned(),
+            value: options.write_to_bytes().unwrap(),
+            ..Any::default()
+        };
+        let found = Checkpoint::of("", Some(&any(&asked))).unwrap();
+        assert_eq!(found.images, PathBuf::from("/other"));
+        assert_eq!(found.flags, ["--tcp-established", "--empty-ns", "network"]);
+        asked.cgroups_mode = "strict".to_owned();
+        assert!(matches!(Checkpoint::of("", Some(&any(&asked))), Err(Error::Unsupported(_))));
     }
 
     #[test]

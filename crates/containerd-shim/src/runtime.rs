@@ -124,7 +124,7 @@ pub(crate) fn program(name: &str) -> Result<PathBuf> {
 }
 
 fn command_name(command: &Command) -> String {
-    let verbs = ["create", "start", "exec", "delete"];
+    let verbs = ["create", "start", "exec", "delete", "checkpoint", "restore"];
     let found = command.get_args().find(|argument| verbs.iter().any(|verb| argument == verb));
     found.unwrap_or_default().to_string_lossy().into_owned()
 }

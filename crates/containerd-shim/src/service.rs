@@ -23,7 +23,7 @@ use crate::children::{Children, Exit};
 use crate::error::{Error, Result};
 use crate::events::Publisher;
 use crate::machine::{Guest, Pod};
-use crate::options::Options;
+use crate::options::{Checkpoint, Options};
 use crate::process::{Phase, State};
 use crate::runtime::Runtime;
 use crate::task::Task;
@@ -214,6 +214,18 @@ impl Service {
         Ok(())
     }
 
+    fn checkpoint_task(&self, request: &CheckpointTaskRequest) -> Result<()> {
+        let order = Checkpoint::of(&request.path, request.options.as_ref())?;
+        self.task(&request.id)?.checkpoint(&order)?;
+        let event = events::TaskCheckpointed {
+            container_id: request.id.clone(),
+            checkpoint: order.images.display().to_string(),
+            ..events::TaskCheckpointed::default()
+        };
+        self.publisher.publish(topics::TASK_CHECKPOINTED_EVENT_TOPIC, &event);
+        Ok(())
+    }
+
     fn add_process(&self, request: &ExecProcessRequest) -> Result<()> {
         self.task(&request.id)?.add(request)?;
         let event = events::TaskExecAdded {
@@ -268,8 +280,9 @@ impl containerd_shim_protos::Task for Service {
         Ok(Empty::default())
     }
 
-    fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> RpcResult<Empty> {
-        Err(Error::Unsupported("a checkpoint of a task".to_owned()).into())
+    fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> RpcResult<Empty> {
+        self.checkpoint_task(&request)?;
+        Ok(Empty::default())
     }
 
     fn kill(&self, _: &TtrpcContext, request: KillRequest) -> RpcResult<Empty> {

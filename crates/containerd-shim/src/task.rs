@@ -13,6 +13,7 @@ use tracing::warn;
 use crate::children::Exit;
 use crate::error::{Context, Error, Result};
 use crate::events::Publisher;
+use crate::options::Checkpoint;
 use crate::process::{Phase, Process, State};
 use crate::stdio::Stdio;
 use crate::wall::Wall;
@@ -43,9 +44,7 @@ impl Task {
         wall: Box<dyn Wall>,
         publisher: &Arc<Publisher>,
     ) -> Result<Arc<Self>> {
-        if !request.checkpoint.is_empty() {
-            return Err(Error::Unsupported("creation from a checkpoint".to_owned()));
-        }
+        let checkpoint = Some(Path::new(&request.checkpoint)).filter(|path| !path.as_os_str().is_empty());
         let bundle = PathBuf::from(&request.bundle);
         let stdio = Stdio {
             stdin: request.stdin.clone(),
@@ -60,7 +59,7 @@ impl Task {
         let (id, publisher) = (request.id.clone(), Arc::clone(publisher));
         let (executed, life) = (Mutex::default(), Mutex::default());
         let task = Arc::new(Self { id, bundle, wall, init, executed, publisher, life });
-        match task.wall.create(&task.init) {
+        match task.wall.create(&task.init, checkpoint) {
             Ok(()) => Ok(task),
             Err(error) => {
                 // The first error is the one to report; this may be repeated.
@@ -97,7 +96,7 @@ impl Task {
     pub(crate) fn start(&self, tell: impl FnOnce(i32)) -> Result<i32> {
         let _life = lock(&self.life);
         self.init.begin()?;
-        match self.wall.start() {
+        match self.wall.start(&self.init) {
             Ok(()) => Ok(self.init.started(tell)),
             Err(error) => {
                 self.init.settle();
@@ -194,6 +193,12 @@ impl Task {
 
     pub(crate) fn is_paused(&self) -> bool {
         self.wall.is_paused()
+    }
+
+    /// Writes the container to files.
+    pub(crate) fn checkpoint(&self, order: &Checkpoint) -> Result<()> {
+        let _life = lock(&self.life);
+        self.wall.checkpoint(order)
     }
 
     /// Changes limits; what the document does not name stays.

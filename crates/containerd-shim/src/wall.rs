@@ -7,16 +7,20 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use insula_spec::bundle::document::Resources;
 
 use crate::error::Result;
+use crate::options::Checkpoint;
 use crate::process::{Last, Process};
 
 /// One container. Whoever makes a process connects its streams, sets its pid and sees that it is told of its end.
 pub(crate) trait Wall: std::fmt::Debug + Send + Sync {
     /// Makes the container of the bundle, whose root is mounted; its first process waits for its start. On failure
-    /// nothing is left.
-    fn create(&self, init: &Arc<Process>) -> Result<()>;
+    /// nothing is left. One that goes on from the files of a checkpoint has no process before its start.
+    fn create(&self, init: &Arc<Process>, checkpoint: Option<&Path>) -> Result<()>;
 
     /// Has the first process execute its program.
-    fn start(&self) -> Result<()>;
+    fn start(&self, init: &Arc<Process>) -> Result<()>;
+
+    /// Writes the container to files.
+    fn checkpoint(&self, order: &Checkpoint) -> Result<()>;
 
     /// Makes another process, as the file `document` says.
     fn execute(&self, process: &Arc<Process>, document: &Path) -> Result<()>;

@@ -33,12 +33,12 @@ pub enum After {
     Running,
 }
 
-/// Writes a running container; returns what the user should know.
+/// Writes a container that runs, or is paused; returns what the user should know.
 pub fn checkpoint(request: &CheckpointRequest<'_>) -> Result<Vec<String>> {
     let program = criu::program()?;
     let Found { record, status, folder } = find_locked(request.root, request.id)?;
     match status {
-        Status::Running => {}
+        Status::Running | Status::Paused => {}
         Status::Stopped => return Err(Error::NotRunning),
         status => return Err(Error::Phase { verb: "checkpoint", status }),
     }
@@ -51,6 +51,12 @@ pub fn checkpoint(request: &CheckpointRequest<'_>) -> Result<Vec<String>> {
     let mut arguments = criu::arguments("dump", &images, &work, request.reach);
     arguments.extend(["--tree".into(), record.pid.to_string().into()]);
     arguments.extend((request.after == After::Running).then(|| "--leave-running".into()));
+    if status == Status::Paused
+        && let Some(folder) = record.group()?.freezer()
+    {
+        // Who is stopped there answers nobody: it lets them go on in its own hands, and stops them again.
+        arguments.extend(["--freeze-cgroup".into(), folder.into()]);
+    }
     for external in criu::external(&record.plan, request.reach)? {
         arguments.extend(["--external".into(), told(&external)]);
     }

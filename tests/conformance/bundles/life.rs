@@ -118,7 +118,8 @@ fn a_checkpoint_that_fails_leaves_the_container_running() {
     );
     assert_eq!(bundle.status(), "running");
     bundle.done(&["pause", &bundle.id]);
-    assert!(checkpoint(&path).contains("cannot checkpoint a container that is paused"));
+    assert!(checkpoint(&path).contains("some reason"));
+    assert_eq!(bundle.status(), "paused");
 }
 
 fn a_hook_that_fails_leaves_nothing(runtime: &Runtime) {

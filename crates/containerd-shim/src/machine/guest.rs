@@ -25,6 +25,7 @@ use super::{FOLDER, Pod, left};
 use crate::children::{Ended, Exit};
 use crate::error::{Context, Error, Result};
 use crate::events::Publisher;
+use crate::options::Checkpoint;
 use crate::process::{Last, Phase, Process};
 use crate::stdio::{Stdio, Streams};
 use crate::wall::Wall;
@@ -158,7 +159,10 @@ impl Guest {
 }
 
 impl Wall for Guest {
-    fn create(&self, init: &Arc<Process>) -> Result<()> {
+    fn create(&self, init: &Arc<Process>, checkpoint: Option<&Path>) -> Result<()> {
+        if checkpoint.is_some() {
+            return Err(Error::Unsupported("creation from a checkpoint behind the VM wall".to_owned()));
+        }
         let made = self.plan(&init.stdio).and_then(|(plan, folder)| self.make(&plan, &folder, init));
         made.inspect_err(|_| {
             // Nobody is told of the end of one that never was.
@@ -168,8 +172,13 @@ impl Wall for Guest {
         })
     }
 
-    fn start(&self) -> Result<()> {
+    fn start(&self, _: &Arc<Process>) -> Result<()> {
         self.call(Call::Start(Start {})).map(drop)
+    }
+
+    /// The pod's machine could be saved as a whole, with its other containers; one of them cannot.
+    fn checkpoint(&self, _: &Checkpoint) -> Result<()> {
+        Err(Error::Unsupported("a checkpoint of one container behind the VM wall".to_owned()))
     }
 
     fn execute(&self, process: &Arc<Process>, document: &Path) -> Result<()> {

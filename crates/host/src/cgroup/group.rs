@@ -219,6 +219,12 @@ impl Group {
         Ok(member.read("cgroup.events")?.is_some_and(|text| text.lines().any(|line| line == "frozen 1")))
     }
 
+    /// The folder by which its processes are stopped.
+    #[must_use]
+    pub fn freezer(&self) -> Option<&Path> {
+        self.v1("freezer").or_else(|| self.v2()).map(|member| member.path.as_path())
+    }
+
     /// What the group uses.
     pub fn stats(&self) -> Result<Stats> {
         stats::read(self)
