@@ -9,6 +9,8 @@ mod guest;
 pub mod mutate;
 mod seeds;
 
+use std::collections::BTreeSet;
+
 use insula_models::{
     BuildExtras, ContainerCreateRequest, ContainerUpdateRequest, ExecCreateRequest, ExecStartRequest,
     NetworkConnectRequest, NetworkCreateRequest, VolumeCreateRequest,
@@ -48,6 +50,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "registry", run: registry, seeds: seeds::registries },
     Target { name: "image-archive", run: archive::image, seeds: seeds::images },
     Target { name: "dockerfile", run: dockerfile, seeds: seeds::dockerfiles },
+    Target { name: "packages", run: packages, seeds: seeds::packages },
     Target { name: "dns-query", run: dns_query, seeds: seeds::dns_queries },
     Target { name: "guest-disk", run: guest::disk, seeds: guest::seeds::disks },
     Target { name: "guest-card", run: guest::card, seeds: guest::seeds::cards },
@@ -140,6 +143,26 @@ pub fn dockerfile(data: &[u8]) {
     }
     let mut source = data;
     while insula_build::Part::new(&mut source).finish().is_ok() {}
+}
+
+/// What package systems keep about what they have installed, as an image has it.
+pub fn packages(data: &[u8]) {
+    use insula_build::attest::{Bom, Distribution, PackageFile, Subject};
+    let text = String::from_utf8_lossy(data);
+    let distribution = Distribution::parse(&text);
+    let files = [PackageFile::Dpkg, PackageFile::Apk, PackageFile::Python, PackageFile::Node];
+    let listed: BTreeSet<_> = files.iter().flat_map(|file| file.read("/x/y", &text)).collect();
+    for package in &listed {
+        assert!(!package.name.is_empty() && !package.version.is_empty());
+        let url = package.url(&distribution);
+        assert!(url.starts_with("pkg:") && !url.contains(char::is_whitespace), "{url}");
+    }
+    let count = listed.len();
+    let bom = Bom { distribution, packages: listed, ..Bom::default() };
+    let subject = Subject { names: Vec::new(), platform: String::new(), sha256: "0".repeat(64) };
+    let document = bom.predicate(&subject);
+    let parts = document["packages"].as_array().map_or(0, Vec::len);
+    assert!((count + 1..=count + 2).contains(&parts));
 }
 
 /// What registries send: challenges, and documents as any media type; and what clients send for them.

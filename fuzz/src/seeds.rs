@@ -227,6 +227,17 @@ pub(crate) fn tenant_streams() -> Vec<Vec<u8>> {
     vec![frames]
 }
 
+pub(crate) fn packages() -> Vec<Vec<u8>> {
+    let files: [&[u8]; 5] = [
+        b"Package: a\nStatus: install ok installed\nVersion: 1:2-3\nArchitecture: all\nMaintainer: A B <a@b.c>\n x\n\nPackage: c\n",
+        b"P:musl\nV:1.2-r0\nA:x86_64\nL:MIT AND (BSD-2-Clause OR GPL-2.0-only)\nm:A <a@b.c>\n\nP:b\nV:1\n",
+        b"Metadata-Version: 2.1\nName: A_b\nVersion: 1\nLicense: MIT\n\ntext\n",
+        br#"{"name": "@a/b", "version": "1.0.0", "license": "ISC"}"#,
+        b"ID=debian\nVERSION_ID=\"12\"\n",
+    ];
+    files.map(<[u8]>::to_vec).into()
+}
+
 pub(crate) fn dockerfiles() -> Vec<Vec<u8>> {
     let files: [&[u8]; 3] = [
         b"# escape=`\nARG A=1\nFROM a:$A AS b\nRUN --mount=type=cache,target=/x <<EOF\necho\nEOF\nCOPY --from=b --chown=1 a* /\n",

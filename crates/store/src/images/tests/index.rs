@@ -271,3 +271,44 @@ fn artifacts_of_an_archive_are_whole_or_refused() {
     load(&store, &late.archive(&[artifact], true)).unwrap();
     assert_eq!(blob_bytes(&store, &content::digest(&tarred)), tarred);
 }
+
+#[test]
+fn attestations_of_others_go_with_their_index() {
+    need_root!();
+    let (_folder, store) = store();
+    let mut layout = Layout::default();
+    let [_, home] = both(&mut layout);
+    // As BuildKit writes them if it is not told otherwise: nothing but the layers tells them from an image.
+    let statement = layout.blob("application/vnd.in-toto+json", b"{\"_type\": \"x\"}");
+    let config = layout.document(media::CONFIG, &json!({"architecture": "unknown", "os": "unknown"}));
+    let manifest = json!({"schemaVersion": 2, "config": config, "layers": [statement]});
+    let mut said = layout.document(media::MANIFEST, &manifest);
+    said["platform"] = json!({"architecture": "unknown", "os": "unknown"});
+    said["annotations"] = json!({"vnd.docker.reference.type": "attestation-manifest",
+        "vnd.docker.reference.digest": home["digest"]});
+    let index = layout.index(&[said.clone(), home.clone()]);
+    load(&store, &layout.archive(&[named(index.clone(), NAME)], false)).unwrap();
+    assert_eq!(stands_for(&store, NAME), (digest(&index), 0));
+    let found = store.images().resolve(digest(&said).as_str()).unwrap();
+    assert!(found.is_attestation(), "{found:?}");
+    let image = store.images().resolve(NAME).unwrap();
+    assert!(!image.is_attestation());
+    // Another name keeps it, and it goes with the last one.
+    store.images().tag(NAME, &"r.test/kept:1".parse().unwrap()).unwrap();
+    let others = {
+        let mut layout = Layout::default();
+        let one = layout.image(&tar(&[("other", b"3")]), builtin::architecture());
+        layout.archive(&[named(one, NAME)], false)
+    };
+    load(&store, &others).unwrap();
+    assert!(store.images().resolve(digest(&said).as_str()).is_ok());
+    store.images().tag(NAME, &"r.test/kept:1".parse().unwrap()).unwrap();
+    assert!(store.images().resolve(digest(&said).as_str()).is_err());
+    assert_eq!(
+        store.images().resolve(image.id.as_str()).unwrap().id,
+        image.id,
+        "the image stays without a name"
+    );
+    store.images().wait_synced();
+    assert!(!store.content().contains(&digest(&said)));
+}
