@@ -7,8 +7,9 @@ mod carried;
 use std::fmt;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use crate::engine::Insula;
 use crate::images::measure::{Shared, shared};
@@ -17,6 +18,8 @@ use crate::sample::Samples;
 
 use carried::Carried;
 
+/// How long the machine of a tenant may take to end.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Machines at once.
 const MANY: usize = 20;
 /// Of one container, in MiB; its machine has 128 more for the kernel.
@@ -136,9 +139,25 @@ fn run(
     engine.timed(&command)?;
     let mut samples = Samples::default();
     for _ in 0..rounds {
+        // A tenant's machine ends after its last container.
+        await_none(engine)?;
         samples.push(engine.timed(&command)?);
     }
     seen.times.push((what, samples));
+    Ok(())
+}
+
+/// Waits until no tenant has a machine.
+fn await_none(engine: &mut Insula) -> anyhow::Result<()> {
+    let began = Instant::now();
+    while engine
+        .output(&["tenant", "ls", "--format", "{{.Machine}}"])?
+        .lines()
+        .any(|state| state != "stopped")
+    {
+        ensure!(began.elapsed() < PATIENCE, "a tenant's machine does not end");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
     Ok(())
 }
 
@@ -179,8 +198,6 @@ fn own(maps: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
