@@ -50,9 +50,14 @@ impl Client {
     /// A client that is connected.
     pub async fn connect(address: Address) -> Result<Self> {
         let client = Self::new(address);
-        let connection = client.open().await?;
-        client.put_back(connection);
+        client.connect_ahead().await?;
         Ok(client)
+    }
+
+    /// Opens one more connection, for a request to come.
+    pub async fn connect_ahead(&self) -> Result<()> {
+        self.put_back(self.open().await?);
+        Ok(())
     }
 
     /// Where the daemon is.

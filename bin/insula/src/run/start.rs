@@ -115,9 +115,13 @@ impl RunArgs {
             detach_keys: self.detach_keys.clone(),
         };
         let mut session = Attached::new(client, Target::Container(id), request.tty, self.sig_proxy)?;
-        let hijacked = client.attach_container(id, &options).await?;
         let condition = if self.flags.rm { "removed" } else { "next-exit" };
-        let mut exit = Exit::of(context, client, id, condition).await?;
+        // Side by side, since none needs another; the start has its connection by then.
+        let (hijacked, mut exit, ()) = tokio::try_join!(
+            async { Ok(client.attach_container(id, &options).await?) },
+            Exit::of(context, client, id, condition),
+            async { Ok(client.connect_ahead().await?) },
+        )?;
         let stdin = request.attach_stdin;
         let raw_mode = if stdin && request.tty { RawMode::enter()? } else { None };
         let wiring = Wiring { tty: request.tty, stdin, detach: raw_mode.is_some().then_some(keys) };
