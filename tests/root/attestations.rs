@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use insula_tests::{Daemon, daemon, registry};
+use insula_tests::{Daemon, Outcome, daemon, registry};
 use serde_json::{Value, json};
 
 use crate::build::{build, context, run};
@@ -75,13 +75,25 @@ fn statements(path: &Path) -> (Value, Value, BTreeMap<String, Value>) {
 }
 
 fn made(daemon: &Daemon, name: &str, flags: &[&str]) -> PathBuf {
+    let (folder, outcome) = make(daemon, name, flags);
+    outcome.ok();
+    folder
+}
+
+fn make(daemon: &Daemon, name: &str, flags: &[&str]) -> (PathBuf, Outcome) {
     let folder = context(daemon, "context", &[("Dockerfile", FILE), ("package.json", MODULE)]);
     let source = daemon.folder().join("token");
     std::fs::write(&source, "Zk9-secret").unwrap();
     let secret = format!("id=token,src={}", source.to_str().unwrap());
     let all = ["-t", name, "--secret", &secret, "--build-arg", "WORD=said", "--sbom=true"];
-    build(daemon, &folder, &[&all[..], flags].concat()).ok();
-    folder
+    let outcome = build(daemon, &folder, &[&all[..], flags].concat());
+    (folder, outcome)
+}
+
+/// Every image and artifact; one with two names counts once.
+fn all(daemon: &Daemon) -> usize {
+    let ids = daemon.insula(&["images", "-aq"]).ok().to_owned();
+    ids.lines().collect::<BTreeSet<_>>().len()
 }
 
 #[test]
@@ -154,11 +166,6 @@ fn images_say_where_they_came_from_and_what_is_in_them() {
 #[test]
 fn attestations_go_with_their_index() {
     let (one, other) = (daemon!(), Daemon::bare());
-    // One with two names is there twice.
-    let all = |daemon: &Daemon| -> usize {
-        let ids = daemon.insula(&["images", "-aq"]).ok().to_owned();
-        ids.lines().collect::<BTreeSet<_>>().len()
-    };
     let before = all(&one);
     let folder = made(&one, "app:1", &["--provenance=true"]);
     assert_eq!(all(&one), before + 2);
@@ -197,4 +204,26 @@ fn attestations_go_with_their_index() {
     ] {
         build(&one, &folder, flags).fails(1, &[words]);
     }
+}
+
+#[test]
+fn a_build_that_is_killed_leaves_an_attestation_of_nothing_at_most() {
+    let mut daemon = daemon!();
+    if !daemon.can_fail() {
+        return;
+    }
+    let before = all(&daemon);
+    // The attestation is there, its image and the index are not.
+    std::fs::write(daemon.failpoint_file(), "load.placed").unwrap();
+    make(&daemon, "app:1", &[]).1.exits(1);
+    daemon.await_kill();
+    assert!(!daemon.failpoint_file().exists(), "the failpoint was passed");
+    daemon.restart();
+    daemon.insula(&["system", "check"]).ok();
+    daemon.insula(&["image", "inspect", "app:1"]).exits(1);
+    assert_eq!(all(&daemon), before + 1);
+    daemon.insula(&["image", "prune", "-f"]).ok();
+    assert_eq!(all(&daemon), before);
+    made(&daemon, "app:1", &[]);
+    assert_eq!(all(&daemon), before + 2);
 }
