@@ -41,7 +41,7 @@ demo: release
 	INSULA_BIN_DIR=$(CURDIR)/$(OUT) demo/run
 
 test:
-	@scripts/require-packages cc:gcc cc:libc6-dev busybox:busybox-static runc:runc mmdebstrap:mmdebstrap nft:nftables ip:iproute2 dockerd:docker.io docker-compose:docker-compose pasta:passt slirp4netns:slirp4netns newuidmap:uidmap python3-venv:python3-venv npm:npm strip:binutils depmod:kmod qemu-system-x86_64:qemu-system-x86 docker-registry:docker-registry openssl:openssl curl:curl podman:podman buildah:buildah git:git containerd:containerd ufw:ufw iptables:iptables skopeo:skopeo criu:criu mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs
+	@scripts/require-packages cc:gcc cc:libc6-dev busybox:busybox-static runc:runc mmdebstrap:mmdebstrap nft:nftables ip:iproute2 dockerd:docker.io docker-compose:docker-compose pasta:passt slirp4netns:slirp4netns newuidmap:uidmap python3-venv:python3-venv npm:npm strip:binutils depmod:kmod qemu-system-x86_64:qemu-system-x86 docker-registry:docker-registry openssl:openssl curl:curl podman:podman buildah:buildah git:git containerd:containerd ufw:ufw iptables:iptables skopeo:skopeo criu:criu apparmor_parser:apparmor mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs
 	scripts/test
 
 bench: release

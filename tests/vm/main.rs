@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod builds;
-mod checkpoints;
+mod bundles;
 mod engine;
 mod hostile;
 mod own;

@@ -45,7 +45,7 @@ pub(crate) fn print() -> Result<()> {
                     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
                 ],
             },
-            "apparmor": { "enabled": false },
+            "apparmor": { "enabled": true },
             "selinux": { "enabled": false },
             "intelRdt": { "enabled": false },
             "mountExtensions": { "idmap": { "enabled": true } },

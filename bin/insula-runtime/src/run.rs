@@ -221,6 +221,7 @@ fn process(exec: &Exec, own: &ProcessPlan) -> Result<(ProcessPlan, StdioPlan)> {
         // How the kernel looks is the container's, not the process'.
         if let (Some(exact), Some(own)) = (&mut process.exact, &own.exact) {
             exact.personality = own.personality;
+            exact.apparmor = exact.apparmor.take().or_else(|| own.apparmor.clone());
             exact.memory_policy.clone_from(&own.memory_policy);
         }
         return Ok((process, stdio));

@@ -144,6 +144,7 @@ impl Joining<'_> {
             inside::become_root()?;
         }
         inside::fresh_keyring(self.target.plan)?;
+        inside::label_by_path(self.process)?;
         let terminal = inside::open_terminal(self.ends, channel)?;
         inside::Program {
             process: self.process,

@@ -5,6 +5,19 @@ use serde_json::{Value, json};
 use super::{Bundle, Runtime};
 
 #[test]
+fn a_profile_needs_a_host_that_has_them() {
+    let Some(runtime) = Runtime::insula() else { return };
+    if std::path::Path::new("/sys/module/apparmor").exists() {
+        return insula_tests::skip("a host without AppArmor", "this one has it");
+    }
+    let mut bundle = Bundle::new(&runtime, "true");
+    bundle.config["process"]["apparmorProfile"] = json!("docker-default");
+    let (code, _, errors) = bundle.outcome();
+    assert!(code == 1 && errors.contains("process.apparmorProfile: the host has no AppArmor"), "{errors}");
+    assert!(!bundle.path("state").join(&bundle.id).exists() && !bundle.has_groups());
+}
+
+#[test]
 fn what_is_not_supported_is_named_and_leaves_nothing() {
     let Some(runtime) = Runtime::insula() else { return };
     type Change = fn(&mut Value);

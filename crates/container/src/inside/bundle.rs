@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsPickFlags, MountAttrFlags, MountPropagationFlags, OpenTreeFlags};
 
 use super::mounts::{self, Built};
-use super::{Inside, cgroups, paths, program, terminal};
+use super::{Inside, cgroups, labels, paths, program, terminal};
 use crate::error::{Context, Error, Result};
 use crate::handshake::{self, Channel, Order};
 use crate::streams::Ends;
@@ -57,6 +57,7 @@ impl Inside<'_> {
         )?;
         paths::set_sysctls(built.proc.as_ref(), &self.plan.sysctls)?;
         paths::protect(&self.plan.security, &built)?;
+        labels::label(&self.plan.process, built.proc.as_ref().map(AsFd::as_fd))?;
         mounts::enter(self.plan, &rootfs)?;
         propagate(parking.plan)?;
         drop((rootfs, built));

@@ -12,7 +12,7 @@ use insula_spec::plan::{ContainerPlan, ProcessPlan, SeccompPlan, UserNamespace};
 use insula_sys::process;
 use rustix::process::Pid;
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 
 /// Ready to be applied with few calls.
 #[derive(Debug)]
@@ -57,6 +57,10 @@ pub fn warm_up() {
 impl Confinement {
     /// For a process of the container that the plan describes.
     pub(crate) fn prepare(plan: &ContainerPlan, process: &ProcessPlan, filter: &SeccompPlan) -> Result<Self> {
+        let profile = process.exact.as_ref().and_then(|exact| exact.apparmor.as_ref());
+        if profile.is_some() && !has_apparmor() {
+            return Err(Error::Unsupported("process.apparmorProfile: the host has no AppArmor".to_owned()));
+        }
         let last = capabilities::last()?;
         let asked = Set::from_names(&process.capabilities)?;
         let mut warnings = Vec::new();
@@ -178,6 +182,10 @@ impl Confinement {
         sets.apply()?;
         process::no_new_privileges().context("prctl", "PR_SET_NO_NEW_PRIVS")
     }
+}
+
+fn has_apparmor() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
 }
 
 /// The five sets of a bundle's process. What has no name here is said and left out, as the standard wants it.

@@ -31,15 +31,23 @@ pub(crate) fn set_sysctls(proc: Option<&OwnedFd>, sysctls: &BTreeMap<String, Str
         let path = format!("sys/{}", name.replace('.', "/"));
         let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         // Nothing that is mounted over it, and nothing that only looks like it.
-        let resolve = strict() | ResolveFlags::NO_XDEV;
-        let file = rustix::fs::openat2(proc, path.as_str(), flags, Mode::empty(), resolve)
+        let file = rustix::fs::openat2(proc, path.as_str(), flags, Mode::empty(), within_one_mount())
             .context("open sysctl", name)?;
-        if rustix::fs::fstatfs(&file).context("fstatfs", name)?.f_type as u64 != PROC {
-            return Err(Error::Invalid(format!(
-                "/proc has no kernel parameter {name}: it is something else"
-            )));
-        }
+        check_proc(&file, name)?;
         std::fs::File::from(file).write_all(value.as_bytes()).context("write sysctl", name)?;
+    }
+    Ok(())
+}
+
+/// For what is below `/proc` and not to be taken for something else.
+pub(super) fn within_one_mount() -> ResolveFlags {
+    strict() | ResolveFlags::NO_XDEV
+}
+
+/// Whether a file is one of the kernel's own.
+pub(super) fn check_proc(file: &OwnedFd, name: &str) -> Result<()> {
+    if rustix::fs::fstatfs(file).context("fstatfs", name)?.f_type as u64 != PROC {
+        return Err(Error::Invalid(format!("/proc has no file for {name}: it is something else")));
     }
     Ok(())
 }

@@ -373,7 +373,7 @@ mod tests {
             ("/linux/intelRdt", json!({"closID": "x"})),
             ("/linux/netDevices", json!({"eth0": {}})),
             ("/linux/mountLabel", json!("label")),
-            ("/process/apparmorProfile", json!("docker-default")),
+            ("/process/selinuxLabel", json!("system_u:system_r:container_t:s0")),
             ("/vm", json!({"kernel": {"path": "/x"}})),
         ] {
             let error = with(|document| {

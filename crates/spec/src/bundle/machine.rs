@@ -38,6 +38,9 @@ pub fn for_machine(mut plan: ContainerPlan, first: Option<i32>) -> Result<Contai
     if plan.process.exact.as_ref().is_some_and(|exact| exact.personality.is_some()) {
         return Err(behind("linux.personality", "another look of the kernel"));
     }
+    if plan.process.exact.as_ref().is_some_and(|exact| exact.apparmor.is_some()) {
+        return Err(behind("process.apparmorProfile", "a profile of the host's kernel"));
+    }
     if plan.process.exact.as_ref().is_some_and(|exact| exact.memory_policy.is_some()) {
         return Err(behind("linux.memoryPolicy", "nodes of the host's memory"));
     }

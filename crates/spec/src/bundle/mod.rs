@@ -282,6 +282,9 @@ pub struct ExactPlan {
     /// Bits of personality(2).
     #[serde(default)]
     pub personality: Option<u32>,
+    /// Profile of AppArmor that the program is executed in.
+    #[serde(default)]
+    pub apparmor: Option<String>,
     #[serde(default)]
     pub affinity: Option<AffinityPlan>,
     #[serde(default)]

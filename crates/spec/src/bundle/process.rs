@@ -38,6 +38,7 @@ pub fn process(process: &Process, at: &str) -> Result<ProcessPlan> {
             scheduler: scheduling::scheduler(process.scheduler.as_ref(), &format!("{at}.scheduler"))?,
             io_priority: scheduling::io_priority(process.io_priority.as_ref(), &format!("{at}.ioPriority"))?,
             personality: None,
+            apparmor: apparmor(process, at)?,
             affinity: placement::affinity(
                 process.exec_cpu_affinity.as_ref(),
                 &format!("{at}.execCPUAffinity"),
@@ -62,12 +63,19 @@ pub fn terminal(process: &Process) -> StdioPlan {
 
 fn refuse(process: &Process, at: &str) -> Result<()> {
     super::convert::absent(&format!("{at}.commandLine"), process.command_line.as_ref())?;
-    for (name, label) in
-        [("apparmorProfile", &process.apparmor_profile), ("selinuxLabel", &process.selinux_label)]
-    {
-        super::convert::absent(&format!("{at}.{name}"), label.clone().map(Value::String).as_ref())?;
+    let label = process.selinux_label.clone().map(Value::String);
+    super::convert::absent(&format!("{at}.selinuxLabel"), label.as_ref())
+}
+
+/// Names of profiles are anything but what ends the kernel's command.
+fn apparmor(process: &Process, at: &str) -> Result<Option<String>> {
+    let profile = process.apparmor_profile.clone().filter(|profile| !profile.is_empty());
+    match profile {
+        Some(profile) if profile.contains(['\0', '\n']) => {
+            Err(invalid(format!("{at}.apparmorProfile"), format!("{profile:?} is no name of a profile")))
+        }
+        profile => Ok(profile),
     }
-    Ok(())
 }
 
 fn oom_score(score: Option<i32>, at: &str) -> Result<Option<i32>> {

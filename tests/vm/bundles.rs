@@ -1,5 +1,5 @@
-//! Processes that are written to files and made again. CRIU of Debian works on Debian's kernel; it does not know the
-//! clock pages of kernels from 6.13 on, so the host of the tests may not do.
+//! What bundles can have on Debian's kernel and not on every host of the tests: CRIU of Debian does not know the
+//! clock pages of kernels from 6.13 on, AppArmor may not be there, nor all of version 2 of control groups.
 
 use insula_tests::{guest, program, skip};
 
@@ -51,16 +51,35 @@ rm volume/end
 rm images/pstree.img
 check broken 'criu restore' sh -c 'insula-runtime restore --bundle b --image-path images --empty-ns network --detach box 2>&1 | grep -o "criu restore" | head -n 1'
 check broken-left '' find /sys/fs/cgroup/insula-runtime /run/insula-runtime -mindepth 1 -type d
+# Profiles of AppArmor, for the first process and for others.
+mount -t securityfs none /sys/kernel/security
+printf 'profile insula-test flags=(attach_disconnected) { file, capability, network, mount, signal, deny /secret r, }' >profile
+apparmor_parser --skip-cache --replace profile
+echo hidden >b/rootfs/secret
+sed -i 's|"process": {|"process": { "apparmorProfile": "insula-test",|' b/config.json
+sed -i 's|"sh","-c",".*"$|"sh","-c","cat /secret /proc/self/attr/current; usleep 900000000"|' b/config.json
+sed -i 's|"resources": {|"resources": { "unified": {"memory.high": "33554432"}, "hugepageLimits": [{"pageSize": "2MB", "limit": 4194304}],|' b/config.json
+(insula-runtime create --bundle b profiled </dev/null 2>&1) | cat >said &
+await '[ "$(insula-runtime state profiled | grep -c created)" = 1 ]'
+insula-runtime start profiled
+await '[ $(wc -l <said) -gt 1 ]'
+check profile 'cat: can'"'"'t open '"'"'/secret'"'"': Permission denied insula-test (enforce)' sh -c 'echo $(cat said)'
+check profile-of-others 'insula-test (enforce)' insula-runtime exec profiled cat /proc/self/attr/current
+check unified 33554432 cat /sys/fs/cgroup/insula-runtime/profiled/memory.high
+check pages 4194304 cat /sys/fs/cgroup/insula-runtime/profiled/hugetlb.2MB.max
+insula-runtime delete --force profiled
+sed -i 's|"insula-test"|"insula-none"|' b/config.json
+check no-profile 1 sh -c 'insula-runtime run --bundle b none 2>&1 | grep -c "process.apparmorProfile .insula-none.*No such file"'
 "#;
 
 #[test]
-fn a_container_is_written_and_goes_on() {
+fn bundles_have_what_another_kernel_has() {
     if let Some(why) = guest::missing() {
         return skip("tcg", why);
     }
     let runtime = program("insula-runtime");
     let runtime = runtime.to_str().unwrap();
-    let programs = ["/usr/sbin/criu", "/usr/bin/tar", "/usr/bin/gzip", runtime];
+    let programs = ["/usr/sbin/criu", "/usr/bin/tar", "/usr/bin/gzip", "/usr/sbin/apparmor_parser", runtime];
     if let Some(missing) = programs.iter().find(|path| !std::path::Path::new(path).is_file()) {
         return skip("tcg", &format!("{missing} is missing"));
     }
