@@ -47,7 +47,7 @@ pub(crate) fn print() -> Result<()> {
             },
             "apparmor": { "enabled": true },
             "selinux": { "enabled": false },
-            "intelRdt": { "enabled": false },
+            "intelRdt": { "enabled": true },
             "mountExtensions": { "idmap": { "enabled": true } },
         },
     });

@@ -9,5 +9,6 @@ pub mod hardware;
 pub mod netlink;
 pub mod process;
 pub mod quota;
+pub mod resctrl;
 pub mod resolver;
 pub mod rootless;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use insula_base::{Durability, replace};
 use insula_container::{BundleBuild, Streams};
 use insula_host::cgroup::Group;
+use insula_host::resctrl::Resctrl;
 use insula_spec::bundle::document::{self, Config};
 use insula_spec::bundle::{self, Entering, Keyring, LARGEST, Status};
 
@@ -83,6 +84,16 @@ fn stand(
         write_pid(path, standing.pid)?;
     }
     let warnings = standing.warnings.clone();
+    if let Some(rdt) = record.rdt() {
+        let resctrl = Resctrl::probe()?;
+        resctrl.join(rdt, standing.pid)?;
+        let parked = standing.park();
+        if parked.is_err() {
+            // The first error is the one to report.
+            let _ = resctrl.leave(rdt);
+        }
+        return Ok(parked.map(|_| warnings)?);
+    }
     standing.park()?;
     Ok(warnings)
 }

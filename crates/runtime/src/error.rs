@@ -38,6 +38,8 @@ pub enum Error {
     #[error(transparent)]
     Container(#[from] insula_container::Error),
     #[error(transparent)]
+    Resctrl(#[from] insula_host::resctrl::Error),
+    #[error(transparent)]
     Cgroup(#[from] insula_host::cgroup::Error),
 }
 
@@ -64,6 +66,7 @@ impl Kinded for Error {
             Self::Document(error) => error.kind(),
             Self::Container(error) => error.kind(),
             Self::Cgroup(error) => error.kind(),
+            Self::Resctrl(error) => error.kind(),
         }
     }
 }

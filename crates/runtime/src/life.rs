@@ -5,6 +5,7 @@ use std::path::Path;
 
 use insula_container::hooks;
 use insula_host::cgroup::Stats;
+use insula_host::resctrl::Resctrl;
 use insula_spec::bundle::document::Resources;
 use insula_spec::bundle::{self, Status};
 use insula_spec::plan::Namespace;
@@ -135,6 +136,11 @@ pub fn delete(root: &Path, id: &str, force: bool) -> Result<Vec<String>> {
         group.kill()?;
     }
     group.remove()?;
+    if let Some(rdt) = record.rdt()
+        && let Ok(resctrl) = Resctrl::probe()
+    {
+        resctrl.leave(rdt)?;
+    }
     let warnings = after(&record, "poststop", Status::Stopped);
     folder.remove()?;
     Ok(warnings)

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use insula_host::cgroup::Group;
+use insula_host::resctrl::Resctrl;
 use insula_spec::bundle::document::{self, Config};
 use insula_spec::bundle::{self, BundlePlan, TimePlan};
 use insula_sys::mount::{MountAttributes, set_attributes};
@@ -80,6 +81,7 @@ impl Restore<'_> {
         let stood = self.take_over(&mut record);
         if stood.is_err() {
             // It may have ended; the first error is the one to report.
+            let _ = record.rdt().map(|rdt| Resctrl::probe().and_then(|resctrl| resctrl.leave(rdt)));
             let _ = process::kill(pid, SIGKILL).and_then(|()| process::wait_for(pid).map(drop));
         }
         stood.map(|()| Vec::new())
@@ -120,6 +122,9 @@ impl Restore<'_> {
         if record.plan.rootfs.readonly {
             protect_root(record)?;
             signal_all(record, SIGCONT)?;
+        }
+        if let Some(rdt) = record.rdt() {
+            Resctrl::probe()?.join(rdt, record.pid)?;
         }
         self.folder.write(record)?;
         match self.request.pid_file {

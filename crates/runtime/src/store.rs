@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use insula_base::{Durability, replace};
 use insula_host::cgroup::{Group, Layout};
-use insula_spec::bundle::{State, Status, VERSION};
+use insula_spec::bundle::{RdtPlan, State, Status, VERSION};
 use insula_spec::plan::ContainerPlan;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -41,6 +41,11 @@ impl Record {
     pub(crate) fn new(id: &str, bundle: PathBuf, plan: ContainerPlan) -> Self {
         let created = jiff::Timestamp::now().to_string();
         Self { id: id.to_owned(), bundle, created, pid: 0, start_time: 0, plan }
+    }
+
+    /// The group of resctrl that it is in.
+    pub(crate) fn rdt(&self) -> Option<&RdtPlan> {
+        self.plan.bundle.as_ref()?.rdt.as_ref()
     }
 
     /// As hooks and `state` show it.

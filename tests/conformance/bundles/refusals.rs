@@ -18,12 +18,25 @@ fn a_profile_needs_a_host_that_has_them() {
 }
 
 #[test]
+fn shares_of_caches_need_a_host_that_has_them() {
+    let Some(runtime) = Runtime::insula() else { return };
+    if std::path::Path::new("/sys/fs/resctrl/schemata").exists() {
+        return insula_tests::skip("a host without resctrl", "this one has it");
+    }
+    let mut bundle = Bundle::new(&runtime, "true");
+    bundle.config["linux"]["intelRdt"] = json!({"l3CacheSchema": "L3:0=f"});
+    let (code, _, errors) = bundle.outcome();
+    assert!(code == 1 && errors.contains("linux.intelRdt: the host has no /sys/fs/resctrl"), "{errors}");
+    assert!(!bundle.path("state").join(&bundle.id).exists() && !bundle.has_groups());
+}
+
+#[test]
 fn what_is_not_supported_is_named_and_leaves_nothing() {
     let Some(runtime) = Runtime::insula() else { return };
     type Change = fn(&mut Value);
     let cases: [(&str, Change); 4] = [
-        ("linux.intelRdt: this property is not supported", |c| {
-            c["linux"]["intelRdt"] = json!({"closID": "x"})
+        ("linux.intelRdt.enableMBM: monitoring is not supported", |c| {
+            c["linux"]["intelRdt"] = json!({"enableMBM": true})
         }),
         ("mounts[0].options: \"tmpcopyup\" is for a tmpfs that is not /dev", |c| {
             c["mounts"] = json!([{"destination": "/dev", "type": "tmpfs", "options": ["tmpcopyup"]}]);

@@ -8,7 +8,8 @@ use serde_json::Value;
 use super::document::{Config, Device, Hook, Hooks, Linux};
 use super::{
     BundleDevices, BundleMount, BundlePlan, BundleSource, Clock, Entering, HooksPlan, IdMapping, Keyring,
-    NodePlan, Result, TimePlan, invalid, mounts, placement, process, resources, scheduling, unsupported,
+    NodePlan, RdtPlan, Result, TimePlan, invalid, mounts, placement, process, resources, scheduling,
+    unsupported,
 };
 use crate::plan::{
     CgroupPlan, ContainerPlan, DeviceKind, InitPlan, LogPlan, Namespace, NamespacesPlan, Resources,
@@ -27,7 +28,8 @@ pub fn plan(config: &Config, id: &str, bundle: &Path) -> Result<ContainerPlan> {
     refuse(&linux)?;
     let document = config.process.as_ref().ok_or_else(|| invalid("process", "is missing"))?;
     let mounts = mounts_of(config, bundle)?;
-    let bundle_plan = bundle_plan(config, &linux, mounts)?;
+    let mut bundle_plan = bundle_plan(config, &linux, mounts)?;
+    bundle_plan.rdt = rdt(&linux, id)?;
     let namespaces = namespaces(&linux, &bundle_plan)?;
     let hostname = config.hostname.clone().unwrap_or_default();
     let domainname = config.domainname.clone().unwrap_or_default();
@@ -93,9 +95,7 @@ fn version(text: &str) -> Result<()> {
 }
 
 fn refuse(linux: &Linux) -> Result<()> {
-    for (name, value) in [("linux.netDevices", &linux.net_devices), ("linux.intelRdt", &linux.intel_rdt)] {
-        absent(name, value.as_ref())?;
-    }
+    absent("linux.netDevices", linux.net_devices.as_ref())?;
     absent("linux.mountLabel", linux.mount_label.clone().map(Value::String).as_ref())
 }
 
@@ -138,9 +138,38 @@ fn bundle_plan(config: &Config, linux: &Linux, mounts: Vec<BundleMount>) -> Resu
         annotations: config.annotations.clone().unwrap_or_default(),
         mounts,
         time: time(linux)?,
+        rdt: None,
         entering: Entering::Pivot,
         keyring: Keyring::New,
     })
+}
+
+/// The group is named, and stays, or is the container's own.
+fn rdt(linux: &Linux, id: &str) -> Result<Option<RdtPlan>> {
+    const AT: &str = "linux.intelRdt";
+    let Some(asked) = &linux.intel_rdt else { return Ok(None) };
+    for (name, on) in [
+        ("enableCMT", asked.enable_cmt),
+        ("enableMBM", asked.enable_mbm),
+        ("enableMonitoring", asked.enable_monitoring),
+    ] {
+        if on == Some(true) {
+            return Err(unsupported(format!("{AT}.{name}"), "monitoring"));
+        }
+    }
+    let named = asked.clos_id.as_deref().filter(|name| !name.is_empty());
+    let group = named.unwrap_or(id);
+    if group == "." || group == ".." || group.contains(['/', '\n', '\0']) {
+        return Err(invalid(format!("{AT}.closID"), format!("{group:?} is no name of a group")));
+    }
+    let lines =
+        [&asked.l3_cache_schema, &asked.mem_bw_schema].into_iter().flatten().flat_map(|text| text.lines());
+    let lines = lines.chain(asked.schemata.iter().flatten().map(String::as_str));
+    let schemata: Vec<String> = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    if let Some(line) = schemata.iter().find(|line| line.contains('\n') || !line.contains(':')) {
+        return Err(invalid(AT, format!("{line:?} is no line of a schema")));
+    }
+    Ok(Some(RdtPlan { group: group.to_owned(), own: named.is_none(), schemata }))
 }
 
 /// Clocks of the container's own, which exist without being shifted, too.
@@ -370,7 +399,7 @@ mod tests {
     #[test]
     fn what_is_not_done_is_refused_by_its_name() {
         for (path, value) in [
-            ("/linux/intelRdt", json!({"closID": "x"})),
+            ("/linux/intelRdt/enableCMT", json!(true)),
             ("/linux/netDevices", json!({"eth0": {}})),
             ("/linux/mountLabel", json!("label")),
             ("/process/selinuxLabel", json!("system_u:system_r:container_t:s0")),

@@ -172,9 +172,25 @@ object! {
         masked_paths: Vec<String>,
         readonly_paths: Vec<String>,
         mount_label: String,
-        intel_rdt: Value,
+        intel_rdt: IntelRdt,
         memory_policy: Value,
         personality: Value,
+    }
+}
+
+object! {
+    /// `linux.intelRdt`.
+    IntelRdt {
+        #[serde(rename = "closID")]
+        clos_id: String,
+        l3_cache_schema: String,
+        mem_bw_schema: String,
+        schemata: Vec<String>,
+        #[serde(rename = "enableCMT")]
+        enable_cmt: bool,
+        #[serde(rename = "enableMBM")]
+        enable_mbm: bool,
+        enable_monitoring: bool,
     }
 }
 

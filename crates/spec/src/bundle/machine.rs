@@ -44,6 +44,9 @@ pub fn for_machine(mut plan: ContainerPlan, first: Option<i32>) -> Result<Contai
     if plan.process.exact.as_ref().is_some_and(|exact| exact.memory_policy.is_some()) {
         return Err(behind("linux.memoryPolicy", "nodes of the host's memory"));
     }
+    if bundle.rdt.is_some() {
+        return Err(behind("linux.intelRdt", "a share of the host's caches"));
+    }
     if bundle.time.is_some() {
         return Err(behind("linux.namespaces", "a time namespace"));
     }

@@ -89,9 +89,21 @@ pub struct BundlePlan {
     #[serde(default)]
     pub time: Option<TimePlan>,
     #[serde(default)]
+    pub rdt: Option<RdtPlan>,
+    #[serde(default)]
     pub entering: Entering,
     #[serde(default)]
     pub keyring: Keyring,
+}
+
+/// A group of resctrl: shares of caches and of memory bandwidth.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RdtPlan {
+    pub group: String,
+    /// It is the container's, made for it and removed with it.
+    pub own: bool,
+    /// Lines of the kernel's file of that name.
+    pub schemata: Vec<String>,
 }
 
 /// Clocks of the container's own: time_namespaces(7).
