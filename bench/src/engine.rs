@@ -38,6 +38,10 @@ trait Dialect {
     fn keeps_dockers_logs(&self) -> bool {
         true
     }
+    /// What a command of the host begins with that is to reach its networks.
+    fn host(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Starts what it needs.
     fn begin(&mut self) -> anyhow::Result<()>;
     fn end(&mut self);
@@ -127,7 +131,8 @@ impl<D: Dialect> Peer for D {
             return Ok(None);
         }
         let folder = self.folder().to_owned();
-        traffic::turn(&mut |words| measured(self, words), &folder).map(Some)
+        let host = self.host();
+        traffic::turn(&mut |words| measured(self, words), &host, &folder).map(Some)
     }
 
     fn crowd(&mut self) -> anyhow::Result<Option<Crowd>> {
@@ -222,24 +227,54 @@ fn written<D: Dialect + ?Sized>(engine: &mut D, driver: &str) -> anyhow::Result<
     Ok(begun + ended)
 }
 
+/// A daemon's command, `alone` in a network namespace: what one engine has in the kernel's tables every packet of
+/// another one passes as well.
+fn program(path: &Path, alone: bool) -> Command {
+    if !alone {
+        return Command::new(path);
+    }
+    let script = "ip link set lo up && echo 1 >/proc/sys/net/ipv4/ip_forward && exec \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--net", "sh", "-c", script]).arg(path);
+    command
+}
+
+/// What executes a command in the network namespace of a daemon.
+fn beside(daemon: Option<&Daemon>) -> Vec<String> {
+    let namespace = daemon.map(|daemon| format!("--net=/proc/{}/ns/net", daemon.pid()));
+    namespace.map_or_else(Vec::new, |namespace| vec!["nsenter".to_owned(), namespace])
+}
+
 /// Ours.
 #[derive(Debug)]
 pub(crate) struct Insula {
     folder: PathBuf,
     programs: PathBuf,
     arguments: &'static [&'static str],
+    alone: bool,
     daemon: Option<Daemon>,
 }
 
 impl Insula {
     pub(crate) fn new(folder: &Path) -> Self {
         let programs = std::env::var_os("INSULA_BIN_DIR").unwrap_or_else(|| "target/release".into());
-        Self { folder: folder.to_owned(), programs: programs.into(), arguments: &[], daemon: None }
+        Self {
+            folder: folder.to_owned(),
+            programs: programs.into(),
+            arguments: &[],
+            alone: false,
+            daemon: None,
+        }
     }
 
     /// With arguments for its daemon.
     pub(crate) fn with(self, arguments: &'static [&'static str]) -> Self {
         Self { arguments, ..self }
+    }
+
+    /// In a network namespace of its own.
+    pub(crate) fn alone(self) -> Self {
+        Self { alone: true, ..self }
     }
 
     pub(crate) fn program(&self, name: &str) -> PathBuf {
@@ -270,8 +305,12 @@ impl Dialect for Insula {
         self.daemon.iter().map(Daemon::pid).collect()
     }
 
+    fn host(&self) -> Vec<String> {
+        beside(self.daemon.as_ref().filter(|_| self.alone))
+    }
+
     fn begin(&mut self) -> anyhow::Result<()> {
-        let mut command = Command::new(self.programs.join("insulad"));
+        let mut command = program(&self.programs.join("insulad"), self.alone);
         command.arg("--root").arg(self.folder.join("l")).arg("--run").arg(self.folder.join("r"));
         command.args(self.arguments);
         let socket = self.folder.join("r/insula.sock");
@@ -298,12 +337,18 @@ impl Dialect for Insula {
 #[derive(Debug)]
 pub(crate) struct Docker {
     folder: PathBuf,
+    alone: bool,
     daemon: Option<Daemon>,
 }
 
 impl Docker {
     pub(crate) fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), daemon: None }
+        Self { folder: folder.to_owned(), alone: false, daemon: None }
+    }
+
+    /// In a network namespace of its own.
+    pub(crate) fn alone(self) -> Self {
+        Self { alone: true, ..self }
     }
 
     fn socket(&self) -> PathBuf {
@@ -333,8 +378,12 @@ impl Dialect for Docker {
         [own, below].concat()
     }
 
+    fn host(&self) -> Vec<String> {
+        beside(self.daemon.as_ref().filter(|_| self.alone))
+    }
+
     fn begin(&mut self) -> anyhow::Result<()> {
-        let mut command = Command::new("dockerd");
+        let mut command = program(Path::new("dockerd"), self.alone);
         command
             .arg("--data-root")
             .arg(self.folder.join("data"))

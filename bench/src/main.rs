@@ -335,6 +335,27 @@ fn carry(peers: &mut [Box<dyn Peer>], report: &mut Report, rounds: usize) -> any
         eprintln!("bench: iperf3, wrk or nginx is missing: networks are left out");
         return Ok(());
     }
+    let folder = tempfile::Builder::new().prefix("insula-bench-").tempdir().context("make a folder")?;
+    let mut alone = peer::alone(folder.path());
+    alone.retain(|engine| peers.iter().any(|peer| peer.name() == engine.name()));
+    ready(&mut alone);
+    let carried = take_turns_in_carrying(&mut alone, report, rounds);
+    alone.iter_mut().for_each(|peer| peer.clean());
+    carried?;
+    eprintln!("bench: a thousand containers of one network");
+    for peer in peers.iter_mut() {
+        if let Some(crowd) = peer.crowd().with_context(|| format!("many containers of {}", peer.name()))? {
+            report.traffic.crowded(crowd);
+        }
+    }
+    Ok(())
+}
+
+fn take_turns_in_carrying(
+    peers: &mut [Box<dyn Peer>],
+    report: &mut Report,
+    rounds: usize,
+) -> anyhow::Result<()> {
     for round in 1..=rounds {
         eprintln!("bench: networks, round {round} of {rounds}");
         // A host that gets slower or faster, and what the one before left to be cleared away, counts for all alike.
@@ -347,12 +368,6 @@ fn carry(peers: &mut [Box<dyn Peer>], report: &mut Report, rounds: usize) -> any
             if let Some(turn) = turn {
                 report.traffic.push(peer.name(), turn);
             }
-        }
-    }
-    eprintln!("bench: a thousand containers of one network");
-    for peer in peers.iter_mut() {
-        if let Some(crowd) = peer.crowd().with_context(|| format!("many containers of {}", peer.name()))? {
-            report.traffic.crowded(crowd);
         }
     }
     Ok(())

@@ -93,6 +93,12 @@ pub(crate) trait Images {
     fn data(&self) -> PathBuf;
 }
 
+/// Engines whose networks are compared, each alone in a network namespace.
+pub(crate) fn alone(folder: &Path) -> Vec<Box<dyn Peer>> {
+    let place = |name: &str| folder.join(name);
+    vec![Box::new(Insula::new(&place("i")).alone()), Box::new(Docker::new(&place("docker")).alone())]
+}
+
 /// Every peer that is installed, those of `only` if given.
 pub(crate) fn all(folder: &Path, only: Option<&[String]>) -> anyhow::Result<Vec<Box<dyn Peer>>> {
     let mut peers: Vec<Box<dyn Peer>> = Vec::new();

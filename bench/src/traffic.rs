@@ -2,8 +2,6 @@
 
 use std::fmt;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -58,9 +56,9 @@ pub(crate) fn possible() -> bool {
     })
 }
 
-/// One turn. `folder` is for what it needs.
-pub(crate) fn turn(engine: &mut Engine<'_>, folder: &Path) -> anyhow::Result<Turn> {
-    let result = carry(engine, folder);
+/// One turn. Commands of the host begin with `host`; `folder` is for what it needs.
+pub(crate) fn turn(engine: &mut Engine<'_>, host: &[String], folder: &Path) -> anyhow::Result<Turn> {
+    let result = carry(engine, host, folder);
     for name in NAMES {
         // Which of them are there depends on how far it came.
         let _ = engine(&["rm", "-f", name]);
@@ -68,7 +66,7 @@ pub(crate) fn turn(engine: &mut Engine<'_>, folder: &Path) -> anyhow::Result<Tur
     result
 }
 
-fn carry(engine: &mut Engine<'_>, folder: &Path) -> anyhow::Result<Turn> {
+fn carry(engine: &mut Engine<'_>, host: &[String], folder: &Path) -> anyhow::Result<Turn> {
     let run = |flags: &[&'static str]| [&["run"][..], flags, &PROGRAMS].concat();
     let publish = format!("{IPERF}:5201");
     let detached =
@@ -79,22 +77,29 @@ fn carry(engine: &mut Engine<'_>, folder: &Path) -> anyhow::Result<Turn> {
         engine(&["inspect", "-f", &template, NAMES[0]]).map(|(text, _)| text)
     };
     // The host's own address on the bridge is as good as any other of the host's.
-    let (address, host) = (seen("IPAddress")?, seen("Gateway")?);
+    let (address, gateway) = (seen("IPAddress")?, seen("Gateway")?);
     let client = ["busybox", "/usr/bin/iperf3", "-c", &address, "-t", SECONDS, "-i", "0", "-J"];
     let client = [&run(&["--rm"])[..], &client].concat();
     let between = patiently(|| rate(&engine(&client)?.0))?;
     let by = |to: &str| {
-        let words = ["iperf3", "-c", to, "-p", IPERF, "-t", SECONDS, "-i", "0", "-J"].map(str::to_owned);
-        patiently(|| rate(&execute(&words)?.output()?))
+        let words = ["iperf3", "-c", to, "-p", IPERF, "-t", SECONDS, "-i", "0", "-J"];
+        patiently(|| rate(&on(host, &words)?))
     };
-    let (published, loopback) = (by(&host)?, by("127.0.0.1")?);
-    serve_pages(engine, folder)?;
-    let (requests, local_requests) = (ask(&host)?, ask("127.0.0.1")?);
+    let (published, loopback) = (by(&gateway)?, by("127.0.0.1")?);
+    serve_pages(engine, host, folder)?;
+    let (requests, local_requests) = (ask(host, &gateway)?, ask(host, "127.0.0.1")?);
     Ok(Turn([between, published, loopback, requests, local_requests]))
 }
 
+/// What a command of the host prints.
+fn on(host: &[String], words: &[&str]) -> anyhow::Result<String> {
+    let words: Vec<String> =
+        host.iter().cloned().chain(words.iter().map(|word| (*word).to_owned())).collect();
+    execute(&words)?.output()
+}
+
 /// Starts nginx in a container and waits until it answers.
-fn serve_pages(engine: &mut Engine<'_>, folder: &Path) -> anyhow::Result<()> {
+fn serve_pages(engine: &mut Engine<'_>, host: &[String], folder: &Path) -> anyhow::Result<()> {
     let configuration = folder.join("nginx.conf");
     fs::write(&configuration, NGINX).context("write nginx.conf")?;
     let configured = format!("{}:/etc/nginx.conf:ro", configuration.display());
@@ -103,14 +108,13 @@ fn serve_pages(engine: &mut Engine<'_>, folder: &Path) -> anyhow::Result<()> {
     let server = ["busybox", "/usr/sbin/nginx", "-e", "/dev/null", "-c", "/etc/nginx.conf"];
     let run = [&["run", "-d"][..], &PROGRAMS, &accounts, &["-p", &publish, "--name", NAMES[1]], &server];
     engine(&run.concat())?;
-    patiently(page)
+    patiently(|| page(host))
 }
 
 /// Requests a second that it answers.
-fn ask(host: &str) -> anyhow::Result<f64> {
-    let url = format!("http://{host}:{HTTP}/");
-    let words = ["wrk", "-t2", "-c32", &format!("-d{SECONDS}s"), &url].map(str::to_owned);
-    requests(&execute(&words)?.output()?)
+fn ask(host: &[String], address: &str) -> anyhow::Result<f64> {
+    let url = format!("http://{address}:{HTTP}/");
+    requests(&on(host, &["wrk", "-t2", "-c32", &format!("-d{SECONDS}s"), &url])?)
 }
 
 /// Tries again until the server in a container that has just started listens.
@@ -124,13 +128,9 @@ pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> anyhow::Result<T>) -> an
     }
 }
 
-fn page() -> anyhow::Result<()> {
-    let mut stream = TcpStream::connect(format!("127.0.0.1:{HTTP}"))?;
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    if answer.ends_with("hello\n") { Ok(()) } else { bail!("nginx answers {answer:?}") }
+fn page(host: &[String]) -> anyhow::Result<()> {
+    let answer = on(host, &["busybox", "wget", "-q", "-O", "-", &format!("http://127.0.0.1:{HTTP}/")])?;
+    if answer.trim_end() == "hello" { Ok(()) } else { bail!("nginx answers {answer:?}") }
 }
 
 /// Gbit/s that iperf3 says were received.
@@ -244,7 +244,8 @@ impl Traffic {
             f,
             "\nMedians of {} turns of {SECONDS} s in changing order: iperf3 between two containers of the default\n\
              bridge, iperf3 and wrk (32 connections, nginx) from the host through a published port, which is\n\
-             reached by an address of the host and by 127.0.0.1.\n",
+             reached by an address of the host and by 127.0.0.1. Each engine is alone in a network namespace: where\n\
+             there are two, the packets of each pass the tables of both.\n",
             turns.count()
         )?;
         writeln!(f, "| | {} |\n| --- |{}", COLUMNS.join(" | "), " ---: |".repeat(COLUMNS.len()))?;
