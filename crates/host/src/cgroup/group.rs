@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, inotify};
 use rustix::io::Errno;
 
 use super::error::{Context, Error, Result};
-use super::layout::{Hierarchy, Layout, Version};
+use super::layout::{EVERY, Hierarchy, Layout, USUAL, Version};
 use super::member::{Member, wait};
 use super::{DevicePolicy, Stats, devices, exact, limits, stats, tree};
 
@@ -34,6 +34,16 @@ pub enum Purpose {
     /// Also to be managed from inside by an init of the container's own, whose root has this id:
     /// named hierarchies and version 2 beside version 1 are made too and handed over.
     Delegate { owner: u32 },
+}
+
+impl Purpose {
+    /// Those of version 2 that it takes. What more is turned on costs every group, and changes the host's root.
+    fn controllers(self) -> &'static [&'static str] {
+        match self {
+            Self::Limit | Self::Delegate { .. } => &USUAL,
+            Self::LimitEverywhere => &EVERY,
+        }
+    }
 }
 
 /// A control group.
@@ -91,7 +101,7 @@ impl Group {
             if !needed(hierarchy, purpose, unified) {
                 continue;
             }
-            match Member::create(hierarchy, path) {
+            match Member::create(hierarchy, path, purpose.controllers()) {
                 Ok(member) => group.members.push(member),
                 Err(error) => {
                     // The first error is the one to report; one that was there with processes in it stays.

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use super::error::{Context, Error, Result};
 
-/// Controllers that are turned on for groups of version 2.
-pub(super) const V2_CONTROLLERS: [&str; 7] = ["cpuset", "cpu", "io", "memory", "pids", "hugetlb", "rdma"];
+/// Controllers that are turned on for groups of version 2 whose limits may need any.
+pub(super) const EVERY: [&str; 7] = ["cpuset", "cpu", "io", "memory", "pids", "hugetlb", "rdma"];
 
 /// Those that hold the limits which containers have as a rule.
-const USUAL: [&str; 5] = ["cpuset", "cpu", "io", "memory", "pids"];
+pub(super) const USUAL: [&str; 5] = ["cpuset", "cpu", "io", "memory", "pids"];
 
 /// Version 1 controllers that insula uses; named hierarchies are kept apart.
 const CONTROLLERS: [&str; 9] =

@@ -22,15 +22,15 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// Makes it with its parents where they are missing.
-    pub(super) fn create(hierarchy: &Hierarchy, path: &str) -> Result<Self> {
+    /// Makes it with its parents where they are missing, with these controllers in version 2 where they are to be had.
+    pub(super) fn create(hierarchy: &Hierarchy, path: &str, controllers: &[&str]) -> Result<Self> {
         if !parents::mkdir(&hierarchy.root.join(path))? {
-            parents::make(hierarchy, path)?;
+            parents::make(hierarchy, path, controllers)?;
         }
         let member = Self::open(hierarchy, path)?;
         // Who made the parents may be about to prepare them, or have died over it.
-        if !parents::are_ready(hierarchy, &member)? {
-            parents::make(hierarchy, path)?;
+        if !parents::are_ready(hierarchy, &member, controllers)? {
+            parents::make(hierarchy, path, controllers)?;
         }
         Ok(member)
     }

@@ -6,7 +6,7 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use super::error::{Context, Error, Result};
-use super::layout::{Hierarchy, V2_CONTROLLERS, Version};
+use super::layout::{Hierarchy, Version};
 use super::member::Member;
 
 /// Makes one group. Whether there was a parent to make it in.
@@ -20,11 +20,11 @@ pub(super) fn mkdir(path: &Path) -> Result<bool> {
 }
 
 /// Makes a group with all above it, each fit to have others below it. May be repeated, by several at once.
-pub(super) fn make(hierarchy: &Hierarchy, path: &str) -> Result<()> {
+pub(super) fn make(hierarchy: &Hierarchy, path: &str, controllers: &[&str]) -> Result<()> {
     let mut full = hierarchy.root.clone();
     for part in Path::new(path) {
         match &hierarchy.version {
-            Version::V2 => enable(hierarchy, &full)?,
+            Version::V2 => enable(hierarchy, &full, controllers)?,
             version if version.has("cpuset") && full != hierarchy.root => share(&full)?,
             Version::V1(_) | Version::Named(_) => {}
         }
@@ -37,13 +37,13 @@ pub(super) fn make(hierarchy: &Hierarchy, path: &str) -> Result<()> {
 }
 
 /// Whether a group has what its parents were to give it.
-pub(super) fn are_ready(hierarchy: &Hierarchy, member: &Member) -> Result<bool> {
+pub(super) fn are_ready(hierarchy: &Hierarchy, member: &Member, controllers: &[&str]) -> Result<bool> {
     let has = |name| Ok(member.read(name)?.is_some_and(|text| !text.trim().is_empty()));
     match &hierarchy.version {
         Version::V2 => {
             let own = member.read("cgroup.controllers")?.unwrap_or_default();
             let above = member.path.parent().unwrap_or(&hierarchy.root);
-            Ok(missing(&read(&above.join("cgroup.controllers"))?, &own).next().is_none())
+            Ok(missing(controllers, &read(&above.join("cgroup.controllers"))?, &own).next().is_none())
         }
         version if version.has("cpuset") => Ok(has("cpuset.cpus")? && has("cpuset.mems")?),
         Version::V1(_) | Version::Named(_) => Ok(true),
@@ -51,10 +51,11 @@ pub(super) fn are_ready(hierarchy: &Hierarchy, member: &Member) -> Result<bool> 
 }
 
 /// Version 2: turns controllers on for the groups below.
-fn enable(hierarchy: &Hierarchy, parent: &Path) -> Result<()> {
+fn enable(hierarchy: &Hierarchy, parent: &Path, controllers: &[&str]) -> Result<()> {
     let file = parent.join("cgroup.subtree_control");
     let (available, enabled) = (read(&parent.join("cgroup.controllers"))?, read(&file)?);
-    let missing: Vec<String> = missing(&available, &enabled).map(|name| format!("+{name}")).collect();
+    let missing: Vec<String> =
+        missing(controllers, &available, &enabled).map(|name| format!("+{name}")).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -78,11 +79,15 @@ fn enable(hierarchy: &Hierarchy, parent: &Path) -> Result<()> {
     }
 }
 
-/// Controllers of ours that are available and not enabled.
-fn missing<'a>(available: &'a str, enabled: &'a str) -> impl Iterator<Item = &'a str> {
+/// Controllers of these that are available and not enabled.
+fn missing<'a>(
+    controllers: &'a [&'a str],
+    available: &'a str,
+    enabled: &'a str,
+) -> impl Iterator<Item = &'a str> {
     available
         .split_whitespace()
-        .filter(|name| V2_CONTROLLERS.contains(name))
+        .filter(|name| controllers.contains(name))
         .filter(|name| !enabled.split_whitespace().any(|on| on == *name))
 }
 
