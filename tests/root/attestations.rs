@@ -29,6 +29,7 @@ COPY package.json /app/node_modules/left-pad/
 RUN --mount=type=secret,id=token test -s /run/secrets/token
 ";
 const MODULE: &str = r#"{"name": "left-pad", "version": "1.3.0", "license": "WTFPL"}"#;
+const READ_MODULE: &str = "cat /app/node_modules/left-pad/package.json";
 const SPDX: &str = "https://spdx.dev/Document";
 const SLSA: &str = "https://slsa.dev/provenance/v1";
 
@@ -103,6 +104,7 @@ fn images_say_where_they_came_from_and_what_is_in_them() {
     let name = registry.name("team/app:1");
     let saved = one.folder().join("saved.tar");
     made(&one, &name, &["--provenance", "mode=max,builder-id=https://ci.example.org"]);
+    assert_eq!(run(&one, &name, READ_MODULE), MODULE);
     one.insula(&["save", "-o", saved.to_str().unwrap(), &name]).ok();
     let (image, attestation, said) = statements(&saved);
 
@@ -153,6 +155,7 @@ fn images_say_where_they_came_from_and_what_is_in_them() {
     assert_eq!(other.insula(&["images", "-aq"]).ok().lines().count(), before + 1);
     other.insula(&["pull", "-q", "--platform", "all", &name]).ok();
     let again = other.folder().join("again.tar");
+    assert_eq!(run(&other, &name, READ_MODULE), MODULE);
     other.insula(&["save", "-o", again.to_str().unwrap(), &name]).ok();
     assert_eq!(statements(&again).2, said);
     // It goes with the name that it stands behind.
@@ -189,6 +192,7 @@ fn attestations_go_with_their_index() {
     assert!(!text.contains("said") && !text.contains("token") && !text.contains("byproducts"), "{text}");
     assert_eq!(all(&one), before, "nothing of it stays");
     other.insula(&["load", "-i", archive.to_str().unwrap()]).shows(&["app:2"]);
+    assert_eq!(run(&other, "app:2", READ_MODULE), MODULE);
     let plain = ["-o", &output, "--sbom", "true", "--secret", "id=token,env=HOME"];
     build(&one, &folder, &plain).ok();
     assert_eq!(statements(&archive).2.keys().collect::<Vec<_>>(), [SPDX]);

@@ -14,7 +14,7 @@ use std::io::Write;
 
 use bytes::Bytes;
 use insula_base::{DiffId, Digest};
-use insula_spec::image::{Descriptor, Index, Manifest, Platform, media};
+use insula_spec::image::{Descriptor, ImageConfig, Index, Manifest, Platform, media};
 use insula_spec::reference::Reference;
 use tar::Builder;
 
@@ -53,7 +53,8 @@ pub struct Described {
     pub id: Digest,
     /// What statements are about: the manifest.
     pub subject: Descriptor,
-    config: Vec<u8>,
+    config: ImageConfig,
+    config_bytes: Vec<u8>,
     manifest: Vec<u8>,
 }
 
@@ -172,7 +173,7 @@ impl Images {
     /// The documents of an image of layers that are here and stay meanwhile. Layers are named in the compressed form
     /// that is kept, and plain without one.
     pub fn describe(&self, layers: &[Layer], composed: &mut Composed) -> Result<Described> {
-        let (id, config) = composed.document(layers)?;
+        let (id, config_bytes) = composed.document(layers)?;
         let layers = layers.iter().map(|layer| {
             let (media_type, digest, size) = match self.compressed(&layer.diff_id)? {
                 Some(blob) => (blob.media_type, blob.digest, blob.size),
@@ -186,7 +187,7 @@ impl Images {
         let manifest = json(&Manifest {
             schema_version: 2,
             media_type: Some(media::MANIFEST.to_owned()),
-            config: descriptor(media::CONFIG, &config),
+            config: descriptor(media::CONFIG, &config_bytes),
             layers: layers.collect::<Result<_>>()?,
             annotations: BTreeMap::new(),
             artifact_type: None,
@@ -199,7 +200,7 @@ impl Images {
             variant: of.variant.clone(),
         };
         let subject = Descriptor { platform: Some(platform), ..descriptor(media::MANIFEST, &manifest) };
-        Ok(Described { id, subject, config, manifest })
+        Ok(Described { id, subject, config: composed.config.clone(), config_bytes, manifest })
     }
 
     /// Makes the image appear, its names standing for the index; returns its id.
@@ -209,7 +210,7 @@ impl Images {
         composed: Composed,
         attested: Attested,
     ) -> Result<Digest> {
-        let Composed { config, references } = composed;
+        let Composed { references, .. } = composed;
         if let Some(reference) = references.iter().find(|name| builtin::is_builtin(name)) {
             return Err(Error::Builtin(reference.familiar()));
         }
@@ -224,8 +225,8 @@ impl Images {
             index: Some(IndexTree { bytes: index, within: Vec::new() }),
             id: described.id.clone(),
             layers: layers.iter().map(|layer| (layer.diff_id.to_string(), None)).collect(),
-            config,
-            config_bytes: described.config,
+            config: described.config,
+            config_bytes: described.config_bytes,
             manifest: Some(described.manifest),
             references,
             places: Vec::new(),
@@ -261,12 +262,12 @@ impl Images {
             id: described.id.clone(),
             kind: ImageKind::Stored,
             references: composed.references,
-            config: composed.config,
+            config: described.config,
             layers: layers.to_vec(),
             size: 0,
             manifest: None,
         };
-        let mut saved = Saved::new(image, references, described.manifest, described.config);
+        let mut saved = Saved::new(image, references, described.manifest, described.config_bytes);
         saved.add_attested(index, attestation, blobs);
         let mut tar = Builder::new(out);
         self.write_saved(&[saved], &BTreeSet::new(), &mut tar)?;

@@ -82,6 +82,9 @@ impl Images {
 
     fn place_all(&self, images: &[Found], gathered: &mut Gathered, placed: &mut Placed) -> Result<()> {
         for image in images {
+            if image.layers.len() != image.config.rootfs.diff_ids.len() {
+                return Err(Error::Defect("an image has other layers than its configuration"));
+            }
             self.check_layers(image, gathered, placed)?;
             self.place_archives(image, gathered, placed)?;
             let diffs = &image.config.rootfs.diff_ids;
