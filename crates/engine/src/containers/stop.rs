@@ -84,7 +84,7 @@ impl Engine {
     pub async fn kill_container(&self, reference: &str, signal: Option<&str>) -> Result<()> {
         let container = self.find(reference)?;
         let signal = signal.filter(|text| !text.is_empty()).map_or(Ok(KILL), signals::parse)?;
-        let mut row = container.row();
+        let row = container.row();
         let ends = signal == KILL || signal == stop_signal(&row, None)?;
         if !row.running() && ends && container.cancel_restart() {
             // It counts as running while it waits to be started again.
@@ -94,8 +94,9 @@ impl Engine {
         if container.task().is_err() {
             // What it writes may be seen before its start is answered, and who saw it may send a signal.
             drop(container.turn.lock().await);
-            row = container.row();
         }
+        // It may have been confirmed since.
+        let row = container.row();
         if !row.running() {
             return Err(Error::Conflict(format!(
                 "cannot kill container: {reference}: container {} is not running",
