@@ -41,9 +41,10 @@ pub(super) fn are_ready(hierarchy: &Hierarchy, member: &Member, controllers: &[&
     let has = |name| Ok(member.read(name)?.is_some_and(|text| !text.trim().is_empty()));
     match &hierarchy.version {
         Version::V2 => {
+            // Of the root's: those that are above may have been made for somebody who asked for less.
             let own = member.read("cgroup.controllers")?.unwrap_or_default();
-            let above = member.path.parent().unwrap_or(&hierarchy.root);
-            Ok(missing(controllers, &read(&above.join("cgroup.controllers"))?, &own).next().is_none())
+            let all = read(&hierarchy.root.join("cgroup.controllers"))?;
+            Ok(missing(controllers, &all, &own).next().is_none())
         }
         version if version.has("cpuset") => Ok(has("cpuset.cpus")? && has("cpuset.mems")?),
         Version::V1(_) | Version::Named(_) => Ok(true),
