@@ -91,7 +91,8 @@ pub fn create(plan: &ContainerPlan, when: When, entry: &Entry, spare: Option<Spa
     drop(ends);
     let init = Guard(Some(init));
     laps.lap("init");
-    let (warnings, resolver) = prepare(plan, &init, &outside, &confinement, when)?;
+    let prepared = prepare(plan, &init, &outside, &confinement, when);
+    let (warnings, resolver) = prepared.map_err(|error| outside.last_words().unwrap_or(error))?;
     laps.lap("mounts");
     // One that has failed already reports why.
     let mounts = mounts_of(init.init()?.pid).ok();

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use insula_base::{Kind, Kinded};
 use insula_sys::socket;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -230,6 +231,17 @@ impl Channel {
         }
     }
 
+    /// Why the other side failed, if it has said so: who trips over its end had better say that.
+    pub(crate) fn last_words(&self) -> Option<Error> {
+        let mut ready = [PollFd::new(&self.0, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if rustix::event::poll(&mut ready, Some(&now)) != Ok(1) {
+            return None;
+        }
+        let (bytes, _) = self.receive().ok()?;
+        (bytes.first() == Some(&b'E')).then(|| failure(&bytes))
+    }
+
     fn send(&self, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<()> {
         match socket::send(self.0.as_fd(), packet, descriptors) {
             // The other side is gone. What it said before tells why.
@@ -321,7 +333,10 @@ mod tests {
             assert_eq!(said.to_string(), "exec: \"x\": no");
         }
         let (outside, inside) = pair().unwrap();
+        assert!(outside.last_words().is_none(), "nothing was said");
         outside.order(&Order::Prepare).unwrap();
+        inside.report_failure(&Error::Lost);
+        assert!(outside.last_words().is_some());
         drop(inside);
         assert!(matches!(outside.await_report(), Err(Error::Lost)), "it was not done");
     }
