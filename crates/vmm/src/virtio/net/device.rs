@@ -107,8 +107,12 @@ impl Card {
     /// The guest's frames to the tap, until there is none or the next one has to wait.
     fn send(&mut self, queues: &mut Queues<'_>) -> Result<()> {
         let memory = queues.memory();
-        let mut returned = false;
+        let mut returned: usize = 0;
         while let Some(chain) = queues.pop(SEND)? {
+            // Whoever fills the queue without end still gets another rate.
+            if returned.is_multiple_of(ROUND) {
+                self.limit.iter_mut().for_each(Limit::refresh);
+            }
             let head = chain.head_index();
             let mut reader = chain.reader(memory).map_err(|error| misuse(&error.to_string()))?;
             let length = reader.available_bytes();
@@ -126,9 +130,9 @@ impl Card {
                 let _ = self.tap.write(&self.outgoing[..length]);
             }
             queues.done(SEND, head, 0)?;
-            returned = true;
+            returned += 1;
         }
-        if returned { queues.signal(SEND) } else { Ok(()) }
+        if returned > 0 { queues.signal(SEND) } else { Ok(()) }
     }
 }
 
