@@ -18,6 +18,7 @@ use insula_models::ApiVersion;
 
 use crate::authorization::{Authorization, Peer};
 use crate::error::ApiError;
+use crate::hijack::BothWays;
 use crate::metrics::Metrics;
 use crate::routes::metrics::Route;
 use crate::{leftover, version};
@@ -44,7 +45,7 @@ pub(crate) async fn answer(site: Site, peer: Peer, request: Request) -> Result<R
     let mut response = site.authorization.guard(&peer, request, routed).await;
     if response.status().is_client_error() || response.status().is_server_error() {
         rest.discard().await;
-    } else {
+    } else if response.extensions().get::<BothWays>().is_none() {
         let (parts, body) = response.into_parts();
         response = Response::from_parts(parts, rest.discard_granted(body).await);
     }

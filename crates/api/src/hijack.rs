@@ -203,6 +203,10 @@ fn copied(upgraded: Upgraded) -> Result<Taken, String> {
     Ok(Taken { descriptor, already_read: Vec::new() })
 }
 
+/// Marks an answer that ends when it is at its end, whatever the client still sends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BothWays;
+
 /// Copies between an ordinary answer and a pair of sockets, one end of which is served.
 fn relay<F, S>(body: Body, serve: S) -> Result<Response, ApiError>
 where
@@ -220,7 +224,9 @@ where
     let (output, input) = ours.into_split();
     tokio::spawn(serve(Taken { descriptor, already_read: Vec::new() }));
     tokio::spawn(feed(body, input));
-    Ok(Response::new(Body::from_stream(ReaderStream::with_capacity(output, 32 << 10))))
+    let mut response = Response::new(Body::from_stream(ReaderStream::with_capacity(output, 32 << 10)));
+    response.extensions_mut().insert(BothWays);
+    Ok(response)
 }
 
 /// Writes the request's body to the workload's input and ends it.
