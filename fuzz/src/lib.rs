@@ -151,7 +151,7 @@ pub fn packages(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let distribution = Distribution::parse(&text);
     let files = [PackageFile::Dpkg, PackageFile::Apk, PackageFile::Python, PackageFile::Node];
-    let listed: BTreeSet<_> = files.iter().flat_map(|file| file.read("/x/y", &text)).collect();
+    let listed: BTreeSet<_> = files.iter().flat_map(|file| file.read("/x/y", &text, 1 << 10)).collect();
     for package in &listed {
         assert!(!package.name.is_empty() && !package.version.is_empty());
         let url = package.url(&distribution);

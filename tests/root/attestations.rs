@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use insula_tests::{Daemon, Outcome, daemon, registry};
 use serde_json::{Value, json};
 
-use crate::build::{build, context, run};
+use crate::build::{build, context, id, run};
 
 const FILE: &str = "\
 FROM busybox
@@ -107,6 +107,12 @@ fn images_say_where_they_came_from_and_what_is_in_them() {
     assert_eq!(run(&one, &name, READ_MODULE), MODULE);
     one.insula(&["save", "-o", saved.to_str().unwrap(), &name]).ok();
     let (image, attestation, said) = statements(&saved);
+    // Who gives the image another name by its id means what its name stands for.
+    one.insula(&["tag", &id(&one, &name), "named:1"]).ok();
+    let named = one.folder().join("named.tar");
+    one.insula(&["save", "-o", named.to_str().unwrap(), "named:1"]).ok();
+    assert_eq!(statements(&named).0["digest"], image["digest"]);
+    one.insula(&["rmi", "named:1"]).ok();
 
     let parts: Vec<_> = said[SPDX]["packages"].as_array().unwrap().iter().collect();
     let named = |name: &str| *parts.iter().find(|part| part["name"] == name).unwrap();

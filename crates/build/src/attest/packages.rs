@@ -103,12 +103,12 @@ impl Distribution {
 }
 
 impl PackageFile {
-    /// The packages that a file lists.
+    /// The packages that a file lists, no more than `most`.
     #[must_use]
-    pub fn read(self, path: &str, text: &str) -> Vec<Package> {
+    pub fn read(self, path: &str, text: &str, most: usize) -> Vec<Package> {
         match self {
-            Self::Dpkg => paragraphs(text).filter_map(|fields| debian(&fields, path)).collect(),
-            Self::Apk => paragraphs(text).filter_map(|fields| alpine(&fields, path)).collect(),
+            Self::Dpkg => paragraphs(text).filter_map(|fields| debian(&fields, path)).take(most).collect(),
+            Self::Apk => paragraphs(text).filter_map(|fields| alpine(&fields, path)).take(most).collect(),
             Self::Python => {
                 paragraphs(text).next().and_then(|fields| python(&fields, path)).into_iter().collect()
             }
@@ -116,6 +116,23 @@ impl PackageFile {
         }
     }
 }
+
+/// Fields that somebody looks at below: of a file that has millions no others are kept.
+const WANTED: [&str; 13] = [
+    "A",
+    "Architecture",
+    "L",
+    "License",
+    "License-Expression",
+    "Maintainer",
+    "Name",
+    "P",
+    "Package",
+    "Status",
+    "V",
+    "Version",
+    "m",
+];
 
 /// Groups of `Name: value` lines with empty ones in between; continued lines are of no interest. Names are as they
 /// are in apk, whose case counts.
@@ -131,7 +148,9 @@ fn paragraphs(text: &str) -> impl Iterator<Item = BTreeMap<&str, &str>> {
             if line.starts_with([' ', '\t']) {
                 continue;
             }
-            if let Some((name, value)) = line.split_once(':') {
+            if let Some((name, value)) = line.split_once(':')
+                && WANTED.contains(&name)
+            {
                 fields.entry(name).or_insert(value.trim());
             }
         }
@@ -271,12 +290,12 @@ Status: install ok installed
     fn installed_packages_are_listed() {
         let bookworm = Distribution::parse("NAME=x\nID=debian\nVERSION_ID=\"12\"\n");
         assert_eq!(bookworm, Distribution { id: "debian".to_owned(), version: "12".to_owned() });
-        let [libc] = &PackageFile::Dpkg.read("/var/lib/dpkg/status", DPKG)[..] else {
+        let [libc] = &PackageFile::Dpkg.read("/var/lib/dpkg/status", DPKG, 9)[..] else {
             panic!("one is installed")
         };
         assert_eq!(libc.name, "libc6");
         assert_eq!(libc.url(&bookworm), "pkg:deb/debian/libc6@2.36-9%2Bdeb12u10?arch=amd64&distro=debian-12");
-        let apk = PackageFile::Apk.read("/lib/apk/db/installed", APK);
+        let apk = PackageFile::Apk.read("/lib/apk/db/installed", APK, 9);
         let seen: Vec<_> = apk.iter().map(|one| (one.name.as_str(), one.licence.as_deref())).collect();
         assert_eq!(seen, [("musl", Some("MIT")), ("odd", None)]);
         assert_eq!(apk[0].url(&Distribution::default()), "pkg:apk/alpine/musl@1.2.5-r0?arch=x86_64");
@@ -286,15 +305,15 @@ Status: install ok installed
     fn libraries_are_listed() {
         let python =
             "Metadata-Version: 2.1\nName: Typing_Extensions\nVersion: 4.12\nLicense: PSF\n\nName: text\n";
-        let [typing] = &PackageFile::Python.read("/x/METADATA", python)[..] else { panic!() };
+        let [typing] = &PackageFile::Python.read("/x/METADATA", python, 9)[..] else { panic!() };
         assert_eq!(typing.url(&Distribution::default()), "pkg:pypi/typing-extensions@4.12");
         assert_eq!(typing.licence, None);
         let node = r#"{"name": "@a/b", "version": "1.0.0", "license": "ISC"}"#;
-        let [module] = &PackageFile::Node.read("/x/package.json", node)[..] else { panic!() };
+        let [module] = &PackageFile::Node.read("/x/package.json", node, 9)[..] else { panic!() };
         assert_eq!(module.url(&Distribution::default()), "pkg:npm/%40a/b@1.0.0");
         assert_eq!(module.licence.as_deref(), Some("ISC"));
         for wrong in ["", "{", "[]", r#"{"name": 1}"#, r#"{"name": "", "version": "1"}"#] {
-            assert_eq!(PackageFile::Node.read("/x/package.json", wrong), [], "{wrong}");
+            assert_eq!(PackageFile::Node.read("/x/package.json", wrong, 9), [], "{wrong}");
         }
     }
 }

@@ -220,9 +220,9 @@ mod tests {
         let apk = "P:musl\nV:1\nL:MIT\nm:Somebody <s@b.org>\n";
         let node = r#"{"name": "@a/b_c", "version": "1", "license": "my own"}"#;
         let mut packages = BTreeSet::new();
-        packages.extend(PackageFile::Dpkg.read("/var/lib/dpkg/status", dpkg));
-        packages.extend(PackageFile::Apk.read("/lib/apk/db/installed", apk));
-        packages.extend(PackageFile::Node.read("/node_modules/@a/b_c/package.json", node));
+        packages.extend(PackageFile::Dpkg.read("/var/lib/dpkg/status", dpkg, 9));
+        packages.extend(PackageFile::Apk.read("/lib/apk/db/installed", apk, 9));
+        packages.extend(PackageFile::Node.read("/node_modules/@a/b_c/package.json", node, 9));
         Bom {
             distribution: Distribution { id: "debian".to_owned(), version: "12".to_owned() },
             packages,

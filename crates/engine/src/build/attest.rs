@@ -31,7 +31,9 @@ const DEPTH_MAX: usize = 64;
 const LIST_MAX: u64 = 32 << 20;
 const DESCRIPTION_MAX: u64 = 1 << 20;
 /// More would be no image but an attack.
-const PACKAGES_MAX: usize = 256 << 10;
+const PACKAGES_MAX: usize = 64 << 10;
+/// The same of lists that cannot be read.
+const LEFT_OUT_MAX: usize = 1 << 10;
 /// Where packages are that nothing here can read.
 const UNREAD: [&str; 3] =
     ["/var/lib/rpm/rpmdb.sqlite", "/usr/lib/sysimage/rpm/rpmdb.sqlite", "/var/lib/rpm/Packages"];
@@ -245,10 +247,16 @@ impl Listing<'_> {
             PackageFile::Python | PackageFile::Node => DESCRIPTION_MAX,
         };
         let Some(text) = text(dir, name, path, most)? else {
+            if self.bom.left_out.len() == LEFT_OUT_MAX {
+                return Err(Error::InvalidArgument(format!(
+                    "the image has more than {LEFT_OUT_MAX} lists of packages that cannot be read"
+                )));
+            }
             self.bom.left_out.push(format!("{shown} is too large to be read, or no text."));
             return Ok(());
         };
-        self.bom.packages.extend(file.read(shown, &text));
+        let room = PACKAGES_MAX + 1 - self.bom.packages.len();
+        self.bom.packages.extend(file.read(shown, &text, room));
         match self.bom.packages.len() > PACKAGES_MAX {
             true => Err(Error::InvalidArgument(format!("the image has more than {PACKAGES_MAX} packages"))),
             false => Ok(()),

@@ -14,7 +14,7 @@ use std::io::Write;
 
 use bytes::Bytes;
 use insula_base::{DiffId, Digest};
-use insula_spec::image::{Descriptor, ImageConfig, Index, Manifest, Platform, media};
+use insula_spec::image::{DOCUMENT_MAX, Descriptor, ImageConfig, Index, Manifest, Platform, media};
 use insula_spec::reference::Reference;
 use tar::Builder;
 
@@ -231,9 +231,11 @@ impl Images {
             references,
             places: Vec::new(),
         };
+        let known = self.state.transaction(|tx| rows::image(tx.sql(), &digest))?.is_some();
         self.commit_artifact(&attestation, &by_digest.into_iter().collect::<Vec<_>>(), blobs)?;
         match self.commit(&[found], Gathered::default()) {
             Ok(_) => Ok(described.id),
+            Err(error) if known => Err(error),
             Err(error) => {
                 // Nothing stands for it; what cannot be removed is pruned as an image without a name is.
                 let _ = self.remove(digest.as_str(), Force::Yes, &|_| false);
@@ -295,7 +297,7 @@ impl Images {
             let Some(row) = rows::image(sql, digest)? else { continue };
             let names = rows::names_of(sql, digest)?;
             let own = names.iter().all(|name| name.digest() == Some(digest));
-            if own && row.manifest.as_ref() == Some(digest) {
+            if own && row.manifest.as_ref() == Some(digest) && self.says_something(digest)? {
                 rows::remove_image(sql, digest)?;
                 freed.push(digest.clone());
             }
@@ -304,6 +306,12 @@ impl Images {
         let wanted = rows::contents(sql)?;
         freed.retain(|digest| !wanted.contains(digest));
         Ok(freed)
+    }
+
+    /// Whether it is an attestation by itself, and not only to an index, which may come from anywhere.
+    fn says_something(&self, digest: &Digest) -> Result<bool> {
+        let manifest = Manifest::parse(&self.content.read(digest, DOCUMENT_MAX as u64)?)?;
+        Ok(kind(&manifest) == ATTESTATION)
     }
 
     fn attestations(&self, document: &Digest, found: &mut HashSet<Digest>) {

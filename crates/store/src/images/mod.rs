@@ -23,6 +23,7 @@ mod stage;
 mod standing;
 mod verify;
 
+use std::collections::HashSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -163,6 +164,14 @@ pub struct Images {
     boot: String,
 }
 
+/// What all names of an image stand for, if that is the same.
+fn the_one_document(tx: &Transaction<'_>, id: &Digest) -> Result<Option<Digest>> {
+    let names = rows::names_of(tx.sql(), id)?;
+    let documents = names.iter().map(|name| rows::document_of(tx.sql(), name));
+    let mut documents = documents.collect::<Result<HashSet<_>>>()?.into_iter();
+    Ok(documents.next().flatten().filter(|_| documents.next().is_none()))
+}
+
 impl Images {
     pub(crate) fn open(
         root: &Path,
@@ -286,7 +295,7 @@ impl Images {
             let documents = rows::documents(tx.sql())?;
             let document = match by {
                 FoundBy::Name(name) => rows::document_of(tx.sql(), &name)?,
-                FoundBy::Id => None,
+                FoundBy::Id => the_one_document(tx, &row.id)?,
             };
             let before = rows::named(tx.sql(), target)?.filter(|id| *id != row.id);
             rows::set_name(tx.sql(), target, &row.id, document.as_ref())?;

@@ -76,9 +76,10 @@ impl Images {
                     check_name(name, &image.id, &users, force)?;
                     if users.iter().any(|user| running(user)) {
                         // As in Docker: the name goes, the image stays without one.
-                        return untag(tx, &names);
+                        untag(tx, &names)
+                    } else {
+                        self.delete(tx, &image, &names)
                     }
-                    self.delete(tx, &image, &names)
                 }
                 FoundBy::Id => {
                     check_id(&image.id, &names, &users, force, running)?;
