@@ -34,7 +34,10 @@ pub(crate) fn all_credentials() -> anyhow::Result<BTreeMap<String, AuthConfig>> 
             Ok(auth) if auth == AuthConfig::default() => {}
             Ok(auth) => {
                 let name = if server == HUB { DEFAULT_DOMAIN } else { config::host(&server) };
-                found.insert(name.to_owned(), auth);
+                // A name counts before an address of the same registry, as for one image.
+                if name == server || !found.contains_key(name) {
+                    found.insert(name.to_owned(), auth);
+                }
             }
             Err(error) => printer::notice(&format!("the credentials for {server} are left out: {error:#}")),
         }

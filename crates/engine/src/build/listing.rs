@@ -20,6 +20,8 @@ use crate::{Error, Result};
 
 /// As deep as archives go.
 const DEPTH_MAX: usize = 512;
+/// Bytes of a list: some millions of files. It is in memory at once, since files are asked for by their number.
+const LIST_MAX: usize = 512 << 20;
 
 /// Who gets the files.
 pub type ListingSender = mpsc::Sender<Listing>;
@@ -57,7 +59,7 @@ impl Listing {
     pub(super) fn of(built: Arc<Built>) -> Result<Self> {
         let tree = built.tree()?;
         let root = tree.resolve(Path::new("/"), Last::Follow)?;
-        let mut walk = Walk { tree: &tree, entries: Vec::new(), names: HashMap::new() };
+        let mut walk = Walk { tree: &tree, entries: Vec::new(), names: HashMap::new(), size: 0 };
         if let Some(dir) = root.dir() {
             walk.folder(dir, b"", 0)?;
         }
@@ -104,6 +106,8 @@ struct Walk<'a> {
     entries: Vec<ListedFile>,
     /// The first names of files that have several.
     names: HashMap<(u64, u64), Vec<u8>>,
+    /// Bytes of the entries.
+    size: usize,
 }
 
 impl Walk<'_> {
@@ -121,7 +125,7 @@ impl Walk<'_> {
             };
             match &entry.dir {
                 Some(inside) => {
-                    self.entries.push(ListedFile::new(inner.clone(), &entry.stat));
+                    self.add(ListedFile::new(inner.clone(), &entry.stat))?;
                     self.folder(inside, &inner, depth + 1)?;
                 }
                 None => self.leaf(dir, &child, inner, &entry)?,
@@ -148,6 +152,17 @@ impl Walk<'_> {
                 }
             }
             _ => {}
+        }
+        self.add(listed)
+    }
+
+    fn add(&mut self, listed: ListedFile) -> Result<()> {
+        let attributes: usize = listed.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.size += size_of::<ListedFile>() + listed.path.len() + listed.link.len() + attributes;
+        if self.size > LIST_MAX {
+            let message =
+                format!("the list of the image's files is larger than {LIST_MAX} bytes: use type=tar");
+            return Err(Error::InvalidArgument(message));
         }
         self.entries.push(listed);
         Ok(())
