@@ -117,10 +117,6 @@ impl Channel {
         Ok(Self(sender))
     }
 
-    pub(super) fn is_closed(&self) -> bool {
-        self.0.is_closed()
-    }
-
     /// One question and its answer.
     pub(super) async fn ask<A: Message + Default>(
         &self,

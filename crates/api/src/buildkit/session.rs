@@ -1,6 +1,7 @@
 //! `/session`: connections on which clients answer while they build.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -40,17 +41,62 @@ impl Session {
     }
 }
 
-/// Those that are open, by id.
+/// Those that are open or about to be, by id.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
-    open: Mutex<HashMap<String, Session>>,
+    places: Mutex<HashMap<String, Place>>,
     /// One more is open.
     more: Notify,
 }
 
+/// An id that is taken, and the session once it is open.
+#[derive(Debug)]
+struct Place {
+    number: u64,
+    session: Option<Session>,
+}
+
+/// Holds an id from the request on, so that no other connection gets it. Dropped, it is free.
+#[derive(Debug)]
+struct Taken {
+    sessions: Arc<Sessions>,
+    id: String,
+    /// Tells it from who had the id before or has it after.
+    number: u64,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut places = self.sessions.places();
+        if places.get(&self.id).is_some_and(|place| place.number == self.number) {
+            places.remove(&self.id);
+        }
+    }
+}
+
 impl Sessions {
-    fn all(&self) -> MutexGuard<'_, HashMap<String, Session>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn places(&self) -> MutexGuard<'_, HashMap<String, Place>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an id, if it is free.
+    fn take(self: &Arc<Self>, id: &str) -> Option<Taken> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let mut places = self.places();
+        if places.len() >= SESSIONS_MAX || places.contains_key(id) {
+            return None;
+        }
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        places.insert(id.to_owned(), Place { number, session: None });
+        Some(Taken { sessions: self.clone(), id: id.to_owned(), number })
+    }
+
+    /// Makes a session known, unless it ended before: then its place is free, or another's.
+    fn known(&self, id: &str, number: u64, session: Session) {
+        if let Some(place) = self.places().get_mut(id).filter(|place| place.number == number) {
+            place.session = Some(session);
+        }
+        self.more.notify_waiters();
     }
 
     /// The session of this id, for which is waited for a while.
@@ -64,7 +110,7 @@ impl Sessions {
             loop {
                 let mut more = std::pin::pin!(self.more.notified());
                 more.as_mut().enable();
-                if let Some(session) = self.all().get(id).cloned() {
+                if let Some(session) = self.places().get(id).and_then(|place| place.session.clone()) {
                     return session;
                 }
                 more.await;
@@ -88,30 +134,19 @@ pub(crate) fn open(kit: &super::BuildKit, mut request: Request) -> Result<Respon
         ApiError::invalid("a session asks for an upgrade to h2c: the client answers on the connection")
     })?;
     let sessions = kit.sessions.clone();
-    {
-        let all = sessions.all();
-        if all.len() >= SESSIONS_MAX || all.contains_key(&id) {
-            return Err(ApiError::new(StatusCode::CONFLICT, format!("the session {id} cannot be opened")));
-        }
-    }
+    let taken = sessions
+        .take(&id)
+        .ok_or_else(|| ApiError::new(StatusCode::CONFLICT, format!("the session {id} cannot be opened")))?;
     tokio::spawn(async move {
         let stream = match upgrade.await {
             Ok(stream) => stream,
             Err(error) => return tracing::debug!(%error, "a session was not opened"),
         };
-        let (closing, closed) = (sessions.clone(), id.clone());
-        let channel = Channel::open(stream, move || drop(closing.all().remove(&closed))).await;
-        match channel {
+        let number = taken.number;
+        match Channel::open(stream, move || drop(taken)).await {
             Ok(channel) => {
                 listens(&channel).await;
-                let mut all = sessions.all();
-                all.insert(id.clone(), Session { channel: channel.clone(), methods: Arc::new(methods) });
-                // It may have ended before it was known.
-                if channel.is_closed() {
-                    all.remove(&id);
-                }
-                drop(all);
-                sessions.more.notify_waiters();
+                sessions.known(&id, number, Session { channel, methods: Arc::new(methods) });
             }
             Err(error) => tracing::debug!(%error, "a session was not opened"),
         }
@@ -142,4 +177,27 @@ pub(super) fn switching() -> Response {
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("h2c"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_one_connections_from_its_request_to_its_end() {
+        let sessions = Arc::new(Sessions::default());
+        let first = sessions.take("a").unwrap();
+        // Though nothing of the first is open yet.
+        assert!(sessions.take("a").is_none());
+        assert!(sessions.take("b").is_some());
+        let number = first.number;
+        drop(first);
+        let second = sessions.take("a").unwrap();
+        assert_ne!(second.number, number);
+        // What the first still does is none of the second's business.
+        drop(Taken { sessions: sessions.clone(), id: "a".to_owned(), number });
+        assert!(sessions.take("a").is_none());
+        drop(second);
+        assert!(sessions.places().is_empty());
+    }
 }
