@@ -7,6 +7,7 @@ mod packages;
 mod provenance;
 mod spdx;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 pub use self::packages::{Distribution, Ecosystem, Package, PackageFile, package_file};
@@ -29,37 +30,47 @@ pub struct Subject {
     pub sha256: String,
 }
 
+#[derive(Serialize)]
+struct Statement<'a, T> {
+    #[serde(rename = "_type")]
+    kind: &'a str,
+    #[serde(rename = "predicateType")]
+    predicate_type: &'a str,
+    subject: Vec<Value>,
+    predicate: &'a T,
+}
+
 /// A statement as bytes.
 #[must_use]
-pub fn statement(predicate_type: &str, subject: &Subject, predicate: &Value) -> Vec<u8> {
+pub fn statement(predicate_type: &str, subject: &Subject, predicate: &impl Serialize) -> Vec<u8> {
     let named = |name: String| json!({"name": name, "digest": {"sha256": subject.sha256}});
     let mut subjects: Vec<Value> =
         subject.names.iter().map(|name| named(image_url(name, &subject.platform, None))).collect();
     if subjects.is_empty() {
         subjects.push(named(UNNAMED.to_owned()));
     }
-    json!({
-        "_type": STATEMENT_TYPE,
-        "predicateType": predicate_type,
-        "subject": subjects,
-        "predicate": predicate,
-    })
-    .to_string()
-    .into_bytes()
+    let statement = Statement { kind: STATEMENT_TYPE, predicate_type, subject: subjects, predicate };
+    // Nothing of what is said can fail to be JSON.
+    serde_json::to_vec(&statement).unwrap_or_default()
 }
 
-/// The package URL of an image: `pkg:docker/app@1?platform=linux%2Famd64`.
+/// The package URL of an image: `pkg:docker/app@1?platform=linux%2Famd64`. A name that has a digest and no tag has no
+/// version.
 #[must_use]
 pub fn image_url(name: &str, platform: &str, digest: Option<&str>) -> String {
-    let name = name.split('@').next().unwrap_or_default();
+    let (name, own) = match name.split_once('@') {
+        Some((name, own)) => (name, Some(own)),
+        None => (name, None),
+    };
     let (path, tag) = match name.rsplit_once(':') {
-        Some((path, tag)) if !tag.contains('/') => (path, tag),
-        _ => (name, "latest"),
+        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
+        _ => (name, own.is_none().then_some("latest")),
     };
     let path: Vec<String> = path.split('/').map(encoded).collect();
-    let mut url = format!("pkg:docker/{}@{}", path.join("/"), encoded(tag));
+    let mut url = format!("pkg:docker/{}", path.join("/"));
+    url.extend(tag.map(|tag| format!("@{}", encoded(tag))));
     let mut sign = '?';
-    for (key, value) in [("digest", digest.unwrap_or_default()), ("platform", platform)] {
+    for (key, value) in [("digest", digest.or(own).unwrap_or_default()), ("platform", platform)] {
         if !value.is_empty() {
             url.push_str(&format!("{sign}{key}={}", encoded(value)));
             sign = '&';
@@ -101,5 +112,8 @@ mod tests {
         let unnamed = read(statement("x", &Subject { names: Vec::new(), ..subject }, &json!({})));
         assert_eq!(unnamed["subject"][0]["name"], "_");
         assert_eq!(image_url("alpine", "", Some("sha256:1")), "pkg:docker/alpine@latest?digest=sha256:1");
+        let by_digest = image_url("host:5000/alpine@sha256:1", "linux/arm64", None);
+        assert_eq!(by_digest, "pkg:docker/host:5000/alpine?digest=sha256:1&platform=linux%2Farm64");
+        assert_eq!(image_url("alpine:3@sha256:1", "", None), "pkg:docker/alpine@3?digest=sha256:1");
     }
 }

@@ -207,6 +207,13 @@ fn short(text: &str) -> String {
 }
 
 impl Package {
+    /// Bytes of all that is said of it.
+    #[must_use]
+    pub fn said(&self) -> usize {
+        let texts = [&self.name, &self.version, &self.architecture, &self.maintainer, &self.path];
+        texts.into_iter().chain(&self.licence).map(String::len).sum()
+    }
+
     /// The package URL.
     #[must_use]
     pub fn url(&self, distribution: &Distribution) -> String {

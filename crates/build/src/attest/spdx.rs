@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Serialize, Serializer};
 
 use super::licence::NOASSERTION;
 use super::packages::{Distribution, Ecosystem, Package};
@@ -28,9 +27,22 @@ pub struct Bom {
     pub tool: String,
 }
 
+/// A list whose members are made as they are written: all at once would be many times what is known of them.
+struct Each<F>(F);
+
+impl<F, I> Serialize for Each<F>
+where
+    F: Fn() -> I,
+    I: IntoIterator<Item: Serialize>,
+{
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0())
+    }
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Document<'a> {
+struct Document<'a, P: Serialize, R: Serialize> {
     spdx_version: &'a str,
     data_license: &'a str,
     #[serde(rename = "SPDXID")]
@@ -40,8 +52,8 @@ struct Document<'a> {
     creation_info: CreationInfo,
     #[serde(skip_serializing_if = "String::is_empty")]
     comment: String,
-    packages: Vec<Part>,
-    relationships: Vec<Relationship>,
+    packages: P,
+    relationships: R,
 }
 
 #[derive(Serialize)]
@@ -83,7 +95,7 @@ struct ExternalRef {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Relationship {
-    spdx_element_id: String,
+    spdx_element_id: &'static str,
     relationship_type: &'static str,
     related_spdx_element: String,
 }
@@ -122,44 +134,48 @@ impl Bom {
 
     /// The document. The same parts of the same image at the same time are the same document.
     #[must_use]
-    pub fn predicate(&self, subject: &Subject) -> Value {
+    pub fn predicate(&self, subject: &Subject) -> impl Serialize {
         let name = subject.names.first().cloned().unwrap_or_else(|| format!("sha256:{}", subject.sha256));
-        let digest = format!("sha256:{}", subject.sha256);
-        let url = image_url(&name, &subject.platform, Some(&digest));
-        let mut packages = vec![Part::new(IMAGE.to_owned(), &name, &digest, "CONTAINER").found_by(url)];
-        let mut relationships = vec![related(DOCUMENT, "DESCRIBES", IMAGE)];
-        if !self.distribution.id.is_empty() {
-            let Distribution { id, version } = &self.distribution;
-            packages.push(Part::new(SYSTEM.to_owned(), id, version, "OPERATING-SYSTEM"));
-            relationships.push(related(IMAGE, "CONTAINS", SYSTEM));
-        }
-        for (number, package) in self.packages.iter().enumerate() {
-            let part = self.part(number, package);
-            relationships.push(related(IMAGE, "CONTAINS", &part.id));
-            packages.push(part);
-        }
-        let document = Document {
+        Document {
             spdx_version: "SPDX-2.3",
             data_license: "CC0-1.0",
             id: DOCUMENT,
-            name,
+            name: name.clone(),
             document_namespace: format!("{NAMESPACE}{}", subject.sha256),
             creation_info: CreationInfo {
                 created: self.created.clone(),
                 creators: vec![format!("Tool: {}", self.tool)],
             },
             comment: self.left_out.join("\n"),
-            packages,
-            relationships,
-        };
-        // Nothing of it can fail to be JSON.
-        serde_json::to_value(&document).unwrap_or_default()
+            packages: Each(move || {
+                let digest = format!("sha256:{}", subject.sha256);
+                let url = image_url(&name, &subject.platform, Some(&digest));
+                let image = Part::new(IMAGE.to_owned(), &name, &digest, "CONTAINER").found_by(url);
+                std::iter::once(image)
+                    .chain(self.system())
+                    .chain(self.numbered().map(move |one| self.part(one)))
+            }),
+            relationships: Each(|| {
+                let described = related(DOCUMENT, "DESCRIBES", IMAGE.to_owned());
+                let system = self.system().map(|part| part.id);
+                let parts = system.into_iter().chain(self.numbered().map(id));
+                std::iter::once(described).chain(parts.map(|id| related(IMAGE, "CONTAINS", id)))
+            }),
+        }
     }
 
-    fn part(&self, number: usize, package: &Package) -> Part {
-        let name: String = package.name.chars().map(|sign| if is_of_id(sign) { sign } else { '-' }).collect();
-        let id = format!("SPDXRef-Package-{}-{name}-{number}", kind(package.ecosystem));
-        let part = Part::new(id, &package.name, &package.version, "LIBRARY");
+    fn system(&self) -> Option<Part> {
+        let Distribution { id, version } = &self.distribution;
+        (!id.is_empty()).then(|| Part::new(SYSTEM.to_owned(), id, version, "OPERATING-SYSTEM"))
+    }
+
+    fn numbered(&self) -> impl Iterator<Item = (usize, &Package)> {
+        self.packages.iter().enumerate()
+    }
+
+    fn part(&self, numbered: (usize, &Package)) -> Part {
+        let (_, package) = numbered;
+        let part = Part::new(id(numbered), &package.name, &package.version, "LIBRARY");
         Part {
             supplier: supplier(&package.maintainer),
             source_info: format!("listed in {}", package.path),
@@ -167,6 +183,12 @@ impl Bom {
             ..part.found_by(package.url(&self.distribution))
         }
     }
+}
+
+/// What a package is called in the document.
+fn id((number, package): (usize, &Package)) -> String {
+    let name: String = package.name.chars().map(|sign| if is_of_id(sign) { sign } else { '-' }).collect();
+    format!("SPDXRef-Package-{}-{name}-{number}", kind(package.ecosystem))
 }
 
 fn is_of_id(sign: char) -> bool {
@@ -201,18 +223,20 @@ fn supplier(maintainer: &str) -> String {
     }
 }
 
-fn related(one: &str, how: &'static str, other: &str) -> Relationship {
-    Relationship {
-        spdx_element_id: one.to_owned(),
-        relationship_type: how,
-        related_spdx_element: other.to_owned(),
-    }
+fn related(one: &'static str, how: &'static str, other: String) -> Relationship {
+    Relationship { spdx_element_id: one, relationship_type: how, related_spdx_element: other }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::super::packages::PackageFile;
     use super::*;
+
+    fn document(bom: &Bom, subject: &Subject) -> Value {
+        serde_json::to_value(bom.predicate(subject)).unwrap()
+    }
 
     fn bom() -> Bom {
         let dpkg =
@@ -291,7 +315,8 @@ mod tests {
 
     #[test]
     fn documents_keep_the_rules_of_spdx() {
-        let document = bom().predicate(&subject());
+        let (bom, subject) = (bom(), subject());
+        let document = document(&bom, &subject);
         check(&document);
         let packages = document["packages"].as_array().unwrap();
         let seen: Vec<_> = packages
@@ -308,14 +333,14 @@ mod tests {
         assert_eq!(seen, expected);
         assert_eq!(text(&packages[2], "supplier"), "Organization: A Team (a@b.org)");
         assert_eq!(text(&packages[3], "supplier"), "Person: Somebody (s@b.org)");
-        assert_eq!(document, bom().predicate(&subject()), "the same is the same");
+        assert_eq!(document, super::tests::document(&bom, &subject), "the same is the same");
     }
 
     #[test]
     fn an_image_of_nothing_has_a_document() {
         let bom = Bom { left_out: vec!["rpm".to_owned()], ..Bom { packages: BTreeSet::new(), ..bom() } };
         let bom = Bom { distribution: Distribution::default(), ..bom };
-        let document = bom.predicate(&Subject { names: Vec::new(), ..subject() });
+        let document = document(&bom, &Subject { names: Vec::new(), ..subject() });
         check(&document);
         assert_eq!(document["packages"].as_array().unwrap().len(), 1);
         assert_eq!(document["comment"], "rpm");
