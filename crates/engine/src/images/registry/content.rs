@@ -6,7 +6,6 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flate2::write::GzEncoder;
 use insula_base::{DiffId, Digest};
 use insula_registry::Content;
 use insula_spec::image::{Descriptor, media};
@@ -15,6 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
+use super::gzip::gzip;
 use crate::{Error, Result};
 
 /// Bytes that are read at a time.
@@ -123,24 +123,11 @@ pub(crate) fn compress(
 ) -> Result<(Descriptor, Compressed)> {
     let file = unnamed(store)?;
     let path = store.root();
-    let mut reader = store.images().open_layer(diff)?;
-    let (mut done, total) = (0, reader.size());
-    let mut plain = Sha256::new();
-    // No name and no time in the header: the same content is the same blob.
-    let mut encoder = GzEncoder::new(Hashed::new(&file), flate2::Compression::default());
-    let mut piece = vec![0; PIECE];
-    loop {
-        let count = fill(&mut reader, &mut piece).map_err(|e| Error::io("read a layer of", path, e))?;
-        if count == 0 {
-            break;
-        }
-        plain.update(&piece[..count]);
-        encoder.write_all(&piece[..count]).map_err(|e| Error::io("write below", path, e))?;
-        done += count as u64;
-        read(done, total);
-    }
-    let hashed = encoder.finish().map_err(|e| Error::io("write below", path, e))?;
-    let found = Digest::from_sha256(&plain.finalize().into());
+    let reader = store.images().open_layer(diff)?;
+    let mut plain = Verified { total: reader.size(), reader, read, done: 0, hash: Sha256::new() };
+    let mut hashed = Hashed::new(&file);
+    gzip(&mut plain, &mut hashed).map_err(|e| Error::io("compress a layer below", path, e))?;
+    let found = Digest::from_sha256(&plain.hash.finalize().into());
     if found != diff.0 {
         let what = format!("layer {diff} as it is on the disk");
         return Err(insula_store::Error::Mismatch { what, expected: diff.0.clone(), found }.into());
@@ -153,6 +140,25 @@ pub(crate) fn compress(
         platform: None,
     };
     Ok((blob, Compressed(Arc::new(file))))
+}
+
+/// A layer's archive on its way, hashed and counted.
+struct Verified<R, T> {
+    reader: R,
+    read: T,
+    done: u64,
+    total: u64,
+    hash: Sha256,
+}
+
+impl<R: Read, T: Fn(u64, u64)> Read for Verified<R, T> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.reader.read(into)?;
+        self.hash.update(&into[..count]);
+        self.done += count as u64;
+        (self.read)(self.done, self.total);
+        Ok(count)
+    }
 }
 
 /// A file below the root that is gone with its last user, however that ends.

@@ -4,6 +4,7 @@ mod account;
 mod artifact;
 mod cache;
 mod content;
+mod gzip;
 mod jobs;
 mod lines;
 mod pull;
