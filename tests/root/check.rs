@@ -51,7 +51,9 @@ fn what_was_pulled_is_repaired() {
     registry.put(&image("app:1"), "app", "1", Compression::Gzip);
     let name = registry.name("app:1");
     daemon.insula(&["pull", &name]).ok();
-    daemon.insula(&["system", "check"]).shows(&["2 blobs, 2 documents, 2 layers", ": nothing is wrong"]);
+    daemon
+        .insula(&["system", "check"])
+        .shows(&["2 blobs, 2 documents, 1 image, 2 layers", ": nothing is wrong"]);
     let before = fs::read(precious(&daemon)).unwrap();
     damage(&precious(&daemon));
     fails(

@@ -30,7 +30,7 @@ pub use blob::Blob;
 pub use error::{Error, Result};
 pub use fetch::Fetch;
 pub use login::Login;
-pub use manifest::{Document, DocumentKind, Resolved};
+pub use manifest::{Document, DocumentKind, Resolved, Stored};
 pub use options::{Insecure, Limits, Mirror, OptionError, Options};
 pub use platform::{PlatformError, Wanted};
 pub use registries::Registries;

@@ -50,6 +50,14 @@ pub struct Resolved {
     pub manifest: Manifest,
 }
 
+/// A document that a registry has now.
+#[derive(Debug)]
+pub struct Stored {
+    pub digest: Digest,
+    /// Why it is not found by what it refers to.
+    pub unlisted: Option<Error>,
+}
+
 /// What tells manifests and indexes apart, and images from other things.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -204,13 +212,15 @@ impl Repository {
         })
     }
 
-    /// Stores a manifest or an index under a tag or its digest, so that it is found by what it refers to.
-    pub async fn put_manifest(&self, name: &str, media_type: &str, bytes: &[u8]) -> Result<Digest> {
+    /// Stores a manifest or an index under a tag or its digest, so that it is found by what it refers to. That it
+    /// cannot be found so is no reason to say that it is not stored.
+    pub async fn put_manifest(&self, name: &str, media_type: &str, bytes: &[u8]) -> Result<Stored> {
         let noted = self.put(name, media_type, bytes).await?;
+        let mut unlisted = None;
         if !noted && let Ok(manifest) = Manifest::parse(bytes) {
-            Box::pin(self.note_referrer(&manifest, bytes)).await?;
+            unlisted = Box::pin(self.note_referrer(&manifest, bytes)).await.err();
         }
-        Ok(digest(bytes))
+        Ok(Stored { digest: digest(bytes), unlisted })
     }
 
     /// Stores a document; whether the registry says that it noted what the document refers to.

@@ -16,28 +16,33 @@ impl Repository {
     pub(crate) async fn note_referrer(&self, manifest: &Manifest, bytes: &[u8]) -> Result<()> {
         let Some(subject) = &manifest.subject else { return Ok(()) };
         let tag = subject.digest.as_str().replace(':', "-");
+        let occupied = |why| Error::protocol(&format!("list what refers to {}", subject.digest), why);
         let known = match self.manifest(Some(&tag), None).await {
             Ok(document) if document.kind == DocumentKind::Index => document.bytes,
-            // Somebody's own; who asks for referrers finds that.
-            Ok(_) => return Ok(()),
+            // Somebody's own, which stays what it is.
+            Ok(_) => return Err(occupied(format!("the tag {tag} is no index"))),
             Err(Error::NotFound { .. }) => Vec::new(),
             Err(error) => return Err(error),
         };
-        match with_entry(&known, manifest, bytes) {
+        match with_entry(&known, manifest, bytes).map_err(occupied)? {
             Some(index) => self.put(&tag, media::INDEX, &index).await.map(drop),
             None => Ok(()),
         }
     }
 }
 
-/// The index with one more entry; `None` if it has it. What others wrote stays as it is.
-fn with_entry(known: &[u8], manifest: &Manifest, bytes: &[u8]) -> Option<Vec<u8>> {
+/// The index with one more entry; `None` if it has it, or why it gets none. What others wrote stays as it is.
+fn with_entry(known: &[u8], manifest: &Manifest, bytes: &[u8]) -> Result<Option<Vec<u8>>, String> {
     let digest: Digest = crate::repository::digest(bytes);
     let mut index: Value = serde_json::from_slice(known)
         .unwrap_or_else(|_| json!({"schemaVersion": 2, "mediaType": media::INDEX, "manifests": []}));
-    let entries = index.get_mut("manifests")?.as_array_mut()?;
-    if entries.len() >= ENTRIES_MAX || entries.iter().any(|entry| entry["digest"] == digest.as_str()) {
-        return None;
+    let entries = index.get_mut("manifests").and_then(Value::as_array_mut);
+    let entries = entries.ok_or_else(|| "what lists it has no manifests".to_owned())?;
+    if entries.iter().any(|entry| entry["digest"] == digest.as_str()) {
+        return Ok(None);
+    }
+    if entries.len() >= ENTRIES_MAX {
+        return Err(format!("it has {ENTRIES_MAX} referrers already"));
     }
     let media_type = manifest.media_type.as_deref().unwrap_or(media::MANIFEST);
     let mut entry = json!({"mediaType": media_type, "digest": digest.as_str(), "size": bytes.len()});
@@ -46,7 +51,7 @@ fn with_entry(known: &[u8], manifest: &Manifest, bytes: &[u8]) -> Option<Vec<u8>
         entry["annotations"] = json!(manifest.annotations);
     }
     entries.push(entry);
-    Some(index.to_string().into_bytes())
+    Ok(Some(index.to_string().into_bytes()))
 }
 
 #[cfg(test)]
@@ -61,18 +66,21 @@ mod tests {
             "artifactType": "x/kind", "annotations": {"a": "b"}});
         let bytes = text.to_string().into_bytes();
         let manifest = Manifest::parse(&bytes).unwrap();
-        let first = with_entry(b"", &manifest, &bytes).unwrap();
+        let first = with_entry(b"", &manifest, &bytes).unwrap().unwrap();
         let read: Value = serde_json::from_slice(&first).unwrap();
         assert_eq!(read["manifests"][0]["artifactType"], "x/kind");
         assert_eq!(read["manifests"][0]["annotations"], json!({"a": "b"}));
-        assert_eq!(with_entry(&first, &manifest, &bytes), None);
+        assert_eq!(with_entry(&first, &manifest, &bytes), Ok(None));
         let other = json!({"schemaVersion": 2, "manifests": [{"digest": "sha256:1", "mine": 1}]}).to_string();
         let both: Value =
-            serde_json::from_slice(&with_entry(other.as_bytes(), &manifest, &bytes).unwrap()).unwrap();
+            serde_json::from_slice(&with_entry(other.as_bytes(), &manifest, &bytes).unwrap().unwrap())
+                .unwrap();
         assert_eq!(
             (&both["manifests"][0]["mine"], both["manifests"].as_array().unwrap().len()),
             (&json!(1), 2)
         );
-        assert_eq!(with_entry(b"[]", &manifest, &bytes), None);
+        assert!(with_entry(b"[]", &manifest, &bytes).is_err());
+        let full = json!({"manifests": vec![json!({"digest": "sha256:1"}); ENTRIES_MAX]}).to_string();
+        assert!(with_entry(full.as_bytes(), &manifest, &bytes).unwrap_err().contains("1000 referrers"));
     }
 }

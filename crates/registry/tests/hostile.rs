@@ -424,3 +424,32 @@ async fn a_registry_without_search_says_so() {
     let error = registries.search(&search(&without), &Credentials::Anonymous).await.unwrap_err();
     assert_eq!(error.kind(), insula_base::Kind::Unsupported, "{error}");
 }
+
+#[tokio::test]
+async fn a_manifest_is_stored_though_the_registry_does_not_list_it() {
+    let subject = descriptor(b"subject");
+    let document = serde_json::json!({
+        "schemaVersion": 2, "config": {"mediaType": "x/y", "digest": digest(b"{}"), "size": 2}, "layers": [],
+        "subject": {"mediaType": "x/y", "digest": subject.digest, "size": 7},
+    });
+    let bytes = document.to_string().into_bytes();
+    // Tags never change there, and what refers to what is nothing it knows of.
+    let server = Server::start(|request| {
+        let to_a_tag = request.uri().path().contains("/manifests/sha256-");
+        match (request.method().as_str(), to_a_tag) {
+            ("PUT", false) => status(201),
+            ("PUT", true) => Response::builder()
+                .status(400)
+                .body(Body::from(r#"{"errors":[{"code":"TAG_INVALID","message":"the tag is immutable"}]}"#))
+                .unwrap(),
+            _ => status(404),
+        }
+    })
+    .await;
+    let target = source(&server, impatient());
+    let name = digest(&bytes);
+    let stored = target.put_manifest(name.as_str(), "x/y", &bytes).await.unwrap();
+    assert_eq!(stored.digest, name);
+    let why = stored.unlisted.unwrap().to_string();
+    assert!(why.contains("the tag is immutable"), "{why}");
+}

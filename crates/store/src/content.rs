@@ -53,11 +53,12 @@ impl Content {
         Ok(bytes)
     }
 
-    /// Stores a document and returns its digest.
+    /// Stores a document, also in the place of one that is damaged, and returns its digest.
     pub(crate) fn write(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = digest(bytes);
         let path = self.path(&digest);
-        if !path.exists() {
+        let whole = self.read(&digest, bytes.len() as u64).is_ok_and(|here| here == bytes);
+        if !whole {
             let incoming = self.ingest.join(insula_base::random_hex(8));
             insula_base::replace(&incoming, bytes, 0o600, Durability::Process)
                 .map_err(|e| Error::io("write", &incoming, e))?;

@@ -45,7 +45,8 @@ pub use error::{Error, Result};
 pub use images::{
     Attested, BlobReader, CommitOptions, Composed, Described, Difference, Force, Image, ImageKind, Images,
     ImportOptions, IndexParts, Ingested, IngestedBlob, IngestedLayer, LayerBlob, LayerLease, LayerPlace,
-    Loaded, Names, Part, Progress, Removal, Scratch, StagedLayer, Standing, StandingIndex, Statement,
+    Loaded, ManifestLease, Names, Part, Progress, Removal, Scratch, StagedLayer, Standing, StandingIndex,
+    Statement,
 };
 pub use layers::{Layer, Layers};
 pub use root::{MOUNT_POINTS, Store};

@@ -13,7 +13,8 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use insula_base::{DiffId, Digest};
 use insula_build::attest::{
-    Bom, Detail, Distribution, Material, PackageFile, Provenance, Subject, image_url, package_file, statement,
+    Bom, Detail, Distribution, Material, Package, PackageFile, Provenance, Subject, image_url, package_file,
+    statement,
 };
 use insula_spec::reference::Reference;
 use insula_store::{Attested, Composed, Image, Statement};
@@ -32,6 +33,8 @@ const LIST_MAX: u64 = 32 << 20;
 const DESCRIPTION_MAX: u64 = 1 << 20;
 /// More would be no image but an attack.
 const PACKAGES_MAX: usize = 64 << 10;
+/// Bytes of all that is said of them.
+const SAID_MAX: usize = 32 << 20;
 /// The same of lists that cannot be read.
 const LEFT_OUT_MAX: usize = 1 << 10;
 /// Where packages are that nothing here can read.
@@ -84,9 +87,10 @@ impl Sources {
         // As the registry knows it, or else as it is here.
         let of_it = |other: &&Reference| parsed.as_ref().is_some_and(|name| other.name() == name.name());
         let pulled = image.references.iter().filter(of_it).find_map(Reference::digest);
-        let digest = pulled.or(image.manifest.as_ref()).unwrap_or(&image.id);
+        let asked = parsed.as_ref().and_then(Reference::digest);
+        let digest = asked.or(pulled).or(image.manifest.as_ref()).unwrap_or(&image.id);
         let platform = platform(&image.config);
-        let name = parsed.map_or_else(|| name.to_owned(), |name| name.familiar());
+        let name = parsed.as_ref().map_or_else(|| name.to_owned(), Reference::familiar);
         self.add(Material {
             uri: image_url(&name, &platform, None),
             digest: [("sha256".to_owned(), digest.hex().to_owned())].into(),
@@ -109,19 +113,20 @@ impl Building {
         if self.request.attestations.is_empty() {
             return Ok(None);
         }
-        let (this, built, mut composed) = (self.clone(), built.clone(), composed.clone());
+        let (this, built, composed) = (self.clone(), built.clone(), composed.clone());
         self.report.line("Writing attestations\n".to_owned()).await;
         blocking(move || {
             let images = this.engine.store().images();
             for layer in &built.layers {
                 this.keep_compressed(&layer.diff_id)?;
             }
-            let described = images.describe(&built.layers, &mut composed)?;
-            let subject = Subject {
+            let mut subject = Subject {
                 names: composed.references.iter().map(Reference::familiar).collect(),
                 platform: platform(&composed.config),
-                sha256: described.subject.digest.hex().to_owned(),
+                sha256: String::new(),
             };
+            let described = images.describe(&built.layers, composed)?;
+            subject.sha256 = described.subject.digest.hex().to_owned();
             let mut statements = Vec::new();
             if this.request.attestations.parts {
                 let bom = this.bom(&built)?;
@@ -198,7 +203,7 @@ impl Building {
         }
         let root = tree.resolve(Path::new("/"), Last::Follow)?;
         if let Some(dir) = root.dir() {
-            Listing { tree: &tree, bom: &mut bom }.folder(dir, Path::new("/"), 0)?;
+            Listing { tree: &tree, bom: &mut bom, said: 0 }.folder(dir, Path::new("/"), 0)?;
         }
         Ok(bom)
     }
@@ -220,6 +225,8 @@ fn distribution(tree: &Tree) -> Result<Distribution> {
 struct Listing<'a> {
     tree: &'a Tree,
     bom: &'a mut Bom,
+    /// Bytes of what is said of packages so far.
+    said: usize,
 }
 
 impl Listing<'_> {
@@ -256,9 +263,13 @@ impl Listing<'_> {
             return Ok(());
         };
         let room = PACKAGES_MAX + 1 - self.bom.packages.len();
-        self.bom.packages.extend(file.read(shown, &text, room));
-        match self.bom.packages.len() > PACKAGES_MAX {
-            true => Err(Error::InvalidArgument(format!("the image has more than {PACKAGES_MAX} packages"))),
+        let packages = file.read(shown, &text, room);
+        self.said += packages.iter().map(Package::said).sum::<usize>();
+        self.bom.packages.extend(packages);
+        let more = |what| Err(Error::InvalidArgument(format!("the image has more than {what}")));
+        match self.said > SAID_MAX {
+            true => more(format!("{} MiB of packages' descriptions", SAID_MAX >> 20)),
+            false if self.bom.packages.len() > PACKAGES_MAX => more(format!("{PACKAGES_MAX} packages")),
             false => Ok(()),
         }
     }

@@ -83,9 +83,8 @@ impl Building {
                 "{name} is this host's own file system, on which no image can be built"
             )));
         }
-        let diffs: Vec<_> = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
-        let store = self.engine.store().clone();
-        let lease = blocking(move || Ok(store.images().lease_layers(&diffs)?)).await?;
+        let (store, leased) = (self.engine.store().clone(), image.clone());
+        let lease = blocking(move || Ok(store.images().lease_image(&leased)?)).await?;
         self.sources.add_image(name, &image);
         Ok((image, lease))
     }

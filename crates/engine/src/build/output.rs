@@ -53,7 +53,7 @@ impl Building {
                 let id = blocking(move || {
                     let images = store.images();
                     Ok(match attested {
-                        Some(attested) => images.compose_attested(&built.layers, composed, attested)?,
+                        Some(attested) => images.compose_attested(attested)?,
                         None => images.compose(&built.layers, composed)?,
                     })
                 })
@@ -70,7 +70,7 @@ impl Building {
                 let id: Digest = written(sender.clone(), cache.is_some(), move |out| {
                     let images = store.images();
                     Ok(match attested {
-                        Some(attested) => images.save_attested(&built.layers, composed, attested, out)?,
+                        Some(attested) => images.save_attested(&built.layers, attested, out)?,
                         None => images.save_composed(&built.layers, composed, out)?,
                     })
                 })

@@ -1,4 +1,4 @@
-//! Documents, archives and layers: is what is on the disk what its digest says.
+//! Documents, archives and layers: is what is on the disk what its digest says, and has every image its layers.
 
 use std::sync::Arc;
 
@@ -90,6 +90,17 @@ async fn repair(engine: &Engine, part: &Part, having: &[(Digest, Vec<Reference>)
             blocking(move || Ok(store.images().restore_blob(&digest, &layer)?)).await?;
             Ok(format!("fetched from {from}"))
         }
+        Part::Image(id) => {
+            // A container of it keeps the layers that it has.
+            unused(engine, having)?;
+            let (store, id) = (images.store().clone(), id.clone());
+            match blocking(move || Ok(store.images().restore_image(&id)?)).await? {
+                true => Ok("its layers are here, and its again".to_owned()),
+                false => Err(Error::NotFound(
+                    "some of them are not here: remove the image, and load or pull it again".to_owned(),
+                )),
+            }
+        }
         Part::Layer { chain, diff } => {
             unused(engine, having)?;
             let (store, place) = (images.store().clone(), (chain.clone(), diff.clone()));
@@ -124,8 +135,9 @@ impl Images {
     /// A layer from a registry that is known to have it; as this very blob, where one is given.
     async fn fetch_layer(&self, diff: &DiffId, blob: Option<&Descriptor>) -> Result<Fetched> {
         let places = self.store().images().places(diff)?;
-        let mut failure =
-            Error::NotFound("no registry is known to have it: load or pull its image again".to_owned());
+        let mut failure = Error::NotFound(
+            "no registry is known to have it: remove its image, and load or pull it again".to_owned(),
+        );
         for place in places {
             if blob.is_some_and(|blob| blob.digest != place.blob.digest) {
                 continue;

@@ -182,9 +182,9 @@ impl Images {
                 "refusing to create a tag with a digest reference".to_owned(),
             ));
         }
-        let image = self.resolve(name)?;
+        let id = self.store.images().id_of(name)?;
         self.store.images().tag(name, &target)?;
-        self.publish("tag", &image.id, &target.familiar());
+        self.publish("tag", &id, &target.familiar());
         Ok(())
     }
 
@@ -197,9 +197,10 @@ impl Images {
     ) -> Result<Vec<ImageDeleteItem>> {
         let (this, name) = (self.clone(), name.to_owned());
         blocking(move || {
-            let image = this.resolve(&name)?;
+            // One whose documents are damaged can be removed, too.
+            let id = this.store.images().id_of(&name)?;
             let steps = this.store.with_reserve(|| this.store.images().remove(&name, force, &running))?;
-            Ok(steps.into_iter().map(|step| this.removed(&image.id, step)).collect())
+            Ok(steps.into_iter().map(|step| this.removed(&id, step)).collect())
         })
         .await
     }
@@ -213,20 +214,13 @@ impl Images {
             let mut answer = ImagesPruneResponse::default();
             let sizes = removable(&images.list()?);
             for image in filter::prunable(images, &filters)? {
-                let names: Vec<String> = match image.references.as_slice() {
-                    [] => vec![image.id.to_string()],
-                    references => references.iter().map(Reference::familiar).collect(),
-                };
-                for name in names {
-                    // One that came into use meanwhile stays.
-                    match this.store.with_reserve(|| images.remove(&name, Force::No, &|_| true)) {
-                        Ok(steps) => {
-                            answer.space_reclaimed += freed(&sizes, &steps);
-                            let done = steps.into_iter().map(|step| this.removed(&image.id, step));
-                            answer.images_deleted.extend(done);
-                        }
-                        Err(error) => tracing::info!(image = name, error = chain(&error), "not pruned"),
+                match this.store.with_reserve(|| images.prune(&image)) {
+                    Ok(steps) => {
+                        answer.space_reclaimed += freed(&sizes, &steps);
+                        let done = steps.into_iter().map(|step| this.removed(&image.id, step));
+                        answer.images_deleted.extend(done);
                     }
+                    Err(error) => tracing::warn!(image = %image.id, error = chain(&error), "not pruned"),
                 }
             }
             this.events.pruned(EventType::Image, answer.space_reclaimed);

@@ -13,6 +13,7 @@ use super::gather::{Gathered, Source, member};
 use super::rows::{self, ImageRow};
 use super::{Image, ImageKind, Images, Loaded, builtin};
 use crate::content::{Content, Incoming};
+use crate::state::Sql;
 use crate::{Error, Result, content};
 
 /// Annotation of a manifest: when it was made.
@@ -70,29 +71,19 @@ impl Images {
         Ok(IngestedBlob { incoming, digest: found })
     }
 
-    /// For each artifact of an archive those of its blobs that came with it and that no image brings.
-    pub(super) fn blobs_of(
-        &self,
-        found: &Contents,
-        gathered: &mut Gathered,
-    ) -> Result<Vec<Vec<IngestedBlob>>> {
-        let of_images: BTreeSet<Digest> = found
-            .images
-            .iter()
-            .flat_map(|image| &image.layers)
-            .filter_map(|(_, blob)| blob.clone())
-            .collect();
-        let of_one = |artifact: &Artifact| {
+    /// Takes in those blobs of an archive's artifacts that came with it and that no image brings.
+    pub(super) fn take_blobs(&self, found: &mut Contents, gathered: &mut Gathered) -> Result<()> {
+        let layers = found.images.iter().flat_map(|image| &image.layers);
+        let of_images: BTreeSet<Digest> = layers.filter_map(|(_, blob)| blob.clone()).collect();
+        for artifact in &mut found.artifacts {
             let manifest = Manifest::parse(&artifact.manifest)?;
-            let mut blobs = Vec::new();
             for blob in manifest.layers.iter().chain([&manifest.config]) {
                 if !of_images.contains(&blob.digest) {
-                    blobs.extend(self.blob_of(&blob.digest, gathered)?);
+                    artifact.blobs.extend(self.blob_of(&blob.digest, gathered)?);
                 }
             }
-            Ok(blobs)
-        };
-        found.artifacts.iter().map(of_one).collect()
+        }
+        Ok(())
     }
 
     /// `None` is here already, or taken by another artifact before.
@@ -132,62 +123,41 @@ impl Images {
         if let Some(name) = references.iter().find(|name| builtin::is_builtin(name)) {
             return Err(Error::Builtin(name.familiar()));
         }
-        let document = Manifest::parse(manifest)?;
-        let id = content::digest(manifest);
-        let wanted: BTreeSet<&Digest> =
-            document.layers.iter().chain([&document.config]).map(|blob| &blob.digest).collect();
-        let _changes = self.changes();
-        let mut placed: Vec<Digest> = Vec::new();
-        let made = self.place_artifact(manifest, &wanted, blobs, &mut placed).and_then(|()| {
-            let size = document.layers.iter().chain([&document.config]).map(|blob| blob.size).sum();
-            let row = ImageRow { id: id.clone(), manifest: Some(id.clone()), size };
-            self.state.transaction(|tx| {
-                let sql = tx.sql();
-                let before = rows::documents(sql)?;
-                rows::add_image(sql, &row, &[], &self.boot)?;
-                wanted.iter().try_for_each(|digest| rows::add_artifact_blob(sql, &id, digest))?;
-                references.iter().try_for_each(|name| rows::set_name(sql, name, &id, Some(&id)))?;
-                self.dropped(tx, &before)
-            })
-        });
-        match made {
-            Ok(dropped) => {
-                self.drop_documents(&dropped);
-                self.sync_later(vec![id.clone()]);
-                Ok(Loaded { id, references: references.to_vec() })
-            }
-            Err(error) => {
-                self.drop_documents(&placed);
-                Err(error)
-            }
-        }
+        let artifact = Artifact { manifest: manifest.to_vec(), references: references.to_vec(), blobs };
+        let contents = Contents { artifacts: vec![artifact], ..Contents::default() };
+        let mut loaded = self.commit(contents, Gathered::default())?;
+        loaded.pop().ok_or(Error::Defect("a commit of one artifact made none"))
     }
 
-    fn place_artifact(
-        &self,
-        manifest: &[u8],
-        wanted: &BTreeSet<&Digest>,
-        blobs: Vec<IngestedBlob>,
-        placed: &mut Vec<Digest>,
-    ) -> Result<()> {
-        for blob in blobs {
+    /// Puts the blobs and the manifest of an artifact among the others; `placed` has those that are new there.
+    pub(super) fn place_artifact(&self, artifact: &mut Artifact, placed: &mut Vec<Digest>) -> Result<()> {
+        for blob in artifact.blobs.drain(..) {
             let digest = blob.digest.clone();
             if blob.place(&self.content)? {
                 placed.push(digest);
             }
         }
-        if let Some(missing) = wanted.iter().find(|digest| !self.content.contains(digest)) {
-            return Err(Error::NoContent((*missing).clone()));
+        let wanted = blobs_of(&Manifest::parse(&artifact.manifest)?);
+        if let Some(missing) = wanted.into_iter().find(|digest| !self.content.contains(digest)) {
+            return Err(Error::NoContent(missing));
         }
-        if !self.content.contains(&content::digest(manifest)) {
-            placed.push(self.content.write(manifest)?);
-        }
-        Ok(())
+        self.place_document(&artifact.manifest, placed)
     }
 
-    pub(super) fn artifact(&self, row: &ImageRow) -> Result<Image> {
+    /// Writes the rows of an artifact whose blobs are in their places; returns its id.
+    pub(super) fn write_artifact(&self, sql: Sql<'_>, artifact: &Artifact) -> Result<Digest> {
+        let manifest = Manifest::parse(&artifact.manifest)?;
+        let id = content::digest(&artifact.manifest);
+        let size = manifest.layers.iter().chain([&manifest.config]).map(|blob| blob.size).sum();
+        let row = ImageRow { id: id.clone(), manifest: Some(id.clone()), size };
+        rows::add_image(sql, &row, &[], &self.boot)?;
+        blobs_of(&manifest).iter().try_for_each(|digest| rows::add_artifact_blob(sql, &id, digest))?;
+        artifact.references.iter().try_for_each(|name| rows::set_name(sql, name, &id, Some(&id)))?;
+        Ok(id)
+    }
+
+    pub(super) fn artifact(&self, row: &ImageRow, references: Vec<Reference>) -> Result<Image> {
         let manifest = Manifest::parse(&self.content.read(&row.id, DOCUMENT_MAX as u64)?)?;
-        let references = self.state.transaction(|tx| rows::names_of(tx.sql(), &row.id))?;
         let created = manifest.annotations.get(CREATED).cloned();
         Ok(Image {
             id: row.id.clone(),
@@ -199,4 +169,9 @@ impl Images {
             manifest: row.manifest.clone(),
         })
     }
+}
+
+/// The blobs of an artifact, each once.
+fn blobs_of(manifest: &Manifest) -> BTreeSet<Digest> {
+    manifest.layers.iter().chain([&manifest.config]).map(|blob| blob.digest.clone()).collect()
 }

@@ -14,16 +14,15 @@ use std::io::Write;
 
 use bytes::Bytes;
 use insula_base::{DiffId, Digest};
-use insula_spec::image::{DOCUMENT_MAX, Descriptor, ImageConfig, Index, Manifest, Platform, media};
+use insula_spec::image::{Descriptor, Index, Manifest, Platform, media};
 use insula_spec::reference::Reference;
-use tar::Builder;
 
-use super::contents::Found;
+use super::contents::{Artifact, Contents, Found};
 use super::gather::Gathered;
 use super::rows::{self, BlobRow};
-use super::save::{Saved, json};
+use super::save::json;
 use super::standing::IndexTree;
-use super::{Composed, Force, Image, ImageKind, Images, IngestedBlob, builtin};
+use super::{Composed, Image, ImageKind, Images, IngestedBlob};
 use crate::{Error, Layer, Result, Transaction, content};
 
 /// What BuildKit and those who read its images call them.
@@ -47,15 +46,11 @@ pub struct Statement {
 }
 
 /// The documents of an image that is to be.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Described {
-    /// Digest of the configuration.
-    pub id: Digest,
     /// What statements are about: the manifest.
     pub subject: Descriptor,
-    config: ImageConfig,
-    config_bytes: Vec<u8>,
-    manifest: Vec<u8>,
+    image: Found,
 }
 
 /// An image that is to be, with what is said about it.
@@ -135,6 +130,13 @@ fn descriptor(media_type: &str, bytes: &[u8]) -> Descriptor {
     }
 }
 
+/// What a document is called in the repositories of these names.
+fn by_digest(names: &[Reference], digest: &Digest) -> Result<Vec<Reference>> {
+    let repositories: BTreeSet<String> = names.iter().map(Reference::name).collect();
+    let named = repositories.into_iter().map(|name| Reference::parse(&format!("{name}@{digest}")));
+    Ok(named.collect::<std::result::Result<_, _>>()?)
+}
+
 impl Images {
     /// Whether a layer is kept in a compressed form, too.
     pub fn is_compressed(&self, diff: &DiffId) -> Result<bool> {
@@ -172,8 +174,8 @@ impl Images {
 
     /// The documents of an image of layers that are here and stay meanwhile. Layers are named in the compressed form
     /// that is kept, and plain without one.
-    pub fn describe(&self, layers: &[Layer], composed: &mut Composed) -> Result<Described> {
-        let (id, config_bytes) = composed.document(layers)?;
+    pub fn describe(&self, layers: &[Layer], composed: Composed) -> Result<Described> {
+        let image = composed.found(layers)?;
         let layers = layers.iter().map(|layer| {
             let (media_type, digest, size) = match self.compressed(&layer.diff_id)? {
                 Some(blob) => (blob.media_type, blob.digest, blob.size),
@@ -187,61 +189,39 @@ impl Images {
         let manifest = json(&Manifest {
             schema_version: 2,
             media_type: Some(media::MANIFEST.to_owned()),
-            config: descriptor(media::CONFIG, &config_bytes),
+            config: descriptor(media::CONFIG, &image.config_bytes),
             layers: layers.collect::<Result<_>>()?,
             annotations: BTreeMap::new(),
             artifact_type: None,
             subject: None,
         })?;
-        let of = &composed.config;
+        let of = &image.config;
         let platform = Platform {
             architecture: of.architecture.clone(),
             os: of.os.clone(),
             variant: of.variant.clone(),
         };
         let subject = Descriptor { platform: Some(platform), ..descriptor(media::MANIFEST, &manifest) };
-        Ok(Described { id, subject, config: composed.config.clone(), config_bytes, manifest })
+        Ok(Described { subject, image: Found { manifest: Some(manifest), ..image } })
     }
 
-    /// Makes the image appear, its names standing for the index; returns its id.
-    pub fn compose_attested(
-        &self,
-        layers: &[Layer],
-        composed: Composed,
-        attested: Attested,
-    ) -> Result<Digest> {
-        let Composed { references, .. } = composed;
-        if let Some(reference) = references.iter().find(|name| builtin::is_builtin(name)) {
-            return Err(Error::Builtin(reference.familiar()));
-        }
+    /// Makes the image appear with what is said about it, its names standing for the index; returns its id.
+    pub fn compose_attested(&self, attested: Attested) -> Result<Digest> {
         let Attested { described, attestation, blobs, index } = attested;
-        let digest = content::digest(&attestation);
-        let by_digest: BTreeSet<_> = references
-            .iter()
-            .map(|name| Reference::parse(&format!("{}@{digest}", name.name())))
-            .collect::<std::result::Result<_, _>>()?;
-        let blobs = blobs.into_iter().map(|bytes| self.taken_in(bytes)).collect::<Result<Vec<_>>>()?;
-        let found = Found {
-            index: Some(IndexTree { bytes: index, within: Vec::new() }),
-            id: described.id.clone(),
-            layers: layers.iter().map(|layer| (layer.diff_id.to_string(), None)).collect(),
-            config: described.config,
-            config_bytes: described.config_bytes,
-            manifest: Some(described.manifest),
-            references,
-            places: Vec::new(),
+        let Described { subject, image } = described;
+        let artifact = Artifact {
+            references: by_digest(&image.references, &content::digest(&attestation))?,
+            manifest: attestation,
+            blobs: blobs.into_iter().map(|bytes| self.taken_in(bytes)).collect::<Result<_>>()?,
         };
-        let known = self.state.transaction(|tx| rows::image(tx.sql(), &digest))?.is_some();
-        self.commit_artifact(&attestation, &by_digest.into_iter().collect::<Vec<_>>(), blobs)?;
-        match self.commit(&[found], Gathered::default()) {
-            Ok(_) => Ok(described.id),
-            Err(error) if known => Err(error),
-            Err(error) => {
-                // Nothing stands for it; what cannot be removed is pruned as an image without a name is.
-                let _ = self.remove(digest.as_str(), Force::Yes, &|_| false);
-                Err(error)
-            }
-        }
+        // As every part of an index it is called by its digest: another manifest of the same image may come.
+        let part = Found { references: by_digest(&image.references, &subject.digest)?, ..image.clone() };
+        let id = image.id.clone();
+        let named = Found { index: Some(IndexTree { bytes: index, within: Vec::new() }), ..image };
+        let contents =
+            Contents { images: vec![part, named], artifacts: vec![artifact], ..Contents::default() };
+        self.commit(contents, Gathered::default())?;
+        Ok(id)
     }
 
     fn taken_in(&self, bytes: Vec<u8>) -> Result<IngestedBlob> {
@@ -251,30 +231,9 @@ impl Images {
     }
 
     /// Writes the image as an archive, as [`Images::save_composed`] does; returns its id.
-    pub fn save_attested(
-        &self,
-        layers: &[Layer],
-        composed: Composed,
-        attested: Attested,
-        out: impl Write,
-    ) -> Result<Digest> {
+    pub fn save_attested(&self, layers: &[Layer], attested: Attested, out: impl Write) -> Result<Digest> {
         let Attested { described, attestation, blobs, index } = attested;
-        let references: BTreeSet<_> = composed.references.iter().cloned().collect();
-        let image = Image {
-            id: described.id.clone(),
-            kind: ImageKind::Stored,
-            references: composed.references,
-            config: described.config,
-            layers: layers.to_vec(),
-            size: 0,
-            manifest: None,
-        };
-        let mut saved = Saved::new(image, references, described.manifest, described.config_bytes);
-        saved.add_attested(index, attestation, blobs);
-        let mut tar = Builder::new(out);
-        self.write_saved(&[saved], &BTreeSet::new(), &mut tar)?;
-        tar.finish().map_err(Error::Output)?;
-        Ok(described.id)
+        self.save_found(layers, described.image, |saved| saved.add_attested(index, attestation, blobs), out)
     }
 
     /// Removes attestations that only indexes list which nothing stands for any more, as far as nobody gave them names;
@@ -297,7 +256,7 @@ impl Images {
             let Some(row) = rows::image(sql, digest)? else { continue };
             let names = rows::names_of(sql, digest)?;
             let own = names.iter().all(|name| name.digest() == Some(digest));
-            if own && row.manifest.as_ref() == Some(digest) && self.says_something(digest)? {
+            if own && row.manifest.as_ref() == Some(digest) && self.says_something(digest) {
                 rows::remove_image(sql, digest)?;
                 freed.push(digest.clone());
             }
@@ -309,9 +268,10 @@ impl Images {
     }
 
     /// Whether it is an attestation by itself, and not only to an index, which may come from anywhere.
-    fn says_something(&self, digest: &Digest) -> Result<bool> {
-        let manifest = Manifest::parse(&self.content.read(digest, DOCUMENT_MAX as u64)?)?;
-        Ok(kind(&manifest) == ATTESTATION)
+    fn says_something(&self, digest: &Digest) -> bool {
+        let manifest = self.document(digest).and_then(|bytes| Ok(Manifest::parse(&bytes)?));
+        // One that is damaged is no reason to fail whoever names something else.
+        manifest.is_ok_and(|manifest| kind(&manifest) == ATTESTATION)
     }
 
     fn attestations(&self, document: &Digest, found: &mut HashSet<Digest>) {

@@ -1,6 +1,7 @@
-//! The last step of a load or an import: layers move to their places, documents are stored, and
-//! one transaction makes the images appear. Before it nothing is visible; if anything fails, what
-//! was placed is taken away again.
+//! The last step of whatever brings images: layers move to their places, documents are stored, and
+//! one transaction makes the images appear, with the artifacts and the indexes that come with them: who
+//! looks meanwhile sees all of it or nothing, and takes no part of it away as one that nobody needs. If
+//! anything fails, what was placed is taken away again.
 
 use insula_sys::failpoint::failpoint;
 use std::collections::{HashMap, HashSet};
@@ -11,11 +12,12 @@ use std::sync::{Arc, MutexGuard};
 use insula_base::{ChainId, DiffId, Digest};
 use insula_spec::image::LAYERS_MAX;
 
-use super::contents::Found;
+use super::contents::{Contents, Found};
 use super::gather::{Gathered, Source};
 use super::rows::{self, BlobRow, ImageRow, LayerRow};
 use super::{Images, Loaded};
 use crate::layers::{Pending, Unpacked};
+use crate::state::Sql;
 use crate::{Error, Result, State, Transaction, content};
 
 /// Layers of all images of one archive: an archive that says more says the same many times.
@@ -46,32 +48,30 @@ struct Placed {
 }
 
 impl Images {
-    /// Makes the images of an archive appear. The caller holds no lock.
-    pub(super) fn commit(&self, images: &[Found], gathered: Gathered) -> Result<Vec<Loaded>> {
-        self.commit_changed(&self.changes(), images, gathered)
+    /// Makes everything appear at once. The caller holds no lock.
+    pub(super) fn commit(&self, contents: impl Into<Contents>, gathered: Gathered) -> Result<Vec<Loaded>> {
+        self.commit_changed(&self.changes(), contents.into(), gathered)
     }
 
     /// The same, for who has to look at something under the lock first.
     pub(super) fn commit_changed(
         &self,
         _changes: &MutexGuard<'_, ()>,
-        images: &[Found],
+        mut contents: Contents,
         mut gathered: Gathered,
     ) -> Result<Vec<Loaded>> {
         let mut placed = Placed::default();
-        let committed = self.place_all(images, &mut gathered, &mut placed).and_then(|()| {
+        let committed = self.place_all(&mut contents, &mut gathered, &mut placed).and_then(|()| {
             failpoint("load.placed");
-            self.write_rows(images, &placed)
+            self.write_rows(&contents, &placed)
         });
         match committed {
             Ok(replaced) => {
                 failpoint("load.rows");
                 self.drop_documents(&replaced);
-                self.sync_later(images.iter().map(|image| image.id.clone()).collect());
-                Ok(images
-                    .iter()
-                    .map(|image| Loaded { id: image.id.clone(), references: image.references.clone() })
-                    .collect())
+                let loaded = told(contents);
+                self.sync_later(loaded.iter().map(|one| one.id.clone()).collect());
+                Ok(loaded)
             }
             Err(error) => {
                 self.take_away(&placed);
@@ -80,7 +80,29 @@ impl Images {
         }
     }
 
-    fn place_all(&self, images: &[Found], gathered: &mut Gathered, placed: &mut Placed) -> Result<()> {
+    fn place_all(&self, contents: &mut Contents, gathered: &mut Gathered, placed: &mut Placed) -> Result<()> {
+        self.place_images(&contents.images, gathered, placed)?;
+        for artifact in &mut contents.artifacts {
+            self.place_artifact(artifact, &mut placed.blobs)?;
+        }
+        let indexes = contents.images.iter().filter_map(|image| image.index.as_ref());
+        for index in indexes.chain(contents.names.iter().map(|named| &named.index)) {
+            for bytes in index.within.iter().chain([&index.bytes]) {
+                self.place_document(bytes, &mut placed.blobs)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a document among the blobs, also in the place of one that is damaged; `placed` has those that are new.
+    pub(super) fn place_document(&self, bytes: &[u8], placed: &mut Vec<Digest>) -> Result<()> {
+        let new = !self.content.contains(&content::digest(bytes));
+        let digest = self.content.write(bytes)?;
+        placed.extend(new.then_some(digest));
+        Ok(())
+    }
+
+    fn place_images(&self, images: &[Found], gathered: &mut Gathered, placed: &mut Placed) -> Result<()> {
         for image in images {
             if image.layers.len() != image.config.rootfs.diff_ids.len() {
                 return Err(Error::Defect("an image has other layers than its configuration"));
@@ -110,12 +132,8 @@ impl Images {
                     LayerRow { chain: chain.clone(), diff: diffs[position].clone(), size: unpacked.size };
                 placed.layers.insert(chain.clone(), row);
             }
-            let indexes =
-                image.index.iter().flat_map(|index| index.within.iter().chain(std::iter::once(&index.bytes)));
-            for bytes in std::iter::once(&image.config_bytes).chain(&image.manifest).chain(indexes) {
-                if !self.content.contains(&content::digest(bytes)) {
-                    placed.blobs.push(self.content.write(bytes)?);
-                }
+            for bytes in std::iter::once(&image.config_bytes).chain(&image.manifest) {
+                self.place_document(bytes, &mut placed.blobs)?;
             }
         }
         Ok(())
@@ -205,8 +223,9 @@ impl Images {
     }
 
     /// Returns the manifests that no image has any more, since one has another.
-    fn write_rows(&self, images: &[Found], placed: &Placed) -> Result<Vec<Digest>> {
-        let indexes = images.iter().filter_map(|image| image.index.as_ref());
+    fn write_rows(&self, contents: &Contents, placed: &Placed) -> Result<Vec<Digest>> {
+        let indexes = contents.images.iter().filter_map(|image| image.index.as_ref());
+        let indexes = indexes.chain(contents.names.iter().map(|named| &named.index));
         let parts: Vec<_> =
             indexes.map(|index| self.index_parts(&index.bytes)).collect::<Result<Vec<_>>>()?.concat();
         self.state.transaction(|tx| {
@@ -219,32 +238,35 @@ impl Images {
             for row in &placed.compressed {
                 rows::add_blob(sql, row)?;
             }
-            for image in images {
-                let chains = chain_ids(&image.config.rootfs.diff_ids);
-                let mut size = 0u64;
-                for chain in &chains {
-                    let row =
-                        rows::layer(sql, chain)?.ok_or(Error::Defect("a layer was placed without a row"))?;
-                    size = size.saturating_add(row.size);
-                }
-                let manifest = image.manifest.as_deref().map(content::digest);
-                rows::add_image(
-                    sql,
-                    &ImageRow { id: image.id.clone(), manifest, size },
-                    &chains,
-                    &self.boot,
-                )?;
-                for reference in &image.references {
-                    let index = image.index.as_ref().map(|index| &index.bytes);
-                    let document = index.or(image.manifest.as_ref()).map(|bytes| content::digest(bytes));
-                    rows::set_name(sql, reference, &image.id, document.as_ref())?;
-                }
-                for place in &image.places {
-                    rows::add_place(sql, place)?;
-                }
+            for image in &contents.images {
+                self.write_image(sql, image)?;
+            }
+            for artifact in &contents.artifacts {
+                self.write_artifact(sql, artifact)?;
+            }
+            for named in &contents.names {
+                rows::image(sql, &named.id)?.ok_or_else(|| Error::NoImage(named.id.to_string()))?;
+                rows::set_name(sql, &named.name, &named.id, Some(&content::digest(&named.index.bytes)))?;
             }
             self.dropped(tx, &before)
         })
+    }
+
+    fn write_image(&self, sql: Sql<'_>, image: &Found) -> Result<()> {
+        let chains = chain_ids(&image.config.rootfs.diff_ids);
+        let mut size = 0u64;
+        for chain in &chains {
+            let row = rows::layer(sql, chain)?.ok_or(Error::Defect("a layer was placed without a row"))?;
+            size = size.saturating_add(row.size);
+        }
+        let manifest = image.manifest.as_deref().map(content::digest);
+        rows::add_image(sql, &ImageRow { id: image.id.clone(), manifest, size }, &chains, &self.boot)?;
+        let index = image.index.as_ref().map(|index| &index.bytes);
+        let document = index.or(image.manifest.as_ref()).map(|bytes| content::digest(bytes));
+        for reference in &image.references {
+            rows::set_name(sql, reference, &image.id, document.as_ref())?;
+        }
+        image.places.iter().try_for_each(|place| rows::add_place(sql, place))
     }
 
     /// What names stood for `before` and nothing needs any more, with its attestations.
@@ -293,6 +315,18 @@ impl Images {
             }
         }
     }
+}
+
+/// What is said of what came, in the order in which it was given.
+fn told(contents: Contents) -> Vec<Loaded> {
+    let images =
+        contents.images.into_iter().map(|image| Loaded { id: image.id, references: image.references });
+    let artifacts = contents
+        .artifacts
+        .into_iter()
+        .map(|artifact| Loaded { id: content::digest(&artifact.manifest), references: artifact.references });
+    let names = contents.names.into_iter().map(|named| Loaded { id: named.id, references: vec![named.name] });
+    images.chain(artifacts).chain(names).collect()
 }
 
 fn sync(root: &Path, state: &Arc<State>, ids: &[Digest]) -> Result<()> {

@@ -107,7 +107,7 @@ impl Images {
             references: options.reference.into_iter().collect(),
             places: Vec::new(),
         };
-        self.commit(&[found], gathered)?;
+        self.commit(found, gathered)?;
         Ok(id)
     }
 }

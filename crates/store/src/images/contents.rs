@@ -5,15 +5,15 @@ use insula_base::Digest;
 use insula_spec::image::{ArchiveEntry, ImageConfig, Index, parse_archive_manifest};
 use insula_spec::reference::Reference;
 
-use super::builtin;
 use super::gather::{Gathered, clean, member};
 use super::index::{self, Part, Top};
 use super::rows::Place;
 use super::standing::IndexTree;
+use super::{IngestedBlob, builtin};
 use crate::{Error, Result, content};
 
 /// An image of an archive.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Found {
     /// The index that its names stand for in registries, if that is not the manifest.
     pub(super) index: Option<IndexTree>,
@@ -29,7 +29,7 @@ pub(super) struct Found {
     pub(super) places: Vec<Place>,
 }
 
-/// What an archive holds.
+/// What an archive holds, or a pull or a build brings: all of it appears at once.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     pub(super) images: Vec<Found>,
@@ -46,11 +46,25 @@ pub(super) struct Named {
     pub(super) id: Digest,
 }
 
-/// An artifact of an archive.
+/// An artifact, of blobs that were taken in or are here as they came.
 #[derive(Debug)]
 pub(super) struct Artifact {
     pub(super) manifest: Vec<u8>,
     pub(super) references: Vec<Reference>,
+    pub(super) blobs: Vec<IngestedBlob>,
+}
+
+impl Artifact {
+    /// One whose blobs are here, or are yet to be taken in.
+    fn new(manifest: Vec<u8>, references: Vec<Reference>) -> Self {
+        Self { manifest, references, blobs: Vec::new() }
+    }
+}
+
+impl From<Found> for Contents {
+    fn from(image: Found) -> Self {
+        Self { images: vec![image], ..Self::default() }
+    }
 }
 
 /// All of the archive. Of images `manifest.json` has the last word where both are: it names all tags.
@@ -98,7 +112,7 @@ impl Contents {
         let part = &top.parts[top.meant];
         if part.artifact {
             let references = top.name.iter().cloned().collect();
-            self.artifacts.push(Artifact { manifest: part.bytes.clone(), references });
+            self.artifacts.push(Artifact::new(part.bytes.clone(), references));
         } else if !listed {
             self.images.push(from_manifest(gathered, part, top.name.clone())?);
         }
@@ -117,7 +131,7 @@ impl Contents {
         for part in top.parts.iter().filter(|_| top.whole) {
             let by_digest = Reference::parse(&format!("{}@{}", name.name(), part.digest))?;
             if part.artifact {
-                self.artifacts.push(Artifact { manifest: part.bytes.clone(), references: vec![by_digest] });
+                self.artifacts.push(Artifact::new(part.bytes.clone(), vec![by_digest]));
             } else {
                 self.images.push(from_manifest(gathered, part, Some(by_digest))?);
             }
@@ -125,7 +139,7 @@ impl Contents {
         let meant = &top.parts[top.meant];
         if meant.artifact {
             if !top.whole {
-                self.artifacts.push(Artifact { manifest: meant.bytes.clone(), references: Vec::new() });
+                self.artifacts.push(Artifact::new(meant.bytes.clone(), Vec::new()));
             }
             let (name, index, id) = (name.clone(), index.clone(), meant.digest.clone());
             self.names.push(Named { name, index, id });

@@ -19,7 +19,7 @@ use super::gather::{Gathered, Source};
 use super::rows::{self, Place};
 use super::stage::{Rest, Staged, layer_compression, stage};
 use super::standing::IndexTree;
-use super::{Images, LayerLease, Loaded};
+use super::{Image, Images, LayerLease, Loaded};
 use crate::stream::Compression;
 use crate::{Error, Result, content};
 
@@ -73,6 +73,14 @@ impl Images {
             here.extend(self.layer_here(diff)?);
         }
         Ok(self.leases.take(here))
+    }
+
+    /// Keeps the layers of an image, whoever removes it while the lease is held. [`Error::NoImage`] if somebody did
+    /// since it was looked up.
+    pub fn lease_image(&self, image: &Image) -> Result<LayerLease> {
+        let lease = self.lease_all(image.layers.iter().map(|layer| layer.diff_id.clone()).collect());
+        self.id_of(image.id.as_str())?;
+        Ok(lease)
     }
 
     /// Takes in the archive of one layer, which is what `next` returns until there is no more. Digests
@@ -143,7 +151,7 @@ impl Images {
                 gathered.layers.insert(staged.blob.to_string(), Ok(Source::Staged(staged)));
             }
         }
-        let mut loaded = self.commit_changed(&changes, &[found], gathered)?;
+        let mut loaded = self.commit_changed(&changes, found.into(), gathered)?;
         loaded.pop().ok_or(Error::Defect("a commit of one image made none"))
     }
 

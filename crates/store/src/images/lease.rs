@@ -4,51 +4,64 @@
 //! a lease alone held is swept by the next change, or when the store is opened.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use insula_base::DiffId;
+use insula_base::{DiffId, Digest};
 
-/// How many hold each content.
-#[derive(Debug, Default)]
-pub(super) struct Leases(Mutex<HashMap<DiffId, usize>>);
-
-impl Leases {
-    pub(super) fn take(self: &Arc<Self>, diffs: Vec<DiffId>) -> LayerLease {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for diff in &diffs {
-            *held.entry(diff.clone()).or_default() += 1;
-        }
-        LayerLease { diffs, leases: self.clone() }
-    }
-
-    pub(super) fn holds(&self, diff: &DiffId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(diff)
-    }
-}
-
-/// Keeps layers until it is dropped.
+/// How many hold each of them.
 #[derive(Debug)]
-pub struct LayerLease {
-    diffs: Vec<DiffId>,
-    leases: Arc<Leases>,
+pub(super) struct Leases<T>(Mutex<HashMap<T, usize>>);
+
+impl<T> Default for Leases<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
 }
+
+impl<T: Clone + Eq + Hash> Leases<T> {
+    pub(super) fn take(self: &Arc<Self>, things: Vec<T>) -> Lease<T> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for thing in &things {
+            *held.entry(thing.clone()).or_default() += 1;
+        }
+        Lease { things, leases: self.clone() }
+    }
+
+    pub(super) fn holds(&self, thing: &T) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(thing)
+    }
+}
+
+/// Keeps what it names until it is dropped.
+#[derive(Debug)]
+pub struct Lease<T: Clone + Eq + Hash> {
+    things: Vec<T>,
+    leases: Arc<Leases<T>>,
+}
+
+/// Keeps layers.
+pub type LayerLease = Lease<DiffId>;
+
+/// Keeps manifests, and what they are of, from being pruned before something is named that lists them.
+pub type ManifestLease = Lease<Digest>;
 
 impl LayerLease {
     /// The layers that are here, whole, and stay so.
     #[must_use]
     pub fn layers(&self) -> &[DiffId] {
-        &self.diffs
+        &self.things
     }
 }
 
-impl Drop for LayerLease {
+impl<T: Clone + Eq + Hash> Drop for Lease<T> {
     fn drop(&mut self) {
         let mut held = self.leases.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for diff in &self.diffs {
-            if let Some(count) = held.get_mut(diff) {
+        for thing in &self.things {
+            if let Some(count) = held.get_mut(thing) {
                 *count -= 1;
                 if *count == 0 {
-                    held.remove(diff);
+                    held.remove(thing);
                 }
             }
         }

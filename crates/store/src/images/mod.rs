@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use insula_base::Digest;
+use insula_base::{DiffId, Digest};
 use insula_spec::image::{DOCUMENT_MAX, ImageConfig, RunConfig};
 use insula_spec::reference::Reference;
 
@@ -38,7 +38,7 @@ pub use self::attest::{Attested, Described, Statement};
 pub use self::blobs::{BlobReader, LayerBlob};
 pub use self::commit_upper::{CommitOptions, StagedDiff};
 pub use self::ingest::{Ingested, IngestedLayer, LayerPlace};
-pub use self::lease::LayerLease;
+pub use self::lease::{LayerLease, ManifestLease};
 pub use self::save::IndexParts;
 pub use self::snapshot::{Composed, Scratch, StagedLayer};
 pub use self::stack::Difference;
@@ -157,16 +157,21 @@ pub struct Images {
     /// Held while layers or blobs come and go, so that none is removed between its last check and
     /// the row that holds it.
     changes: Mutex<()>,
-    leases: Arc<lease::Leases>,
+    leases: Arc<lease::Leases<DiffId>>,
+    /// Manifests of what is brought one after the other, and gets its name at last.
+    coming: Arc<lease::Leases<Digest>>,
     /// Threads that flush what was loaded, or remove what was let go of.
     syncing: Mutex<Vec<JoinHandle<()>>>,
     /// What tells this run of the machine from the one before a power loss.
     boot: String,
 }
 
-/// What all names of an image stand for, if that is the same.
+/// What all names of an image stand for, if that is the same; of one that has tags what those stand for.
 fn the_one_document(tx: &Transaction<'_>, id: &Digest) -> Result<Option<Digest>> {
-    let names = rows::names_of(tx.sql(), id)?;
+    let mut names = rows::names_of(tx.sql(), id)?;
+    if names.iter().any(|name| name.tag().is_some()) {
+        names.retain(|name| name.tag().is_some());
+    }
     let documents = names.iter().map(|name| rows::document_of(tx.sql(), name));
     let mut documents = documents.collect::<Result<HashSet<_>>>()?.into_iter();
     Ok(documents.next().flatten().filter(|_| documents.next().is_none()))
@@ -186,6 +191,7 @@ impl Images {
             layers: layers.clone(),
             changes: Mutex::new(()),
             leases: Arc::default(),
+            coming: Arc::default(),
             syncing: Mutex::new(Vec::new()),
             boot: recover::boot_id()?,
         };
@@ -194,8 +200,7 @@ impl Images {
     }
 
     /// Loads every image of an archive: `docker save`'s or an OCI layout, plain or compressed with
-    /// gzip or zstd. Either all of its images appear or none, and artifacts after them. Names that other images
-    /// had move.
+    /// gzip or zstd. Either all of its images and artifacts appear or none. Names that other images had move.
     pub fn load(&self, input: impl Read + Send, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Loaded>> {
         self.load_named(input, Names::Move, progress)
     }
@@ -212,19 +217,12 @@ impl Images {
         if names == Names::Stay {
             found.leave_names(&self.names()?);
         }
-        let artifacts = self.blobs_of(&found, &mut gathered)?;
-        let mut loaded = self.commit(&found.images, gathered)?;
-        for (artifact, blobs) in found.artifacts.iter().zip(artifacts) {
-            loaded.push(self.commit_artifact(&artifact.manifest, &artifact.references, blobs)?);
-        }
+        self.take_blobs(&mut found, &mut gathered)?;
+        let mut loaded = self.commit(found, gathered)?;
         // Parts of an index have no names of their own.
         loaded.retain(|one| {
             one.references.is_empty() || one.references.iter().any(|name| name.tag().is_some())
         });
-        for named in found.names {
-            self.name_document(&named.name, &named.index.bytes, &named.index.within, &named.id)?;
-            loaded.push(Loaded { id: named.id, references: vec![named.name] });
-        }
         self.sweep()?;
         Ok(loaded)
     }
@@ -238,7 +236,7 @@ impl Images {
     ) -> Result<Digest> {
         let (found, gathered) = import::import(input, self, options, progress)?;
         let id = found.id.clone();
-        self.commit(&[found], gathered)?;
+        self.commit(found, gathered)?;
         Ok(id)
     }
 
@@ -248,21 +246,38 @@ impl Images {
         if let Some(image) = builtin::resolve(text, &self.root) {
             return Ok(image);
         }
-        let row = self.state.transaction(|tx| find(tx, text))?.0;
-        self.image(&row)
+        let known = self.state.transaction(|tx| {
+            let (row, _) = find(tx, text)?;
+            Known::read(tx, row)
+        })?;
+        self.image(known)
+    }
+
+    /// The id of the image that a text means, as [`Images::resolve`] finds it, though its documents may be damaged.
+    pub fn id_of(&self, text: &str) -> Result<Digest> {
+        match builtin::resolve(text, &self.root) {
+            Some(image) => Ok(image.id),
+            None => self.state.transaction(|tx| Ok(find(tx, text)?.0.id)),
+        }
     }
 
     /// Every image, the built-in ones last, others newest first. One whose configuration is damaged is left
     /// out: it must not take the others with it.
     pub fn list(&self) -> Result<Vec<Image>> {
-        let rows = self.state.transaction(|tx| rows::images(tx.sql()))?;
-        let mut images = Vec::with_capacity(rows.len());
-        for row in &rows {
-            match self.image(row) {
+        let all = self.state.transaction(|tx| {
+            let rows = rows::images(tx.sql())?;
+            rows.into_iter().map(|row| Known::read(tx, row)).collect::<Result<Vec<_>>>()
+        })?;
+        let mut images = Vec::with_capacity(all.len());
+        for known in all {
+            let id = known.row.id.clone();
+            match self.image(known) {
                 Ok(image) => images.push(image),
+                // It was removed meanwhile.
+                Err(Error::NoImage(_)) => {}
                 Err(error @ (Error::NoContent(_) | Error::Document(_) | Error::Limit { .. })) => {
                     let error = insula_base::chain(&error);
-                    tracing::warn!(image = %row.id, error, "an image is left out: see `insula system check`");
+                    tracing::warn!(image = %id, error, "an image is left out: see `insula system check`");
                 }
                 Err(error) => return Err(error),
             }
@@ -331,14 +346,25 @@ impl Images {
         }
     }
 
-    fn image(&self, row: &rows::ImageRow) -> Result<Image> {
+    /// What is in its documents. One that was removed since its rows were read is none.
+    fn image(&self, known: Known) -> Result<Image> {
+        let id = known.row.id.clone();
+        match self.described(known) {
+            Err(Error::NoContent(_))
+                if self.state.transaction(|tx| rows::image(tx.sql(), &id))?.is_none() =>
+            {
+                Err(Error::NoImage(id.to_string()))
+            }
+            described => described,
+        }
+    }
+
+    fn described(&self, known: Known) -> Result<Image> {
+        let Known { row, references, layers } = known;
         if row.manifest.as_ref() == Some(&row.id) {
-            return self.artifact(row);
+            return self.artifact(&row, references);
         }
         let config = ImageConfig::parse(&self.content.read(&row.id, DOCUMENT_MAX as u64)?)?;
-        let (references, layers) = self.state.transaction(|tx| {
-            Ok::<_, Error>((rows::names_of(tx.sql(), &row.id)?, rows::layers_of(tx.sql(), &row.id)?))
-        })?;
         let layers = layers
             .into_iter()
             .map(|layer| Layer {
@@ -349,13 +375,13 @@ impl Images {
             })
             .collect();
         Ok(Image {
-            id: row.id.clone(),
+            id: row.id,
             kind: ImageKind::Stored,
             references,
             config,
             layers,
             size: row.size,
-            manifest: row.manifest.clone(),
+            manifest: row.manifest,
         })
     }
 
@@ -371,6 +397,21 @@ impl Images {
 impl Drop for Images {
     fn drop(&mut self) {
         self.wait_synced();
+    }
+}
+
+/// What the state has of an image at one moment.
+struct Known {
+    row: rows::ImageRow,
+    references: Vec<Reference>,
+    layers: Vec<rows::LayerRow>,
+}
+
+impl Known {
+    fn read(tx: &Transaction<'_>, row: rows::ImageRow) -> Result<Self> {
+        let references = rows::names_of(tx.sql(), &row.id)?;
+        let layers = rows::layers_of(tx.sql(), &row.id)?;
+        Ok(Self { row, references, layers })
     }
 }
 

@@ -4,7 +4,8 @@
 //! - by its last name or by id, the image goes, and the layers that nothing else holds;
 //! - by id while several repositories name it: only with force;
 //! - while a container uses it: only with force, and not while that runs. The container keeps the
-//!   layers until it is removed.
+//!   layers until it is removed;
+//! - who prunes removes what was seen to be of no use, if it is still as it was seen.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use std::path::PathBuf;
 use insula_base::{ChainId, DiffId, Digest};
 use insula_spec::reference::Reference;
 
-use super::{Force, FoundBy, Images, LayerLease, Removal, builtin, find, rows};
+use super::{Force, FoundBy, Image, Images, LayerLease, ManifestLease, Removal, builtin, find, rows};
 use crate::layers::{Key, Keys};
 use crate::{Error, Result, Transaction};
 
@@ -92,6 +93,45 @@ impl Images {
         })?;
         let removals = self.clean_up(freed);
         Ok(removals)
+    }
+
+    /// Removes an image that nothing needs and that is as it was seen: it has the same names, no container uses it, and
+    /// it is no part of what is being brought. What an index lists that a tag of another image stands for loses its
+    /// tags and stays.
+    pub fn prune(&self, seen: &Image) -> Result<Vec<Removal>> {
+        let _changes = self.changes();
+        let freed = self.state.transaction(|tx| {
+            let Some(image) = rows::image(tx.sql(), &seen.id)? else { return Ok(Freed::default()) };
+            let names = rows::names_of(tx.sql(), &image.id)?;
+            let manifests: Vec<_> =
+                names.iter().filter_map(Reference::digest).chain(&image.manifest).collect();
+            let needed = !rows::users(tx.sql(), &image.id)?.is_empty()
+                || manifests.iter().any(|digest| self.coming.holds(digest));
+            if names != seen.references || needed {
+                return Ok(Freed::default());
+            }
+            let mut listed = HashSet::new();
+            let others = rows::documents_of_others(tx.sql(), &image.id)?;
+            others.iter().for_each(|document| self.listed(document, &mut listed));
+            let documents = rows::documents(tx.sql())?;
+            let mut freed = if manifests.into_iter().any(|digest| listed.contains(digest)) {
+                let tags: Vec<_> = names.into_iter().filter(|name| name.tag().is_some()).collect();
+                untag(tx, &tags)?
+            } else {
+                self.delete(tx, &image, &names)?
+            };
+            self.delete_parts(tx, &documents, &mut freed)?;
+            freed.blobs.extend(documents);
+            freed.settle(tx)
+        })?;
+        Ok(self.clean_up(freed))
+    }
+
+    /// Keeps images and artifacts with these manifests from being pruned: they are brought one after the other, and
+    /// the index that lists them gets its name when all are here.
+    #[must_use]
+    pub fn keep_manifests(&self, manifests: Vec<Digest>) -> ManifestLease {
+        self.coming.take(manifests)
     }
 
     /// The names that go with one. An image that the index of another tag lists stays by its digest.

@@ -14,6 +14,7 @@ use insula_spec::image::DOCUMENT_MAX;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
+use super::commit::chain_ids;
 use super::ingest::IngestedLayer;
 use super::stage::{Rest, Staged, layer_compression, stage};
 use super::verify::hash;
@@ -70,6 +71,25 @@ impl Images {
         self.flush()
     }
 
+    /// Gives an image the layers that its configuration names; false if one of them is not here.
+    pub fn restore_image(&self, id: &Digest) -> Result<bool> {
+        let Some(diffs) = self.declared(id) else { return Ok(false) };
+        let chains = chain_ids(&diffs);
+        let _changes = self.changes();
+        self.state.transaction(|tx| {
+            let mut size = 0u64;
+            for chain in &chains {
+                match rows::layer(tx.sql(), chain)?.filter(|_| self.layers.contains(chain)) {
+                    Some(row) => size = size.saturating_add(row.size),
+                    None => return Ok(false),
+                }
+            }
+            rows::hold_layers(tx.sql(), id, &chains)?;
+            rows::set_size(tx.sql(), id, size)?;
+            Ok(true)
+        })
+    }
+
     /// Puts a document into its place.
     pub fn restore_document(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
         let found = content::digest(bytes);
@@ -77,7 +97,6 @@ impl Images {
             return Err(Error::Mismatch { what: "the document".to_owned(), expected: digest.clone(), found });
         }
         let _changes = self.changes();
-        self.content.remove(digest)?;
         self.content.write(bytes)?;
         self.flush()
     }

@@ -255,6 +255,13 @@ pub(super) fn tagged_documents(sql: Sql<'_>, without: Option<&Reference>) -> Res
     sql.rows("read what names stand for", text, (without,), |row| parsed(row, 0))
 }
 
+/// What names with a tag stand for that are of other images.
+pub(super) fn documents_of_others(sql: Sql<'_>, image: &Digest) -> Result<Vec<Digest>> {
+    let text = "SELECT DISTINCT document FROM image_names
+                WHERE document IS NOT NULL AND instr(name, '@') = 0 AND image != ?1";
+    sql.rows("read what names stand for", text, (image.as_str(),), |row| parsed(row, 0))
+}
+
 /// Everything that has to be below content/blobs.
 pub(super) fn contents(sql: Sql<'_>) -> Result<HashSet<Digest>> {
     let text =
@@ -332,6 +339,11 @@ pub(super) fn hold_layers(sql: Sql<'_>, id: &Digest, chains: &[ChainId]) -> Resu
         sql.execute("hold a layer", text, (id.as_str(), position, chain.0.as_str()))?;
     }
     Ok(())
+}
+
+pub(super) fn set_size(sql: Sql<'_>, id: &Digest, size: u64) -> Result<()> {
+    let text = "UPDATE images SET size = ?2 WHERE id = ?1";
+    sql.execute("set the size of an image", text, (id.as_str(), signed(size))).map(drop)
 }
 
 pub(super) fn remove_image(sql: Sql<'_>, id: &Digest) -> Result<()> {

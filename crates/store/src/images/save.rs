@@ -22,7 +22,8 @@ use insula_spec::image::{
 use insula_spec::reference::Reference;
 use tar::{Builder, EntryType, Header};
 
-use super::{Composed, Image, ImageKind, Images, Standing, builtin};
+use super::contents::Found;
+use super::{Composed, Image, ImageKind, Images, LayerLease, Standing, builtin};
 use crate::stream::{Hashing, channel, pump_plain};
 use crate::{Error, Layer, Result, content};
 
@@ -42,6 +43,8 @@ pub(super) struct Saved {
     blobs: Vec<Vec<u8>>,
     /// The index, of an image without a name.
     unnamed: Option<Vec<u8>>,
+    /// Keep what is saved until it is, whoever removes it.
+    leases: Vec<LayerLease>,
 }
 
 impl Saved {
@@ -61,6 +64,7 @@ impl Saved {
             parts: Vec::new(),
             blobs: Vec::new(),
             unnamed: None,
+            leases: Vec::new(),
         }
     }
 
@@ -108,21 +112,33 @@ impl Images {
 
     /// Writes an image that is made of layers which are here and stay meanwhile, and is not in the store: its names
     /// are the archive's alone. Returns its id.
-    pub fn save_composed(&self, layers: &[Layer], mut composed: Composed, out: impl Write) -> Result<Digest> {
-        let references = composed.references.iter().cloned().collect();
-        let (id, config) = composed.document(layers)?;
+    pub fn save_composed(&self, layers: &[Layer], composed: Composed, out: impl Write) -> Result<Digest> {
+        self.save_found(layers, composed.found(layers)?, |_| {}, out)
+    }
+
+    /// The same of an image whose documents are made; `add` says what goes with it.
+    pub(super) fn save_found(
+        &self,
+        layers: &[Layer],
+        found: Found,
+        add: impl FnOnce(&mut Saved),
+        out: impl Write,
+    ) -> Result<Digest> {
+        let Found { id, config, config_bytes, manifest, references, .. } = found;
+        let named = references.iter().cloned().collect();
         let image = Image {
             id: id.clone(),
             kind: ImageKind::Stored,
-            references: composed.references,
-            config: composed.config,
+            references,
+            config,
             layers: layers.to_vec(),
             size: 0,
             manifest: None,
         };
-        let manifest = self.plain_manifest(&image, &config)?;
+        let manifest = manifest.map_or_else(|| self.plain_manifest(&image, &config_bytes), Ok)?;
+        let mut saved = Saved::new(image, named, manifest, config_bytes);
+        add(&mut saved);
         let mut tar = Builder::new(out);
-        let saved = Saved::new(image, references, manifest, config);
         self.write_saved(&[saved], &BTreeSet::new(), &mut tar)?;
         tar.finish().map_err(sending)?;
         Ok(id)
@@ -192,9 +208,11 @@ impl Images {
                 match saved.iter_mut().find(|other| other.image.id == image.id) {
                     Some(other) => other.references.extend(references),
                     None => {
+                        let leases = vec![self.lease_image(&image)?];
                         let manifest = self.manifest(&image)?;
                         let config = self.config_of(&manifest)?;
-                        saved.push(Saved::new(image, references.into_iter().collect(), manifest, config));
+                        let one = Saved::new(image, references.into_iter().collect(), manifest, config);
+                        saved.push(Saved { leases, ..one });
                     }
                 }
             }
@@ -216,7 +234,8 @@ impl Images {
             if index.missing > 0 {
                 continue;
             }
-            for (manifest, _) in index.here {
+            for (manifest, id) in index.here {
+                saved.leases.push(self.lease_image(&self.resolve(id.as_str())?)?);
                 let manifest = self.document(&manifest)?;
                 let config = self.config_of(&manifest)?;
                 saved.parts.push((manifest, config));

@@ -76,6 +76,25 @@ impl Composed {
             serde_json::to_vec(&self.config).map_err(|_| Error::Defect("a configuration is always JSON"))?;
         Ok((content::digest(&bytes), bytes))
     }
+
+    /// The image of these layers, which are here, without a manifest.
+    pub(super) fn found(mut self, layers: &[Layer]) -> Result<Found> {
+        let (id, config_bytes) = self.document(layers)?;
+        let Self { config, references } = self;
+        if let Some(reference) = references.iter().find(|name| builtin::is_builtin(name)) {
+            return Err(Error::Builtin(reference.familiar()));
+        }
+        Ok(Found {
+            index: None,
+            id,
+            layers: layers.iter().map(|layer| (layer.diff_id.to_string(), None)).collect(),
+            config,
+            config_bytes,
+            manifest: None,
+            references,
+            places: Vec::new(),
+        })
+    }
 }
 
 impl Images {
@@ -189,23 +208,10 @@ impl Images {
     }
 
     /// Makes an image of layers that are here; returns its id.
-    pub fn compose(&self, layers: &[Layer], mut composed: Composed) -> Result<Digest> {
-        let (id, config_bytes) = composed.document(layers)?;
-        let Composed { config, references } = composed;
-        if let Some(reference) = references.iter().find(|name| builtin::is_builtin(name)) {
-            return Err(Error::Builtin(reference.familiar()));
-        }
-        let found = Found {
-            index: None,
-            id: id.clone(),
-            layers: layers.iter().map(|layer| (layer.diff_id.to_string(), None)).collect(),
-            config,
-            config_bytes,
-            manifest: None,
-            references,
-            places: Vec::new(),
-        };
-        self.commit(&[found], Gathered::default())?;
+    pub fn compose(&self, layers: &[Layer], composed: Composed) -> Result<Digest> {
+        let found = composed.found(layers)?;
+        let id = found.id.clone();
+        self.commit(found, Gathered::default())?;
         Ok(id)
     }
 }

@@ -46,34 +46,46 @@ pub(super) struct IndexTree {
 }
 
 impl Images {
-    /// Has a name stand for an index or a manifest; `image` is what it means here. `within` are the indexes that an
+    /// Has names stand for an index or a manifest; `image` is what they mean here. `within` are the indexes that an
     /// index lists, at whatever depth, as far as they are not here yet.
     pub fn name_document(
         &self,
-        name: &Reference,
+        names: &[Reference],
         document: &[u8],
         within: &[Vec<u8>],
         image: &Digest,
     ) -> Result<()> {
-        if builtin::is_builtin(name) {
+        if let Some(name) = names.iter().find(|name| builtin::is_builtin(name)) {
             return Err(Error::Builtin(name.familiar()));
         }
         let _changes = self.changes();
-        for bytes in within {
-            self.content.write(bytes)?;
+        let mut placed = Vec::new();
+        let named = self.place_and_name(names, document, within, image, &mut placed);
+        // What nothing stands for any more, or for after all.
+        self.drop_documents(named.as_deref().unwrap_or(&placed));
+        named.map(drop)
+    }
+
+    fn place_and_name(
+        &self,
+        names: &[Reference],
+        document: &[u8],
+        within: &[Vec<u8>],
+        image: &Digest,
+        placed: &mut Vec<Digest>,
+    ) -> Result<Vec<Digest>> {
+        for bytes in within.iter().map(Vec::as_slice).chain([document]) {
+            self.place_document(bytes, placed)?;
         }
-        let parts = self.index_parts(document)?;
-        let document = self.content.write(document)?;
-        let dropped = self.state.transaction(|tx| {
+        let (parts, document) = (self.index_parts(document)?, content::digest(document));
+        self.state.transaction(|tx| {
             let sql = tx.sql();
             let before = rows::documents(sql)?;
             rows::image(sql, image)?.ok_or_else(|| Error::NoImage(image.to_string()))?;
             rows::add_index_parts(sql, &parts)?;
-            rows::set_name(sql, name, image, Some(&document))?;
+            names.iter().try_for_each(|name| rows::set_name(sql, name, image, Some(&document)))?;
             self.dropped(tx, &before)
-        })?;
-        self.drop_documents(&dropped);
-        Ok(())
+        })
     }
 
     /// Which index lists which others that are here, from this one on down.

@@ -24,6 +24,7 @@ macro_rules! need_root {
     };
 }
 
+mod damage;
 mod gc;
 mod index;
 mod ingest;
@@ -545,6 +546,45 @@ fn saved(store: &Store, names: &[&str]) -> Vec<u8> {
     let mut bytes = Vec::new();
     store.images().save(&names, IndexParts::All, &mut bytes).unwrap();
     bytes
+}
+
+/// Removes an image as soon as something is written.
+struct Removing<'a> {
+    store: &'a Store,
+    name: &'static str,
+    out: Vec<u8>,
+}
+
+impl std::io::Write for Removing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.out.is_empty() {
+            self.store.images().remove(self.name, Force::No, &|_| false).unwrap();
+            self.store.images().wait_synced();
+        }
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_is_removed_meanwhile_is_saved_to_its_end() {
+    need_root!();
+    let (_folder, one) = store();
+    let layers = [tar(&[("etc/one", &[1; 5000])]), tar(&[("etc/two", &[2; 5000])])];
+    load(&one, &docker_archive("app", &[&layers[0], &layers[1]])).unwrap();
+    let image = one.images().resolve("app").unwrap();
+    let mut removing = Removing { store: &one, name: "app", out: Vec::new() };
+    one.images().save(&["app".to_owned()], IndexParts::All, &mut removing).unwrap();
+    let (_folder, two) = store();
+    load(&two, &removing.out).unwrap();
+    assert_eq!(two.images().resolve("app").unwrap().id, image.id);
+    // And then it is gone.
+    assert!(one.images().lease_image(&image).is_err());
+    one.images().sweep().unwrap();
+    assert_empty(&one);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Whether what is on the disk is still what its digests say: every document, every archive that is kept
-//! compressed, and every layer, whose archive is made again by its recipe and hashed.
+//! compressed, and every layer, whose archive is made again by its recipe and hashed. And whether images have
+//! the layers that their configurations name.
 //!
 //! A layer's owners, modes, times and attributes are in its recipe, not in its archive's contents: they are
 //! not compared with those on the disk.
@@ -9,10 +10,11 @@ use std::fmt;
 use std::io::Read;
 
 use insula_base::{ChainId, DiffId, Digest, chain};
-use insula_spec::image::DOCUMENT_MAX;
+use insula_spec::image::{DOCUMENT_MAX, ImageConfig};
 use insula_spec::reference::Reference;
 use sha2::{Digest as _, Sha256};
 
+use super::commit::chain_ids;
 use super::{Images, rows};
 use crate::{Error, Result, content};
 
@@ -30,16 +32,19 @@ pub enum Part {
     Blob { digest: Digest, diff: DiffId, size: u64, media_type: String },
     /// The files of a layer at its place in a stack, or what makes its archive again.
     Layer { chain: ChainId, diff: DiffId },
+    /// Which layers an image has by its rows, beside those that its configuration names.
+    Image(Digest),
 }
 
 impl Part {
-    /// `document`, `blob` or `layer`.
+    /// `document`, `blob`, `layer` or `image`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Document(_) => "document",
             Self::Blob { .. } | Self::Kept(_) => "blob",
             Self::Layer { .. } => "layer",
+            Self::Image(_) => "image",
         }
     }
 }
@@ -47,7 +52,9 @@ impl Part {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Document(digest) | Self::Kept(digest) | Self::Blob { digest, .. } => digest.fmt(f),
+            Self::Document(digest) | Self::Kept(digest) | Self::Image(digest) | Self::Blob { digest, .. } => {
+                digest.fmt(f)
+            }
             Self::Layer { chain, .. } => chain.fmt(f),
         }
     }
@@ -58,8 +65,11 @@ impl Images {
     pub fn parts(&self) -> Result<Vec<Part>> {
         self.state.transaction(|tx| {
             let sql = tx.sql();
-            let documents = rows::images(sql)?.into_iter().map(|row| row.id).chain(rows::documents(sql)?);
+            let images = rows::images(sql)?;
+            let documents = images.iter().map(|row| row.id.clone()).chain(rows::documents(sql)?);
             let mut parts: BTreeSet<Part> = documents.map(Part::Document).collect();
+            let of_layers = images.into_iter().filter(|row| row.manifest.as_ref() != Some(&row.id));
+            parts.extend(of_layers.map(|row| Part::Image(row.id)));
             parts.extend(rows::artifact_blobs(sql)?.into_iter().map(Part::Kept));
             parts.extend(rows::blobs(sql)?.into_iter().map(|row| Part::Blob {
                 digest: row.digest,
@@ -78,7 +88,7 @@ impl Images {
     /// What is wrong with a part, if anything is. One that was removed since it was listed is not wrong.
     pub fn verify(&self, part: &Part) -> Result<Option<String>> {
         let _lease = match part {
-            Part::Document(_) | Part::Kept(_) => None,
+            Part::Document(_) | Part::Kept(_) | Part::Image(_) => None,
             Part::Blob { diff, .. } | Part::Layer { diff, .. } => Some(self.lease_all(vec![diff.clone()])),
         };
         let wrong = match part {
@@ -100,8 +110,35 @@ impl Images {
                 },
                 wrong => wrong,
             },
+            Part::Image(id) => self.wrong_layers(id)?,
         };
         Ok(if wrong.is_some() && self.is_wanted(part)? { wrong } else { None })
+    }
+
+    /// How the layers that an image has differ from those that its configuration names.
+    fn wrong_layers(&self, id: &Digest) -> Result<Option<String>> {
+        let rows = self.state.transaction(|tx| rows::layers_of(tx.sql(), id))?;
+        // A configuration that is damaged is a finding of its own.
+        let Some(diffs) = self.declared(id) else { return Ok(None) };
+        if rows.len() != diffs.len() {
+            return Ok(Some(format!(
+                "it has {} layers, its configuration names {}",
+                rows.len(),
+                diffs.len()
+            )));
+        }
+        let declared = chain_ids(&diffs).into_iter().zip(&diffs);
+        let wrong = rows.iter().zip(declared).enumerate().find_map(|(at, (row, (chain, diff)))| {
+            let differs = row.diff != *diff || row.chain != chain;
+            differs.then(|| format!("its layer {} is {}, its configuration names {diff}", at + 1, row.diff))
+        });
+        Ok(wrong)
+    }
+
+    /// The layers that the configuration of an image names, if that is whole.
+    pub(super) fn declared(&self, id: &Digest) -> Option<Vec<DiffId>> {
+        let bytes = self.document(id).ok().filter(|bytes| content::digest(bytes) == *id)?;
+        ImageConfig::parse(&bytes).ok().map(|config| config.rootfs.diff_ids)
     }
 
     /// Images that have the part, each with its names. Their documents are not read: they may be what is
@@ -114,6 +151,7 @@ impl Images {
                 let layers = rows::layers_of(sql, &row.id)?;
                 let mut names = rows::names_of(sql, &row.id)?;
                 let has = match part {
+                    Part::Image(id) => row.id == *id,
                     Part::Document(digest) if row.id == *digest || row.manifest.as_ref() == Some(digest) => {
                         true
                     }
@@ -145,6 +183,7 @@ impl Images {
                 Part::Document(digest) | Part::Kept(digest) => rows::contents(sql)?.contains(digest),
                 Part::Blob { digest, .. } => rows::blob(sql, digest)?.is_some(),
                 Part::Layer { chain, .. } => rows::layer(sql, chain)?.is_some(),
+                Part::Image(id) => rows::image(sql, id)?.is_some(),
             })
         })
     }

@@ -2,13 +2,14 @@
 
 use insula_base::Digest;
 use insula_registry::{Blob, Repository, Resolved};
-use insula_spec::image::Descriptor;
+use insula_spec::image::{Descriptor, Manifest};
 use insula_spec::reference::Reference;
 use insula_store::IngestedBlob;
 use tokio::sync::mpsc;
 
 use super::lines::Lines;
-use super::pull::Pulled;
+use super::pull::{Pulled, TRIES};
+use super::whole::by_digest;
 use crate::images::Images;
 use crate::{Error, Result, blocking};
 
@@ -24,8 +25,36 @@ impl Images {
         sources: &[Repository],
         lines: &Lines,
     ) -> Result<Pulled> {
-        let (manifest, document) = (&resolved.manifest, &resolved.document);
-        let mut blobs: Vec<IngestedBlob> = Vec::new();
+        let (digest, document) = (resolved.top.digest.clone(), &resolved.document);
+        let tagged = reference.digest().is_none().then(|| reference.clone());
+        let by_digest = by_digest(reference, &document.digest)?;
+        let names: Vec<Reference> = tagged.into_iter().chain([by_digest]).collect();
+        let before = self.store.images().id_of(&reference.to_string()).ok();
+        for last in (0..TRIES).rev() {
+            let blobs = Box::pin(self.artifact_blobs(&resolved.manifest, sources, lines)).await?;
+            let (store, bytes, names) = (self.store.clone(), document.bytes.clone(), names.clone());
+            let committed =
+                blocking(move || Ok(store.images().commit_artifact(&bytes, &names, blobs))).await?;
+            match committed {
+                Ok(loaded) => {
+                    self.publish("pull", &loaded.id, &reference.familiar());
+                    return Ok(Pulled { digest, newer: before != Some(loaded.id) });
+                }
+                Err(insula_store::Error::NoContent(_)) if last > 0 => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Error::Conflict(format!("blobs of {} are removed again and again", reference.familiar())))
+    }
+
+    /// Those blobs of an artifact that are not here.
+    async fn artifact_blobs(
+        &self,
+        manifest: &Manifest,
+        sources: &[Repository],
+        lines: &Lines,
+    ) -> Result<Vec<IngestedBlob>> {
+        let mut blobs = Vec::new();
         let mut seen: Vec<&Digest> = Vec::new();
         for blob in manifest.layers.iter().chain([&manifest.config]) {
             if seen.contains(&&blob.digest) {
@@ -42,16 +71,7 @@ impl Images {
             lines.state(id, "Download complete").await;
             lines.state(id, "Pull complete").await;
         }
-        let digest = resolved.top.digest.clone();
-        let by_digest = format!("{}@{}", reference.name(), document.digest);
-        let by_digest = Reference::parse(&by_digest).map_err(insula_store::Error::from)?;
-        let tagged = reference.digest().is_none().then(|| reference.clone());
-        let names: Vec<Reference> = tagged.into_iter().chain([by_digest]).collect();
-        let before = self.store.images().resolve(&reference.to_string()).ok().map(|image| image.id);
-        let (store, bytes) = (self.store.clone(), document.bytes.clone());
-        let loaded = blocking(move || Ok(store.images().commit_artifact(&bytes, &names, blobs)?)).await?;
-        self.publish("pull", &loaded.id, &reference.familiar());
-        Ok(Pulled { digest, newer: before != Some(loaded.id) })
+        Ok(blobs)
     }
 
     async fn fetch_blob(&self, blob: &Descriptor, sources: &[Repository]) -> Result<IngestedBlob> {

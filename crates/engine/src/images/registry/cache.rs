@@ -86,7 +86,7 @@ impl Images {
         target.push_blob(&described, &[], &content, &sent).await?;
         let document = made(&described, &blobs)?;
         let tag = name.tag().unwrap_or(DEFAULT_TAG);
-        let digest = target.put_manifest(tag, media::MANIFEST, &document).await?;
+        let digest = target.put_manifest(tag, media::MANIFEST, &document).await?.digest;
         let (store, name) = (self.store.clone(), name.clone());
         blocking(move || {
             for (diff, blob) in blobs {

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::jobs::Job;
 use super::lines::Lines;
+use super::push::digest_of;
 use crate::images::{Images, ProgressSender};
 use crate::measures::Operation;
 use crate::{Error, Result, blocking};
@@ -25,7 +26,7 @@ const WHOLE: &str = "all";
 /// Between two lines about the same layer.
 const PACE: Duration = Duration::from_millis(100);
 /// A layer may be removed between the look for it and the commit; then it is fetched after all.
-const TRIES: usize = 3;
+pub(super) const TRIES: usize = 3;
 
 /// What is to be pulled.
 #[derive(Debug, Clone)]
@@ -110,7 +111,7 @@ impl Images {
         let layers = layers(&resolved, &config, reference, wanted)?;
         let digest = resolved.top.digest.clone();
         let image = ingested(reference, &resolved, config)?;
-        let before = self.store.images().resolve(&reference.to_string()).ok().map(|image| image.id);
+        let before = self.store.images().id_of(&reference.to_string()).ok();
         for last in (0..TRIES).rev() {
             let (arrived, jobs) = self.layers(&layers, &sources, lines).await?;
             failpoint("pull.fetched");
@@ -132,10 +133,12 @@ impl Images {
         Err(Error::Conflict(format!("layers of {} are removed again and again", reference.familiar())))
     }
 
-    /// The bytes of the image's configuration, which may be here.
+    /// The bytes of the image's configuration, which may be here, whole or damaged.
     pub(super) async fn configuration(&self, resolved: &Resolved, sources: &[Repository]) -> Result<Vec<u8>> {
         let descriptor = &resolved.manifest.config;
-        if let Ok(bytes) = self.store.content().read(&descriptor.digest, DOCUMENT_MAX as u64) {
+        if let Ok(bytes) = self.store.content().read(&descriptor.digest, DOCUMENT_MAX as u64)
+            && digest_of(&bytes) == descriptor.digest
+        {
             return Ok(bytes);
         }
         let mut failure = None;

@@ -8,7 +8,7 @@ use insula_base::{DiffId, Digest};
 use insula_registry::{Content, Credentials, Pushed, Repository, Sent};
 use insula_spec::image::{DOCUMENT_MAX, Descriptor, Index, Manifest, media};
 use insula_spec::reference::Reference;
-use insula_store::{Image, ImageKind, LayerPlace, Standing, StandingIndex};
+use insula_store::{Image, ImageKind, LayerLease, LayerPlace, Standing, StandingIndex};
 use insula_sys::failpoint::failpoint;
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 
 use super::content::{StoredBlob, compress};
 use super::lines::Lines;
+use super::whole::by_digest;
 use crate::images::{Images, ProgressSender};
 use crate::measures::Operation;
 use crate::{Error, Result, blocking};
@@ -38,6 +39,16 @@ pub(super) struct Outgoing {
     pub(super) blob: Option<Descriptor>,
     /// Repositories of the same registry that may have it, and as what.
     pub(super) places: Vec<LayerPlace>,
+}
+
+/// What is pushed of an image. Its layers stay here meanwhile, whoever removes it.
+struct Documents {
+    /// If there is one whose blobs are here.
+    manifest: Option<Vec<u8>>,
+    config: Descriptor,
+    config_bytes: Bytes,
+    layers: Vec<Outgoing>,
+    _lease: LayerLease,
 }
 
 impl Images {
@@ -147,11 +158,10 @@ impl Images {
             target.put_manifest(digest_of(bytes).as_str(), &index_type(bytes)?, bytes).await?;
         }
         let (tag, bytes) = (name.tag().unwrap_or_default(), index.bytes);
-        let digest = target.put_manifest(tag, &index_type(&bytes)?, &bytes).await?;
-        let by_digest = Reference::parse(&format!("{}@{digest}", name.name()));
-        let by_digest = by_digest.map_err(insula_store::Error::from)?;
+        let digest = target.put_manifest(tag, &index_type(&bytes)?, &bytes).await?.digest;
         let (store, id, size) = (self.store.clone(), image.id.clone(), bytes.len());
-        blocking(move || Ok(store.images().name_document(&by_digest, &bytes, &[], &id)?)).await?;
+        let by_digest = by_digest(name, &digest)?;
+        blocking(move || known_as(store.images(), &by_digest, &bytes, &id)).await?;
         lines.status(format!("{tag}: digest: {digest} size: {size}")).await;
         lines.aux(json!({"Tag": tag, "Digest": digest.as_str(), "Size": size})).await;
         self.publish("push", &image.id, &name.familiar());
@@ -170,26 +180,47 @@ impl Images {
         lines: &Lines,
     ) -> Result<(Digest, usize)> {
         let (this, of_image) = (self.clone(), image.clone());
-        let (document, layers) = blocking(move || this.outgoing(&of_image, given)).await?;
+        let Documents { manifest, config, config_bytes, layers, _lease } =
+            blocking(move || this.documents(&of_image, given)).await?;
         let target = self.registries.target(name, credentials)?.reading(&nearby(name, &layers));
         let blobs = Box::pin(self.push_layers(name, &target, layers, lines)).await?;
         failpoint("push.layers");
-        let of = match &document {
-            Some(bytes) => Manifest::parse(bytes).map_err(insula_store::Error::from)?.config,
-            None => configuration(&image.id),
-        };
-        let config = Box::pin(self.push_configuration(&target, of)).await?;
-        let document = match document {
+        let (content, sent): (Arc<dyn Content>, Sent) = (Arc::new(config_bytes), Arc::new(|_| {}));
+        target.push_blob(&config, &[], &content, &sent).await?;
+        let document = match manifest {
             Some(bytes) => bytes,
             None => made(&config, &blobs)?,
         };
-        let media_type = Manifest::parse(&document).map_err(insula_store::Error::from)?.media_type;
-        let media_type = media_type.unwrap_or_else(|| media::MANIFEST.to_owned());
-        let digest = target.put_manifest(as_what, &media_type, &document).await?;
+        let parsed = Manifest::parse(&document).map_err(insula_store::Error::from)?;
+        let media_type = parsed.media_type.unwrap_or_else(|| media::MANIFEST.to_owned());
+        let stored = target.put_manifest(as_what, &media_type, &document).await?;
         failpoint("push.manifest");
+        if let (Some(error), Some(subject)) = (&stored.unlisted, &parsed.subject) {
+            let why = insula_base::chain(error);
+            lines
+                .status(format!(
+                    "Warning: {} is pushed, but who asks the registry what refers to {} is not told of it: {why}",
+                    stored.digest, subject.digest
+                ))
+                .await;
+        }
         let size = document.len();
         self.remember(name, image, document, &blobs).await?;
-        Ok((digest, size))
+        Ok((stored.digest, size))
+    }
+
+    /// What is pushed of an image.
+    fn documents(&self, image: &Image, given: Option<Vec<u8>>) -> Result<Documents> {
+        let images = self.store.images();
+        let lease = images.lease_image(image)?;
+        let (manifest, layers) = self.outgoing(image, given)?;
+        let mut config = match &manifest {
+            Some(bytes) => Manifest::parse(bytes).map_err(insula_store::Error::from)?.config,
+            None => configuration(&image.id),
+        };
+        let config_bytes = Bytes::from(self.store.content().read(&config.digest, DOCUMENT_MAX as u64)?);
+        config.size = config_bytes.len() as u64;
+        Ok(Documents { manifest, config, config_bytes, layers, _lease: lease })
     }
 
     /// The manifest to push, if there is one whose blobs are here, and the layers.
@@ -292,14 +323,6 @@ impl Images {
         Ok(blob)
     }
 
-    async fn push_configuration(&self, target: &Repository, mut blob: Descriptor) -> Result<Descriptor> {
-        let bytes = Bytes::from(self.store.content().read(&blob.digest, DOCUMENT_MAX as u64)?);
-        blob.size = bytes.len() as u64;
-        let (content, sent): (Arc<dyn Content>, Sent) = (Arc::new(bytes), Arc::new(|_| {}));
-        target.push_blob(&blob, &[], &content, &sent).await?;
-        Ok(blob)
-    }
-
     /// Where the layers are now, and what the image is called by its digest there.
     async fn remember(
         &self,
@@ -308,9 +331,7 @@ impl Images {
         document: Vec<u8>,
         blobs: &[(DiffId, Descriptor)],
     ) -> Result<()> {
-        let digest = digest_of(&document);
-        let by_digest = Reference::parse(&format!("{}@{digest}", name.name()));
-        let by_digest = by_digest.map_err(insula_store::Error::from)?;
+        let by_digest = by_digest(name, &digest_of(&document))?;
         let (store, id, name) = (self.store.clone(), image.id.clone(), name.clone());
         let artifact = matches!(image.kind, ImageKind::Artifact { .. });
         let blobs = if artifact { Vec::new() } else { blobs.to_vec() };
@@ -324,10 +345,17 @@ impl Images {
                 store.images().add_place(diff, &place)?;
             }
             // What it is known by there stays what it is.
-            store.images().name_document(&by_digest, &document, &[], &id)?;
-            Ok(())
+            known_as(store.images(), &by_digest, &document, &id)
         })
         .await
+    }
+}
+
+/// Notes by which digest a registry knows an image. One that was removed while it was pushed is pushed all the same.
+fn known_as(images: &insula_store::Images, name: &Reference, document: &[u8], id: &Digest) -> Result<()> {
+    match images.name_document(std::slice::from_ref(name), document, &[], id) {
+        Ok(()) | Err(insula_store::Error::NoImage(_)) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -391,7 +419,7 @@ pub(super) fn configuration(image: &Digest) -> Descriptor {
     }
 }
 
-fn digest_of(bytes: &[u8]) -> Digest {
+pub(super) fn digest_of(bytes: &[u8]) -> Digest {
     use sha2::Digest as _;
     Digest::from_sha256(&sha2::Sha256::digest(bytes).into())
 }

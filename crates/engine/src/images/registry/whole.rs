@@ -6,6 +6,7 @@ use insula_base::Digest;
 use insula_registry::{Credentials, DocumentKind, Repository, Wanted};
 use insula_spec::image::{Descriptor, Index};
 use insula_spec::reference::Reference;
+use insula_store::ManifestLease;
 
 use super::lines::Lines;
 use super::pull::{Pulled, document, resolve};
@@ -32,6 +33,8 @@ struct Whole {
     /// Indexes, each after those that it lists.
     within: Vec<Vec<u8>>,
     size: usize,
+    /// Nothing names the parts before all of them are here.
+    kept: Vec<ManifestLease>,
     /// What each of them means on this host.
     meant: HashMap<Digest, Option<Digest>>,
 }
@@ -59,13 +62,9 @@ impl Images {
         let by_digest = by_digest(reference, &top.digest)?;
         let tagged = reference.digest().is_none().then(|| reference.clone());
         let (store, digest, newer) = (self.store.clone(), top.digest.clone(), whole.newer);
-        blocking(move || {
-            for name in tagged.into_iter().chain([by_digest]) {
-                store.images().name_document(&name, &top.bytes, &whole.within, &meant)?;
-            }
-            Ok(())
-        })
-        .await?;
+        let names: Vec<Reference> = tagged.into_iter().chain([by_digest]).collect();
+        blocking(move || Ok(store.images().name_document(&names, &top.bytes, &whole.within, &meant)?))
+            .await?;
         Ok(Pulled { digest, newer })
     }
 
@@ -85,6 +84,7 @@ impl Images {
                 continue;
             }
             let name = by_digest(from.reference, &entry.digest)?;
+            whole.kept.push(self.store.images().keep_manifests(vec![entry.digest.clone()]));
             whole.newer |= Box::pin(self.pull_entry(&name, entry, from)).await?.newer;
             let (store, digest) = (self.store.clone(), entry.digest.clone());
             let id = blocking(move || Ok(store.images().with_manifest(&digest)?)).await?;
@@ -138,7 +138,7 @@ impl Images {
     }
 }
 
-fn by_digest(reference: &Reference, digest: &Digest) -> Result<Reference> {
+pub(super) fn by_digest(reference: &Reference, digest: &Digest) -> Result<Reference> {
     let name = format!("{}@{digest}", reference.name());
     Ok(Reference::parse(&name).map_err(insula_store::Error::from)?)
 }

@@ -246,9 +246,7 @@ impl Images {
         blocking(move || {
             let images = store.images();
             let id = meant(images, &bytes, 0)?;
-            for name in &names {
-                images.name_document(name, &bytes, &[], &id)?;
-            }
+            images.name_document(&names, &bytes, &[], &id)?;
             Ok(id)
         })
         .await

@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
@@ -21,7 +22,13 @@ impl Random {
     }
 }
 
-/// Six images on five layers, some compressed, one with the same layer at another place.
+/// Names that are loaded, of the last one an index.
+const LOADED: u64 = 7;
+/// What the image of one of them is called when something is said of it.
+const SAID: &str = "app:7";
+
+/// Six images on five layers, some compressed, one with the same layer at another place; and an index of two
+/// images and an artifact.
 fn archive(number: u64) -> Vec<u8> {
     let layers: Vec<Vec<u8>> = (0..5u8)
         .map(|at| {
@@ -45,17 +52,72 @@ fn archive(number: u64) -> Vec<u8> {
         2 => oci_archive(&name, &of(&[0, 3]), gzip),
         3 => docker_archive(&name, &of(&[3, 0])),
         4 => oci_archive(&name, &of(&[4]), gzip),
-        _ => docker_archive(&name, &of(&[4, 2])),
+        5 => docker_archive(&name, &of(&[4, 2])),
+        _ => {
+            let mut layout = index::Layout::default();
+            let home = layout.image(&layers[1], builtin::architecture());
+            let entries = [layout.image(&layers[2], "s390x"), home, layout.artifact(b"parts")];
+            let index = layout.index(&entries);
+            layout.archive(&[index::named(index, &name)], true)
+        }
+    }
+}
+
+/// As a build does, which counts on layers that it leases.
+fn attest(store: &Store, name: &str, random: &mut Random) {
+    let images = store.images();
+    let Ok(image) = images.resolve(name) else { return };
+    let diffs: Vec<_> = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
+    let _lease = images.lease_layers(&diffs).unwrap();
+    let composed = Composed { config: image.config.clone(), references: vec![SAID.parse().unwrap()] };
+    // Another thread may have removed the image before the lease.
+    let Ok(described) = images.describe(&image.layers, composed) else { return };
+    let bytes = random.below(4).to_string().into_bytes();
+    let said = described.attested(vec![Statement { predicate_type: "x".to_owned(), bytes }]).unwrap();
+    let made = images.compose_attested(said);
+    assert!(matches!(made, Ok(_) | Err(Error::NoLayer(_))), "{made:?}");
+}
+
+/// As `image prune` does, by what it saw a moment ago.
+fn prune(store: &Store) {
+    let images = store.images();
+    let (all, parts) = (images.list().unwrap(), images.parts_of_indexes().unwrap());
+    for image in all {
+        let tagged = image.references.iter().any(|name| name.tag().is_some());
+        let part = image.manifest.as_ref().is_some_and(|manifest| parts.contains(manifest));
+        if !tagged && !part && !matches!(image.kind, ImageKind::Host { .. }) {
+            images.prune(&image).unwrap();
+        }
+    }
+}
+
+/// Whoever looks sees whole images, whatever goes on.
+fn look(store: &Store) {
+    for image in store.images().list().unwrap() {
+        assert_eq!(image.layers.len(), image.config.rootfs.diff_ids.len(), "half of an image: {image:?}");
+    }
+    for name in ["app:6", SAID] {
+        // What the name stood for may be gone when it is read.
+        let Ok(Some(Standing::Index(index))) = store.images().standing(&name.parse().unwrap()) else {
+            continue;
+        };
+        let digest = content::digest(&index.bytes);
+        let still =
+            store.state().transaction(|tx| rows::document_of(tx.sql(), &name.parse().unwrap())).unwrap();
+        assert!(index.missing == 0 || still != Some(digest), "{name} stands for a part of an index");
     }
 }
 
 fn step(store: &Store, random: &mut Random) {
     let images = store.images();
-    let name = format!("app:{}", random.below(6));
+    let name = format!("app:{}", random.below(LOADED + 1));
     let owner = format!("{:064x}", random.below(4));
-    match random.below(8) {
-        0..=2 => drop(load(store, &archive(random.below(6))).unwrap()),
+    match random.below(11) {
+        0..=2 => drop(load(store, &archive(random.below(LOADED))).unwrap()),
         3 | 4 => drop(images.remove(&name, Force::Yes, &|_| false)),
+        8 => attest(store, &name, random),
+        9 => prune(store),
+        10 => look(store),
         5 => {
             if let Ok(image) = images.resolve(&name) {
                 // Another thread may have removed it meanwhile.
@@ -80,6 +142,7 @@ fn step(store: &Store, random: &mut Random) {
 
 /// Every image is whole, and so is the disk.
 fn check(store: &Store) {
+    look(store);
     let (mut chains, mut diffs) = (Vec::new(), Vec::new());
     for image in store.images().list().unwrap() {
         if image.kind != ImageKind::Stored {
@@ -109,6 +172,13 @@ fn check(store: &Store) {
     assert_eq!(std::fs::read_dir(store.root().join("layers/tmp")).unwrap().count(), 0);
     assert_eq!(store.layers().unused_files().unwrap().len(), 0, "files that no layer has");
     assert_eq!(std::fs::read_dir(store.root().join("content/ingest")).unwrap().count(), 0);
+    let (mut wanted, mut here): (Vec<_>, _) = (
+        store.state().transaction(|tx| rows::contents(tx.sql())).unwrap().into_iter().collect(),
+        store.content().all().unwrap(),
+    );
+    wanted.sort();
+    here.sort();
+    assert_eq!(here, wanted, "blobs and rows");
 }
 
 #[test]
@@ -129,6 +199,74 @@ fn any_order_of_changes_leaves_whole_images_and_nothing_else() {
         store.images().wait_synced();
         check(&store);
     }
+}
+
+#[test]
+fn nobody_prunes_a_part_of_what_comes() {
+    need_root!();
+    let (_folder, store) = store();
+    let (images, mut random, ended) = (store.images(), Random(7), AtomicBool::new(false));
+    load(&store, &archive(0)).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                prune(&store);
+            }
+        });
+        let whole = (0..30).all(|_| {
+            attest(&store, "app:0", &mut random);
+            load(&store, &archive(LOADED - 1)).unwrap();
+            let whole = [SAID, "app:6"].map(|name| {
+                let standing = images.standing(&name.parse().unwrap()).unwrap();
+                images.remove(name, Force::No, &|_| false).unwrap();
+                matches!(standing, Some(Standing::Index(index)) if index.missing == 0)
+            });
+            whole == [true, true]
+        });
+        ended.store(true, Ordering::Relaxed);
+        assert!(whole, "an index lacks a part");
+    });
+    images.sweep().unwrap();
+    images.wait_synced();
+    check(&store);
+}
+
+#[test]
+fn what_is_pruned_is_as_it_was_seen() {
+    need_root!();
+    let (_folder, store) = store();
+    let images = store.images();
+    load(&store, &archive(0)).unwrap();
+    let (first, name) = (images.resolve("app:0").unwrap(), "app:0".parse().unwrap());
+    load(&store, &archive(5)).unwrap();
+    images.tag("app:5", &name).unwrap();
+    // It has no name when it is seen, and gets one before it is removed.
+    let seen = images.resolve(first.id.as_str()).unwrap();
+    assert!(seen.references.is_empty());
+    images.tag(first.id.as_str(), &"kept:1".parse().unwrap()).unwrap();
+    assert_eq!(images.prune(&seen).unwrap(), []);
+    // Or comes into use.
+    images.remove("kept:1", Force::No, &|_| true).unwrap();
+    load(&store, &archive(0)).unwrap();
+    images.tag("app:5", &name).unwrap();
+    let used = |owner| store.state().transaction(|tx| images.use_image(tx, &first.id, owner));
+    used("someone").unwrap();
+    assert_eq!(images.prune(&seen).unwrap(), []);
+    images.release_image("someone", |_| Ok(())).unwrap();
+    // Or is what somebody brings, and will name when all of it is here.
+    load(&store, &archive(2)).unwrap();
+    let manifest = images.resolve("app:2").unwrap().manifest.unwrap();
+    images.tag("app:5", &"app:2".parse().unwrap()).unwrap();
+    let dangling: Vec<_> =
+        images.list().unwrap().into_iter().filter(|image| image.manifest == Some(manifest.clone())).collect();
+    let lease = images.keep_manifests(vec![manifest]);
+    assert_eq!(images.prune(&dangling[0]).unwrap(), []);
+    drop(lease);
+    assert!(!images.prune(&dangling[0]).unwrap().is_empty());
+    assert!(!images.prune(&seen).unwrap().is_empty());
+    assert_eq!(images.prune(&seen).unwrap(), [], "what is gone is gone");
+    let left = images.list().unwrap().into_iter().filter(|image| image.kind == ImageKind::Stored);
+    assert_eq!(left.count(), 1);
 }
 
 /// Not a test of its own: works until it is killed.

@@ -6,7 +6,7 @@ const NAME: &str = "r.test/app:1";
 
 /// Blobs of an OCI layout, in the order in which they are written.
 #[derive(Default)]
-struct Layout {
+pub(super) struct Layout {
     blobs: Vec<Vec<u8>>,
 }
 
@@ -20,7 +20,7 @@ impl Layout {
         self.blob(kind, value.to_string().as_bytes())
     }
 
-    fn image(&mut self, layer: &[u8], architecture: &str) -> serde_json::Value {
+    pub(super) fn image(&mut self, layer: &[u8], architecture: &str) -> serde_json::Value {
         let mut document: serde_json::Value =
             serde_json::from_slice(&config(&[layer], architecture)).unwrap();
         document["architecture"] = json!(architecture);
@@ -32,7 +32,7 @@ impl Layout {
         descriptor
     }
 
-    fn artifact(&mut self, blob: &[u8]) -> serde_json::Value {
+    pub(super) fn artifact(&mut self, blob: &[u8]) -> serde_json::Value {
         let config = self.blob("application/vnd.oci.empty.v1+json", b"{}");
         let layer = self.blob("application/x.parts", blob);
         let manifest = json!({
@@ -41,12 +41,12 @@ impl Layout {
         self.document(media::MANIFEST, &manifest)
     }
 
-    fn index(&mut self, entries: &[serde_json::Value]) -> serde_json::Value {
+    pub(super) fn index(&mut self, entries: &[serde_json::Value]) -> serde_json::Value {
         self.document(media::INDEX, &json!({"schemaVersion": 2, "manifests": entries}))
     }
 
     /// With what names the blobs at the end, or at the beginning.
-    fn archive(&self, tops: &[serde_json::Value], documents_first: bool) -> Vec<u8> {
+    pub(super) fn archive(&self, tops: &[serde_json::Value], documents_first: bool) -> Vec<u8> {
         let index = json!({"schemaVersion": 2, "manifests": tops}).to_string();
         let names: Vec<String> =
             self.blobs.iter().map(|bytes| format!("blobs/sha256/{}", content::digest(bytes).hex())).collect();
@@ -60,7 +60,7 @@ impl Layout {
     }
 }
 
-fn named(mut descriptor: serde_json::Value, name: &str) -> serde_json::Value {
+pub(super) fn named(mut descriptor: serde_json::Value, name: &str) -> serde_json::Value {
     descriptor["annotations"] = json!({"io.containerd.image.name": name});
     descriptor
 }
@@ -166,7 +166,7 @@ fn indexes_within_an_index_come_leave_and_go_with_it() {
         assert_eq!(stands_for(&two, "r.test/other:1"), (digest(&outer), 0));
         let bytes = two.images().document(&digest(&inner)).unwrap();
         let id = two.images().resolve("r.test/other:1").unwrap().id;
-        two.images().name_document(&"r.test/inner:1".parse().unwrap(), &bytes, &[], &id).unwrap();
+        two.images().name_document(&["r.test/inner:1".parse().unwrap()], &bytes, &[], &id).unwrap();
         two.images().remove("r.test/other:1", Force::No, &|_| false).unwrap();
         assert_eq!(stands_for(&two, "r.test/inner:1"), (digest(&inner), 0));
         two.images().remove("r.test/inner:1", Force::No, &|_| false).unwrap();

@@ -1,0 +1,61 @@
+//! What is not as it should be, and comes right again.
+
+use super::*;
+
+/// Everything that is wrong.
+fn wrong(store: &Store) -> Vec<(Part, String)> {
+    let parts = store.images().parts().unwrap().into_iter();
+    parts.filter_map(|part| Some((part.clone(), store.images().verify(&part).unwrap()?))).collect()
+}
+
+#[test]
+fn an_image_has_the_layers_that_its_configuration_names() {
+    need_root!();
+    let (_folder, store) = store();
+    let layers = [tar(&[("one", b"1")]), tar(&[("two", b"22")])];
+    load(&store, &docker_archive("app", &[&layers[0], &layers[1]])).unwrap();
+    let whole = store.images().resolve("app").unwrap();
+    let part = Part::Image(whole.id.clone());
+    let sql = |text: &str| store.state().transaction(|tx| tx.sql().execute("damage", text, ())).unwrap();
+    assert_eq!(wrong(&store), []);
+    // The upper layer is here, and not the image's.
+    assert_eq!(sql("DELETE FROM image_layers WHERE position = 1"), 1);
+    let said = "it has 1 layers, its configuration names 2".to_owned();
+    assert_eq!(wrong(&store), [(part.clone(), said)]);
+    assert_eq!(store.images().having(&part).unwrap()[0].0, whole.id);
+    assert!(store.images().restore_image(&whole.id).unwrap());
+    // It has both, the wrong way round.
+    sql("UPDATE image_layers SET position = 1 - position + 10");
+    let found = wrong(&store);
+    let said = format!("its layer 1 is {}, its", whole.layers[1].diff_id);
+    assert!(matches!(&found[..], [(found, why)] if *found == part && why.starts_with(&said)), "{found:?}");
+    assert!(store.images().restore_image(&whole.id).unwrap());
+    assert_eq!(store.images().resolve("app").unwrap(), whole);
+    // It is nowhere.
+    sql("DELETE FROM image_layers WHERE position = 1");
+    store.images().sweep().unwrap();
+    assert!(!store.images().restore_image(&whole.id).unwrap());
+    assert_eq!(wrong(&store).len(), 1);
+}
+
+#[test]
+fn a_damaged_document_comes_again_with_its_image_or_goes_with_it() {
+    need_root!();
+    let (_folder, store) = store();
+    let archive = oci_archive("app", &[&tar(&[("one", b"1")])], gzip);
+    load(&store, &archive).unwrap();
+    let whole = store.images().resolve("app").unwrap();
+    let documents = [whole.id.clone(), whole.manifest.clone().unwrap()];
+    let damage = || documents.iter().for_each(|id| std::fs::write(store.content().path(id), "{").unwrap());
+    damage();
+    assert!(store.images().resolve("app").is_err());
+    assert_eq!(wrong(&store).len(), 2);
+    load(&store, &archive).unwrap();
+    assert_eq!(store.images().resolve("app").unwrap(), whole);
+    assert_eq!(wrong(&store), []);
+    damage();
+    assert_eq!(store.images().id_of("app").unwrap(), whole.id);
+    store.images().remove("app", Force::No, &|_| false).unwrap();
+    store.images().wait_synced();
+    assert_empty(&store);
+}
