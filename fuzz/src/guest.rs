@@ -155,7 +155,9 @@ impl Driver {
                 let _ = self.device.ram().write_slice(program.piece(length.into()), GuestAddress(address));
             }
             s if s == Step::Request as u8 => self.request(program),
-            s if s == Step::Notify as u8 => self.device.notify(queue(program.byte(), self.device.queues())),
+            s if s == Step::Notify as u8 => {
+                self.device.notify(queue(program.byte(), self.device.queues()));
+            }
             s if s == Step::Offer as u8 => {
                 let queue = queue(program.byte(), self.device.queues());
                 let index = program.short();

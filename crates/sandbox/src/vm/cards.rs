@@ -81,6 +81,8 @@ impl Cards {
         // It may have had another one before.
         let mtu = if plan.mtu == 0 { USUAL_MTU } else { plan.mtu };
         let plan = InterfacePlan { mtu, ..plan.clone() };
+        // Before anybody could hear it.
+        self.hold(place, plan.rate)?;
         aside.take(&waiting(place), &plan.host_name).map_err(of_network)?;
         if let Err(error) = netlink::plug_existing(&plan) {
             // The first error is the one to report.
@@ -88,11 +90,6 @@ impl Cards {
             return Err(of_network(error));
         }
         self.used[place] = Some((plan.name.clone(), plan.host_name.clone()));
-        if let Err(error) = self.hold(place, plan.rate) {
-            // As above.
-            let _ = self.unplug(place);
-            return Err(error);
-        }
         Ok((place, plan))
     }
 

@@ -119,8 +119,7 @@ impl Devices {
                     // Somebody else may have taken it, at a restore for one.
                     let _ = event.read();
                 }
-                lock(&plugged.transport).notified(queue);
-                Progress::Waits
+                lock(&plugged.transport).notified(queue)
             }
             Wake::Source { device, source } => match self.plugged.get(device) {
                 Some(plugged) => lock(&plugged.transport).ready(source),
@@ -135,7 +134,7 @@ impl Devices {
             let mut transport = lock(&plugged.transport);
             transport.remind();
             for queue in 0..plugged.notifications.len() {
-                transport.notified(queue);
+                while transport.notified(queue) == Progress::More {}
             }
             for source in 0..plugged.sources.len() {
                 while transport.ready(source) == Progress::More {}

@@ -280,9 +280,9 @@ impl Device for Probe {
         Ok(())
     }
     fn reset(&mut self) {}
-    fn notified(&mut self, queue: usize, _queues: &mut Queues<'_>) -> Result<()> {
+    fn notified(&mut self, queue: usize, _queues: &mut Queues<'_>) -> Result<Progress> {
         self.0.send(queue).unwrap();
-        Ok(())
+        Ok(Progress::Waits)
     }
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()

@@ -84,7 +84,7 @@ impl Device for Balloon {
         self.actual = [0; 4];
     }
 
-    fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<()> {
+    fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<Progress> {
         let memory = queues.memory();
         queues.drain(queue, |chain| {
             match queue {

@@ -41,7 +41,7 @@ impl Device for Entropy {
 
     fn reset(&mut self) {}
 
-    fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<()> {
+    fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<Progress> {
         let memory = queues.memory();
         queues.drain(queue, |chain| {
             let mut bytes = [0; MOST];

@@ -30,6 +30,10 @@ use crate::error::Result;
 /// The largest queue that a device offers.
 pub(crate) const QUEUE_SIZE: u16 = 256;
 
+/// After so many requests of one queue the other devices have their turn: a guest may fill a queue as fast as it
+/// is worked off.
+pub(crate) const ROUND: usize = QUEUE_SIZE as usize;
+
 /// Device types of section 5 of the specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[repr(u32)]
@@ -49,6 +53,18 @@ pub enum Progress {
     Waits,
     /// There is more, after the other devices had their turn.
     More,
+}
+
+impl Progress {
+    /// Of who stops after [`ROUND`] requests.
+    pub(crate) fn after(requests: usize) -> Self {
+        if requests < ROUND { Self::Waits } else { Self::More }
+    }
+
+    /// Of two that were worked off together.
+    pub(crate) fn or(self, other: Self) -> Self {
+        if self == Self::More { self } else { other }
+    }
 }
 
 /// A device without its registers. It is called by one thread at a time.
@@ -73,8 +89,9 @@ pub trait Device: Debug + Send {
     /// Forget the driver.
     fn reset(&mut self);
 
-    /// The driver put something into a queue.
-    fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<()>;
+    /// The driver put something into a queue. Who has worked [`ROUND`] requests off says that there may be more, and
+    /// is told again.
+    fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<Progress>;
 
     /// Descriptors to watch beside the queues; constant for its life.
     fn sources(&self) -> Vec<BorrowedFd<'_>>;

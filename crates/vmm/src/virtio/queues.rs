@@ -3,6 +3,7 @@
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 
 use super::transport::Interrupt;
+use super::{Progress, ROUND};
 use crate::error::{Error, Result};
 use crate::memory::GuestRam;
 
@@ -60,16 +61,24 @@ impl<'a> Queues<'a> {
         }
     }
 
-    /// Works off all requests of a queue; `work` says how many bytes it filled of one.
-    pub fn drain(&mut self, queue: usize, mut work: impl FnMut(Chain<'a>) -> Result<u32>) -> Result<()> {
-        let mut returned = false;
-        while let Some(chain) = self.pop(queue)? {
+    /// Works off the requests of a queue, one round of them at most; `work` says how many bytes it filled of one.
+    pub fn drain(
+        &mut self,
+        queue: usize,
+        mut work: impl FnMut(Chain<'a>) -> Result<u32>,
+    ) -> Result<Progress> {
+        let mut returned = 0;
+        while returned < ROUND {
+            let Some(chain) = self.pop(queue)? else { break };
             let head = chain.head_index();
             let written = work(chain)?;
             self.done(queue, head, written)?;
-            returned = true;
+            returned += 1;
         }
-        if returned { self.signal(queue) } else { Ok(()) }
+        if returned > 0 {
+            self.signal(queue)?;
+        }
+        Ok(Progress::after(returned))
     }
 
     /// Puts back the request that [`Queues::pop`] gave last.

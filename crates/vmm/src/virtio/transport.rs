@@ -146,8 +146,8 @@ impl Transport {
     }
 
     /// The guest put something into a queue.
-    pub(crate) fn notified(&mut self, queue: usize) {
-        self.work(|device, queues| device.notified(queue, queues).map(|()| Progress::Waits));
+    pub(crate) fn notified(&mut self, queue: usize) -> Progress {
+        self.work(|device, queues| device.notified(queue, queues))
     }
 
     /// Something happened to a descriptor of the device.

@@ -56,8 +56,8 @@ impl Unplugged {
     }
 
     /// The driver says that a queue has something.
-    pub fn notify(&mut self, queue: usize) {
-        self.transport.notified(queue);
+    pub fn notify(&mut self, queue: usize) -> Progress {
+        self.transport.notified(queue)
     }
 
     /// A descriptor changed, by its number.

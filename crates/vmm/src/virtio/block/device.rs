@@ -78,7 +78,7 @@ impl Device for Disk {
 
     fn reset(&mut self) {}
 
-    fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<()> {
+    fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<Progress> {
         let memory = queues.memory();
         queues.drain(queue, |chain| Request::parse(chain, memory)?.execute(&self.image, &self.id, memory))
     }

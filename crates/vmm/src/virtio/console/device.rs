@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::port::Port;
 use super::request::{Control, DEVICE_ADD, DEVICE_READY, LENGTH, PORT_NAME, PORT_OPEN, PORT_READY};
 use crate::error::{Error, Result};
-use crate::virtio::{Chain, Device, Kind, Progress, Queues};
+use crate::virtio::{Chain, Device, Kind, Progress, Queues, ROUND};
 
 /// `VIRTIO_CONSOLE_F_MULTIPORT`: more ports than the console, and the control queues.
 const MULTIPORT: u64 = 1 << 1;
@@ -47,7 +47,7 @@ impl Console {
         Ok(())
     }
 
-    fn hear(&mut self, control: Control, queues: &mut Queues<'_>) -> Result<()> {
+    fn hear(&mut self, control: Control) -> Result<()> {
         match control.event {
             DEVICE_READY if control.value == 1 => {
                 for number in 1..=self.ports.len() as u32 {
@@ -62,7 +62,6 @@ impl Console {
             PORT_OPEN => {
                 let Some(port) = self.port(control.port) else { return Ok(()) };
                 port.open = control.value == 1;
-                while self.receive(control.port as usize - 1, queues)? == Progress::More {}
             }
             _ => {}
         }
@@ -73,6 +72,7 @@ impl Console {
         self.ports.get_mut((number as usize).checked_sub(1)?)
     }
 
+    /// As many as wait, which is not without bounds.
     fn deliver(&mut self, queues: &mut Queues<'_>) -> Result<()> {
         let memory = queues.memory();
         let mut delivered = false;
@@ -88,19 +88,23 @@ impl Console {
         if delivered { queues.signal(CONTROL_IN) } else { Ok(()) }
     }
 
-    fn hear_all(&mut self, queues: &mut Queues<'_>) -> Result<()> {
-        let mut heard = false;
-        while let Some(chain) = queues.pop(CONTROL_OUT)? {
+    fn hear_all(&mut self, queues: &mut Queues<'_>) -> Result<Progress> {
+        let mut heard = 0;
+        while heard < ROUND {
+            let Some(chain) = queues.pop(CONTROL_OUT)? else { break };
             let head = chain.head_index();
             let control = parse(chain, queues)?;
-            self.hear(control, queues)?;
+            self.hear(control)?;
             queues.done(CONTROL_OUT, head, 0)?;
-            heard = true;
+            heard += 1;
         }
-        if heard {
+        if heard > 0 {
             queues.signal(CONTROL_OUT)?;
         }
-        self.deliver(queues)
+        self.deliver(queues)?;
+        // One that was opened may have been waited for.
+        (0..self.ports.len())
+            .try_fold(Progress::after(heard), |progress, index| Ok(progress.or(self.receive(index, queues)?)))
     }
 
     fn receive(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<Progress> {
@@ -161,19 +165,16 @@ impl Device for Console {
         self.ports.iter_mut().for_each(Port::reset);
     }
 
-    fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<()> {
+    fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<Progress> {
         match queue {
             // No port 0 was announced.
-            0 | 1 => Ok(()),
-            CONTROL_IN => self.deliver(queues),
+            0 | 1 => Ok(Progress::Waits),
+            CONTROL_IN => self.deliver(queues).map(|()| Progress::Waits),
             CONTROL_OUT => self.hear_all(queues),
-            _ if queue.is_multiple_of(2) => {
-                while self.receive((queue - 4) / 2, queues)? == Progress::More {}
-                Ok(())
-            }
+            _ if queue.is_multiple_of(2) => self.receive((queue - 4) / 2, queues),
             _ => match self.ports.get_mut((queue - 5) / 2) {
                 Some(port) => port.send(queue, queues),
-                None => Ok(()),
+                None => Ok(Progress::Waits),
             },
         }
     }
@@ -183,10 +184,11 @@ impl Device for Console {
     }
 
     fn ready(&mut self, source: usize, queues: &mut Queues<'_>) -> Result<Progress> {
-        if let Some(port) = self.ports.get_mut(source) {
-            port.send(receive_queue(source) + 1, queues)?;
-        }
-        self.receive(source, queues)
+        let sent = match self.ports.get_mut(source) {
+            Some(port) => port.send(receive_queue(source) + 1, queues)?,
+            None => Progress::Waits,
+        };
+        Ok(sent.or(self.receive(source, queues)?))
     }
 
     /// Which ports the guest holds open. What is under way in a snapshot is lost: one is taken when

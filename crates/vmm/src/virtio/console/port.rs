@@ -95,16 +95,19 @@ impl Port {
 
     /// From the guest into the socket. While that is full the guest's buffers stay with it, and the
     /// guest waits.
-    pub(super) fn send(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<()> {
-        let mut returned = false;
-        while self.flush() {
+    pub(super) fn send(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<Progress> {
+        let mut returned = 0;
+        while returned < ROUND && self.flush() {
             let Some(chain) = queues.pop(queue)? else { break };
             let head = chain.head_index();
             self.take(chain, queues)?;
             queues.done(queue, head, 0)?;
-            returned = true;
+            returned += 1;
         }
-        if returned { queues.signal(queue) } else { Ok(()) }
+        if returned > 0 {
+            queues.signal(queue)?;
+        }
+        Ok(if returned == ROUND { Progress::More } else { Progress::Waits })
     }
 
     /// A buffer larger than a piece is written at once, and what the socket does not take of it would

@@ -71,13 +71,11 @@ impl Device for SharedFolder {
         }
     }
 
-    fn notified(&mut self, queue: usize, _queues: &mut Queues<'_>) -> Result<()> {
-        match self.events.get(queue) {
-            Some(events) => {
-                events.kick.write(1).map_err(|error| Error::call("write", "a shared folder", error))
-            }
-            None => Ok(()),
+    fn notified(&mut self, queue: usize, _queues: &mut Queues<'_>) -> Result<Progress> {
+        if let Some(events) = self.events.get(queue) {
+            events.kick.write(1).map_err(|error| Error::call("write", "a shared folder", error))?;
         }
+        Ok(Progress::Waits)
     }
 
     fn sources(&self) -> Vec<BorrowedFd<'_>> {

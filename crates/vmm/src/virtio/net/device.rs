@@ -8,11 +8,12 @@ use serde_json::Value;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_HDR_GSO_NONE,
 };
 
 use super::limit::{Limit, monotonic};
 use crate::error::{Error, Result};
-use crate::virtio::{Device, Kind, Progress, Queues};
+use crate::virtio::{Device, Kind, Progress, Queues, ROUND};
 
 const RECEIVE: usize = 0;
 const SEND: usize = 1;
@@ -22,8 +23,10 @@ const TAP: usize = 0;
 const HEADER: usize = 12;
 /// A frame of 64 KiB that is yet to be cut in pieces, and its header.
 const LARGEST: usize = 65_550 + HEADER;
-/// After so many frames the other devices have their turn.
-const ROUND: usize = 256;
+/// The least head of a piece that a large frame is cut into: Ethernet, IPv4 and TCP without options.
+const LEAST_HEAD: usize = 14 + 20 + 20;
+/// The largest that counts: options of both included.
+const LARGEST_HEAD: usize = 14 + 60 + 60;
 
 /// A card on a tap that was opened without packet information and with the 12 byte virtio header
 /// (`IFF_NO_PI`, `IFF_VNET_HDR`, `TUNSETVNETHDRSZ`), and does not wait.
@@ -80,7 +83,7 @@ impl Card {
         if delivered > 0 {
             queues.signal(RECEIVE)?;
         }
-        Ok(if delivered == ROUND { Progress::More } else { Progress::Waits })
+        Ok(Progress::after(delivered))
     }
 
     /// The length of the frame in `incoming`: the one held back, or the tap's next.
@@ -104,35 +107,36 @@ impl Card {
         }
     }
 
-    /// The guest's frames to the tap, until there is none or the next one has to wait.
-    fn send(&mut self, queues: &mut Queues<'_>) -> Result<()> {
+    /// The guest's frames to the tap, until there is none, the next one has to wait, or the round is over.
+    fn send(&mut self, queues: &mut Queues<'_>) -> Result<Progress> {
         let memory = queues.memory();
         let mut returned: usize = 0;
-        while let Some(chain) = queues.pop(SEND)? {
-            // Whoever fills the queue without end still gets another rate.
-            if returned.is_multiple_of(ROUND) {
-                self.limit.iter_mut().for_each(Limit::refresh);
-            }
+        // Each round, so that whoever fills the queue without end still gets another rate.
+        self.limit.iter_mut().for_each(Limit::refresh);
+        while returned < ROUND {
+            let Some(chain) = queues.pop(SEND)? else { break };
             let head = chain.head_index();
             let mut reader = chain.reader(memory).map_err(|error| misuse(&error.to_string()))?;
             let length = reader.available_bytes();
             if (HEADER..=LARGEST).contains(&length) {
+                let frame = &mut self.outgoing[..length];
+                reader.read_exact(frame).map_err(|error| misuse(&error.to_string()))?;
                 if let Some(limit) = &mut self.limit
-                    && !limit.allows(length - HEADER)?
+                    && !limit.allows(on_the_wire(frame))?
                 {
                     queues.unpop(SEND);
                     break;
                 }
-                reader
-                    .read_exact(&mut self.outgoing[..length])
-                    .map_err(|error| misuse(&error.to_string()))?;
                 // A tap that is full, down, or does not like the frame drops it, as any wire may.
                 let _ = self.tap.write(&self.outgoing[..length]);
             }
             queues.done(SEND, head, 0)?;
             returned += 1;
         }
-        if returned > 0 { queues.signal(SEND) } else { Ok(()) }
+        if returned > 0 {
+            queues.signal(SEND)?;
+        }
+        Ok(Progress::after(returned))
     }
 }
 
@@ -195,13 +199,11 @@ impl Device for Card {
         set_offload(&self.tap, 0);
     }
 
-    fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<()> {
+    fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<Progress> {
         match queue {
-            // Only so many frames as there are new buffers: no other device waits for long.
-            RECEIVE => while self.receive(queues)? == Progress::More {},
-            _ => self.send(queues)?,
+            RECEIVE => self.receive(queues),
+            _ => self.send(queues),
         }
-        Ok(())
     }
 
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
@@ -214,8 +216,7 @@ impl Device for Card {
             return self.receive(queues);
         }
         // The time has come, or there is another rate.
-        self.limit.iter_mut().for_each(Limit::refresh);
-        self.send(queues).map(|()| Progress::Waits)
+        self.send(queues)
     }
 
     fn save(&self) -> Result<Value> {
@@ -225,6 +226,21 @@ impl Device for Card {
     fn restore(&mut self, _state: &Value) -> Result<()> {
         Ok(())
     }
+}
+
+/// Bytes that go out for a frame behind its header, which says into how many pieces it is yet to be cut: each has a
+/// head of its own (specification 1.2, 5.1.6). Who understates the head's length is taken to have the least.
+fn on_the_wire(frame: &[u8]) -> usize {
+    let length = frame.len().saturating_sub(HEADER);
+    let half =
+        |at: usize| frame.get(at..at + 2).map_or(0, |two| usize::from(two[0]) | usize::from(two[1]) << 8);
+    let (kind, head, piece) = (frame.get(1).copied().unwrap_or(0), half(2), half(4));
+    if u32::from(kind) == VIRTIO_NET_HDR_GSO_NONE || piece == 0 {
+        return length;
+    }
+    let head = head.clamp(LEAST_HEAD, LARGEST_HEAD);
+    let pieces = length.saturating_sub(head).div_ceil(piece);
+    length + pieces.saturating_sub(1) * head
 }
 
 fn set_offload(tap: &File, offload: libc::c_uint) {

@@ -12,7 +12,7 @@ use super::Card;
 use super::limit::monotonic;
 use crate::jail::{Filter, Role};
 use crate::memory::Memory;
-use crate::virtio::Unplugged;
+use crate::virtio::{Progress, Unplugged};
 
 const READY: u32 = 1 | 2 | 8;
 const DRIVER_OK: u32 = 4;
@@ -116,6 +116,26 @@ fn a_card_sends_no_more_than_its_rate() {
         assert!((most - 2 * FRAME..=most).contains(&sent), "{sent} bytes after {millisecond} ms");
     }
     assert_eq!(u64::from(sender.returned()) * FRAME, sent);
+}
+
+#[test]
+fn a_frame_that_is_yet_to_be_cut_counts_with_the_heads_of_its_pieces() {
+    // Kind TCPv4, a head that is said to be of no byte, pieces of 100 bytes.
+    let large = [0, 1, 0, 0, 100, 0];
+    let mut sender = Sender::new(RATE);
+    sender.device.ram().write_slice(&large, GuestAddress(0x8000)).unwrap();
+    sender.device.notify(SEND);
+    let wire = FRAME + (FRAME - 54).div_ceil(100).saturating_sub(1) * 54;
+    assert_eq!(sender.taken(), (BURST / wire + 1) * FRAME);
+}
+
+#[test]
+fn a_driver_that_fills_the_queue_as_fast_as_it_is_worked_off_has_one_round() {
+    let mut sender = Sender::new(0);
+    assert_eq!(sender.device.notify(SEND), Progress::More);
+    assert_eq!(sender.returned(), SIZE);
+    // The next round finds nothing.
+    assert_eq!(sender.device.notify(SEND), Progress::Waits);
 }
 
 #[test]
