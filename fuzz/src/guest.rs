@@ -11,6 +11,7 @@ use insula_vmm_core::virtio::block::{Access, Disk};
 use insula_vmm_core::virtio::console::Console;
 use insula_vmm_core::virtio::entropy::Entropy;
 use insula_vmm_core::virtio::fs::SharedFolder;
+use insula_vmm_core::virtio::image::Image;
 use insula_vmm_core::virtio::net::Card;
 use insula_vmm_core::virtio::{Device, Unplugged};
 use insula_vmm_core::{Memory, Ports};
@@ -327,6 +328,11 @@ pub(crate) fn console(data: &[u8]) {
 /// A balloon: whatever is put into it or reported, no more than the guest's memory is touched.
 pub(crate) fn balloon(data: &[u8]) {
     drive(data, || Driver::new(Box::new(Balloon::new()), Vec::new()));
+}
+
+/// The device of a file in the guest's memory.
+pub(crate) fn mapped_image(data: &[u8]) {
+    drive(data, || Driver::new(Box::new(Image::new(4 << 30, 2 << 20)), Vec::new()));
 }
 
 /// The source of entropy.

@@ -24,6 +24,8 @@ const VIRTIO_MODULES: &[&str] = &[
     "drivers/net/virtio_net.ko",
     "drivers/net/net_failover.ko",
 ];
+/// What it maps images with.
+const IMAGE_MODULES: &[&str] = &["drivers/nvdimm", "fs/erofs"];
 /// Modules of the kernel that containers need, which the kernel loads by itself, and a disk in memory.
 const MODULES: &[&str] =
     &["fs/overlayfs", "net", "lib", "drivers/net/veth.ko", "drivers/block/brd.ko", "crypto"];
@@ -120,7 +122,8 @@ pub fn run_with_kvm(script: &str, inner: &str, files: &[(&str, &[u8])]) -> Outco
 /// their own need there: the kernel, the machine, the agent, what serves files; and `tc`.
 pub fn run_walls_with_kvm(script: &str, files: &[(&str, &[u8])]) -> Outcome {
     let kernel = kernel();
-    let modules = [MODULES, KVM_MODULES, VIRTIO_MODULES, &["fs/fuse", "drivers/net/tun.ko"]].concat();
+    let modules =
+        [MODULES, KVM_MODULES, VIRTIO_MODULES, IMAGE_MODULES, &["fs/fuse", "drivers/net/tun.ko"]].concat();
     let mut archive = content(&kernel, &modules, &format!("modprobe kvm-amd\nmodprobe tun\n{script}"), files);
     let release = kernel.modules.file_name().and_then(OsStr::to_str).unwrap();
     archive.file(&format!("boot/vmlinuz-{release}"), 0o644, &fs::read(&kernel.image).unwrap());

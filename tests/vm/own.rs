@@ -39,10 +39,34 @@ boot_time() { insula inspect -f '{{.Machine.BootMilliseconds}}' $1; }
 echo "figure: a machine that booted: $(boot_time box) ms"
 check stop box insula stop -t 1 box
 check gone '' sh -c 'ps | grep "[i]nsula-vmm"'
+# A root that is read-only is mapped from an image that the first such container has made: its files take no memory
+# of the guest's.
+mkdir /tmp/data && echo kept >/tmp/data/file
+insula run --name fat busybox sh -c 'yes insula | head -c 8m >/fat; ln /fat /twin; ln -s fat /link; mkdir -m 1777 /wet; rm /bin/vi' >/dev/null
+insula commit fat fat:1 >/dev/null
+sum=$(insula run --rm fat:1 md5sum /fat)
+mapped() { insula run -d --name $1 --isolation vm -m 128m --read-only -v /tmp/data:/data --tmpfs /wet fat:1 sleep 1000; }
+root() { insula exec $1 sh -c "grep -c 'lowerdir=/image' /proc/mounts"; }
+cached() { insula exec $1 sed -n 's/^Cached: *\([0-9]*\) kB/\1/p' /proc/meminfo; }
+reading() { before=$(cached $1); insula exec $1 cat /twin >/dev/null; echo $(($(cached $1) - before)); }
+mapped served >/dev/null
+check served 0 root served
+served=$(reading served)
+await 'ls /var/lib/insula/machines/images/*.erofs'
+mapped first >/dev/null
+check mapped 1 root first
+check mapped-files "$sum" insula exec first md5sum /fat
+check mapped-links 'fat 2' insula exec first sh -c 'echo $(readlink /link) $(stat -c %h /fat)'
+check mapped-modes '1777 0' insula exec first sh -c 'echo $(stat -c %a /wet; ls /bin | grep -c "^vi$")'
+check mapped-mounts kept insula exec first sh -c 'touch /wet/x && cat /data/file'
+check mapped-readonly 'touch: /new: Read-only file system' insula exec first sh -c 'touch /new 2>&1; true'
+mapped=$(reading first)
+check mapped-memory "yes" sh -c "[ $served -ge 8000 ] && [ $mapped -le 1000 ] && echo yes"
+echo "figure: memory of a guest that reads 8 MiB of its root: served $served KiB, mapped $mapped KiB"
+insula rm -f served first >/dev/null
 # Copies of a machine that was booted before.
 insula warm --networks 1 -m 128m >/dev/null
 check template 'kvm 1 false' insula vm-template ls --format '{{.Backend}} {{.Networks}} {{.Stale}}'
-mkdir /tmp/data && echo kept >/tmp/data/file
 each() { echo $(for name in one two; do eval "$1"; done); }
 before=$(date +%s)
 each 'insula run -d --name $name --hostname $name --isolation vm -m 128m -v /tmp/data:/data busybox sleep 1000'
@@ -60,6 +84,10 @@ check copy-boot yes different /proc/sys/kernel/random/boot_id
 check copy-card yes different /sys/class/net/eth0/address
 check copy-time yes sh -c "[ $clock -ge $((before - 1)) ] && [ $clock -le $((after + 1)) ] && echo yes"
 insula rm -f one two >/dev/null
+mapped copy >/dev/null
+check copy-mapped 'true 1' sh -c "echo \$(insula inspect -f '{{.Machine.Template}}' copy; insula exec copy grep -c lowerdir=/image /proc/mounts)"
+check copy-mapped-files "$sum" insula exec copy md5sum /fat
+insula rm -f copy >/dev/null
 # What a guest sends is held to its rate although its kernel lifts that: no more than the burst, one frame and what
 # the time carries. Then the host lifts it.
 up() { read up rest </proc/uptime; echo ${up%.*}; }

@@ -1,6 +1,9 @@
 //! Containers whose machines are copies of one that was booted before.
 
+use std::path::Path;
+
 use insula_tests::Daemon;
+use rustix::process::Signal;
 
 use crate::walls::daemon_with;
 
@@ -67,6 +70,39 @@ fn copies_of_a_template_are_machines_of_their_own() {
     assert!(ping.ok().contains("1 packets received"), "{ping}");
     daemon.insula(&["rm", "-f", "one", "two"]).exits(0);
     daemon.insula(&["network", "rm", "blue", "red"]).exits(0);
+}
+
+/// Stops the first machine in these control groups, which would go on from a template.
+fn stop_first_machine(cgroup: &str) {
+    let groups = format!("/{}/", cgroup.trim_matches('/'));
+    let of = |process: &Path, file: &str| std::fs::read_to_string(process.join(file)).unwrap_or_default();
+    insula_tests::eventually("a machine", || {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        let mut machines = processes.filter(|process| {
+            of(process, "comm").starts_with("qemu-system") && of(process, "cgroup").contains(&groups)
+        });
+        let pid = machines.next()?.file_name()?.to_str()?.parse().ok()?;
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid)?, Signal::STOP).ok()
+    });
+}
+
+#[test]
+fn a_template_whose_copies_do_not_answer_goes() {
+    let Some(daemon) = daemon_with(&["--vm-templates", "off"]) else { return };
+    daemon.insula(&["warm", "--networks", "0", "-m", "64m"]).exits(0);
+    let cgroup = daemon.instance().cgroup();
+    let began = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| stop_first_machine(&cgroup));
+        let more = ["--network", "none", "-m", "64m", "--name", "box", "busybox", "sleep", "1000"];
+        daemon.insula(&[&START[..], &more].concat()).exits(0);
+    });
+    // Another one has booted in its place.
+    assert!(!is_copy(&daemon, "box"));
+    assert!(began.elapsed() < std::time::Duration::from_secs(60), "{:?}", began.elapsed());
+    assert!(daemon.log().contains("since its template is of no use: "), "{}", daemon.log());
+    assert!(templates(&daemon).is_empty());
+    daemon.insula(&["rm", "-f", "box"]).exits(0);
 }
 
 #[test]

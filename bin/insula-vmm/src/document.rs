@@ -29,6 +29,29 @@ pub(crate) struct Document {
     pub(crate) folders: Vec<FolderPart>,
     #[serde(default)]
     pub(crate) cards: Vec<CardPart>,
+    #[serde(default)]
+    pub(crate) image: ImagePart,
+}
+
+/// The device that has a file in the guest's memory.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ImagePart {
+    #[default]
+    None,
+    /// There is a place for it: of a machine that is to be saved, or that was.
+    Vacant,
+    /// A file, which is only read.
+    File(RawFd),
+}
+
+impl ImagePart {
+    fn descriptor(&self) -> Option<RawFd> {
+        match self {
+            Self::None | Self::Vacant => None,
+            Self::File(number) => Some(*number),
+        }
+    }
 }
 
 /// How a machine begins.
@@ -149,7 +172,8 @@ impl Descriptors {
             .chain(document.disks.iter().map(|part| part.descriptor))
             .chain(document.ports.iter().map(|part| part.descriptor))
             .chain(document.folders.iter().map(|part| part.descriptor))
-            .chain(document.cards.iter().flat_map(|part| [part.descriptor, part.rate]));
+            .chain(document.cards.iter().flat_map(|part| [part.descriptor, part.rate]))
+            .chain(document.image.descriptor());
         let mut owned = BTreeMap::new();
         for number in numbers {
             if owned.contains_key(&number) {

@@ -19,11 +19,12 @@ use std::process::ExitCode;
 use anyhow::Context;
 use insula_vmm_core::jail::{self, Filter, Role};
 use insula_vmm_core::virtio::{
-    balloon::Balloon, block::Disk, console::Console, entropy::Entropy, fs::SharedFolder, net::Card,
+    balloon::Balloon, block::Disk, console::Console, entropy::Entropy, fs::SharedFolder, image::Vacant,
+    net::Card,
 };
 use insula_vmm_core::{Host, Kernel, Machine, Memory, Running, Shape, Stop};
 
-use document::{Begin, BootPart, Descriptors, Document, SnapshotPart};
+use document::{Begin, BootPart, Descriptors, Document, ImagePart, SnapshotPart};
 
 const RESET: u8 = 3;
 const USAGE: u8 = 2;
@@ -113,6 +114,8 @@ fn boot(
 ) -> anyhow::Result<Running> {
     let memory = match &part.saved {
         Some(saved) => Memory::in_file(File::from(descriptors.take(saved.memory)?), document.memory)?,
+        // Nobody maps it too.
+        None if document.folders.is_empty() => Memory::own(document.memory)?,
         None => Memory::new(document.memory)?,
     };
     let mut machine =
@@ -156,7 +159,7 @@ fn give_files_up() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// In the order that the guest sees: disks, ports, folders, cards, entropy, balloon.
+/// In the order that the guest sees: disks, ports, folders, cards, entropy, balloon, the image.
 fn attach(machine: &mut Machine, document: &Document, descriptors: &mut Descriptors) -> anyhow::Result<()> {
     for disk in &document.disks {
         let file = File::from(descriptors.take(disk.descriptor)?);
@@ -181,7 +184,14 @@ fn attach(machine: &mut Machine, document: &Document, descriptors: &mut Descript
         machine.attach(Box::new(Card::new(tap, card.address()?, card.mtu).limited(rate)?))?;
     }
     machine.attach(Box::new(Entropy))?;
-    Ok(machine.attach(Box::new(Balloon::new()))?)
+    machine.attach(Box::new(Balloon::new()))?;
+    match document.image {
+        ImagePart::None => Ok(()),
+        ImagePart::Vacant => Ok(machine.attach(Box::new(Vacant))?),
+        ImagePart::File(number) => {
+            Ok(machine.attach_image(File::from(descriptors.take(number)?)).context("the image")?)
+        }
+    }
 }
 
 /// A console whose reader may be slow: what it does not take at once is lost.

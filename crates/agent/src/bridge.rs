@@ -201,7 +201,7 @@ impl Bridge {
                     None => self.change_machine(&request.call),
                 };
                 let outcome = match changed {
-                    Ok(()) => Outcome::Done(Done::default()),
+                    Ok(()) => Outcome::Done(Done { warnings: std::mem::take(&mut self.furnished.warnings) }),
                     Err(error) => tenant::failed(&error),
                 };
                 self.answer(&Reply { id: request.id, outcome: Some(outcome) });

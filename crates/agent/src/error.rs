@@ -21,6 +21,8 @@ pub(crate) enum Error {
     NoInterface(String),
     #[error("the machine has no card for another network")]
     NoCards,
+    #[error("the device of the image has not come")]
+    NoImage,
     #[error("the machine has no channel to the host")]
     NoChannel,
     #[error(transparent)]
@@ -34,7 +36,9 @@ pub(crate) enum Error {
 impl Kinded for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::Call { .. } | Self::NoChannel | Self::NoCards | Self::NoInterface(_) => Kind::Internal,
+            Self::Call { .. } | Self::NoChannel | Self::NoCards | Self::NoImage | Self::NoInterface(_) => {
+                Kind::Internal
+            }
             Self::Network(error) => error.kind(),
             Self::Sandbox(error) => error.kind(),
             Self::NoContainer => Kind::Conflict,

@@ -2,14 +2,14 @@
 //! A copy of a template has nothing left of the template's after this.
 
 use insula_host::netlink::{self, Routes};
-use insula_spec::machine::{FilesPlan, GuestPlan, card};
+use insula_spec::machine::{FilesPlan, GuestPlan, RootPlan, card};
 use insula_spec::plan::InterfacePlan;
 use rustix::time::{ClockId, Timespec};
 
 use crate::cards::{Cards, named};
 use crate::error::{Context, Result};
-use crate::files;
 use crate::names::Names;
+use crate::{files, image};
 
 /// What the agent serves in a machine that is furnished.
 #[derive(Debug, Default)]
@@ -18,6 +18,8 @@ pub(crate) struct Furnished {
     pub(crate) names: Option<Names>,
     /// Spare cards, if it has such.
     pub(crate) cards: Option<Cards>,
+    /// What could not be done as asked.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Carries the plan out.
@@ -25,9 +27,14 @@ pub(crate) fn furnish(plan: &[u8]) -> Result<Furnished> {
     let plan: GuestPlan = serde_json::from_slice(plan)?;
     identity(&plan)?;
     files::mount(plan.files)?;
+    let mapped = if plan.root == RootPlan::Image { image::mount() } else { Ok(()) };
     connect(&plan.interfaces, plan.files == FilesPlan::Port)?;
     let cards = Cards::put_away(plan.interfaces.len(), plan.spare)?;
-    Ok(Furnished { names: plan.resolver.then(Names::new).transpose()?, cards })
+    // They are all among those that are served.
+    let warning =
+        |error| format!("the image's files are not mapped but served: {}", insula_base::chain(&error));
+    let warnings = mapped.err().map(warning).into_iter().collect();
+    Ok(Furnished { names: plan.resolver.then(Names::new).transpose()?, cards, warnings })
 }
 
 /// Time, randomness, name.

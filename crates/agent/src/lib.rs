@@ -11,6 +11,7 @@ mod cards;
 mod error;
 mod files;
 mod furnish;
+mod image;
 mod machine;
 mod names;
 mod processes;

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use insula_base::{ContainerId, Kind, Kinded};
-use insula_host::guest::{self, Features};
+use insula_host::guest::{self, Features, Images};
 use insula_sandbox::{Error, Event, ExecPlan, Frozen, Result, Sandbox, SignalTarget, Streams, Wall, When};
 use insula_spec::machine::{Backend, MachinePlan};
 use insula_spec::plan::*;
@@ -69,8 +69,13 @@ fn machine(wall: &str, folder: &TempDir) -> Option<MachinePlan> {
     let parts = at("INSULA_TEST_PARTS");
     let kernel = guest::find(&at("INSULA_TEST_KERNEL")).unwrap();
     let cache = std::env::temp_dir().join(format!("insula-test-{}", std::process::id()));
-    let initramfs =
-        guest::initramfs(&kernel, &parts.join("insula-agent"), Features::Containers, &cache).unwrap();
+    let initramfs = guest::initramfs(
+        &kernel,
+        &parts.join("insula-agent"),
+        (Features::Containers, Images::Served),
+        &cache,
+    )
+    .unwrap();
     // Its own copy is enough, so that nothing is left.
     let own = folder.path().join("initramfs");
     fs::rename(initramfs, &own).unwrap();
@@ -85,6 +90,7 @@ fn machine(wall: &str, folder: &TempDir) -> Option<MachinePlan> {
         patience: 180,
         folder: folder.path().to_owned(),
         template: None,
+        image: None,
         tenant: None,
     })
 }

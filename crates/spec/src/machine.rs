@@ -29,6 +29,10 @@ pub struct MachinePlan {
     /// What it goes on from instead of a boot.
     #[serde(default)]
     pub template: Option<TemplatePlan>,
+    /// The container's root without its mounts, an EROFS image that is mapped into the guest's memory: for
+    /// [`Backend::Kvm`], and roots that are read-only. Its files are served besides.
+    #[serde(default)]
+    pub image: Option<PathBuf>,
     /// The socket of a tenant's machine that runs: the container gets a seat in it instead of a machine of its own.
     #[serde(default)]
     pub tenant: Option<PathBuf>,
@@ -175,6 +179,20 @@ pub struct GuestPlan {
     /// How the container's files come.
     #[serde(default)]
     pub files: FilesPlan,
+    /// Where its root is.
+    #[serde(default)]
+    pub root: RootPlan,
+}
+
+/// Where a guest has the container's root.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RootPlan {
+    /// Among the files that the host shares.
+    #[default]
+    Shared,
+    /// In an image in its memory: nobody writes to it. If that cannot be mounted, as above.
+    Image,
 }
 
 /// How a guest gets the files that the host shares.

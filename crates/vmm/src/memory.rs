@@ -1,5 +1,6 @@
-//! The guest's memory: a memfd mapped shared, or a snapshot's file mapped privately, so that pages
-//! come as they are touched and are copied as they are written.
+//! The guest's memory: a memfd mapped shared, which servers of devices map too; memory of nobody else's where there
+//! are none; or a snapshot's file mapped privately, so that pages come as they are touched and are copied as they are
+//! written.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -22,18 +23,22 @@ pub(crate) const PAGE: u64 = 4096;
 const SMALLEST: u64 = 1 << 20;
 const LARGEST: u64 = 1 << 40;
 
-/// How the file's pages reach the guest.
+/// How pages reach the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mapping {
     Shared,
+    /// In large pages where the host has such: fewer of them are missed.
+    SharedLarge,
     Private,
+    /// The same without a file.
+    Own,
 }
 
 /// A guest's memory and the file behind it.
 #[derive(Debug)]
 pub struct Memory {
     ram: GuestRam,
-    file: Arc<File>,
+    file: Option<Arc<File>>,
     size: u64,
 }
 
@@ -42,39 +47,51 @@ impl Memory {
     pub fn new(size: u64) -> Result<Self> {
         let memfd = memfd_create("insula-guest", MemfdFlags::CLOEXEC)
             .map_err(|error| Error::call("memfd_create", "guest memory", error))?;
-        Self::in_file(memfd.into(), size)
+        let file = grown(memfd.into(), size)?;
+        Self::map(Some(file), size, Mapping::SharedLarge)
+    }
+
+    /// The same that no server can map.
+    pub fn own(size: u64) -> Result<Self> {
+        check(size)?;
+        Self::map(None, size, Mapping::Own)
     }
 
     /// New memory in a file that somebody else has too: one that is empty, and grows to `size` bytes.
     pub fn in_file(file: File, size: u64) -> Result<Self> {
-        check(size)?;
-        file.set_len(size).map_err(|error| Error::call("ftruncate", "guest memory", error))?;
-        Self::map(file, size, Mapping::Shared)
+        Self::map(Some(grown(file, size)?), size, Mapping::Shared)
     }
 
     /// The memory of a snapshot; the file is never written.
     pub fn of_snapshot(file: File) -> Result<Self> {
         let size = file.metadata().map_err(|error| Error::call("fstat", "a snapshot's memory", error))?.len();
         check(size)?;
-        Self::map(file, size, Mapping::Private)
+        Self::map(Some(file), size, Mapping::Private)
     }
 
-    fn map(file: File, size: u64, mapping: Mapping) -> Result<Self> {
-        let file = Arc::new(file);
+    fn map(file: Option<File>, size: u64, mapping: Mapping) -> Result<Self> {
+        let file = file.map(Arc::new);
         let flags = libc::MAP_NORESERVE
             | match mapping {
-                Mapping::Shared => libc::MAP_SHARED,
+                Mapping::Shared | Mapping::SharedLarge => libc::MAP_SHARED,
                 Mapping::Private => libc::MAP_PRIVATE,
+                Mapping::Own => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
             };
         let mut regions = Vec::new();
         for (address, offset, length) in pieces(size) {
-            let region: MmapRegion =
-                MmapRegionBuilder::new(usize::try_from(length).map_err(|_| too_large(size))?)
-                    .with_file_offset(FileOffset::from_arc(Arc::clone(&file), offset))
-                    .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                    .with_mmap_flags(flags)
-                    .build()
-                    .map_err(|error| Error::call("mmap", "guest memory", std::io::Error::other(error)))?;
+            let mut builder = MmapRegionBuilder::new(usize::try_from(length).map_err(|_| too_large(size))?)
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(flags);
+            if let Some(file) = &file {
+                builder = builder.with_file_offset(FileOffset::from_arc(Arc::clone(file), offset));
+            }
+            let region: MmapRegion = builder
+                .build()
+                .map_err(|error| Error::call("mmap", "guest memory", std::io::Error::other(error)))?;
+            if matches!(mapping, Mapping::SharedLarge | Mapping::Own) {
+                // SAFETY: the whole of a mapping that is new; its content stays. A host without large pages refuses.
+                let _ = unsafe { madvise(region.as_ptr().cast(), region.size(), Advice::LinuxHugepage) };
+            }
             regions.push(GuestRegionMmap::new(region, GuestAddress(address)).ok_or_else(|| too_large(size))?);
         }
         let ram = GuestRam::from_regions(regions).map_err(|error| Error::Shape(error.to_string()))?;
@@ -87,16 +104,22 @@ impl Memory {
         &self.ram
     }
 
-    /// The file behind it: for `vhost-user` servers, which map it too.
+    /// The file behind it, if there is one: for `vhost-user` servers, which map it too.
     #[must_use]
-    pub fn file(&self) -> &File {
-        &self.file
+    pub fn file(&self) -> Option<&File> {
+        self.file.as_deref()
     }
 
     /// In bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// The first address behind it all where something else can be.
+    #[must_use]
+    pub(crate) fn beyond(&self) -> u64 {
+        (GAP_END + self.high()).next_multiple_of(Mapped::ALIGNMENT)
     }
 
     /// What memory there is below the gap, in bytes.
@@ -109,6 +132,41 @@ impl Memory {
     #[must_use]
     pub(crate) fn high(&self) -> u64 {
         self.size.saturating_sub(GAP_START)
+    }
+}
+
+/// A file that a guest sees beyond its memory, read-only.
+#[derive(Debug)]
+pub(crate) struct Mapped(MmapRegion);
+
+impl Mapped {
+    /// Linux takes pieces of memory that are no less: `memremap_pages` in the kernel's mm/memremap.c.
+    const BLOCK: u64 = 2 << 20;
+    /// Begins where no block of memory is cut, whatever their size is.
+    const ALIGNMENT: u64 = 1 << 30;
+
+    pub(crate) fn new(file: File) -> Result<Self> {
+        let size = file.metadata().map_err(|error| Error::call("fstat", "an image", error))?.len();
+        if size == 0 || !size.is_multiple_of(Self::BLOCK) || size > LARGEST {
+            return Err(Error::Shape(format!("an image of {size} bytes is not of whole blocks of 2 MiB")));
+        }
+        let region = MmapRegionBuilder::new(usize::try_from(size).map_err(|_| too_large(size))?)
+            .with_file_offset(FileOffset::new(file, 0))
+            .with_mmap_prot(libc::PROT_READ)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .build()
+            .map_err(|error| Error::call("mmap", "an image", std::io::Error::other(error)))?;
+        Ok(Self(region))
+    }
+
+    /// In bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.0.size() as u64
+    }
+
+    /// Where it is in this process.
+    pub(crate) fn place(&self) -> u64 {
+        self.0.as_ptr() as u64
     }
 }
 
@@ -144,6 +202,13 @@ fn pieces(size: u64) -> Vec<(u64, u64, u64)> {
         pieces.push((GAP_END, GAP_START, size - GAP_START));
     }
     pieces
+}
+
+/// An empty file, as large as that.
+fn grown(file: File, size: u64) -> Result<File> {
+    check(size)?;
+    file.set_len(size).map_err(|error| Error::call("ftruncate", "guest memory", error))?;
+    Ok(file)
 }
 
 fn check(size: u64) -> Result<()> {
@@ -185,6 +250,31 @@ mod tests {
     fn sizes_that_make_no_machine_are_refused() {
         for size in [0, 4095, 4096, (1 << 20) + 1, 1 << 50] {
             assert!(Memory::new(size).is_err(), "{size}");
+        }
+    }
+
+    #[test]
+    fn memory_of_nobody_elses_is_given_back_too() {
+        let memory = Memory::own(4 << 20).unwrap();
+        assert!(memory.file().is_none() && Memory::own(4097).is_err());
+        memory.ram().write_slice(&[7; 3 * PAGE as usize], GuestAddress(1 << 20)).unwrap();
+        discard(memory.ram(), GuestAddress((1 << 20) + PAGE), PAGE).unwrap();
+        let at = |page: u64| memory.ram().read_obj::<u8>(GuestAddress((1 << 20) + page * PAGE)).unwrap();
+        assert_eq!([0, 1, 2].map(at), [7, 0, 7]);
+        assert!(discard(memory.ram(), GuestAddress(4 << 20), PAGE).is_err());
+    }
+
+    #[test]
+    fn images_are_of_whole_blocks_and_lie_beyond_the_memory() {
+        let file = tempfile::tempfile().unwrap();
+        for (length, fine) in [(0, false), (4096, false), (2 << 20, true), ((2 << 20) + 1, false)] {
+            file.set_len(length).unwrap();
+            assert_eq!(Mapped::new(file.try_clone().unwrap()).is_ok(), fine, "{length}");
+        }
+        for (size, beyond) in
+            [(64 << 20, 4u64 << 30), (3 << 30, 4 << 30), ((3 << 30) + 4096, 5 << 30), (5 << 30, 6 << 30)]
+        {
+            assert_eq!(Memory::new(size).unwrap().beyond(), beyond);
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use insula_base::{Durability, Kind, replace};
 use insula_host::cgroup::{Group, Layout};
-use insula_host::guest::{Features, initramfs};
+use insula_host::guest::{Features, Images, initramfs};
 use insula_host::hardware::Hardware;
 use insula_host::netlink::{self, Routes};
 use insula_host::process::Process;
@@ -136,13 +136,14 @@ impl Pod {
         let machine = MachinePlan {
             backend: self.backend()?,
             vmm,
-            initramfs: initramfs(&kernel, &agent, Features::Containers, &machines)?,
+            initramfs: initramfs(&kernel, &agent, (Features::Containers, Images::Served), &machines)?,
             kernel,
             cpus: size.cpus,
             memory: size.memory,
             patience: USUAL_PATIENCE,
             folder: self.folder.clone(),
             template: None,
+            image: None,
             tenant: None,
         };
         let cgroup = format!("{}-machine", plan.cgroup.path);

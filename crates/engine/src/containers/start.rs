@@ -25,8 +25,10 @@ struct MachineOf {
     plan: Option<MachinePlan>,
     /// Descriptors of its template.
     copy: Option<[std::os::fd::OwnedFd; 2]>,
-    /// The template that is to be made.
+    /// The template that it is a copy of, or would have been.
     wanted: Option<machines::Wanted>,
+    /// The image that is to be made.
+    image: Option<machines::WantedImage>,
     /// Its tenant's machine does not end as long as this is there.
     lease: Option<tenants::Lease>,
 }
@@ -110,7 +112,7 @@ impl Engine {
         failpoint("start.names");
         laps.lap("names");
         let folder = self.writable_dir(&row.id).await?;
-        let MachineOf { plan: machine, copy, wanted, lease } =
+        let MachineOf { plan: machine, copy, wanted, image, lease } =
             self.machine(row, &sandbox, endpoint.interfaces().len()).await?;
         let mut plan = plan::build(Inputs {
             row,
@@ -146,8 +148,14 @@ impl Engine {
                 laps.lap("confirmed");
                 drop(lease);
                 self.announce_sites(row).await;
-                if let Some(wanted) = wanted {
+                // Of one that has ended already nothing else is known.
+                let is_copy = template && sandbox.machine().is_none_or(|machine| machine.template);
+                let next = wanted.and_then(|wanted| self.0.machines.next_template(wanted, template, is_copy));
+                if let Some(wanted) = next {
                     self.make_template_soon(wanted);
+                }
+                if let Some(wanted) = image {
+                    self.make_image_soon(wanted);
                 }
                 Ok(())
             }
@@ -170,8 +178,13 @@ impl Engine {
             let machines = &engine.0.machines;
             let mut plan = machines.plan(&row, &folder)?;
             let wanted = machines::Wanted::by_container(&plan, row.host.privileged, interfaces)?;
-            let (copy, wanted) = machines.use_template(&mut plan, wanted);
-            Ok(MachineOf { plan: Some(plan), copy, wanted, lease: None })
+            // The kernel's digests are of the layers' files.
+            let image = match engine.store().layers().verifies_files() {
+                true => None,
+                false => machines.use_image(&mut plan, &row)?,
+            };
+            let copy = machines.use_template(&mut plan, &wanted);
+            Ok(MachineOf { plan: Some(plan), copy, wanted: Some(wanted), image, lease: None })
         })
         .await
     }

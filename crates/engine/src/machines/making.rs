@@ -39,29 +39,33 @@ impl Wanted {
 }
 
 impl Machines {
-    /// Makes `plan` a copy of its template. Without one it boots, and the template that it would have used is
-    /// returned if there are to be templates.
-    pub(crate) fn use_template(
-        &self,
-        plan: &mut MachinePlan,
-        wanted: Wanted,
-    ) -> (Option<[OwnedFd; 2]>, Option<Wanted>) {
-        if let Some((template, descriptors)) = self.templates.copy(&wanted.id) {
-            plan.template = Some(template);
-            return (Some(descriptors), None);
+    /// Makes `plan` a copy of its template. Without one it boots.
+    pub(crate) fn use_template(&self, plan: &mut MachinePlan, wanted: &Wanted) -> Option<[OwnedFd; 2]> {
+        let (template, descriptors) = self.templates.copy(&wanted.id)?;
+        plan.template = Some(template);
+        Some(descriptors)
+    }
+
+    /// After a machine was made: the template that is to be made now, if there are to be templates. One of which
+    /// the machine should have been a `copy` and is none is of no use, and goes.
+    pub(crate) fn next_template(&self, wanted: Wanted, copy: bool, is_copy: bool) -> Option<Wanted> {
+        if is_copy {
+            return None;
         }
-        (None, Some(wanted).filter(|_| self.makes_templates))
+        if copy && let Err(error) = self.templates.remove(&wanted.id) {
+            tracing::warn!(template = wanted.id, error = insula_base::chain(&error), "it stays");
+        }
+        Some(wanted).filter(|_| self.makes_templates)
     }
 
     /// What a container without limits would use, with that many interfaces.
     pub(super) fn usual(&self, cpus: u32, memory: u64, interfaces: usize) -> Result<Wanted> {
-        Wanted::by_container(&self.machine(false, cpus, memory)?, false, interfaces)
+        Wanted::by_container(&self.machine(self.choice().backend, false, cpus, memory)?, false, interfaces)
     }
 
     /// The template that one of this shape would have now: another one if something has changed.
     pub(super) fn now(&self, shape: &Shape) -> Result<String> {
-        let mut machine = self.machine(shape.engine, shape.cpus, shape.memory)?;
-        machine.backend = shape.backend;
+        let machine = self.machine(shape.backend, shape.engine, shape.cpus, shape.memory)?;
         templates::id(&machine, shape.whom, shape.interfaces)
     }
 

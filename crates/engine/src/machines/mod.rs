@@ -2,6 +2,7 @@
 
 mod check;
 mod hardware;
+mod images;
 mod kernels;
 mod making;
 mod size;
@@ -15,6 +16,8 @@ use insula_host::guest::{self, Features};
 use insula_spec::machine::{Backend, MachinePlan};
 
 pub(crate) use self::check::check;
+use self::images::Images;
+pub(crate) use self::images::WantedImage;
 pub(crate) use self::making::Wanted;
 use self::templates::Templates;
 use crate::containers::row::Row;
@@ -38,6 +41,7 @@ pub(crate) struct Machines {
     monitor: PathBuf,
     wanted: Option<Backend>,
     templates: Templates,
+    images: Images,
     /// Templates are made of machines that were booted.
     makes_templates: bool,
     /// Seconds that one may take to boot.
@@ -55,25 +59,29 @@ impl Machines {
             monitor: config.monitor.clone(),
             wanted: config.vm_backend,
             templates: Templates::new(root.join("templates")),
+            images: Images::new(root.join("machines/images")),
             makes_templates: config.vm_templates,
             patience: config.vm_boot_timeout,
             choice: OnceLock::new(),
         }
     }
 
-    /// Frees memory that is not used any more; to be called regularly.
+    /// Frees memory and files that are not used any more; to be called regularly.
     pub(crate) fn rest(&self) {
         self.templates.rest();
+        self.images.rest();
     }
 
     /// Removes what a daemon that was killed has left; to be called before templates are made.
     pub(crate) fn tidy_up(&self) -> Result<()> {
+        self.images.tidy_up()?;
         self.templates.tidy_up()
     }
 
     /// The machine of a container whose sandbox has `folder`. Reads and perhaps writes files.
     pub(crate) fn plan(&self, row: &Row, folder: &Path) -> Result<MachinePlan> {
-        let mut plan = self.machine(row.host.privileged, size::cpus(&row.host), size::memory(&row.host))?;
+        let (cpus, memory) = (size::cpus(&row.host), size::memory(&row.host));
+        let mut plan = self.machine(self.choice().backend, row.host.privileged, cpus, memory)?;
         folder.clone_into(&mut plan.folder);
         Ok(plan)
     }
@@ -85,11 +93,11 @@ impl Machines {
             memory: i64::try_from(memory).unwrap_or(i64::MAX),
             ..Default::default()
         };
-        self.machine(false, size::cpus(&host), size::memory(&host))
+        self.machine(self.choice().backend, false, size::cpus(&host), size::memory(&host))
     }
 
     /// A machine of this size that boots.
-    fn machine(&self, engine: bool, cpus: u32, memory: u64) -> Result<MachinePlan> {
+    fn machine(&self, backend: Backend, engine: bool, cpus: u32, memory: u64) -> Result<MachinePlan> {
         if !self.agent.is_file() {
             return Err(Error::Unavailable(format!(
                 "{} is missing, the first program of a container's own kernel: it is installed beside the daemon",
@@ -98,9 +106,10 @@ impl Machines {
         }
         let kernel = self.kernel()?;
         let features = if engine { Features::Engine } else { Features::Containers };
-        let initramfs = guest::initramfs(&kernel, &self.agent, features, &self.folder)?;
+        let images = if backend == Backend::Kvm { guest::Images::Mapped } else { guest::Images::Served };
+        let initramfs = guest::initramfs(&kernel, &self.agent, (features, images), &self.folder)?;
         Ok(MachinePlan {
-            backend: self.choice().backend,
+            backend,
             vmm: self.vmm.clone(),
             kernel,
             initramfs,
@@ -109,6 +118,7 @@ impl Machines {
             patience: self.patience,
             folder: PathBuf::new(),
             template: None,
+            image: None,
             tenant: None,
         })
     }

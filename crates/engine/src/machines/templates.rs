@@ -452,6 +452,7 @@ mod tests {
             patience: 1,
             folder: PathBuf::new(),
             template: None,
+            image: None,
             tenant: None,
         };
         let of = |whom, interfaces| id(&plan, whom, interfaces).unwrap();

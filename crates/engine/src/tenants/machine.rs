@@ -83,8 +83,11 @@ impl Engine {
         mut plan: MachinePlan,
     ) -> Result<((UnixStream, TenantMachine), Option<Wanted>)> {
         let wanted = Wanted::by_tenant(&plan, cards(tenant))?;
-        let (copy, wanted) = self.0.machines.use_template(&mut plan, wanted);
-        Ok((self.0.tenants.start(tenant, plan, copy)?, wanted))
+        let copy = self.0.machines.use_template(&mut plan, &wanted);
+        let copied = copy.is_some();
+        let (connection, machine) = self.0.tenants.start(tenant, plan, copy)?;
+        let wanted = self.0.machines.next_template(wanted, copied, machine.template);
+        Ok(((connection, machine), wanted))
     }
 
     /// What the machine of a tenant would be a copy of.

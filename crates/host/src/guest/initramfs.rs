@@ -34,6 +34,18 @@ const ENGINE: [&str; 14] = [
     "loop",
 ];
 
+/// What a guest needs to map the root of a container: the device's drivers, the file system, and what makes changes
+/// to it possible. Where the kernel lacks one of them files are served.
+const IMAGES: [&str; 4] = ["virtio_pmem", "nd_pmem", "erofs", "overlay"];
+
+/// How roots of containers reach a guest that a machine can map them into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Images {
+    Served,
+    /// With the drivers for that, as far as the kernel has them.
+    Mapped,
+}
+
 /// Which modules a guest gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Features {
@@ -57,13 +69,27 @@ pub fn check(kernel: &Kernel) -> Result<(), Error> {
     Modules::read(&kernel.modules, &kernel.release)?.order(&BASE).map(drop)
 }
 
+/// Whether a kernel has all that a guest needs to map the root of a container.
+pub fn maps_images(kernel: &Kernel) -> Result<bool, Error> {
+    Ok(has_all(&Modules::read(&kernel.modules, &kernel.release)?, &IMAGES))
+}
+
+fn has_all(modules: &Modules, drivers: &[&str]) -> bool {
+    modules.having(drivers).len() == drivers.len()
+}
+
 /// The initial RAM disk for a kernel, made if `cache` does not have it: same kernel and same agent, same file.
-pub fn initramfs(kernel: &Kernel, agent: &Path, features: Features, cache: &Path) -> Result<PathBuf, Error> {
-    let path = cache.join(format!("initramfs-{}", &key(kernel, agent, features)?.hex()[..16]));
+pub fn initramfs(
+    kernel: &Kernel,
+    agent: &Path,
+    (features, images): (Features, Images),
+    cache: &Path,
+) -> Result<PathBuf, Error> {
+    let path = cache.join(format!("initramfs-{}", &key(kernel, agent, features, images)?.hex()[..16]));
     if path.is_file() {
         return Ok(path);
     }
-    let bytes = build(kernel, agent, features)?;
+    let bytes = build(kernel, agent, features, images)?;
     fs::create_dir_all(cache).map_err(Error::io("mkdir", cache))?;
     insula_base::replace(&path, &bytes, 0o644, insula_base::Durability::Machine)
         .map_err(Error::io("write", &path))?;
@@ -71,9 +97,9 @@ pub fn initramfs(kernel: &Kernel, agent: &Path, features: Features, cache: &Path
 }
 
 /// Names what goes into it by what tells versions apart: path, size and time.
-fn key(kernel: &Kernel, agent: &Path, features: Features) -> Result<Digest, Error> {
+fn key(kernel: &Kernel, agent: &Path, features: Features, images: Images) -> Result<Digest, Error> {
     let mut hash = sha2::Sha256::new();
-    hash.update(format!("2 {:?} {}\0", drivers(features), kernel.release));
+    hash.update(format!("2 {:?} {images:?} {}\0", drivers(features), kernel.release));
     for path in [&kernel.modules.join("modules.dep"), agent] {
         let found = fs::metadata(path).map_err(Error::io("stat", path))?;
         let (size, seconds, nanoseconds) = (found.size(), found.mtime(), found.mtime_nsec());
@@ -82,11 +108,14 @@ fn key(kernel: &Kernel, agent: &Path, features: Features) -> Result<Digest, Erro
     Ok(Digest::from_sha256(&hash.finalize().into()))
 }
 
-fn build(kernel: &Kernel, agent: &Path, features: Features) -> Result<Vec<u8>, Error> {
+fn build(kernel: &Kernel, agent: &Path, features: Features, images: Images) -> Result<Vec<u8>, Error> {
     let modules = Modules::read(&kernel.modules, &kernel.release)?;
     let drivers = drivers(features);
     let (needed, wanted) = drivers.split_at(BASE.len());
-    let drivers = [needed, &modules.having(wanted)].concat();
+    let mut drivers = [needed, &modules.having(wanted)].concat();
+    if images == Images::Mapped && has_all(&modules, &IMAGES) {
+        drivers.extend(IMAGES);
+    }
     let mut archive = Archive::default();
     archive.device("dev/console", 0o600, 5, 1);
     for folder in ["proc", "sys", "new"] {
@@ -156,12 +185,37 @@ mod tests {
         let kernel =
             Kernel { image: at("vmlinuz"), modules: folder.path().to_owned(), release: "1.2".into() };
         check(&kernel).unwrap();
-        let archive = build(&kernel, &at("agent"), Features::Engine).unwrap();
+        let archive = build(&kernel, &at("agent"), Features::Engine, Images::Served).unwrap();
         let archive = String::from_utf8_lossy(&archive);
         assert!(archive.contains("modules\0") && !archive.contains("modules/"), "no module is in it");
         // One that every guest needs is missing.
         fs::write(at("modules.builtin"), builtin.replace("virtiofs", "other")).unwrap();
         assert!(matches!(check(&kernel), Err(Error::NoDriver { driver, .. }) if driver == "virtiofs"));
+    }
+
+    #[test]
+    fn a_guest_maps_images_if_its_kernel_has_all_that_it_takes() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let names = [&BASE[..], &IMAGES[..]].concat();
+        for name in &names {
+            fs::write(at(&format!("{name}.ko")), elf(1)).unwrap();
+        }
+        fs::write(at("agent"), elf(1)).unwrap();
+        let kernel =
+            Kernel { image: at("vmlinuz"), modules: folder.path().to_owned(), release: "1.2".into() };
+        let has_driver = |left_out: &str, images| {
+            let lines = names.iter().filter(|name| **name != left_out).map(|name| format!("{name}.ko:\n"));
+            fs::write(at("modules.dep"), lines.collect::<String>()).unwrap();
+            // Made anew.
+            let _ = fs::remove_dir_all(at("cache"));
+            let made =
+                initramfs(&kernel, &at("agent"), (Features::Containers, images), &at("cache")).unwrap();
+            String::from_utf8_lossy(&fs::read(made).unwrap()).contains("virtio_pmem")
+        };
+        assert!(has_driver("", Images::Mapped) && maps_images(&kernel).unwrap());
+        assert!(!has_driver("", Images::Served));
+        assert!(!has_driver("erofs", Images::Mapped) && !maps_images(&kernel).unwrap());
     }
 
     #[test]
@@ -177,7 +231,7 @@ mod tests {
         fs::write(at("modules/modules.dep"), dep).unwrap();
         fs::write(at("agent"), elf(1)).unwrap();
         let kernel = Kernel { image: at("vmlinuz"), modules: at("modules"), release: "1.2".into() };
-        let make = || initramfs(&kernel, &at("agent"), Features::Containers, &at("cache"));
+        let make = || initramfs(&kernel, &at("agent"), (Features::Containers, Images::Served), &at("cache"));
         let first = make().unwrap();
         assert_eq!(make().unwrap(), first);
         assert_eq!(fs::read_dir(at("cache")).unwrap().count(), 1);

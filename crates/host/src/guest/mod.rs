@@ -4,6 +4,7 @@
 mod cpio;
 mod elf;
 mod emulator;
+pub mod erofs;
 mod error;
 mod initramfs;
 mod kernel;
@@ -12,6 +13,6 @@ mod modules;
 pub use cpio::Archive;
 pub use emulator::emulator;
 pub use error::Error;
-pub use initramfs::{Features, check, drivers, initramfs};
+pub use initramfs::{Features, Images, check, drivers, initramfs, maps_images};
 pub use kernel::{Kernel, find, installed};
 pub use modules::Modules;

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use crate::{Error, Result};
 
-/// How long it may take for what is asked here, on a host that is very busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it may take to save a machine, on a host that is very busy.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// The longest line.
 const LARGEST: usize = 64 << 10;
 /// Events are on, and memory is where the file has it.
@@ -27,8 +27,9 @@ pub(super) struct Control<'a> {
 }
 
 impl<'a> Control<'a> {
-    pub(super) fn greet(socket: &'a OwnedFd) -> Result<Self> {
-        let mut this = Self { socket, bytes: Vec::new(), deadline: Instant::now() + PATIENCE };
+    /// Everything that is asked of it has to be answered in that time.
+    pub(super) fn greet(socket: &'a OwnedFd, patience: Duration) -> Result<Self> {
+        let mut this = Self { socket, bytes: Vec::new(), deadline: Instant::now() + patience };
         if this.next()?.get("QMP").is_none() {
             return Err(malformed());
         }
@@ -154,7 +155,7 @@ mod tests {
         let more = b"{\"event\": \"STOP\"}\n{\"return\": {}}\n{\"event\":\"MIGRATION\",\"data\":{\"status\":\"active\"}}\n\
             {\"event\":\"MIGRATION\",\"data\":{\"status\":\"completed\"}}\n";
         let (socket, _theirs) = says(&[GREETING, more].concat());
-        let mut control = Control::greet(&socket).unwrap();
+        let mut control = Control::greet(&socket, PATIENCE).unwrap();
         control.execute("stop", json!({})).unwrap();
         control.await_migration().unwrap();
     }
@@ -163,7 +164,7 @@ mod tests {
     fn what_goes_wrong_is_said() {
         let (socket, theirs) =
             says(&[GREETING, b"{\"error\": {\"desc\": \"no such fd\"}}\nnonsense\n"].concat());
-        let mut control = Control::greet(&socket).unwrap();
+        let mut control = Control::greet(&socket, PATIENCE).unwrap();
         assert_eq!(
             control.execute("getfd", json!({})).unwrap_err().to_string(),
             "QEMU refuses getfd: no such fd"
@@ -172,6 +173,6 @@ mod tests {
         drop(theirs);
         assert!(control.await_migration().unwrap_err().to_string().contains("ended"));
         let (socket, _theirs) = says(&vec![b' '; LARGEST + 10]);
-        assert!(Control::greet(&socket).is_err());
+        assert!(Control::greet(&socket, PATIENCE).is_err());
     }
 }

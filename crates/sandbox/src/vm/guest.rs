@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use insula_container::share::{MOUNTS, ROOT};
-use insula_spec::machine::{FilesPlan, GuestPlan, spare_cards};
+use insula_spec::machine::{FilesPlan, GuestPlan, RootPlan, spare_cards};
 use insula_spec::plan::{
     ContainerPlan, LogPlan, MountSource, Namespace, NamespacesPlan, Propagation, Resources, RootfsPlan,
     StdioPlan, UserNamespace,
@@ -29,6 +29,10 @@ pub(super) fn machine(plan: &ContainerPlan) -> GuestPlan {
         spare: spare_cards(plan.interfaces.len()),
         resolver: plan.resolver,
         files,
+        root: match machine.and_then(|machine| machine.image.as_ref()) {
+            Some(_) if files != FilesPlan::Stream => RootPlan::Image,
+            _ => RootPlan::Shared,
+        },
     }
 }
 
@@ -42,6 +46,7 @@ pub(super) fn tenant(name: &str, cards: usize) -> GuestPlan {
         spare: cards,
         resolver: false,
         files: FilesPlan::None,
+        root: RootPlan::Shared,
     }
 }
 

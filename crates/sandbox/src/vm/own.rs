@@ -41,6 +41,7 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
         Files::None => {}
     }
     let cards: Vec<Value> = parts.interfaces.iter().map(card).collect();
+    let image = parts.plan.image.as_deref().map(backend::open).transpose()?;
     let document = json!({
         "cpus": parts.plan.cpus,
         "memory": parts.plan.memory,
@@ -50,6 +51,12 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
         "ports": ports,
         "folders": folders,
         "cards": cards,
+        "image": match &image {
+            Some(file) => json!({ "file": file.as_raw_fd() }),
+            // Nothing is plugged later, but a place can be taken.
+            None if matches!(parts.files, Files::Port(_)) => json!("vacant"),
+            None => json!("none"),
+        },
     });
     let mut kept: Vec<BorrowedFd<'_>> = vec![channel_inside.as_fd(), console_inside.as_fd(), kvm.as_fd()];
     kept.extend(opened.iter().map(AsFd::as_fd));
@@ -59,6 +66,7 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
         Begin::Template { state, memory } => kept.extend([state.as_fd(), memory.as_fd()]),
     }
     kept.extend(parts.files.descriptor().map(AsFd::as_fd));
+    kept.extend(image.iter().map(AsFd::as_fd));
     for interface in &parts.interfaces {
         kept.extend([interface.tap.as_fd(), interface.sending.as_fd()]);
     }

@@ -12,7 +12,8 @@ use insula_container::{JailPlan, jail};
 use insula_spec::machine::MachinePlan;
 
 use super::backend::{self, Begin, FILES, Files, Machine, Parts, TAG};
-use super::control::Control;
+use super::control::{Control, PATIENCE};
+use super::running::COPY;
 use crate::{Error, Result};
 
 /// MiB for translated code; without a word it is a gigabyte.
@@ -85,7 +86,7 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
 
 /// Gives a machine that waits the state of a template; it runs then.
 fn go_on(control: &OwnedFd, state: &OwnedFd) -> Result<()> {
-    let mut control = Control::greet(control)?;
+    let mut control = Control::greet(control, COPY)?;
     control.migration_capabilities()?;
     let from = format!("fd:{}", state.as_raw_fd());
     control.execute("migrate-incoming", serde_json::json!({ "uri": from }))?;
@@ -95,7 +96,7 @@ fn go_on(control: &OwnedFd, state: &OwnedFd) -> Result<()> {
 /// See [`backend::save`]. Memory is not written: it is the file that the machine has it in.
 pub(super) fn save(control: &OwnedFd, state: &OwnedFd) -> Result<()> {
     const NAME: &str = "state";
-    let mut control = Control::greet(control)?;
+    let mut control = Control::greet(control, PATIENCE)?;
     control.migration_capabilities()?;
     control.give(NAME, state)?;
     control.execute("migrate", serde_json::json!({ "uri": format!("fd:{NAME}") }))?;

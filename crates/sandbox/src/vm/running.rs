@@ -29,6 +29,9 @@ use crate::{Created, Error, Event, ExecPlan, Frozen, Processes, Result, SignalTa
 
 /// How long an agent may take for an answer.
 const ANSWER: Duration = Duration::from_secs(180);
+/// How long it may take until a copy of a template is what the plan means: what has not answered by then will not,
+/// and a boot takes no longer.
+pub(super) const COPY: Duration = Duration::from_secs(15);
 /// The code of a container whose machine broke: as if it had been killed.
 const BROKEN: i32 = 137;
 /// The same however it shows first: the process is gone, its channel is closed, or an answer fails.
@@ -91,7 +94,12 @@ impl Running {
         };
         self.release = boot;
         let furnish = Furnish { plan: json(&guest::machine(plan))? };
-        self.call(Call::Furnish(furnish), events)?;
+        let number = self.link.ask(Call::Furnish(furnish));
+        let patience = if self.plan.template.is_some() { COPY } else { ANSWER };
+        match self.await_answer_for(patience, number, events)? {
+            Outcome::Done(done) => self.warnings.extend(done.warnings),
+            other => return Err(unexpected(&other)),
+        }
         self.boot = self.began.elapsed();
         Ok(())
     }
@@ -349,7 +357,11 @@ impl Running {
     }
 
     fn await_answer(&mut self, number: u32, events: &OwnedFd) -> Result<Outcome> {
-        let deadline = Instant::now() + ANSWER;
+        self.await_answer_for(ANSWER, number, events)
+    }
+
+    fn await_answer_for(&mut self, patience: Duration, number: u32, events: &OwnedFd) -> Result<Outcome> {
+        let deadline = Instant::now() + patience;
         self.serve();
         loop {
             match self.link.answer(number) {

@@ -34,7 +34,7 @@ pub use self::order::receive as receive_order;
 use super::backend::{self, Begin, Files, Machine, Parts};
 use super::cards::Cards;
 use super::console::Console;
-use super::running::{ENDED, json, ready};
+use super::running::{COPY, ENDED, json, ready};
 use super::{guest, seat::Placed};
 use crate::mux::Mux;
 use crate::{Error, Result};
@@ -183,7 +183,8 @@ impl<'a> Owner<'a> {
         let request = insula_proto::encode(&Request::new(1, Call::Furnish(Furnish { plan })));
         // A frame of the task protocol is the message with its length before it.
         self.mux.put(Kind::Request, 0, &request[4..]);
-        let deadline = Instant::now() + FURNISH;
+        let copy = self.order.machine.template.is_some();
+        let deadline = Instant::now() + if copy { COPY } else { FURNISH };
         loop {
             self.turn()?;
             self.attend();

@@ -9,11 +9,13 @@ mod running;
 mod snapshot;
 mod stop;
 
+use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -25,9 +27,10 @@ use crate::error::{Error, Result};
 use crate::jail::Filter;
 use crate::layout::{IDENTITY_MAP, SERIAL_GSI, TSS};
 use crate::legacy::{self, Console, SerialLine};
-use crate::memory::Memory;
+use crate::memory::{Mapped, Memory};
 use crate::vcpu::{Buses, Entry, Vcpu};
 use crate::virtio::Device;
+use crate::virtio::image::Image;
 
 pub use running::Running;
 pub use snapshot::Snapshot;
@@ -88,6 +91,8 @@ pub struct Machine {
     memory: Arc<Memory>,
     ports: Bus,
     devices: Devices,
+    /// A file in the guest's memory, beyond its own.
+    image: Option<Mapped>,
     stopper: Stopper,
     /// For the threads of its processors.
     filter: Option<Arc<Filter>>,
@@ -124,12 +129,37 @@ impl Machine {
         legacy::plug(&mut ports, SerialLine::new(line, console), &stopper)?;
         let (vm, memory) = (Arc::new(vm), Arc::new(memory));
         let devices = Devices::new(Arc::clone(&vm), Arc::clone(&memory));
-        Ok(Self { kvm, vm, supported, cpus, memory, ports, devices, stopper, filter: None })
+        Ok(Self { kvm, vm, supported, cpus, memory, ports, devices, image: None, stopper, filter: None })
     }
 
     /// Plugs a device. The guest sees devices in the order in which they were plugged.
     pub fn attach(&mut self, device: Box<dyn Device>) -> Result<()> {
         self.devices.attach(device)
+    }
+
+    /// Plugs a device whose memory is a file's, of whole blocks of 2 MiB, which the guest reads and cannot write:
+    /// what it writes there is lost. Nobody may shorten the file as long as the machine is there.
+    pub fn attach_image(&mut self, file: File) -> Result<()> {
+        if !self.kvm.check_extension(Cap::ReadonlyMem) {
+            return Err(Error::Lacks("memory that is read-only (KVM_CAP_READONLY_MEM)"));
+        }
+        if self.image.is_some() {
+            return Err(Error::Shape("a machine has one image at most".to_owned()));
+        }
+        let (image, address) = (Mapped::new(file)?, self.memory.beyond());
+        let area = kvm_userspace_memory_region {
+            slot: self.memory.ram().num_regions() as u32,
+            guest_phys_addr: address,
+            memory_size: image.size(),
+            userspace_addr: image.place(),
+            flags: KVM_MEM_READONLY,
+        };
+        // SAFETY: the mapping is kept as long as the machine, which owns both, and lies beyond its memory.
+        unsafe { self.vm.set_user_memory_region(area) }
+            .map_err(|error| Error::kvm("KVM_SET_USER_MEMORY_REGION", "an image", error))?;
+        let device = Image::new(address, image.size());
+        self.image = Some(image);
+        self.devices.attach(Box::new(device))
     }
 
     /// Threads of its processors can do no more than this filter lets them, from their first instruction on.

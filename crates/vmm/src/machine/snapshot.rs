@@ -50,7 +50,8 @@ impl Running {
         let failed = |error: std::io::Error| Error::call("write", "a snapshot", error);
         state.write_all(&self.state()?).map_err(failed)?;
         let own = &self.machine.memory;
-        copy_sparse(own.file(), memory, own.size())
+        let file = own.file().ok_or(Error::Unsupported("memory without a file cannot be saved"))?;
+        copy_sparse(file, memory, own.size())
     }
 
     /// All of a paused machine but its memory, as the file `state` of a snapshot has it.

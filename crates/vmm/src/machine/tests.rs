@@ -83,6 +83,39 @@ fn a_guest_of_each_mode_prints_and_switches_off() {
 }
 
 #[test]
+fn a_guest_reads_a_file_in_its_memory_and_writes_nothing_to_it() {
+    if !kvm() {
+        return;
+    }
+    // Nothing else is where the page table for it goes.
+    const TABLE: u64 = 0x2_0000;
+    const PRESENT: u64 = 3;
+    const LARGE: u64 = 1 << 7;
+    let at = 4u64 << 30;
+    // mov rbx, at; mov al, [rbx]; mov dx, 0x3f8; out dx, al; mov byte [rbx], 'X'; mov al, [rbx]; out dx, al
+    let mut code = [&[0x48, 0xbb][..], &at.to_le_bytes()].concat();
+    code.extend([0x8a, 0x03, 0x66, 0xba, 0xf8, 0x03, 0xee, 0xc6, 0x03, b'X', 0x8a, 0x03, 0xee]);
+    code.extend(OFF);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"image").unwrap();
+    file.set_len(2 << 20).unwrap();
+    let screen = Screen::default();
+    let mut machine = machine(&code, &screen);
+    machine.attach_image(file.try_clone().unwrap()).unwrap();
+    assert!(machine.attach_image(file.try_clone().unwrap()).is_err(), "one at most");
+    let mut running = machine.begin(Entry::Long(CODE)).unwrap();
+    let ram = running.ram();
+    ram.write_obj(TABLE | PRESENT, GuestAddress(crate::layout::PDPT + 4 * 8)).unwrap();
+    ram.write_obj(at | LARGE | PRESENT, GuestAddress(TABLE)).unwrap();
+    running.resume().unwrap();
+    assert_eq!(running.run().unwrap(), Stop::PowerOff);
+    assert_eq!(screen.text(), "ii");
+    let mut first = [0];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut first, 0).unwrap();
+    assert_eq!(first, *b"i");
+}
+
+#[test]
 fn a_guest_that_falls_over_is_reset() {
     if !kvm() {
         return;

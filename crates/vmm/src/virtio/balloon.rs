@@ -195,7 +195,7 @@ mod tests {
     /// Blocks of the memory's file, and the device after what was asked.
     fn asked(queue: u32, buffer: (u64, u32, u16)) -> (u64, Unplugged) {
         let memory = Memory::new(1 << 20).unwrap();
-        let file = memory.file().try_clone().unwrap();
+        let file = memory.file().unwrap().try_clone().unwrap();
         memory.ram().write_slice(&[7; 8 * PAGE as usize], GuestAddress(FREE)).unwrap();
         memory.ram().write_obj((FREE / PAGE) as u32 + 1, GuestAddress(0x4000)).unwrap();
         let mut device = driver(memory, queue, buffer);
@@ -252,7 +252,7 @@ mod tests {
     fn a_private_memory_is_given_back_too_and_its_file_stays() {
         let shared = Memory::new(1 << 20).unwrap();
         shared.ram().write_slice(&[9; PAGE as usize], GuestAddress(FREE)).unwrap();
-        let memory = Memory::of_snapshot(shared.file().try_clone().unwrap()).unwrap();
+        let memory = Memory::of_snapshot(shared.file().unwrap().try_clone().unwrap()).unwrap();
         memory.ram().write_slice(&[7; PAGE as usize], GuestAddress(FREE)).unwrap();
         let mut device = driver(memory, 2, (FREE, PAGE as u32, 2));
         device.notify(2);

@@ -13,6 +13,7 @@ pub mod block;
 pub mod console;
 pub mod entropy;
 pub mod fs;
+pub mod image;
 pub mod net;
 mod queues;
 mod transport;
@@ -38,12 +39,15 @@ pub(crate) const ROUND: usize = QUEUE_SIZE as usize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[repr(u32)]
 pub enum Kind {
+    /// A place without a device.
+    Vacant = 0,
     Net = 1,
     Block = 2,
     Console = 3,
     Entropy = 4,
     Balloon = 5,
     SharedFolder = 26,
+    PersistentMemory = 27,
 }
 
 /// How a device left a descriptor.

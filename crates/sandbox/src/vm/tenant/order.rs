@@ -60,6 +60,7 @@ mod tests {
             // Longer than one piece.
             folder: "x".repeat(5000).into(),
             template: Some(template),
+            image: None,
             tenant: None,
         };
         TenantOrder {
