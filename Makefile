@@ -45,6 +45,6 @@ test:
 	scripts/test
 
 bench: release
-	@scripts/require-packages busybox:busybox-static dockerd:docker.io podman:podman crun:crun runc:runc nft:nftables ip:iproute2 iptables:iptables skopeo:skopeo docker-registry:docker-registry du:coreutils iperf3:iperf3 wrk:wrk lxc-start:lxc systemd-nspawn:systemd-container fio:fio mmdebstrap:mmdebstrap
+	@scripts/require-packages cc:gcc cc:libc6-dev busybox:busybox-static dockerd:docker.io podman:podman crun:crun runc:runc nft:nftables ip:iproute2 iptables:iptables skopeo:skopeo docker-registry:docker-registry du:coreutils iperf3:iperf3 wrk:wrk lxc-start:lxc systemd-nspawn:systemd-container fio:fio mmdebstrap:mmdebstrap
 	@command -v nginx >/dev/null || echo 'without nginx, whose package starts it, networks are left out'
 	INSULA_BIN_DIR=$(CURDIR)/$(OUT) cargo run --release --package insula-bench -- $(BENCH)

@@ -23,7 +23,15 @@ enum Kind {
     Lxc,
     /// Flags alone.
     Nspawn,
+    /// Nothing: it is made here ([`FLOOR`]).
+    Floor,
 }
+
+/// What the kernel does for a container, without any engine, in C.
+const SOURCE: &str = include_str!("floor.c");
+
+/// The name of the floor.
+pub(crate) const FLOOR: &str = "floor";
 
 #[derive(Debug)]
 pub(crate) struct Bundle {
@@ -53,6 +61,7 @@ impl Bundle {
         let kind = match program {
             "lxc-start" => Kind::Lxc,
             "systemd-nspawn" => Kind::Nspawn,
+            FLOOR => Kind::Floor,
             _ => Kind::Oci,
         };
         Self {
@@ -65,7 +74,7 @@ impl Bundle {
         }
     }
 
-    pub(crate) const PROGRAMS: [&str; 4] = ["crun", "runc", "lxc-start", "systemd-nspawn"];
+    pub(crate) const PROGRAMS: [&str; 5] = ["crun", "runc", "lxc-start", "systemd-nspawn", FLOOR];
 
     fn words(&self, rest: &[&str]) -> Vec<String> {
         words(Path::new(&self.program), rest)
@@ -83,6 +92,9 @@ impl Bundle {
             Kind::Nspawn => {
                 let flags = ["--quiet", "--register=no", "--keep-unit", "--private-network", "--machine", id];
                 self.words(&[&flags[..], &["-D", &path("rootfs"), "/bin/true"]].concat())
+            }
+            Kind::Floor => {
+                words(&self.folder.join(FLOOR), &[&self.folder.display().to_string(), id, "/bin/true"])
             }
         }
     }
@@ -105,6 +117,12 @@ impl Bundle {
             Kind::Nspawn => {
                 fs::create_dir_all(self.folder.join("rootfs/usr")).context("make a folder")?;
                 fs::write(self.folder.join("rootfs/etc/os-release"), "ID=bench\n").context("write os-release")
+            }
+            Kind::Floor => {
+                let at = |name: &str| self.folder.join(name).display().to_string();
+                fs::write(at("floor.c"), SOURCE).context("write the floor's source")?;
+                let cc = ["cc", "-O2", "-static", "-o", &at(FLOOR), &at("floor.c")].map(str::to_owned);
+                execute(&cc)?.output().context("compile the floor").map(drop)
             }
         }
     }
@@ -141,6 +159,9 @@ impl Peer for Bundle {
     }
 
     fn version(&self) -> String {
+        if self.kind == Kind::Floor {
+            return "a program of this project in static C, no engine".to_owned();
+        }
         let output = execute(&self.words(&["--version"])).and_then(|done| done.output());
         output.unwrap_or_default().lines().next().unwrap_or_default().to_owned()
     }
@@ -161,6 +182,10 @@ impl Peer for Bundle {
         self.runs += 1;
         let id = format!("insula-bench-{}-{}", std::process::id(), self.runs);
         let words = self.run(&id);
+        // All hierarchies of control groups, as for insula.
+        if self.kind == Kind::Floor {
+            return execute(&words)?.time().map(Some);
+        }
         let worker = self.worker.as_mut().context("the runtime was not prepared")?;
         worker.execute(&words)?.time().map(Some)
     }

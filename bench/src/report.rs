@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::bundle::FLOOR;
 use crate::chart::{Chart, Group};
 use crate::images::Seen;
 use crate::inside::Inside;
@@ -97,7 +98,11 @@ impl Report {
         writeln!(f, "| | median ms | p10 | p90 | insula is |\n| --- | ---: | ---: | ---: | --- |")?;
         for (name, samples) in peers {
             let part = |part| samples.at(part).unwrap_or_default();
-            let note = if self.is_bundle(name) { " (prepared bundle)" } else { "" };
+            let note = match name.as_str() {
+                FLOOR => " (the kernel's work alone, in static C)",
+                name if self.is_bundle(name) => " (prepared bundle)",
+                _ => "",
+            };
             let ratio = match ours {
                 Some(ours) if name != OURS => ratio(part(0.5), ours),
                 _ => String::new(),
@@ -108,6 +113,14 @@ impl Report {
                 part(0.5),
                 part(0.1),
                 part(0.9)
+            )?;
+        }
+        if peers.iter().any(|(name, _)| name == FLOOR) {
+            writeln!(
+                f,
+                "\nThe last row makes namespaces, control groups, an overlay and the mounts that containers have, and \
+                 removes\nthem; no user namespace and no filter of system calls, which insula's containers have too \
+                 (bench/src/floor.c)."
             )?;
         }
         Ok(())
