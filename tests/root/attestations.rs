@@ -190,6 +190,17 @@ fn a_registry_that_lists_no_referrers_gets_the_image_all_the_same() {
     let pushed: Value = serde_json::from_slice(&registry.manifest("team/said", "1").body).unwrap();
     assert_eq!(pushed["manifests"], json!([image, attestation]));
     assert_eq!(registry.manifest("team/said", &tag).body, before, "what is somebody's stays");
+    // A base that is named by its digest is called so.
+    let repository = registry.name("team/said");
+    let from = format!("FROM {repository}@{}\n", image["digest"].as_str().unwrap());
+    let folder = context(&daemon, "based", &[("Dockerfile", &from)]);
+    build(&daemon, &folder, &["-t", "based:1", "--provenance=true"]).ok();
+    daemon.insula(&["save", "-o", saved.to_str().unwrap(), "based:1"]).ok();
+    let (_, _, said) = statements(&saved);
+    let base = &said[SLSA]["buildDefinition"]["resolvedDependencies"][0];
+    let url = base["uri"].as_str().unwrap();
+    assert!(url.starts_with(&format!("pkg:docker/{repository}?digest=sha256:")), "{url}");
+    assert_eq!(format!("sha256:{}", base["digest"]["sha256"].as_str().unwrap()), image["digest"]);
 }
 
 #[test]

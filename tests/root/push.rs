@@ -6,7 +6,7 @@ use std::process::Command;
 use insula_tests::images::{Compression, Image, Layer, busybox};
 use insula_tests::proxy::{Fault, Proxy};
 use insula_tests::registry::Wants;
-use insula_tests::{Daemon, Outcome, daemon, registry, text};
+use insula_tests::{Daemon, Outcome, daemon, eventually, registry, text};
 use serde_json::{Value, json};
 
 const ALONE: [&str; 4] = ["run", "--rm", "--network", "none"];
@@ -94,6 +94,26 @@ fn an_upload_that_breaks_goes_on() {
     daemon.insula(&["rmi", &name, "app:1"]).ok();
     daemon.insula(&["pull", &direct]).ok();
     assert_eq!(daemon.insula(&[&ALONE[..], &[&direct]].concat()).ok(), "hello");
+}
+
+#[test]
+fn what_is_removed_meanwhile_is_pushed_to_its_end() {
+    let registry = registry!();
+    let (daemon, other) = (daemon!(bare), Daemon::bare());
+    daemon.load(&image().docker_archive()).ok();
+    let proxy = Proxy::start(registry.address(), Fault::Stall(1), 1);
+    let name = proxy.name("app:1");
+    daemon.insula(&["tag", "app:1", &name]).ok();
+    let mut command = daemon.command(&["push", &name]);
+    let pushing = std::thread::spawn(move || Outcome::of(&mut command, b""));
+    eventually("the registry is asked", || (proxy.faults() == 1).then_some(()));
+    daemon.insula(&["rmi", &name, "app:1"]).ok();
+    proxy.release();
+    pushing.join().unwrap().shows(&["1: digest: sha256:"]);
+    let direct = registry.name("app:1");
+    other.insula(&["pull", &direct]).ok();
+    assert_eq!(other.insula(&[&ALONE[..], &[&direct]].concat()).ok(), "hello");
+    daemon.insula(&["system", "check"]).ok();
 }
 
 /// A key, a certificate of it by an authority or by itself.

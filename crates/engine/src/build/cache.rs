@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use insula_base::{Digest, chain};
 use insula_models::BuildCacheItem;
-use insula_store::{Collection, Layer, LayerLease, Record, StagedLayer};
+use insula_store::{Collection, Layer, LayerLease, Record, StagedLayer, Store};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -181,7 +181,7 @@ impl Building {
         let Some(record) = store.state().records(Collection::BuildCache).get(&key.0)? else {
             return Ok(None);
         };
-        let Ok(mut document) = serde_json::from_slice::<Document>(&record.doc) else { return Ok(None) };
+        let Ok(document) = serde_json::from_slice::<Document>(&record.doc) else { return Ok(None) };
         if !document.unsynced.is_empty() && document.unsynced != self.engine.0.boot {
             return Ok(None);
         }
@@ -191,15 +191,15 @@ impl Building {
         if !whole || store.images().held(&owner(&key.0))?.is_none() {
             return Ok(None);
         }
-        let created = document.created.clone();
-        document.used = jiff::Timestamp::now().to_string();
-        document.uses += 1;
+        let Document { created, text, .. } = document;
+        let used = jiff::Timestamp::now().to_string();
         // One that was pruned meanwhile is used all the same: the lease has its layers.
-        if let Err(error) = store.state().records(Collection::BuildCache).replace(&written(key, &document)?) {
-            tracing::debug!(error = chain(&error), "the use of a record was not noted");
-        }
+        change_record(store, &key.0, |document| {
+            document.used = used;
+            document.uses += 1;
+        })?;
         locked(&self.keys).push(key.0.clone());
-        self.record_step(key, &stage.layers, &layers, &created, &document.text);
+        self.record_step(key, &stage.layers, &layers, &created, &text);
         Ok(Some(Made { layers, created, cached: true, lease }))
     }
 
@@ -225,7 +225,7 @@ impl Building {
         };
         let images = self.engine.store().images();
         let count = below.len();
-        let layers = images.place_layer(below, staged, &owner(&key.0), |tx, layers| {
+        let (layers, lease) = images.place_layer(below, staged, &owner(&key.0), |tx, layers| {
             document.size = layers.get(count).map_or(0, |layer| layer.size);
             let records = tx.records(Collection::BuildCache);
             records.remove(&key.0)?;
@@ -233,7 +233,6 @@ impl Building {
                 .map_err(|_| insula_store::Error::Defect("a record of the cache is always JSON"))?;
             records.insert(&record)
         })?;
-        let lease = self.lease(&layers)?;
         locked(&self.keys).push(key.0.clone());
         self.record_step(key, below, &layers, &now, text);
         Ok(Made { layers, created: now, cached: false, lease })
@@ -278,6 +277,32 @@ impl Engine {
             Ok::<_, Error>(())
         })
     }
+}
+
+/// Notes that what a record names is on the disk, or how large its folder is by now.
+fn settle(store: &Store, key: &str) -> Result<()> {
+    let record = store.state().records(Collection::BuildCache).get(key)?;
+    let document = record.and_then(|record| serde_json::from_slice::<Document>(&record.doc).ok());
+    let size = match document {
+        Some(document) if document.folder => Some(store.cache_size(key)?),
+        _ => None,
+    };
+    change_record(store, key, |document| match size {
+        Some(size) => document.size = size,
+        None => document.unsynced.clear(),
+    })
+}
+
+/// Changes a record that others may change or prune at the same time; one that is gone is left alone.
+fn change_record(store: &Store, key: &str, change: impl FnOnce(&mut Document)) -> Result<()> {
+    store.state().transaction(|tx| {
+        let records = tx.records(Collection::BuildCache);
+        let known = records.get(key)?;
+        let known = known.and_then(|record| serde_json::from_slice::<Document>(&record.doc).ok());
+        let Some(mut document) = known else { return Ok(()) };
+        change(&mut document);
+        Ok(records.replace(&written(&Key(key.to_owned()), &document)?)?)
+    })
 }
 
 fn written(key: &Key, document: &Document) -> Result<Record> {
@@ -370,19 +395,7 @@ impl Engine {
                 let largest = PruneRequest { keep: BYTES_MAX, ..PruneRequest::default() };
                 engine.drop_records(RECORDS_MAX, &largest)?;
                 engine.store().images().flush()?;
-                let records = engine.store().state().records(Collection::BuildCache);
-                for key in keys {
-                    let Some(record) = records.get(&key)? else { continue };
-                    let Ok(mut document) = serde_json::from_slice::<Document>(&record.doc) else { continue };
-                    if document.folder {
-                        document.size = engine.store().cache_size(&key)?;
-                        records.replace(&written(&Key(key), &document)?)?;
-                    } else if !document.unsynced.is_empty() {
-                        document.unsynced.clear();
-                        records.replace(&written(&Key(key), &document)?)?;
-                    }
-                }
-                Ok(())
+                keys.iter().try_for_each(|key| settle(engine.store(), key))
             });
             if let Err(error) = settled.await {
                 tracing::warn!(error = chain(&error), "the build cache was not flushed");

@@ -232,6 +232,38 @@ impl Engine {
     }
 }
 
+/// What the Dockerfile is read with.
+fn given(request: &BuildRequest) -> Given {
+    let platform = format!("linux/{}", base::architecture());
+    let target_platform =
+        if request.platform.is_empty() { platform.clone() } else { request.platform.clone() };
+    Given {
+        arguments: request.arguments.clone(),
+        target: (!request.target.is_empty()).then(|| request.target.clone()),
+        build_platform: platform,
+        target_platform,
+        contexts: request.contexts.keys().cloned().collect(),
+    }
+}
+
+/// Stages that are to be built anew are stages of the file.
+fn check_filter(request: &BuildRequest, file: &Dockerfile) -> Result<()> {
+    let Some(name) = request.no_cache_filter.iter().find(|name| file.stage(name).is_none()) else {
+        return Ok(());
+    };
+    let known = file.stages.iter().filter_map(|stage| stage.name.as_deref());
+    let near = nearest(name, known).map_or_else(String::new, |near| format!(" (did you mean {near}?)"));
+    Err(Error::InvalidArgument(format!("no-cache-filter: no stage is called {name}{near}")))
+}
+
+fn epoch(request: &BuildRequest) -> Result<Option<i64>> {
+    let text = request.arguments.get("SOURCE_DATE_EPOCH").cloned().flatten();
+    let epoch = text.filter(|text| !text.is_empty()).map(|text| text.parse::<i64>()).transpose();
+    epoch.map_err(|_| {
+        Error::InvalidArgument("SOURCE_DATE_EPOCH is not a number of seconds since 1970".to_owned())
+    })
+}
+
 impl Building {
     fn new(
         engine: Engine,
@@ -270,32 +302,10 @@ impl Building {
                     Some(Key::new("context", &[], &[kept.index.clone(), patterns]).text().to_owned());
             }
         }
-        let platform = format!("linux/{}", base::architecture());
-        let target_platform =
-            if request.platform.is_empty() { platform.clone() } else { request.platform.clone() };
-        let given = Given {
-            arguments: request.arguments.clone(),
-            target: (!request.target.is_empty()).then(|| request.target.clone()),
-            build_platform: platform,
-            target_platform,
-            contexts: request.contexts.keys().cloned().collect(),
-        };
+        let given = given(&request);
         let plan = Plan::new(&file, &given)?;
-        for name in &request.no_cache_filter {
-            if file.stage(name).is_none() {
-                let known = file.stages.iter().filter_map(|stage| stage.name.as_deref());
-                let near =
-                    nearest(name, known).map_or_else(String::new, |near| format!(" (did you mean {near}?)"));
-                return Err(Error::InvalidArgument(format!(
-                    "no-cache-filter: no stage is called {name}{near}"
-                )));
-            }
-        }
-        let epoch = request.arguments.get("SOURCE_DATE_EPOCH").cloned().flatten();
-        let epoch = epoch.filter(|text| !text.is_empty()).map(|text| text.parse::<i64>()).transpose();
-        let epoch = epoch.map_err(|_| {
-            Error::InvalidArgument("SOURCE_DATE_EPOCH is not a number of seconds since 1970".to_owned())
-        })?;
+        check_filter(&request, &file)?;
+        let epoch = epoch(&request)?;
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let turns = Semaphore::new(processors);
         let keys = std::sync::Mutex::new(keys);

@@ -10,9 +10,9 @@ use insula_spec::reference::Reference;
 use insula_store::Composed;
 use insula_sys::failpoint::failpoint;
 
-use super::Building;
 use super::listing::{Listing, ListingSender};
 use super::stage::Built;
+use super::{Building, CacheScope};
 use crate::archive::{ArchiveSender, ChunkWriter, pack_root};
 use crate::tree::Last;
 use crate::{Error, Result, blocking, transfer};
@@ -92,17 +92,27 @@ impl Building {
                 sender.closed().await;
             }
         }
-        if let Some((sender, scope)) = cache {
+        self.put_out_cache(whole, cache).await
+    }
+
+    /// What later builds begin with, behind all else.
+    async fn put_out_cache(
+        self: &Arc<Self>,
+        built: Arc<Built>,
+        archive: Option<(ArchiveSender, CacheScope)>,
+    ) -> Result<()> {
+        if let Some((sender, scope)) = archive {
             if !self.request.output.is_answered() {
                 // Nothing is in front of it.
                 self.report.putting_out().await;
                 written(sender.clone(), true, |_| Ok(())).await?;
             }
-            let (this, built) = (self.clone(), whole.clone());
-            let write = move |out: &mut dyn Write| this.write_cache(this.engine.store(), &built, scope, out);
+            let (this, of_cache) = (self.clone(), built.clone());
+            let write =
+                move |out: &mut dyn Write| this.write_cache(this.engine.store(), &of_cache, scope, out);
             written(sender, true, write).await?;
         }
-        self.push_caches(&whole).await
+        self.push_caches(&built).await
     }
 }
 

@@ -18,7 +18,7 @@ use super::contents::Found;
 use super::gather::Gathered;
 use super::rows::{self, LayerRow};
 use super::stage::Staged;
-use super::{Images, IngestedLayer, builtin};
+use super::{Images, IngestedLayer, LayerLease, builtin};
 use crate::layers::Pending;
 use crate::{Error, Layer, Result, Transaction, content};
 
@@ -113,14 +113,14 @@ impl Images {
     }
 
     /// Puts a layer on others that stay meanwhile, and has `owner` hold them all; `also` is written in the
-    /// same commit. One that is empty is no layer.
+    /// same commit. One that is empty is no layer. The lease keeps them for the caller, whatever becomes of the owner.
     pub fn place_layer(
         &self,
         below: &[Layer],
         layer: StagedLayer,
         owner: &str,
         also: impl FnOnce(&Transaction<'_>, &[Layer]) -> Result<()>,
-    ) -> Result<Vec<Layer>> {
+    ) -> Result<(Vec<Layer>, LayerLease)> {
         let mut layers = below.to_vec();
         let _changes = self.changes();
         let mut placed = None;
@@ -148,7 +148,9 @@ impl Images {
             // The next open would find it without a row.
             self.layers.remove(&top.chain_id)?;
         }
-        written.map(|()| layers)
+        written?;
+        let lease = self.leases.take(layers.iter().map(|layer| layer.diff_id.clone()).collect());
+        Ok((layers, lease))
     }
 
     /// The folder and the recipe go to their places; whether the layer is new.

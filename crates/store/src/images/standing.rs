@@ -160,10 +160,13 @@ impl Images {
     /// What a name stands for in registries, if that is known and here.
     pub fn standing(&self, name: &Reference) -> Result<Option<Standing>> {
         let document = self.state.transaction(|tx| rows::document_of(tx.sql(), name))?;
-        let Some(document) = document.filter(|digest| self.content.contains(digest)) else {
+        // One that is damaged is told of by a check; meanwhile the name stands for its image.
+        let whole =
+            |digest: &Digest| self.document(digest).ok().filter(|bytes| content::digest(bytes) == *digest);
+        let Some((document, bytes)) = document.and_then(|digest| Some((digest.clone(), whole(&digest)?)))
+        else {
             return Ok(None);
         };
-        let bytes = self.document(&document)?;
         let index = match Index::parse(&bytes) {
             Ok(index) if !index.manifests.is_empty() => index,
             _ => {

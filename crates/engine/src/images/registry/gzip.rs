@@ -18,8 +18,9 @@ use flate2::{Compress, Compression, Crc, FlushCompress, Status};
 
 use super::content::fill;
 
-/// Between the sixth, which takes twice the time for two hundredths less, and the fastest.
-const LEVEL: u32 = 4;
+/// Of a Debian image it takes six tenths of the sixth's time, for 0.343 of the size in place of 0.331; the second takes
+/// five, for 0.356.
+const LEVEL: u32 = 3;
 /// Bytes that are compressed by themselves.
 const PIECE: usize = 256 << 10;
 /// How far back deflate looks.

@@ -45,11 +45,18 @@ fn a_damaged_document_comes_again_with_its_image_or_goes_with_it() {
     let archive = oci_archive("app", &[&tar(&[("one", b"1")])], gzip);
     load(&store, &archive).unwrap();
     let whole = store.images().resolve("app").unwrap();
-    let documents = [whole.id.clone(), whole.manifest.clone().unwrap()];
+    // Its configuration, its manifest, and the index that it came with.
+    let mut documents = store.state().transaction(|tx| rows::documents(tx.sql())).unwrap();
+    documents.insert(whole.id.clone());
+    assert_eq!(documents.len(), 3);
     let damage = || documents.iter().for_each(|id| std::fs::write(store.content().path(id), "{").unwrap());
+    let standing = || store.images().standing(&"app".parse().unwrap()).unwrap();
+    assert!(standing().is_some());
     damage();
     assert!(store.images().resolve("app").is_err());
-    assert_eq!(wrong(&store).len(), 2);
+    // As when power was lost before it was written.
+    assert_eq!(standing(), None);
+    assert_eq!(wrong(&store).len(), 3);
     load(&store, &archive).unwrap();
     assert_eq!(store.images().resolve("app").unwrap(), whole);
     assert_eq!(wrong(&store), []);
@@ -58,4 +65,24 @@ fn a_damaged_document_comes_again_with_its_image_or_goes_with_it() {
     store.images().remove("app", Force::No, &|_| false).unwrap();
     store.images().wait_synced();
     assert_empty(&store);
+}
+
+#[test]
+fn a_layer_that_was_just_made_stays_for_who_made_it() {
+    need_root!();
+    let (_folder, store) = store();
+    let images = store.images();
+    let layer = tar(&[("one", b"1")]);
+    let staged = images.stage_layer(|out| {
+        out.write_all(&layer).unwrap();
+        Ok(1)
+    });
+    let (layers, lease) = images.place_layer(&[], staged.unwrap(), "owner", |_, _| Ok(())).unwrap();
+    // What held it is pruned at once.
+    images.release_image("owner", |_| Ok(())).unwrap();
+    images.sweep().unwrap();
+    let composed = Composed { config: ImageConfig::default(), references: vec!["made:1".parse().unwrap()] };
+    images.compose(&layers, composed).unwrap();
+    drop(lease);
+    assert_eq!(images.resolve("made:1").unwrap().layers, layers);
 }
