@@ -5,6 +5,7 @@
 //! waits for an RCU grace period of many milliseconds, and the pair dies with its namespace anyway.
 
 mod bridge;
+mod carry;
 mod empty;
 mod error;
 mod forwarding;
@@ -20,6 +21,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use insula_spec::plan::{InterfacePlan, NetworkChange};
 
 pub use bridge::Bridge;
+pub use carry::carry;
 pub use empty::EmptyNamespace;
 pub use error::Error;
 pub use forwarding::{
