@@ -82,6 +82,9 @@ impl Document {
         if notifies.is_some() {
             // The kernel takes no other threads along where it makes a listener: seccomp(2).
             flags = (flags | super::FLAG_NEW_LISTENER) & !super::FLAG_TSYNC;
+        } else {
+            // It says how somebody waits for a listener, and is an error for the kernel where none is asked.
+            flags &= !super::FLAG_WAIT_KILLABLE;
         }
         Ok(Self { default, arches, groups, flags, notifies, listener })
     }
