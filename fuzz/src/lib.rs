@@ -52,6 +52,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "dockerfile", run: dockerfile, seeds: seeds::dockerfiles },
     Target { name: "packages", run: packages, seeds: seeds::packages },
     Target { name: "dns-query", run: dns_query, seeds: seeds::dns_queries },
+    Target { name: "bus-message", run: bus_message, seeds: seeds::bus_messages },
     Target { name: "guest-disk", run: guest::disk, seeds: guest::seeds::disks },
     Target { name: "guest-card", run: guest::card, seeds: guest::seeds::cards },
     Target { name: "guest-console", run: guest::console, seeds: guest::seeds::consoles },
@@ -310,6 +311,18 @@ pub fn task_frame(data: &[u8]) {
             return;
         }
         while let Ok(Some(_)) = reader.pop::<insula_proto::Request>() {}
+    }
+}
+
+/// A message of D-Bus is as long as it says, and what is read of it is no longer.
+pub fn bus_message(data: &[u8]) {
+    use insula_host::systemd::{LONGEST, Message, length};
+    if let Some(length) = data.first_chunk().and_then(|begin| length(begin).ok()) {
+        assert!(length <= LONGEST, "a message of {length} bytes");
+    }
+    if let Ok(message) = Message::parse(data) {
+        assert!(message.said().len() <= data.len());
+        let _ = message.items();
     }
 }
 

@@ -182,6 +182,24 @@ pub(crate) fn images() -> Vec<Vec<u8>> {
     vec![archive.into_inner().unwrap_or_default()]
 }
 
+/// A call without a body, and the end of a job.
+pub(crate) fn bus_messages() -> Vec<Vec<u8>> {
+    let message = |kind: u8, fields: &[u8], body: &[u8]| {
+        let mut bytes = vec![b'l', kind, 0, 1];
+        bytes.extend((body.len() as u32).to_le_bytes());
+        bytes.extend(7_u32.to_le_bytes());
+        bytes.extend((fields.len() as u32).to_le_bytes());
+        bytes.extend(fields);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes.extend(body);
+        bytes
+    };
+    let reply = b"\x05\x01u\0\x03\0\0\0\x08\x01g\0\x01o\0";
+    let removed = b"\x03\x01s\0\x0a\0\0\0JobRemoved\0\0\0\0\0\0\x08\x01g\0\x04uoss\0";
+    let body = b"\x07\0\0\0\x06\0\0\0/job/7\0\0\x07\0\0\0x.scope\0\x04\0\0\0done\0";
+    vec![message(1, b"", b""), message(2, reply, b"\x02\0\0\0/j\0"), message(4, removed, body)]
+}
+
 pub(crate) fn dns_queries() -> Vec<Vec<u8>> {
     let header = [0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     let question = |name: &[u8], kind: u8| [&header[..], name, &[0, 0, kind, 0, 1]].concat();

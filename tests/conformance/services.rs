@@ -1,7 +1,8 @@
 //! Services from a distribution's packages.
 
 use insula_tests::images::debian;
-use insula_tests::{daemon, eventually, get, holds, text};
+use insula_tests::{Daemon, daemon, eventually, get, holds, program, text};
+use serde_json::json;
 
 #[test]
 fn nginx_serves_from_its_package() {
@@ -48,4 +49,70 @@ fn systemd_boots_as_the_first_process() {
     // Stopped in its own way: services end in order, and it is not killed.
     daemon.insula(&["stop", "-t", "20", &id]).ok();
     assert_ne!(daemon.inspect(&id, "/State/ExitCode"), 137);
+    makes_the_groups_of_bundles(&daemon);
+}
+
+/// What a bundle's scope is for systemd, and what stands in its groups of version 1 then.
+const SCOPE: &str = r#"
+export PATH=/b:$PATH
+cd /b
+check() { # NAME EXPECTED COMMAND…
+    name=$1 expected=$2; shift 2
+    seen=$("$@" 2>&1)
+    [ "$seen" = "$expected" ] || echo "not ok $name: $seen"
+}
+has() { systemctl show "$1" --value -p "$2"; }
+group() { cat "/sys/fs/cgroup/${1%%/*}$(has box-one.scope ControlGroup)/${1#*/}"; }
+limits() { echo $(group memory/memory.limit_in_bytes) $(group cpu/cpu.shares) $(group cpu/cpu.cfs_quota_us) $(group pids/pids.max); }
+check create '' sh -c 'insula-runtime --systemd-cgroup create one </dev/null >said 2>&1; cat said'
+check start '' insula-runtime start one
+check state active has box-one.scope ActiveState
+check slice insula-test.slice has box-one.scope Slice
+check delegated yes has box-one.scope Delegate
+told() { for name; do has box-one.scope $name; done | xargs; }
+check told '33554432 512 130ms 1 strict' told MemoryLimit CPUShares CPUQuotaPerSecUSec TasksMax DevicePolicy
+check stands '33554432 512 12345 1' limits
+check one-process 1 sh -c 'insula-runtime ps --format json one | tr , "\n" | wc -l'
+systemctl daemon-reload
+check after-a-reload '33554432 512 13000 1' limits
+check devices-after-a-reload 0 sh -c "grep -c '^a' /sys/fs/cgroup/devices$(has box-one.scope ControlGroup)/devices.list"
+check update '' insula-runtime update --pids-limit 44 --memory 50331648 one
+check updated '50331648 512 13000 44' limits
+check told-of-it 50331648 has box-one.scope MemoryLimit
+check exec '' insula-runtime exec one busybox true
+check twice 1 sh -c 'insula-runtime --systemd-cgroup create two 2>&1 </dev/null | grep -c UnitExists'
+check still-there running sh -c "insula-runtime state one | sed -n 's/.*status.: .\\([a-z]*\\).*/\\1/p'"
+check delete '' insula-runtime delete --force one
+check gone inactive has box-one.scope ActiveState
+check nothing-left '' sh -c "find /sys/fs/cgroup/*/$(has -.slice ControlGroup) -name 'box-*.scope'; ls /run/insula-runtime"
+sed -i 's|insula-test.slice:box:one|/a/path|' config.json
+check path 1 sh -c 'insula-runtime --systemd-cgroup create --bundle /b one 2>&1 | grep -c "linux.cgroupsPath: ./a/path. is not slice:prefix:name"'
+echo done
+"#;
+
+/// That systemd is the first process of a container with the host's groups.
+fn makes_the_groups_of_bundles(daemon: &Daemon) {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(program("insula-runtime"), folder.path().join("insula-runtime")).unwrap();
+    std::fs::create_dir_all(folder.path().join("rootfs/bin")).unwrap();
+    std::fs::copy("/bin/busybox", folder.path().join("rootfs/bin/busybox")).unwrap();
+    let mut spec = std::process::Command::new(program("insula-runtime"));
+    assert!(spec.args(["spec", "--bundle"]).arg(folder.path()).status().unwrap().success());
+    let document = std::fs::read(folder.path().join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&document).unwrap();
+    config["process"]["terminal"] = json!(false);
+    config["process"]["args"] = json!(["busybox", "sleep", "1000"]);
+    config["linux"]["cgroupsPath"] = json!("insula-test.slice:box:one");
+    config["linux"]["resources"] = json!({"pids": {"limit": 1}, "memory": {"limit": 32 << 20},
+        "cpu": {"shares": 512, "quota": 12345, "period": 100_000}});
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let bound = format!("{}:/b", text(folder.path()));
+    let run = ["run", "-d", "--privileged", "--network", "none", "-v", &bound, "os", "/sbin/init"];
+    let id = daemon.insula(&run).ok().to_owned();
+    holds("systemd answers", || {
+        let state = daemon.insula(&["exec", &id, "systemctl", "is-system-running"]);
+        matches!(state.stdout.trim(), "starting" | "running" | "degraded")
+    });
+    let said = daemon.insula(&["exec", &id, "sh", "-c", SCOPE]);
+    assert_eq!(said.stdout, "done\n", "{}", said.stderr);
 }

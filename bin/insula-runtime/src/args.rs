@@ -40,7 +40,7 @@ pub(crate) struct Global {
     /// How messages are written
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
-    /// Not supported: control groups are made directly
+    /// Have systemd make the control groups: linux.cgroupsPath is slice:prefix:name
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
     /// Do without the control groups that an ordinary user may not make; `auto` is in a user namespace

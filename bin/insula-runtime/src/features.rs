@@ -21,8 +21,8 @@ pub(crate) fn print() -> Result<()> {
             "cgroup": {
                 "v1": !layout.unified(),
                 "v2": layout.name() != "1",
-                "systemd": false,
-                "systemdUser": false,
+                "systemd": true,
+                "systemdUser": true,
                 "rdma": true,
             },
             "seccomp": {
@@ -46,8 +46,9 @@ pub(crate) fn print() -> Result<()> {
                 ],
             },
             "apparmor": { "enabled": true },
-            "selinux": { "enabled": false },
+            "selinux": { "enabled": true },
             "intelRdt": { "enabled": true },
+            "netDevices": { "enabled": true },
             "mountExtensions": { "idmap": { "enabled": true } },
         },
     });

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use insula_runtime_core::{self as core, After, Groups, Reach};
+use insula_runtime_core::{self as core, After, Grouping, Groups, Maker, Reach};
 use insula_spec::bundle::document::{self, BlockIo, Cpu, Memory, Pids, Resources};
 use insula_spec::bundle::{self, Entering, Keyring, LARGEST};
 use insula_spec::plan::{ProcessPlan, StdioPlan};
@@ -21,18 +21,18 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
 
 pub(crate) fn run(arguments: &Arguments, log: &Log) -> Result<u8> {
     let global = &arguments.global;
-    let groups = check(global)?;
+    let grouping = check(global)?;
     let root = global.root.as_path();
     match &arguments.command {
         Command::Create(create) => {
             prepare()?;
-            create_one(create, root, groups, log)?;
+            create_one(create, root, grouping, log)?;
         }
         Command::Start { id } => {
             prepare()?;
             log.warn(&core::start(root, id)?);
         }
-        Command::Run(run) => return run_one(run, root, groups, log),
+        Command::Run(run) => return run_one(run, root, grouping, log),
         Command::State { id } => show::state(&core::find(root, id)?)?,
         Command::Kill { id, signal, all } => {
             let number = core::signal_number(signal).with_context(|| format!("unknown signal {signal:?}"))?;
@@ -61,23 +61,22 @@ pub(crate) fn run(arguments: &Arguments, log: &Log) -> Result<u8> {
             prepare()?;
             log.warn(&checkpoint_one(checkpoint, root)?);
         }
-        Command::Restore(restore) => return restore_one(restore, root, groups, log),
+        Command::Restore(restore) => return restore_one(restore, root, grouping, log),
         Command::Spec { bundle } => spec(bundle)?,
         Command::Features => features::print()?,
     }
     Ok(0)
 }
 
-fn check(global: &Global) -> Result<Groups> {
-    if global.systemd_cgroup {
-        bail!("--systemd-cgroup is not supported: control groups are made directly");
-    }
-    match global.rootless.as_str() {
-        "auto" if insula_sys::process::in_user_namespace() => Ok(Groups::Wanted),
-        "auto" | "false" => Ok(Groups::Needed),
-        "true" => Ok(Groups::Wanted),
+fn check(global: &Global) -> Result<Grouping> {
+    let groups = match global.rootless.as_str() {
+        "auto" if insula_sys::process::in_user_namespace() => Groups::Wanted,
+        "auto" | "false" => Groups::Needed,
+        "true" => Groups::Wanted,
         other => bail!("--rootless={other:?}: it is \"true\", \"false\" or \"auto\""),
-    }
+    };
+    let maker = if global.systemd_cgroup { Maker::Systemd } else { Maker::Runtime };
+    Ok(Grouping { groups, maker })
 }
 
 /// Modes are meant as they are written; signals have their default action, but broken pipes are errors.
@@ -96,7 +95,7 @@ fn preserved(count: u16) -> Result<Vec<OwnedFd>> {
     (3..3 + i32::from(count)).map(take).collect()
 }
 
-fn create_one(create: &Create, root: &Path, groups: Groups, log: &Log) -> Result<()> {
+fn create_one(create: &Create, root: &Path, grouping: Grouping, log: &Log) -> Result<()> {
     core::protect()?;
     let preserved = preserved(create.preserve_fds)?;
     let warnings = core::create(&core::CreateRequest {
@@ -107,20 +106,20 @@ fn create_one(create: &Create, root: &Path, groups: Groups, log: &Log) -> Result
         pid_file: create.pid_file.as_deref(),
         preserved: &preserved,
         entering: if create.no_pivot { Entering::Chroot } else { Entering::Pivot },
-        groups,
+        grouping,
         keyring: if create.no_new_keyring { Keyring::Inherited } else { Keyring::New },
     })?;
     log.warn(&warnings);
     Ok(())
 }
 
-fn run_one(run: &Run, root: &Path, groups: Groups, log: &Log) -> Result<u8> {
+fn run_one(run: &Run, root: &Path, grouping: Grouping, log: &Log) -> Result<u8> {
     prepare()?;
     let id = &run.create.id;
     if !run.detach {
         insula_sys::process::become_subreaper().context("prctl PR_SET_CHILD_SUBREAPER")?;
     }
-    create_one(&run.create, root, groups, log)?;
+    create_one(&run.create, root, grouping, log)?;
     let start = || core::start(root, id).map(|warnings| log.warn(&warnings));
     if run.detach {
         return match start() {
@@ -159,7 +158,7 @@ fn checkpoint_one(checkpoint: &Checkpoint, root: &Path) -> Result<Vec<String>> {
     })?)
 }
 
-fn restore_one(restore: &Restore, root: &Path, groups: Groups, log: &Log) -> Result<u8> {
+fn restore_one(restore: &Restore, root: &Path, grouping: Grouping, log: &Log) -> Result<u8> {
     prepare()?;
     if !(restore.detach || restore.no_subreaper) {
         insula_sys::process::become_subreaper().context("prctl PR_SET_CHILD_SUBREAPER")?;
@@ -172,7 +171,7 @@ fn restore_one(restore: &Restore, root: &Path, groups: Groups, log: &Log) -> Res
         images: &images.image_path,
         work: images.work_path.as_deref(),
         pid_file: restore.pid_file.as_deref(),
-        groups,
+        grouping,
         reach: reach(images),
     })?);
     if restore.detach {
@@ -222,6 +221,7 @@ fn process(exec: &Exec, own: &ProcessPlan) -> Result<(ProcessPlan, StdioPlan)> {
         if let (Some(exact), Some(own)) = (&mut process.exact, &own.exact) {
             exact.personality = own.personality;
             exact.apparmor = exact.apparmor.take().or_else(|| own.apparmor.clone());
+            exact.selinux = exact.selinux.take().or_else(|| own.selinux.clone());
             exact.memory_policy.clone_from(&own.memory_policy);
         }
         return Ok((process, stdio));

@@ -23,6 +23,11 @@ pub const XDG_RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
 /// Folder of a user's configuration; `.config` in [`HOME`] without it.
 pub const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
 
+/// Where the host's bus of messages is, `unix:path=…`; `/run/dbus/system_bus_socket` without it.
+pub const DBUS_SYSTEM_BUS_ADDRESS: &str = "DBUS_SYSTEM_BUS_ADDRESS";
+/// Where that of the user's session is; `bus` in [`XDG_RUNTIME_DIR`] without it.
+pub const DBUS_SESSION_BUS_ADDRESS: &str = "DBUS_SESSION_BUS_ADDRESS";
+
 /// Path of the socket at which containerd takes events of its shims, which it tells them.
 pub const CONTAINERD_EVENTS: &str = "TTRPC_ADDRESS";
 

@@ -8,6 +8,7 @@ use insula_host::resolver::{self, Sockets};
 use insula_spec::bundle::TimePlan;
 use insula_spec::plan::{ContainerPlan, Namespace, NamespacesPlan, NetworkChange, UserNamespace};
 use insula_sys::process::{self, Clone, CloneFlags};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Context, Error, Result};
@@ -214,7 +215,7 @@ fn plug(plan: &ContainerPlan, pid: i32) -> Result<Option<Sockets>> {
 }
 
 /// The network namespace of a process.
-fn network_of(pid: i32) -> Result<OwnedFd> {
+pub(crate) fn network_of(pid: i32) -> Result<OwnedFd> {
     namespace_of(pid, "net")
 }
 
@@ -237,11 +238,8 @@ pub(crate) fn clone_init(inside: &Inside<'_>, outside: &Channel) -> Result<Clone
     match process::clone(first, inside.entry.birthplace()).context("clone3", "the container's init")? {
         Clone::Parent { pid, pidfd } if joined.is_empty() => Ok(Cloned { pid, pidfd }),
         Clone::Parent { pid, pidfd } => {
-            let _between = Guard(Some(Cloned { pid, pidfd }));
-            match outside.await_report()? {
-                Report::Process { pid, pidfd } => Ok(Cloned { pid, pidfd }),
-                _ => Err(Error::Lost),
-            }
+            let between = Guard(Some(Cloned { pid, pidfd }));
+            told_of(outside, &between)
         }
         Clone::Child => {
             if let Err(error) =
@@ -252,6 +250,22 @@ pub(crate) fn clone_init(inside: &Inside<'_>, outside: &Channel) -> Result<Clone
             }
             inside.run()
         }
+    }
+}
+
+/// What a process in between has cloned. It may be killed before it says so, by its memory limit for one, while the
+/// clone holds the channel and waits for us.
+pub(crate) fn told_of(channel: &Channel, between: &Guard) -> Result<Cloned> {
+    let pidfd = &between.init()?.pidfd;
+    let mut ready = [PollFd::new(channel, PollFlags::IN), PollFd::new(pidfd, PollFlags::IN)];
+    rustix::io::retry_on_intr(|| rustix::event::poll(&mut ready, None)).context("poll", "for a clone")?;
+    // What it has said stands, whether it has ended since or not.
+    if !channel.has_report()? {
+        return Err(Error::Lost);
+    }
+    match channel.await_report()? {
+        Report::Process { pid, pidfd } => Ok(Cloned { pid, pidfd }),
+        _ => Err(Error::Lost),
     }
 }
 
@@ -316,4 +330,32 @@ fn existing(plan: &ContainerPlan) -> Result<Vec<OwnedFd>> {
                 .context("open", path.display())
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both ends are open here, as they are where the clone of a killed process lives on.
+    #[test]
+    fn a_process_in_between_that_is_killed_is_not_waited_for() {
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let pid = child.id().cast_signed();
+        let open = || {
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap()
+        };
+        let (outside, inside) = handshake::pair().unwrap();
+        inside.report_process(7, open().as_fd()).unwrap();
+        let between = Guard(Some(Cloned { pid, pidfd: open() }));
+        assert_eq!(told_of(&outside, &between).unwrap().pid, 7);
+        child.kill().unwrap();
+        assert!(matches!(told_of(&outside, &between), Err(Error::Lost)));
+        inside.report_process(8, open().as_fd()).unwrap();
+        assert_eq!(told_of(&outside, &between).unwrap().pid, 8, "what it said before stands");
+        drop(between);
+        // It was reaped by the guard.
+        assert!(child.wait().is_err());
+    }
 }

@@ -6,10 +6,10 @@ use insula_host::cgroup::Entry;
 use insula_spec::bundle::{BundlePlan, RootPropagation, State};
 use insula_spec::plan::{ContainerPlan, UserNamespace};
 
-use crate::build::{Guard, clone_init};
+use crate::build::{Guard, clone_init, network_of};
 use crate::error::{Error, Result};
 use crate::handshake::{self, Channel, Order, Report};
-use crate::inside::{Confinement, Inside, Parking};
+use crate::inside::{Confinement, Inside, Parking, has_selinux};
 use crate::streams::{self, Streams};
 use crate::{devices, hooks, idmap, rootfs, sources};
 
@@ -83,6 +83,9 @@ pub fn create_bundle(build: &BundleBuild<'_>) -> Result<Standing> {
     let plan = build.plan;
     let bundle =
         plan.bundle.as_deref().ok_or_else(|| Error::Invalid("the plan is no bundle's".to_owned()))?;
+    if bundle.mount_label.is_some() && !has_selinux() {
+        return Err(Error::Unsupported("linux.mountLabel: the host has no SELinux".to_owned()));
+    }
     let confinement = Confinement::prepare(plan, &plan.process, &plan.security.seccomp)?;
     let (streams, ends) = streams::make_for_bundle(&plan.stdio);
     let (outside, inside) = handshake::pair()?;
@@ -137,6 +140,12 @@ fn prepare(
         UserNamespace::Host => None,
         UserNamespace::Private { .. } | UserNamespace::Path { .. } => Some(idmap::namespace_of(pid)?),
     };
+    if !bundle.interfaces.is_empty() {
+        let network = network_of(pid)?;
+        for (name, new) in &bundle.interfaces {
+            insula_host::netlink::carry(name, new, network.as_fd())?;
+        }
+    }
     let root = root(plan, bundle)?;
     let devices = devices::build(plan)?;
     let sources = sources::prepare_bundle(&bundle.mounts, namespace.as_ref().map(AsFd::as_fd))?;

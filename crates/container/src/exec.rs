@@ -7,7 +7,7 @@ use insula_spec::bundle::State;
 use insula_spec::plan::{ContainerPlan, Namespace, ProcessPlan, SeccompPlan, StdioPlan, UserNamespace};
 use insula_sys::process::{self, Clone, CloneFlags};
 
-use crate::build::{Cloned, Guard};
+use crate::build::{Cloned, Guard, told_of};
 use crate::error::{Context, Error, Result};
 use crate::handshake::{self, Channel, Order, Report};
 use crate::idmap;
@@ -70,10 +70,7 @@ pub fn exec(target: &Target<'_>, exec: &ExecPlan<'_>, entry: &Entry) -> Result<E
     };
     let between = clone_between(&joining, &inside)?;
     drop((inside, ends));
-    let child = match outside.await_report()? {
-        Report::Process { pid, pidfd } => Guard(Some(Cloned { pid, pidfd })),
-        _ => return Err(Error::Lost),
-    };
+    let child = Guard(Some(told_of(&outside, &between)?));
     let Some(Cloned { pid, .. }) = child.0 else { return Err(Error::Lost) };
     let mut warnings = confinement.apply_from_outside(pid, exec.process)?;
     warnings.extend(confinement.warnings);
@@ -154,6 +151,7 @@ impl Joining<'_> {
             make_folder: false,
             preserved: self.preserved,
             told: self.state.map(|state| (state, pid)),
+            hooks: None,
         }
         .execute()
     }

@@ -231,11 +231,16 @@ impl Channel {
         }
     }
 
-    /// Why the other side failed, if it has said so: who trips over its end had better say that.
-    pub(crate) fn last_words(&self) -> Option<Error> {
+    /// Whether one is there, or the end of all.
+    pub(crate) fn has_report(&self) -> Result<bool> {
         let mut ready = [PollFd::new(&self.0, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        if rustix::event::poll(&mut ready, Some(&now)) != Ok(1) {
+        rustix::event::poll(&mut ready, Some(&now)).map(|count| count == 1).context("poll", "the handshake")
+    }
+
+    /// Why the other side failed, if it has said so: who trips over its end had better say that.
+    pub(crate) fn last_words(&self) -> Option<Error> {
+        if !self.has_report().is_ok_and(|there| there) {
             return None;
         }
         let (bytes, _) = self.receive().ok()?;

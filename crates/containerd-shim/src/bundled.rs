@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use insula_host::cgroup::Layout;
 use insula_runtime_core as core;
-use insula_spec::bundle::Status;
-use insula_spec::bundle::document::Resources;
+use insula_spec::bundle::document::{self, Resources};
+use insula_spec::bundle::{self, Status};
 use insula_spec::plan::Namespace;
 use tracing::warn;
 
@@ -42,7 +42,8 @@ impl Bundled {
 
     fn create_init(&self, init: &Arc<Process>) -> Result<()> {
         let pid_file = self.runtime.bundle().join(PID_FILE);
-        let mut arguments = vec!["create", "--bundle", "."];
+        let mut arguments = self.systemd()?;
+        arguments.extend(["create", "--bundle", "."]);
         arguments.extend(self.options.no_pivot.then_some("--no-pivot"));
         arguments.extend(self.options.no_new_keyring.then_some("--no-new-keyring"));
         self.launch(init, &arguments, &pid_file)?;
@@ -53,10 +54,21 @@ impl Bundled {
     fn restore(&self, init: &Arc<Process>, images: &Path) -> Result<()> {
         let pid_file = self.runtime.bundle().join(PID_FILE);
         let (images, work) = (text(images)?, self.work());
-        let arguments = ["restore", "--detach", "--no-subreaper", "--bundle", ".", "--image-path", &images];
-        self.launch(init, &[&arguments[..], &["--work-path", &work]].concat(), &pid_file)?;
+        let mut arguments = self.systemd()?;
+        arguments.extend(["restore", "--detach", "--no-subreaper", "--bundle", ".", "--image-path", &images]);
+        arguments.extend(["--work-path", &work]);
+        self.launch(init, &arguments, &pid_file)?;
         self.oom.watch(init.state().pid);
         Ok(())
+    }
+
+    /// Kubernetes with the driver `systemd` says where a group is in systemd's words, and containerd has no option for
+    /// a runtime that it does not know.
+    fn systemd(&self) -> Result<Vec<&'static str>> {
+        let config = core::read(&self.runtime.bundle().join("config.json"))?;
+        let config = document::parse(&config, "config.json").map_err(core::Error::from)?;
+        let asked = self.options.systemd || bundle::names_unit(&config);
+        Ok(asked.then_some("--systemd-cgroup").into_iter().collect())
     }
 
     /// Where CRIU's log goes: the files are containerd's.

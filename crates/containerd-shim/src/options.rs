@@ -23,6 +23,8 @@ pub(crate) struct Options {
     pub(crate) owner: Owner,
     pub(crate) no_pivot: bool,
     pub(crate) no_new_keyring: bool,
+    /// Control groups are systemd's, whatever the bundle looks like.
+    pub(crate) systemd: bool,
     pub(crate) kept: Kept,
 }
 
@@ -52,7 +54,6 @@ impl Options {
         let refused = [
             ("ShimCgroup", !options.shim_cgroup.is_empty()),
             ("BinaryName", !options.binary_name.is_empty()),
-            ("SystemdCgroup", options.systemd_cgroup),
             ("TaskApiAddress", !options.task_api_address.is_empty()),
         ];
         if let Some((name, _)) = refused.iter().find(|(_, asked)| *asked) {
@@ -63,6 +64,7 @@ impl Options {
             owner: Owner { uid: options.io_uid, gid: options.io_gid },
             no_pivot: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
+            systemd: options.systemd_cgroup,
             kept: Kept { root },
         })
     }
@@ -132,8 +134,10 @@ mod tests {
         let options = Options::of(Some(&any(&asked))).unwrap();
         assert_eq!((options.kept.root, options.owner.uid), (Some(PathBuf::from("/run/x")), 5));
         let asked = oci::Options { systemd_cgroup: true, ..oci::Options::default() };
+        assert!(Options::of(Some(&any(&asked))).unwrap().systemd);
+        let asked = oci::Options { shim_cgroup: "/x".to_owned(), ..oci::Options::default() };
         let refused = Options::of(Some(&any(&asked))).unwrap_err();
-        assert_eq!(refused.to_string(), "the option SystemdCgroup is not supported");
+        assert_eq!(refused.to_string(), "the option ShimCgroup is not supported");
     }
 
     #[test]

@@ -12,3 +12,4 @@ pub mod quota;
 pub mod resctrl;
 pub mod resolver;
 pub mod rootless;
+pub mod systemd;

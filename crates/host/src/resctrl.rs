@@ -15,6 +15,8 @@ pub enum Error {
         "linux.intelRdt: the host has no {ROOT}: mount -t resctrl resctrl {ROOT}, if the processor has it"
     )]
     Missing,
+    #[error("linux.intelRdt: there is a group {0:?} that is not the container's")]
+    Exists(String),
     #[error("linux.intelRdt.closID: there is no group {0:?}, and nothing is said of what it should have")]
     Unknown(String),
     #[error("linux.intelRdt: the group {group:?} has not the line {line:?}")]
@@ -27,6 +29,7 @@ impl Kinded for Error {
     fn kind(&self) -> Kind {
         match self {
             Self::Missing => Kind::Unsupported,
+            Self::Exists(_) => Kind::AlreadyExists,
             Self::Unknown(_) | Self::Different { .. } => Kind::InvalidArgument,
             Self::Call { .. } => Kind::Internal,
         }
@@ -53,23 +56,29 @@ impl Resctrl {
         }
     }
 
-    /// Puts a process, and with it what it forks, into the group of the plan, which is made where it is the
-    /// container's own.
+    /// Makes the group of the plan where it is the container's own, or says what it should have, and puts a process
+    /// into it.
     pub fn join(&self, plan: &RdtPlan, pid: i32) -> Result<(), Error> {
         let group = self.root.join(&plan.group);
         let made = match std::fs::create_dir(&group) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && plan.own => {
+                return Err(Error::Exists(plan.group.clone()));
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             made => context(made, "mkdir", &group).map(|()| true)?,
         };
-        let joined = self.fill(plan, &group, made).and_then(|()| {
-            let tasks = group.join("tasks");
-            context(std::fs::write(&tasks, pid.to_string()), "write", &tasks)
-        });
+        let joined = self.fill(plan, &group, made).and_then(|()| self.add(plan, pid));
         if joined.is_err() && made {
             // The first error is the one to report.
             let _ = std::fs::remove_dir(&group);
         }
         joined
+    }
+
+    /// Puts a process, and with it what it forks, into the group that there is.
+    pub fn add(&self, plan: &RdtPlan, pid: i32) -> Result<(), Error> {
+        let tasks = self.root.join(&plan.group).join("tasks");
+        context(std::fs::write(&tasks, pid.to_string()), "write", &tasks)
     }
 
     fn fill(&self, plan: &RdtPlan, group: &Path, made: bool) -> Result<(), Error> {
@@ -123,8 +132,12 @@ mod tests {
     fn a_group_of_its_own_is_made_and_filled() {
         let (folder, resctrl) = host();
         resctrl.join(&plan("box", true, &["L3:0=f"]), 7).unwrap();
+        let taken = resctrl.join(&plan("box", true, &["L3:0=1"]), 8).unwrap_err();
+        assert_eq!(taken.to_string(), "linux.intelRdt: there is a group \"box\" that is not the container's");
         let read = |name: &str| std::fs::read_to_string(folder.path().join("box").join(name)).unwrap();
         assert_eq!((read("schemata").as_str(), read("tasks").as_str()), ("L3:0=f\n", "7"));
+        resctrl.add(&plan("box", true, &[]), 9).unwrap();
+        assert_eq!(std::fs::read_to_string(folder.path().join("box/tasks")).unwrap(), "9");
         for name in ["schemata", "tasks"] {
             std::fs::remove_file(folder.path().join("box").join(name)).unwrap();
         }

@@ -13,7 +13,7 @@ use insula_spec::bundle::{self, Entering, Keyring, LARGEST, Status};
 
 use crate::console;
 use crate::error::{Context, Error, Result};
-use crate::groups::{self, Groups};
+use crate::groups::{self, Grouping, Wanted};
 use crate::store::{Folder, Record, START, start_time};
 
 /// What to create.
@@ -31,7 +31,7 @@ pub struct CreateRequest<'a> {
     pub preserved: &'a [OwnedFd],
     pub entering: Entering,
     pub keyring: Keyring,
-    pub groups: Groups,
+    pub grouping: Grouping,
 }
 
 /// Creates; returns what the user should know. On failure nothing is left. For a process of one thread whose
@@ -44,11 +44,10 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Vec<String>> {
         (own.entering, own.keyring) = (request.entering, request.keyring);
     }
     console::check(plan.stdio.tty, request.console_socket)?;
+    let mut record = Record::new(request.id, bundle, plan);
+    let wanted = Wanted::new(request.grouping, &config, &mut record)?;
     let folder = Folder::create(request.root, request.id)?;
-    let record = Record::new(request.id, bundle, plan);
-    groups::within(request.groups, folder, record, |folder, record, group| {
-        stand(request, folder, record, group)
-    })
+    groups::within(&wanted, folder, record, |folder, record, group| stand(request, folder, record, group))
 }
 
 /// A file of the caller's, bounded.

@@ -41,6 +41,8 @@ pub enum Error {
     Resctrl(#[from] insula_host::resctrl::Error),
     #[error(transparent)]
     Cgroup(#[from] insula_host::cgroup::Error),
+    #[error(transparent)]
+    Systemd(#[from] insula_host::systemd::Error),
 }
 
 impl Error {
@@ -66,6 +68,7 @@ impl Kinded for Error {
             Self::Document(error) => error.kind(),
             Self::Container(error) => error.kind(),
             Self::Cgroup(error) => error.kind(),
+            Self::Systemd(error) => error.kind(),
             Self::Resctrl(error) => error.kind(),
         }
     }

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use insula_container::{ExecPlan, Streams, Target};
+use insula_host::resctrl::Resctrl;
 use insula_spec::bundle::Status;
 use insula_spec::plan::{ProcessPlan, StdioPlan};
 
@@ -49,6 +50,10 @@ pub fn exec(request: &ExecRequest<'_>) -> Result<Executed> {
         preserved: request.preserved,
         state: Some(&record.state(Status::Running)),
     };
+    if let Some(rdt) = record.rdt() {
+        // Of the caller: its child begins there.
+        Resctrl::probe()?.add(rdt, std::process::id().cast_signed())?;
+    }
     let entry = record.group()?.entry_to(record.pid)?;
     let executed = insula_container::exec(&target, &plan, &entry)?;
     if let (Streams::Terminal(master), Some(socket)) = (&executed.streams, request.console_socket) {

@@ -2,10 +2,13 @@
 
 use insula_base::{Kind, Kinded};
 use insula_host::cgroup::{self, DevicePolicy, Group, Layout, Purpose, standard_devices};
-use insula_spec::bundle::BundleDevices;
-use insula_spec::plan::ContainerPlan;
+use insula_host::systemd::Whose;
+use insula_spec::bundle::document::Config;
+use insula_spec::bundle::{self, BundleDevices, UnitPlan};
+use insula_spec::plan::{ContainerPlan, DeviceRule};
 
 use crate::error::{Error, Result};
+use crate::scope::{Scope, Unit};
 use crate::store::{Folder, Record};
 
 /// Whether a container needs its control groups.
@@ -16,35 +19,78 @@ pub enum Groups {
     Wanted,
 }
 
+/// How control groups of a new container are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grouping {
+    pub groups: Groups,
+    pub maker: Maker,
+}
+
+/// Who makes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Maker {
+    Runtime,
+    /// `linux.cgroupsPath` says slice, prefix and name.
+    Systemd,
+}
+
+/// Control groups of a new container before they are made.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    groups: Groups,
+    scope: Option<UnitPlan>,
+}
+
+impl Wanted {
+    /// Looks at what the bundle asks for, and notes in the record what there will be.
+    pub(crate) fn new(grouping: Grouping, config: &Config, record: &mut Record) -> Result<Self> {
+        let mut wanted = Self { groups: grouping.groups, scope: None };
+        if grouping.maker == Maker::Systemd {
+            let whose = Whose::of_caller();
+            let plan = bundle::unit(config, &record.id, whose.slice())?;
+            // To begin with; where it is in truth systemd knows.
+            record.plan.cgroup.path = plan.path();
+            record.unit = Some(Unit { name: plan.name.clone(), whose });
+            wanted.scope = Some(plan);
+        }
+        Ok(wanted)
+    }
+}
+
 /// Makes the control groups of a new container, and what is in them; returns what the user should know. On failure
 /// nothing is left.
 pub(crate) fn within(
-    groups: Groups,
+    wanted: &Wanted,
     folder: Folder,
     record: Record,
     make: impl FnOnce(&Folder, Record, &Group) -> Result<Vec<String>>,
 ) -> Result<Vec<String>> {
-    build(groups, &folder, record, make).inspect_err(|_| {
+    let built = folder.write(&record).and_then(|()| match (&wanted.scope, &record.unit) {
+        (Some(plan), Some(unit)) => {
+            let unit = unit.clone();
+            in_scope(wanted.groups, plan, &unit, &folder, record, make)
+        }
+        _ => in_group(wanted.groups, &folder, record, make),
+    });
+    built.inspect_err(|_| {
         // The first error is the one to report; what is left is found by the folder.
         let _ = folder.remove();
     })
 }
 
-fn build(
+fn in_group(
     groups: Groups,
     folder: &Folder,
     record: Record,
     make: impl FnOnce(&Folder, Record, &Group) -> Result<Vec<String>>,
 ) -> Result<Vec<String>> {
-    folder.write(&record)?;
     let layout = Layout::probe()?;
     let occupied = Group::open(&layout, &record.plan.cgroup.path)?.processes()?;
     if !occupied.is_empty() {
         let path = &record.plan.cgroup.path;
         return Err(Error::Invalid(format!("linux.cgroupsPath: the group {path:?} has processes in it")));
     }
-    let rare = record.plan.cgroup.resources.exact.as_ref().is_some_and(|exact| exact.is_rare());
-    let purpose = if rare { Purpose::LimitEverywhere } else { Purpose::Limit };
+    let purpose = if is_rare(&record) { Purpose::LimitEverywhere } else { Purpose::Limit };
     let mut warnings = Vec::new();
     let made = Group::create(&layout, &record.plan.cgroup.path, purpose);
     let group = if_needed(groups, made, &mut warnings)?.unwrap_or_else(Group::nowhere);
@@ -57,6 +103,47 @@ fn build(
         let _ = group.remove();
     }
     built
+}
+
+fn in_scope(
+    groups: Groups,
+    plan: &UnitPlan,
+    unit: &Unit,
+    folder: &Folder,
+    mut record: Record,
+    make: impl FnOnce(&Folder, Record, &Group) -> Result<Vec<String>>,
+) -> Result<Vec<String>> {
+    let layout = Layout::probe_all()?;
+    let told = layout.v1("devices").and_then(|_| rules(&record.plan));
+    let mut scope = Scope::start(plan, unit, &record.id, told.as_deref())?;
+    let path = scope.path.clone();
+    record.plan.cgroup.path.clone_from(&path);
+    let purpose = if is_rare(&record) { Purpose::UnitEverywhere } else { Purpose::Unit };
+    let mut warnings = Vec::new();
+    let made = folder.write(&record).and_then(|()| {
+        let group = Group::create(&layout, &record.plan.cgroup.path, purpose)?;
+        limit(groups, &group, &record.plan, &mut warnings)?;
+        scope.limited(&group)?;
+        warnings.extend(make(folder, record, &group)?);
+        // What stands by now must not be left behind; the first error is the one to report.
+        scope.taken_over(&group).inspect_err(|_| drop(group.kill()))
+    });
+    match made {
+        Ok(()) => {
+            scope.let_go();
+            Ok(warnings)
+        }
+        Err(error) => {
+            scope.stop();
+            // What systemd has no use for is ours to remove. The first error is the one to report.
+            let _ = Group::open(&layout, &path).and_then(Group::remove);
+            Err(error)
+        }
+    }
+}
+
+fn is_rare(record: &Record) -> bool {
+    record.plan.cgroup.resources.exact.as_ref().is_some_and(|exact| exact.is_rare())
 }
 
 /// None for what is refused to who does without.
@@ -79,11 +166,17 @@ fn limit(groups: Groups, group: &Group, plan: &ContainerPlan, warnings: &mut Vec
     if groups == Groups::Wanted && insula_sys::process::in_user_namespace() {
         return Ok(());
     }
-    Ok(group.allow_devices(&match plan.bundle.as_ref().map(|bundle| &bundle.device_policy) {
-        Some(BundleDevices::All) => DevicePolicy::All,
+    let policy = rules(plan).map_or(DevicePolicy::All, DevicePolicy::Only);
+    Ok(group.allow_devices(&policy)?)
+}
+
+/// What it may use; none is everything.
+fn rules(plan: &ContainerPlan) -> Option<Vec<DeviceRule>> {
+    match plan.bundle.as_ref().map(|bundle| &bundle.device_policy) {
+        Some(BundleDevices::All) => None,
         Some(BundleDevices::Only(rules)) => {
-            DevicePolicy::Only(standard_devices().into_iter().chain(rules.iter().cloned()).collect())
+            Some(standard_devices().into_iter().chain(rules.iter().cloned()).collect())
         }
-        None => DevicePolicy::Only(standard_devices()),
-    })?)
+        None => Some(standard_devices()),
+    }
 }

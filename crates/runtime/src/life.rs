@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use crate::error::{Context, Error, Result};
+use crate::scope::Unit;
 use crate::store::{self, Folder, Record, START};
 
 const SIGKILL: i32 = 9;
@@ -135,13 +136,16 @@ pub fn delete(root: &Path, id: &str, force: bool) -> Result<Vec<String>> {
     if !has_own_pids(&record) {
         group.kill()?;
     }
+    // Without systemd there is still the group itself to be removed.
+    let stopped = record.unit.as_ref().map_or(Ok(()), Unit::stop);
     group.remove()?;
     if let Some(rdt) = record.rdt()
         && let Ok(resctrl) = Resctrl::probe()
     {
         resctrl.leave(rdt)?;
     }
-    let warnings = after(&record, "poststop", Status::Stopped);
+    let mut warnings = after(&record, "poststop", Status::Stopped);
+    warnings.extend(stopped.err().map(|error| insula_base::chain(&error)));
     folder.remove()?;
     Ok(warnings)
 }
@@ -192,7 +196,12 @@ pub fn update(root: &Path, id: &str, resources: &Resources) -> Result<Vec<String
     if status == Status::Stopped {
         return Err(Error::NotRunning);
     }
-    Ok(record.group()?.limit(&limits)?)
+    let group = record.group()?;
+    let warnings = group.limit(&limits)?;
+    if let Some(unit) = &record.unit {
+        unit.hold(&group)?;
+    }
+    Ok(warnings)
 }
 
 /// Pids of the container's processes.

@@ -19,11 +19,10 @@ use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use crate::create::{read, write_pid};
 use crate::criu::{self, External, NETWORK, Reach, STREAMS};
 use crate::error::{Context, Error, Result};
-use crate::groups::{self, Groups};
+use crate::groups::{self, Grouping, Wanted};
 use crate::life::signal_all;
 use crate::store::{Folder, Record, start_time};
 
-const SIGKILL: i32 = 9;
 const SIGCONT: i32 = 18;
 
 /// What to make, and of what.
@@ -37,7 +36,7 @@ pub struct RestoreRequest<'a> {
     /// Folder of the log; that of the images where there is none.
     pub work: Option<&'a Path>,
     pub pid_file: Option<&'a Path>,
-    pub groups: Groups,
+    pub grouping: Grouping,
     pub reach: Reach,
 }
 
@@ -52,9 +51,10 @@ pub fn restore(request: &RestoreRequest<'_>) -> Result<Vec<String>> {
     if plan.bundle.as_deref().is_some_and(has_hooks) {
         return Err(Error::Unsupported("a restore with hooks that run before the program".to_owned()));
     }
+    let mut record = Record::new(request.id, bundle, plan);
+    let wanted = Wanted::new(request.grouping, &config, &mut record)?;
     let folder = Folder::create(request.root, request.id)?;
-    let record = Record::new(request.id, bundle, plan);
-    groups::within(request.groups, folder, record, |folder, record, group| {
+    groups::within(&wanted, folder, record, |folder, record, group| {
         Restore { request, program: &program, folder, group }.run(record)
     })
 }
@@ -76,13 +76,23 @@ struct Restore<'a> {
 
 impl Restore<'_> {
     fn run(&self, mut record: Record) -> Result<Vec<String>> {
-        let pid = self.make(&record)?;
-        record.pid = pid;
-        let stood = self.take_over(&mut record);
+        let rdt =
+            record.rdt().cloned().map(|rdt| Resctrl::probe().map(|resctrl| (resctrl, rdt))).transpose()?;
+        if let Some((resctrl, rdt)) = &rdt {
+            // Of the caller: whatever criu makes begins there, with all its threads.
+            resctrl.join(rdt, std::process::id().cast_signed())?;
+        }
+        let made = self.make(&record);
+        let stood = made.and_then(|pid| {
+            record.pid = pid;
+            self.take_over(&mut record)
+        });
         if stood.is_err() {
-            // It may have ended; the first error is the one to report.
-            let _ = record.rdt().map(|rdt| Resctrl::probe().and_then(|resctrl| resctrl.leave(rdt)));
-            let _ = process::kill(pid, SIGKILL).and_then(|()| process::wait_for(pid).map(drop));
+            // All of it, not the first process alone, which others may outlive. It may have ended; the first error is
+            // the one to report.
+            let _ = self.group.kill();
+            let _ = (record.pid > 0).then(|| process::wait_for(record.pid).map(drop));
+            let _ = rdt.map(|(resctrl, rdt)| resctrl.leave(&rdt));
         }
         stood.map(|()| Vec::new())
     }
@@ -122,9 +132,6 @@ impl Restore<'_> {
         if record.plan.rootfs.readonly {
             protect_root(record)?;
             signal_all(record, SIGCONT)?;
-        }
-        if let Some(rdt) = record.rdt() {
-            Resctrl::probe()?.join(rdt, record.pid)?;
         }
         self.folder.write(record)?;
         match self.request.pid_file {

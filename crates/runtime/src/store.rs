@@ -5,7 +5,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use insula_base::{Durability, replace};
-use insula_host::cgroup::{Group, Layout};
+use insula_host::cgroup::Group;
 use insula_spec::bundle::{RdtPlan, State, Status, VERSION};
 use insula_spec::plan::ContainerPlan;
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -14,6 +14,7 @@ use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
+use crate::scope::{self, Unit};
 
 /// The socket at which an init waits.
 pub(crate) const START: &str = "start";
@@ -34,13 +35,16 @@ pub struct Record {
     /// Of the init, in clock ticks since boot: tells it from a later process with its number.
     pub start_time: u64,
     pub plan: ContainerPlan,
+    /// None where the control groups are the runtime's own.
+    #[serde(default)]
+    pub unit: Option<Unit>,
 }
 
 impl Record {
     /// Of a container that does not stand yet.
     pub(crate) fn new(id: &str, bundle: PathBuf, plan: ContainerPlan) -> Self {
         let created = jiff::Timestamp::now().to_string();
-        Self { id: id.to_owned(), bundle, created, pid: 0, start_time: 0, plan }
+        Self { id: id.to_owned(), bundle, created, pid: 0, start_time: 0, plan, unit: None }
     }
 
     /// The group of resctrl that it is in.
@@ -64,7 +68,7 @@ impl Record {
 
     /// The control groups, as far as they exist.
     pub fn group(&self) -> Result<Group> {
-        Ok(Group::open(&Layout::probe()?, &self.plan.cgroup.path)?)
+        Ok(Group::open(&scope::layout(self.unit.as_ref())?, &self.plan.cgroup.path)?)
     }
 
     /// A descriptor of the init, if it lives: whatever comes after has its number, it does not have this.

@@ -14,6 +14,7 @@ for_each_runtime!(
     a_container_goes_through_its_life,
     the_exit_code_is_the_programs,
     hooks_run_in_their_order,
+    hooks_of_the_start_have_no_more_rights_than_the_program,
     a_hook_that_fails_leaves_nothing,
     a_paused_container_stands_still,
     limits_are_in_force_and_change,
@@ -70,6 +71,21 @@ fn hooks_run_in_their_order(runtime: &Runtime) {
     // The standard says "running"; runc 1.1 has not noticed yet.
     assert!(["created", "running"].contains(&states[3]), "{journal}");
     assert_eq!(states[4], "stopped");
+}
+
+/// Their programs are files of the container.
+fn hooks_of_the_start_have_no_more_rights_than_the_program(runtime: &Runtime) {
+    let rights = "grep -E '^(Cap|Uid|NoNewPrivs|Seccomp:)' /proc/self/status";
+    let mut bundle = Bundle::new(runtime, &format!("cat /dev/shm/hook; {rights}"));
+    bundle.config["hooks"]["startContainer"] =
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", format!("{rights} >/dev/shm/hook")]}]);
+    bundle.config["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    bundle.config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW"});
+    let output = bundle.run();
+    let lines: Vec<&str> = output.lines().collect();
+    let (hook, program) = lines.split_at(lines.len() / 2);
+    assert!(hook == program && hook.len() > 6, "{output}");
+    assert!(hook[0].contains("1000") && output.contains("CapEff:\t0000000000000000"), "{output}");
 }
 
 fn events_are_told_until_the_end(runtime: &Runtime) {

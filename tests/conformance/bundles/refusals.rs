@@ -18,6 +18,23 @@ fn a_profile_needs_a_host_that_has_them() {
 }
 
 #[test]
+fn contexts_need_a_host_that_has_them() {
+    let Some(runtime) = Runtime::insula() else { return };
+    if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        return insula_tests::skip("a host without SELinux", "this one has it");
+    }
+    for field in ["/process/selinuxLabel", "/linux/mountLabel"] {
+        let mut bundle = Bundle::new(&runtime, "true");
+        let (parent, name) = field.rsplit_once('/').unwrap();
+        bundle.config.pointer_mut(parent).unwrap()[name] = json!("system_u:system_r:container_t:s0");
+        let (code, _, errors) = bundle.outcome();
+        let expected = format!("{}: the host has no SELinux", field[1..].replace('/', "."));
+        assert!(code == 1 && errors.contains(&expected), "{errors}");
+        assert!(!bundle.path("state").join(&bundle.id).exists() && !bundle.has_groups());
+    }
+}
+
+#[test]
 fn shares_of_caches_need_a_host_that_has_them() {
     let Some(runtime) = Runtime::insula() else { return };
     if std::path::Path::new("/sys/fs/resctrl/schemata").exists() {

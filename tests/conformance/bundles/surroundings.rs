@@ -58,6 +58,53 @@ fn a_tmpfs_begins_with_what_it_covers(runtime: &Runtime) {
     assert!(!full.join("new").exists());
 }
 
+/// Names are bytes, and a pipe is copied as one.
+#[test]
+fn whatever_is_covered_is_copied() {
+    use std::os::unix::ffi::OsStrExt;
+    let Some(runtime) = Runtime::insula() else { return };
+    let script = "cat /full/*.txt; stat -c %F:%a:%u:%g /full/pipe";
+    let mut bundle = Bundle::new(&runtime, script);
+    let full = bundle.path("rootfs/full");
+    fs::create_dir_all(&full).unwrap();
+    fs::write(full.join(std::ffi::OsStr::from_bytes(b"caf\xe9.txt")), "latin\n").unwrap();
+    let pipe = full.join("pipe");
+    let mode = rustix::fs::Mode::from_raw_mode(0o640);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    std::os::unix::fs::chown(&pipe, Some(7), Some(8)).unwrap();
+    bundle.add_mount(
+        json!({"destination": "/full", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}),
+    );
+    assert_eq!(bundle.run(), "latin\nfifo:640:7:8\n");
+}
+
+/// Runtime specification 1.3, "Network Devices".
+#[test]
+fn interfaces_of_the_host_become_the_containers() {
+    let Some(runtime) = Runtime::insula() else { return };
+    let name = format!("it{}", insula_tests::tag());
+    let name = name.as_str();
+    let ip = |arguments: &[&str]| {
+        std::process::Command::new("ip").args(arguments).output().unwrap().status.success()
+    };
+    let peer = format!("{name}p");
+    assert!(ip(&["link", "add", name, "type", "veth", "peer", "name", &peer]));
+    assert!(ip(&["link", "set", &peer, "up"]));
+    assert!(ip(&["address", "add", "192.0.2.7/31", "dev", name]));
+    let mut bundle =
+        Bundle::new(&runtime, "busybox ip -o address show dev lan7; busybox ip -o link show dev lan7");
+    bundle.config["linux"]["netDevices"] = json!({name: {"name": "lan7"}});
+    let (code, output, errors) = bundle.outcome();
+    // It ends with the container's network; where it was not moved, here.
+    let left = ip(&["link", "delete", name]);
+    assert_eq!(code, 0, "{errors}");
+    assert!(output.contains("inet 192.0.2.7/31") && output.contains(",UP"), "{output}");
+    assert!(!left);
+    let (code, _, errors) = bundle.outcome();
+    assert!(code == 1 && errors.contains(&format!("no network interface is named {name}")), "{errors}");
+    assert!(!bundle.path("state").join(&bundle.id).exists() && !bundle.has_groups());
+}
+
 fn what_is_mounted_gets_other_options(runtime: &Runtime) {
     let mut bundle =
         Bundle::new(runtime, "touch /one/x 2>/dev/null; echo $?; grep ' /one ' /proc/self/mounts");

@@ -74,12 +74,12 @@ impl Inside<'_> {
         self.channel.report_ready()?;
         let Order::Park = self.channel.await_order()? else { return Err(Error::Lost) };
         let starter = wait(parking.listener)?;
-        let Err(error) = hooks::run_all(
-            "startContainer",
-            &parking.plan.hooks.start_container,
-            &parking.told(pid, Status::Created),
-        )
-        .and_then(|()| self.execute(terminal, Some((&parking.told(pid, Status::Creating), pid))));
+        let hooks = &parking.plan.hooks.start_container[..];
+        let Err(error) = self.execute(
+            terminal,
+            Some((&parking.told(pid, Status::Creating), pid)),
+            Some((hooks, &parking.told(pid, Status::Created))),
+        );
         starter.report_failure(&error);
         process::exit_now(i32::from(error.exit_code().unwrap_or(1)))
     }
@@ -118,8 +118,11 @@ fn build(
     for mount in &bundle.mounts {
         let attached = match &mount.source {
             BundleSource::Bind { .. } => sources.next().ok_or(Error::Lost)?,
-            BundleSource::New { content, options, .. } => {
+            BundleSource::New { kind, content, options, .. } => {
                 let tree = new.next().ok_or(Error::Lost)?;
+                if let (Some(context), "mqueue") = (&bundle.mount_label, kind.as_str()) {
+                    labels::label_folder(&tree, &mount.target, context)?;
+                }
                 if *content == Content::Copy {
                     copy_up(&built.root, mount, &tree, options)?;
                 }

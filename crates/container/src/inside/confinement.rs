@@ -61,6 +61,10 @@ impl Confinement {
         if profile.is_some() && !has_apparmor() {
             return Err(Error::Unsupported("process.apparmorProfile: the host has no AppArmor".to_owned()));
         }
+        let context = process.exact.as_ref().and_then(|exact| exact.selinux.as_ref());
+        if context.is_some() && !has_selinux() {
+            return Err(Error::Unsupported("process.selinuxLabel: the host has no SELinux".to_owned()));
+        }
         let last = capabilities::last()?;
         let asked = Set::from_names(&process.capabilities)?;
         let mut warnings = Vec::new();
@@ -182,6 +186,11 @@ impl Confinement {
         sets.apply()?;
         process::no_new_privileges().context("prctl", "PR_SET_NO_NEW_PRIVS")
     }
+}
+
+/// selinux(8): its file system is there where it is on.
+pub(crate) fn has_selinux() -> bool {
+    std::path::Path::new("/sys/fs/selinux/enforce").is_file()
 }
 
 fn has_apparmor() -> bool {

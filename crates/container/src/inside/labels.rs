@@ -1,47 +1,79 @@
-//! What a program is executed as for the kernel's security modules: apparmor(7).
+//! What a program is executed as for the kernel's security modules: apparmor(7), selinux(8).
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use insula_spec::plan::ProcessPlan;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::paths;
 use crate::error::{Context, Error, Result};
 
-/// Has the next execution of this process change to its profile. What is written must be the process' own file of
+/// A label that is asked for: where, what is written to which of the files that take it.
+struct Label {
+    field: &'static str,
+    text: String,
+    files: &'static [&'static str],
+}
+
+fn labels(process: &ProcessPlan) -> Vec<Label> {
+    let Some(exact) = &process.exact else { return Vec::new() };
+    let profile = exact.apparmor.as_ref().map(|profile| Label {
+        field: "process.apparmorProfile",
+        text: format!("exec {profile}"),
+        // The second one is shared by all modules, and all there is before Linux 5.8.
+        files: &["apparmor/exec", "exec"],
+    });
+    let context = exact.selinux.as_ref().map(|context| Label {
+        field: "process.selinuxLabel",
+        text: context.clone(),
+        files: &["exec"],
+    });
+    profile.into_iter().chain(context).collect()
+}
+
+/// Has the next execution of this process change to its labels. What is written must be the process' own file of
 /// `/proc` and nothing that only looks like it; opened and written with the same rights, as the kernel wants it.
 pub(super) fn label(process: &ProcessPlan, proc: Option<BorrowedFd<'_>>) -> Result<()> {
-    let profile = process.exact.as_ref().and_then(|exact| exact.apparmor.as_ref());
-    let Some(profile) = profile else { return Ok(()) };
-    let needs = || Error::Invalid("process.apparmorProfile: the container mounts no /proc".to_owned());
-    let proc = proc.ok_or_else(needs)?;
+    for label in labels(process) {
+        let needs = || Error::Invalid(format!("{}: the container mounts no /proc", label.field));
+        write(&label, proc.ok_or_else(needs)?)?;
+    }
+    Ok(())
+}
+
+fn write(Label { field, text, files }: &Label, proc: BorrowedFd<'_>) -> Result<()> {
     let own = rustix::process::getpid().as_raw_nonzero();
     let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let open = |name: &str| {
+    let mut file = Err(Errno::NOENT);
+    for name in *files {
         let path = format!("{own}/attr/{name}");
-        rustix::fs::openat2(proc, path.as_str(), flags, Mode::empty(), paths::within_one_mount())
-    };
-    // The second one is shared by all modules, and all there is before Linux 5.8.
-    let file = match open("apparmor/exec") {
-        Err(Errno::NOENT) => open("exec"),
-        file => file,
-    };
-    let file = file.context("openat2", "process.apparmorProfile")?;
-    paths::check_proc(&file, "process.apparmorProfile")?;
-    File::from(file)
-        .write_all(format!("exec {profile}").as_bytes())
-        .context("write", format_args!("process.apparmorProfile {profile:?}"))
+        file = rustix::fs::openat2(proc, path.as_str(), flags, Mode::empty(), paths::within_one_mount());
+        if !matches!(file, Err(Errno::NOENT)) {
+            break;
+        }
+    }
+    let file = file.context("openat2", field)?;
+    paths::check_proc(&file, field)?;
+    File::from(file).write_all(text.as_bytes()).context("write", format_args!("{field} {text:?}"))
 }
 
 /// The same where the container's `/proc` is known by its path alone.
 pub(crate) fn label_by_path(process: &ProcessPlan) -> Result<()> {
-    if process.exact.as_ref().is_none_or(|exact| exact.apparmor.is_none()) {
+    if labels(process).is_empty() {
         return Ok(());
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open", "/proc")?;
     label(process, Some(proc.as_fd()))
+}
+
+/// Labels the folder of a new file system that takes no label for all of its files.
+pub(super) fn label_folder(tree: &OwnedFd, target: &str, context: &str) -> Result<()> {
+    let path = format!("/proc/self/fd/{}", tree.as_raw_fd());
+    // As the kernel gives it out: with its end.
+    let value = [context.as_bytes(), b"\0"].concat();
+    rustix::fs::setxattr(&path, "security.selinux", &value, XattrFlags::empty()).context("setxattr", target)
 }

@@ -18,6 +18,7 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 
 use insula_host::cgroup::Entry;
+use insula_spec::bundle::document::Hook;
 use insula_spec::bundle::{Keyring, State, TimePlan};
 use insula_spec::plan::{ContainerPlan, InitPlan, Namespace, UserNamespace};
 use insula_sys::process::{self, Clone, CloneFlags};
@@ -29,8 +30,8 @@ use crate::handshake::{Channel, Order};
 use crate::streams::Ends;
 
 pub(crate) use bundle::Parking;
-pub(crate) use confinement::Confinement;
 pub use confinement::warm_up;
+pub(crate) use confinement::{Confinement, has_selinux};
 pub(crate) use labels::label_by_path;
 pub(crate) use mounts::{attach_below, make_folder, new_file_system};
 pub(crate) use program::{Program, run_on};
@@ -95,7 +96,7 @@ impl Inside<'_> {
             self.channel.report_ready()?;
             self.channel.await_order()?;
         }
-        self.execute(terminal, None)
+        self.execute(terminal, None, None)
     }
 
     /// Becomes root of the new user namespace, leader of a session, with keys of its own.
@@ -153,7 +154,12 @@ impl Inside<'_> {
     }
 
     /// `told` is what who decides about system calls hears: the container, and the number of this process.
-    fn execute(&self, terminal: Option<OwnedFd>, told: Option<(&State, i32)>) -> Result<Infallible> {
+    fn execute(
+        &self,
+        terminal: Option<OwnedFd>,
+        told: Option<(&State, i32)>,
+        hooks: Option<(&[Hook], &State)>,
+    ) -> Result<Infallible> {
         let program = Program {
             process: &self.plan.process,
             confinement: self.confinement,
@@ -162,6 +168,7 @@ impl Inside<'_> {
             make_folder: true,
             preserved: self.bundle.as_ref().map_or(&[], |parking| parking.preserved),
             told,
+            hooks,
         };
         if self.plan.init != InitPlan::Reaper {
             return program.execute();

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use insula_spec::bundle::document::Hook;
 use insula_spec::bundle::{ExactPlan, IoPriorityPlan, MemoryPolicyPlan, SchedulerPlan, State};
 use insula_spec::plan::ProcessPlan;
 use insula_sys::process::{self, Schedule};
@@ -16,6 +17,7 @@ use rustix::thread::CpuSet;
 use super::confinement::Confinement;
 use super::{mounts, terminal};
 use crate::error::{Context, Error, Result};
+use crate::hooks;
 use crate::streams::{self, Ends};
 use crate::users::{self, Identity};
 
@@ -32,6 +34,8 @@ pub(crate) struct Program<'a> {
     pub(crate) preserved: &'a [OwnedFd],
     /// What who decides about system calls hears: the container, and the number of this process.
     pub(crate) told: Option<(&'a State, i32)>,
+    /// What runs right before it, with no more rights than it has: the files are the container's.
+    pub(crate) hooks: Option<(&'a [Hook], &'a State)>,
 }
 
 impl Program<'_> {
@@ -59,6 +63,9 @@ impl Program<'_> {
         let sets = self.confinement.apply_privileged(identity.uid == 0, &letter)?;
         become_user(&identity)?;
         self.confinement.apply_last(&sets, &letter)?;
+        if let Some((hooks, state)) = self.hooks {
+            hooks::run_all("startContainer", hooks, state)?;
+        }
         Err(run(&self.process.args, &self.process.env, &arguments, &environment))
     }
 

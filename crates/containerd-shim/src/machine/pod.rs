@@ -146,7 +146,7 @@ impl Pod {
             image: None,
             tenant: None,
         };
-        let cgroup = format!("{}-machine", plan.cgroup.path);
+        let cgroup = format!("{}-machine", bundle::in_slice(&plan.cgroup.path));
         let mut kept = Kept { cgroup: cgroup.clone(), owner: None };
         self.keep(&kept)?;
         let network = bundle::network(plan).map(Path::to_owned);

@@ -31,6 +31,10 @@ pub enum Purpose {
     /// The same with limits that only hierarchies have which are left out as a rule: those of network traffic, and
     /// the files of version 2 beside version 1.
     LimitEverywhere,
+    /// Limits of a unit of systemd's, which looks for its processes in the hierarchy of its name.
+    Unit,
+    /// The same with every hierarchy and controller.
+    UnitEverywhere,
     /// Also to be managed from inside by an init of the container's own, whose root has this id:
     /// named hierarchies and version 2 beside version 1 are made too and handed over.
     Delegate { owner: u32 },
@@ -40,9 +44,13 @@ impl Purpose {
     /// Those of version 2 that it takes. What more is turned on costs every group, and changes the host's root.
     fn controllers(self) -> &'static [&'static str] {
         match self {
-            Self::Limit | Self::Delegate { .. } => &USUAL,
-            Self::LimitEverywhere => &EVERY,
+            Self::Limit | Self::Unit | Self::Delegate { .. } => &USUAL,
+            Self::LimitEverywhere | Self::UnitEverywhere => &EVERY,
         }
+    }
+
+    fn is_of_systemd(self) -> bool {
+        matches!(self, Self::Unit | Self::UnitEverywhere)
     }
 }
 
@@ -357,9 +365,10 @@ impl Group {
 fn needed(hierarchy: &Hierarchy, purpose: Purpose, unified: bool) -> bool {
     match hierarchy.version {
         Version::V1(_) if !hierarchy.version.is_rare() => true,
-        Version::V1(_) => purpose == Purpose::LimitEverywhere,
+        Version::V1(_) => matches!(purpose, Purpose::LimitEverywhere | Purpose::UnitEverywhere),
         Version::V2 if unified || hierarchy.limits => true,
         Version::V2 => purpose != Purpose::Limit,
+        Version::Named(ref name) if purpose.is_of_systemd() => name == "systemd",
         Version::Named(_) => matches!(purpose, Purpose::Delegate { .. }),
     }
 }

@@ -56,8 +56,20 @@ impl Version {
 }
 
 impl Layout {
-    /// Looks at the mounts of this process.
+    /// Looks at the mounts of this process, for groups that it makes itself.
     pub fn probe() -> Result<Self> {
+        let mut layout = Self::probe_all()?;
+        if insula_sys::process::in_user_namespace() {
+            // Groups of the host are not ours to make. Without any there are no limits, and it is said.
+            layout
+                .hierarchies
+                .retain(|each| rustix::fs::access(&each.root, rustix::fs::Access::WRITE_OK).is_ok());
+        }
+        Ok(layout)
+    }
+
+    /// The same for groups that somebody with the right to it makes.
+    pub fn probe_all() -> Result<Self> {
         let path = "/proc/self/mountinfo";
         let text = std::fs::read(path).context("read", path)?;
         let mut layout = Self::parse(&String::from_utf8_lossy(&text));
@@ -68,12 +80,6 @@ impl Layout {
         }
         if layout.hierarchies.is_empty() {
             return Err(Error::NoHierarchy);
-        }
-        if insula_sys::process::in_user_namespace() {
-            // Groups of the host are not ours to make. Without any there are no limits, and it is said.
-            layout
-                .hierarchies
-                .retain(|each| rustix::fs::access(&each.root, rustix::fs::Access::WRITE_OK).is_ok());
         }
         Ok(layout)
     }

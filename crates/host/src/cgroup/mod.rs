@@ -12,6 +12,7 @@ mod layout;
 mod limits;
 mod member;
 mod parents;
+mod standing;
 mod stats;
 #[cfg(test)]
 mod tests_root;
@@ -21,4 +22,5 @@ pub use devices::{DevicePolicy, standard as standard_devices};
 pub use error::{Error, Result};
 pub use group::{Entry, Group, Purpose};
 pub use layout::{Hierarchy, Layout, Version};
+pub use standing::{Standing, place};
 pub use stats::{BlkioEntry, Stats};

@@ -17,6 +17,9 @@ use crate::plan::{
 };
 use crate::sysctl::{SysctlOwner, sysctl_owner};
 
+/// Kinds of file systems that the policy of SELinux labels, or that are labelled once they are there.
+const UNLABELLED: [&str; 4] = ["proc", "sysfs", "mqueue", "cgroup2"];
+
 /// Of containers whose document names no control group.
 const GROUPS: &str = "insula-runtime";
 
@@ -25,11 +28,15 @@ pub fn plan(config: &Config, id: &str, bundle: &Path) -> Result<ContainerPlan> {
     version(config.oci_version.as_deref().unwrap_or_default())?;
     absent("vm", config.vm.as_ref())?;
     let linux = config.linux.clone().unwrap_or_default();
-    refuse(&linux)?;
     let document = config.process.as_ref().ok_or_else(|| invalid("process", "is missing"))?;
-    let mounts = mounts_of(config, bundle)?;
+    let mut mounts = mounts_of(config, bundle)?;
+    let mount_label = process::label(linux.mount_label.as_ref(), || "linux.mountLabel".to_owned())?;
+    if let Some(context) = &mount_label {
+        label(&mut mounts, context);
+    }
     let mut bundle_plan = bundle_plan(config, &linux, mounts)?;
     bundle_plan.rdt = rdt(&linux, id)?;
+    bundle_plan.mount_label = mount_label;
     let namespaces = namespaces(&linux, &bundle_plan)?;
     let hostname = config.hostname.clone().unwrap_or_default();
     let domainname = config.domainname.clone().unwrap_or_default();
@@ -94,9 +101,17 @@ fn version(text: &str) -> Result<()> {
     }
 }
 
-fn refuse(linux: &Linux) -> Result<()> {
-    absent("linux.netDevices", linux.net_devices.as_ref())?;
-    absent("linux.mountLabel", linux.mount_label.clone().map(Value::String).as_ref())
+/// File systems of the kernel's own contents have no label for all of them.
+fn label(mounts: &mut [BundleMount], label: &str) {
+    for mount in mounts {
+        match &mut mount.source {
+            BundleSource::New { kind, .. } if UNLABELLED.contains(&kind.as_str()) => {}
+            BundleSource::New { options, .. } | BundleSource::Dev { options } => {
+                options.push(("context".to_owned(), label.to_owned()));
+            }
+            BundleSource::Bind { .. } | BundleSource::Remount { .. } | BundleSource::Cgroup => {}
+        }
+    }
 }
 
 fn rootfs(config: &Config, bundle: &Path) -> Result<RootfsPlan> {
@@ -139,9 +154,33 @@ fn bundle_plan(config: &Config, linux: &Linux, mounts: Vec<BundleMount>) -> Resu
         mounts,
         time: time(linux)?,
         rdt: None,
+        interfaces: interfaces(linux)?,
+        mount_label: None,
         entering: Entering::Pivot,
         keyring: Keyring::New,
     })
+}
+
+/// Interfaces of the host by the names that they will have.
+fn interfaces(linux: &Linux) -> Result<Vec<(String, String)>> {
+    let mut all: Vec<(String, String)> = Vec::new();
+    for (name, device) in linux.net_devices.iter().flatten() {
+        let at = format!("linux.netDevices.{name}");
+        let new = device.name.clone().filter(|new| !new.is_empty()).unwrap_or_else(|| name.clone());
+        // The kernel puts a number in the place of `%d`.
+        let stem = new.strip_suffix("%d").unwrap_or(&new);
+        for name in [name.as_str(), stem] {
+            let plain = |letter: char| letter.is_ascii_graphic() && !"/:%".contains(letter);
+            if name.is_empty() || name == "." || name == ".." || new.len() > 15 || !name.chars().all(plain) {
+                return Err(invalid(at, format!("{new:?} is no name of an interface")));
+            }
+        }
+        if stem == new && all.iter().any(|(_, known)| *known == new) {
+            return Err(invalid(at, format!("there is another one that becomes {new:?}")));
+        }
+        all.push((name.clone(), new));
+    }
+    Ok(all)
 }
 
 /// The group is named, and stays, or is the container's own.
@@ -301,6 +340,9 @@ fn namespaces(linux: &Linux, bundle: &BundlePlan) -> Result<NamespacesPlan> {
             other => return Err(invalid(format!("{at}.type"), format!("{other:?} is no kind of namespace"))),
         }
     }
+    if all.network == Namespace::Host && !bundle.interfaces.is_empty() {
+        return Err(invalid("linux.netDevices", "the container's network is the host's"));
+    }
     if !seen.contains(&"mount") {
         return Err(unsupported("linux.namespaces", "a container without a mount namespace"));
     }
@@ -398,13 +440,9 @@ mod tests {
 
     #[test]
     fn what_is_not_done_is_refused_by_its_name() {
-        for (path, value) in [
-            ("/linux/intelRdt/enableCMT", json!(true)),
-            ("/linux/netDevices", json!({"eth0": {}})),
-            ("/linux/mountLabel", json!("label")),
-            ("/process/selinuxLabel", json!("system_u:system_r:container_t:s0")),
-            ("/vm", json!({"kernel": {"path": "/x"}})),
-        ] {
+        for (path, value) in
+            [("/linux/intelRdt/enableCMT", json!(true)), ("/vm", json!({"kernel": {"path": "/x"}}))]
+        {
             let error = with(|document| {
                 let (parent, name) = path.rsplit_once('/').unwrap();
                 let mut at = &mut *document;
@@ -418,6 +456,56 @@ mod tests {
             assert!(matches!(error, Error::Unsupported { .. }), "{error}");
             assert!(error.to_string().starts_with(&field), "{error}");
         }
+    }
+
+    #[test]
+    fn labels_go_to_file_systems_that_take_them() {
+        let context = "system_u:object_r:container_file_t:s0:c1,c2";
+        let plan = with(|document| {
+            document["linux"]["mountLabel"] = json!(context);
+            document["process"]["selinuxLabel"] = json!("system_u:system_r:container_t:s0");
+        })
+        .unwrap();
+        let bundle = plan.bundle.unwrap();
+        let labelled = bundle.mounts.iter().filter(|mount| match &mount.source {
+            BundleSource::New { options, .. } | BundleSource::Dev { options } => {
+                options.iter().any(|(key, value)| key == "context" && value == context)
+            }
+            _ => false,
+        });
+        let targets: Vec<&str> = labelled.map(|mount| mount.target.as_str()).collect();
+        assert_eq!(targets, ["/dev", "/dev/pts", "/dev/shm"]);
+        assert_eq!(plan.process.exact.unwrap().selinux.unwrap(), "system_u:system_r:container_t:s0");
+        let error = with(|document| document["linux"]["mountLabel"] = json!("label")).unwrap_err();
+        assert_eq!(error.to_string(), "linux.mountLabel: \"label\" is no context of SELinux");
+    }
+
+    #[test]
+    fn interfaces_get_names_that_the_kernel_takes() {
+        let named = |devices: Value| {
+            with(|document| document["linux"]["netDevices"] = devices)
+                .map(|plan| plan.bundle.unwrap().interfaces)
+        };
+        let is = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(name, new)| ((*name).to_owned(), (*new).to_owned())).collect()
+        };
+        let found = named(json!({"eth0": {}, "lan1": {"name": "net%d"}, "lan2": {"name": "net%d"}})).unwrap();
+        assert_eq!(found, is(&[("eth0", "eth0"), ("lan1", "net%d"), ("lan2", "net%d")]));
+        for wrong in [
+            json!({"eth0": {"name": "a/b"}}),
+            json!({"eth0": {"name": "sixteen-letters!"}}),
+            json!({"eth0": {"name": "%d"}}),
+            json!({"eth%d": {}}),
+            json!({"a": {"name": "x"}, "b": {"name": "x"}}),
+        ] {
+            let error = named(wrong).unwrap_err().to_string();
+            assert!(error.starts_with("linux.netDevices."), "{error}");
+        }
+        let error = with(|document| {
+            document["linux"]["netDevices"] = json!({"eth0": {}});
+            document["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "uts"}]);
+        });
+        assert_eq!(error.unwrap_err().to_string(), "linux.netDevices: the container's network is the host's");
     }
 
     #[test]

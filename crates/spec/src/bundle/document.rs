@@ -163,7 +163,7 @@ object! {
         gid_mappings: Vec<IdMapping>,
         time_offsets: BTreeMap<String, TimeOffset>,
         devices: Vec<Device>,
-        net_devices: Value,
+        net_devices: BTreeMap<String, NetDevice>,
         cgroups_path: String,
         resources: Resources,
         rootfs_propagation: String,
@@ -191,6 +191,13 @@ object! {
         #[serde(rename = "enableMBM")]
         enable_mbm: bool,
         enable_monitoring: bool,
+    }
+}
+
+object! {
+    /// One entry of `linux.netDevices`.
+    NetDevice {
+        name: String,
     }
 }
 

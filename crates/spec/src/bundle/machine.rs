@@ -44,8 +44,17 @@ pub fn for_machine(mut plan: ContainerPlan, first: Option<i32>) -> Result<Contai
     if plan.process.exact.as_ref().is_some_and(|exact| exact.memory_policy.is_some()) {
         return Err(behind("linux.memoryPolicy", "nodes of the host's memory"));
     }
+    if plan.process.exact.as_ref().is_some_and(|exact| exact.selinux.is_some()) {
+        return Err(behind("process.selinuxLabel", "a context of the host's kernel"));
+    }
+    if bundle.mount_label.is_some() {
+        return Err(behind("linux.mountLabel", "a context of the host's kernel"));
+    }
     if bundle.rdt.is_some() {
         return Err(behind("linux.intelRdt", "a share of the host's caches"));
+    }
+    if !bundle.interfaces.is_empty() {
+        return Err(behind("linux.netDevices", "an interface of the host"));
     }
     if bundle.time.is_some() {
         return Err(behind("linux.namespaces", "a time namespace"));

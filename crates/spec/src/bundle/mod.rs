@@ -15,6 +15,7 @@ mod process;
 mod resources;
 mod scheduling;
 mod template;
+mod unit;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ pub use process::{process, terminal};
 pub use resources::{devices, resources};
 pub use scheduling::personality;
 pub use template::template;
+pub use unit::{UnitPlan, UnitValue, in_slice, names_unit, unit};
 
 /// The version of the specification that this is written after.
 pub const VERSION: &str = "1.2.1";
@@ -90,6 +92,12 @@ pub struct BundlePlan {
     pub time: Option<TimePlan>,
     #[serde(default)]
     pub rdt: Option<RdtPlan>,
+    /// Interfaces of the host that become the container's, and what they are called there.
+    #[serde(default)]
+    pub interfaces: Vec<(String, String)>,
+    /// Context of SELinux that files of new file systems have.
+    #[serde(default)]
+    pub mount_label: Option<String>,
     #[serde(default)]
     pub entering: Entering,
     #[serde(default)]
@@ -297,6 +305,9 @@ pub struct ExactPlan {
     /// Profile of AppArmor that the program is executed in.
     #[serde(default)]
     pub apparmor: Option<String>,
+    /// Context of SELinux that the program is executed in.
+    #[serde(default)]
+    pub selinux: Option<String>,
     #[serde(default)]
     pub affinity: Option<AffinityPlan>,
     #[serde(default)]

@@ -1,7 +1,5 @@
 //! `process`.
 
-use serde_json::Value;
-
 use super::document::{Process, Rlimit as Limit};
 use super::{ExactPlan, Result, invalid, placement, scheduling, unsupported};
 use crate::plan::{ProcessPlan, Rlimit, StdioPlan};
@@ -39,6 +37,7 @@ pub fn process(process: &Process, at: &str) -> Result<ProcessPlan> {
             io_priority: scheduling::io_priority(process.io_priority.as_ref(), &format!("{at}.ioPriority"))?,
             personality: None,
             apparmor: apparmor(process, at)?,
+            selinux: label(process.selinux_label.as_ref(), || format!("{at}.selinuxLabel"))?,
             affinity: placement::affinity(
                 process.exec_cpu_affinity.as_ref(),
                 &format!("{at}.execCPUAffinity"),
@@ -62,9 +61,7 @@ pub fn terminal(process: &Process) -> StdioPlan {
 }
 
 fn refuse(process: &Process, at: &str) -> Result<()> {
-    super::convert::absent(&format!("{at}.commandLine"), process.command_line.as_ref())?;
-    let label = process.selinux_label.clone().map(Value::String);
-    super::convert::absent(&format!("{at}.selinuxLabel"), label.as_ref())
+    super::convert::absent(&format!("{at}.commandLine"), process.command_line.as_ref())
 }
 
 /// Names of profiles are anything but what ends the kernel's command.
@@ -75,6 +72,16 @@ fn apparmor(process: &Process, at: &str) -> Result<Option<String>> {
             Err(invalid(format!("{at}.apparmorProfile"), format!("{profile:?} is no name of a profile")))
         }
         profile => Ok(profile),
+    }
+}
+
+/// A context of SELinux: user, role, type and what the policy has besides.
+pub(super) fn label(label: Option<&String>, at: impl Fn() -> String) -> Result<Option<String>> {
+    match label.filter(|label| !label.is_empty()) {
+        Some(label) if label.contains(['\0', '\n', '"']) || label.split(':').count() < 3 => {
+            Err(invalid(at(), format!("{label:?} is no context of SELinux")))
+        }
+        label => Ok(label.cloned()),
     }
 }
 
