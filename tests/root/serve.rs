@@ -10,6 +10,7 @@ use insula_tests::images::{Compression, Image, Layer, busybox};
 use insula_tests::registry::Registry;
 use insula_tests::{Daemon, Outcome, daemon, registry, text};
 use serde_json::{Value, json};
+use sha2::Digest as _;
 
 const ALONE: [&str; 4] = ["run", "--rm", "--network", "none"];
 /// `ann` with the password `secret`.
@@ -449,6 +450,36 @@ fn what_was_pushed_in_two_forms_is_pulled_by_both_digests() {
         third.insula(&["pull", "-q", &name]).ok();
         assert_eq!(third.insula(&[&ALONE[..], &[&name]].concat()).ok(), "hello");
     }
+}
+
+#[test]
+fn what_is_pushed_for_an_index_waits_for_it() {
+    let daemon = daemon!(bare);
+    daemon.load(&image("app:1", b"x").docker_archive()).ok();
+    let id = daemon.insula(&["image", "inspect", "-f", "{{.Id}}", "app:1"]).ok().to_owned();
+    // All of whose blobs are here.
+    let part = json!({"schemaVersion": 2, "artifactType": "x/part", "layers": [],
+        "config": {"mediaType": "x/config", "digest": id, "size": 1}})
+    .to_string();
+    let digest = sha2::Sha256::digest(&part).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let digest = format!("sha256:{digest}");
+    let index =
+        json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [
+            {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": part.len()},
+        ]})
+        .to_string();
+    let put = |name: &str, document: &str| {
+        let path = format!("/insula/registry/team/parts/manifests/{name}");
+        let answer = daemon.api("PUT", &path, document);
+        assert_eq!(answer.status, 201, "{}", String::from_utf8_lossy(&answer.body));
+    };
+    let pruned = || daemon.insula(&["image", "prune", "-f"]).ok().contains(&digest);
+    put(&digest, &part);
+    assert!(!pruned(), "its index is on the way");
+    put("1", &index);
+    assert!(!pruned(), "the index lists it");
+    daemon.insula(&["tag", "app:1", "team/parts:1"]).ok();
+    assert!(pruned(), "nothing lists it");
 }
 
 #[test]

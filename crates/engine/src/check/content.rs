@@ -95,7 +95,7 @@ async fn repair(engine: &Engine, part: &Part, having: &[(Digest, Vec<Reference>)
             unused(engine, having)?;
             let (store, id) = (images.store().clone(), id.clone());
             match blocking(move || Ok(store.images().restore_image(&id)?)).await? {
-                true => Ok("its layers are here, and its again".to_owned()),
+                true => Ok("given the layers that its configuration names".to_owned()),
                 false => Err(Error::NotFound(
                     "some of them are not here: remove the image, and load or pull it again".to_owned(),
                 )),

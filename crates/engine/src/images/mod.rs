@@ -210,6 +210,7 @@ impl Images {
     pub async fn prune(&self, filters: Filters) -> Result<ImagesPruneResponse> {
         let this = self.clone();
         blocking(move || {
+            this.uploads.settle();
             let images = this.store.images();
             let mut answer = ImagesPruneResponse::default();
             let sizes = removable(&images.list()?);

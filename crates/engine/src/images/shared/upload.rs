@@ -1,6 +1,7 @@
 //! What is pushed here. Blobs wait in files without names, verified, until the manifest that needs them comes:
 //! then they are taken in as those of a pull are, and the image appears in one step. What no manifest asks for is
-//! gone after an hour, or with the daemon.
+//! gone after an hour, or with the daemon. Manifests that come by their digest alone are for an index, and for as long
+//! nobody prunes them.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -14,7 +15,7 @@ use insula_base::{DiffId, Digest};
 use insula_registry::{Document, DocumentKind, Wanted};
 use insula_spec::image::{DOCUMENT_MAX, Descriptor, ImageConfig, Index, Manifest};
 use insula_spec::reference::Reference;
-use insula_store::{Images as Store, Ingested, IngestedLayer};
+use insula_store::{Images as Store, Ingested, IngestedLayer, ManifestLease};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::JoinSet;
@@ -45,6 +46,8 @@ pub(crate) struct Uploads(Mutex<Table>);
 struct Table {
     under_way: HashMap<String, (Instant, Arc<AsyncMutex<Upload>>)>,
     arrived: HashMap<Digest, (Instant, Arc<Arrived>)>,
+    /// Manifests and indexes that wait for an index.
+    waiting: HashMap<Digest, (Instant, ManifestLease)>,
 }
 
 /// A blob that comes in pieces.
@@ -67,7 +70,13 @@ impl Uploads {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         table.under_way.retain(|_, (touched, _)| touched.elapsed() < PATIENCE);
         table.arrived.retain(|_, (touched, _)| touched.elapsed() < PATIENCE);
+        table.waiting.retain(|_, (touched, _)| touched.elapsed() < PATIENCE);
         table
+    }
+
+    /// Lets go of what waited too long.
+    pub(crate) fn settle(&self) {
+        drop(self.table());
     }
 
     fn upload(&self, id: &str) -> Result<Arc<AsyncMutex<Upload>>> {
@@ -175,8 +184,16 @@ impl Images {
             );
         }
         let names = names_of(&target, &document.digest)?;
+        let by_digest = target.digest().is_some();
+        let lease = by_digest.then(|| self.store.images().keep_manifests(vec![document.digest.clone()]));
         let loaded = match document.kind {
-            DocumentKind::Index => self.put_index(&names, document.bytes.clone()).await?,
+            DocumentKind::Index => {
+                let id = self.put_index(&names, document.bytes.clone()).await?;
+                let index = Index::parse(&document.bytes).map_err(insula_store::Error::from)?;
+                let mut table = self.uploads.table();
+                index.manifests.iter().for_each(|entry| drop(table.waiting.remove(&entry.digest)));
+                id
+            }
             DocumentKind::Manifest => {
                 let manifest = Manifest::parse(&document.bytes).map_err(insula_store::Error::from)?;
                 let id = match manifest.is_image() {
@@ -190,6 +207,11 @@ impl Images {
                 id
             }
         };
+        let mut table = self.uploads.table();
+        if let Some(lease) = lease.filter(|_| table.waiting.len() < UPLOADS_MAX) {
+            table.waiting.insert(document.digest.clone(), (Instant::now(), lease));
+        }
+        drop(table);
         self.publish("load", &loaded, &target.familiar());
         shared(document.bytes)
     }
