@@ -6,7 +6,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
-use rustix::mm::{Advice, madvise};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use vm_memory::{
     Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder,
@@ -37,7 +37,9 @@ enum Mapping {
 /// A guest's memory and the file behind it.
 #[derive(Debug)]
 pub struct Memory {
+    /// First: it lies in what is reserved.
     ram: GuestRam,
+    _reserved: Vec<Reserved>,
     file: Option<Arc<File>>,
     size: u64,
 }
@@ -77,13 +79,20 @@ impl Memory {
                 Mapping::Private => libc::MAP_PRIVATE,
                 Mapping::Own => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
             };
-        let mut regions = Vec::new();
+        let (mut regions, mut reserved) = (Vec::new(), Vec::new());
         for (address, offset, length) in pieces(size) {
-            let mut builder = MmapRegionBuilder::new(usize::try_from(length).map_err(|_| too_large(size))?)
+            let length = usize::try_from(length).map_err(|_| too_large(size))?;
+            let mut builder = MmapRegionBuilder::new(length)
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
                 .with_mmap_flags(flags);
             if let Some(file) = &file {
                 builder = builder.with_file_offset(FileOffset::from_arc(Arc::clone(file), offset));
+            }
+            if mapping == Mapping::Own {
+                let place = Reserved::new(length)?;
+                // SAFETY: so many bytes of a mapping with these flags, which is kept longer than the region.
+                builder = unsafe { builder.with_raw_mmap_pointer(place.aligned()) };
+                reserved.push(place);
             }
             let region: MmapRegion = builder
                 .build()
@@ -95,7 +104,7 @@ impl Memory {
             regions.push(GuestRegionMmap::new(region, GuestAddress(address)).ok_or_else(|| too_large(size))?);
         }
         let ram = GuestRam::from_regions(regions).map_err(|error| Error::Shape(error.to_string()))?;
-        Ok(Self { ram, file, size })
+        Ok(Self { ram, _reserved: reserved, file, size })
     }
 
     /// What devices read and write.
@@ -132,6 +141,39 @@ impl Memory {
     #[must_use]
     pub(crate) fn high(&self) -> u64 {
         self.size.saturating_sub(GAP_START)
+    }
+}
+
+/// Memory of this process' own with room to begin where a large page does, as in the guest: the kernel chooses such a
+/// place by itself since Linux 6.7 only.
+#[derive(Debug)]
+struct Reserved {
+    place: usize,
+    length: usize,
+}
+
+impl Reserved {
+    const LARGE: usize = 2 << 20;
+
+    /// For so many bytes.
+    fn new(bytes: usize) -> Result<Self> {
+        let length = bytes + Self::LARGE;
+        let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+        // SAFETY: a new mapping, wherever there is room.
+        let place = unsafe { mmap_anonymous(std::ptr::null_mut(), length, access, flags) }
+            .map_err(|error| Error::call("mmap", "guest memory", error))?;
+        Ok(Self { place: place as usize, length })
+    }
+
+    fn aligned(&self) -> *mut u8 {
+        self.place.next_multiple_of(Self::LARGE) as *mut u8
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // SAFETY: the whole of a mapping that nobody else has taken away; what lay in it is gone.
+        let _ = unsafe { munmap(self.place as *mut _, self.length) };
     }
 }
 
@@ -257,6 +299,8 @@ mod tests {
     fn memory_of_nobody_elses_is_given_back_too() {
         let memory = Memory::own(4 << 20).unwrap();
         assert!(memory.file().is_none() && Memory::own(4097).is_err());
+        let first = memory.ram().get_host_address(GuestAddress(0)).unwrap() as usize;
+        assert!(first.is_multiple_of(2 << 20), "{first:#x}");
         memory.ram().write_slice(&[7; 3 * PAGE as usize], GuestAddress(1 << 20)).unwrap();
         discard(memory.ram(), GuestAddress((1 << 20) + PAGE), PAGE).unwrap();
         let at = |page: u64| memory.ram().read_obj::<u8>(GuestAddress((1 << 20) + page * PAGE)).unwrap();
