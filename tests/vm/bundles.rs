@@ -87,3 +87,75 @@ fn bundles_have_what_another_kernel_has() {
     let checks = [&before, CHECKS].concat();
     all_pass(&checks, &guest::run_with_programs(&checks, &[], &programs));
 }
+
+/// What a service of a small systemd looks at: a scope in version 2 of control groups.
+const SCOPE: &str = r#"
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin
+cd /b
+check() { # NAME EXPECTED COMMAND…
+    name=$1 expected=$2; shift 2
+    seen=$("$@" 2>&1)
+    if [ "$seen" = "$expected" ]; then echo "ok $name"; else echo "not ok $name: $(echo $seen | head -c 500)"; fi
+}
+group=/sys/fs/cgroup/a.slice/a-b.slice/box-one.scope
+has() { systemctl show "$1" --value -p "$2"; }
+limits() { echo $(cat $group/memory.max $group/memory.high $group/cpu.max $group/pids.max $group/cpuset.cpus); }
+check create '' sh -c 'insula-runtime --systemd-cgroup create one </dev/null >said 2>&1; cat said'
+check start '' insula-runtime start one
+check state active has box-one.scope ActiveState
+check slice a-b.slice has box-one.scope Slice
+check annotated 7s has box-one.scope TimeoutStopUSec
+check stands '33554432 16777216 12345 100000 1 0' limits
+check told 33554432 has box-one.scope MemoryMax
+check told-of-files 16777216 has box-one.scope MemoryHigh
+check told-of-processors 0 has box-one.scope AllowedCPUs
+systemctl daemon-reload
+check after-a-reload '33554432 16777216 13000 100000 1 0' limits
+check update '' insula-runtime update --pids-limit 44 one
+check updated '33554432 16777216 13000 100000 44 0' limits
+check told-of-it 44 has box-one.scope TasksMax
+check own-group 0::/ insula-runtime exec one cat /proc/self/cgroup
+check devices "sh: can't open /dev/mem: Operation not permitted" insula-runtime exec --cap CAP_MKNOD one sh -c 'busybox mknod /dev/mem c 1 1; : </dev/mem'
+check killed '' insula-runtime kill one KILL
+insula-runtime delete --force one
+check gone inactive has box-one.scope ActiveState
+check nothing-left '' sh -c "find /sys/fs/cgroup -name 'box-*.scope'; ls /run/insula-runtime"
+# An ordinary end, of which systemd learns by itself.
+sed -i 's|"sleep","900"|"true"|' config.json
+check ends 0 sh -c 'insula-runtime --systemd-cgroup run one </dev/null >said 2>&1; echo $?'
+check collected inactive has box-one.scope ActiveState
+"#;
+
+#[test]
+fn systemd_makes_groups_of_version_2() {
+    if let Some(why) = guest::missing() {
+        return skip("tcg", why);
+    }
+    let runtime = program("insula-runtime");
+    let runtime = runtime.to_str().unwrap();
+    let programs = ["/lib/systemd/systemd", "/usr/bin/systemctl", runtime];
+    if let Some(missing) = programs.iter().find(|path| !std::path::Path::new(path).is_file()) {
+        return skip("tcg", &format!("{missing} is missing"));
+    }
+    let before = format!("ln -s {runtime} /usr/bin/insula-runtime\n{SYSTEMD}");
+    let files: [(&str, &[u8]); 1] = [("/checks", SCOPE.as_bytes())];
+    all_pass(SCOPE, &guest::run_with_programs(&before, &files, &programs));
+}
+
+/// Boots it with nothing but the checks to run, as the first process of a namespace.
+const SYSTEMD: &str = r#"
+mkdir -p /etc/systemd/system /b/rootfs/bin && cp /bin/busybox /b/rootfs/bin/busybox
+for name in sh cat sleep true; do ln -s busybox /b/rootfs/bin/$name; done
+insula-runtime spec --bundle /b
+sed -i 's/"terminal": true/"terminal": false/; s|^ *"sh"$|"sleep","900"|' /b/config.json
+sed -i 's|"resources": {|"resources": { "pids": {"limit": 1}, "memory": {"limit": 33554432}, "unified": {"memory.high": "16777216"},|' /b/config.json
+sed -i 's|"linux": {|"linux": { "cgroupsPath": "a-b.slice:box:one",|; s|"pids": {"limit": 1},|"pids": {"limit": 1}, "cpu": {"quota": 12345, "period": 100000, "cpus": "0"},|' /b/config.json
+sed -i 's|"hostname": "insula",|"hostname": "insula", "annotations": {"org.systemd.property.TimeoutStopSec": "7"},|; /"annotations": {}/d' /b/config.json
+printf '[Unit]\nDefaultDependencies=no\nWants=checks.service\n' >/etc/systemd/system/default.target
+printf '[Unit]\nDefaultDependencies=no\n[Service]\nType=oneshot\nStandardOutput=append:/checked\nStandardError=inherit\nExecStart=/bin/sh /checks\nExecStopPost=/bin/touch /done\n' >/etc/systemd/system/checks.service
+echo 0123456789abcdef0123456789abcdef >/etc/machine-id
+# What it shows would get between the lines of the checks.
+container=guest unshare -p -f -m --mount-proc sh -c 'mount --bind /dev/null /dev/console; exec /lib/systemd/systemd --system' >/dev/null 2>&1 &
+tries=0; until [ -e /done ] || [ $tries -gt 1200 ]; do tries=$((tries + 1)); usleep 100000; done
+cat /checked
+"#;

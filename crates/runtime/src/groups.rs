@@ -121,7 +121,11 @@ fn in_scope(
     let purpose = if is_rare(&record) { Purpose::UnitEverywhere } else { Purpose::Unit };
     let mut warnings = Vec::new();
     let made = folder.write(&record).and_then(|()| {
-        let group = Group::create(&layout, &record.plan.cgroup.path, purpose)?;
+        let group = match unit.whose {
+            Whose::System => Group::create(&layout, &path, purpose)?,
+            // A user has what systemd has handed on, and makes none beside it.
+            Whose::User => Group::open(&layout, &path)?,
+        };
         limit(groups, &group, &record.plan, &mut warnings)?;
         scope.limited(&group)?;
         warnings.extend(make(folder, record, &group)?);

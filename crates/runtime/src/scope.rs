@@ -60,6 +60,9 @@ impl Scope {
             let text = format!("systemd has made {} where this process sees no control groups", plan.name);
             Error::Unsupported(text)
         })?;
+        if unit.whose == Whose::User {
+            reachable(&path)?;
+        }
         Ok(Self { manager, unit: plan.name.clone(), holder, path, limit: None })
     }
 
@@ -87,6 +90,28 @@ impl Scope {
         let _ = self.manager.stop(&self.unit);
         self.holder.end();
     }
+}
+
+/// An ordinary user may begin processes only below what is handed on to the user's manager, cgroups(7), and only from
+/// there: not from the session of a login.
+fn reachable(path: &str) -> Result<()> {
+    let service =
+        |path: &str| path.find("/user@").and_then(|at| Some(at + path[at..].find(".service/")? + 8));
+    let (own, wanted) = (own_path()?, service(path).map(|end| &path[..end]));
+    match wanted {
+        Some(wanted) if !own.starts_with(wanted) => Err(Error::Invalid(format!(
+            "--systemd-cgroup by an ordinary user from the group {own:?}, which is not the user's manager's: \
+             start it by systemd-run --user --scope"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn own_path() -> Result<String> {
+    let path = "/proc/self/cgroup";
+    let text = std::fs::read_to_string(path).context("read", path)?;
+    let own = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    Ok(own.unwrap_or_default().to_owned())
 }
 
 /// Where groups of this record are.
