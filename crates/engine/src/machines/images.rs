@@ -2,24 +2,30 @@
 //! image have its files once, in the host's page cache.
 //!
 //! ```text
-//! machines/images/<layer>.erofs    all layers of an image, by the name of the topmost's folder, which stands for all
-//! machines/images/new-…            one that is being made
+//! machines/images/<layer>.<folders>.erofs    all layers of an image, by the name of the topmost's folder, which stands
+//!                                            for all, and by what tells these folders from others of the same names
+//! machines/images/new-…                      one that is being made
 //! ```
 //!
-//! One is made behind the back of the first container that could use it, and goes with its layer.
+//! One is made behind the back of the first container that could use it, and goes with its layer. A layer that was put
+//! right has another folder, and its image is made anew.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use insula_base::Digest;
 use insula_host::guest::erofs::{self, Attributes, Content, Node};
 use insula_host::guest::{Kernel, maps_images};
 use insula_spec::machine::{Backend, MachinePlan};
 use rustix::fs::{FileType, Stat};
+use sha2::Digest as _;
 
 use super::Machines;
 use crate::containers::row::Row;
@@ -31,16 +37,29 @@ const EXTENSION: &str = "erofs";
 const NEW: &str = "new-";
 /// As many times the memory of its machine an image may have: the guest's kernel keeps 64 bytes for each page.
 const LARGEST: u64 = 4;
+/// Of the free space, the part that one may take.
+const SHARE: u64 = 4;
+/// Of how they are written: those of another one are not used.
+const VERSION: u32 = 2;
+/// Digits of what tells folders apart.
+const FOLDERS: usize = 16;
 /// Folders in folders, all of which are open at once.
 const DEEPEST: usize = 100;
 
 #[derive(Debug)]
 pub(super) struct Images {
     folder: PathBuf,
-    /// Names of those that are being made, or could not be.
-    begun: Mutex<HashSet<PathBuf>>,
+    begun: Mutex<Begun>,
     /// Whether guests of a kernel can map them, by its modules' folder.
     mappable: Mutex<HashMap<PathBuf, bool>>,
+}
+
+/// By the names of images.
+#[derive(Debug, Default)]
+struct Begun {
+    making: HashSet<PathBuf>,
+    /// Those that could not be made, and would not be another time: for machines of this memory and less.
+    refused: HashMap<PathBuf, u64>,
 }
 
 /// An image that is to be made.
@@ -48,6 +67,8 @@ pub(super) struct Images {
 pub(crate) struct WantedImage {
     place: PathBuf,
     layers: Vec<PathBuf>,
+    /// Of the machine that could use it, in bytes.
+    memory: u64,
 }
 
 impl Images {
@@ -56,11 +77,22 @@ impl Images {
     }
 
     /// Where that of these layers is, lowest first. None for the host's own system, which changes.
-    fn place(&self, layers: &[PathBuf]) -> Option<PathBuf> {
+    fn place(&self, layers: &[PathBuf]) -> Result<Option<PathBuf>> {
         if layers.iter().any(|layer| layer == Path::new("/")) {
-            return None;
+            return Ok(None);
         }
-        Some(self.folder.join(layers.last()?.file_name()?).with_extension(EXTENSION))
+        let Some(layer) = layers.last().and_then(|layer| layer.file_name()) else { return Ok(None) };
+        let mut hash = sha2::Sha256::new();
+        hash.update(format!("{VERSION}\0"));
+        for layer in layers {
+            // A number that was free may be given again; the time of the last change then is another one.
+            let found = fs::metadata(layer).map_err(|error| Error::io("stat", layer, error))?;
+            hash.update(format!("{} {} {}\0", found.ino(), found.ctime(), found.ctime_nsec()));
+        }
+        let folders = Digest::from_sha256(&hash.finalize().into());
+        let mut name = layer.to_owned();
+        name.push(format!(".{}.{EXTENSION}", &folders.hex()[..FOLDERS]));
+        Ok(Some(self.folder.join(name)))
     }
 
     fn mappable(&self, kernel: &Kernel) -> Result<bool> {
@@ -73,34 +105,75 @@ impl Images {
         Ok(mappable)
     }
 
-    /// Makes one, unless somebody does already, or nobody could.
+    /// Makes one, unless somebody does already, or nobody could. The layers are to stay until it is made.
     fn make(&self, wanted: &WantedImage) -> Result<bool> {
-        let mut begun = lock(&self.begun);
-        if wanted.place.is_file() || !begun.insert(wanted.place.clone()) {
-            return Ok(false);
+        {
+            let mut begun = lock(&self.begun);
+            let refused = begun.refused.get(&wanted.place).is_some_and(|memory| *memory >= wanted.memory);
+            if refused || wanted.place.is_file() || !begun.making.insert(wanted.place.clone()) {
+                return Ok(false);
+            }
         }
-        drop(begun);
+        let made = self.put(wanted);
+        let mut begun = lock(&self.begun);
+        begun.making.remove(&wanted.place);
+        if let Some(memory) = made.as_ref().err().and_then(|error| refused(error, wanted.memory)) {
+            begun.refused.insert(wanted.place.clone(), memory);
+        }
+        made.map(|()| true)
+    }
+
+    /// Writes one and gives it its name, in the place of those of other folders of the same names.
+    fn put(&self, wanted: &WantedImage) -> Result<()> {
         fs::create_dir_all(&self.folder).map_err(|error| Error::io("mkdir", &self.folder, error))?;
         let new = self.folder.join(format!("{NEW}{}", insula_base::random_hex(6)));
-        let made = write(&wanted.layers, &new)
-            .and_then(|()| fs::rename(&new, &wanted.place).map_err(|error| Error::io("rename", &new, error)));
+        let made = self.write(wanted, &new).and_then(|()| {
+            if self.place(&wanted.layers)?.as_ref() != Some(&wanted.place) {
+                return Err(Error::Conflict("the layers have changed meanwhile".to_owned()));
+            }
+            fs::rename(&new, &wanted.place).map_err(|error| Error::io("rename", &new, error))
+        });
         if made.is_err() {
             // The first error is the one to report.
             let _ = fs::remove_file(&new);
+            return made;
         }
-        made.map(|()| true)
+        let layer = layer_of(&wanted.place);
+        for other in self.files()?.into_iter().filter(|path| *path != wanted.place && layer_of(path) == layer)
+        {
+            fs::remove_file(&other).map_err(|error| Error::io("unlink", &other, error))?;
+        }
+        Ok(())
+    }
+
+    /// Writes one, as large as its machine and the disk can take.
+    fn write(&self, wanted: &WantedImage, path: &Path) -> Result<()> {
+        let disk =
+            rustix::fs::statvfs(&self.folder).map_err(|error| Error::io("statvfs", &self.folder, error))?;
+        let share = disk.f_bavail.saturating_mul(disk.f_frsize) / SHARE;
+        let largest = wanted.memory.saturating_mul(LARGEST);
+        write(&wanted.layers, path, largest.min(share)).map_err(|error| match error {
+            Error::Io { call, path, source }
+                if share < largest && source.kind() == ErrorKind::FileTooLarge =>
+            {
+                Error::Io { call, path, source: std::io::Error::new(ErrorKind::StorageFull, source) }
+            }
+            error => error,
+        })
     }
 
     /// Removes those whose layers are gone: nobody can want them, and machines that have them go on.
     pub(super) fn rest(&self) {
         let Some(layers) = self.folder.ancestors().nth(2).map(|root| root.join("layers")) else { return };
+        let stays = |place: &PathBuf| layer_of(place).is_some_and(|layer| layers.join(layer).is_dir());
         for path in self.files().unwrap_or_default() {
-            let stays = path.file_stem().is_some_and(|layer| layers.join(layer).is_dir());
             let new = path.file_name().is_some_and(|name| name.as_bytes().starts_with(NEW.as_bytes()));
-            if !stays && !new && fs::remove_file(&path).is_ok() {
-                lock(&self.begun).remove(&path);
+            if !stays(&path) && !new {
+                // The next time, if it is in somebody's way now.
+                let _ = fs::remove_file(&path);
             }
         }
+        lock(&self.begun).refused.retain(|place, _| stays(place));
     }
 
     /// Removes what a daemon that was killed was making.
@@ -130,11 +203,13 @@ impl Machines {
         if plan.backend != Backend::Kvm || !row.host.readonly_rootfs || !self.images.mappable(&plan.kernel)? {
             return Ok(None);
         }
-        let Some(place) = self.images.place(&row.image.layers) else { return Ok(None) };
+        let (layers, memory) = (row.image.layers.clone(), plan.memory);
+        // Of layers that are not there the start itself says so.
+        let Ok(Some(place)) = self.images.place(&layers) else { return Ok(None) };
         match fs::metadata(&place) {
-            Ok(found) if found.len() / plan.memory.max(1) < LARGEST => plan.image = Some(place),
+            Ok(found) if found.len() <= memory.saturating_mul(LARGEST) => plan.image = Some(place),
             Ok(_) => {}
-            Err(_) => return Ok(Some(WantedImage { place, layers: row.image.layers.clone() })),
+            Err(_) => return Ok(Some(WantedImage { place, layers, memory })),
         }
         Ok(None)
     }
@@ -146,7 +221,10 @@ impl Engine {
         let engine = self.clone();
         let made = std::thread::Builder::new().name("image".to_owned()).spawn(move || {
             let image = wanted.place.display();
-            match engine.0.machines.images.make(&wanted) {
+            // Whoever removes the container or its image meanwhile.
+            let lease = engine.store().images().lease_folders(&wanted.layers);
+            let made = lease.map_err(Error::from).and_then(|_lease| engine.0.machines.images.make(&wanted));
+            match made {
                 Ok(true) => tracing::info!(%image, "an image for machines was made"),
                 Ok(false) => {}
                 Err(error) => {
@@ -161,19 +239,40 @@ impl Engine {
     }
 }
 
+/// The layer in the name of an image; none of one that has another name.
+fn layer_of(place: &Path) -> Option<&str> {
+    let (layer, folders) = place.file_stem()?.to_str()?.rsplit_once('.')?;
+    (folders.len() == FOLDERS).then_some(layer)
+}
+
+/// The memory of machines that an image is refused for, if an error of its making lasts.
+fn refused(error: &Error, memory: u64) -> Option<u64> {
+    let Error::Io { source, .. } = error else { return None };
+    match source.kind() {
+        ErrorKind::FileTooLarge => Some(memory),
+        ErrorKind::InvalidInput => Some(u64::MAX),
+        _ => None,
+    }
+}
+
 /// Writes the files of all layers to an image in a new file.
-fn write(layers: &[PathBuf], path: &Path) -> Result<()> {
+fn write(layers: &[PathBuf], path: &Path, largest: u64) -> Result<()> {
     let failed = |error| Error::io("write", path, error);
-    let file = File::options().write(true).create_new(true).open(path).map_err(failed)?;
-    let kept = file.try_clone().map_err(failed)?;
     let tree = Tree::image(layers, &[])?;
     let root = tree.resolve(Path::new("/"), Last::Follow)?;
     let dir = root.dir().ok_or_else(|| Error::Internal(format!("{} is no folder", path.display())))?;
+    let size = total(dir, DEEPEST, &mut HashSet::new()).map_err(failed)?;
+    if size > largest {
+        let why = format!("files of {} MiB where {} MiB fit", size >> 20, largest >> 20);
+        return Err(failed(std::io::Error::new(ErrorKind::FileTooLarge, why)));
+    }
+    let file = File::options().write(true).create_new(true).open(path).map_err(failed)?;
+    let kept = file.try_clone().map_err(failed)?;
     let topmost = dir.topmost().ok_or_else(|| Error::Internal("an image without layers".to_owned()))?;
     let stat = rustix::fs::fstat(topmost).map_err(|error| failed(error.into()))?;
     let extended = insula_store::layers::attributes(topmost, b"/")?;
-    let mut writer =
-        Writer { image: erofs::Image::new(file, attributes(&stat, extended)), seen: HashMap::new() };
+    let image = erofs::Image::new(file, attributes(&stat, extended), largest);
+    let mut writer = Writer { image, seen: HashMap::new() };
     let root = writer.image.root();
     writer.folder(root, dir, DEEPEST).map_err(failed)?;
     writer.image.finish().map_err(failed)?;
@@ -184,6 +283,35 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Bytes of the files in a folder and those in it, each file once.
+fn total(dir: &Dir, deeper: usize, seen: &mut HashSet<(u64, u64)>) -> std::io::Result<u64> {
+    let deeper = one_less(deeper)?;
+    let mut size = 0u64;
+    for name in dir.names()? {
+        let entry = entry(dir, &name)?;
+        let stat = &entry.stat;
+        let more = match &entry.dir {
+            Some(inner) => total(inner, deeper, seen)?,
+            None if entry.kind() != FileType::RegularFile => 0,
+            None if stat.st_nlink > 1 && !seen.insert((stat.st_dev, stat.st_ino)) => 0,
+            None => u64::try_from(stat.st_size).unwrap_or(0),
+        };
+        size = size.saturating_add(more);
+    }
+    Ok(size)
+}
+
+/// What a name that was listed stands for.
+fn entry(dir: &Dir, name: &OsStr) -> std::io::Result<Entry> {
+    let gone = || std::io::Error::new(ErrorKind::NotFound, format!("{} is gone", name.display()));
+    dir.lookup(name)?.ok_or_else(gone)
+}
+
+fn one_less(deeper: usize) -> std::io::Result<usize> {
+    let why = || format!("a folder in more than {DEEPEST} others");
+    deeper.checked_sub(1).ok_or_else(|| std::io::Error::new(ErrorKind::InvalidInput, why()))
+}
+
 struct Writer {
     image: erofs::Image,
     /// Files with more than one name, by device and number.
@@ -192,11 +320,9 @@ struct Writer {
 
 impl Writer {
     fn folder(&mut self, node: Node, dir: &Dir, deeper: usize) -> std::io::Result<()> {
-        let deeper = deeper
-            .checked_sub(1)
-            .ok_or_else(|| std::io::Error::other(format!("a folder in more than {DEEPEST} others")))?;
+        let deeper = one_less(deeper)?;
         for name in dir.names()? {
-            let Some(entry) = dir.lookup(&name)? else { continue };
+            let entry = self::entry(dir, &name)?;
             let key = (entry.stat.st_dev, entry.stat.st_ino);
             if entry.dir.is_none()
                 && let Some(known) = self.seen.get(&key)
@@ -278,12 +404,19 @@ mod tests {
         (root, images, layers.to_vec())
     }
 
+    const MEMORY: u64 = 64 << 20;
+
+    fn wanted(images: &Images, layers: &[PathBuf]) -> WantedImage {
+        let place = images.place(layers).unwrap().unwrap();
+        WantedImage { place, layers: layers.to_vec(), memory: MEMORY }
+    }
+
     #[test]
     fn one_is_made_once_and_goes_with_its_layer() {
         let (_root, images, layers) = images();
-        let place = images.place(&layers).unwrap();
-        assert!(place.ends_with("machines/images/two.erofs"));
-        let wanted = WantedImage { place: place.clone(), layers: layers.clone() };
+        let wanted = wanted(&images, &layers);
+        let place = wanted.place.clone();
+        assert_eq!(layer_of(&place), Some("two"));
         assert!(images.make(&wanted).unwrap() && !images.make(&wanted).unwrap());
         let bytes = fs::read(&place).unwrap();
         let has = |what: String| bytes.windows(what.len()).any(|bytes| bytes == what.as_bytes());
@@ -297,8 +430,61 @@ mod tests {
         fs::remove_dir_all(&layers[1]).unwrap();
         images.rest();
         assert!(images.files().unwrap().is_empty());
-        // The layer comes again.
-        fs::create_dir(&layers[1]).unwrap();
+    }
+
+    #[test]
+    fn one_of_a_layer_that_was_put_right_is_made_anew() {
+        let (root, images, layers) = images();
+        let damaged = wanted(&images, &layers);
+        assert!(images.make(&damaged).unwrap());
+        let kept = root.path().join("kept");
+        fs::rename(&layers[0], &kept).unwrap();
+        assert!(images.place(&layers).is_err());
+        fs::create_dir(&layers[0]).unwrap();
+        let right = wanted(&images, &layers);
+        assert_ne!(right.place, damaged.place);
+        // As a daemon of before has them.
+        let old = images.folder.join("two.erofs");
+        fs::write(&old, "").unwrap();
+        images.rest();
+        assert!(!old.exists());
+        assert!(images.make(&right).unwrap());
+        assert_eq!(images.files().unwrap(), [right.place]);
+        // Whoever began with the damaged one does not finish.
+        assert!(matches!(images.put(&damaged), Err(Error::Conflict(_))));
+        assert_eq!(images.files().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn one_that_is_too_large_is_not_written_and_tried_again_for_a_larger_machine() {
+        let (_root, images, layers) = images();
+        let large = File::create(layers[1].join("large")).unwrap();
+        large.set_len(1 << 30).unwrap();
+        let mut wanted = wanted(&images, &layers);
+        let error = images.make(&wanted).unwrap_err();
+        assert!(
+            matches!(&error, Error::Io { source, .. } if source.kind() == ErrorKind::FileTooLarge),
+            "{error:?}"
+        );
+        assert!(images.files().unwrap().is_empty() && !images.make(&wanted).unwrap());
+        wanted.memory = 1 << 30;
+        assert!(images.make(&wanted).unwrap());
+        let made = fs::metadata(&wanted.place).unwrap();
+        assert!(made.len() > 1 << 30 && made.blocks() * 512 < 4 << 20);
+    }
+
+    #[test]
+    fn an_error_that_passes_is_not_kept() {
+        let (root, images, layers) = images();
+        let place = wanted(&images, &layers).place;
+        fs::create_dir(root.path().join("machines")).unwrap();
+        fs::write(&images.folder, "no folder").unwrap();
+        let wanted = WantedImage { place, layers, memory: MEMORY };
+        assert!(images.make(&wanted).is_err());
+        fs::remove_file(&images.folder).unwrap();
+        assert!(images.make(&wanted).unwrap());
+        // Somebody removes it, and it is made again.
+        fs::remove_file(&wanted.place).unwrap();
         assert!(images.make(&wanted).unwrap());
     }
 
@@ -307,14 +493,17 @@ mod tests {
         let (_root, images, layers) = images();
         let deep: PathBuf = std::iter::repeat_n("d", DEEPEST).collect();
         fs::create_dir_all(layers[1].join(deep)).unwrap();
-        let wanted = WantedImage { place: images.place(&layers).unwrap(), layers };
+        let wanted = wanted(&images, &layers);
         assert!(images.make(&wanted).is_err() && images.files().unwrap().is_empty());
         assert!(!images.make(&wanted).unwrap());
+        fs::remove_dir_all(&layers[1]).unwrap();
+        images.rest();
+        assert!(lock(&images.begun).refused.is_empty());
     }
 
     #[test]
     fn the_hosts_own_system_has_none() {
         let (_root, images, _) = images();
-        assert!(images.place(&["/".into()]).is_none() && images.place(&[]).is_none());
+        assert!(images.place(&["/".into()]).unwrap().is_none() && images.place(&[]).unwrap().is_none());
     }
 }

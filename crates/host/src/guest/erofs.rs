@@ -4,14 +4,18 @@
 //!
 //! ```text
 //! block 0          superblock, at 1024
+//! block 1          zeros
 //! blocks           contents of files, then folders and links too long to stand with their inode
 //! blocks           inodes of 64 bytes, each with its extended attributes, folder or link behind it
 //! ```
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 
 const BLOCK: u64 = 4096;
 const BLOCK_BITS: u8 = 12;
@@ -29,6 +33,13 @@ const ATTRIBUTES_HEAD: usize = 12;
 /// What an inode can count, in words behind that.
 const ATTRIBUTES_MAX: usize = ATTRIBUTES_HEAD + 4 * (u16::MAX as usize - 1);
 const ENTRY: usize = 12;
+/// The first block of contents. Block 1 is where a guest's kernel looks for what its drivers of persistent memory have
+/// written about a device (`nd_btt_probe`, `nd_pfn_probe`, `nd_dax_probe`, each at 4096), and no file may say that.
+const CONTENTS: u64 = 2;
+/// Names, links, attributes and what else is in memory until the end may have this together.
+const METADATA_MAX: u64 = 256 << 20;
+/// What is kept of a file or a name beside that, at most.
+const KEPT: u64 = 256;
 /// The file has whole ones of these: a machine maps no less.
 const ALIGNMENT: u64 = 2 << 20;
 
@@ -50,7 +61,7 @@ pub struct Attributes {
 #[derive(Debug)]
 pub enum Content<'a> {
     Folder,
-    /// So many bytes from where it stands.
+    /// So many bytes from its beginning.
     File(&'a File, u64),
     Link(&'a [u8]),
     /// Major and minor number.
@@ -98,17 +109,23 @@ struct Place {
 #[derive(Debug)]
 pub struct Image {
     file: File,
+    /// Bytes that it may have.
+    largest: u64,
     /// The next free block.
     next: u64,
+    /// Bytes that are in memory until the end.
+    metadata: u64,
     inodes: Vec<Inode>,
 }
 
 impl Image {
-    /// An image in an empty file, whose root has these attributes.
+    /// An image in an empty file, of no more than so many bytes, whose root has these attributes. What does not go into
+    /// it is refused as [`io::ErrorKind::FileTooLarge`].
     #[must_use]
-    pub fn new(file: File, root: Attributes) -> Self {
+    pub fn new(file: File, root: Attributes, largest: u64) -> Self {
         let kind = Kind::Folder { entries: BTreeMap::new(), parent: Node(0) };
-        Self { file, next: 1, inodes: vec![Inode { links: 2, ..Inode::new(root, kind) }] }
+        let inodes = vec![Inode { links: 2, ..Inode::new(root, kind) }];
+        Self { file, largest, next: CONTENTS, metadata: 0, inodes }
     }
 
     #[must_use]
@@ -125,9 +142,12 @@ impl Image {
         content: Content<'_>,
     ) -> io::Result<Node> {
         let node = Node(self.inodes.len());
-        if encode(&attributes.extended).len() > ATTRIBUTES_MAX {
+        let extended = encode(&attributes.extended).len();
+        if extended > ATTRIBUTES_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many extended attributes"));
         }
+        let target = if let Content::Link(target) = content { target.len() } else { 0 };
+        self.keep(extended + target)?;
         let kind = match content {
             Content::Folder => Kind::Folder { entries: BTreeMap::new(), parent: folder },
             Content::File(source, size) => Kind::File { size, block: self.copy(source, size)? },
@@ -151,6 +171,7 @@ impl Image {
 
     /// Gives a file another name.
     pub fn link(&mut self, folder: Node, name: &[u8], node: Node) -> io::Result<()> {
+        self.keep(name.len())?;
         let fine = !name.is_empty() && name.len() <= 255 && !matches!(name, b"." | b"..");
         match &mut self.inodes[folder.0].kind {
             Kind::Folder { entries, .. } if fine && !entries.contains_key(name) => {
@@ -166,13 +187,34 @@ impl Image {
         Ok(())
     }
 
-    /// Contents to whole blocks; the first of them.
+    /// Counts what stays in memory.
+    fn keep(&mut self, bytes: usize) -> io::Result<()> {
+        self.metadata = self.metadata.saturating_add(KEPT + bytes as u64);
+        if self.metadata > METADATA_MAX {
+            let why = format!("names and attributes of more than {} MiB", METADATA_MAX >> 20);
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+        }
+        Ok(())
+    }
+
+    /// Contents to whole blocks, but for their holes; the first of them.
     fn copy(&mut self, source: &File, size: u64) -> io::Result<u32> {
         let block = self.take(size)?;
-        if size > 0 {
-            self.file.seek(SeekFrom::Start(u64::from(block) * BLOCK))?;
-            let copied = io::copy(&mut source.take(size), &mut self.file)?;
-            if copied < size {
+        if source.metadata()?.len() < size {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut end = 0;
+        while end < size {
+            let data = match seek(source, SeekFrom::Data(end)) {
+                Ok(data) if data < size => data,
+                Ok(_) | Err(Errno::NXIO) => break,
+                Err(error) => return Err(error.into()),
+            };
+            end = seek(source, SeekFrom::Hole(data))?.min(size);
+            seek(source, SeekFrom::Start(data))?;
+            seek(&self.file, SeekFrom::Start(u64::from(block) * BLOCK + data))?;
+            let copied = io::copy(&mut source.take(end - data), &mut self.file)?;
+            if copied < end - data {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
@@ -183,16 +225,26 @@ impl Image {
     fn take(&mut self, size: u64) -> io::Result<u32> {
         let block = u32::try_from(self.next).ok();
         self.next = self.next.saturating_add(size.div_ceil(BLOCK));
-        // Numbers of blocks have 32 bits.
-        block
-            .filter(|_| self.next <= u64::from(u32::MAX))
-            .ok_or_else(|| io::Error::new(io::ErrorKind::FileTooLarge, "an image of 16 TiB"))
+        self.fits(self.next)?;
+        block.ok_or_else(|| io::ErrorKind::FileTooLarge.into())
+    }
+
+    /// Whether it may have so many blocks, whose numbers have 32 bits.
+    fn fits(&self, blocks: u64) -> io::Result<()> {
+        let most = (self.largest / BLOCK).min(u32::MAX.into());
+        if blocks > most {
+            let why = format!("an image of more than {} MiB", (most * BLOCK) >> 20);
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+        }
+        Ok(())
     }
 
     /// Writes what is not written yet; the file's size.
     pub fn finish(mut self) -> io::Result<u64> {
-        let places = self.places()?;
+        let (places, length) = self.places()?;
         let first = self.next;
+        let blocks = first + length.div_ceil(BLOCK);
+        self.fits(blocks)?;
         let mut inodes = Vec::new();
         for (inode, place) in self.inodes.iter().zip(&places) {
             inodes.resize(place.at as usize, 0);
@@ -205,15 +257,15 @@ impl Image {
             }
         }
         self.file.write_all_at(&inodes, first * BLOCK)?;
-        let blocks = first + (inodes.len() as u64).div_ceil(BLOCK);
         self.file.write_all_at(&self.superblock(first, blocks)?, SUPERBLOCK)?;
         let size = (blocks * BLOCK).next_multiple_of(ALIGNMENT);
         self.file.set_len(size)?;
         Ok(size)
     }
 
-    /// Where the inodes go: one and what stands behind it is in one block, where it fits into one.
-    fn places(&mut self) -> io::Result<Vec<Place>> {
+    /// Where the inodes go, and how long they are together: one and what stands behind it is in one block, where it
+    /// fits into one.
+    fn places(&mut self) -> io::Result<(Vec<Place>, u64)> {
         let mut places: Vec<Place> = Vec::with_capacity(self.inodes.len());
         let mut at = FIRST;
         for number in 0..self.inodes.len() {
@@ -228,7 +280,7 @@ impl Image {
             places.push(Place { at, length, block });
             at = (at + all).next_multiple_of(SLOT);
         }
-        Ok(places)
+        Ok((places, at))
     }
 
     fn superblock(&self, first: u64, blocks: u64) -> io::Result<[u8; 128]> {

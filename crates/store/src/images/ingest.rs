@@ -7,6 +7,7 @@
 //! documents ────┘
 //! ```
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -81,6 +82,21 @@ impl Images {
         let lease = self.lease_all(image.layers.iter().map(|layer| layer.diff_id.clone()).collect());
         self.id_of(image.id.as_str())?;
         Ok(lease)
+    }
+
+    /// Keeps the layers that have these folders. [`Error::NoLayer`] if one of them is not here.
+    pub fn lease_folders(&self, folders: &[PathBuf]) -> Result<LayerLease> {
+        let _changes = self.changes();
+        let diffs = self.state.transaction(|tx| {
+            let chains = rows::all_layers(tx.sql())?;
+            let of = |folder: &PathBuf| {
+                let chain = chains.iter().find(|chain| self.layers.path(chain) == *folder);
+                let row = chain.map(|chain| rows::layer(tx.sql(), chain)).transpose()?.flatten();
+                row.map(|row| row.diff).ok_or_else(|| Error::NoLayer(folder.display().to_string()))
+            };
+            folders.iter().map(of).collect::<Result<Vec<_>>>()
+        })?;
+        Ok(self.leases.take(diffs))
     }
 
     /// Takes in the archive of one layer, which is what `next` returns until there is no more. Digests

@@ -588,6 +588,23 @@ fn what_is_removed_meanwhile_is_saved_to_its_end() {
 }
 
 #[test]
+fn folders_of_layers_that_are_leased_stay() {
+    need_root!();
+    let (_folder, store) = store();
+    let images = store.images();
+    load(&store, &docker_archive("app", &[&tar(&[("one", b"1")]), &tar(&[("two", b"2")])])).unwrap();
+    let folders: Vec<_> = images.resolve("app").unwrap().layers.into_iter().map(|layer| layer.path).collect();
+    let lease = images.lease_folders(&folders).unwrap();
+    images.remove("app", Force::No, &|_| false).unwrap();
+    images.wait_synced();
+    assert!(folders.len() == 2 && folders.iter().all(|folder| folder.is_dir()));
+    drop(lease);
+    images.sweep().unwrap();
+    assert!(matches!(images.lease_folders(&folders), Err(Error::NoLayer(_))));
+    assert_empty(&store);
+}
+
+#[test]
 fn what_is_saved_is_loaded_as_it_was() {
     need_root!();
     let (_folder, one) = store();

@@ -48,7 +48,6 @@ fn attributes(mode: u16) -> Attributes {
 fn with(content: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     io::Write::write_all(&mut file, content).unwrap();
-    file.rewind().unwrap();
     file
 }
 
@@ -56,7 +55,7 @@ fn with(content: &[u8]) -> File {
 fn the_kernel_finds_everything_as_it_was_put_in() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("image");
-    let mut image = Image::new(File::create(&path).unwrap(), attributes(0o040_755));
+    let mut image = Image::new(File::create(&path).unwrap(), attributes(0o040_755), u64::MAX);
     let root = image.root();
     let long: Vec<u8> = (0..10_000u32).flat_map(u32::to_le_bytes).collect();
     let file = |image: &mut Image, folder, name: &[u8], content: &[u8]| {
@@ -138,7 +137,7 @@ fn whatever_is_in_it_the_kernel_reads_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let (path, at) = (folder.path().join("image"), folder.path().join("mounted"));
     let check = |wanted: Wanted| {
-        let mut image = Image::new(File::create(&path).unwrap(), attributes(0o040_755));
+        let mut image = Image::new(File::create(&path).unwrap(), attributes(0o040_755), u64::MAX);
         let mut folders = vec![(image.root(), PathBuf::new())];
         for (number, (parent, files)) in wanted.iter().enumerate() {
             if number > 0 {
@@ -156,6 +155,10 @@ fn whatever_is_in_it_the_kernel_reads_the_same() {
             }
         }
         image.finish().unwrap();
+        let mut head = [1; 8192];
+        File::open(&path).unwrap().read_exact_at(&mut head, 0).unwrap();
+        let foreign = head[..1024].iter().chain(&head[1024 + 128..]).any(|byte| *byte != 0);
+        prop_assert!(!foreign, "where others look for what they have written");
         let Some(_mounted) = mount(&path, &at) else { return Ok(()) };
         for ((_, files), (_, place)) in wanted.iter().zip(&folders) {
             let place = at.join(place);
@@ -174,4 +177,62 @@ fn whatever_is_in_it_the_kernel_reads_the_same() {
     TestRunner::new(Config { cases: 16, failure_persistence: None, ..Config::default() })
         .run(&wanted(), check)
         .unwrap();
+}
+
+#[test]
+fn no_file_says_what_the_device_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    let mut image = Image::new(File::create(&path).unwrap(), attributes(0o040_755), u64::MAX);
+    let block = b"NVDIMM_PFN_INFO\0".repeat(1024);
+    image.add(image.root(), b"a", attributes(0o100_644), Content::File(&with(&block), 16 << 10)).unwrap();
+    image.finish().unwrap();
+    let bytes = fs::read(&path).unwrap();
+    assert!(bytes[4096..8192].iter().all(|byte| *byte == 0) && bytes[8192..].starts_with(&block));
+}
+
+#[test]
+fn holes_stay_holes() {
+    const SIZE: u64 = 1 << 30;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    let sparse = tempfile::tempfile().unwrap();
+    sparse.set_len(SIZE).unwrap();
+    sparse.write_all_at(b"here", SIZE / 2).unwrap();
+    let mut image = Image::new(File::create(&path).unwrap(), attributes(0o040_755), u64::MAX);
+    image.add(image.root(), b"a", attributes(0o100_644), Content::File(&sparse, SIZE)).unwrap();
+    image.add(image.root(), b"b", attributes(0o100_644), Content::File(&with(b"end"), 3)).unwrap();
+    let short = image.add(image.root(), b"c", attributes(0o100_644), Content::File(&with(b"end"), 4));
+    assert_eq!(short.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    assert!(image.finish().unwrap() > SIZE);
+    let written = File::open(&path).unwrap();
+    assert!(written.metadata().unwrap().blocks() * 512 < 1 << 20);
+    let mut found = [0; 4];
+    written.read_exact_at(&mut found, 2 * BLOCK + SIZE / 2).unwrap();
+    assert_eq!(&found, b"here");
+}
+
+#[test]
+fn what_is_too_large_is_refused_before_it_is_written() {
+    const LARGEST: u64 = 8 << 20;
+    let file = tempfile::tempfile().unwrap();
+    let mut image = Image::new(file.try_clone().unwrap(), attributes(0o040_755), LARGEST);
+    let large = tempfile::tempfile().unwrap();
+    large.set_len(LARGEST).unwrap();
+    let add = |image: &mut Image, name: &[u8], content, extended| {
+        let attributes = Attributes { extended, ..attributes(0o100_644) };
+        image.add(image.root(), name, attributes, content).map_err(|error| error.kind())
+    };
+    let refused = Err(io::ErrorKind::FileTooLarge);
+    assert_eq!(add(&mut image, b"a", Content::File(&large, LARGEST - 2 * BLOCK + 1), Vec::new()), refused);
+    assert_eq!(file.metadata().unwrap().len(), 0);
+    // Nothing of a file counts but what stays in memory.
+    let mut image = Image::new(file.try_clone().unwrap(), attributes(0o040_755), 1 << 20);
+    image.metadata = METADATA_MAX - (2 << 20);
+    let note = || vec![("user.note".to_owned(), vec![1; 60_000])];
+    let added = (0..100u32).map(|number| add(&mut image, &number.to_le_bytes(), Content::Other, note()));
+    let fitting = added.take_while(Result::is_ok).count();
+    assert_eq!(fitting, (2 << 20) / (60_032 + 2 * KEPT as usize));
+    // The inodes are more than the file may have.
+    assert_eq!(image.finish().map_err(|error| error.kind()), refused.map(|_: Node| 0));
 }
