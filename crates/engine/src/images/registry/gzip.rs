@@ -12,7 +12,7 @@
 use std::io::{self, Read, Write};
 use std::num::NonZero;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::{self, Scope};
+use std::thread::{self, Builder, Scope};
 
 use flate2::{Compress, Compression, Crc, FlushCompress, Status};
 
@@ -67,18 +67,36 @@ struct Worker {
 }
 
 impl Worker {
-    fn start<'scope>(scope: &'scope Scope<'scope, '_>) -> Self {
+    fn start<'scope>(scope: &'scope Scope<'scope, '_>, thread: Builder) -> io::Result<Self> {
         let (pieces, given) = sync_channel::<Piece>(WAITING);
         let (done, compressed) = sync_channel(WAITING);
-        scope.spawn(move || {
+        let work = move || {
             let mut deflate = Compress::new(Compression::new(LEVEL), false);
             while let Ok(piece) = given.recv() {
                 if done.send(piece.compressed(&mut deflate)).is_err() {
                     return;
                 }
             }
-        });
-        Self { pieces, compressed }
+        };
+        thread.name("gzip".to_owned()).spawn_scoped(scope, work)?;
+        Ok(Self { pieces, compressed })
+    }
+
+    /// As many as the host lets us have (`TasksMax` of a unit), up to a number.
+    fn start_all<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        threads: usize,
+        thread: &dyn Fn(usize) -> Builder,
+    ) -> io::Result<Vec<Self>> {
+        let mut workers = Vec::with_capacity(threads);
+        for number in 0..threads {
+            match Self::start(scope, thread(number)) {
+                Ok(worker) => workers.push(worker),
+                Err(error) if workers.is_empty() => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(workers)
     }
 
     fn give(&self, piece: Piece) -> io::Result<()> {
@@ -93,15 +111,20 @@ impl Worker {
 /// Compresses all of `input`.
 pub(super) fn gzip(input: impl Read, out: &mut impl Write) -> io::Result<()> {
     let threads = thread::available_parallelism().map_or(1, NonZero::get).min(THREADS_MAX);
-    by(threads, input, out)
+    by(threads, &|_| Builder::new(), input, out)
 }
 
-fn by(threads: usize, mut input: impl Read, out: &mut impl Write) -> io::Result<()> {
+fn by(
+    threads: usize,
+    thread: &dyn Fn(usize) -> Builder,
+    mut input: impl Read,
+    out: &mut impl Write,
+) -> io::Result<()> {
     out.write_all(&HEADER)?;
     let mut crc = Crc::new();
     thread::scope(|scope| {
-        let workers: Vec<Worker> = (0..threads).map(|_| Worker::start(scope)).collect();
-        let worker = |number: usize| &workers[number % threads];
+        let workers = Worker::start_all(scope, threads, thread)?;
+        let worker = |number: usize| &workers[number % workers.len()];
         let (mut given, mut taken) = (0, 0);
         let (mut dictionary, mut bytes) = (Vec::new(), piece(&mut input)?);
         loop {
@@ -111,7 +134,7 @@ fn by(threads: usize, mut input: impl Read, out: &mut impl Write) -> io::Result<
             let end = bytes[bytes.len().saturating_sub(WINDOW)..].to_vec();
             worker(given).give(Piece { dictionary, bytes, flush })?;
             given += 1;
-            if given - taken == threads * WAITING {
+            if given - taken == workers.len() * WAITING {
                 out.write_all(&worker(taken).take()?)?;
                 taken += 1;
             }
@@ -168,7 +191,7 @@ mod tests {
             let plain = content(length);
             let compressed = [1, 2, 5].map(|threads| {
                 let mut out = Vec::new();
-                by(threads, &plain[..], &mut out).unwrap();
+                by(threads, &|_| Builder::new(), &plain[..], &mut out).unwrap();
                 out
             });
             assert!(
@@ -181,6 +204,25 @@ mod tests {
             decoder.read_to_end(&mut read).unwrap();
             assert!(read == plain && decoder.into_inner().is_empty(), "{length}");
         }
+    }
+
+    #[test]
+    fn threads_that_cannot_be_had_are_done_without() {
+        let plain = content(9 * PIECE);
+        // No address space has this: the kernel refuses the stack.
+        let refused_from = |first: usize| {
+            move |number: usize| match number < first {
+                true => Builder::new(),
+                false => Builder::new().stack_size(1 << 60),
+            }
+        };
+        let [whole, few] = [4, 2].map(|first| {
+            let mut out = Vec::new();
+            by(4, &refused_from(first), &plain[..], &mut out).unwrap();
+            out
+        });
+        assert!(whole == few);
+        by(4, &refused_from(0), &plain[..], &mut io::sink()).unwrap_err();
     }
 
     #[test]
