@@ -30,7 +30,7 @@ impl Images {
         let by_digest = by_digest(reference, &document.digest)?;
         let names: Vec<Reference> = tagged.into_iter().chain([by_digest]).collect();
         let before = self.store.images().id_of(&reference.to_string()).ok();
-        for last in (0..TRIES).rev() {
+        for _ in 0..TRIES {
             let blobs = Box::pin(self.artifact_blobs(&resolved.manifest, sources, lines)).await?;
             let (store, bytes, names) = (self.store.clone(), document.bytes.clone(), names.clone());
             let committed =
@@ -40,7 +40,7 @@ impl Images {
                     self.publish("pull", &loaded.id, &reference.familiar());
                     return Ok(Pulled { digest, newer: before != Some(loaded.id) });
                 }
-                Err(insula_store::Error::NoContent(_)) if last > 0 => {}
+                Err(insula_store::Error::NoContent(_)) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -112,7 +112,7 @@ impl Images {
         let digest = resolved.top.digest.clone();
         let image = ingested(reference, &resolved, config)?;
         let before = self.store.images().id_of(&reference.to_string()).ok();
-        for last in (0..TRIES).rev() {
+        for _ in 0..TRIES {
             let (arrived, jobs) = self.layers(&layers, &sources, lines).await?;
             failpoint("pull.fetched");
             let (this, image) = (self.clone(), image.clone());
@@ -126,7 +126,7 @@ impl Images {
                     self.publish("pull", &loaded.id, &reference.familiar());
                     return Ok(Pulled { digest, newer: before != Some(loaded.id) });
                 }
-                Err(insula_store::Error::NoLayer(_)) if last > 0 => {}
+                Err(insula_store::Error::NoLayer(_)) => {}
                 Err(error) => return Err(error.into()),
             }
         }
