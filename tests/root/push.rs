@@ -9,6 +9,8 @@ use insula_tests::registry::Wants;
 use insula_tests::{Daemon, Outcome, daemon, eventually, registry, text};
 use serde_json::{Value, json};
 
+use crate::build::{build, context};
+
 const ALONE: [&str; 4] = ["run", "--rm", "--network", "none"];
 
 fn image() -> Image {
@@ -98,12 +100,23 @@ fn an_upload_that_breaks_goes_on() {
 
 #[test]
 fn what_is_removed_meanwhile_is_pushed_to_its_end() {
+    removed_while_it_is_pushed(|daemon, name| {
+        daemon.insula(&["tag", "app:1", name]).ok();
+    });
+    // An index of an image and of what is said about it.
+    removed_while_it_is_pushed(|daemon, name| {
+        let folder = context(daemon, "context", &[("Dockerfile", "FROM app:1\nLABEL a=b\n")]);
+        build(daemon, &folder, &["-t", name, "--provenance=true"]).ok();
+    });
+}
+
+fn removed_while_it_is_pushed(make: impl Fn(&Daemon, &str)) {
     let registry = registry!();
     let (daemon, other) = (daemon!(bare), Daemon::bare());
     daemon.load(&image().docker_archive()).ok();
     let proxy = Proxy::start(registry.address(), Fault::Stall(1), 1);
     let name = proxy.name("app:1");
-    daemon.insula(&["tag", "app:1", &name]).ok();
+    make(&daemon, &name);
     let mut command = daemon.command(&["push", &name]);
     let pushing = std::thread::spawn(move || Outcome::of(&mut command, b""));
     eventually("the registry is asked", || (proxy.faults() == 1).then_some(()));
@@ -111,7 +124,7 @@ fn what_is_removed_meanwhile_is_pushed_to_its_end() {
     proxy.release();
     pushing.join().unwrap().shows(&["1: digest: sha256:"]);
     let direct = registry.name("app:1");
-    other.insula(&["pull", &direct]).ok();
+    other.insula(&["pull", "--platform", "all", &direct]).ok();
     assert_eq!(other.insula(&[&ALONE[..], &[&direct]].concat()).ok(), "hello");
     daemon.insula(&["system", "check"]).ok();
 }

@@ -43,10 +43,10 @@ pub use containers::{ContainerDir, LayerSize, StagedUpper, Writer};
 pub use content::Content;
 pub use error::{Error, Result};
 pub use images::{
-    Attested, BlobReader, CommitOptions, Composed, Described, Difference, Force, Image, ImageKind, Images,
-    ImportOptions, IndexParts, Ingested, IngestedBlob, IngestedLayer, LayerBlob, LayerLease, LayerPlace,
-    Loaded, ManifestLease, Names, Part, Progress, Removal, Scratch, StagedLayer, Standing, StandingIndex,
-    Statement,
+    Attested, BlobReader, CommitOptions, Composed, Described, Difference, Force, Image, ImageKind,
+    ImageLease, Images, ImportOptions, IndexParts, Ingested, IngestedBlob, IngestedLayer, LayerBlob,
+    LayerLease, LayerPlace, Loaded, ManifestLease, Names, Part, Progress, Removal, Scratch, StagedLayer,
+    Standing, StandingIndex, Statement,
 };
 pub use layers::{Layer, Layers};
 pub use root::{MOUNT_POINTS, Store};

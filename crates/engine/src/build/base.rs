@@ -84,7 +84,7 @@ impl Building {
             )));
         }
         let (store, leased) = (self.engine.store().clone(), image.clone());
-        let lease = blocking(move || Ok(store.images().lease_image(&leased)?)).await?;
+        let lease = blocking(move || Ok(store.images().lease_image(&leased)?.layers)).await?;
         self.sources.add_image(name, &image);
         Ok((image, lease))
     }

@@ -236,8 +236,8 @@ impl Images {
         self.save_found(layers, described.image, |saved| saved.add_attested(index, attestation, blobs), out)
     }
 
-    /// Removes attestations that only indexes list which nothing stands for any more, as far as nobody gave them names;
-    /// `before` is what names stood for. Returns the blobs that nothing needs.
+    /// Removes attestations that only indexes list which nothing stands for any more, as far as nobody gave them names
+    /// or brings what lists them; `before` is what names stood for. Returns the blobs that nothing needs.
     pub(super) fn drop_attestations(
         &self,
         tx: &Transaction<'_>,
@@ -255,13 +255,13 @@ impl Images {
         for digest in gone.difference(&kept) {
             let Some(row) = rows::image(sql, digest)? else { continue };
             let names = rows::names_of(sql, digest)?;
-            let own = names.iter().all(|name| name.digest() == Some(digest));
+            let own = names.iter().all(|name| name.digest() == Some(digest)) && !self.is_coming(&row, &names);
             if own && row.manifest.as_ref() == Some(digest) && self.says_something(digest) {
                 rows::remove_image(sql, digest)?;
                 freed.push(digest.clone());
             }
         }
-        freed.extend(rows::drop_artifact_blobs(sql)?);
+        freed.extend(rows::drop_artifact_blobs(sql, &|digest| self.kept.holds(digest))?);
         let wanted = rows::contents(sql)?;
         freed.retain(|digest| !wanted.contains(digest));
         Ok(freed)

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom};
 
 use insula_base::{DiffId, Digest};
-use insula_spec::image::{DOCUMENT_MAX, Descriptor, Manifest, media};
+use insula_spec::image::{Descriptor, Manifest, media};
 use serde_json::json;
 
 use super::{Image, ImageKind, Images, rows};
@@ -69,14 +69,13 @@ impl Read for BlobReader {
 }
 
 impl Images {
-    /// The manifest of an image: the very bytes that it came with, or one whose layers are plain.
-    /// Every blob that it names can be opened.
+    /// The manifest of an image: the very bytes that it came with, or one whose layers are plain, as for one that came
+    /// with none or whose own is damaged. Every blob that it names can be opened.
     pub fn manifest(&self, image: &Image) -> Result<Vec<u8>> {
         if let (ImageKind::Artifact { .. }, Some(digest)) = (&image.kind, &image.manifest) {
-            return self.content.read(digest, DOCUMENT_MAX as u64);
+            return self.document(digest);
         }
-        if let Some(digest) = &image.manifest {
-            let bytes = self.content.read(digest, DOCUMENT_MAX as u64)?;
+        if let Some(Ok(bytes)) = image.manifest.as_ref().map(|digest| self.document(digest)) {
             let layers = Manifest::parse(&bytes)?.layers;
             let mut here = true;
             for layer in &layers {
@@ -86,7 +85,7 @@ impl Images {
                 return Ok(bytes);
             }
         }
-        let config = self.content.read(&image.id, DOCUMENT_MAX as u64)?;
+        let config = self.document(&image.id)?;
         self.plain_manifest(image, &config)
     }
 

@@ -20,7 +20,7 @@ use super::gather::{Gathered, Source};
 use super::rows::{self, Place};
 use super::stage::{Rest, Staged, layer_compression, stage};
 use super::standing::IndexTree;
-use super::{Image, Images, LayerLease, Loaded};
+use super::{Image, ImageLease, Images, LayerLease, Loaded};
 use crate::stream::Compression;
 use crate::{Error, Result, content};
 
@@ -76,12 +76,17 @@ impl Images {
         Ok(self.leases.take(here))
     }
 
-    /// Keeps the layers of an image, whoever removes it while the lease is held. [`Error::NoImage`] if somebody did
-    /// since it was looked up.
-    pub fn lease_image(&self, image: &Image) -> Result<LayerLease> {
-        let lease = self.lease_all(image.layers.iter().map(|layer| layer.diff_id.clone()).collect());
+    /// Keeps the layers of an image or the blobs of an artifact, whoever removes it while the lease is held.
+    /// [`Error::NoImage`] if somebody did since it was looked up.
+    pub fn lease_image(&self, image: &Image) -> Result<ImageLease> {
+        let (layers, blobs) = {
+            let _changes = self.changes();
+            let blobs = self.state.transaction(|tx| rows::blobs_of_artifact(tx.sql(), &image.id))?;
+            let layers = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
+            (self.leases.take(layers), self.kept.take(blobs))
+        };
         self.id_of(image.id.as_str())?;
-        Ok(lease)
+        Ok(ImageLease { layers, _blobs: blobs })
     }
 
     /// Keeps the layers that have these folders. [`Error::NoLayer`] if one of them is not here.

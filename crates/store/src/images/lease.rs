@@ -1,4 +1,5 @@
-//! Leases: layers that a pull, a load, a build or a commit counts on stay, whatever is removed meanwhile.
+//! Leases: layers that a pull, a load, a build or a commit counts on stay, and so do the blobs of artifacts that
+//! leave, whatever is removed meanwhile.
 //!
 //! They live in memory only: the root belongs to one daemon, and what that had begun ends with it. What
 //! a lease alone held is swept by the next change, or when the store is opened.
@@ -43,15 +44,29 @@ pub struct Lease<T: Clone + Eq + Hash> {
 /// Keeps layers.
 pub type LayerLease = Lease<DiffId>;
 
-/// Keeps manifests, and what they are of, from being pruned before something is named that lists them.
+/// Keeps manifests, and what they are of, from going along with something else before something is named that lists
+/// them.
 pub type ManifestLease = Lease<Digest>;
 
 impl LayerLease {
-    /// The layers that are here, whole, and stay so.
+    /// The layers that it keeps; those of [`Images::lease_layers`](super::Images::lease_layers) are here, whole.
     #[must_use]
     pub fn layers(&self) -> &[DiffId] {
         &self.things
     }
+}
+
+impl ManifestLease {
+    pub(super) fn manifests(&self) -> &[Digest] {
+        &self.things
+    }
+}
+
+/// Keeps the layers of an image, or the blobs of an artifact.
+#[derive(Debug)]
+pub struct ImageLease {
+    pub layers: LayerLease,
+    pub(super) _blobs: Lease<Digest>,
 }
 
 impl<T: Clone + Eq + Hash> Drop for Lease<T> {

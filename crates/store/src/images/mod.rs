@@ -38,7 +38,7 @@ pub use self::attest::{Attested, Described, Statement};
 pub use self::blobs::{BlobReader, LayerBlob};
 pub use self::commit_upper::{CommitOptions, StagedDiff};
 pub use self::ingest::{Ingested, IngestedLayer, LayerPlace};
-pub use self::lease::{LayerLease, ManifestLease};
+pub use self::lease::{ImageLease, LayerLease, ManifestLease};
 pub use self::save::IndexParts;
 pub use self::snapshot::{Composed, Scratch, StagedLayer};
 pub use self::stack::Difference;
@@ -158,6 +158,8 @@ pub struct Images {
     /// the row that holds it.
     changes: Mutex<()>,
     leases: Arc<lease::Leases<DiffId>>,
+    /// Blobs of artifacts that leave.
+    kept: Arc<lease::Leases<Digest>>,
     /// Manifests of what is brought one after the other, and gets its name at last.
     coming: Arc<lease::Leases<Digest>>,
     /// Threads that flush what was loaded, or remove what was let go of.
@@ -191,6 +193,7 @@ impl Images {
             layers: layers.clone(),
             changes: Mutex::new(()),
             leases: Arc::default(),
+            kept: Arc::default(),
             coming: Arc::default(),
             syncing: Mutex::new(Vec::new()),
             boot: recover::boot_id()?,

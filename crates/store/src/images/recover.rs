@@ -89,7 +89,7 @@ impl Images {
                     rows::remove_blob(tx.sql(), &blob.digest)?;
                 }
             }
-            rows::drop_artifact_blobs(tx.sql())?;
+            rows::drop_artifact_blobs(tx.sql(), &|_| false)?;
             rows::drop_index_parts(tx.sql())?;
             let blobs: HashSet<Digest> = rows::contents(tx.sql())?;
             let chains = rows::all_layers(tx.sql())?.into_iter().collect::<HashSet<_>>();

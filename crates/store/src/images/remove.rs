@@ -36,8 +36,8 @@ impl Freed {
     }
 
     /// What is left of blobs when all rows are as they will be.
-    fn settle(mut self, tx: &Transaction<'_>) -> Result<Self> {
-        self.blobs.extend(rows::drop_artifact_blobs(tx.sql())?);
+    fn settle(mut self, images: &Images, tx: &Transaction<'_>) -> Result<Self> {
+        self.blobs.extend(rows::drop_artifact_blobs(tx.sql(), &|digest| images.kept.holds(digest))?);
         rows::drop_index_parts(tx.sql())?;
         let wanted = rows::contents(tx.sql())?;
         self.blobs.retain(|digest| !wanted.contains(digest));
@@ -89,7 +89,7 @@ impl Images {
             }?;
             self.delete_parts(tx, &documents, &mut freed)?;
             freed.blobs.extend(documents);
-            freed.settle(tx)
+            freed.settle(self, tx)
         })?;
         let removals = self.clean_up(freed);
         Ok(removals)
@@ -105,8 +105,7 @@ impl Images {
             let names = rows::names_of(tx.sql(), &image.id)?;
             let manifests: Vec<_> =
                 names.iter().filter_map(Reference::digest).chain(&image.manifest).collect();
-            let needed = !rows::users(tx.sql(), &image.id)?.is_empty()
-                || manifests.iter().any(|digest| self.coming.holds(digest));
+            let needed = !rows::users(tx.sql(), &image.id)?.is_empty() || self.is_coming(&image, &names);
             if names != seen.references || needed {
                 return Ok(Freed::default());
             }
@@ -122,19 +121,26 @@ impl Images {
             };
             self.delete_parts(tx, &documents, &mut freed)?;
             freed.blobs.extend(documents);
-            freed.settle(tx)
+            freed.settle(self, tx)
         })?;
         Ok(self.clean_up(freed))
     }
 
-    /// Keeps images and artifacts with these manifests from being pruned: they are brought one after the other, and
-    /// the index that lists them gets its name when all are here.
+    /// Keeps images and artifacts with these manifests from being pruned, and from going with the name of something
+    /// else: they are brought one after the other, and the index that lists them gets its name when all are here.
     #[must_use]
     pub fn keep_manifests(&self, manifests: Vec<Digest>) -> ManifestLease {
         self.coming.take(manifests)
     }
 
-    /// The names that go with one. An image that the index of another tag lists stays by its digest.
+    /// Whether an image is a part of what is being brought.
+    pub(super) fn is_coming(&self, image: &rows::ImageRow, names: &[Reference]) -> bool {
+        let mut manifests = names.iter().filter_map(Reference::digest).chain(&image.manifest);
+        manifests.any(|digest| self.coming.holds(digest))
+    }
+
+    /// The names that go with one. An image that the index of another tag lists, or one that comes, stays by its
+    /// digest.
     fn going(&self, tx: &Transaction<'_>, names: &[Reference], name: &Reference) -> Result<Vec<Reference>> {
         let mut going = with_it(names, name);
         if going.len() < names.len() {
@@ -143,12 +149,13 @@ impl Images {
         let mut kept = HashSet::new();
         let others = rows::tagged_documents(tx.sql(), Some(name))?;
         others.iter().for_each(|document| self.listed(document, &mut kept));
-        going.retain(|other| other == name || !other.digest().is_some_and(|digest| kept.contains(digest)));
+        let stays = |digest: &Digest| kept.contains(digest) || self.coming.holds(digest);
+        going.retain(|other| other == name || !other.digest().is_some_and(stays));
         Ok(going)
     }
 
     /// With an index that no name stands for any more go those of its images that have no names but their digests'
-    /// and the digests of indexes within it, unless another index that has a tag lists them.
+    /// and the digests of indexes within it, unless another index lists them that has a tag or comes.
     fn delete_parts(&self, tx: &Transaction<'_>, before: &HashSet<Digest>, freed: &mut Freed) -> Result<()> {
         let now = rows::documents(tx.sql())?;
         let mut parts = HashSet::new();
@@ -163,7 +170,7 @@ impl Images {
             let Some(image) = rows::image(tx.sql(), &id)? else { continue };
             let names = rows::names_of(tx.sql(), &id)?;
             let own = names.iter().all(|name| name.digest().is_some_and(|digest| parts.contains(digest)));
-            if own && rows::users(tx.sql(), &id)?.is_empty() {
+            if own && !self.is_coming(&image, &names) && rows::users(tx.sql(), &id)?.is_empty() {
                 freed.absorb(self.delete(tx, &image, &names)?);
             }
         }
@@ -177,7 +184,7 @@ impl Images {
             let mut freed = Freed::default();
             let orphans = rows::drop_orphans(tx.sql(), &|diff| self.leases.holds(diff))?;
             freed.add(tx, orphans)?;
-            freed.settle(tx)
+            freed.settle(self, tx)
         })?;
         self.clean_up(freed);
         Ok(())
@@ -223,7 +230,7 @@ impl Images {
                 let layers = rows::drop_layers(tx.sql(), &id, &|diff| self.leases.holds(diff))?;
                 freed.add(tx, layers)?;
             }
-            freed.settle(tx)
+            freed.settle(self, tx)
         })?;
         self.clean_up(freed);
         Ok(())

@@ -71,12 +71,15 @@ impl Images {
         self.flush()
     }
 
-    /// Gives an image the layers that its configuration names; false if one of them is not here.
+    /// Gives an image the layers that its configuration names; false if one of them, or the image, is not here.
     pub fn restore_image(&self, id: &Digest) -> Result<bool> {
+        let _changes = self.changes();
         let Some(diffs) = self.declared(id) else { return Ok(false) };
         let chains = chain_ids(&diffs);
-        let _changes = self.changes();
         self.state.transaction(|tx| {
+            if rows::image(tx.sql(), id)?.is_none() {
+                return Ok(false);
+            }
             let mut size = 0u64;
             for chain in &chains {
                 match rows::layer(tx.sql(), chain)?.filter(|_| self.layers.contains(chain)) {

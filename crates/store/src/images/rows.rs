@@ -296,10 +296,23 @@ pub(super) fn has_artifact_blob(sql: Sql<'_>, artifact: &Digest, digest: &Digest
     Ok(found.is_some())
 }
 
-/// Forgets the blobs of artifacts that are not here, and returns them.
-pub(super) fn drop_artifact_blobs(sql: Sql<'_>) -> Result<Vec<Digest>> {
-    let text = "DELETE FROM artifact_blobs WHERE artifact NOT IN (SELECT id FROM images) RETURNING digest";
-    sql.rows("forget the blobs of artifacts", text, (), |row| parsed(row, 0))
+/// The blobs of one artifact; an image has none.
+pub(super) fn blobs_of_artifact(sql: Sql<'_>, artifact: &Digest) -> Result<Vec<Digest>> {
+    let text = "SELECT digest FROM artifact_blobs WHERE artifact = ?1";
+    sql.rows("read the blobs of an artifact", text, (artifact.as_str(),), |row| parsed(row, 0))
+}
+
+/// Forgets the blobs of artifacts that are not here, and returns them. Leased ones are left to the next who does.
+pub(super) fn drop_artifact_blobs(sql: Sql<'_>, leased: &dyn Fn(&Digest) -> bool) -> Result<Vec<Digest>> {
+    let text = "SELECT DISTINCT digest FROM artifact_blobs WHERE artifact NOT IN (SELECT id FROM images)";
+    let mut dropped: Vec<Digest> =
+        sql.rows("find the blobs of artifacts that are gone", text, (), |row| parsed(row, 0))?;
+    dropped.retain(|digest| !leased(digest));
+    for digest in &dropped {
+        let text = "DELETE FROM artifact_blobs WHERE digest = ?1 AND artifact NOT IN (SELECT id FROM images)";
+        sql.execute("forget a blob of artifacts", text, (digest.as_str(),))?;
+    }
+    Ok(dropped)
 }
 
 /// What a name stands for in registries.

@@ -16,14 +16,13 @@ use std::thread;
 use bytes::Bytes;
 use insula_base::Digest;
 use insula_spec::image::{
-    ANNOTATION_IMAGE_NAME, ANNOTATION_REF_NAME, ArchiveEntry, DOCUMENT_MAX, Descriptor, Index, Manifest,
-    Platform, media,
+    ANNOTATION_IMAGE_NAME, ANNOTATION_REF_NAME, ArchiveEntry, Descriptor, Index, Manifest, Platform, media,
 };
 use insula_spec::reference::Reference;
 use tar::{Builder, EntryType, Header};
 
 use super::contents::Found;
-use super::{Composed, Image, ImageKind, Images, LayerLease, Standing, builtin};
+use super::{Composed, Image, ImageKind, ImageLease, Images, Standing, builtin};
 use crate::stream::{Hashing, channel, pump_plain};
 use crate::{Error, Layer, Result, content};
 
@@ -44,7 +43,7 @@ pub(super) struct Saved {
     /// The index, of an image without a name.
     unnamed: Option<Vec<u8>>,
     /// Keep what is saved until it is, whoever removes it.
-    leases: Vec<LayerLease>,
+    leases: Vec<ImageLease>,
 }
 
 impl Saved {
@@ -224,7 +223,7 @@ impl Images {
     }
 
     fn config_of(&self, manifest: &[u8]) -> Result<Vec<u8>> {
-        self.content.read(&Manifest::parse(manifest)?.config.digest, DOCUMENT_MAX as u64)
+        self.document(&Manifest::parse(manifest)?.config.digest)
     }
 
     /// Those of which a part is missing stay here: who reads the archive could not have them whole either.

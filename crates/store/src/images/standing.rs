@@ -9,7 +9,7 @@ use insula_base::Digest;
 use insula_spec::image::{DOCUMENT_MAX, Descriptor, Index, Manifest};
 use insula_spec::reference::Reference;
 
-use super::{Images, builtin, rows};
+use super::{Images, ManifestLease, builtin, rows};
 use crate::{Error, Result, content};
 
 /// Indexes within indexes.
@@ -47,41 +47,45 @@ pub(super) struct IndexTree {
 
 impl Images {
     /// Has names stand for an index or a manifest; `image` is what they mean here. `within` are the indexes that an
-    /// index lists, at whatever depth, as far as they are not here yet.
+    /// index lists, at whatever depth, as far as they are not here yet. [`Error::NoImage`] if a part that was kept
+    /// for it, or what is meant, was removed by somebody who asked for that.
     pub fn name_document(
         &self,
         names: &[Reference],
         document: &[u8],
         within: &[Vec<u8>],
         image: &Digest,
+        kept: &[ManifestLease],
     ) -> Result<()> {
         if let Some(name) = names.iter().find(|name| builtin::is_builtin(name)) {
             return Err(Error::Builtin(name.familiar()));
         }
         let _changes = self.changes();
         let mut placed = Vec::new();
-        let named = self.place_and_name(names, document, within, image, &mut placed);
+        let mut documents = within.iter().map(Vec::as_slice).chain([document]);
+        let named = documents
+            .try_for_each(|bytes| self.place_document(bytes, &mut placed))
+            .and_then(|()| self.name_placed(names, document, image, kept));
         // What nothing stands for any more, or for after all.
         self.drop_documents(named.as_deref().unwrap_or(&placed));
         named.map(drop)
     }
 
-    fn place_and_name(
+    fn name_placed(
         &self,
         names: &[Reference],
         document: &[u8],
-        within: &[Vec<u8>],
         image: &Digest,
-        placed: &mut Vec<Digest>,
+        kept: &[ManifestLease],
     ) -> Result<Vec<Digest>> {
-        for bytes in within.iter().map(Vec::as_slice).chain([document]) {
-            self.place_document(bytes, placed)?;
-        }
         let (parts, document) = (self.index_parts(document)?, content::digest(document));
         self.state.transaction(|tx| {
             let sql = tx.sql();
             let before = rows::documents(sql)?;
             rows::image(sql, image)?.ok_or_else(|| Error::NoImage(image.to_string()))?;
+            for part in kept.iter().flat_map(ManifestLease::manifests) {
+                rows::with_manifest(sql, part)?.ok_or_else(|| Error::NoImage(part.to_string()))?;
+            }
             rows::add_index_parts(sql, &parts)?;
             names.iter().try_for_each(|name| rows::set_name(sql, name, image, Some(&document)))?;
             self.dropped(tx, &before)
@@ -108,7 +112,8 @@ impl Images {
             for entry in index.manifests.iter().filter(|entry| entry.is_index()) {
                 if self.content.contains(&entry.digest) {
                     pairs.push((digest.clone(), entry.digest.clone()));
-                    left.push((self.document(&entry.digest)?, depth + 1));
+                    // One that is damaged lists nothing until it is here again.
+                    left.extend(self.document(&entry.digest).ok().map(|bytes| (bytes, depth + 1)));
                 }
             }
         }
@@ -152,21 +157,23 @@ impl Images {
         }
     }
 
-    /// A document that is known to be here.
+    /// A document that is known to be here. [`Error::Mismatch`] if it is damaged.
     pub fn document(&self, digest: &Digest) -> Result<Vec<u8>> {
-        self.content.read(digest, DOCUMENT_MAX as u64)
+        let bytes = self.content.read(digest, DOCUMENT_MAX as u64)?;
+        let found = content::digest(&bytes);
+        if found == *digest {
+            return Ok(bytes);
+        }
+        let what = "the document on the disk".to_owned();
+        Err(Error::Mismatch { what, expected: digest.clone(), found })
     }
 
     /// What a name stands for in registries, if that is known and here.
     pub fn standing(&self, name: &Reference) -> Result<Option<Standing>> {
         let document = self.state.transaction(|tx| rows::document_of(tx.sql(), name))?;
         // One that is damaged is told of by a check; meanwhile the name stands for its image.
-        let whole =
-            |digest: &Digest| self.document(digest).ok().filter(|bytes| content::digest(bytes) == *digest);
-        let Some((document, bytes)) = document.and_then(|digest| Some((digest.clone(), whole(&digest)?)))
-        else {
-            return Ok(None);
-        };
+        let found = document.and_then(|digest| Some((self.document(&digest).ok()?, digest)));
+        let Some((bytes, document)) = found else { return Ok(None) };
         let index = match Index::parse(&bytes) {
             Ok(index) if !index.manifests.is_empty() => index,
             _ => {
@@ -192,13 +199,16 @@ impl Images {
             }
             if entry.is_index() {
                 let size: usize = found.within.iter().map(Vec::len).sum();
-                if depth == DEPTH_MAX || size > WITHIN_MAX || !self.content.contains(&entry.digest) {
-                    found.missing += 1;
-                    continue;
+                let fits = depth < DEPTH_MAX && size <= WITHIN_MAX;
+                // One that is damaged is as good as not here.
+                let bytes = self.document(&entry.digest).ok().filter(|_| fits);
+                match bytes.and_then(|bytes| Some((Index::parse(&bytes).ok()?, bytes))) {
+                    Some((index, bytes)) => {
+                        self.look_within(&index, seen, depth + 1, found)?;
+                        found.within.push(bytes);
+                    }
+                    None => found.missing += 1,
                 }
-                let bytes = self.document(&entry.digest)?;
-                self.look_within(&Index::parse(&bytes)?, seen, depth + 1, found)?;
-                found.within.push(bytes);
                 continue;
             }
             match self.with_manifest(&entry.digest)? {
@@ -213,10 +223,7 @@ impl Images {
 
     /// Whether a manifest and all of its blobs are here.
     fn has_manifest(&self, digest: &Digest) -> Result<bool> {
-        if !self.content.contains(digest) {
-            return Ok(false);
-        }
-        let manifest = Manifest::parse(&self.document(digest)?);
+        let manifest = self.document(digest).ok().and_then(|bytes| Manifest::parse(&bytes).ok());
         manifest.map_or(Ok(false), |manifest| self.has_all(&manifest))
     }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use insula_base::{DiffId, Digest};
 use insula_registry::{Content, Credentials, Pushed, Repository, Sent};
-use insula_spec::image::{DOCUMENT_MAX, Descriptor, Index, Manifest, media};
+use insula_spec::image::{Descriptor, Index, Manifest, media};
 use insula_spec::reference::Reference;
-use insula_store::{Image, ImageKind, LayerLease, LayerPlace, Standing, StandingIndex};
+use insula_store::{Image, ImageKind, ImageLease, LayerPlace, Standing, StandingIndex};
 use insula_sys::failpoint::failpoint;
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -41,14 +41,15 @@ pub(super) struct Outgoing {
     pub(super) places: Vec<LayerPlace>,
 }
 
-/// What is pushed of an image. Its layers stay here meanwhile, whoever removes it.
+/// What is pushed of an image or an artifact. Its layers and blobs stay here meanwhile, whoever removes it.
 struct Documents {
+    image: Image,
     /// If there is one whose blobs are here.
     manifest: Option<Vec<u8>>,
     config: Descriptor,
     config_bytes: Bytes,
     layers: Vec<Outgoing>,
-    _lease: LayerLease,
+    _lease: ImageLease,
 }
 
 impl Images {
@@ -120,8 +121,9 @@ impl Images {
             None => None,
         };
         let tag = name.tag().unwrap_or_default();
-        let (digest, size) =
-            Box::pin(self.push_document(name, tag, &image, given, credentials, lines)).await?;
+        let (this, of_image) = (self.clone(), image.clone());
+        let documents = blocking(move || this.documents(of_image, given)).await?;
+        let (digest, size) = Box::pin(self.push_document(name, tag, documents, credentials, lines)).await?;
         lines.status(format!("{tag}: digest: {digest} size: {size}")).await;
         lines.aux(json!({"Tag": tag, "Digest": digest.as_str(), "Size": size})).await;
         self.publish("push", &image.id, &name.familiar());
@@ -137,18 +139,11 @@ impl Images {
         credentials: &Credentials,
         lines: &Lines,
     ) -> Result<()> {
-        for (manifest, id) in index.here {
-            let part = self.resolve(id.as_str())?;
-            let document = self.store.content().read(&manifest, DOCUMENT_MAX as u64)?;
-            let (found, _) = Box::pin(self.push_document(
-                name,
-                manifest.as_str(),
-                &part,
-                Some(document),
-                credentials,
-                lines,
-            ))
-            .await?;
+        let (this, here) = (self.clone(), index.here);
+        for (manifest, documents) in blocking(move || this.parts(here)).await? {
+            let as_what = manifest.as_str();
+            let (found, _) =
+                Box::pin(self.push_document(name, as_what, documents, credentials, lines)).await?;
             if found != manifest {
                 return Err(Error::Internal(format!("{manifest} would be pushed as {found}")));
             }
@@ -168,20 +163,16 @@ impl Images {
         Ok(())
     }
 
-    /// Pushes a manifest with its blobs as a tag or by its digest: the one that is given, whose blobs are here, or
-    /// the image's own. Its digest and size.
+    /// Pushes a manifest with its blobs as a tag or by its digest, which is returned with its size.
     async fn push_document(
         &self,
         name: &Reference,
         as_what: &str,
-        image: &Image,
-        given: Option<Vec<u8>>,
+        documents: Documents,
         credentials: &Credentials,
         lines: &Lines,
     ) -> Result<(Digest, usize)> {
-        let (this, of_image) = (self.clone(), image.clone());
-        let Documents { manifest, config, config_bytes, layers, _lease } =
-            blocking(move || this.documents(&of_image, given)).await?;
+        let Documents { image, manifest, config, config_bytes, layers, _lease } = documents;
         let target = self.registries.target(name, credentials)?.reading(&nearby(name, &layers));
         let blobs = Box::pin(self.push_layers(name, &target, layers, lines)).await?;
         failpoint("push.layers");
@@ -205,22 +196,32 @@ impl Images {
                 .await;
         }
         let size = document.len();
-        self.remember(name, image, document, &blobs).await?;
+        self.remember(name, &image, document, &blobs).await?;
         Ok((stored.digest, size))
     }
 
-    /// What is pushed of an image.
-    fn documents(&self, image: &Image, given: Option<Vec<u8>>) -> Result<Documents> {
+    /// What is pushed of these manifests and their images, by the digests of the manifests. All of it stays from before
+    /// the first upload: an index is no use without a part.
+    fn parts(&self, here: Vec<(Digest, Digest)>) -> Result<Vec<(Digest, Documents)>> {
+        let part = |(manifest, id): (Digest, Digest)| {
+            let document = self.store.images().document(&manifest)?;
+            Ok((manifest, self.documents(self.resolve(id.as_str())?, Some(document))?))
+        };
+        here.into_iter().map(part).collect()
+    }
+
+    /// What is pushed of an image: a manifest that is given, whose blobs are here, or its own.
+    fn documents(&self, image: Image, given: Option<Vec<u8>>) -> Result<Documents> {
         let images = self.store.images();
-        let lease = images.lease_image(image)?;
-        let (manifest, layers) = self.outgoing(image, given)?;
+        let lease = images.lease_image(&image)?;
+        let (manifest, layers) = self.outgoing(&image, given)?;
         let mut config = match &manifest {
             Some(bytes) => Manifest::parse(bytes).map_err(insula_store::Error::from)?.config,
             None => configuration(&image.id),
         };
-        let config_bytes = Bytes::from(self.store.content().read(&config.digest, DOCUMENT_MAX as u64)?);
+        let config_bytes = Bytes::from(images.document(&config.digest)?);
         config.size = config_bytes.len() as u64;
-        Ok(Documents { manifest, config, config_bytes, layers, _lease: lease })
+        Ok(Documents { image, manifest, config, config_bytes, layers, _lease: lease })
     }
 
     /// The manifest to push, if there is one whose blobs are here, and the layers.
@@ -353,7 +354,7 @@ impl Images {
 
 /// Notes by which digest a registry knows an image. One that was removed while it was pushed is pushed all the same.
 fn known_as(images: &insula_store::Images, name: &Reference, document: &[u8], id: &Digest) -> Result<()> {
-    match images.name_document(std::slice::from_ref(name), document, &[], id) {
+    match images.name_document(std::slice::from_ref(name), document, &[], id, &[]) {
         Ok(()) | Err(insula_store::Error::NoImage(_)) => Ok(()),
         Err(error) => Err(error.into()),
     }

@@ -63,8 +63,10 @@ impl Images {
         let tagged = reference.digest().is_none().then(|| reference.clone());
         let (store, digest, newer) = (self.store.clone(), top.digest.clone(), whole.newer);
         let names: Vec<Reference> = tagged.into_iter().chain([by_digest]).collect();
-        blocking(move || Ok(store.images().name_document(&names, &top.bytes, &whole.within, &meant)?))
-            .await?;
+        blocking(move || {
+            Ok(store.images().name_document(&names, &top.bytes, &whole.within, &meant, &whole.kept)?)
+        })
+        .await?;
         Ok(Pulled { digest, newer })
     }
 

@@ -267,8 +267,12 @@ impl Images {
         let (store, names) = (self.store.clone(), names.to_vec());
         blocking(move || {
             let images = store.images();
+            // From here on nothing goes but what somebody asks to be removed: then there is no index.
+            let listed = Index::parse(&bytes).map_err(insula_store::Error::from)?.manifests;
+            let listed = listed.into_iter().filter(|entry| !entry.is_index()).map(|entry| entry.digest);
+            let kept = images.keep_manifests(listed.collect());
             let id = meant(images, &bytes, 0)?;
-            images.name_document(&names, &bytes, &[], &id)?;
+            images.name_document(&names, &bytes, &[], &id, &[kept])?;
             Ok(id)
         })
         .await

@@ -39,6 +39,52 @@ fn an_image_has_the_layers_that_its_configuration_names() {
 }
 
 #[test]
+fn an_image_that_was_removed_meanwhile_gets_no_layers() {
+    need_root!();
+    let (_folder, store) = store();
+    load(&store, &docker_archive("app", &[&tar(&[("one", b"1")])])).unwrap();
+    let id = store.images().resolve("app").unwrap().id;
+    let held = || store.state().transaction(|tx| rows::layers_of(tx.sql(), &id)).unwrap().len();
+    store.state().transaction(|tx| rows::remove_image(tx.sql(), &id)).unwrap();
+    let forget = "DELETE FROM image_layers";
+    store.state().transaction(|tx| tx.sql().execute("forget layers", forget, ())).unwrap();
+    assert!(!store.images().restore_image(&id).unwrap());
+    assert_eq!(held(), 0);
+}
+
+#[test]
+fn an_image_whose_manifest_is_damaged_leaves_with_one_that_is_made_here() {
+    need_root!();
+    let (_folder, one) = store();
+    let mut layout = index::Layout::default();
+    let layer = tar(&[("one", b"1")]);
+    let (single, artifact) = (layout.image(&layer, builtin::architecture()), layout.artifact(b"parts"));
+    let tops = [index::named(single, "r.test/app:1"), index::named(artifact, "r.test/parts:1")];
+    load(&one, &layout.archive(&tops, true)).unwrap();
+    let image = one.images().resolve("r.test/app:1").unwrap();
+    let manifest = one.content().path(image.manifest.as_ref().unwrap());
+    let whole = std::fs::read_to_string(&manifest).unwrap();
+    // One that cannot be read, and one that says something else.
+    for damaged in ["{".to_owned(), whole.replacen('{', "{\"annotations\": {\"said\": \"by nobody\"}, ", 1)] {
+        std::fs::write(&manifest, damaged).unwrap();
+        let made = one.images().manifest(&image).unwrap();
+        let parsed = insula_spec::image::Manifest::parse(&made).unwrap();
+        assert!(parsed.annotations.is_empty(), "{parsed:?}");
+        let layers: Vec<_> = parsed.layers.iter().map(|layer| &layer.digest).collect();
+        assert_eq!((&parsed.config.digest, layers), (&image.id, vec![&image.layers[0].diff_id.0]));
+        let (_folder, two) = store();
+        load(&two, &saved(&one, &["r.test/app:1"])).unwrap();
+        assert_eq!(two.images().resolve("r.test/app:1").unwrap().id, image.id);
+    }
+    // An artifact is what its manifest says.
+    let artifact = one.images().resolve("r.test/parts:1").unwrap();
+    let path = one.content().path(&artifact.id);
+    let whole = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, whole.replacen("x/parts", "x/other", 1)).unwrap();
+    assert!(matches!(one.images().manifest(&artifact), Err(Error::Mismatch { .. })));
+}
+
+#[test]
 fn a_damaged_document_comes_again_with_its_image_or_goes_with_it() {
     need_root!();
     let (_folder, store) = store();

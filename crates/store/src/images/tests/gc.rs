@@ -1,5 +1,6 @@
 //! Whatever comes, goes and is killed in between: no image lacks a layer, and nothing is left that no image has.
 
+use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -267,6 +268,63 @@ fn what_is_pruned_is_as_it_was_seen() {
     assert_eq!(images.prune(&seen).unwrap(), [], "what is gone is gone");
     let left = images.list().unwrap().into_iter().filter(|image| image.kind == ImageKind::Stored);
     assert_eq!(left.count(), 1);
+}
+
+/// The manifests that the index lists which a name stands for.
+fn parts_of(store: &Store, name: &str) -> Vec<Digest> {
+    let document = store.state().transaction(|tx| rows::document_of(tx.sql(), &name.parse().unwrap()));
+    let mut parts = HashSet::new();
+    store.images().listed(&document.unwrap().unwrap(), &mut parts);
+    assert!(parts.len() > 1);
+    parts.into_iter().collect()
+}
+
+#[test]
+fn nobody_removes_a_part_of_what_comes() {
+    need_root!();
+    let (_folder, store) = store();
+    let images = store.images();
+    let here = |part: &Digest| images.with_manifest(part).unwrap().is_some();
+    // With the last name of another index that lists it.
+    load(&store, &archive(LOADED - 1)).unwrap();
+    let parts = parts_of(&store, "app:6");
+    let lease = images.keep_manifests(parts.clone());
+    images.remove("app:6", Force::No, &|_| false).unwrap();
+    assert!(parts.iter().all(here));
+    // It gets its name, unless somebody asks for a part to be removed.
+    let (listed, id) =
+        (images.document(&parts[0]).unwrap(), images.with_manifest(&parts[0]).unwrap().unwrap());
+    let (name, kept) = ("app:part".parse().unwrap(), [lease]);
+    let named = || images.name_document(std::slice::from_ref(&name), &listed, &[], &id, &kept);
+    named().unwrap();
+    images.remove("app:part", Force::No, &|_| false).unwrap();
+    let other = images.with_manifest(&parts[1]).unwrap().unwrap();
+    images.remove(other.as_str(), Force::Yes, &|_| false).unwrap();
+    assert!(matches!(named(), Err(Error::NoImage(_))));
+    assert!(images.resolve("app:part").is_err());
+    drop(kept);
+    prune(&store);
+    assert!(!parts.iter().any(here));
+    // With what is said of it, when its name moves; and with the last tag of its repository.
+    for remove in [false, true] {
+        load(&store, &archive(0)).unwrap();
+        attest(&store, "app:0", &mut Random(7));
+        let parts = parts_of(&store, SAID);
+        let lease = images.keep_manifests(parts.clone());
+        if remove {
+            images.remove(SAID, Force::No, &|_| false).unwrap();
+        } else {
+            images.tag("app:0", &SAID.parse().unwrap()).unwrap();
+        }
+        assert!(parts.iter().all(here), "{remove}");
+        drop(lease);
+        images.remove("app:0", Force::Yes, &|_| false).unwrap();
+        drop(images.remove(SAID, Force::Yes, &|_| false));
+        prune(&store);
+        assert!(!parts.iter().any(here), "{remove}");
+    }
+    images.sweep().unwrap();
+    assert_empty(&store);
 }
 
 /// Not a test of its own: works until it is killed.

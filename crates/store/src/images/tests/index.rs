@@ -166,7 +166,7 @@ fn indexes_within_an_index_come_leave_and_go_with_it() {
         assert_eq!(stands_for(&two, "r.test/other:1"), (digest(&outer), 0));
         let bytes = two.images().document(&digest(&inner)).unwrap();
         let id = two.images().resolve("r.test/other:1").unwrap().id;
-        two.images().name_document(&["r.test/inner:1".parse().unwrap()], &bytes, &[], &id).unwrap();
+        two.images().name_document(&["r.test/inner:1".parse().unwrap()], &bytes, &[], &id, &[]).unwrap();
         two.images().remove("r.test/other:1", Force::No, &|_| false).unwrap();
         assert_eq!(stands_for(&two, "r.test/inner:1"), (digest(&inner), 0));
         two.images().remove("r.test/inner:1", Force::No, &|_| false).unwrap();
@@ -311,4 +311,40 @@ fn attestations_of_others_go_with_their_index() {
     );
     store.images().wait_synced();
     assert!(!store.content().contains(&digest(&said)));
+}
+
+#[test]
+fn an_index_that_is_removed_meanwhile_is_saved_to_its_end() {
+    need_root!();
+    let (_folder, one) = store();
+    let mut layout = Layout::default();
+    let [abroad, home] = both(&mut layout);
+    let parts = [abroad, home, layout.artifact(&[3; 1 << 20]), layout.artifact(b"text")];
+    let index = layout.index(&parts);
+    load(&one, &layout.archive(&[named(index.clone(), NAME)], true)).unwrap();
+    let mut removing = Removing { store: &one, name: NAME, out: Vec::new() };
+    one.images().save(&[NAME.to_owned()], IndexParts::All, &mut removing).unwrap();
+    let (_folder, two) = store();
+    load(&two, &removing.out).unwrap();
+    assert_eq!(stands_for(&two, NAME), (digest(&index), 0));
+    // And then it is gone, with what was kept of its artifacts.
+    one.images().sweep().unwrap();
+    assert_empty(&one);
+}
+
+#[test]
+fn an_index_within_that_is_damaged_is_not_here() {
+    need_root!();
+    let (_folder, store) = store();
+    let mut layout = Layout::default();
+    let [outer, inner, _] = nested(&mut layout);
+    load(&store, &layout.archive(&[named(outer.clone(), NAME)], false)).unwrap();
+    for damaged in ["{", "{\"schemaVersion\": 2, \"manifests\": []}"] {
+        std::fs::write(store.content().path(&digest(&inner)), damaged).unwrap();
+        assert_eq!(stands_for(&store, NAME), (digest(&outer), 1), "{damaged}");
+        // Of what is not whole the image alone leaves.
+        let (_folder, two) = self::store();
+        load(&two, &saved(&store, &[NAME])).unwrap();
+        assert!(two.images().resolve(NAME).is_ok());
+    }
 }
