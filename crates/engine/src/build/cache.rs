@@ -107,6 +107,9 @@ struct Document {
     size: u64,
     /// The boot of the host in which it was written; empty when it is on the disk.
     unsynced: String,
+    /// Tells one making of what it names from the next, which is not on the disk when the one before is.
+    #[serde(default)]
+    making: String,
     /// It is no step's, but a folder that commands keep files in.
     #[serde(default)]
     folder: bool,
@@ -194,10 +197,14 @@ impl Building {
         let Document { created, text, .. } = document;
         let used = jiff::Timestamp::now().to_string();
         // One that was pruned meanwhile is used all the same: the lease has its layers.
-        change_record(store, &key.0, |document| {
+        let noted = change_record(store, &key.0, |document| {
             document.used = used;
             document.uses += 1;
-        })?;
+        });
+        if let Err(error) = noted {
+            // It is only pruned earlier.
+            tracing::warn!(error = chain(&error), "a use of the build cache was not noted");
+        }
         locked(&self.keys).push(key.0.clone());
         self.record_step(key, &stage.layers, &layers, &created, &text);
         Ok(Some(Made { layers, created, cached: true, lease }))
@@ -220,6 +227,7 @@ impl Building {
             uses: 0,
             size: 0,
             unsynced: self.engine.0.boot.clone(),
+            making: insula_base::random_hex(8),
             folder: false,
             context: false,
         };
@@ -267,6 +275,7 @@ impl Engine {
                 uses: 0,
                 size: 0,
                 unsynced: String::new(),
+                making: String::new(),
                 folder: true,
                 context: kind == Kind::Context,
             });
@@ -279,17 +288,25 @@ impl Engine {
     }
 }
 
-/// Notes that what a record names is on the disk, or how large its folder is by now.
-fn settle(store: &Store, key: &str) -> Result<()> {
+fn read(store: &Store, key: &str) -> Result<Option<Document>> {
     let record = store.state().records(Collection::BuildCache).get(key)?;
-    let document = record.and_then(|record| serde_json::from_slice::<Document>(&record.doc).ok());
-    let size = match document {
-        Some(document) if document.folder => Some(store.cache_size(key)?),
-        _ => None,
-    };
-    change_record(store, key, |document| match size {
-        Some(size) => document.size = size,
-        None => document.unsynced.clear(),
+    Ok(record.and_then(|record| serde_json::from_slice(&record.doc).ok()))
+}
+
+/// Brings what records name to the disk with `flush`, and notes that it is there, or how large their folders are by
+/// now.
+fn settle(store: &Store, keys: &[String], flush: impl FnOnce() -> Result<()>) -> Result<()> {
+    let known = |key: &String| Ok(read(store, key)?.map(|document| (key.clone(), document)));
+    let known = keys.iter().map(known).collect::<Result<Vec<_>>>()?;
+    flush()?;
+    known.into_iter().flatten().try_for_each(|(key, known)| {
+        let size = known.folder.then(|| store.cache_size(&key)).transpose()?;
+        change_record(store, &key, |document| match size {
+            Some(size) => document.size = size,
+            // One that was pruned meanwhile and made again is not on the disk yet.
+            None if document.making == known.making => document.unsynced.clear(),
+            None => {}
+        })
     })
 }
 
@@ -394,12 +411,50 @@ impl Engine {
             let settled = blocking(move || {
                 let largest = PruneRequest { keep: BYTES_MAX, ..PruneRequest::default() };
                 engine.drop_records(RECORDS_MAX, &largest)?;
-                engine.store().images().flush()?;
-                keys.iter().try_for_each(|key| settle(engine.store(), key))
+                let store = engine.store();
+                settle(store, &keys, || Ok(store.images().flush()?))
             });
             if let Err(error) = settled.await {
                 tracing::warn!(error = chain(&error), "the build cache was not flushed");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_made_again_while_the_disk_is_waited_for_is_not_on_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let write = |key: &str, making: &str| {
+            let document = Document {
+                text: String::new(),
+                // As with SOURCE_DATE_EPOCH.
+                created: "1970-01-01T00:00:00Z".to_owned(),
+                used: String::new(),
+                uses: 0,
+                size: 0,
+                unsynced: "boot".to_owned(),
+                making: making.to_owned(),
+                folder: false,
+                context: false,
+            };
+            store.state().records(Collection::BuildCache).remove(key).unwrap();
+            let record = written(&Key(key.to_owned()), &document).unwrap();
+            store.state().records(Collection::BuildCache).insert(&record).unwrap();
+        };
+        let keys = ["stays", "again", "gone"].map(str::to_owned);
+        keys.iter().for_each(|key| write(key, "first"));
+        let meanwhile = || {
+            write("again", "second");
+            store.state().records(Collection::BuildCache).remove("gone")?;
+            Ok(())
+        };
+        settle(&store, &keys, meanwhile).unwrap();
+        let unsynced = keys.map(|key| read(&store, &key).unwrap().map(|document| document.unsynced));
+        assert_eq!(unsynced, [Some(String::new()), Some("boot".to_owned()), None]);
     }
 }
