@@ -91,7 +91,7 @@ async fn repair(engine: &Engine, part: &Part, having: &[(Digest, Vec<Reference>)
             Ok(format!("fetched from {from}"))
         }
         Part::Image(id) => {
-            // A container of it keeps the layers that it has.
+            // A running container has those mounted that the image has now, and nothing would hold them any more.
             unused(engine, having)?;
             let (store, id) = (images.store().clone(), id.clone());
             match blocking(move || Ok(store.images().restore_image(&id)?)).await? {
