@@ -104,6 +104,8 @@ check create '' sh -c 'insula-runtime --systemd-cgroup create one </dev/null >sa
 check start '' insula-runtime start one
 check state active has box-one.scope ActiveState
 check slice a-b.slice has box-one.scope Slice
+# Kubernetes asks for it, and systemd has its own opinion.
+check dies-together 1 cat $group/memory.oom.group
 check annotated 7s has box-one.scope TimeoutStopUSec
 check stands '33554432 16777216 12345 100000 1 0' limits
 check told 33554432 has box-one.scope MemoryMax
@@ -114,6 +116,10 @@ check after-a-reload '33554432 16777216 13000 100000 1 0' limits
 check update '' insula-runtime update --pids-limit 44 one
 check updated '33554432 16777216 13000 100000 44 0' limits
 check told-of-it 44 has box-one.scope TasksMax
+echo 1 >$group/memory.oom.group
+check idle '' sh -c 'echo "{\"cpu\": {\"idle\": 1}}" | insula-runtime update --resources - one'
+check idles '1 1' sh -c "echo \$(cat $group/cpu.idle $group/memory.oom.group)"
+check told-idle idle has box-one.scope CPUWeight
 check own-group 0::/ insula-runtime exec one cat /proc/self/cgroup
 check devices "sh: can't open /dev/mem: Operation not permitted" insula-runtime exec --cap CAP_MKNOD one sh -c 'busybox mknod /dev/mem c 1 1; : </dev/mem'
 check killed '' insula-runtime kill one KILL
@@ -148,7 +154,7 @@ mkdir -p /etc/systemd/system /b/rootfs/bin && cp /bin/busybox /b/rootfs/bin/busy
 for name in sh cat sleep true; do ln -s busybox /b/rootfs/bin/$name; done
 insula-runtime spec --bundle /b
 sed -i 's/"terminal": true/"terminal": false/; s|^ *"sh"$|"sleep","900"|' /b/config.json
-sed -i 's|"resources": {|"resources": { "pids": {"limit": 1}, "memory": {"limit": 33554432}, "unified": {"memory.high": "16777216"},|' /b/config.json
+sed -i 's|"resources": {|"resources": { "pids": {"limit": 1}, "memory": {"limit": 33554432}, "unified": {"memory.high": "16777216", "memory.oom.group": "1"},|' /b/config.json
 sed -i 's|"linux": {|"linux": { "cgroupsPath": "a-b.slice:box:one",|; s|"pids": {"limit": 1},|"pids": {"limit": 1}, "cpu": {"quota": 12345, "period": 100000, "cpus": "0"},|' /b/config.json
 sed -i 's|"hostname": "insula",|"hostname": "insula", "annotations": {"org.systemd.property.TimeoutStopSec": "7"},|; /"annotations": {}/d' /b/config.json
 printf '[Unit]\nDefaultDependencies=no\nWants=checks.service\n' >/etc/systemd/system/default.target

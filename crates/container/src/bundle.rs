@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use insula_host::cgroup::Entry;
+use insula_host::netlink::Carried;
 use insula_spec::bundle::{BundlePlan, RootPropagation, State};
 use insula_spec::plan::{ContainerPlan, UserNamespace};
 
@@ -34,6 +35,8 @@ pub struct Standing {
     pub streams: Streams,
     /// For the user.
     pub warnings: Vec<String>,
+    /// They go back before the init ends.
+    interfaces: Vec<Carried>,
     guard: Guard,
     channel: Channel,
 }
@@ -42,7 +45,9 @@ impl Standing {
     /// From now on it stands by itself; returns the init, a child of the caller until that ends.
     pub fn park(self) -> Result<OwnedFd> {
         self.channel.order(&Order::Park)?;
-        Ok(self.guard.disarm()?.pidfd)
+        let init = self.guard.disarm()?;
+        self.interfaces.into_iter().for_each(Carried::stay);
+        Ok(init.pidfd)
     }
 }
 
@@ -105,13 +110,13 @@ pub fn create_bundle(build: &BundleBuild<'_>) -> Result<Standing> {
     drop((inside, ends));
     let guard = Guard(Some(cloned));
     let pid = guard.init()?.pid;
-    let mut warnings = prepare(plan, bundle, pid, &outside, &confinement)?;
+    let (mut warnings, interfaces) = prepare(plan, bundle, pid, &outside, &confinement)?;
     warnings.extend(confinement.warnings);
     let Report::Mounted = outside.await_report()? else { return Err(Error::Lost) };
     hooks::run_all("createRuntime", &bundle.hooks.create_runtime, &State { pid, ..build.state.clone() })?;
     outside.order(&Order::Known { pid })?;
     let streams = listen_to(&outside, streams)?;
-    Ok(Standing { pid, streams, warnings, guard, channel: outside })
+    Ok(Standing { pid, streams, warnings, interfaces, guard, channel: outside })
 }
 
 fn listen_to(channel: &Channel, mut streams: Option<Streams>) -> Result<Streams> {
@@ -131,7 +136,7 @@ fn prepare(
     pid: i32,
     channel: &Channel,
     confinement: &Confinement,
-) -> Result<Vec<String>> {
+) -> Result<(Vec<String>, Vec<Carried>)> {
     if let UserNamespace::Private { .. } = plan.namespaces.user {
         idmap::map_as(pid, &bundle.uid_mappings, &bundle.gid_mappings)?;
     }
@@ -140,20 +145,19 @@ fn prepare(
         UserNamespace::Host => None,
         UserNamespace::Private { .. } | UserNamespace::Path { .. } => Some(idmap::namespace_of(pid)?),
     };
-    if !bundle.interfaces.is_empty() {
-        let network = network_of(pid)?;
-        for (name, new) in &bundle.interfaces {
-            insula_host::netlink::carry(name, new, network.as_fd())?;
-        }
-    }
     let root = root(plan, bundle)?;
     let devices = devices::build(plan)?;
     let sources = sources::prepare_bundle(&bundle.mounts, namespace.as_ref().map(AsFd::as_fd))?;
+    // Last of all: whatever goes wrong from here on takes them back.
+    let interfaces = match bundle.interfaces.as_slice() {
+        [] => Vec::new(),
+        names => insula_host::netlink::carry(names, network_of(pid)?.as_fd())?,
+    };
     channel.order(&Order::Build { start: false })?;
     let gift: Vec<BorrowedFd<'_>> =
         [root.as_fd(), devices.as_fd()].into_iter().chain(sources.iter().map(AsFd::as_fd)).collect();
     channel.give(&gift)?;
-    Ok(warnings)
+    Ok((warnings, interfaces))
 }
 
 /// The bundle's folder with all that is mounted below it. What is mounted inside reaches the host only where

@@ -119,7 +119,7 @@ fn in_scope(
     let path = scope.path.clone();
     record.plan.cgroup.path.clone_from(&path);
     let purpose = if is_rare(&record) { Purpose::UnitEverywhere } else { Purpose::Unit };
-    let mut warnings = Vec::new();
+    let mut warnings = std::mem::take(&mut scope.warnings);
     let made = folder.write(&record).and_then(|()| {
         let group = match unit.whose {
             Whose::System => Group::create(&layout, &path, purpose)?,

@@ -97,8 +97,7 @@ pub fn kill(root: &Path, id: &str, signal: i32, all: bool) -> Result<()> {
         record.group()?.kill()?;
     }
     if signal == SIGKILL && status == Status::Paused {
-        // Version 1 lets nobody die who is stopped.
-        record.group()?.freeze(false)?;
+        record.group()?.let_die()?;
     }
     Ok(())
 }
@@ -197,9 +196,13 @@ pub fn update(root: &Path, id: &str, resources: &Resources) -> Result<Vec<String
         return Err(Error::NotRunning);
     }
     let group = record.group()?;
-    let warnings = group.limit(&limits)?;
-    if let Some(unit) = &record.unit {
-        unit.hold(&group)?;
+    // Before anything is changed: without systemd nothing would stay so.
+    let held = record.unit.as_ref().map(Unit::connect).transpose()?;
+    let mut warnings = group.limit(&limits)?;
+    if let Some(mut held) = held
+        && let Err(error) = held.hold(&group)
+    {
+        warnings.push(format!("until systemd is loaded anew: {}", insula_base::chain(&error)));
     }
     Ok(warnings)
 }

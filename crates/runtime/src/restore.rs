@@ -23,6 +23,7 @@ use crate::groups::{self, Grouping, Wanted};
 use crate::life::signal_all;
 use crate::store::{Folder, Record, start_time};
 
+const SIGKILL: i32 = 9;
 const SIGCONT: i32 = 18;
 
 /// What to make, and of what.
@@ -91,7 +92,11 @@ impl Restore<'_> {
             // All of it, not the first process alone, which others may outlive. It may have ended; the first error is
             // the one to report.
             let _ = self.group.kill();
-            let _ = (record.pid > 0).then(|| process::wait_for(record.pid).map(drop));
+            if record.pid > 0 {
+                // Where there is no group that has held nobody.
+                let _ = process::kill(record.pid, SIGKILL);
+                let _ = process::wait_for(record.pid);
+            }
             let _ = rdt.map(|(resctrl, rdt)| resctrl.leave(&rdt));
         }
         stood.map(|()| Vec::new())

@@ -21,9 +21,9 @@ pub struct Unit {
 }
 
 impl Unit {
-    /// Has systemd know of limits as they stand; what it writes on its way is put right again.
-    pub(crate) fn hold(&self, group: &Group) -> Result<()> {
-        hold(&mut Manager::connect(self.whose)?, &self.name, group)
+    /// The systemd that has it.
+    pub(crate) fn connect(&self) -> Result<Held<'_>> {
+        Ok(Held { manager: Manager::connect(self.whose)?, unit: &self.name })
     }
 
     /// Ends what is left of it.
@@ -32,10 +32,26 @@ impl Unit {
     }
 }
 
+/// A unit and the connection to who has it.
+pub(crate) struct Held<'a> {
+    manager: Manager,
+    unit: &'a str,
+}
+
+impl Held<'_> {
+    /// Has systemd know of limits as they stand.
+    pub(crate) fn hold(&mut self, group: &Group) -> Result<()> {
+        hold(&mut self.manager, self.unit, group)
+    }
+}
+
+/// What systemd writes on its way, which is all that it knows of the group, is put right again.
 fn hold(manager: &mut Manager, unit: &str, group: &Group) -> Result<()> {
     let standing = group.standing()?;
-    manager.set(unit, &systemd::properties(&standing))?;
-    Ok(group.restore(&standing)?)
+    let told = manager.limit(unit, systemd::properties(&standing));
+    // It may have written before it refused.
+    group.restore(&standing)?;
+    Ok(told?)
 }
 
 /// A scope that stands because somebody is in it: systemd makes none that is empty, and takes away what has become
@@ -49,13 +65,16 @@ pub(crate) struct Scope {
     pub(crate) path: String,
     /// Of processes, of which the holder is one.
     limit: Option<u64>,
+    /// For the user.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Scope {
     pub(crate) fn start(plan: &UnitPlan, unit: &Unit, id: &str, devices: Devices<'_>) -> Result<Self> {
         let mut manager = Manager::connect(unit.whose)?;
         let holder = Holder::wait()?;
-        manager.start(&plan.name, &properties(plan, id, holder.pid, devices))?;
+        let (properties, warnings) = properties(plan, id, holder.pid, devices);
+        manager.start(&plan.name, &properties)?;
         let path = cgroup::place(holder.pid, &plan.name)?.ok_or_else(|| {
             let text = format!("systemd has made {} where this process sees no control groups", plan.name);
             Error::Unsupported(text)
@@ -63,7 +82,7 @@ impl Scope {
         if unit.whose == Whose::User {
             reachable(&path)?;
         }
-        Ok(Self { manager, unit: plan.name.clone(), holder, path, limit: None })
+        Ok(Self { manager, unit: plan.name.clone(), holder, path, limit: None, warnings })
     }
 
     /// The limits of its group stand.
@@ -122,7 +141,14 @@ pub(crate) fn layout(unit: Option<&Unit>) -> Result<Layout> {
 /// What may be used, where systemd has to know: in version 1 it allows everything again whenever it is loaded anew.
 pub(crate) type Devices<'a> = Option<&'a [DeviceRule]>;
 
-fn properties(plan: &UnitPlan, id: &str, pid: i32, devices: Devices<'_>) -> Vec<(String, UnitValue)> {
+/// What systemd is to know, and for the user what it cannot.
+fn properties(
+    plan: &UnitPlan,
+    id: &str,
+    pid: i32,
+    devices: Devices<'_>,
+) -> (Vec<(String, UnitValue)>, Vec<String>) {
+    let mut warnings = Vec::new();
     let text = |text: &str| UnitValue::Text(text.to_owned());
     let own = [
         ("Description", text(&format!("insula container {id}"))),
@@ -138,18 +164,23 @@ fn properties(plan: &UnitPlan, id: &str, pid: i32, devices: Devices<'_>) -> Vec<
     let mut all: Vec<(String, UnitValue)> = own.map(|(name, value)| (name.to_owned(), value)).into();
     if let Some(rules) = devices {
         let majors = std::fs::read_to_string("/proc/devices").unwrap_or_default();
-        let allowed = rules.iter().flat_map(|rule| allowances(rule, &majors)).collect();
+        let mut unknown = Vec::new();
+        let allowed = rules.iter().flat_map(|rule| allowances(rule, &majors, &mut unknown)).collect();
+        warnings.extend(unknown.iter().map(|rule| {
+            format!("systemd has no word for the devices {rule}: they are refused once it is loaded anew")
+        }));
         all.push(("DevicePolicy".to_owned(), text("strict")));
         all.push(("DeviceAllow".to_owned(), UnitValue::Pairs(allowed)));
     }
     // What the annotations say comes last, and wins.
     all.retain(|(name, _)| plan.properties.iter().all(|(said, _)| said != name));
     all.extend(plan.properties.iter().cloned());
-    all
+    (all, warnings)
 }
 
-/// A rule as systemd.resource-control(5) has it: a node by its numbers, or all of a driver by its name.
-fn allowances(rule: &DeviceRule, majors: &str) -> Vec<(String, String)> {
+/// A rule as systemd.resource-control(5) has it: a node by its numbers, all of a driver by its name, or all there are.
+/// What it has no words for is added to `unknown`.
+fn allowances(rule: &DeviceRule, majors: &str, unknown: &mut Vec<String>) -> Vec<(String, String)> {
     let kinds: &[&str] = match rule.kind {
         DeviceKind::Char => &["char"],
         DeviceKind::Block => &["block"],
@@ -162,12 +193,24 @@ fn allowances(rule: &DeviceRule, majors: &str) -> Vec<(String, String)> {
     if access.is_empty() {
         return Vec::new();
     }
-    let named = |kind: &str| match (rule.major, rule.minor) {
-        (Some(major), Some(minor)) => Some(format!("/dev/{kind}/{major}:{minor}")),
-        (Some(major), None) => driver(kind, major, majors).map(|name| format!("{kind}-{name}")),
-        _ => Some(format!("{kind}-*")),
-    };
-    kinds.iter().filter_map(|kind| named(kind)).map(|name| (name, access.clone())).collect()
+    let mut all = Vec::new();
+    for kind in kinds {
+        let name = match (rule.major, rule.minor) {
+            (Some(major), Some(minor)) => Some(format!("/dev/{kind}/{major}:{minor}")),
+            (Some(major), None) => driver(kind, major, majors).map(|name| format!("{kind}-{name}")),
+            (None, None) => Some(format!("{kind}-*")),
+            (None, Some(_)) => None,
+        };
+        match name {
+            Some(name) => all.push((name, access.clone())),
+            None => unknown.push(format!("{kind} {}:{}", number(rule.major), number(rule.minor))),
+        }
+    }
+    all
+}
+
+fn number(number: Option<u32>) -> String {
+    number.map_or_else(|| "*".to_owned(), |number| number.to_string())
 }
 
 /// The driver with this number: proc(5), `/proc/devices`.
@@ -240,7 +283,8 @@ mod tests {
             write: false,
             mknod,
         };
-        let one = |rule: DeviceRule| allowances(&rule, majors);
+        let mut unknown = Vec::new();
+        let mut one = |rule: DeviceRule| allowances(&rule, majors, &mut unknown);
         let is = |list: &[(&str, &str)]| -> Vec<(String, String)> {
             list.iter().map(|(name, access)| ((*name).to_owned(), (*access).to_owned())).collect()
         };
@@ -249,6 +293,9 @@ mod tests {
         assert_eq!(one(rule(DeviceKind::Block, Some(8), None, true)), is(&[("block-sd", "m")]));
         assert_eq!(one(rule(DeviceKind::Block, Some(9), None, true)), is(&[]));
         assert_eq!(one(rule(DeviceKind::Any, None, None, true)), is(&[("char-*", "m"), ("block-*", "m")]));
+        // A number of each driver is not all of them.
+        assert_eq!(one(rule(DeviceKind::Char, None, Some(3), false)), is(&[]));
+        assert_eq!(unknown, ["block 9:*", "char *:3"]);
     }
 
     #[test]
@@ -258,7 +305,7 @@ mod tests {
             slice: "a.slice".into(),
             properties: vec![("Delegate".into(), UnitValue::Flag(false))],
         };
-        let found = properties(&plan, "x", 7, None);
+        let (found, _) = properties(&plan, "x", 7, None);
         let delegate: Vec<_> = found.iter().filter(|(name, _)| name == "Delegate").collect();
         assert_eq!(delegate, [&("Delegate".to_owned(), UnitValue::Flag(false))]);
         assert!(found.contains(&("PIDs".to_owned(), UnitValue::Numbers(vec![7]))));

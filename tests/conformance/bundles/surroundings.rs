@@ -94,6 +94,15 @@ fn interfaces_of_the_host_become_the_containers() {
     let mut bundle =
         Bundle::new(&runtime, "busybox ip -o address show dev lan7; busybox ip -o link show dev lan7");
     bundle.config["linux"]["netDevices"] = json!({name: {"name": "lan7"}});
+    // Where nothing comes of the container it is the host's again, as it was.
+    bundle.config["hooks"] = json!({"createRuntime": [{"path": "/bin/false"}]});
+    let (code, _, errors) = bundle.outcome();
+    assert!(code == 1 && errors.contains("createRuntime"), "{errors}");
+    let shown =
+        std::process::Command::new("ip").args(["-o", "address", "show", "dev", name]).output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("inet 192.0.2.7/31"), "{shown}");
+    bundle.config["hooks"] = json!({});
     let (code, output, errors) = bundle.outcome();
     // It ends with the container's network; where it was not moved, here.
     let left = ip(&["link", "delete", name]);

@@ -215,6 +215,11 @@ impl Group {
         Err(Error::Stuck("the processes of the group do not go on: a group above it is frozen"))
     }
 
+    /// Lets those who are stopped die of a signal, which version 1 does not.
+    pub fn let_die(&self) -> Result<()> {
+        if self.v1("freezer").is_some() { self.freeze(false) } else { Ok(()) }
+    }
+
     /// Whether it came true within `limit`.
     fn order_freeze(&self, frozen: bool, limit: Duration) -> Result<bool> {
         if let Some(member) = self.v1("freezer") {

@@ -74,6 +74,8 @@ impl Member {
         match File::from(file).read_to_string(&mut text) {
             // Some files of version 1 cannot be read for a group without the matching device.
             Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => Ok(None),
+            // The group is gone since it was opened.
+            Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(None),
             result => result.map(|_| Some(text)).context("read", self.path.join(name).display()),
         }
     }

@@ -9,25 +9,33 @@ const PROCESSES: &str = "pids.max";
 /// Files that systemd writes, with the controller that they belong to in version 1.
 const FIRST: [(&str, &str); 5] = [
     ("memory", "memory.limit_in_bytes"),
-    ("cpu", "cpu.shares"),
+    ("cpu", SHARES),
     ("cpu", "cpu.cfs_period_us"),
     ("cpu", "cpu.cfs_quota_us"),
     ("pids", PROCESSES),
 ];
-const SECOND: [&str; 12] = [
+/// The idle have no weight of their own: what says so comes before it.
+const SECOND: [&str; 16] = [
     "memory.min",
     "memory.low",
     "memory.high",
     "memory.max",
     "memory.swap.max",
-    "cpu.weight",
-    "cpu.idle",
+    "memory.zswap.max",
+    "memory.zswap.writeback",
+    "memory.oom.group",
+    IDLE,
+    WEIGHT,
     "cpu.max",
     "cpuset.cpus",
     "cpuset.mems",
     "io.weight",
+    "io.bfq.weight",
     PROCESSES,
 ];
+const IDLE: &str = "cpu.idle";
+const WEIGHT: &str = "cpu.weight";
+const SHARES: &str = "cpu.shares";
 
 /// Files of a group and what was in them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,6 +59,11 @@ impl Group {
                 all.0.push((file, text.trim().to_owned()));
             }
         }
+        let first = self.v1("cpu").map(|member| member.read(IDLE)).transpose()?.flatten();
+        if all.of(IDLE) == Some("1") || first.is_some_and(|text| text.trim() == "1") {
+            // What is shown of it cannot be written.
+            all.0.retain(|(file, _)| ![WEIGHT, SHARES].contains(file));
+        }
         Ok(all)
     }
 
@@ -59,7 +72,18 @@ impl Group {
         for (member, file) in self.managed() {
             let Some((_, value)) = standing.0.iter().find(|(name, _)| *name == file) else { continue };
             if member.read(file)?.is_some_and(|now| now.trim() != value) {
-                member.write(file, value)?;
+                // Of those that have a line for each device the kernel takes one at a time.
+                let lines: Vec<String> = value.lines().map(str::to_owned).collect();
+                let lines = if lines.is_empty() {
+                    vec![
+                        "
+"
+                        .to_owned(),
+                    ]
+                } else {
+                    lines
+                };
+                member.write_each(file, &lines)?;
             }
         }
         Ok(())
@@ -109,6 +133,82 @@ fn place_in(text: &str, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroup::layout::{Hierarchy, Layout, Version};
+
+    /// A group of version 2 whose files are plain ones.
+    fn group(files: &[(&str, &str)]) -> (tempfile::TempDir, Group) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("one")).unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join("one").join(name), text).unwrap();
+        }
+        let root = folder.path().to_owned();
+        let layout = Layout { hierarchies: vec![Hierarchy { version: Version::V2, root, limits: true }] };
+        let group = Group::open(&layout, "one").unwrap();
+        (folder, group)
+    }
+
+    #[test]
+    fn what_is_written_over_is_put_right_again() {
+        let files = [
+            (
+                "memory.oom.group",
+                "1
+",
+            ),
+            (
+                "memory.zswap.max",
+                "max
+",
+            ),
+            (
+                "pids.max", "7
+",
+            ),
+        ];
+        let (folder, group) = group(&files);
+        let path = |name: &str| folder.path().join("one").join(name);
+        let standing = group.standing().unwrap();
+        for (name, _) in files {
+            std::fs::write(path(name), "0").unwrap();
+        }
+        group.restore(&standing).unwrap();
+        for (name, text) in files {
+            assert_eq!(std::fs::read_to_string(path(name)).unwrap(), text.trim());
+        }
+    }
+
+    #[test]
+    fn devices_have_a_line_each() {
+        let (folder, group) = group(&[(
+            "io.bfq.weight",
+            "default 500
+8:0 20
+",
+        )]);
+        let standing = group.standing().unwrap();
+        let path = folder.path().join("one/io.bfq.weight");
+        std::fs::write(&path, "").unwrap();
+        group.restore(&standing).unwrap();
+        // A write each: what is a device's replaces nothing in the kernel's file.
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "default 5008:0 20");
+    }
+
+    #[test]
+    fn the_idle_have_no_weight() {
+        let (_folder, group) = group(&[
+            (
+                "cpu.idle", "1
+",
+            ),
+            (
+                "cpu.weight",
+                "0
+",
+            ),
+        ]);
+        assert_eq!(group.standing().unwrap(), Standing(vec![("cpu.idle", "1".to_owned())]));
+    }
 
     #[test]
     fn the_group_of_a_unit_is_found_in_either_version() {

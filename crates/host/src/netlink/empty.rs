@@ -57,7 +57,7 @@ impl EmptyNamespace {
     }
 }
 
-fn here() -> Result<File, Error> {
+pub(super) fn here() -> Result<File, Error> {
     File::open("/proc/thread-self/ns/net")
         .map_err(|source| Error::Socket { call: "open the own network namespace", source })
 }

@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use insula_spec::plan::{InterfacePlan, NetworkChange};
 
 pub use bridge::Bridge;
-pub use carry::carry;
+pub use carry::{Carried, carry};
 pub use empty::EmptyNamespace;
 pub use error::Error;
 pub use forwarding::{

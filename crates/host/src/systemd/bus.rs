@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::error::{Context, Error, Result};
-use super::message::{self, Body, ERROR, FIXED, Item, Message, RETURN, SIGNAL, Target};
+use super::message::{self, Body, ERROR, FIXED, Item, Message, READ, RETURN, SIGNAL, Target};
+use super::units::MANAGER;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -41,12 +42,22 @@ impl Address {
     }
 }
 
+/// Who speaks at the other end.
+#[derive(Debug)]
+enum Peers {
+    /// systemd alone.
+    One,
+    /// Whoever is on the bus, which tells them apart by unique names; that of systemd as soon as it has answered.
+    Many { systemd: Option<String> },
+}
+
 /// A connection that was made.
 #[derive(Debug)]
 pub(super) struct Bus {
     stream: BufReader<UnixStream>,
     serial: u32,
     deadline: Instant,
+    peers: Peers,
     /// Jobs that have ended meanwhile, and how.
     ends: Vec<(String, String)>,
 }
@@ -57,17 +68,36 @@ impl Bus {
         let stream = UnixStream::connect(path).context("connect", path.display())?;
         stream.set_write_timeout(Some(PATIENCE)).context("setsockopt", path.display())?;
         let deadline = Instant::now() + PATIENCE;
-        let mut bus = Self { stream: BufReader::new(stream), serial: 0, deadline, ends: Vec::new() };
+        let is_bus = matches!(address, Address::Bus(_));
+        let peers = if is_bus { Peers::Many { systemd: None } } else { Peers::One };
+        let mut bus = Self { stream: BufReader::new(stream), serial: 0, deadline, peers, ends: Vec::new() };
         bus.authenticate()?;
-        if matches!(address, Address::Bus(_)) {
+        if is_bus {
             bus.call(BUS, "Hello", &Body::default())?;
         }
         Ok(bus)
     }
 
-    /// Has the bus tell of signals that this rule describes.
-    pub(super) fn watch(&mut self, rule: &str) -> Result<()> {
-        self.call(BUS, "AddMatch", &Body::default().text(rule)).map(drop)
+    /// Has the bus tell of signals of systemd's that this rule describes. `asked` is a first call of systemd, whose
+    /// answer says who on the bus it is.
+    pub(super) fn watch(&mut self, rule: &str, target: Target, asked: &'static str) -> Result<()> {
+        self.call(BUS, "AddMatch", &Body::default().text(rule))?;
+        let answer = self.call(target, asked, &Body::default())?;
+        if let Peers::Many { systemd } = &mut self.peers {
+            *systemd = Some(answer.sender);
+        }
+        Ok(())
+    }
+
+    /// Whether it is from who may say such a thing: everybody on a bus may send to us.
+    fn is_from(&self, destination: &str, message: &Message) -> bool {
+        match &self.peers {
+            Peers::One => true,
+            Peers::Many { .. } if destination == BUS.destination => message.sender == BUS.destination,
+            Peers::Many { systemd: Some(name) } => message.sender == *name,
+            // The bus gives answers on only to who has asked for them.
+            Peers::Many { systemd: None } => message.sender.starts_with(':'),
+        }
     }
 
     /// D-Bus specification, "Authentication Protocol": the socket says who calls. That is left to it, since who is
@@ -118,9 +148,14 @@ impl Bus {
         self.send(&message::call(serial, target, member, body))?;
         loop {
             let message = self.receive(member)?;
+            let answers = message.reply_to == Some(serial) && self.is_from(target.destination, &message);
             match message.kind {
-                RETURN if message.reply_to == Some(serial) => return Ok(message),
-                ERROR if message.reply_to == Some(serial) => {
+                RETURN if answers => return Ok(message),
+                // The bus itself says that there is nobody.
+                ERROR
+                    if answers
+                        || (message.reply_to == Some(serial) && self.is_from(BUS.destination, &message)) =>
+                {
                     return Err(Error::Refused { member, text: message.said(), name: message.error });
                 }
                 _ => self.note(&message)?,
@@ -141,7 +176,10 @@ impl Bus {
     }
 
     fn note(&mut self, message: &Message) -> Result<()> {
-        if message.kind != SIGNAL || message.member != "JobRemoved" {
+        let is_end = message.kind == SIGNAL
+            && message.member == "JobRemoved"
+            && (message.interface.as_str(), message.path.as_str()) == (MANAGER.interface, MANAGER.path);
+        if !is_end || !self.is_from(MANAGER.destination, message) {
             return Ok(());
         }
         // Number and path of the job, its unit, and how it ended.
@@ -154,14 +192,30 @@ impl Bus {
         Ok(())
     }
 
+    /// The next message that can be read. On a bus others may send what cannot, which is passed over.
     fn receive(&mut self, what: &'static str) -> Result<Message> {
-        let mut bytes = vec![0; FIXED];
-        self.fill(&mut bytes, what)?;
-        let begin = bytes.first_chunk().ok_or(Error::Protocol("a message that is cut off"))?;
-        let length = message::length(begin)?;
-        bytes.resize(length, 0);
-        self.fill(&mut bytes[FIXED..], what)?;
-        Message::parse(&bytes)
+        loop {
+            let mut bytes = vec![0; FIXED];
+            self.fill(&mut bytes, what)?;
+            let begin = bytes.first_chunk().ok_or(Error::Protocol("a message that is cut off"))?;
+            let length = message::length(begin)?;
+            bytes.resize(length.min(READ + 1), 0);
+            self.fill(&mut bytes[FIXED..], what)?;
+            match (Message::parse(&bytes), &self.peers) {
+                (Err(_), Peers::Many { .. }) => self.pass(length - bytes.len(), what)?,
+                (message, _) => return message,
+            }
+        }
+    }
+
+    fn pass(&mut self, mut count: usize, what: &'static str) -> Result<()> {
+        let mut piece = [0; 4096];
+        while count > 0 {
+            let next = count.min(piece.len());
+            self.fill(&mut piece[..next], what)?;
+            count -= next;
+        }
+        Ok(())
     }
 
     /// One read at a time, so that who sends byte by byte does not hold us for ever.

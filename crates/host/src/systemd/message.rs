@@ -6,8 +6,10 @@ use insula_spec::bundle::UnitValue;
 
 use super::error::{Error, Result};
 
-/// The longest message that is read. What systemd answers here has some hundred bytes.
-pub const LONGEST: usize = 256 * 1024;
+/// The longest message that there may be.
+pub const LONGEST: usize = 128 << 20;
+/// The longest that is read. What systemd answers here has some hundred bytes.
+pub(super) const READ: usize = 256 * 1024;
 /// Before the fields of the header.
 pub(super) const FIXED: usize = 16;
 
@@ -23,6 +25,7 @@ const MEMBER: u8 = 3;
 const ERROR_NAME: u8 = 4;
 const REPLY_SERIAL: u8 = 5;
 const DESTINATION: u8 = 6;
+const SENDER: u8 = 7;
 const SIGNATURE: u8 = 8;
 
 /// Bytes of this host. The first letter of a message says which order it has.
@@ -178,11 +181,14 @@ fn put_long(bytes: &mut Vec<u8>, number: u64) {
     bytes.extend(number.to_ne_bytes());
 }
 
-/// How long the message is that begins with these bytes.
+/// How long the message is that begins with these bytes, whether or not it is one to be read.
 pub fn length(begin: &[u8; FIXED]) -> Result<usize> {
-    let number = |at: usize| u32::from_ne_bytes([begin[at], begin[at + 1], begin[at + 2], begin[at + 3]]);
-    if begin[0] != ORDER || begin[3] != 1 {
-        return Err(Error::Protocol("a message of another byte order or version"));
+    let number = |at: usize| {
+        let bytes = [begin[at], begin[at + 1], begin[at + 2], begin[at + 3]];
+        if begin[0] == b'l' { u32::from_le_bytes(bytes) } else { u32::from_be_bytes(bytes) }
+    };
+    if !matches!(begin[0], b'l' | b'B') || begin[3] != 1 {
+        return Err(Error::Protocol("a message of another version"));
     }
     let (body, fields) = (number(4) as usize, number(12) as usize);
     match fields.checked_next_multiple_of(8).and_then(|fields| fields.checked_add(body)?.checked_add(FIXED)) {
@@ -196,6 +202,9 @@ pub fn length(begin: &[u8; FIXED]) -> Result<usize> {
 pub struct Message {
     pub kind: u8,
     pub reply_to: Option<u32>,
+    /// On a bus, which makes sure of it, the unique name of who has sent it.
+    pub sender: String,
+    pub path: String,
     pub interface: String,
     pub member: String,
     pub error: String,
@@ -215,6 +224,12 @@ impl Message {
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let cut = Error::Protocol("a message that is cut off");
         let Some(begin) = bytes.first_chunk::<FIXED>() else { return Err(cut) };
+        if begin[0] != ORDER {
+            return Err(Error::Protocol("a message of another byte order"));
+        }
+        if bytes.len() > READ {
+            return Err(Error::Protocol("a message that is too long"));
+        }
         if length(begin)? != bytes.len() {
             return Err(cut);
         }
@@ -227,6 +242,8 @@ impl Message {
             let kind = reader.signature()?;
             match (code, kind.as_str()) {
                 (REPLY_SERIAL, "u") => message.reply_to = Some(reader.number()?),
+                (SENDER, "s") => message.sender = reader.text()?,
+                (PATH, "o") => message.path = reader.text()?,
                 (INTERFACE, "s") => message.interface = reader.text()?,
                 (MEMBER, "s") => message.member = reader.text()?,
                 (ERROR_NAME, "s") => message.error = reader.text()?,

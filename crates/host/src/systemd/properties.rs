@@ -7,6 +7,9 @@ use crate::cgroup::Standing;
 /// systemd keeps a quota as a number of hundredths, rounded down, for the time after it was loaded anew: here it is
 /// rounded up. Microseconds of a second.
 const HUNDREDTH: u64 = 10_000;
+const WEIGHT: &str = "CPUWeight";
+/// In the place of a weight.
+const IDLE: u64 = 0;
 
 /// What systemd is to know. What it does not have a property for stays in the files alone.
 #[must_use]
@@ -25,24 +28,41 @@ pub fn properties(standing: &Standing) -> Vec<(String, UnitValue)> {
         let limit = standing.of(file).and_then(|text| limit(file, text));
         all.extend(limit.map(|limit| (name, UnitValue::Limit(limit))));
     }
-    // Who gets only what nobody else wants has no weight.
-    if standing.of("cpu.idle") != Some("1") {
-        let weight = standing.of("cpu.weight").and_then(|text| text.parse().ok());
-        all.extend(weight.map(|weight| ("CPUWeight", UnitValue::Limit(weight))));
-    }
+    let weight = match standing.of("cpu.idle") {
+        Some("1") => Some(IDLE),
+        _ => standing.of("cpu.weight").and_then(|text| text.parse().ok()),
+    };
+    all.extend(weight.map(|weight| (WEIGHT, UnitValue::Limit(weight))));
     if let Some((quota, period)) = bandwidth(standing) {
         all.push(("CPUQuotaPerSecUSec", UnitValue::Limit(quota)));
         all.push(("CPUQuotaPeriodUSec", UnitValue::Limit(period)));
     }
-    let weight = standing.of("io.weight").and_then(|text| text.lines().next()?.strip_prefix("default "));
-    all.extend(
-        weight.and_then(|text| text.parse().ok()).map(|weight| ("IOWeight", UnitValue::Limit(weight))),
-    );
+    all.extend(io_weight(standing).map(|weight| ("IOWeight", UnitValue::Limit(weight))));
     for (file, name) in [("cpuset.cpus", "AllowedCPUs"), ("cpuset.mems", "AllowedMemoryNodes")] {
         let set = standing.of(file).and_then(bits);
         all.extend(set.map(|set| (name, UnitValue::Bytes(set))));
     }
     all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Who gets only what nobody else wants, systemd 252.
+pub(super) fn idle() -> (String, UnitValue) {
+    (WEIGHT.to_owned(), UnitValue::Limit(IDLE))
+}
+
+/// Of the two that know weights the one that somebody has said something to. systemd takes what it is told for one of
+/// 1 to 10,000, and makes of it what BFQ wants, up to 1,000.
+fn io_weight(standing: &Standing) -> Option<u64> {
+    const USUAL: u64 = 100;
+    let of = |file| -> Option<u64> {
+        let first = standing.of(file)?.lines().next()?;
+        first.strip_prefix("default ").unwrap_or(first).parse().ok()
+    };
+    let wider = |weight: u64| if weight > USUAL { USUAL + (weight - USUAL) * 11 } else { weight };
+    match of("io.bfq.weight") {
+        Some(weight) if weight != USUAL => Some(wider(weight)),
+        bfq => of("io.weight").or(bfq),
+    }
 }
 
 /// What is as good as no limit is none, which the largest number says.
@@ -128,7 +148,20 @@ mod tests {
             ("IOWeight", 500),
         ];
         assert_eq!(found, limits(&expected));
-        assert_eq!(of(&[("cpu.idle", "1"), ("cpu.weight", "1")]), []);
+        assert_eq!(of(&[("cpu.idle", "1"), ("cpu.weight", "1")]), limits(&[("CPUWeight", 0)]));
+        assert_eq!(
+            of(&[
+                (
+                    "io.bfq.weight",
+                    "default 1000
+8:0 3"
+                ),
+                ("io.weight", "default 100")
+            ]),
+            limits(&[("IOWeight", 10_000)])
+        );
+        assert_eq!(of(&[("io.bfq.weight", "50")]), limits(&[("IOWeight", 50)]));
+        assert_eq!(of(&[("io.bfq.weight", "100"), ("io.weight", "default 70")]), limits(&[("IOWeight", 70)]));
         assert_eq!(
             of(&[("cpuset.cpus", "0-2,9"), ("cpuset.mems", "")]),
             [("AllowedCPUs".to_owned(), UnitValue::Bytes(vec![0b111, 0b10]))]

@@ -91,7 +91,11 @@ fn manager(
         let mut called = Vec::new();
         while let Some((message, serial)) = next(&mut stream) {
             called.push(message.member.clone());
-            for answer in play(&message, serial) {
+            let answers = match message.member.as_str() {
+                "Hello" | "AddMatch" => vec![answer(RETURN, &[BUS], serial, &Body::default())],
+                _ => play(&message, serial),
+            };
+            for answer in answers {
                 stream.get_mut().write_all(&answer).unwrap();
             }
         }
@@ -126,19 +130,50 @@ fn next(stream: &mut BufReader<UnixStream>) -> Option<(Message, u32)> {
     Some((Message::parse(&bytes).unwrap(), serial))
 }
 
+const BUS: (u8, char, &str) = (7, 's', "org.freedesktop.DBus");
+const SYSTEMD: (u8, char, &str) = (7, 's', ":1.1");
+const STRANGER: (u8, char, &str) = (7, 's', ":1.66");
+
 fn reply(to: u32, body: &Body) -> Vec<u8> {
-    answer(RETURN, &[], to, body)
+    answer(RETURN, &[SYSTEMD], to, body)
 }
 
 fn refusal(to: u32, name: &str) -> Vec<u8> {
-    answer(ERROR, &[(4, 's', name)], to, &Body::default().text("it says why"))
+    answer(ERROR, &[(4, 's', name), SYSTEMD], to, &Body::default().text("it says why"))
 }
 
 fn ended(job: &str, result: &str) -> Vec<u8> {
+    ended_by(SYSTEMD, "/org/freedesktop/systemd1", job, result)
+}
+
+fn ended_by(sender: (u8, char, &str), path: &str, job: &str, result: &str) -> Vec<u8> {
     // The number of the job has the form of a flag.
     let body = Body::default().flag(true).text(job).text("x.scope").text(result);
     let body = body.into_signal();
-    answer(SIGNAL, &[(3, 's', "JobRemoved")], 0, &body)
+    let interface = (2, 's', "org.freedesktop.systemd1.Manager");
+    answer(SIGNAL, &[(1, 'o', path), interface, (3, 's', "JobRemoved"), sender], 0, &body)
+}
+
+/// What anybody may send to whoever is on the same bus.
+fn forgeries(serial: u32) -> Vec<Vec<u8>> {
+    let mut large = answer(SIGNAL, &[STRANGER], 0, &Body::default().text(&"x".repeat(300 * 1024)));
+    let wrong = |mut message: Vec<u8>| {
+        // A field of a type that none has.
+        message[18] = b'y';
+        message
+    };
+    let mut other = answer(SIGNAL, &[], 0, &Body::default());
+    other[0] = if other[0] == b'l' { b'B' } else { b'l' };
+    other[4..16].as_chunks_mut::<4>().0.iter_mut().for_each(|number| number.reverse());
+    large.extend(other);
+    vec![
+        ended_by(STRANGER, "/org/freedesktop/systemd1", "/job/2", "failed"),
+        ended_by(SYSTEMD, "/a/path", "/job/2", "failed"),
+        answer(ERROR, &[(4, 's', "a.b"), STRANGER], serial, &Body::default()),
+        answer(RETURN, &[STRANGER], serial, &Body::default().text("/job/7")),
+        wrong(answer(SIGNAL, &[STRANGER], 0, &Body::default())),
+        large,
+    ]
 }
 
 #[test]
@@ -176,6 +211,51 @@ fn a_scope_stands_when_its_job_is_done() {
         "StopUnit",
     ];
     assert_eq!(played.join().unwrap(), expected);
+}
+
+#[test]
+fn what_others_on_the_bus_say_is_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bus");
+    let played = manager(&path, true, move |message, serial| match message.member.as_str() {
+        "Subscribe" => vec![reply(serial, &Body::default())],
+        "StartTransientUnit" => {
+            let answers = [reply(serial, &Body::default().text("/job/2"))];
+            [forgeries(serial), answers.into(), forgeries(serial), vec![ended("/job/2", "done")]].concat()
+        }
+        _ => vec![answer(
+            ERROR,
+            &[(4, 's', "org.freedesktop.DBus.Error.NoReply"), BUS],
+            serial,
+            &Body::default(),
+        )],
+    });
+    let mut manager = Manager::at(&Address::Bus(path)).unwrap();
+    manager.start("x.scope", &[]).unwrap();
+    // The bus itself says that nobody will.
+    let error = manager.set("x.scope", &[]).unwrap_err();
+    assert!(error.is("org.freedesktop.DBus.Error.NoReply"), "{error}");
+    drop(manager);
+    played.join().unwrap();
+}
+
+#[test]
+fn an_old_systemd_is_not_told_of_the_idle() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("private");
+    let mut refused = false;
+    let played = manager(&path, true, move |_, serial| {
+        let was = std::mem::replace(&mut refused, true);
+        vec![match was {
+            true => reply(serial, &Body::default()),
+            false => refusal(serial, "org.freedesktop.DBus.Error.InvalidArgs"),
+        }]
+    });
+    let mut manager = Manager::at(&Address::Itself(path)).unwrap();
+    let limits = vec![named("CPUWeight", UnitValue::Limit(0)), named("TasksMax", UnitValue::Limit(3))];
+    manager.limit("x.scope", limits).unwrap();
+    drop(manager);
+    assert_eq!(played.join().unwrap(), ["SetUnitProperties", "SetUnitProperties"]);
 }
 
 #[test]

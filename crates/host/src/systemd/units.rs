@@ -10,7 +10,7 @@ use super::bus::{Address, Bus, sockets};
 use super::error::{Error, Result};
 use super::message::{Body, Target};
 
-const MANAGER: Target = Target {
+pub(super) const MANAGER: Target = Target {
     destination: "org.freedesktop.systemd1",
     path: "/org/freedesktop/systemd1",
     interface: "org.freedesktop.systemd1.Manager",
@@ -20,6 +20,7 @@ const ENDS: &str = "type='signal',sender='org.freedesktop.systemd1',path='/org/f
                     interface='org.freedesktop.systemd1.Manager',member='JobRemoved'";
 const EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 const UNKNOWN: &str = "org.freedesktop.systemd1.NoSuchUnit";
+const INVALID: &str = "org.freedesktop.DBus.Error.InvalidArgs";
 /// Where the host's own bus is, and where it is asked without one.
 const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
 const SYSTEM: &str = "/run/systemd/private";
@@ -101,8 +102,7 @@ impl Manager {
         let mut bus = Bus::connect(address)?;
         if matches!(address, Address::Bus(_)) {
             // Who asks it without a bus is told of everything.
-            bus.watch(ENDS)?;
-            bus.call(MANAGER, "Subscribe", &Body::default())?;
+            bus.watch(ENDS, MANAGER, "Subscribe")?;
         }
         Ok(Self { bus })
     }
@@ -134,6 +134,18 @@ impl Manager {
 
     fn forget(&mut self, unit: &str) -> Result<()> {
         self.bus.call(MANAGER, "ResetFailedUnit", &Body::default().text(unit)).map(drop)
+    }
+
+    /// Tells what holds for a unit until it ends.
+    pub fn limit(&mut self, unit: &str, mut properties: Vec<(String, UnitValue)>) -> Result<()> {
+        match self.set(unit, &properties) {
+            // Before version 252 there are no idle units.
+            Err(error) if error.is(INVALID) && properties.contains(&super::properties::idle()) => {
+                properties.retain(|property| *property != super::properties::idle());
+                self.set(unit, &properties)
+            }
+            told => told,
+        }
     }
 
     /// Changes properties until the unit ends.
