@@ -150,13 +150,12 @@ impl Engine {
             let mut ticks = tokio::time::interval(CHECKPOINT);
             loop {
                 ticks.tick().await;
-                let Some(store) = inner.upgrade().map(|inner| {
+                let Some(inner) = inner.upgrade() else { return };
+                let tidied = blocking(move || {
                     inner.machines.rest();
-                    inner.store.clone()
-                }) else {
-                    return;
-                };
-                if let Err(error) = blocking(move || Ok(store.state().checkpoint()?)).await {
+                    Ok(inner.store.state().checkpoint()?)
+                });
+                if let Err(error) = tidied.await {
                     tracing::warn!(error = %insula_base::chain(&error), "the state's log was not moved");
                 }
             }

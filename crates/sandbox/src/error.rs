@@ -32,6 +32,9 @@ pub enum Error {
     /// The machine ended, did not start, or its agent does not answer.
     #[error("{0}")]
     Machine(String),
+    /// A copy of a template did not go on: its state was refused, or it does not answer.
+    #[error("{0}")]
+    Template(String),
     /// What the agent answered; the message is the whole chain.
     #[error("{message}")]
     Guest { kind: Kind, message: String, exit_code: u8 },
@@ -50,6 +53,15 @@ pub enum Error {
 impl Error {
     pub(crate) fn call(call: &'static str, on: &'static str, source: rustix::io::Errno) -> Self {
         Self::Call { call, on, source: source.into() }
+    }
+
+    /// The same of a machine that was to be a copy of a template, as far as it is the machine's own.
+    pub(crate) fn of_copy(self) -> Self {
+        match self {
+            Self::Machine(why) => Self::Template(why),
+            error @ Self::Channel(_) => Self::Template(insula_base::chain(&error)),
+            error => error,
+        }
     }
 
     /// 126 or 127 when a program could not be executed.
@@ -71,13 +83,31 @@ impl Kinded for Error {
             Self::Call { .. } => Kind::Internal,
             Self::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Kind::NotFound,
             Self::File { .. } => Kind::Internal,
-            Self::Missing { .. } | Self::Machine(_) | Self::Channel(_) => Kind::Unavailable,
+            Self::Missing { .. } | Self::Machine(_) | Self::Template(_) | Self::Channel(_) => {
+                Kind::Unavailable
+            }
             Self::Guest { kind, .. } => *kind,
             Self::Invalid(_) => Kind::InvalidArgument,
             Self::Unsupported(_) => Kind::Unsupported,
             Self::Phase { .. } | Self::NoTerminal | Self::Full(_) => Kind::Conflict,
             Self::ExecExists(_) => Kind::AlreadyExists,
             Self::NoExec(_) => Kind::NotFound,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_the_machines_own_says_nothing_of_a_template() {
+        let of_template = |error: Error| matches!(error.of_copy(), Error::Template(_));
+        assert!(of_template(Error::Machine("the guest's agent does not answer".to_owned())));
+        assert!(of_template(insula_proto::channel::ChannelError::Malformed("a reply").into()));
+        let answered = Error::Guest { kind: Kind::Internal, message: String::new(), exit_code: 0 };
+        for other in [Error::call("socketpair", "for a machine", rustix::io::Errno::MFILE), answered] {
+            assert!(!of_template(other));
         }
     }
 }

@@ -57,7 +57,7 @@ impl Vm {
         Ok(Self { events, running: None })
     }
 
-    /// A machine that is ready for its container. One whose template is of no use is booted.
+    /// A machine that is ready for its container. One that cannot be a copy of its template is booted.
     fn awake(&self, mut plan: ContainerPlan) -> Result<(Running, ContainerPlan)> {
         let error = match Running::awake(&plan, &self.events) {
             Ok(running) => return Ok((running, plan)),
@@ -67,8 +67,7 @@ impl Vm {
             return Err(error);
         }
         let mut running = Running::awake(&plan, &self.events)?;
-        let why = insula_base::chain(&error);
-        running.warn(format!("the machine was booted, since its template is of no use: {why}"));
+        running.booted_since(&error);
         Ok((running, plan))
     }
 

@@ -235,6 +235,9 @@ pub struct MachineRecord {
     /// It is a copy of a template.
     #[serde(default)]
     pub template: bool,
+    /// It was booted, since a copy of its template did not go on.
+    #[serde(default)]
+    pub refused: bool,
 }
 
 /// A machine for all containers of a tenant.
@@ -318,6 +321,9 @@ pub struct TenantMachine {
     /// It is a copy of a template.
     #[serde(default)]
     pub template: bool,
+    /// It was booted, since a copy of its template did not go on.
+    #[serde(default)]
+    pub refused: bool,
     /// Cards that no container has.
     pub free_cards: usize,
     /// Ids of the containers in it.

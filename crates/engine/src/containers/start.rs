@@ -148,11 +148,10 @@ impl Engine {
                 laps.lap("confirmed");
                 drop(lease);
                 self.announce_sites(row).await;
-                // Of one that has ended already nothing else is known.
-                let is_copy = template && sandbox.machine().is_none_or(|machine| machine.template);
-                let next = wanted.and_then(|wanted| self.0.machines.next_template(wanted, template, is_copy));
-                if let Some(wanted) = next {
-                    self.make_template_soon(wanted);
+                if let Some(wanted) = wanted {
+                    // Of one that has ended already nothing is known.
+                    let refused = sandbox.machine().is_some_and(|machine| machine.refused);
+                    self.after_machine(wanted, refused).await;
                 }
                 if let Some(wanted) = image {
                     self.make_image_soon(wanted);
@@ -177,16 +176,27 @@ impl Engine {
         blocking(move || {
             let machines = &engine.0.machines;
             let mut plan = machines.plan(&row, &folder)?;
-            let wanted = machines::Wanted::by_container(&plan, row.host.privileged, interfaces)?;
+            let mut wanted = machines::Wanted::by_container(&plan, row.host.privileged, interfaces)?;
             // The kernel's digests are of the layers' files.
             let image = match engine.store().layers().verifies_files() {
                 true => None,
                 false => machines.use_image(&mut plan, &row)?,
             };
-            let copy = machines.use_template(&mut plan, &wanted);
+            let copy = machines.use_template(&mut plan, &mut wanted);
             Ok(MachineOf { plan: Some(plan), copy, wanted: Some(wanted), image, lease: None })
         })
         .await
+    }
+
+    /// Has the template made that the next machine can be a copy of, where there is none.
+    async fn after_machine(&self, wanted: machines::Wanted, refused: bool) {
+        let engine = self.clone();
+        let next = blocking(move || Ok(engine.0.machines.next_template(wanted, refused))).await;
+        match next {
+            Ok(Some(wanted)) => self.make_template_soon(wanted),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(error = insula_base::chain(&error), "no template is made"),
+        }
     }
 
     fn confirm(&self, container: &Arc<Container>, connection: Connection, started: Started) -> Result<()> {

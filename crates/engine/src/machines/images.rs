@@ -404,7 +404,7 @@ mod tests {
         (root, images, layers.to_vec())
     }
 
-    const MEMORY: u64 = 64 << 20;
+    const MEMORY: u64 = 8 << 20;
 
     fn wanted(images: &Images, layers: &[PathBuf]) -> WantedImage {
         let place = images.place(layers).unwrap().unwrap();
@@ -459,7 +459,7 @@ mod tests {
     fn one_that_is_too_large_is_not_written_and_tried_again_for_a_larger_machine() {
         let (_root, images, layers) = images();
         let large = File::create(layers[1].join("large")).unwrap();
-        large.set_len(1 << 30).unwrap();
+        large.set_len(64 << 20).unwrap();
         let mut wanted = wanted(&images, &layers);
         let error = images.make(&wanted).unwrap_err();
         assert!(
@@ -467,10 +467,10 @@ mod tests {
             "{error:?}"
         );
         assert!(images.files().unwrap().is_empty() && !images.make(&wanted).unwrap());
-        wanted.memory = 1 << 30;
+        wanted.memory = 64 << 20;
         assert!(images.make(&wanted).unwrap());
         let made = fs::metadata(&wanted.place).unwrap();
-        assert!(made.len() > 1 << 30 && made.blocks() * 512 < 4 << 20);
+        assert!(made.len() > 64 << 20 && made.blocks() * 512 < 4 << 20);
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use insula_spec::machine::{MachinePlan, TemplateFor, TemplateMade, TemplateOrder};
 
-use super::templates::{self, Document, Making, Shape};
+use super::templates::{self, Document, Loaded, Making, Shape};
 use super::{Machines, size};
 use crate::{Engine, Error, Result};
 
@@ -21,39 +22,46 @@ pub(crate) struct Wanted {
     whom: TemplateFor,
     interfaces: usize,
     machine: MachinePlan,
+    /// The template that a copy was begun of.
+    used: Option<Arc<Loaded>>,
 }
 
 impl Wanted {
     /// Of a container's machine, with that many networks; `engine`: enough for a container engine in it.
     pub(crate) fn by_container(machine: &MachinePlan, engine: bool, interfaces: usize) -> Result<Self> {
         let (whom, machine) = (TemplateFor::Container, machine.clone());
-        Ok(Self { id: templates::id(&machine, whom, interfaces)?, engine, whom, interfaces, machine })
+        let id = templates::id(&machine, whom, interfaces)?;
+        Ok(Self { id, engine, whom, interfaces, machine, used: None })
     }
 
     /// Of a tenant's machine, with that many cards.
     pub(crate) fn by_tenant(machine: &MachinePlan, cards: usize) -> Result<Self> {
         let (whom, machine) = (TemplateFor::Tenant, machine.clone());
         let id = templates::id(&machine, whom, cards)?;
-        Ok(Self { id, engine: false, whom, interfaces: cards, machine })
+        Ok(Self { id, engine: false, whom, interfaces: cards, machine, used: None })
     }
 }
 
 impl Machines {
     /// Makes `plan` a copy of its template. Without one it boots.
-    pub(crate) fn use_template(&self, plan: &mut MachinePlan, wanted: &Wanted) -> Option<[OwnedFd; 2]> {
-        let (template, descriptors) = self.templates.copy(&wanted.id)?;
+    pub(crate) fn use_template(&self, plan: &mut MachinePlan, wanted: &mut Wanted) -> Option<[OwnedFd; 2]> {
+        let (used, (template, descriptors)) = self.templates.copy(&wanted.id)?;
+        wanted.used = Some(used);
         plan.template = Some(template);
         Some(descriptors)
     }
 
     /// After a machine was made: the template that is to be made now, if there are to be templates. One of which
-    /// the machine should have been a `copy` and is none is of no use, and goes.
-    pub(crate) fn next_template(&self, wanted: Wanted, copy: bool, is_copy: bool) -> Option<Wanted> {
-        if is_copy {
-            return None;
-        }
-        if copy && let Err(error) = self.templates.remove(&wanted.id) {
-            tracing::warn!(template = wanted.id, error = insula_base::chain(&error), "it stays");
+    /// the machine should have been a copy, and which was `refused`, is of no use, and goes; what else kept the
+    /// machine from being one says nothing of it. Removes files.
+    pub(crate) fn next_template(&self, mut wanted: Wanted, refused: bool) -> Option<Wanted> {
+        if let Some(used) = wanted.used.take() {
+            if !refused {
+                return None;
+            }
+            if let Err(error) = self.templates.remove_used(&wanted.id, &used) {
+                tracing::warn!(template = wanted.id, error = insula_base::chain(&error), "it stays");
+            }
         }
         Some(wanted).filter(|_| self.makes_templates)
     }
@@ -71,7 +79,7 @@ impl Machines {
 
     /// Makes a template; none if somebody else does, who is waited for. Takes as long as a boot.
     pub(super) fn make(&self, wanted: Wanted, cgroups: &str, patient: bool) -> Result<Option<Document>> {
-        let Wanted { id, engine, whom, interfaces, machine } = wanted;
+        let Wanted { id, engine, whom, interfaces, machine, used: _ } = wanted;
         let Some(making) = self.templates.begin(&id)? else {
             self.templates.await_maker(&id);
             return Ok(None);

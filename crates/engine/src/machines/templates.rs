@@ -89,6 +89,8 @@ pub(crate) struct Loaded {
     release: String,
     memory: OwnedFd,
     state: OwnedFd,
+    /// Of memory and state: no two templates have both.
+    digests: [Digest; 2],
 }
 
 /// What a machine is given of a template: the plan, and its memory and state.
@@ -109,8 +111,9 @@ impl Templates {
     }
 
     /// What a new machine goes on from, if there is a template for it. One that cannot be used is removed.
-    pub(crate) fn copy(&self, id: &str) -> Option<Copy> {
-        match self.load(id).and_then(|loaded| loaded.map(|loaded| loaded.copy()).transpose()) {
+    pub(crate) fn copy(&self, id: &str) -> Option<(Arc<Loaded>, Copy)> {
+        let copy = |loaded: Arc<Loaded>| loaded.copy().map(|copy| (loaded, copy));
+        match self.load(id).and_then(|loaded| loaded.map(copy).transpose()) {
             Ok(copy) => copy,
             Err(error) => {
                 let error = insula_base::chain(&error);
@@ -172,13 +175,43 @@ impl Templates {
 
     /// Removes one; machines that were made of it go on. False if there is none.
     pub(crate) fn remove(&self, id: &str) -> Result<bool> {
-        lock(&self.loaded).remove(id);
-        let folder = self.folder.join(id);
-        match fs::remove_dir_all(&folder) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(Error::io("remove", &folder, error)),
+        self.replace(id, |_| Ok(true), |_| Ok(()))
+    }
+
+    /// Removes one that a copy was made of, unless another one has its name by now. False if it is not there.
+    pub(crate) fn remove_used(&self, id: &str, used: &Loaded) -> Result<bool> {
+        let same = |folder: &Path| {
+            Ok(read(folder)?.is_some_and(|found| [found.memory, found.state] == used.digests))
+        };
+        self.replace(id, same, |_| Ok(()))
+    }
+
+    /// Takes one away, if it is one that `goes`, and puts another one in its place; nobody reads one meanwhile. Whether
+    /// there was one.
+    fn replace(
+        &self,
+        id: &str,
+        goes: impl FnOnce(&Path) -> Result<bool>,
+        put: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<bool> {
+        let place = self.folder.join(id);
+        let gone = self.folder.join(format!("{NEW}{}", insula_base::random_hex(6)));
+        let mut loaded = lock(&self.loaded);
+        if !goes(&place)? {
+            return Ok(false);
         }
+        loaded.remove(id);
+        let found = match fs::rename(&place, &gone) {
+            Ok(()) => true,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+            Err(error) => return Err(Error::io("rename", &place, error)),
+        };
+        put(&place)?;
+        drop(loaded);
+        if found {
+            fs::remove_dir_all(&gone).map_err(|error| Error::io("remove", &gone, error))?;
+        }
+        Ok(found)
     }
 
     /// Removes what a daemon that was killed has left of templates that it made.
@@ -225,9 +258,10 @@ impl Making<'_> {
         let path = self.folder.join(DOCUMENT);
         insula_base::replace(&path, &bytes, 0o600, insula_base::Durability::Machine)
             .map_err(|error| Error::io("write", &path, error))?;
-        let place = self.templates.folder.join(&self.id);
-        self.templates.remove(&self.id)?;
-        fs::rename(&self.folder, &place).map_err(|error| Error::io("rename", &self.folder, error))?;
+        let put = |place: &Path| {
+            fs::rename(&self.folder, place).map_err(|error| Error::io("rename", &self.folder, error))
+        };
+        self.templates.replace(&self.id, |_| Ok(true), put)?;
         Ok(document)
     }
 }
@@ -251,7 +285,8 @@ impl Document {
         if found != self.state {
             return Err(damaged(folder, "its state is not what was saved"));
         }
-        Ok(Loaded { release: self.release.clone(), memory, state })
+        let digests = [self.memory.clone(), self.state.clone()];
+        Ok(Loaded { release: self.release.clone(), memory, state, digests })
     }
 }
 
@@ -394,12 +429,16 @@ mod tests {
     }
 
     fn make(templates: &Templates, id: &str) {
+        make_of(templates, id, b"state");
+    }
+
+    fn make_of(templates: &Templates, id: &str, state: &[u8]) {
         let making = templates.begin(id).unwrap().unwrap();
         assert!(templates.begin(id).unwrap().is_none(), "one at a time");
         let memory = File::create(making.folder().join(TemplateOrder::MEMORY)).unwrap();
         memory.set_len(MEMORY).unwrap();
         memory.write_all_at(b"kernel", 4 << 20).unwrap();
-        fs::write(making.folder().join(TemplateOrder::STATE), b"state").unwrap();
+        fs::write(making.folder().join(TemplateOrder::STATE), state).unwrap();
         making.finish(shape(), TemplateMade { release: "6.1".into(), boot: 7 }).unwrap();
     }
 
@@ -409,7 +448,7 @@ mod tests {
         let templates = Templates::new(folder.path().join("templates"));
         assert!(templates.list().unwrap().is_empty() && templates.copy("0a").is_none());
         make(&templates, "0a");
-        let (plan, [memory, state]) = templates.copy("0a").unwrap();
+        let (_, (plan, [memory, state])) = templates.copy("0a").unwrap();
         assert_eq!(plan.release, "6.1");
         let (memory, state) = (File::from(memory), File::from(state));
         let mut bytes = [0; 6];
@@ -420,6 +459,20 @@ mod tests {
         assert!(listed.len() == 1 && listed[0].size > 0 && listed[0].size < 1 << 20, "{listed:?}");
         assert!(templates.remove("0a").unwrap() && !templates.remove("0a").unwrap());
         assert!(templates.copy("0a").is_none());
+    }
+
+    #[test]
+    fn what_was_refused_goes_but_not_another_one_of_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let templates = Templates::new(folder.path().to_owned());
+        make(&templates, "0a");
+        let (used, _) = templates.copy("0a").unwrap();
+        make_of(&templates, "0a", b"another");
+        assert!(!templates.remove_used("0a", &used).unwrap());
+        let (newer, _) = templates.copy("0a").unwrap();
+        assert!(templates.remove_used("0a", &newer).unwrap());
+        assert!(!templates.remove_used("0a", &newer).unwrap() && templates.copy("0a").is_none());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]

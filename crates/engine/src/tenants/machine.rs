@@ -82,11 +82,10 @@ impl Engine {
         tenant: &TenantRow,
         mut plan: MachinePlan,
     ) -> Result<((UnixStream, TenantMachine), Option<Wanted>)> {
-        let wanted = Wanted::by_tenant(&plan, cards(tenant))?;
-        let copy = self.0.machines.use_template(&mut plan, &wanted);
-        let copied = copy.is_some();
+        let mut wanted = Wanted::by_tenant(&plan, cards(tenant))?;
+        let copy = self.0.machines.use_template(&mut plan, &mut wanted);
         let (connection, machine) = self.0.tenants.start(tenant, plan, copy)?;
-        let wanted = self.0.machines.next_template(wanted, copied, machine.template);
+        let wanted = self.0.machines.next_template(wanted, machine.refused);
         Ok(((connection, machine), wanted))
     }
 

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Instant;
 
 use insula_container::Jailed;
 use insula_host::cgroup::Entry;
@@ -60,17 +61,17 @@ pub(super) enum Begin {
     Boot,
     /// A boot, in this memory.
     BootIn(OwnedFd),
-    /// The state and the memory of a template, the latter copied as it is written.
-    Template { state: OwnedFd, memory: OwnedFd },
+    /// The state and the memory of a template, the latter copied as it is written; by when it is to go on.
+    Template { state: OwnedFd, memory: OwnedFd, deadline: Instant },
 }
 
 impl Begin {
-    /// As the plan has it: by a boot, or the template's.
-    pub(super) fn of(plan: &MachinePlan) -> Result<Self> {
+    /// As the plan has it: by a boot, or the template's, going on by then.
+    pub(super) fn of(plan: &MachinePlan, deadline: Instant) -> Result<Self> {
         let Some(template) = &plan.template else { return Ok(Self::Boot) };
         let state = open(&template.state)?.into();
         let memory = open(&template.memory)?.into();
-        Ok(Self::Template { state, memory })
+        Ok(Self::Template { state, memory, deadline })
     }
 }
 

@@ -27,9 +27,9 @@ pub(super) struct Control<'a> {
 }
 
 impl<'a> Control<'a> {
-    /// Everything that is asked of it has to be answered in that time.
-    pub(super) fn greet(socket: &'a OwnedFd, patience: Duration) -> Result<Self> {
-        let mut this = Self { socket, bytes: Vec::new(), deadline: Instant::now() + patience };
+    /// Everything that is asked of it has to be answered by then.
+    pub(super) fn greet(socket: &'a OwnedFd, deadline: Instant) -> Result<Self> {
+        let mut this = Self { socket, bytes: Vec::new(), deadline };
         if this.next()?.get("QMP").is_none() {
             return Err(malformed());
         }
@@ -155,7 +155,7 @@ mod tests {
         let more = b"{\"event\": \"STOP\"}\n{\"return\": {}}\n{\"event\":\"MIGRATION\",\"data\":{\"status\":\"active\"}}\n\
             {\"event\":\"MIGRATION\",\"data\":{\"status\":\"completed\"}}\n";
         let (socket, _theirs) = says(&[GREETING, more].concat());
-        let mut control = Control::greet(&socket, PATIENCE).unwrap();
+        let mut control = Control::greet(&socket, Instant::now() + PATIENCE).unwrap();
         control.execute("stop", json!({})).unwrap();
         control.await_migration().unwrap();
     }
@@ -164,7 +164,7 @@ mod tests {
     fn what_goes_wrong_is_said() {
         let (socket, theirs) =
             says(&[GREETING, b"{\"error\": {\"desc\": \"no such fd\"}}\nnonsense\n"].concat());
-        let mut control = Control::greet(&socket, PATIENCE).unwrap();
+        let mut control = Control::greet(&socket, Instant::now() + PATIENCE).unwrap();
         assert_eq!(
             control.execute("getfd", json!({})).unwrap_err().to_string(),
             "QEMU refuses getfd: no such fd"
@@ -173,6 +173,6 @@ mod tests {
         drop(theirs);
         assert!(control.await_migration().unwrap_err().to_string().contains("ended"));
         let (socket, _theirs) = says(&vec![b' '; LARGEST + 10]);
-        assert!(Control::greet(&socket, PATIENCE).is_err());
+        assert!(Control::greet(&socket, Instant::now() + PATIENCE).is_err());
     }
 }

@@ -63,7 +63,7 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
     match &parts.begin {
         Begin::Boot => {}
         Begin::BootIn(memory) => kept.push(memory.as_fd()),
-        Begin::Template { state, memory } => kept.extend([state.as_fd(), memory.as_fd()]),
+        Begin::Template { state, memory, .. } => kept.extend([state.as_fd(), memory.as_fd()]),
     }
     kept.extend(parts.files.descriptor().map(AsFd::as_fd));
     kept.extend(image.iter().map(AsFd::as_fd));
@@ -85,7 +85,7 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
 
 /// How it begins, for its document; its control if it is to be saved; and what was opened for it.
 fn begin(parts: &Parts<'_>) -> Result<(Value, Option<OwnedFd>, Vec<OwnedFd>)> {
-    if let Begin::Template { state, memory } = &parts.begin {
+    if let Begin::Template { state, memory, .. } = &parts.begin {
         let begin = json!({ "snapshot": { "state": state.as_raw_fd(), "memory": memory.as_raw_fd() } });
         return Ok((begin, None, Vec::new()));
     }

@@ -7,13 +7,13 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use insula_container::{JailPlan, jail};
 use insula_spec::machine::MachinePlan;
 
 use super::backend::{self, Begin, FILES, Files, Machine, Parts, TAG};
 use super::control::{Control, PATIENCE};
-use super::running::COPY;
 use crate::{Error, Result};
 
 /// MiB for translated code; without a word it is a gigabyte.
@@ -45,7 +45,7 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
     match &parts.begin {
         Begin::Boot => {}
         Begin::BootIn(memory) => kept.push(memory.as_fd()),
-        Begin::Template { state, memory } => kept.extend([state.as_fd(), memory.as_fd()]),
+        Begin::Template { state, memory, .. } => kept.extend([state.as_fd(), memory.as_fd()]),
     }
     arguments.socket("control", &control_inside);
     arguments.add(["-mon", "chardev=control,mode=control"]);
@@ -75,18 +75,18 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
     })?;
     let program = program.file_name().and_then(|name| name.to_str()).unwrap_or("qemu");
     let machine = Machine { program, process, channel, console, control: Some(control) };
-    if let (Begin::Template { state, .. }, Some(control)) = (&parts.begin, &machine.control)
-        && let Err(error) = go_on(control, state)
+    if let (Begin::Template { state, deadline, .. }, Some(control)) = (&parts.begin, &machine.control)
+        && let Err(error) = go_on(control, state, *deadline)
     {
         machine.process.end();
-        return Err(error);
+        return Err(error.of_copy());
     }
     Ok(machine)
 }
 
 /// Gives a machine that waits the state of a template; it runs then.
-fn go_on(control: &OwnedFd, state: &OwnedFd) -> Result<()> {
-    let mut control = Control::greet(control, COPY)?;
+fn go_on(control: &OwnedFd, state: &OwnedFd, deadline: Instant) -> Result<()> {
+    let mut control = Control::greet(control, deadline)?;
     control.migration_capabilities()?;
     let from = format!("fd:{}", state.as_raw_fd());
     control.execute("migrate-incoming", serde_json::json!({ "uri": from }))?;
@@ -96,7 +96,7 @@ fn go_on(control: &OwnedFd, state: &OwnedFd) -> Result<()> {
 /// See [`backend::save`]. Memory is not written: it is the file that the machine has it in.
 pub(super) fn save(control: &OwnedFd, state: &OwnedFd) -> Result<()> {
     const NAME: &str = "state";
-    let mut control = Control::greet(control, PATIENCE)?;
+    let mut control = Control::greet(control, Instant::now() + PATIENCE)?;
     control.migration_capabilities()?;
     control.give(NAME, state)?;
     control.execute("migrate", serde_json::json!({ "uri": format!("fd:{NAME}") }))?;

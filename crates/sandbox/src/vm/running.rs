@@ -56,6 +56,8 @@ pub(super) struct Running {
     writing: bool,
     /// Why it is of no more use.
     broken: Option<String>,
+    /// Its template is of no use, and it was booted.
+    refused: bool,
     /// Of its making, for the user.
     warnings: Vec<String>,
     began: Instant,
@@ -70,6 +72,7 @@ struct Members {
     files: Jailed,
     relay: Option<Jailed>,
     body: Body,
+    began: Instant,
 }
 
 impl Running {
@@ -88,15 +91,20 @@ impl Running {
     }
 
     fn furnish(&mut self, plan: &ContainerPlan, events: &OwnedFd) -> Result<()> {
-        let boot = match &self.plan.template {
+        self.release = match &self.plan.template {
             Some(template) => template.release.clone(),
             None => self.boot(events)?,
         };
-        self.release = boot;
         let furnish = Furnish { plan: json(&guest::machine(plan))? };
         let number = self.link.ask(Call::Furnish(furnish));
-        let patience = if self.plan.template.is_some() { COPY } else { ANSWER };
-        match self.await_answer_for(patience, number, events)? {
+        let answer = match self.plan.template {
+            Some(_) => {
+                let answer = self.await_answer_until(self.began + COPY, number, events);
+                answer.map_err(|error| if self.served() { error.of_copy() } else { error })?
+            }
+            None => self.await_answer(number, events)?,
+        };
+        match answer {
             Outcome::Done(done) => self.warnings.extend(done.warnings),
             other => return Err(unexpected(&other)),
         }
@@ -104,9 +112,13 @@ impl Running {
         Ok(())
     }
 
-    /// What a user should know.
-    pub(super) fn warn(&mut self, warning: String) {
-        self.warnings.push(warning);
+    /// It was booted, since it could not be a copy of its template.
+    pub(super) fn booted_since(&mut self, error: &Error) {
+        self.refused = matches!(error, Error::Template(_));
+        let what =
+            if self.refused { "its template is of no use" } else { "no copy could be made of its template" };
+        let why = insula_base::chain(error);
+        self.warnings.push(format!("the machine was booted, since {what}: {why}"));
     }
 
     /// Starts the machine with what it needs; it boots by itself. On failure nothing of it is left.
@@ -115,7 +127,7 @@ impl Running {
             plan.machine.as_ref().ok_or_else(|| Error::Invalid("the plan has no machine".into()))?;
         let group = Group::create(&Layout::probe()?, &plan.cgroup.path, Purpose::Limit)?;
         match Self::start_in(plan, machine, &group) {
-            Ok((Members { files, relay, body }, warnings)) => {
+            Ok((Members { files, relay, body, began }, warnings)) => {
                 let mut this = Self {
                     plan: machine.clone(),
                     group,
@@ -126,8 +138,9 @@ impl Running {
                     names: None,
                     writing: false,
                     broken: None,
+                    refused: false,
                     warnings,
-                    began: Instant::now(),
+                    began,
                     boot: Duration::ZERO,
                     release: String::new(),
                 };
@@ -161,12 +174,13 @@ impl Running {
         // The last id of the container's own, which nothing in it has as a rule; nobody without a range.
         let user = plan.namespaces.user.range().map_or(65534, |(first, count)| first + count - 1);
         let mut relay = None;
+        let began = Instant::now();
         let started = match &machine.tenant {
             Some(socket) => sit_down(plan, machine, socket, &connection, user, &entry, &mut relay),
-            None => make(plan, machine, connection, user, &entry, &mut relay),
+            None => make(plan, machine, (connection, began), user, &entry, &mut relay),
         };
         match started {
-            Ok(body) => Ok((Members { files: process, relay, body }, warnings)),
+            Ok(body) => Ok((Members { files: process, relay, body, began }, warnings)),
             Err(error) => {
                 process.end();
                 if let Some(relay) = relay {
@@ -243,6 +257,7 @@ impl Running {
         let boot = u64::try_from(self.boot.as_millis()).unwrap_or(u64::MAX);
         let record = MachineRecord {
             root: share::root_in(&self.files),
+            refused: self.refused,
             ..self.body.record(&self.plan, &self.release, boot)
         };
         let path = self.plan.folder.join(MachineRecord::FILE);
@@ -357,11 +372,10 @@ impl Running {
     }
 
     fn await_answer(&mut self, number: u32, events: &OwnedFd) -> Result<Outcome> {
-        self.await_answer_for(ANSWER, number, events)
+        self.await_answer_until(Instant::now() + ANSWER, number, events)
     }
 
-    fn await_answer_for(&mut self, patience: Duration, number: u32, events: &OwnedFd) -> Result<Outcome> {
-        let deadline = Instant::now() + patience;
+    fn await_answer_until(&mut self, deadline: Instant, number: u32, events: &OwnedFd) -> Result<Outcome> {
         self.serve();
         loop {
             match self.link.answer(number) {
@@ -434,11 +448,15 @@ impl Running {
         if self.body.ended() {
             return Some(ENDED.to_owned());
         }
-        let ended = |process: &Jailed| ready(process.pidfd.as_fd());
-        let served = !(ended(&self.files) || self.relay.as_ref().is_some_and(ended));
         // Who serves a machine ends with it, and may be seen to before it is: by then its end of the channel is closed.
         let why = || if closed(self.body.channel()) { ENDED } else { SERVER_ENDED };
-        (!served).then(|| why().to_owned())
+        (!self.served()).then(|| why().to_owned())
+    }
+
+    /// Whether its files are still served.
+    fn served(&self) -> bool {
+        let ended = |process: &Jailed| ready(process.pidfd.as_fd());
+        !(ended(&self.files) || self.relay.as_ref().is_some_and(ended))
     }
 
     fn watch(&mut self, events: &OwnedFd) -> Result<()> {
@@ -480,12 +498,13 @@ impl Running {
 fn make(
     plan: &ContainerPlan,
     machine: &MachinePlan,
-    connection: OwnedFd,
+    (connection, began): (OwnedFd, Instant),
     user: u32,
     entry: &Entry,
     relay: &mut Option<Jailed>,
 ) -> Result<Body> {
-    let (begin, files) = begin(machine, connection, user, entry, relay)?;
+    let begin = Begin::of(machine, began + COPY)?;
+    let files = files_of(machine, connection, user, entry, relay)?;
     let (cards, interfaces) = Cards::open(&plan.interfaces, machine.template.is_some())?;
     let (uid, gid) = (user, user);
     let machine = backend::start(Parts { plan: machine, begin, files, interfaces, uid, gid, entry })?;
@@ -507,22 +526,20 @@ fn sit_down(
     Ok(Body::Seat(seat))
 }
 
-/// What a machine begins with, and how it gets its files: a copy of a template through a relay, which is
-/// started here.
-fn begin(
+/// How a machine gets its files: a copy of a template through a relay, which is started here.
+fn files_of(
     machine: &MachinePlan,
     connection: OwnedFd,
     user: u32,
     entry: &Entry,
     relay: &mut Option<Jailed>,
-) -> Result<(Begin, Files)> {
-    let begin = Begin::of(machine)?;
+) -> Result<Files> {
     if machine.template.is_none() {
-        return Ok((begin, Files::Device(connection)));
+        return Ok(Files::Device(connection));
     }
     let (port, port_inside) = backend::pair()?;
     *relay = Some(files::relay(&machine.vmm, &port, &connection, user, entry)?);
-    Ok((begin, Files::Port(port_inside)))
+    Ok(Files::Port(port_inside))
 }
 
 fn wait_for(events: &OwnedFd, descriptor: BorrowedFd<'_>) -> Result<()> {

@@ -50,11 +50,13 @@ pub fn serve(order: &TenantOrder, daemon: OwnedFd) -> Result<()> {
     insula_sys::process::ignore_broken_pipes(true);
     let mut daemon = Caller::new(daemon)?;
     let booted;
+    let mut refused = false;
     let awake = match Owner::awake(order) {
         Err(error) if order.machine.template.is_some() => {
+            refused = matches!(error, Error::Template(_));
             let why = insula_base::chain(&error);
             report(&format!(
-                "the machine of tenant {} boots, since its template is of no use: {why}",
+                "the machine of tenant {} boots, since it could not be a copy of its template: {why}",
                 order.tenant
             ));
             let machine = MachinePlan { template: None, ..order.machine.clone() };
@@ -70,6 +72,7 @@ pub fn serve(order: &TenantOrder, daemon: OwnedFd) -> Result<()> {
             return Err(error);
         }
     };
+    owner.refused = refused;
     failpoint("owner.stands");
     daemon.tell(&TenantAnswer::Status(owner.status()));
     owner.callers.push(daemon);
@@ -96,6 +99,8 @@ struct Owner<'a> {
     answer: Option<Outcome>,
     began: Instant,
     boot: Duration,
+    /// Its template is of no use, and it was booted.
+    refused: bool,
     stands: bool,
     stopped: bool,
 }
@@ -107,6 +112,7 @@ impl<'a> Owner<'a> {
         match owner.stand() {
             Ok(()) => Ok(owner),
             Err(error) => {
+                let error = if order.machine.template.is_some() { error.of_copy() } else { error };
                 // The first error is the one to report; what is left is found by its name later.
                 let _ = owner.end();
                 Err(error)
@@ -117,7 +123,8 @@ impl<'a> Owner<'a> {
     /// Starts the machine, which boots by itself. On failure nothing of it is left.
     fn new(order: &'a TenantOrder) -> Result<Self> {
         let group = Group::create(&Layout::probe()?, &order.cgroup, Purpose::Limit)?;
-        let made = start(order, &group).and_then(|started| {
+        let began = Instant::now();
+        let made = start(order, &group, began).and_then(|started| {
             failpoint("owner.started");
             Ok((started, listen(order)?))
         });
@@ -134,8 +141,9 @@ impl<'a> Owner<'a> {
                 last: 0,
                 release: None,
                 answer: None,
-                began: Instant::now(),
+                began,
                 boot: Duration::ZERO,
+                refused: false,
                 stands: false,
                 stopped: false,
             }),
@@ -184,13 +192,15 @@ impl<'a> Owner<'a> {
         // A frame of the task protocol is the message with its length before it.
         self.mux.put(Kind::Request, 0, &request[4..]);
         let copy = self.order.machine.template.is_some();
-        let deadline = Instant::now() + if copy { COPY } else { FURNISH };
+        let deadline = if copy { self.began + COPY } else { Instant::now() + FURNISH };
         loop {
             self.turn()?;
             self.attend();
             match self.answer.take() {
                 Some(Outcome::Done(_)) => return Ok(()),
-                Some(Outcome::Failed(failed)) => return Err(Error::Machine(failed.message)),
+                Some(Outcome::Failed(failed)) => {
+                    return Err(Error::Guest { kind: failed.kind(), exit_code: 0, message: failed.message });
+                }
                 Some(_) => return Err(ChannelError::Malformed("a reply").into()),
                 None if self.wait(Some(deadline))? => {}
                 None => {
@@ -340,6 +350,7 @@ impl<'a> Owner<'a> {
             kernel: self.release.clone().filter(|_| self.stands).unwrap_or_default(),
             boot: u64::try_from(self.boot.as_millis()).unwrap_or(u64::MAX),
             template: plan.template.is_some(),
+            refused: self.refused,
             free_cards: self.cards.free(),
             containers: self
                 .callers
@@ -454,7 +465,7 @@ impl<'a> Owner<'a> {
     }
 }
 
-fn start(order: &TenantOrder, group: &Group) -> Result<(Machine, Cards, Mux)> {
+fn start(order: &TenantOrder, group: &Group, began: Instant) -> Result<(Machine, Cards, Mux)> {
     let limits = Resources {
         memory: Some(order.machine.memory + OVERHEAD),
         nano_cpus: Some(order.nano_cpus).filter(|limit| *limit > 0),
@@ -466,7 +477,7 @@ fn start(order: &TenantOrder, group: &Group) -> Result<(Machine, Cards, Mux)> {
     let (cards, interfaces) = Cards::all_spare(order.cards)?;
     let machine = backend::start(Parts {
         plan: &order.machine,
-        begin: Begin::of(&order.machine)?,
+        begin: Begin::of(&order.machine, began + COPY)?,
         files: Files::None,
         interfaces,
         uid: order.user,

@@ -155,6 +155,7 @@ impl Body {
             taps: Vec::new(),
             boot,
             template: plan.template.is_some(),
+            refused: false,
         };
         match self {
             Self::Whole(whole) => MachineRecord {

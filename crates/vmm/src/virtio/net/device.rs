@@ -10,6 +10,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU,
     VIRTIO_NET_HDR_GSO_NONE,
 };
+use virtio_queue::Reader;
 
 use super::limit::{Limit, monotonic};
 use crate::error::{Error, Result};
@@ -23,10 +24,6 @@ const TAP: usize = 0;
 const HEADER: usize = 12;
 /// A frame of 64 KiB that is yet to be cut in pieces, and its header.
 const LARGEST: usize = 65_550 + HEADER;
-/// The least head of a piece that a large frame is cut into: Ethernet, IPv4 and TCP without options.
-const LEAST_HEAD: usize = 14 + 20 + 20;
-/// The largest that counts: options of both included.
-const LARGEST_HEAD: usize = 14 + 60 + 60;
 
 /// A card on a tap that was opened without packet information and with the 12 byte virtio header
 /// (`IFF_NO_PI`, `IFF_VNET_HDR`, `TUNSETVNETHDRSZ`), and does not wait.
@@ -116,9 +113,13 @@ impl Card {
         while returned < ROUND {
             let Some(chain) = queues.pop(SEND)? else { break };
             let head = chain.head_index();
-            let mut reader = chain.reader(memory).map_err(|error| misuse(&error.to_string()))?;
-            let length = reader.available_bytes();
-            if (HEADER..=LARGEST).contains(&length) {
+            // A frame of pages that are not the guest's own memory is lost, as one of a strange length is: a program may
+            // have it sent from a file in that memory, and the card is not its alone.
+            let reader = chain.reader(memory).ok();
+            let length = reader.as_ref().map_or(0, Reader::available_bytes);
+            if let Some(mut reader) = reader
+                && (HEADER..=LARGEST).contains(&length)
+            {
                 let frame = &mut self.outgoing[..length];
                 reader.read_exact(frame).map_err(|error| misuse(&error.to_string()))?;
                 if let Some(limit) = &mut self.limit
@@ -229,18 +230,50 @@ impl Device for Card {
 }
 
 /// Bytes that go out for a frame behind its header, which says into how many pieces it is yet to be cut: each has a
-/// head of its own (specification 1.2, 5.1.6). Who understates the head's length is taken to have the least.
+/// head of its own (specification 1.2, 5.1.6). The kernel goes by the frame's own heads and not by the length that is
+/// said of them. Where these cannot be told, they count as what costs most: half of the frame.
 fn on_the_wire(frame: &[u8]) -> usize {
-    let length = frame.len().saturating_sub(HEADER);
-    let half =
-        |at: usize| frame.get(at..at + 2).map_or(0, |two| usize::from(two[0]) | usize::from(two[1]) << 8);
-    let (kind, head, piece) = (frame.get(1).copied().unwrap_or(0), half(2), half(4));
+    let (said, frame) = frame.split_at(HEADER.min(frame.len()));
+    let piece = said.get(4..6).map_or(0, |two| usize::from(two[0]) | usize::from(two[1]) << 8);
+    let kind = said.get(1).copied().unwrap_or(0);
     if u32::from(kind) == VIRTIO_NET_HDR_GSO_NONE || piece == 0 {
-        return length;
+        return frame.len();
     }
-    let head = head.clamp(LEAST_HEAD, LARGEST_HEAD);
-    let pieces = length.saturating_sub(head).div_ceil(piece);
-    length + pieces.saturating_sub(1) * head
+    let head = head(frame).unwrap_or(frame.len() / 2);
+    let pieces = frame.len().saturating_sub(head).div_ceil(piece);
+    frame.len() + pieces.saturating_sub(1) * head
+}
+
+/// How long the heads of Ethernet, IP and TCP are, tags and options included.
+fn head(frame: &[u8]) -> Option<usize> {
+    const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
+    const TCP: u8 = 6;
+    /// Options of each hop, a route, options of the destination.
+    const EXTENSIONS: [u8; 3] = [0, 43, 60];
+    let mut at = 12;
+    while frame.get(at..at + 2).is_some_and(|kind| TAGS.iter().any(|tag| kind == tag)) {
+        at += 4;
+    }
+    let kind = frame.get(at..at + 2)?;
+    at += 2;
+    let mut next = match kind {
+        [0x08, 0x00] => {
+            let (length, next) = (frame.get(at)? & 15, *frame.get(at + 9)?);
+            at += usize::from(length) * 4;
+            next
+        }
+        [0x86, 0xdd] => {
+            at += 40;
+            *frame.get(at - 34)?
+        }
+        _ => return None,
+    };
+    while kind == [0x86, 0xdd] && EXTENSIONS.contains(&next) {
+        next = *frame.get(at)?;
+        at += (usize::from(*frame.get(at + 1)?) + 1) * 8;
+    }
+    let words = frame.get(at + 12).filter(|_| next == TCP)? >> 4;
+    Some(at + usize::from(words) * 4)
 }
 
 fn set_offload(tap: &File, offload: libc::c_uint) {

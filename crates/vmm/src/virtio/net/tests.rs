@@ -118,15 +118,31 @@ fn a_card_sends_no_more_than_its_rate() {
     assert_eq!(u64::from(sender.returned()) * FRAME, sent);
 }
 
+/// What a frame begins with that is to be cut by the hundred bytes, of whose head no byte is said to be one.
+fn cut(kind: u8, head: &[(usize, u8)]) -> Vec<u8> {
+    let mut bytes = vec![0; 12 + FRAME as usize];
+    (bytes[1], bytes[4]) = (kind, 100);
+    head.iter().for_each(|(at, byte)| bytes[12 + at] = *byte);
+    bytes
+}
+
 #[test]
 fn a_frame_that_is_yet_to_be_cut_counts_with_the_heads_of_its_pieces() {
-    // Kind TCPv4, a head that is said to be of no byte, pieces of 100 bytes.
-    let large = [0, 1, 0, 0, 100, 0];
-    let mut sender = Sender::new(RATE);
-    sender.device.ram().write_slice(&large, GuestAddress(0x8000)).unwrap();
-    sender.device.notify(SEND);
-    let wire = FRAME + (FRAME - 54).div_ceil(100).saturating_sub(1) * 54;
-    assert_eq!(sender.taken(), (BURST / wire + 1) * FRAME);
+    let plain = cut(1, &[(12, 8), (14, 0x45), (23, 6), (46, 5 << 4)]);
+    let options = cut(1, &[(12, 8), (14, 0x4f), (23, 6), (86, 15 << 4)]);
+    let tagged = cut(1, &[(12, 0x81), (16, 8), (18, 0x45), (27, 6), (50, 5 << 4)]);
+    let longer = cut(4, &[(12, 0x86), (13, 0xdd), (20, 60), (54, 6), (55, 1), (82, 8 << 4)]);
+    let strange = cut(1, &[(12, 0x88), (13, 0x47), (14, 0x45), (23, 6), (46, 5 << 4)]);
+    let not_tcp = cut(3, &[(12, 8), (14, 0x45), (23, 17)]);
+    for (frame, head) in
+        [(plain, 54), (options, 134), (tagged, 58), (longer, 102), (strange, FRAME / 2), (not_tcp, FRAME / 2)]
+    {
+        let mut sender = Sender::new(RATE);
+        sender.device.ram().write_slice(&frame, GuestAddress(0x8000)).unwrap();
+        sender.device.notify(SEND);
+        let wire = FRAME + (FRAME - head).div_ceil(100).saturating_sub(1) * head;
+        assert_eq!(sender.taken(), (BURST / wire + 1) * FRAME, "a head of {head}");
+    }
 }
 
 #[test]
@@ -136,6 +152,16 @@ fn a_driver_that_fills_the_queue_as_fast_as_it_is_worked_off_has_one_round() {
     assert_eq!(sender.returned(), SIZE);
     // The next round finds nothing.
     assert_eq!(sender.device.notify(SEND), Progress::Waits);
+}
+
+#[test]
+fn a_frame_that_is_not_in_the_guests_memory_is_lost() {
+    let mut sender = Sender::new(RATE);
+    // As of a page of the image, behind the memory.
+    sender.device.ram().write_obj(4u64 << 30, GuestAddress(TABLE)).unwrap();
+    sender.device.notify(SEND);
+    let sent = BURST / FRAME + 1;
+    assert_eq!((u64::from(sender.returned()), sender.taken()), (1 + sent, sent * FRAME));
 }
 
 #[test]
