@@ -5,6 +5,7 @@
 
 pub mod attest;
 pub mod dockerfile;
+mod environment;
 mod error;
 mod git;
 pub mod ignore;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use insula_spec::reference::Reference;
 
 use crate::dockerfile::{Dockerfile, Quotes, Stage, Step, Variables, expand};
+use crate::environment::ENVIRONMENT_MAX;
 use crate::nearest::hint;
 use crate::{Error, Result};
 
@@ -122,10 +123,11 @@ fn globals(file: &Dockerfile, given: &Given) -> Result<Variables> {
         }
     }
     globals.insert("TARGETSTAGE".to_owned(), given.target.clone().unwrap_or_else(|| "default".to_owned()));
+    let mut size = 0;
     for instruction in &file.arguments {
         let Step::Arg(specs) = &instruction.step else { continue };
         for spec in specs {
-            let fail = |why| Error::at(instruction.line, why);
+            let fail = |why: String| Error::at(instruction.line, why);
             let default = spec.default.as_ref();
             let default = default
                 .map(|text| expand(text, &globals, file.directives.escape, Quotes::Remove))
@@ -133,6 +135,12 @@ fn globals(file: &Dockerfile, given: &Given) -> Result<Variables> {
                 .map_err(fail)?;
             let given = given.arguments.get(&spec.name).cloned().flatten();
             if let Some(value) = given.or(default) {
+                size += spec.name.len() + value.len();
+                if size > ENVIRONMENT_MAX {
+                    return Err(fail(format!(
+                        "the arguments before the first FROM take more than {ENVIRONMENT_MAX} bytes"
+                    )));
+                }
                 globals.insert(spec.name.clone(), value);
             }
         }

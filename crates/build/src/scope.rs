@@ -8,6 +8,7 @@ use insula_spec::image::{Healthcheck, RunConfig};
 use crate::dockerfile::{
     Command, Form, Heredoc, Mount, Pair, Probe, Quotes, Run, Step, Transfer, Variables, expand, expand_words,
 };
+use crate::environment::{ENVIRONMENT_MAX, Environment};
 use crate::plan::PROXIES;
 
 /// What runs a command that is not a list.
@@ -65,8 +66,7 @@ pub struct CopyOp {
 pub struct Scope {
     pub config: RunConfig,
     pub author: Option<String>,
-    /// Arguments that were declared, in order.
-    arguments: Vec<(String, String)>,
+    environment: Environment,
     globals: Variables,
     given: BTreeMap<String, Option<String>>,
     escape: char,
@@ -75,17 +75,25 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// A stage that begins with a configuration.
+    /// A stage that begins with a configuration, and with the arguments of the stage that it was made by.
     #[must_use]
     pub fn new(
-        config: RunConfig,
+        mut config: RunConfig,
         author: Option<String>,
+        inherited: &[(String, String)],
         globals: &Variables,
         given: &BTreeMap<String, Option<String>>,
         escape: char,
     ) -> Self {
         let (globals, given) = (globals.clone(), given.clone());
-        Self { config, author, arguments: Vec::new(), globals, given, escape, own_command: false }
+        let environment = Environment::new(&mut config.env, inherited);
+        Self { config, author, environment, globals, given, escape, own_command: false }
+    }
+
+    /// What was declared so far, for the stages that begin with this one.
+    #[must_use]
+    pub fn arguments(&self) -> &[(String, String)] {
+        self.environment.arguments()
     }
 
     /// Applies an instruction to the configuration; what is left to do.
@@ -116,7 +124,7 @@ impl Scope {
             }
             Step::Env(pairs) => {
                 for (name, value) in self.pairs(pairs)? {
-                    set(&mut self.config.env, &name, &value);
+                    self.environment.set(&mut self.config.env, &name, &value)?;
                 }
             }
             Step::Label(pairs) => self.config.labels.extend(self.pairs(pairs)?),
@@ -141,26 +149,39 @@ impl Scope {
         Ok(Op::Nothing)
     }
 
-    /// What variables stand for here: arguments, and over them the environment.
-    fn variables(&self) -> Variables {
-        let environment = self.config.env.iter().filter_map(|entry| entry.split_once('='));
-        let arguments = self.arguments.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        arguments.chain(environment).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    fn expand(&self, text: &str) -> Result<String, String> {
+        expand(text, self.environment.variables(), self.escape, Quotes::Remove)
     }
 
-    fn expand(&self, text: &str) -> Result<String, String> {
-        expand(text, &self.variables(), self.escape, Quotes::Remove)
+    /// The words of one instruction, which are no more than one environment may be.
+    fn expand_all<'a>(&self, texts: impl IntoIterator<Item = &'a String>) -> Result<Vec<String>, String> {
+        let mut size = 0;
+        let expanded = texts.into_iter().map(|text| {
+            let text = self.expand(text)?;
+            size += text.len();
+            within(size)?;
+            Ok(text)
+        });
+        expanded.collect()
     }
 
     fn words(&self, texts: &[String]) -> Result<Vec<String>, String> {
-        let variables = self.variables();
-        let words = texts.iter().map(|text| expand_words(text, &variables, self.escape));
-        Ok(words.collect::<Result<Vec<_>, _>>()?.concat())
+        let mut words = Vec::new();
+        let mut size = 0;
+        for text in texts {
+            let more = expand_words(text, self.environment.variables(), self.escape)?;
+            size += more.iter().map(String::len).sum::<usize>();
+            within(size)?;
+            words.extend(more);
+        }
+        Ok(words)
     }
 
     /// All values of one instruction see what was there before it.
     fn pairs(&self, pairs: &[Pair]) -> Result<Vec<(String, String)>, String> {
-        pairs.iter().map(|pair| Ok((self.expand(&pair.name)?, self.expand(&pair.value)?))).collect()
+        let expanded = self.expand_all(pairs.iter().flat_map(|pair| [&pair.name, &pair.value]))?;
+        let mut expanded = expanded.into_iter();
+        Ok(std::iter::from_fn(|| Some((expanded.next()?, expanded.next()?))).collect())
     }
 
     fn argument(&mut self, name: &str, default: Option<&str>) -> Result<(), String> {
@@ -171,8 +192,7 @@ impl Scope {
             (None, None) => self.globals.get(name).cloned(),
         };
         if let Some(value) = value {
-            self.arguments.retain(|(other, _)| other != name);
-            self.arguments.push((name.to_owned(), value));
+            self.environment.declare(name, value)?;
         }
         Ok(())
     }
@@ -226,16 +246,15 @@ impl Scope {
 
     fn copy(&self, transfer: &Transfer, add: bool) -> Result<Op, String> {
         let mut transfer = transfer.clone();
-        let expanded =
-            |texts: &[String]| texts.iter().map(|text| self.expand(text)).collect::<Result<Vec<_>, _>>();
-        transfer.sources.paths = expanded(&transfer.sources.paths)?;
-        transfer.exclude = expanded(&transfer.exclude)?;
+        transfer.sources.paths = self.expand_all(&transfer.sources.paths)?;
+        transfer.exclude = self.expand_all(&transfer.exclude)?;
         for field in [&mut transfer.chown, &mut transfer.chmod, &mut transfer.from, &mut transfer.checksum] {
             *field = field.as_deref().map(|text| self.expand(text)).transpose()?;
         }
         for heredoc in &mut transfer.sources.heredocs {
             if heredoc.expand {
-                heredoc.content = expand(&heredoc.content, &self.variables(), self.escape, Quotes::Keep)?;
+                let variables = self.environment.variables();
+                heredoc.content = expand(&heredoc.content, variables, self.escape, Quotes::Keep)?;
             }
         }
         transfer.destination = self.expand(&transfer.destination)?;
@@ -259,10 +278,9 @@ impl Scope {
                 None => script(&run.command, &run.heredocs),
             });
         }
-        let environment =
-            |name: &str| self.config.env.iter().any(|entry| entry.split('=').next() == Some(name));
+        let environment = |name: &str| self.environment.has(name);
         let mut env = self.config.env.clone();
-        for (name, value) in self.arguments.iter().filter(|(name, _)| !environment(name)) {
+        for (name, value) in self.arguments().iter().filter(|(name, _)| !environment(name)) {
             env.push(format!("{name}={value}"));
         }
         let proxies = PROXIES.iter().filter_map(|name| {
@@ -332,13 +350,12 @@ fn script(command: &Command, heredocs: &[Heredoc]) -> String {
     script
 }
 
-/// Sets a variable at the place where it was.
-fn set(env: &mut Vec<String>, name: &str, value: &str) {
-    let entry = format!("{name}={value}");
-    match env.iter_mut().find(|entry| entry.split('=').next() == Some(name)) {
-        Some(old) => *old = entry,
-        None => env.push(entry),
+/// Whether what variables made of one instruction is not too long.
+fn within(size: usize) -> Result<(), String> {
+    if size > ENVIRONMENT_MAX {
+        return Err(format!("variables make more than {ENVIRONMENT_MAX} bytes of it"));
     }
+    Ok(())
 }
 
 /// An absolute path without `.`, `..` and doubled slashes.
@@ -387,7 +404,7 @@ mod tests {
             cmd: vec!["old".to_owned()],
             ..RunConfig::default()
         };
-        Scope::new(config, None, &globals, &given, '\\')
+        Scope::new(config, None, &[], &globals, &given, '\\')
     }
 
     fn applied(scope: &mut Scope, text: &str) -> Result<Op, String> {
@@ -411,6 +428,72 @@ mod tests {
         let (env, proxies) = env(applied(&mut scope, "RUN x").unwrap());
         assert_eq!(env, ["PATH=/x:/bin", "C=givengiven-bamd64", "A=given", "B=given-b", "TARGETARCH=amd64"]);
         assert_eq!(proxies, ["HTTP_PROXY=http://p"]);
+    }
+
+    #[test]
+    fn a_stage_has_a_path_whatever_it_begins_with() {
+        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        let mut bare = Scope::new(RunConfig::default(), None, &[], &Variables::new(), &BTreeMap::new(), '\\');
+        assert_eq!(bare.config.env, [format!("PATH={path}")]);
+        applied(&mut bare, "ENV A=1 PATH=$PATH:/x").unwrap();
+        assert_eq!(bare.config.env, [format!("PATH={path}:/x"), "A=1".to_owned()]);
+        assert_eq!(scope(&[]).config.env, ["PATH=/bin"]);
+    }
+
+    #[test]
+    fn arguments_are_inherited_by_the_stages_that_begin_with_this_one() {
+        let mut parent = scope(&[("W", "given")]);
+        for text in ["ARG V=5 W=6 X=7", "ARG V=8", "ENV X=env"] {
+            applied(&mut parent, text).unwrap();
+        }
+        let inherited = parent.arguments().to_vec();
+        let given = BTreeMap::new();
+        let mut child = Scope::new(parent.config.clone(), None, &inherited, &Variables::new(), &given, '\\');
+        applied(&mut child, "ENV SEEN=$V$W$X").unwrap();
+        let Op::Run(run) = applied(&mut child, "RUN x").unwrap() else { panic!() };
+        assert_eq!(run.env, ["PATH=/bin", "X=env", "SEEN=8givenenv", "W=given", "V=8"]);
+        applied(&mut child, "ARG V=own").unwrap();
+        let Op::Run(run) = applied(&mut child, "RUN x").unwrap() else { panic!() };
+        assert_eq!(run.env.last().unwrap(), "V=own");
+    }
+
+    #[test]
+    fn many_variables_cost_what_one_does() {
+        let mut scope = scope(&[]);
+        let begun = std::time::Instant::now();
+        for number in 0..20_000 {
+            applied(&mut scope, &format!("ENV E{number}=$PATH")).unwrap();
+            applied(&mut scope, &format!("ARG A{number}=$E{number}")).unwrap();
+        }
+        // It is half a second; with a map that is made again for each word it is minutes.
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+        assert_eq!(scope.config.env.last().unwrap(), "E19999=/bin");
+    }
+
+    #[test]
+    fn variables_do_not_grow_without_end() {
+        let mut grown = scope(&[]);
+        applied(&mut grown, "ENV E0=0123456789abcdef").unwrap();
+        let why = (1..40).find_map(|number| {
+            applied(&mut grown, &format!("ENV E{number}=${{E{0}}}${{E{0}}}", number - 1)).err()
+        });
+        assert!(why.as_ref().is_some_and(|why| why.contains("more than 1048576 bytes")), "{why:?}");
+        assert!(grown.config.env.iter().map(String::len).sum::<usize>() <= ENVIRONMENT_MAX + 40);
+        let mut long = scope(&[]);
+        let why = (0..40)
+            .find_map(|number| applied(&mut long, &format!("ARG A{number}={}", "x".repeat(100_000))).err());
+        assert!(why.is_some_and(|why| why.contains("environment and arguments")));
+        // What is set again does not add up.
+        for _ in 0..20 {
+            applied(&mut long, &format!("ENV A0={}", "y".repeat(100_000))).unwrap();
+        }
+        let many = "$A1 ".repeat(30);
+        for text in
+            [format!("LABEL x={}", "$A1".repeat(30)), format!("EXPOSE {many}"), format!("COPY {many} /")]
+        {
+            let why = applied(&mut long, &text).unwrap_err();
+            assert!(why.contains("bytes of it"), "{why}");
+        }
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl Building {
                     rootfs: RootFs::default(),
                     ..ImageConfig::default()
                 };
-                Ok(Built { layers: Vec::new(), config, leases: Vec::new(), anew: false })
+                Ok(Built::given(Vec::new(), config, Vec::new()))
             }
             Base::Stage(number) => {
                 let built = needed.get(number);
@@ -56,7 +56,7 @@ impl Building {
                     build_cache: None,
                     ..image.config
                 };
-                Ok(Built { layers: image.layers, config, leases: vec![Arc::new(lease)], anew: false })
+                Ok(Built::given(image.layers, config, vec![Arc::new(lease)]))
             }
         }
     }

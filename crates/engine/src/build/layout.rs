@@ -37,7 +37,7 @@ impl Building {
         }
         let config =
             ImageConfig { comment: None, docker_version: String::new(), build_cache: None, ..config };
-        let mut built = Built { layers: Vec::new(), config, leases: Vec::new(), anew: false };
+        let mut built = Built::given(Vec::new(), config, Vec::new());
         for (diff, blob) in diffs.into_iter().zip(blobs) {
             let (this, name, below) = (self.clone(), name.to_owned(), built.clone());
             let made = blocking(move || this.layout_layer(&name, &blob, &diff, &below)).await?;

@@ -34,9 +34,22 @@ pub(super) struct Built {
     pub(super) leases: Vec<Arc<LayerLease>>,
     /// Its steps are done again, whatever the cache has.
     pub(super) anew: bool,
+    /// What stages that begin with this one see of its `ARG`s.
+    pub(super) arguments: Vec<(String, String)>,
 }
 
 impl Built {
+    /// What no stage of this build made.
+    pub(super) fn given(layers: Vec<Layer>, config: ImageConfig, leases: Vec<Arc<LayerLease>>) -> Self {
+        Self { layers, config, leases, anew: false, arguments: Vec::new() }
+    }
+
+    /// What the instructions have made of the configuration.
+    fn configure(&mut self, scope: &Scope) {
+        self.config.config = scope.config.clone();
+        self.config.author.clone_from(&scope.author);
+    }
+
     /// The configuration of the image.
     pub(super) fn finished(&self, labels: &Labels, epoch: Option<i64>) -> Result<ImageConfig> {
         let mut config = self.config.clone();
@@ -81,6 +94,7 @@ pub(super) async fn build(
     let mut scope = Scope::new(
         built.config.config.clone(),
         built.config.author.clone(),
+        &built.arguments,
         &building.plan.globals,
         &building.request.arguments,
         building.file.directives.escape,
@@ -96,6 +110,8 @@ pub(super) async fn build(
         let step = Box::pin(stepping.step(instruction, &mut scope, &mut built));
         building.report.step(counter.step(number + 1, &instruction.text), step).await?;
     }
+    built.configure(&scope);
+    built.arguments = scope.arguments().to_vec();
     Ok((planned.number, built))
 }
 
@@ -149,15 +165,19 @@ impl Stepping<'_> {
             text: instruction.text.clone(),
             source: Box::new(error),
         };
+        // A build that nobody waits for ends here: what only configures waits for nothing.
+        tokio::task::yield_now().await;
         let op = scope.apply(&instruction.step).map_err(|why| at(Error::InvalidArgument(why)))?;
+        // Not for each of thousands of lines that only configure.
+        if op != Op::Nothing {
+            built.configure(scope);
+        }
         let made = match &op {
             Op::Nothing => None,
             Op::Run(run) => Some(self.command(run, built).await.map_err(at)?),
             Op::Copy(copy) => Some(self.copy(copy, built).await.map_err(at)?),
             Op::Folder(path) => self.folder(path, built).await.map_err(at)?,
         };
-        built.config.config = scope.config.clone();
-        built.config.author.clone_from(&scope.author);
         self.record(instruction, &op, made, built).await;
         Ok(())
     }
@@ -228,7 +248,7 @@ impl Stepping<'_> {
     async fn image(&self, name: &str) -> Result<Source> {
         let (image, lease) = self.building.image(name, &self.building.request.platform).await?;
         let leases = vec![Arc::new(lease)];
-        Ok(Source::Stack(Box::new(Built { layers: image.layers, config: image.config, leases, anew: false })))
+        Ok(Source::Stack(Box::new(Built::given(image.layers, image.config, leases))))
     }
 
     /// The working directory, if it is not there.
