@@ -81,6 +81,18 @@ impl Resctrl {
         context(std::fs::write(&tasks, pid.to_string()), "write", &tasks)
     }
 
+    /// Has the calling process go back to the group that it is in now when the result is dropped. Whatever it makes
+    /// meanwhile stays where it began.
+    pub fn visit(&self) -> Result<Visit<'_>, Error> {
+        const OWN: &str = "/proc/self/cpu_resctrl_groups";
+        let said = match std::fs::read_to_string(OWN) {
+            // A kernel that does not say it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            said => context(said, "read", Path::new(OWN))?,
+        };
+        Ok(Visit { resctrl: self, group: own_group(&said).to_owned() })
+    }
+
     fn fill(&self, plan: &RdtPlan, group: &Path, made: bool) -> Result<(), Error> {
         let schemata = group.join("schemata");
         if made && !plan.own && plan.schemata.is_empty() {
@@ -113,9 +125,39 @@ impl Resctrl {
     }
 }
 
+/// Of `res:/NAME` and a line on what is monitored. The group of all others is the root.
+fn own_group(said: &str) -> &str {
+    said.lines().find_map(|line| line.strip_prefix("res:")).map_or("", |path| path.trim().trim_matches('/'))
+}
+
+/// The calling process as a guest in another group.
+#[derive(Debug)]
+pub struct Visit<'a> {
+    resctrl: &'a Resctrl,
+    group: String,
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        let tasks = self.resctrl.root.join(&self.group).join("tasks");
+        // Where its own group is gone meanwhile it stays.
+        let _ = std::fs::write(tasks, std::process::id().to_string());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_visits_goes_home() {
+        assert_eq!(own_group("res:/gold\nmon:/\n"), "gold");
+        assert_eq!((own_group("res:/\nmon:\n"), own_group("res:\nmon:\n"), own_group("")), ("", "", ""));
+        let (folder, resctrl) = host();
+        drop(Visit { resctrl: &resctrl, group: String::new() });
+        let tasks = std::fs::read_to_string(folder.path().join("tasks")).unwrap();
+        assert_eq!(tasks, std::process::id().to_string());
+    }
 
     /// What the kernel would fill a new folder with is written by hand.
     fn host() -> (tempfile::TempDir, Resctrl) {

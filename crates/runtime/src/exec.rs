@@ -50,12 +50,15 @@ pub fn exec(request: &ExecRequest<'_>) -> Result<Executed> {
         preserved: request.preserved,
         state: Some(&record.state(Status::Running)),
     };
-    if let Some(rdt) = record.rdt() {
-        // Of the caller: its child begins there.
-        Resctrl::probe()?.add(rdt, std::process::id().cast_signed())?;
-    }
     let entry = record.group()?.entry_to(record.pid)?;
+    let resctrl = record.rdt().map(|_| Resctrl::probe()).transpose()?;
+    let visit = resctrl.as_ref().map(Resctrl::visit).transpose()?;
+    if let (Some(resctrl), Some(rdt)) = (&resctrl, record.rdt()) {
+        // Of the caller: its child begins there.
+        resctrl.add(rdt, std::process::id().cast_signed())?;
+    }
     let executed = insula_container::exec(&target, &plan, &entry)?;
+    drop(visit);
     if let (Streams::Terminal(master), Some(socket)) = (&executed.streams, request.console_socket) {
         console::send(socket, master)?;
     }

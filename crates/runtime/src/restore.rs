@@ -79,11 +79,13 @@ impl Restore<'_> {
     fn run(&self, mut record: Record) -> Result<Vec<String>> {
         let rdt =
             record.rdt().cloned().map(|rdt| Resctrl::probe().map(|resctrl| (resctrl, rdt))).transpose()?;
+        let visit = rdt.as_ref().map(|(resctrl, _)| resctrl.visit()).transpose()?;
         if let Some((resctrl, rdt)) = &rdt {
             // Of the caller: whatever criu makes begins there, with all its threads.
             resctrl.join(rdt, std::process::id().cast_signed())?;
         }
         let made = self.make(&record);
+        drop(visit);
         let stood = made.and_then(|pid| {
             record.pid = pid;
             self.take_over(&mut record)
