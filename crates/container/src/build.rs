@@ -82,17 +82,17 @@ pub fn create(plan: &ContainerPlan, when: When, entry: &Entry, spare: Option<Spa
     let owner = idmap::first(&plan.namespaces.user);
     let confinement = Confinement::prepare(plan, &plan.process, &plan.security.seccomp)?;
     let (streams, ends) = streams::make(&plan.stdio, owner)?;
+    let spare = spare.and_then(|spare| spare.suited(plan, entry));
+    let becoming = spare.is_some();
     let (init, outside) = match spare {
-        Some(spare) if spare.suits(plan, entry) => spare.become_init(plan, &ends, entry)?,
-        other => {
-            other.into_iter().for_each(Spare::abandon);
-            fresh_init(plan, &ends, &confinement, entry)?
-        }
+        Some(spare) => spare.become_init(plan, &ends, entry)?,
+        None => fresh_init(plan, &ends, &confinement, entry)?,
     };
     drop(ends);
     let init = Guard(Some(init));
     laps.lap("init");
-    let prepared = prepare(plan, &init, &outside, &confinement, when);
+    let building = Building { plan, channel: &outside, confinement: &confinement, when, becoming };
+    let prepared = building.prepare(&init);
     let (warnings, resolver) = prepared.map_err(|error| outside.last_words().unwrap_or(error))?;
     laps.lap("mounts");
     // One that has failed already reports why.
@@ -115,7 +115,7 @@ fn fresh_init(
     confinement: &Confinement,
     entry: &Entry,
 ) -> Result<(Cloned, Channel)> {
-    let (outside, inside) = handshake::pair()?;
+    let (outside, inside) = handshake::pair_with_bell()?;
     let parts = Inside { plan, ends, confinement, channel: &inside, entry, bundle: None };
     Ok((clone_init(&parts, &outside)?, outside))
 }
@@ -170,37 +170,48 @@ impl Drop for Guard {
     }
 }
 
-/// Everything between the clone and the order to build.
-fn prepare(
-    plan: &ContainerPlan,
-    init: &Guard,
-    channel: &Channel,
-    confinement: &Confinement,
+/// A container whose init is there.
+struct Building<'a> {
+    plan: &'a ContainerPlan,
+    channel: &'a Channel,
+    confinement: &'a Confinement,
     when: When,
-) -> Result<(Vec<String>, Option<Sockets>)> {
-    let pid = init.init()?.pid;
-    if let UserNamespace::Private { first, count } = plan.namespaces.user {
-        idmap::map(pid, first, count)?;
+    /// A spare enters its groups and namespace meanwhile, and reports it.
+    becoming: bool,
+}
+
+impl Building<'_> {
+    /// Everything between the clone and the order to build. Both work side by side.
+    fn prepare(&self, init: &Guard) -> Result<(Vec<String>, Option<Sockets>)> {
+        let Self { plan, channel, .. } = self;
+        let pid = init.init()?.pid;
+        if let UserNamespace::Private { first, count } = plan.namespaces.user {
+            idmap::map(pid, first, count)?;
+        }
+        let mut warnings = self.confinement.apply_from_outside(pid, &plan.process)?;
+        channel.order(&Order::Prepare)?;
+        let namespace = match &plan.namespaces.user {
+            UserNamespace::Host => None,
+            UserNamespace::Private { .. } | UserNamespace::Path { .. } => Some(idmap::namespace_of(pid)?),
+        };
+        let namespace = namespace.as_ref().map(AsFd::as_fd);
+        hidden::hide(&plan.rootfs)?;
+        let maker = idmap::first(&plan.namespaces.user);
+        let rootfs = rootfs::build(&plan.rootfs, namespace, maker)?;
+        let devices = devices::build(plan)?;
+        let sources = sources::prepare(&plan.mounts, namespace, maker, &mut warnings)?;
+        let resolver = plug(plan, pid)?;
+        if self.becoming && !matches!(channel.await_report()?, Report::Entered) {
+            return Err(Error::Lost);
+        }
+        let order = Order::Build { start: self.when == When::Now };
+        let gift: Vec<BorrowedFd<'_>> =
+            [rootfs.as_fd(), devices.as_fd()].into_iter().chain(sources.iter().map(AsFd::as_fd)).collect();
+        channel.announce(&order)?;
+        channel.give(&gift)?;
+        channel.ring()?;
+        Ok((warnings, resolver))
     }
-    let mut warnings = confinement.apply_from_outside(pid, &plan.process)?;
-    // From here on both work side by side.
-    channel.order(&Order::Prepare)?;
-    let namespace = match &plan.namespaces.user {
-        UserNamespace::Host => None,
-        UserNamespace::Private { .. } | UserNamespace::Path { .. } => Some(idmap::namespace_of(pid)?),
-    };
-    let namespace = namespace.as_ref().map(AsFd::as_fd);
-    hidden::hide(&plan.rootfs)?;
-    let maker = idmap::first(&plan.namespaces.user);
-    let rootfs = rootfs::build(&plan.rootfs, namespace, maker)?;
-    let devices = devices::build(plan)?;
-    let sources = sources::prepare(&plan.mounts, namespace, maker, &mut warnings)?;
-    let resolver = plug(plan, pid)?;
-    channel.order(&Order::Build { start: when == When::Now })?;
-    let gift: Vec<BorrowedFd<'_>> =
-        [rootfs.as_fd(), devices.as_fd()].into_iter().chain(sources.iter().map(AsFd::as_fd)).collect();
-    channel.give(&gift)?;
-    Ok((warnings, resolver))
 }
 
 fn plug(plan: &ContainerPlan, pid: i32) -> Result<Option<Sockets>> {

@@ -3,10 +3,11 @@
 //! tells the builder that the program was executed.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use insula_base::{Kind, Kinded};
 use insula_sys::socket;
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -17,7 +18,11 @@ const LONGEST: usize = 4000;
 
 /// One end of the channel.
 #[derive(Debug)]
-pub(crate) struct Channel(OwnedFd);
+pub(crate) struct Channel {
+    socket: OwnedFd,
+    /// An eventfd that counts orders, where one was asked for.
+    bell: Option<Arc<OwnedFd>>,
+}
 
 /// Builder to inside.
 pub(crate) enum Order {
@@ -54,8 +59,20 @@ pub(crate) enum Report {
 }
 
 pub(crate) fn pair() -> Result<(Channel, Channel)> {
+    connected(None)
+}
+
+/// For a builder that goes on while its order is carried out. The kernel takes who writes to a socket to be about to
+/// sleep, and runs who is woken on the same processor though others are idle (`sock_def_readable` in net/core/sock.c,
+/// `wake_affine` in kernel/sched/fair.c): the two would not work side by side. An eventfd wakes without that.
+pub(crate) fn pair_with_bell() -> Result<(Channel, Channel)> {
+    let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::SEMAPHORE);
+    connected(Some(Arc::new(bell.context("eventfd", "for the handshake")?)))
+}
+
+fn connected(bell: Option<Arc<OwnedFd>>) -> Result<(Channel, Channel)> {
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-        .map(|(left, right)| (Channel(left), Channel(right)))
+        .map(|(left, right)| (Channel { socket: left, bell: bell.clone() }, Channel { socket: right, bell }))
         .context("socketpair", "for the handshake")
 }
 
@@ -71,12 +88,12 @@ pub(crate) fn listen(folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
 pub(crate) fn connect(folder: BorrowedFd<'_>, name: &str) -> Result<Channel> {
     let socket = stream_socket()?;
     rustix::net::connect(&socket, &address(folder, name)?).context("connect", name)?;
-    Ok(Channel(socket))
+    Ok(Channel { socket, bell: None })
 }
 
 pub(crate) fn accept(listener: BorrowedFd<'_>) -> Result<Channel> {
     rustix::io::retry_on_intr(|| rustix::net::accept_with(listener, SocketFlags::CLOEXEC))
-        .map(Channel)
+        .map(|socket| Channel { socket, bell: None })
         .context("accept4", "who starts the container")
 }
 
@@ -91,12 +108,23 @@ fn address(folder: BorrowedFd<'_>, name: &str) -> Result<SocketAddrUnix> {
 
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
 impl Channel {
+    /// What it needs open.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [self.socket.as_fd()].into_iter().chain(self.bell.iter().map(AsFd::as_fd))
+    }
+
     pub(crate) fn order(&self, order: &Order) -> Result<()> {
+        self.announce(order)?;
+        self.ring()
+    }
+
+    /// Sends an order that more belongs to; it is awaited until [`Self::ring`].
+    pub(crate) fn announce(&self, order: &Order) -> Result<()> {
         let byte = match order {
             Order::Prepare => b'I',
             Order::Build { start: false } => b'b',
@@ -115,7 +143,27 @@ impl Channel {
         self.send(&[byte], &[])
     }
 
+    /// Lets the order and what belongs to it be received.
+    pub(crate) fn ring(&self) -> Result<()> {
+        let Some(bell) = &self.bell else { return Ok(()) };
+        rustix::io::write(bell, &1_u64.to_ne_bytes()).map(drop).context("write", "to the handshake's bell")
+    }
+
+    /// Waits for the next order, or the end of who gives them, which receiving says.
+    fn listen(&self) -> Result<()> {
+        let Some(bell) = &self.bell else { return Ok(()) };
+        // That something is to be read there would wake us, and on the wrong processor.
+        let mut either = [PollFd::new(bell, PollFlags::IN), PollFd::new(&self.socket, PollFlags::empty())];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut either, None))
+            .context("poll", "the handshake")?;
+        if either[0].revents().contains(PollFlags::IN) {
+            rustix::io::read(bell, &mut [0_u8; 8]).context("read", "the handshake's bell")?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn await_order(&self) -> Result<Order> {
+        self.listen()?;
         match self.receive()? {
             (bytes, _) if bytes == b"I" => Ok(Order::Prepare),
             (bytes, _) if bytes == b"b" => Ok(Order::Build { start: false }),
@@ -233,22 +281,25 @@ impl Channel {
 
     /// Whether one is there, or the end of all.
     pub(crate) fn has_report(&self) -> Result<bool> {
-        let mut ready = [PollFd::new(&self.0, PollFlags::IN)];
+        let mut ready = [PollFd::new(&self.socket, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         rustix::event::poll(&mut ready, Some(&now)).map(|count| count == 1).context("poll", "the handshake")
     }
 
     /// Why the other side failed, if it has said so: who trips over its end had better say that.
     pub(crate) fn last_words(&self) -> Option<Error> {
-        if !self.has_report().is_ok_and(|there| there) {
-            return None;
+        while self.has_report().is_ok_and(|there| there) {
+            match self.receive().ok()?.0.as_slice() {
+                // What went well before.
+                b"N" => {}
+                bytes => return (bytes.first() == Some(&b'E')).then(|| failure(bytes)),
+            }
         }
-        let (bytes, _) = self.receive().ok()?;
-        (bytes.first() == Some(&b'E')).then(|| failure(&bytes))
+        None
     }
 
     fn send(&self, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<()> {
-        match socket::send(self.0.as_fd(), packet, descriptors) {
+        match socket::send(self.socket.as_fd(), packet, descriptors) {
             // The other side is gone. What it said before tells why.
             Err(Errno::PIPE | Errno::CONNRESET) => Err(failure(&self.receive()?.0)),
             sent => sent.map(drop).context("sendmsg", "to the handshake"),
@@ -269,7 +320,7 @@ impl Channel {
 
     fn packet(&self) -> Result<(Vec<u8>, Vec<OwnedFd>), Errno> {
         let mut buffer = [0; LONGEST + 8];
-        let (count, descriptors) = socket::receive(self.0.as_fd(), &mut buffer)?;
+        let (count, descriptors) = socket::receive(self.socket.as_fd(), &mut buffer)?;
         Ok((buffer[..count].to_vec(), descriptors))
     }
 }
@@ -299,7 +350,7 @@ mod tests {
         let (outside, inside) = pair().unwrap();
         outside.order(&Order::Build { start: true }).unwrap();
         assert!(matches!(inside.await_order().unwrap(), Order::Build { start: true }));
-        inside.report_terminal(inside.0.as_fd()).unwrap();
+        inside.report_terminal(inside.as_fd()).unwrap();
         inside.report_ready().unwrap();
         assert!(matches!(outside.await_report().unwrap(), Report::Terminal(_)));
         assert!(matches!(outside.await_report().unwrap(), Report::Ready));
@@ -347,6 +398,38 @@ mod tests {
     }
 
     #[test]
+    fn each_order_rings_once_and_an_end_needs_no_bell() {
+        let rung = |channel: &Channel| {
+            let bell = channel.bell.as_ref().unwrap();
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            rustix::event::poll(&mut [PollFd::new(bell, PollFlags::IN)], Some(&now)).unwrap() == 1
+        };
+        let (outside, inside) = pair_with_bell().unwrap();
+        outside.order(&Order::Prepare).unwrap();
+        outside.announce(&Order::Build { start: true }).unwrap();
+        assert!(rung(&inside));
+        assert!(matches!(inside.await_order().unwrap(), Order::Prepare));
+        // More belongs to the second one.
+        assert!(!rung(&inside));
+        outside.give(&[outside.as_fd()]).unwrap();
+        outside.ring().unwrap();
+        assert!(matches!(inside.await_order().unwrap(), Order::Build { start: true }));
+        assert_eq!(inside.take(1).unwrap().len(), 1);
+        assert!(!rung(&inside));
+        drop(outside);
+        assert!(inside.await_order().is_err());
+    }
+
+    #[test]
+    fn what_went_well_is_not_the_last_word() {
+        let (outside, inside) = pair().unwrap();
+        inside.report_entered().unwrap();
+        inside.report_failure(&Error::Lost);
+        assert!(matches!(outside.last_words(), Some(Error::Inside { .. })));
+        assert!(outside.last_words().is_none());
+    }
+
+    #[test]
     fn failures_keep_kind_and_exit_code() {
         let (outside, inside) = pair().unwrap();
         inside.report_failure(&Error::Program { program: "x".into(), reason: "no", exit_code: 127 });
@@ -358,7 +441,7 @@ mod tests {
     #[test]
     fn more_descriptors_than_one_packet_takes_arrive_in_order() {
         let (outside, inside) = pair().unwrap();
-        let file = outside.0.as_fd();
+        let file = outside.as_fd();
         outside.give(&[file; socket::MAX_DESCRIPTORS + 5]).unwrap();
         assert_eq!(inside.take(socket::MAX_DESCRIPTORS + 5).unwrap().len(), socket::MAX_DESCRIPTORS + 5);
     }

@@ -9,7 +9,7 @@ use insula_sys::process::{self, Clone, CloneFlags};
 
 use crate::build::{Cloned, Guard};
 use crate::error::{Context, Error, Result};
-use crate::handshake::{self, Channel, Order, Report};
+use crate::handshake::{self, Channel, Order};
 use crate::inside::{Confinement, Inside};
 use crate::streams::Ends;
 
@@ -33,7 +33,7 @@ pub struct Spare {
 impl Spare {
     /// For a process of one thread whose umask is 0, as [`crate::create`].
     pub fn make() -> Result<Self> {
-        let (outside, inside) = handshake::pair()?;
+        let (outside, inside) = handshake::pair_with_bell()?;
         match process::clone(AHEAD, None).context("clone3", "an init to come")? {
             Clone::Parent { pid, pidfd } => {
                 Ok(Self { cloned: Guard(Some(Cloned { pid, pidfd })), channel: outside })
@@ -42,9 +42,18 @@ impl Spare {
         }
     }
 
+    /// Itself, if it can become the init of this container; it ends otherwise.
+    pub(crate) fn suited(self, plan: &ContainerPlan, entry: &Entry) -> Option<Self> {
+        if self.suits(plan, entry) {
+            return Some(self);
+        }
+        self.abandon();
+        None
+    }
+
     /// Whether it can become the init of this container. On version 2 of control groups an init is born in its
     /// group, since to be moved there is slow.
-    pub(crate) fn suits(&self, plan: &ContainerPlan, entry: &Entry) -> bool {
+    fn suits(&self, plan: &ContainerPlan, entry: &Entry) -> bool {
         let namespaces = &plan.namespaces;
         let own = [&namespaces.pid, &namespaces.network, &namespaces.ipc, &namespaces.uts];
         matches!(namespaces.user, UserNamespace::Private { .. })
@@ -55,14 +64,15 @@ impl Spare {
     }
 
     /// Ends it without waiting for that.
-    pub(crate) fn abandon(self) {
+    fn abandon(self) {
         if let Ok(Cloned { pidfd, .. }) = self.cloned.disarm() {
             // It may have ended by itself.
             let _ = process::signal(pidfd.as_fd(), SIGKILL);
         }
     }
 
-    /// Makes it the init of a container that it suits, in a mount namespace of its own.
+    /// Makes it the init of a container that it suits, in a mount namespace of its own. It reports when it has
+    /// entered that and its groups.
     pub(crate) fn become_init(
         self,
         plan: &ContainerPlan,
@@ -70,21 +80,19 @@ impl Spare {
         entry: &Entry,
     ) -> Result<(Cloned, Channel)> {
         let text = serde_json::to_vec(plan).map_err(|_| Error::Lost)?;
-        self.channel.order(&Order::Become { length: text.len() })?;
+        self.channel.announce(&Order::Become { length: text.len() })?;
         self.channel.give_text(&text)?;
         let gift: Vec<BorrowedFd<'_>> =
             ends.descriptors().into_iter().chain(entry.tasks().iter().map(AsFd::as_fd)).collect();
         self.channel.give(&gift)?;
-        match self.channel.await_report()? {
-            Report::Entered => Ok((self.cloned.disarm()?, self.channel)),
-            _ => Err(Error::Lost),
-        }
+        self.channel.ring()?;
+        Ok((self.cloned.disarm()?, self.channel))
     }
 }
 
 /// The clone, from its first moment. What its maker has open is not its business.
 fn wait(channel: &Channel) -> ! {
-    process::close_from_3_but(&[channel.as_fd()]);
+    process::close_from_3_but(&channel.descriptors().collect::<Vec<_>>());
     // Nobody wants it any more, most likely.
     let Ok(Order::Become { length }) = channel.await_order() else { process::exit_now(0) };
     let Err(error) = serve(channel, length);

@@ -69,7 +69,7 @@ impl Inside<'_> {
     /// like `/proc/self/fd/9` lead through them to the host.
     fn let_go(&self) {
         let mut kept = self.ends.descriptors();
-        kept.push(self.channel.as_fd());
+        kept.extend(self.channel.descriptors());
         kept.extend(self.bundle.iter().flat_map(Parking::descriptors));
         kept.extend(self.confinement.listener());
         process::close_from_3_but(&kept);
