@@ -24,6 +24,26 @@ fn a_second_daemon_on_the_same_root_is_refused() {
 }
 
 #[test]
+fn what_lives_in_a_run_folder_is_safe_from_daemons_of_other_roots() {
+    let mut daemon = daemon!();
+    let id = daemon.detached(&[], "exec sleep 1000");
+    let second = |daemon: &insula_tests::Daemon| {
+        let mut second = std::process::Command::new(program("insulad"));
+        second
+            .env("INSULA_ROOT", daemon.folder().join("other-root"))
+            .env("INSULA_RUN", daemon.instance().run());
+        Outcome::of(&mut second, b"")
+    };
+    second(&daemon).fails(1, &[text(daemon.instance().run()), "in use"]);
+    daemon.insula(&["exec", &id, "true"]).ok();
+    // Its containers outlive the daemon.
+    daemon.stop();
+    second(&daemon).fails(1, &[text(daemon.instance().root()), "--run"]);
+    daemon.restart();
+    daemon.insula(&["exec", &id, "true"]).ok();
+}
+
+#[test]
 fn bodies_of_requests() {
     let daemon = daemon!();
     let message = |method: &str, path: &str, body: &str, status: u16| {

@@ -78,6 +78,7 @@ pub(crate) struct Inner {
     pub(crate) images: Images,
     pub(crate) volumes: Volumes,
     pub(crate) events: Arc<Events>,
+    _run_lock: std::fs::File,
     pub(crate) containers: Registry,
     pub(crate) execs: ExecIndex,
     pub(crate) spares: Arc<Spares>,
@@ -258,6 +259,7 @@ impl Engine {
 impl Inner {
     fn open(config: Config) -> Result<Self> {
         let store = Arc::new(Store::open(config.instance.root())?);
+        let run_lock = insula_store::take_run(config.instance.run(), config.instance.root())?;
         store.layers().share_files(config.storage.share_files);
         if config.storage.verity {
             store.layers().verify_files()?;
@@ -299,6 +301,7 @@ impl Inner {
             config,
             store,
             events,
+            _run_lock: run_lock,
         })
     }
 

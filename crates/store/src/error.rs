@@ -60,9 +60,14 @@ pub enum Error {
     /// What is on disk was written by a later version.
     #[error("{path:?} was written by a newer version of insula ({found}; this one knows {known})")]
     Newer { path: PathBuf, found: String, known: String },
-    /// Another daemon has the root.
-    #[error("the root {0:?} is in use by another daemon")]
+    /// Another daemon has the root, or the run folder.
+    #[error("the folder {0:?} is in use by another daemon")]
     Locked(PathBuf),
+    /// Containers of another root live in the run folder.
+    #[error(
+        "containers of the root {root:?} live in {run:?}: give this daemon a run folder of its own (--run)"
+    )]
+    Foreign { run: PathBuf, root: PathBuf },
     /// A record with this id is there already.
     #[error("{collection} {id} exists already")]
     IdTaken { collection: Collection, id: String },
@@ -181,9 +186,11 @@ impl Kinded for Error {
                 Kind::Internal
             }
             Self::Newer { .. } | Self::NoVerity { .. } | Self::Unsupported(_) => Kind::Unsupported,
-            Self::Locked(_) | Self::AmbiguousImage(_) | Self::ImageInUse { .. } | Self::Builtin(_) => {
-                Kind::Conflict
-            }
+            Self::Locked(_)
+            | Self::Foreign { .. }
+            | Self::AmbiguousImage(_)
+            | Self::ImageInUse { .. }
+            | Self::Builtin(_) => Kind::Conflict,
             Self::IdTaken { .. } | Self::NameTaken { .. } | Self::NumberTaken { .. } => Kind::AlreadyExists,
             Self::NoRecord { .. } | Self::NoImage(_) | Self::NoContent(_) | Self::NoRecipe(_) => {
                 Kind::NotFound

@@ -30,6 +30,7 @@ mod content;
 mod error;
 pub mod images;
 pub mod layers;
+mod lock;
 pub mod recipe;
 mod root;
 pub mod state;
@@ -49,6 +50,7 @@ pub use images::{
     Standing, StandingIndex, Statement,
 };
 pub use layers::{Layer, Layers};
+pub use lock::take_run;
 pub use root::{MOUNT_POINTS, Store};
 pub use state::{Allocation, Allocations, Collection, Record, Records, State, Transaction};
 pub use usage::{ContainerUsage, SharedFiles, Usage};

@@ -7,15 +7,12 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use insula_base::{Durability, Kind, Kinded};
 use insula_host::quota::Quotas;
-use rustix::fs::{FallocateFlags, FlockOperation, IFlags, fcntl_lock, flock, ioctl_getflags, ioctl_setflags};
-use rustix::io::Errno;
-use rustix::process::{Flock, FlockType, fcntl_getlk};
+use rustix::fs::{FallocateFlags, IFlags, ioctl_getflags, ioctl_setflags};
 
-use crate::{Content, Error, Images, Layers, Result, State, containers, tree};
+use crate::{Content, Error, Images, Layers, Result, State, containers, lock, tree};
 
 /// Raised when an older version could no longer read what is below the root.
 /// 1: the logs of a container are in a folder of their own.
@@ -58,7 +55,7 @@ impl Store {
         // What containers wrote is in there with the ids that they have inside: a program that is set to
         // root's id there is so out here. Nobody but root may come near.
         make_folder(root, 0o700)?;
-        let lock = take_lock(root, INHERITED)?;
+        let lock = lock::take(root)?;
         check_version(root)?;
         let containers = root.join("containers");
         make_private(&containers)?;
@@ -261,43 +258,6 @@ pub(crate) fn remove_any(path: &Path) -> Result<()> {
     tree::remove(open.as_fd(), &name).map_err(|e| Error::io("remove", path, e))
 }
 
-/// How long a process may need to execute its program whose maker died meanwhile.
-const INHERITED: Duration = Duration::from_secs(5);
-
-/// The lock of who owns the root. flock(2) goes with the open file, which a process that the owner was
-/// about to start when it died still shares until it executes its program; a lock of fcntl(2) is the
-/// owner's alone, and says whether there is one to wait for.
-fn take_lock(root: &Path, patience: Duration) -> Result<File> {
-    let path = root.join("lock");
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|e| Error::io("open", &path, e))?;
-    let deadline = Instant::now() + patience;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => break,
-            Err(Errno::WOULDBLOCK) if owned(&file, &path)? || Instant::now() >= deadline => {
-                return Err(Error::Locked(root.to_owned()));
-            }
-            Err(Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(1)),
-            Err(e) => return Err(Error::io("flock", &path, e)),
-        }
-    }
-    fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|e| Error::io("fcntl F_SETLK", &path, e))?;
-    Ok(file)
-}
-
-/// Whether another process that lives has the lock.
-fn owned(file: &File, path: &Path) -> Result<bool> {
-    let lock = fcntl_getlk(file, &Flock::from(FlockType::WriteLock));
-    Ok(lock.map_err(|e| Error::io("fcntl F_GETLK", path, e))?.is_some())
-}
-
 /// Writes VERSION into a new root, or checks that of an old one and raises it.
 fn check_version(root: &Path) -> Result<()> {
     let path = root.join("VERSION");
@@ -361,21 +321,6 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_a_dead_daemon_left_to_a_process_is_waited_for() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = take_lock(folder.path(), Duration::ZERO).unwrap();
-        // As a process shares it that has not executed its program yet.
-        let shared = first.try_clone().unwrap();
-        drop(first);
-        assert_eq!(take_lock(folder.path(), Duration::ZERO).unwrap_err().kind(), Kind::Conflict);
-        std::thread::scope(|scope| {
-            let next = scope.spawn(|| take_lock(folder.path(), Duration::from_secs(60)).map(drop));
-            drop(shared);
-            next.join().unwrap().unwrap();
-        });
-    }
-
-    #[test]
     fn trees_are_spread_where_the_file_system_does_so() {
         let folder = tempfile::tempdir().unwrap();
         let topdir =
@@ -397,7 +342,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("a/b");
         let first = Store::open(&root).unwrap();
-        let error = take_lock(&root, Duration::ZERO).unwrap_err();
+        let error = lock::within(&root, std::time::Duration::ZERO).unwrap_err();
         assert_eq!(error.kind(), Kind::Conflict);
         assert!(error.to_string().contains(root.to_str().unwrap()), "{error}");
         drop(first);
