@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use insula_build::Ignore;
 
-use super::pack::{append_file, at};
+use super::pack::{append_file, at, begin};
 
 /// What is sent.
 #[derive(Debug, Clone)]
@@ -127,18 +127,18 @@ fn append(
     metadata: &Metadata,
 ) -> io::Result<()> {
     let kind = metadata.file_type();
-    let mut header = tar::Header::new_gnu();
-    header.set_metadata(metadata);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_size(0);
     if kind.is_symlink() {
         let target = path.read_link().map_err(|error| at(path, error))?;
+        let mut header = begin(builder, metadata, false)?;
+        header.set_size(0);
         return builder.append_link(&mut header, name, target);
     }
     if kind.is_file() {
         let file = File::open(path).map_err(|error| at(path, error))?;
+        let mut header = begin(builder, metadata, false)?;
         return append_file(builder, &mut header, name, &file, metadata.len(), &mut Vec::new());
     }
+    let mut header = begin(builder, metadata, false)?;
+    header.set_size(0);
     builder.append_data(&mut header, name, io::empty())
 }

@@ -8,7 +8,7 @@ use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use insula_client::FileUpload;
@@ -67,9 +67,9 @@ impl Packing<'_> {
         if kind.is_socket() {
             return Ok(());
         }
-        let mut header = header(&metadata, self.keep_owner);
         if kind.is_dir() {
             if !name.as_os_str().is_empty() {
+                let mut header = begin(&mut self.tar, &metadata, self.keep_owner)?;
                 header.set_size(0);
                 self.tar.append_data(&mut header, name, io::empty())?;
             }
@@ -79,14 +79,17 @@ impl Packing<'_> {
         }
         if kind.is_symlink() {
             let target = rustix::fs::readlinkat(&found, "", Vec::new()).map_err(fail)?;
+            let mut header = begin(&mut self.tar, &metadata, self.keep_owner)?;
             header.set_size(0);
             return self.tar.append_link(&mut header, name, OsStr::from_bytes(target.as_bytes()));
         }
         if kind.is_file() {
             let file = File::from(reopen(&found).map_err(fail)?);
+            let mut header = begin(&mut self.tar, &metadata, self.keep_owner)?;
             return append_file(&mut self.tar, &mut header, name, &file, metadata.len(), &mut self.piece)
                 .map_err(|error| at(path, error));
         }
+        let mut header = begin(&mut self.tar, &metadata, self.keep_owner)?;
         header.set_size(0);
         self.tar.append_data(&mut header, name, io::empty())
     }
@@ -102,14 +105,23 @@ impl Packing<'_> {
     }
 }
 
-fn header(metadata: &Metadata, keep_owner: bool) -> tar::Header {
+/// The header that has to follow. What goes before it for a time before 1970, for which it has no sign, is written.
+pub(super) fn begin<W: Write>(
+    tar: &mut tar::Builder<W>,
+    metadata: &Metadata,
+    keep_owner: bool,
+) -> io::Result<tar::Header> {
     let mut header = tar::Header::new_gnu();
     header.set_metadata(metadata);
+    if metadata.mtime() < 0 {
+        header.set_mtime(0);
+        tar.append_pax_extensions([("mtime", metadata.mtime().to_string().as_bytes())])?;
+    }
     if !keep_owner {
         header.set_uid(0);
         header.set_gid(0);
     }
-    header
+    Ok(header)
 }
 
 /// What is in a folder, sorted.
@@ -137,9 +149,9 @@ pub(crate) fn large_file(source: &Source) -> io::Result<Option<FileUpload>> {
         return Ok(None);
     }
     let mut beginning = Vec::new();
-    let mut header = header(&metadata, source.keep_owner);
-    header.set_size(metadata.len());
     let mut tar = tar::Builder::new(&mut beginning);
+    let mut header = begin(&mut tar, &metadata, source.keep_owner)?;
+    header.set_size(metadata.len());
     tar.append_data(&mut header, &source.name, io::empty())?;
     let length = tar.get_ref().len();
     tar.into_inner()?.truncate(length);

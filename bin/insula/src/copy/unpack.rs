@@ -134,7 +134,7 @@ impl Target {
         scratch: &mut Scratch,
     ) -> anyhow::Result<u64> {
         let (parent, name) = self.parent(path, scratch)?;
-        let attributes = self.attributes(entry.header())?;
+        let attributes = self.attributes(entry)?;
         let kind = entry.header().entry_type();
         if kind.is_dir() {
             make_folder(&parent, name)?;
@@ -166,7 +166,9 @@ impl Target {
         Ok(0)
     }
 
-    fn attributes(&self, header: &tar::Header) -> anyhow::Result<Attributes> {
+    fn attributes<R: Read>(&self, entry: &mut tar::Entry<'_, R>) -> anyhow::Result<Attributes> {
+        let exact = exact_mtime(entry)?;
+        let header = entry.header();
         let mode = header.mode().context("mode")?;
         let owner = if self.archive {
             Some((u32::try_from(header.uid()?)?, u32::try_from(header.gid()?)?))
@@ -175,7 +177,10 @@ impl Target {
         };
         Ok(Attributes {
             mode: mode & if self.archive { 0o7777 } else { 0o777 },
-            mtime: i64::try_from(header.mtime()?).unwrap_or(0),
+            mtime: match exact {
+                Some(seconds) => seconds,
+                None => i64::try_from(header.mtime()?).unwrap_or(0),
+            },
             owner,
         })
     }
@@ -183,6 +188,22 @@ impl Target {
     fn finish(&self, folder: &Late) -> anyhow::Result<()> {
         apply(self.open_folder(&folder.path)?.as_fd(), folder.attributes)
     }
+}
+
+/// The time that an extension gives, in seconds: before 1970 no header can.
+fn exact_mtime<R: Read>(entry: &mut tar::Entry<'_, R>) -> anyhow::Result<Option<i64>> {
+    let mut seconds = None;
+    for extension in entry.pax_extensions().context("extensions")?.into_iter().flatten() {
+        let extension = extension.context("an extension")?;
+        if extension.key_bytes() == b"mtime" {
+            let text = extension.value().context("mtime")?;
+            let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+            let earlier = i64::from(whole.starts_with('-') && fraction.contains(|digit| digit != '0'));
+            let whole: i64 = whole.parse().with_context(|| format!("mtime {text:?}"))?;
+            seconds = whole.checked_sub(earlier);
+        }
+    }
+    Ok(seconds)
 }
 
 fn make_folder(parent: &OwnedFd, name: &OsStr) -> anyhow::Result<()> {
@@ -255,7 +276,7 @@ fn apply(file: std::os::fd::BorrowedFd<'_>, attributes: Attributes) -> anyhow::R
 mod tests {
     use super::*;
     use crate::copy::pack::{Source, pack};
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     fn target(folder: &Path, strip: Option<&str>, name: &str) -> Target {
         Target {
@@ -296,6 +317,9 @@ mod tests {
         std::fs::write(top.join("sub/file"), "content").unwrap();
         std::fs::set_permissions(top.join("sub/file"), std::fs::Permissions::from_mode(0o640)).unwrap();
         symlink("sub/file", top.join("link")).unwrap();
+        let time = Timespec { tv_sec: -315_619_200, tv_nsec: 0 };
+        let file = File::open(top.join("sub/file")).unwrap();
+        rustix::fs::futimens(&file, &Timestamps { last_access: time, last_modification: time }).unwrap();
         let source = Source { path: top, name: "top".into(), follow: false, keep_owner: false };
         let mut bytes = Vec::new();
         pack(&source, &mut bytes).unwrap();
@@ -303,6 +327,7 @@ mod tests {
         let file = to.path().join("other/sub/file");
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "content");
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o7777, 0o640);
+        assert_eq!(file.metadata().unwrap().mtime(), time.tv_sec, "before 1970");
         assert_eq!(to.path().join("other/link").read_link().unwrap(), Path::new("sub/file"));
     }
 

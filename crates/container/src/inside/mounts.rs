@@ -142,13 +142,18 @@ fn own(plan: &ContainerPlan, mount: &MountPlan) -> Result<Option<OwnedFd>> {
 
 /// Attaches a folder or a file at `target` below `root`, made if absent.
 pub(crate) fn attach_below(root: &OwnedFd, target: &str, source: &OwnedFd) -> Result<()> {
-    let kind = rustix::fs::fstat(source).context("fstat", target)?.st_mode;
-    let place = if FileType::from_raw_mode(kind) == FileType::Directory {
-        make_folder(root, target)?
-    } else {
-        make_file(root, target)?
-    };
+    let folder = is_folder(source).context("fstat", target)?;
+    let place = if folder { make_folder(root, target)? } else { make_file(root, target)? };
+    if is_folder(&place).context("fstat", target)? != folder {
+        return Err(Error::Invalid(format!(
+            "mount to {target}: not a directory: are you trying to mount a directory onto a file (or vice-versa)?"
+        )));
+    }
     attach(source.as_fd(), place.as_fd(), c"").map_err(|error| at(target, error))
+}
+
+fn is_folder(file: &OwnedFd) -> Result<bool, Errno> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode) == FileType::Directory)
 }
 
 pub(super) fn at(target: &str, error: Error) -> Error {
@@ -322,4 +327,30 @@ pub(super) fn bind_console(terminal: BorrowedFd<'_>) -> Result<()> {
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let copy = rustix::mount::open_tree(terminal, "", flags).context("open_tree", "the terminal")?;
     attach(copy.as_fd(), CWD, c"/dev/console")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_not_mounted_onto_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("data")).unwrap();
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        let open = |path: &Path| -> OwnedFd {
+            rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
+        };
+        let root = open(folder.path());
+        for (source, target) in [("file", "/data"), ("data", "/file")] {
+            let error = attach_below(&root, target, &open(&folder.path().join(source))).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "mount to {target}: not a directory: are you trying to mount a directory onto a file \
+                     (or vice-versa)?"
+                )
+            );
+        }
+    }
 }

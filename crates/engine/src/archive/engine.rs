@@ -67,6 +67,7 @@ impl Engine {
         let files = Files {
             root: stopped(&found),
             mounts: Vec::new(),
+            volumes: Vec::new(),
             container: reference.to_owned(),
             readonly: false,
         };
@@ -91,13 +92,16 @@ impl Engine {
             }
             None => stopped(&found),
         };
+        // What exists only while it runs is not there to be written otherwise.
+        let there = found.mounts.iter().filter(|mount| found.root.is_some() || mount.source.is_some());
+        let volumes = there.map(|mount| (PathBuf::from(&mount.target), mount.readonly)).collect();
         let folder = |source: Option<PathBuf>| source.filter(|source| source.is_dir());
         let mounts = found
             .mounts
             .into_iter()
             .filter_map(|mount| Some((PathBuf::from(mount.target), folder(mount.source)?)))
             .collect();
-        Ok(Files { container: reference.to_owned(), root, mounts, readonly: found.readonly })
+        Ok(Files { container: reference.to_owned(), root, mounts, volumes, readonly: found.readonly })
     }
 }
 

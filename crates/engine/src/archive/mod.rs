@@ -10,7 +10,7 @@ mod stat;
 mod write;
 
 use std::io::{BufRead, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use insula_host::quota::obeyed;
 use insula_models::PathStat;
@@ -32,7 +32,9 @@ pub struct Files {
     /// Folders and files that are mounted while it runs: path inside, path on the host. Looked at only
     /// when it does not run.
     pub mounts: Vec<(PathBuf, PathBuf)>,
-    /// `--read-only`.
+    /// What is mounted by its path inside, and whether it is read-only.
+    pub volumes: Vec<(PathBuf, bool)>,
+    /// `--read-only`: what is not mounted may not be written.
     pub readonly: bool,
 }
 
@@ -74,9 +76,6 @@ impl Files {
 
     /// Unpacks a tar, plain or compressed with gzip, into the folder at `path`.
     pub fn write(&self, path: &str, archive: impl BufRead + Send, options: WriteOptions) -> Result<()> {
-        if self.readonly {
-            return Err(Error::Denied("container rootfs is marked read-only".to_owned()));
-        }
         let tree = self.tree()?;
         let mut place = self.resolve(&tree, path, Last::Follow)?;
         if place.dir().is_none() {
@@ -85,7 +84,19 @@ impl Files {
                 None => self.missing(path),
             });
         }
+        self.check_writable(&place.path)?;
         obeyed(|| write::unpack(&tree, &mut place, archive, options))
+    }
+
+    /// Whether the folder at `path`, free of links, may be written: the innermost mount decides.
+    fn check_writable(&self, path: &Path) -> Result<()> {
+        let volumes = self.volumes.iter().filter(|(target, _)| path.starts_with(target));
+        let why = match volumes.max_by_key(|(target, _)| target.components().count()) {
+            Some((_, true)) => "mounted volume is marked read-only",
+            None if self.readonly => "container rootfs is marked read-only",
+            Some((_, false)) | None => return Ok(()),
+        };
+        Err(Error::Denied(why.to_owned()))
     }
 
     fn tree(&self) -> Result<Tree> {
@@ -142,7 +153,6 @@ mod tests {
     use std::fs;
     use std::io::Read as _;
     use std::os::unix::fs::{MetadataExt, symlink};
-    use std::path::Path;
 
     fn make(root: &Path, files: &[(&str, &str)]) {
         for (path, content) in files {
@@ -165,6 +175,7 @@ mod tests {
                 hidden: vec!["/secret".to_owned()],
             },
             mounts: Vec::new(),
+            volumes: Vec::new(),
             readonly: false,
         }
     }
@@ -174,6 +185,7 @@ mod tests {
             container: "web".to_owned(),
             root: Root::Running { root: root.to_owned(), first_id: 0 },
             mounts: Vec::new(),
+            volumes: Vec::new(),
             readonly: false,
         }
     }
@@ -332,8 +344,11 @@ mod tests {
             assert!(error.to_string().contains(why), "{error}");
         }
         files.write("/var/lib/app", archive.as_slice(), keep).unwrap();
-        let readonly = Files { readonly: true, ..files };
+        let volumes = vec![("/var/lib".into(), false), ("/var/lib/app/folder".into(), true)];
+        let readonly = Files { readonly: true, volumes, ..files };
         assert_eq!(refused("/var", &readonly), "container rootfs is marked read-only");
+        assert_eq!(refused("/var/lib/app/folder", &readonly), "mounted volume is marked read-only");
+        readonly.write("/var/lib/app", archive.as_slice(), keep).unwrap();
     }
 
     #[test]
@@ -343,5 +358,67 @@ mod tests {
         let files = stopped(folder.path());
         let files = Files { mounts: vec![("/data".into(), folder.path().join("volume"))], ..files };
         assert_eq!(names(&files, "/data"), ["data/", "data/mine"]);
+    }
+
+    /// Removes folders when the first byte of an archive's second member comes.
+    struct Removing<'a> {
+        folder: &'a Path,
+        written: Vec<u8>,
+    }
+
+    impl Write for Removing<'_> {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.written.extend_from_slice(bytes);
+            if self.written.len() > 512 {
+                let _ = fs::remove_dir_all(self.folder);
+            }
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_goes_away_while_it_is_read_is_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        make(folder.path(), &[("w/a/f", "1"), ("w/b", "2")]);
+        let gone = folder.path().join("w/a");
+        let mut out = Removing { folder: &gone, written: Vec::new() };
+        running(folder.path()).read("/w", &mut out).unwrap();
+        assert!(!gone.exists());
+        let mut archive = tar::Archive::new(out.written.as_slice());
+        let names: Vec<_> =
+            archive.entries().unwrap().map(|entry| entry.unwrap().path_bytes().into_owned()).collect();
+        assert_eq!(names, [&b"w/"[..], b"w/a/", b"w/b"]);
+    }
+
+    #[test]
+    fn what_shows_the_kernels_state_is_no_content() {
+        let files = running(Path::new("/"));
+        assert_eq!(names(&files, "/proc"), ["proc/"]);
+        assert_eq!(names(&files, "/sys/kernel"), ["kernel/"]);
+    }
+
+    #[test]
+    fn times_before_the_epoch_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        make(folder.path(), &[("old", "x")]);
+        let time = rustix::fs::Timespec { tv_sec: -315_619_200, tv_nsec: 0 };
+        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+        rustix::fs::utimensat(
+            rustix::fs::CWD,
+            folder.path().join("old"),
+            &times,
+            rustix::fs::AtFlags::empty(),
+        )
+        .unwrap();
+        let mut out = Vec::new();
+        running(folder.path()).read("/old", &mut out).unwrap();
+        let mut archive = tar::Archive::new(out.as_slice());
+        let mut entry = archive.entries().unwrap().next().unwrap().unwrap();
+        let mut extensions = entry.pax_extensions().unwrap().unwrap().map(Result::unwrap);
+        assert!(extensions.any(|one| (one.key(), one.value()) == (Ok("mtime"), Ok("-315619200"))));
     }
 }

@@ -9,12 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use insula_store::layers::attributes;
+use jiff::Timestamp;
 use rustix::fs::{FileType, Stat, major, minor};
 use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
 
 use super::base_name;
-use super::stat::{modified, stat_of};
+use super::stat::stat_of;
 use crate::tree::{Dir, Entry, Place, Tree};
 use crate::{Error, Result};
 
@@ -68,7 +69,7 @@ impl<'a, W: Write> Packing<'a, W> {
     fn folder(&mut self, name: &[u8], path: &Path, stat: &Stat, dir: &Dir, depth: usize) -> Result<()> {
         let name = if name.ends_with(b"/") { name.to_vec() } else { [name, b"/"].concat() };
         let mut header = self.header(stat, EntryType::Directory);
-        self.write(&mut header, &name, &[], &[], path)?;
+        self.write(stat, &mut header, &name, &[], &[], path)?;
         self.content(&name, path, dir, depth)
     }
 
@@ -78,9 +79,20 @@ impl<'a, W: Write> Packing<'a, W> {
         if depth > DEPTH_MAX {
             return Err(fail(Errno::NAMETOOLONG));
         }
-        for child in dir.names().map_err(fail)? {
-            // What went away meanwhile is left out.
-            let Some(entry) = self.tree.look(dir, path, &child).map_err(fail)? else { continue };
+        if is_the_kernels(dir).map_err(fail)? {
+            return Ok(());
+        }
+        // What went away meanwhile is left out.
+        let names = match dir.names() {
+            Err(error) if went_away(error) => return Ok(()),
+            names => names.map_err(fail)?,
+        };
+        for child in names {
+            let entry = match self.tree.look(dir, path, &child) {
+                Err(error) if went_away(error) => continue,
+                entry => entry.map_err(fail)?,
+            };
+            let Some(entry) = entry else { continue };
             let (inner, at) = ([name, child.as_bytes()].concat(), path.join(&child));
             match &entry.dir {
                 Some(inside) => self.folder(&inner, &at, &entry.stat, inside, depth + 1)?,
@@ -95,10 +107,13 @@ impl<'a, W: Write> Packing<'a, W> {
         match entry.kind() {
             FileType::RegularFile => return self.file(name, path, dir, child, entry),
             FileType::Symlink => {
-                let target =
-                    dir.read_link(child, entry).map_err(|error| Error::io("readlink", path, error))?;
+                let target = match dir.read_link(child, entry) {
+                    // INVAL: it is no link any more.
+                    Err(error) if went_away(error) || error == Errno::INVAL => return Ok(()),
+                    target => target.map_err(|error| Error::io("readlink", path, error))?,
+                };
                 let mut header = self.header(stat, EntryType::Symlink);
-                return self.write(&mut header, name, target.as_bytes(), &[], path);
+                return self.write(stat, &mut header, name, target.as_bytes(), &[], path);
             }
             _ => {}
         }
@@ -113,7 +128,7 @@ impl<'a, W: Write> Packing<'a, W> {
         let number = |error| Error::io("write the device number of", path, error);
         header.set_device_major(major(stat.st_rdev)).map_err(number)?;
         header.set_device_minor(minor(stat.st_rdev)).map_err(number)?;
-        self.write(&mut header, name, &[], &[], path)
+        self.write(stat, &mut header, name, &[], &[], path)
     }
 
     fn file(&mut self, name: &[u8], path: &Path, dir: &Dir, child: &OsStr, entry: &Entry) -> Result<()> {
@@ -121,13 +136,13 @@ impl<'a, W: Write> Packing<'a, W> {
         if let Some(first) = self.links.get(&identity) {
             let first = first.clone();
             let mut header = self.header(&entry.stat, EntryType::Link);
-            return self.write(&mut header, name, &first, &[], path);
+            return self.write(&entry.stat, &mut header, name, &first, &[], path);
         }
         let fail = |error: Errno| Error::io("open", path, error);
         let opened = match dir.open(child, entry) {
             Ok(opened) => opened,
             // It went away since it was looked at, or something else is there.
-            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(()),
+            Err(error) if went_away(error) || error == Errno::NXIO => return Ok(()),
             Err(error) => return Err(fail(error)),
         };
         let stat = rustix::fs::fstat(&opened).map_err(fail)?;
@@ -138,7 +153,7 @@ impl<'a, W: Write> Packing<'a, W> {
         let mut header = self.header(&stat, EntryType::Regular);
         header.set_size(size);
         let attributes = attributes(opened.as_fd(), name)?;
-        self.write(&mut header, name, &[], &attributes, path)?;
+        self.write(&stat, &mut header, name, &[], &attributes, path)?;
         self.copy(&File::from(opened), size).map_err(|error| Error::io("write the archive of", path, error))
     }
 
@@ -174,7 +189,7 @@ impl<'a, W: Write> Packing<'a, W> {
         header.set_mode(stat.st_mode & 0o7777);
         header.set_uid(self.tree.inside(stat.st_uid).into());
         header.set_gid(self.tree.inside(stat.st_gid).into());
-        header.set_mtime(u64::try_from(modified(stat).as_second()).unwrap_or(0));
+        header.set_mtime(u64::try_from(seconds(stat)).unwrap_or(0));
         header.set_size(0);
         header
     }
@@ -182,6 +197,7 @@ impl<'a, W: Write> Packing<'a, W> {
     /// A member without its content.
     fn write(
         &mut self,
+        stat: &Stat,
         header: &mut Header,
         name: &[u8],
         link: &[u8],
@@ -191,6 +207,10 @@ impl<'a, W: Write> Packing<'a, W> {
         let fail = |error: io::Error| Error::io("write the archive of", path, error);
         let named = |(name, value): &(String, Vec<u8>)| (format!("SCHILY.xattr.{name}"), value.clone());
         let mut extensions: Vec<_> = attributes.iter().map(named).collect();
+        if seconds(stat) < 0 {
+            // A header's times have no sign.
+            extensions.push(("mtime".to_owned(), seconds(stat).to_string().into_bytes()));
+        }
         let texts = [("path", name), ("linkpath", link)];
         let long = texts.into_iter().filter(|(_, text)| text.len() > NAME_MAX);
         extensions.extend(long.map(|(key, text)| (key.to_owned(), text.to_vec())));
@@ -206,4 +226,28 @@ impl<'a, W: Write> Packing<'a, W> {
         header.set_cksum();
         self.tar.append(header, io::empty()).map_err(fail)
     }
+}
+
+/// When it was modified; the epoch for what no calendar has.
+fn seconds(stat: &Stat) -> i64 {
+    Timestamp::from_second(stat.st_mtime).unwrap_or_default().as_second()
+}
+
+/// Whether something was removed, or replaced by something of another kind, since its name was read.
+fn went_away(error: Errno) -> bool {
+    matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::STALE)
+}
+
+/// Whether the folder is of a file system that shows the kernel's state: its files are no content of the
+/// container, and many cannot be read. statfs(2) has the numbers.
+fn is_the_kernels(dir: &Dir) -> rustix::io::Result<bool> {
+    const CGROUP: i64 = 0x0027_e0eb;
+    const CGROUP2: i64 = 0x6367_7270;
+    const DEVPTS: i64 = 0x1cd1;
+    const MQUEUE: i64 = 0x1980_0202;
+    const PROC: i64 = 0x9fa0;
+    const SYSFS: i64 = 0x6265_6572;
+    let Some(folder) = dir.topmost() else { return Ok(false) };
+    let kind = rustix::fs::fstatfs(folder)?.f_type;
+    Ok(matches!(kind, CGROUP | CGROUP2 | DEVPTS | MQUEUE | PROC | SYSFS))
 }

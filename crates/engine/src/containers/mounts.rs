@@ -281,6 +281,20 @@ pub(super) fn make_source(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).map_err(|e| Error::io("mkdir", path, e))
 }
 
+/// Makes again the sources of `-v` that were removed since, as Docker does at each start; those of `--mount` have
+/// to be there.
+pub(super) fn make_sources_again(host: &HostConfig, mounts: &[MountRow]) -> Result<()> {
+    for bind in &host.binds {
+        let target = bind_of(bind)?.target;
+        for mount in mounts.iter().filter(|mount| mount.target == target) {
+            if let SourceRow::Bind { path, .. } = &mount.source {
+                make_source(path)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Whether the host passes mounts below `path` on, as a bind's propagation asks: mount_namespaces(7).
 pub(super) fn check_propagation(path: &Path, propagation: &str) -> Result<()> {
     if !matches!(propagation.trim_start_matches('r'), "shared" | "slave") {
@@ -443,6 +457,25 @@ mod tests {
         assert!(matches!(mount_of(&mount("npipe", "x")), Err(Error::Unsupported(_))));
         let wrong = Mount { bind_options: Some(Options::default()), ..mount("volume", "v") };
         assert!(mount_of(&wrong).unwrap_err().to_string().contains("BindOptions"));
+    }
+
+    #[test]
+    fn sources_are_made_again_where_they_were_made_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let mount =
+            Mount { r#type: "bind".into(), source: path("mount"), target: "/m".into(), ..Mount::default() };
+        std::fs::create_dir(&mount.source).unwrap();
+        let host = HostConfig {
+            binds: vec![format!("{}:/v", path("bind"))],
+            mounts: vec![mount],
+            ..HostConfig::default()
+        };
+        let mounts = collect(&ContainerConfig::default(), &host, &none).unwrap();
+        std::fs::remove_dir(path("mount")).unwrap();
+        make_sources_again(&host, &mounts).unwrap();
+        assert!(folder.path().join("bind").is_dir());
+        assert!(!folder.path().join("mount").exists());
     }
 
     #[test]

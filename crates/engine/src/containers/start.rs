@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use super::container::{Container, Uptime};
 use super::row::{Failure, Phase, Row};
-use super::{Change, check};
+use super::{Change, check, mounts};
 use crate::measures::Operation;
 use crate::monitor::{Connection, LaunchRecord, SandboxFolder, Task};
 use crate::plan::{self, Inputs, Joined};
@@ -98,6 +98,7 @@ impl Engine {
     async fn launch(&self, container: &Arc<Container>, row: &Row, laps: &mut Laps) -> Result<()> {
         descriptors::leave_room()?;
         self.0.config.policy.check_again(&row.mounts)?;
+        mounts::make_sources_again(&row.host, &row.mounts)?;
         self.open_sites(row).await?;
         let spare = self.0.spares.take()?;
         let joined = self.joined(row)?;
