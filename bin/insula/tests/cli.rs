@@ -149,6 +149,30 @@ fn wrong_flags_never_reach_the_daemon() {
 }
 
 #[test]
+fn an_empty_name_means_nothing() {
+    let fake = Fake::start(|_| json(200, "[]"));
+    for (arguments, object) in [
+        (&["inspect", ""][..], "container"),
+        (&["image", "inspect", ""], "image"),
+        (&["volume", "inspect", ""], "volume"),
+        (&["network", "inspect", ""], "network"),
+        (&["stop", ""], "container"),
+        (&["volume", "rm", ""], "volume"),
+    ] {
+        let output = run(&fake, arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let why = format!("invalid {object} name or ID: value is empty\n");
+        assert!(err(&output).ends_with(&why), "{arguments:?} {}", err(&output));
+    }
+    for arguments in [["rename", "web", ""], ["rename", "", "web"]] {
+        let output = run(&fake, &arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(err(&output).contains("Neither old nor new names may be empty"), "{}", err(&output));
+    }
+    assert_eq!(fake.calls(), [""; 0]);
+}
+
+#[test]
 fn lists_and_their_formats() {
     let fake = Fake::start(|_| {
         json(

@@ -111,6 +111,7 @@ impl Client {
         call: &Call<'_>,
         body: RequestBody,
     ) -> Result<(Response<Incoming>, SendRequest<RequestBody>)> {
+        call.check_name()?;
         let Some(again) = body.again() else {
             self.learn_version().await?;
             return self.send(call, body).await;
@@ -314,6 +315,28 @@ impl<'a> Call<'a> {
 
     pub(crate) fn delete(path: String) -> Self {
         Self::new(Method::DELETE, path)
+    }
+
+    /// Whether it names what it is about. `/containers//json` would be the list.
+    fn check_name(&self) -> Result<()> {
+        const OBJECTS: [(&str, &str); 8] = [
+            ("/containers/", "container"),
+            ("/images/", "image"),
+            ("/distribution/", "image"),
+            ("/volumes/", "volume"),
+            ("/networks/", "network"),
+            ("/exec/", "exec"),
+            ("/insula/tenants/", "tenant"),
+            ("/insula/containers/", "container"),
+        ];
+        // Slashes of names are encoded.
+        let path = self.path.split('?').next().unwrap_or_default();
+        for (prefix, object) in OBJECTS {
+            if path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+                return Err(Error::EmptyName { object });
+            }
+        }
+        Ok(())
     }
 
     /// With the media type that is wanted.

@@ -31,6 +31,12 @@ pub enum Error {
         /// `Unsupported` or `InvalidArgument`.
         kind: Kind,
     },
+    /// A call about one object, without a name: the path would be that of another call.
+    #[error("invalid {object} name or ID: value is empty")]
+    EmptyName {
+        /// `container`, `image`.
+        object: &'static str,
+    },
     /// The daemon refused or failed; the message is the daemon's.
     #[error("{message}")]
     Daemon {
@@ -83,6 +89,7 @@ impl Kinded for Error {
         match self {
             Self::Connect { .. } | Self::Connection { .. } => Kind::Unavailable,
             Self::Address { kind, .. } => *kind,
+            Self::EmptyName { .. } => Kind::InvalidArgument,
             Self::Daemon { status, .. } => match status {
                 400 => Kind::InvalidArgument,
                 401 | 403 => Kind::Denied,

@@ -300,6 +300,9 @@ pub(crate) struct RenameArgs {
 
 impl Run for RenameArgs {
     async fn run(self, context: Context) -> Outcome {
+        if self.container.is_empty() || self.new_name.is_empty() {
+            anyhow::bail!("Neither old nor new names may be empty");
+        }
         let renamed = context.client().await?.rename_container(&self.container, &self.new_name).await;
         renamed.map_err(|error| {
             let message = failure::describe_client(&error);
