@@ -53,4 +53,5 @@ pub use layers::{Layer, Layers};
 pub use lock::take_run;
 pub use root::{MOUNT_POINTS, Store};
 pub use state::{Allocation, Allocations, Collection, Record, Records, State, Transaction};
+pub use stream::decompressed;
 pub use usage::{ContainerUsage, SharedFiles, Usage};

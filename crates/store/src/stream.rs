@@ -1,7 +1,7 @@
 //! Bytes on their way from an archive to a layer: stages in threads of their own with bounded
 //! channels between them, so that reading, decompressing, hashing and writing overlap.
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 
@@ -16,6 +16,12 @@ const WAITING: usize = 4;
 /// zstd's window, as a power of two: what the format asks every decoder to support is 2^23,
 /// `--long` goes to 2^27.
 const ZSTD_WINDOW_LOG: u32 = 27;
+/// Bytes that decompressing xz may take: what its best preset needs, twice over.
+const XZ_MEMORY: u64 = 192 << 20;
+/// Bytes that tell a compression: bzip2's own and those of its first block.
+const MAGIC: u64 = 10;
+/// Decompressed bytes that wait for a reader of few at a time.
+const DECODED: usize = 128 << 10;
 
 /// Where a stage reads from.
 #[derive(Debug)]
@@ -96,41 +102,59 @@ pub(crate) enum Compression {
     None,
     Gzip,
     Zstd,
+    /// No layer's archive: the OCI has no media type for these two.
+    Xz,
+    Bzip2,
 }
 
 impl Compression {
-    /// By the first bytes (RFC 1952 section 2.3.1; RFC 8878 section 3.1.1, and its skippable frames).
+    /// By the first bytes (RFC 1952 section 2.3.1; RFC 8878 section 3.1.1, and its skippable frames; the
+    /// .xz format's section 2.1.1.1; of bzip2 those of a first block, or of the end of what is empty, too).
     pub(crate) fn of(bytes: &[u8]) -> Self {
         match bytes {
             [0x1f, 0x8b, ..] => Self::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            [0xfd, b'7', b'z', b'X', b'Z', ..] => Self::Xz,
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..]
+            | [b'B', b'Z', b'h', b'1'..=b'9', 0x17, 0x72, 0x45, 0x38, 0x50, 0x90, ..] => Self::Bzip2,
             _ => Self::None,
         }
     }
 }
 
-/// What a compressed or plain stream holds.
-pub(crate) fn decoder<'a>(mut input: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    // Magic numbers of up to four bytes; a buffer that holds fewer is refilled by the chain.
+/// What a stream holds that is plain or compressed with gzip, zstd, xz or bzip2, told by its first bytes.
+/// Each takes bounded memory: bzip2 4 MB at most, the others what is said above.
+pub fn decompressed<'a>(mut input: impl BufRead + Send + 'a) -> io::Result<Box<dyn BufRead + Send + 'a>> {
+    // A buffer that holds fewer is refilled by the chain.
     let mut magic = Vec::new();
-    input.by_ref().take(4).read_to_end(&mut magic)?;
+    input.by_ref().take(MAGIC).read_to_end(&mut magic)?;
     let compression = Compression::of(&magic);
     let input = Read::chain(io::Cursor::new(magic), input);
     Ok(match compression {
         Compression::None => Box::new(input),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
+        Compression::Gzip => buffered(flate2::bufread::MultiGzDecoder::new(input)),
         Compression::Zstd => {
             let mut decoder = zstd::Decoder::with_buffer(input)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-            Box::new(decoder)
+            buffered(decoder)
         }
+        Compression::Xz => {
+            let stream =
+                liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)?;
+            buffered(liblzma::bufread::XzDecoder::new_stream(input, stream))
+        }
+        Compression::Bzip2 => buffered(bzip2::bufread::MultiBzDecoder::new(input)),
     })
+}
+
+fn buffered<'a>(decoder: impl Read + Send + 'a) -> Box<dyn BufRead + Send + 'a> {
+    Box::new(BufReader::with_capacity(DECODED, decoder))
 }
 
 /// Reads, decompresses and sends until the end, an error, or until nobody listens. What was sent
 /// is hashed too, if asked for.
-pub(crate) fn pump(input: impl BufRead, sender: &Sender, hashing: Option<&Hashing<'_>>) {
-    let result = decoder(input).and_then(|mut decoded| {
+pub(crate) fn pump(input: impl BufRead + Send, sender: &Sender, hashing: Option<&Hashing<'_>>) {
+    let result = decompressed(input).and_then(|mut decoded| {
         loop {
             let mut chunk = vec![0; CHUNK];
             let count = fill(&mut decoded, &mut chunk)?;
@@ -245,6 +269,22 @@ mod tests {
         let twice = [gzip(&plain[..1000]), gzip(&plain[1000..])].concat();
         assert_eq!(through(&twice).unwrap(), plain);
         assert_eq!(through(&zstd::encode_all(&plain[..], 1).unwrap()).unwrap(), plain);
+        let xz = |bytes: &[u8]| {
+            let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 1);
+            encoder.write_all(bytes).unwrap();
+            encoder.finish().unwrap()
+        };
+        let bzip2 = |bytes: &[u8]| {
+            let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+            encoder.write_all(bytes).unwrap();
+            encoder.finish().unwrap()
+        };
+        for compress in [&xz as &dyn Fn(&[u8]) -> Vec<u8>, &bzip2] {
+            let twice = [compress(&plain[..1000]), compress(&plain[1000..])].concat();
+            assert!(through(&twice).unwrap() == plain);
+            assert!(through(&twice[..twice.len() - 20]).is_err());
+            assert_eq!(through(&compress(b"")).unwrap(), b"");
+        }
         assert_eq!(through(b"").unwrap(), b"");
         assert_eq!(through(b"abc").unwrap(), b"abc");
     }

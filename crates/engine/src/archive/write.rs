@@ -1,23 +1,15 @@
 //! From a tar into a tree.
 
-use std::io::{BufRead, BufReader};
+use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use bzip2::bufread::MultiBzDecoder;
-use flate2::bufread::MultiGzDecoder;
 use insula_store::layers::{IsFolder, Limits, Onto, Whiteouts, unpack_onto};
 use rustix::io::Errno;
 
 use super::WriteOptions;
 use crate::tree::{Last, Place, Tree};
 use crate::{Error, Result};
-
-const BUFFER: usize = 128 << 10;
-/// zstd's window, as a power of two: what `--long` goes to.
-const ZSTD_WINDOW_LOG: u32 = 27;
-/// Bytes that decompressing xz may take: what its best preset needs, twice over.
-const XZ_MEMORY: u64 = 192 << 20;
 
 /// Unpacks `archive` into the folder at `place`.
 pub(super) fn unpack(
@@ -65,38 +57,16 @@ fn writable(tree: &Tree, place: &mut Place) -> Result<OwnedFd> {
     rustix::io::fcntl_dupfd_cloexec(folder, 0).map_err(|error| fail(error, &path))
 }
 
-/// Plain, gzip, zstd or xz, told by the first bytes.
-pub(crate) fn decompressed<'a>(mut source: impl BufRead + Send + 'a) -> Result<Box<dyn BufRead + Send + 'a>> {
-    let head =
-        source.fill_buf().map_err(|error| Error::InvalidArgument(format!("reading the archive: {error}")))?;
-    let begin = |error: std::io::Error| Error::InvalidArgument(format!("reading the archive: {error}"));
-    match head {
-        [0x1f, 0x8b, ..] => Ok(Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(source)))),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(source).map_err(begin)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(begin)?;
-            Ok(Box::new(BufReader::with_capacity(BUFFER, decoder)))
-        }
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => {
-            let stream =
-                liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)
-                    .map_err(|error| begin(error.into()))?;
-            let decoder = liblzma::bufread::XzDecoder::new_stream(source, stream);
-            Ok(Box::new(BufReader::with_capacity(BUFFER, decoder)))
-        }
-        // A first block, or the end of what is empty. It takes 4 MB at most.
-        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..]
-        | [b'B', b'Z', b'h', b'1'..=b'9', 0x17, 0x72, 0x45, 0x38, 0x50, 0x90, ..] => {
-            Ok(Box::new(BufReader::with_capacity(BUFFER, MultiBzDecoder::new(source))))
-        }
-        _ => Ok(Box::new(source)),
-    }
+/// Plain, gzip, zstd, xz or bzip2, told by the first bytes.
+pub(crate) fn decompressed<'a>(source: impl BufRead + Send + 'a) -> Result<Box<dyn BufRead + Send + 'a>> {
+    insula_store::decompressed(source)
+        .map_err(|error| Error::InvalidArgument(format!("reading the archive: {error}")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write as _;
+    use std::io::{Read as _, Write as _};
 
     #[test]
     fn archives_are_told_by_their_first_bytes() {

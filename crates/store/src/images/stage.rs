@@ -20,7 +20,7 @@ use crate::content::Incoming;
 use crate::layers::{Limits, Pending, Sharing, Unpacked, unpack_recorded};
 use crate::recipe::Recorder;
 use crate::stream::{Chunks, Compression, Hashing, Sender, channel, pump};
-use crate::{Content, Layers, Result};
+use crate::{Content, Error, Layers, Result};
 
 /// A layer that was unpacked beside its place.
 #[derive(Debug)]
@@ -67,6 +67,9 @@ pub(super) fn stage(
     let sharing = pending.sharing();
     let media_type = match compression {
         Compression::None => None,
+        Compression::Xz | Compression::Bzip2 => {
+            return Err(Error::Archive(format!("a layer cannot be compressed with {compression:?}")));
+        }
         Compression::Gzip => Some(media::LAYER_GZIP),
         Compression::Zstd => Some(media::LAYER_ZSTD),
     };
@@ -173,7 +176,7 @@ fn unpack_compressed(
 pub(super) fn layer_compression(head: &[u8]) -> Option<Compression> {
     match Compression::of(head) {
         Compression::None if crate::archive::looks_like_tar(head) => Some(Compression::None),
-        Compression::None => None,
+        Compression::None | Compression::Xz | Compression::Bzip2 => None,
         compressed => Some(compressed),
     }
 }

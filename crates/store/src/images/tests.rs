@@ -56,6 +56,18 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+fn xz(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 1);
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn bzip2(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
 fn config(layers: &[&[u8]], more: &str) -> Vec<u8> {
     let diffs: Vec<_> = layers.iter().map(|layer| content::digest(layer).to_string()).collect();
     json!({
@@ -135,7 +147,8 @@ fn a_docker_archive_is_loaded_in_any_compression() {
     need_root!();
     let (one, two) = (tar(&[("etc/one", b"1"), ("bin/sh", b"#!")]), tar(&[("etc/two", b"22")]));
     let archive = docker_archive("app:1", &[&one, &two]);
-    for bytes in [archive.clone(), gzip(&archive), zstd::encode_all(&archive[..], 1).unwrap()] {
+    let zstd = zstd::encode_all(&archive[..], 1).unwrap();
+    for bytes in [archive.clone(), gzip(&archive), zstd, xz(&archive), bzip2(&archive)] {
         let (_folder, store) = store();
         let mut seen = Vec::new();
         let loaded = store.images().load(&bytes[..], &mut |progress| seen.push(progress)).unwrap();
@@ -303,6 +316,11 @@ fn an_import_becomes_an_image() {
     assert_eq!(image.config.rootfs.diff_ids, [DiffId(content::digest(&rootfs))]);
     assert_eq!(image.config.history[0].comment, "imported");
     assert_eq!(image.size, 6);
+    for bytes in [xz(&rootfs), bzip2(&rootfs)] {
+        let id = store.images().import(&bytes[..], ImportOptions::default(), &mut |_| {}).unwrap();
+        let image = store.images().resolve(id.as_str()).unwrap();
+        assert_eq!(image.config.rootfs.diff_ids, [DiffId(content::digest(&rootfs))]);
+    }
     for bytes in [&b""[..], b"hello"] {
         let error = store.images().import(bytes, ImportOptions::default(), &mut |_| {}).unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidArgument, "{error}");
