@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use insula_proto::{Call, Outcome, Request, encode};
 use tokio::net::UnixStream;
@@ -10,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use super::connection::{Connection, finish, gone, receive, send};
-use crate::Result;
+use crate::{Error, Result};
 
 /// A connection that is shared. When the last handle goes, so does the connection; the monitor stays.
 #[derive(Debug)]
@@ -32,6 +33,12 @@ struct Waiting {
     next: u64,
     calls: HashMap<u64, oneshot::Sender<Option<Outcome>>>,
     closed: bool,
+}
+
+/// A call that somebody waits for.
+struct Asked<'a> {
+    shared: &'a Shared,
+    id: u64,
 }
 
 impl Task {
@@ -65,6 +72,16 @@ impl Task {
         (Self { shared, sending: tokio::sync::Mutex::new(()), reading }, receiver)
     }
 
+    /// The same for so long: a monitor that is stopped or stuck answers nothing, and says nothing of it.
+    pub(crate) async fn call_within(
+        &self,
+        patience: Duration,
+        call: Call,
+        descriptors: &[OwnedFd],
+    ) -> Result<Outcome> {
+        tokio::time::timeout(patience, self.call(call, descriptors)).await.unwrap_or(Err(Error::Silent))
+    }
+
     /// Asks and waits.
     pub(crate) async fn call(&self, call: Call, descriptors: &[OwnedFd]) -> Result<Outcome> {
         const ENDED: &str = "the monitor has ended";
@@ -79,15 +96,19 @@ impl Task {
             waiting.calls.insert(id, sender);
             (receiver, id)
         };
+        let _asked = Asked { shared: &self.shared, id };
         {
             let _one = self.sending.lock().await;
             let frame = encode(&Request::new(id, call));
-            if let Err(error) = send(&self.shared.socket, &frame, descriptors).await {
-                self.shared.lock().calls.remove(&id);
-                return Err(error);
-            }
+            send(&self.shared.socket, &frame, descriptors).await?;
         }
         finish(answer.await.map_err(|_| gone(ENDED))?)
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.shared.lock().calls.remove(&self.id);
     }
 }
 
