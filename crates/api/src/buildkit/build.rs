@@ -244,17 +244,19 @@ fn agents_of(text: &[u8], request: &BuildRequest) -> BTreeSet<String> {
     let Ok(plan) = Plan::new(&file, &given) else { return BTreeSet::new() };
     let (mut ids, mut configs) = (BTreeSet::new(), HashMap::new());
     for planned in &plan.stages {
-        let config = match planned.base {
+        let (config, inherited): (_, Vec<_>) = match planned.base {
             Base::Stage(number) => configs.get(&number).cloned().unwrap_or_default(),
             _ => Default::default(),
         };
-        let mut scope = Scope::new(config, None, &plan.globals, &request.arguments, file.directives.escape);
+        let (given, escape) = (&request.arguments, file.directives.escape);
+        let mut scope = Scope::new(config, None, &inherited, &plan.globals, given, escape);
         for instruction in &file.stages[planned.number].instructions {
             let Ok(Op::Run(run)) = scope.apply(&instruction.step) else { continue };
             let asked = run.mounts.into_iter().filter(|mount| mount.kind == MountKind::Ssh);
             ids.extend(asked.map(|mount| mount.id.unwrap_or_else(|| "default".to_owned())));
         }
-        configs.insert(planned.number, scope.config);
+        let arguments = scope.arguments().to_vec();
+        configs.insert(planned.number, (scope.config, arguments));
     }
     ids
 }
