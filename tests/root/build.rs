@@ -122,6 +122,27 @@ fn stages_and_files_become_an_image() {
 }
 
 #[test]
+fn a_stage_has_the_arguments_of_the_one_below_and_a_path() {
+    let daemon = daemon!();
+    let file = "FROM scratch AS bare\nENV PATH=$PATH:/x\nCOPY Dockerfile /\n\
+                FROM busybox AS below\nARG V=5\nFROM below\nRUN echo \"v=$V\" > /v\n";
+    let folder = context(&daemon, "context", &[("Dockerfile", file)]);
+    for (flags, seen) in [(&[][..], "v=5"), (&["--build-arg", "V=7"], "v=7"), (&[], "v=5")] {
+        build(&daemon, &folder, &[flags, &["-t", "own:1"]].concat()).ok();
+        assert_eq!(run(&daemon, "own:1", "cat /v").trim(), seen);
+    }
+    build(&daemon, &folder, &["-t", "bare:1", "--target", "bare"]).ok();
+    let env = daemon.insula(&["image", "inspect", "-f", "{{json .Config.Env}}", "bare:1"]);
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    assert_eq!(env.ok().trim(), format!("[\"PATH={path}:/x\"]"));
+    let lines: String = (0..5000).map(|number| format!("ENV E{number}=$PATH\n")).collect();
+    let folder = context(&daemon, "long", &[("Dockerfile", &format!("FROM busybox\n{lines}"))]);
+    let begun = std::time::Instant::now();
+    build(&daemon, &folder, &["-q", "-t", "long:1"]).ok();
+    assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
+}
+
+#[test]
 fn what_did_not_change_is_not_done_again() {
     let mut daemon = daemon!();
     let text = "FROM busybox\nCOPY first /first\nRUN cat /first > /made\nCOPY second /second\nRUN cat /second >> /made\n";
