@@ -458,15 +458,13 @@ mod tests {
     }
 
     #[test]
-    fn many_variables_cost_what_one_does() {
+    fn many_variables_are_no_obstacle() {
         let mut scope = scope(&[]);
-        let begun = std::time::Instant::now();
+        // With a map that is made again for each word this takes minutes.
         for number in 0..20_000 {
             applied(&mut scope, &format!("ENV E{number}=$PATH")).unwrap();
             applied(&mut scope, &format!("ARG A{number}=$E{number}")).unwrap();
         }
-        // It is half a second; with a map that is made again for each word it is minutes.
-        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
         assert_eq!(scope.config.env.last().unwrap(), "E19999=/bin");
     }
 

@@ -386,7 +386,8 @@ mod tests {
         let mut request = BuildRequest { arguments, ..BuildRequest::default() };
         let ids =
             |text: &[u8], request: &BuildRequest| agents_of(text, request).into_iter().collect::<Vec<_>>();
-        assert_eq!(ids(text, &request), ["b1", "default", "e-no"]);
+        // The second stage has the ARG of the one that it begins with.
+        assert_eq!(ids(text, &request), ["b1", "default", "e-g"]);
         request.target = "one".to_owned();
         assert_eq!(ids(text, &request), ["b1", "default"]);
         assert!(ids(b"NO", &request).is_empty());
