@@ -210,28 +210,3 @@ fn a_monitor_that_is_killed_takes_its_container_along_and_is_told() {
     daemon.insula(&["start", "box"]).ok();
     daemon.exec("box", "true").ok();
 }
-
-#[test]
-fn a_monitor_that_does_not_answer_is_killed_with_its_container() {
-    let daemon = daemon!();
-    let names = ["one", "two", "three"];
-    let pids = names.map(|name| {
-        daemon.sleeper(&["--name", name, "--network", "none"]);
-        daemon.pid_of(name)
-    });
-    for pid in [pids[0], pids[2]] {
-        let monitor = rustix::process::Pid::from_raw(monitor_of(pid)).unwrap();
-        rustix::process::kill_process(monitor, rustix::process::Signal::STOP).unwrap();
-    }
-    std::thread::scope(|scope| {
-        scope.spawn(|| daemon.insula(&["stop", "-t", "1", "three"]).exits(0).stdout.len());
-        daemon.insula(&["rm", "-f", "one", "two"]).ok();
-    });
-    assert_eq!(daemon.insula(&["ps", "-a", "--format", "{{.Names}}"]).ok(), "three");
-    assert_eq!(daemon.inspect("three", "/State/ExitCode"), 255);
-    for pid in pids {
-        eventually("nothing of it runs on", || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
-    }
-    daemon.insula(&["start", "three"]).ok();
-    daemon.exec("three", "true").ok();
-}

@@ -50,9 +50,6 @@ pub enum Error {
     Unavailable(String),
     #[error(transparent)]
     Guest(#[from] insula_host::guest::Error),
-    /// The monitor is stopped or stuck.
-    #[error("the container's monitor does not answer")]
-    Silent,
     /// The monitor refused or failed. The message is the whole chain of causes.
     #[error("{message}")]
     Wall {
@@ -114,7 +111,7 @@ impl Kinded for Error {
             Self::Guest(error) => error.kind(),
             Self::Dockerfile(error) => error.kind(),
             Self::Build { source, .. } => source.kind(),
-            Self::Unavailable(_) | Self::Silent => Kind::Unavailable,
+            Self::Unavailable(_) => Kind::Unavailable,
             Self::Wall { kind, .. } => *kind,
             Self::Internal(_) => Kind::Internal,
         }

@@ -24,8 +24,6 @@ use crate::{AttachedStream, Engine, Error, Result};
 const KEPT: Duration = Duration::from_secs(300);
 /// How long the word of an end may take from the monitor to here.
 const SETTLED: Duration = Duration::from_secs(2);
-/// How long a monitor may take to start one, perhaps in a machine that is emulated on a busy host.
-const ANSWER: Duration = Duration::from_secs(60);
 /// How many of a container may be remembered.
 const MOST: usize = 4096;
 
@@ -144,7 +142,7 @@ impl Engine {
         let call = call(&container.row(), &id, &request, &start, stream.as_ref())?;
         let descriptors: Vec<_> = stream.into_iter().map(|stream| stream.descriptor).collect();
         self.publish(&container.row(), &action, &[("execID", id.as_str())]);
-        match task.call_within(ANSWER, Call::Exec(call), &descriptors).await {
+        match task.call(Call::Exec(call), &descriptors).await {
             Ok(Outcome::Started(started)) => with(&container, &id, |exec| {
                 failpoint("exec.answered");
                 // A short one may have ended before this.
@@ -183,7 +181,7 @@ impl Engine {
             _ => Err(Error::Conflict(format!("exec process {id} is not running"))),
         })?;
         let call = Resize { exec: id.to_string(), columns: columns.into(), rows: rows.into() };
-        container.task()?.call_within(ANSWER, Call::Resize(call), &[]).await.map(drop)
+        container.task()?.call(Call::Resize(call), &[]).await.map(drop)
     }
 
     pub(crate) fn exec_ended(&self, container: &Arc<Container>, exited: &ExecExited) {
@@ -231,7 +229,7 @@ async fn settle(container: &Container, id: &ExecId) -> Result<()> {
         return Ok(());
     }
     let Ok(task) = container.task() else { return Ok(()) };
-    match task.call_within(ANSWER, Call::Status(Empty {}), &[]).await {
+    match task.call(Call::Status(Empty {}), &[]).await {
         Ok(Outcome::Status(status)) if !status.execs.iter().any(|exec| exec == id.as_str()) => {
             // It is on its way; if the monitor fails meanwhile, the exec shows as it was.
             let _ = tokio::time::timeout(SETTLED, told).await;

@@ -108,10 +108,7 @@ impl Engine {
         }
         failpoint("kill.marked");
         let mut end = End::of(&container);
-        match self.signal(&container, signal).await {
-            Err(Error::Silent) if signal == KILL => self.kill_silent(&container, &mut end).await?,
-            signalled => signalled?,
-        }
+        self.signal(&container, signal).await?;
         failpoint("kill.signalled");
         self.publish(&row, "kill", &[("signal", &signal.to_string())]);
         if signal == KILL {
@@ -132,34 +129,19 @@ impl Engine {
         match self.signal(container, KILL).await {
             Ok(()) => self.publish(&row, "kill", &[("signal", &KILL.to_string())]),
             Err(Error::Conflict(_)) => {}
-            Err(Error::Silent) => return self.kill_silent(container, &mut end).await,
             Err(error) => return Err(error),
-        }
-        end.within(death(&row)).await.then_some(()).ok_or_else(|| unkillable(&row))
-    }
-
-    /// Kills a container whose monitor answers nothing. The monitor goes, and what it leaves is ended as after
-    /// any monitor that went without a word: by the control group.
-    async fn kill_silent(&self, container: &Container, end: &mut End<'_>) -> Result<()> {
-        let row = container.row();
-        tracing::warn!(container = container.id.short(), "its monitor does not answer, and is killed");
-        match self.sandbox(&row).launch() {
-            Some(launch) => launch.kill()?,
-            None => return Err(Error::Silent),
         }
         end.within(death(&row)).await.then_some(()).ok_or_else(|| unkillable(&row))
     }
 
     async fn signal(&self, container: &Container, signal: i32) -> Result<()> {
         let task = container.task()?;
-        let patience = death(&container.row());
         let call = Call::Signal(Signal { signal, ..Signal::default() });
-        task.call_within(patience, call, &[]).await.map_err(|error| ended_meanwhile(error, container))?;
+        task.call(call, &[]).await.map_err(|error| ended_meanwhile(error, container))?;
         let paused = std::mem::take(&mut container.state().paused);
         if paused {
             // A frozen process ends when it thaws.
-            let thawed = task.call_within(patience, Call::Thaw(Empty {}), &[]).await;
-            thawed.map_err(|error| ended_meanwhile(error, container))?;
+            task.call(Call::Thaw(Empty {}), &[]).await.map_err(|error| ended_meanwhile(error, container))?;
         }
         Ok(())
     }
@@ -184,7 +166,6 @@ impl Engine {
         }
         match self.signal(container, signal).await {
             Err(Error::Conflict(_)) => {}
-            Err(Error::Silent) => return self.kill_silent(container, &mut end).await,
             result => result?,
         }
         failpoint("stop.signalled");
@@ -203,9 +184,7 @@ impl Engine {
         if container.state().paused {
             return Err(Error::Conflict(format!("container {} is already paused", container.id)));
         }
-        task.call_within(death(&container.row()), Call::Freeze(Empty {}), &[])
-            .await
-            .map_err(|error| not_running(error, &container.id))?;
+        task.call(Call::Freeze(Empty {}), &[]).await.map_err(|error| not_running(error, &container.id))?;
         container.state().paused = true;
         self.publish(&container.row(), "pause", &[]);
         Ok(())
@@ -218,9 +197,7 @@ impl Engine {
         if !container.state().paused {
             return Err(Error::Conflict(format!("Container {} is not paused", container.id)));
         }
-        task.call_within(death(&container.row()), Call::Thaw(Empty {}), &[])
-            .await
-            .map_err(|error| not_running(error, &container.id))?;
+        task.call(Call::Thaw(Empty {}), &[]).await.map_err(|error| not_running(error, &container.id))?;
         container.state().paused = false;
         self.publish(&container.row(), "unpause", &[]);
         Ok(())

@@ -15,8 +15,6 @@ use std::path::{Path, PathBuf};
 
 use insula_proto::Exited;
 use insula_spec::machine::MachineRecord;
-use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::Process;
@@ -28,26 +26,6 @@ pub(crate) struct LaunchRecord {
     pub(crate) monitor: Process,
     /// Below every hierarchy.
     pub(crate) cgroup: String,
-}
-
-impl LaunchRecord {
-    /// Kills the monitor, if it is there still.
-    pub(crate) fn kill(&self) -> Result<()> {
-        let fail = |error| Error::io("kill", Path::new(&self.monitor.pid.to_string()), error);
-        let Some(pid) = Pid::from_raw(self.monitor.pid) else { return Ok(()) };
-        // What has its number from here on is not meant.
-        let process = match pidfd_open(pid, PidfdFlags::empty()) {
-            Err(Errno::SRCH) => return Ok(()),
-            process => process.map_err(fail)?,
-        };
-        if !self.monitor.alive() {
-            return Ok(());
-        }
-        match pidfd_send_signal(&process, Signal::KILL) {
-            Err(Errno::SRCH) => Ok(()),
-            killed => killed.map_err(fail),
-        }
-    }
 }
 
 /// The folder.

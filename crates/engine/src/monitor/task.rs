@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use insula_proto::{Call, Outcome, Request, encode};
 use tokio::net::UnixStream;
@@ -11,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use super::connection::{Connection, finish, gone, receive, send};
-use crate::{Error, Result};
+use crate::Result;
 
 /// A connection that is shared. When the last handle goes, so does the connection; the monitor stays.
 #[derive(Debug)]
@@ -33,12 +32,6 @@ struct Waiting {
     next: u64,
     calls: HashMap<u64, oneshot::Sender<Option<Outcome>>>,
     closed: bool,
-}
-
-/// A call that somebody waits for.
-struct Asked<'a> {
-    shared: &'a Shared,
-    id: u64,
 }
 
 impl Task {
@@ -72,16 +65,6 @@ impl Task {
         (Self { shared, sending: tokio::sync::Mutex::new(()), reading }, receiver)
     }
 
-    /// The same for so long: a monitor that is stopped or stuck answers nothing, and says nothing of it.
-    pub(crate) async fn call_within(
-        &self,
-        patience: Duration,
-        call: Call,
-        descriptors: &[OwnedFd],
-    ) -> Result<Outcome> {
-        tokio::time::timeout(patience, self.call(call, descriptors)).await.unwrap_or(Err(Error::Silent))
-    }
-
     /// Asks and waits.
     pub(crate) async fn call(&self, call: Call, descriptors: &[OwnedFd]) -> Result<Outcome> {
         const ENDED: &str = "the monitor has ended";
@@ -96,19 +79,15 @@ impl Task {
             waiting.calls.insert(id, sender);
             (receiver, id)
         };
-        let _asked = Asked { shared: &self.shared, id };
         {
             let _one = self.sending.lock().await;
             let frame = encode(&Request::new(id, call));
-            send(&self.shared.socket, &frame, descriptors).await?;
+            if let Err(error) = send(&self.shared.socket, &frame, descriptors).await {
+                self.shared.lock().calls.remove(&id);
+                return Err(error);
+            }
         }
         finish(answer.await.map_err(|_| gone(ENDED))?)
-    }
-}
-
-impl Drop for Asked<'_> {
-    fn drop(&mut self) {
-        self.shared.lock().calls.remove(&self.id);
     }
 }
 
