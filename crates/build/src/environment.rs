@@ -17,7 +17,9 @@ pub(crate) struct Environment {
     places: std::collections::BTreeMap<String, usize>,
     /// Arguments that were declared, in order; those that the environment hides, too.
     arguments: Vec<(String, String)>,
-    /// Names and values of the variables.
+    /// Bytes of each argument's value.
+    declared: std::collections::BTreeMap<String, usize>,
+    /// Names and values of the environment and of all arguments, hidden ones too.
     size: usize,
 }
 
@@ -28,20 +30,21 @@ impl Environment {
             variables: Variables::new(),
             places: std::collections::BTreeMap::new(),
             arguments: inherited.to_vec(),
+            declared: inherited.iter().map(|(name, value)| (name.clone(), value.len())).collect(),
             size: 0,
         };
         if !env.iter().any(|entry| name(entry) == "PATH") {
             env.push(format!("PATH={PATH}"));
         }
-        for (name, value) in inherited {
-            own.put(name, value);
-        }
+        own.variables.extend(inherited.iter().cloned());
         for (place, entry) in env.iter().enumerate() {
             own.places.entry(name(entry).to_owned()).or_insert(place);
             if let Some((name, value)) = entry.split_once('=') {
-                own.put(name, value);
+                own.variables.insert(name.to_owned(), value.to_owned());
             }
         }
+        let arguments = inherited.iter().map(|(name, value)| name.len() + value.len());
+        own.size = arguments.chain(env.iter().map(String::len)).sum();
         own
     }
 
@@ -60,48 +63,47 @@ impl Environment {
 
     /// `ENV`: at the place where the name was.
     pub(crate) fn set(&mut self, env: &mut Vec<String>, name: &str, value: &str) -> Result<(), String> {
-        self.check(name, value)?;
         let entry = format!("{name}={value}");
-        match self.places.get(name).and_then(|place| env.get_mut(*place)) {
+        let place = self.places.get(name).copied();
+        let old = place.and_then(|place| env.get(place)).map_or(0, String::len);
+        self.resize(name, old, entry.len())?;
+        match place.and_then(|place| env.get_mut(place)) {
             Some(old) => *old = entry,
             None => {
                 self.places.insert(name.to_owned(), env.len());
                 env.push(entry);
             }
         }
-        self.put(name, value);
+        self.variables.insert(name.to_owned(), value.to_owned());
         Ok(())
     }
 
     /// `ARG`.
     pub(crate) fn declare(&mut self, name: &str, value: String) -> Result<(), String> {
-        self.check(name, &value)?;
-        // Only what is known can have been declared before: the list is not gone through for each.
-        if self.variables.contains_key(name) || self.has(name) {
+        let old = self.declared.get(name).map(|old| name.len() + old);
+        self.resize(name, old.unwrap_or_default(), name.len() + value.len())?;
+        // The list is not gone through for each.
+        if old.is_some() {
             self.arguments.retain(|(other, _)| other != name);
         }
+        self.declared.insert(name.to_owned(), value.len());
         if !self.has(name) {
-            self.put(name, &value);
+            self.variables.insert(name.to_owned(), value.clone());
         }
         self.arguments.push((name.to_owned(), value));
         Ok(())
     }
 
-    fn check(&self, name: &str, value: &str) -> Result<(), String> {
-        let old = self.variables.get(name).map_or(0, |old| name.len() + old.len());
-        if self.size - old + name.len() + value.len() > ENVIRONMENT_MAX {
+    /// So many bytes become so many.
+    fn resize(&mut self, name: &str, old: usize, new: usize) -> Result<(), String> {
+        let size = self.size - old + new;
+        if size > ENVIRONMENT_MAX {
             return Err(format!(
                 "the stage's environment and arguments would take more than {ENVIRONMENT_MAX} bytes with {name}"
             ));
         }
+        self.size = size;
         Ok(())
-    }
-
-    fn put(&mut self, name: &str, value: &str) {
-        self.size += name.len() + value.len();
-        if let Some(old) = self.variables.insert(name.to_owned(), value.to_owned()) {
-            self.size -= name.len() + old.len();
-        }
     }
 }
 

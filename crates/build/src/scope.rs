@@ -481,9 +481,19 @@ mod tests {
         let why = (0..40)
             .find_map(|number| applied(&mut long, &format!("ARG A{number}={}", "x".repeat(100_000))).err());
         assert!(why.is_some_and(|why| why.contains("environment and arguments")));
+        // Those that the environment hides count as well.
+        let mut hidden = scope(&[]);
+        let why = (0..40).find_map(|number| {
+            applied(&mut hidden, &format!("ARG A{number}={}", "x".repeat(100_000))).err()?;
+            applied(&mut hidden, &format!("ENV A{number}=1")).err()
+        });
+        let why = why.or_else(|| applied(&mut hidden, &format!("ARG Z={}", "x".repeat(100_000))).err());
+        assert!(why.is_some_and(|why| why.contains("environment and arguments")));
         // What is set again does not add up.
+        let mut again = scope(&[]);
         for _ in 0..20 {
-            applied(&mut long, &format!("ENV A0={}", "y".repeat(100_000))).unwrap();
+            applied(&mut again, &format!("ARG A={}", "x".repeat(100_000))).unwrap();
+            applied(&mut again, &format!("ENV A={}", "y".repeat(100_000))).unwrap();
         }
         let many = "$A1 ".repeat(30);
         for text in

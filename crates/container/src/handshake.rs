@@ -123,7 +123,8 @@ impl Channel {
         self.ring()
     }
 
-    /// Sends an order that more belongs to; it is awaited until [`Self::ring`].
+    /// Sends an order that a few descriptors belong to; it is awaited until [`Self::ring`]. What is more than a
+    /// socket takes would wait for ever for who waits for the bell.
     pub(crate) fn announce(&self, order: &Order) -> Result<()> {
         let byte = match order {
             Order::Prepare => b'I',

@@ -80,12 +80,12 @@ impl Spare {
         entry: &Entry,
     ) -> Result<(Cloned, Channel)> {
         let text = serde_json::to_vec(plan).map_err(|_| Error::Lost)?;
-        self.channel.announce(&Order::Become { length: text.len() })?;
+        // The text may be more than the socket takes before somebody reads.
+        self.channel.order(&Order::Become { length: text.len() })?;
         self.channel.give_text(&text)?;
         let gift: Vec<BorrowedFd<'_>> =
             ends.descriptors().into_iter().chain(entry.tasks().iter().map(AsFd::as_fd)).collect();
         self.channel.give(&gift)?;
-        self.channel.ring()?;
         Ok((self.cloned.disarm()?, self.channel))
     }
 }

@@ -342,7 +342,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("a/b");
         let first = Store::open(&root).unwrap();
-        let error = lock::within(&root, std::time::Duration::ZERO).unwrap_err();
+        let error = lock::within(&root, "lock", std::time::Duration::ZERO).unwrap_err();
         assert_eq!(error.kind(), Kind::Conflict);
         assert!(error.to_string().contains(root.to_str().unwrap()), "{error}");
         drop(first);

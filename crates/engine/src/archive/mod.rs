@@ -74,7 +74,7 @@ impl Files {
         read::pack_root(&tree, &tree.resolve(&clean("/"), Last::Follow)?, out)
     }
 
-    /// Unpacks a tar, plain or compressed with gzip, into the folder at `path`.
+    /// Unpacks a tar, plain or compressed, into the folder at `path`.
     pub fn write(&self, path: &str, archive: impl BufRead + Send, options: WriteOptions) -> Result<()> {
         let tree = self.tree()?;
         let mut place = self.resolve(&tree, path, Last::Follow)?;

@@ -117,8 +117,11 @@ fn properties(config: &Config) -> Result<Vec<(String, UnitValue)>> {
             if !known {
                 return Err(invalid(at(), format!("{name:?} is no name of a property")));
             }
-            match name.strip_suffix("Sec") {
-                // In seconds, where systemd has microseconds, as other runtimes take it.
+            match name
+                .strip_suffix("Sec")
+                .filter(|stem| stem.ends_with(|last: char| last.is_ascii_lowercase()))
+            {
+                // In seconds, where systemd has microseconds, as other runtimes take it; not `USec`, which is that.
                 Some(stem) => Ok((
                     format!("{stem}USec"),
                     microseconds(&value).ok_or_else(|| invalid(at(), format!("{text:?} are no seconds")))?,
@@ -266,7 +269,7 @@ mod tests {
             ("X", "'open"),
             ("X", "uint32 -1"),
             ("x/y", "1"),
-            ("ASec", "'a'"),
+            ("AsSec", "'a'"),
             ("X", "['a' 'b']"),
         ] {
             assert!(one(name, text).is_err(), "{name} {text}");
