@@ -11,10 +11,11 @@ use rustix::io::Errno;
 use super::paths;
 use crate::error::{Context, Error, Result};
 
-/// A label that is asked for: where, what is written to which of the files that take it.
+/// A label that is asked for: where, what is written before it to which of the files that take it.
 struct Label {
     field: &'static str,
-    text: String,
+    before: &'static str,
+    label: String,
     files: &'static [&'static str],
 }
 
@@ -22,13 +23,15 @@ fn labels(process: &ProcessPlan) -> Vec<Label> {
     let Some(exact) = &process.exact else { return Vec::new() };
     let profile = exact.apparmor.as_ref().map(|profile| Label {
         field: "process.apparmorProfile",
-        text: format!("exec {profile}"),
+        before: "exec ",
+        label: profile.clone(),
         // The second one is shared by all modules, and all there is before Linux 5.8.
         files: &["apparmor/exec", "exec"],
     });
     let context = exact.selinux.as_ref().map(|context| Label {
         field: "process.selinuxLabel",
-        text: context.clone(),
+        before: "",
+        label: context.clone(),
         files: &["exec"],
     });
     profile.into_iter().chain(context).collect()
@@ -44,7 +47,7 @@ pub(super) fn label(process: &ProcessPlan, proc: Option<BorrowedFd<'_>>) -> Resu
     Ok(())
 }
 
-fn write(Label { field, text, files }: &Label, proc: BorrowedFd<'_>) -> Result<()> {
+fn write(Label { field, before, label, files }: &Label, proc: BorrowedFd<'_>) -> Result<()> {
     let own = rustix::process::getpid().as_raw_nonzero();
     let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let mut file = Err(Errno::NOENT);
@@ -57,7 +60,8 @@ fn write(Label { field, text, files }: &Label, proc: BorrowedFd<'_>) -> Result<(
     }
     let file = file.context("openat2", field)?;
     paths::check_proc(&file, field)?;
-    File::from(file).write_all(text.as_bytes()).context("write", format_args!("{field} {text:?}"))
+    let text = format!("{before}{label}");
+    File::from(file).write_all(text.as_bytes()).context("write", format_args!("{field} {label:?}"))
 }
 
 /// The same where the container's `/proc` is known by its path alone.
