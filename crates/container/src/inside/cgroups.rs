@@ -20,8 +20,8 @@ const ASIDE: &CStr = c"/sys";
 /// folder each otherwise. An init of the image's own gets the hierarchies that it manages writable. The mount is to
 /// be moved to its place.
 pub(super) fn make(readonly: bool, init: InitPlan) -> Result<OwnedFd> {
-    let memberships = std::fs::read_to_string("/proc/self/cgroup").context("read", "/proc/self/cgroup")?;
-    let hierarchies: Vec<&str> = memberships.lines().filter_map(|line| line.split(':').nth(1)).collect();
+    let memberships = memberships()?;
+    let hierarchies: Vec<&str> = controllers(&memberships).collect();
     let own = init == InitPlan::System;
     if hierarchies == [""] {
         return mounts::new("cgroup2", &[], flags(readonly && !own));
@@ -34,8 +34,12 @@ pub(super) fn make(readonly: bool, init: InitPlan) -> Result<OwnedFd> {
     // Nothing is in it but what is made here, so plain names from its root are safe, and mount(2) takes one
     // call where descriptors take six: a host of version 1 has ten of these.
     rustix::process::fchdir(&tmpfs).context("fchdir", "a tmpfs")?;
-    for controllers in hierarchies {
-        hierarchy(controllers, readonly, own)?;
+    for hierarchy in hierarchies {
+        match mount(hierarchy, readonly, own) {
+            // Somebody on the host had it for a moment: with the last mount a hierarchy without groups is gone.
+            Err(_) if !controllers(&self::memberships()?).any(|known| known == hierarchy) => {}
+            done => done?,
+        }
     }
     if readonly && !own {
         let attributes = MountAttributes { readonly: true, ..Default::default() };
@@ -44,13 +48,22 @@ pub(super) fn make(readonly: bool, init: InitPlan) -> Result<OwnedFd> {
     Ok(tmpfs)
 }
 
+fn memberships() -> Result<String> {
+    std::fs::read_to_string("/proc/self/cgroup").context("read", "/proc/self/cgroup")
+}
+
+/// The controllers of each hierarchy in the text of `/proc/self/cgroup`.
+fn controllers(memberships: &str) -> impl Iterator<Item = &str> {
+    memberships.lines().filter_map(|line| line.split(':').nth(1))
+}
+
 /// The groups that this process is in, on the host's mounts: each as a detached mount, under the name that the
 /// hierarchy has below `/sys/fs/cgroup`. The only one of a host with version 2 alone has none.
 pub(super) type Groups = Vec<(Option<OsString>, OwnedFd)>;
 
 pub(super) fn own_groups() -> Result<Groups> {
     let layout = Layout::probe()?;
-    let memberships = std::fs::read_to_string("/proc/self/cgroup").context("read", "/proc/self/cgroup")?;
+    let memberships = memberships()?;
     let mut groups = Vec::new();
     for line in memberships.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
@@ -98,7 +111,7 @@ pub(super) fn bind(root: &OwnedFd, target: &str, readonly: bool, groups: &Groups
     if readonly { close(&tmpfs) } else { Ok(()) }
 }
 
-fn hierarchy(controllers: &str, readonly: bool, own: bool) -> Result<()> {
+fn mount(controllers: &str, readonly: bool, own: bool) -> Result<()> {
     // Without controllers a container has a group of its own only when it manages it; what would show
     // otherwise is the host's.
     let managed = controllers.is_empty() || controllers.starts_with("name=");
@@ -130,6 +143,10 @@ fn one(name: &str, kind: &str, options: &str, readonly: bool) -> Result<()> {
     let options =
         CString::new(options).map_err(|_| Error::Invalid(format!("{options:?} holds a zero byte")))?;
     rustix::mount::mount(kind, name, kind, flags, options.as_c_str())
+        .inspect_err(|_| {
+            // It may be done without it.
+            let _ = rustix::fs::rmdir(name);
+        })
         .context("mount", format_args!("{kind} {name}"))
 }
 
