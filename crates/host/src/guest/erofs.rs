@@ -257,7 +257,7 @@ impl Image {
             }
         }
         self.file.write_all_at(&inodes, first * BLOCK)?;
-        self.file.write_all_at(&self.superblock(first, blocks)?, SUPERBLOCK)?;
+        self.file.write_all_at(&self.superblock(places[0].at / SLOT, first, blocks)?, SUPERBLOCK)?;
         let size = (blocks * BLOCK).next_multiple_of(ALIGNMENT);
         self.file.set_len(size)?;
         Ok(size)
@@ -283,14 +283,15 @@ impl Image {
         Ok((places, at))
     }
 
-    fn superblock(&self, first: u64, blocks: u64) -> io::Result<[u8; 128]> {
+    /// `struct erofs_super_block`: the number of the root's inode, the first block of inodes, and all blocks.
+    fn superblock(&self, root: u64, first: u64, blocks: u64) -> io::Result<[u8; 128]> {
         let mut bytes = [0; 128];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         let number = |number: u64| u32::try_from(number).map_err(|_| io::ErrorKind::FileTooLarge);
         put(0, &MAGIC.to_le_bytes());
         put(8, &MTIME.to_le_bytes());
         put(12, &[BLOCK_BITS]);
-        put(14, &((FIRST / SLOT) as u16).to_le_bytes());
+        put(14, &(root as u16).to_le_bytes());
         put(16, &(self.inodes.len() as u64).to_le_bytes());
         put(36, &number(blocks)?.to_le_bytes());
         put(40, &number(first)?.to_le_bytes());

@@ -118,6 +118,31 @@ fn the_kernel_finds_everything_as_it_was_put_in() {
     assert_eq!(fs::read(at.join("many/a file with a longer name 999")).unwrap(), b"x");
 }
 
+#[test]
+fn a_folder_of_any_length_is_found_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, at) = (folder.path().join("image"), folder.path().join("mounted"));
+    // Lengths around what stands in one block with its inode: `.`, `..` and sixteen names.
+    let dots = 2 * ENTRY + 3;
+    for length in (BLOCK - FIRST - INODE - 3..BLOCK - INODE + 4).step_by(7) {
+        let mut image = Image::new(File::create(&path).unwrap(), attributes(0o040_755), u64::MAX);
+        let inner = image.add(image.root(), b"inner", attributes(0o040_755), Content::Folder).unwrap();
+        for (parent, used) in [(image.root(), dots + ENTRY + b"inner".len()), (inner, dots)] {
+            let names = length as usize - used - 16 * ENTRY;
+            for number in 0..16 {
+                let mut name = vec![b'a' + number; names / 16];
+                name.resize(names / 16 + usize::from(usize::from(number) < names % 16), b'x');
+                image.add(parent, &name, attributes(0o010_644), Content::Other).unwrap();
+            }
+        }
+        image.finish().unwrap();
+        let Some(_mounted) = mount(&path, &at) else { return };
+        assert_eq!(fs::metadata(at.join("inner")).unwrap().size(), length);
+        let count = |place: &Path| fs::read_dir(place).unwrap().count();
+        assert_eq!((count(&at), count(&at.join("inner"))), (17, 16), "{length}");
+    }
+}
+
 /// Folders by their numbers: the first is the root, each other one lies in one before it.
 type Wanted = Vec<(usize, BTreeMap<Vec<u8>, Vec<u8>>)>;
 
