@@ -10,7 +10,7 @@ PROGRAMS = insula insulad insula-monitor insula-proxy insula-agent insula-vmm in
 help:
 	@echo 'make demo      build the release and show the main job, then clean up'
 	@echo 'make test      run all tests (those that need root say so when they skip)'
-	@echo 'make bench     compare with docker, podman, skopeo, crun and runc; writes bench/RESULTS.md'
+	@echo 'make bench     compare with docker, podman, skopeo, crun, runc and youki; writes bench/RESULTS.md'
 	@echo 'make release   static programs in $(OUT)'
 	@echo 'make install   put them below PREFIX=$(PREFIX)'
 
@@ -47,4 +47,5 @@ test:
 bench: release
 	@scripts/require-packages cc:gcc cc:libc6-dev busybox:busybox-static dockerd:docker.io podman:podman crun:crun runc:runc nft:nftables ip:iproute2 iptables:iptables skopeo:skopeo docker-registry:docker-registry du:coreutils iperf3:iperf3 wrk:wrk lxc-start:lxc systemd-nspawn:systemd-container fio:fio mmdebstrap:mmdebstrap
 	@command -v nginx >/dev/null || echo 'without nginx, whose package starts it, networks are left out'
+	@command -v youki >/dev/null || echo 'without youki, which is no package (see CONTRIBUTING.md), the runtimes of bundles are compared without it'
 	INSULA_BIN_DIR=$(CURDIR)/$(OUT) cargo run --release --package insula-bench -- $(BENCH)

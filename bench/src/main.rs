@@ -39,7 +39,7 @@ const USAGE: &str =
     "usage: insula-bench [--rounds N] [--short] [--images N] [--builds N] [--networks N] [--no-api]
            [--runtimes N] [--no-lives] [--machines N] [--kernel FOLDER] [--only NAME,NAME] [--out FILE]
 
-Compares insula (programs from INSULA_BIN_DIR) with docker, podman, crun and runc, as far as they
+Compares insula (programs from INSULA_BIN_DIR) with docker, podman, crun, runc and youki, as far as they
 are installed, and writes bench/RESULTS.md and a chart beside it. Needs root. --images 0 leaves
 images of some size out, --builds 0 builds, --networks 0 what networks carry, --no-api what is asked of insula alone:
 many containers, connections, commands and events, --no-lives copies of PostgreSQL and the work inside the wall,

@@ -15,16 +15,39 @@ use crate::memory;
 use crate::sample::Samples;
 use crate::worker::{Worker, words};
 
+const OURS: &str = "insula-runtime";
 /// The peers, as far as they are installed; ours is first.
 const PEERS: [&str; 3] = ["crun", "runc", "youki"];
 const STEPS: [&str; 5] = ["run", "create", "start", "exec", "delete"];
 /// Containers of the rate, and how many at once.
 const MANY: usize = 500;
 const AT_ONCE: usize = 8;
+/// In seconds; some runtimes wait for ever now and then.
+const LONGEST: &str = "120";
 
 /// What was seen.
 #[derive(Debug, Default)]
-pub(crate) struct Seen(Vec<Runtime>);
+pub(crate) struct Seen {
+    runtimes: Vec<Runtime>,
+    left_out: LeftOut,
+}
+
+/// Peers that were not measured, and why.
+#[derive(Debug, Default)]
+struct LeftOut(Vec<(&'static str, String)>);
+
+impl LeftOut {
+    fn push(&mut self, name: &'static str, error: &anyhow::Error) {
+        let why = if is_installed(name) { format!("{error:#}") } else { "not installed".to_owned() };
+        eprintln!("bench: {name} is left out: {why}");
+        self.0.push((name, why.replace('\n', " ")));
+    }
+}
+
+fn is_installed(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
+}
 
 #[derive(Debug)]
 struct Runtime {
@@ -39,7 +62,7 @@ struct Runtime {
 
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
+        if self.runtimes.is_empty() {
             return Ok(());
         }
         writeln!(f, "\n# Runtimes of bundles\n")?;
@@ -56,7 +79,7 @@ impl fmt::Display for Seen {
             " | runs a second | stays in memory, KiB |\n| ---{} |",
             " | ---:".repeat(STEPS.len() + 2)
         )?;
-        for runtime in &self.0 {
+        for runtime in &self.runtimes {
             write!(f, "| {}", runtime.name)?;
             for step in &runtime.steps {
                 let part = |part| step.at(part).unwrap_or_default();
@@ -65,7 +88,11 @@ impl fmt::Display for Seen {
             let rate = runtime.rate.at(0.5).unwrap_or_default();
             writeln!(f, " | {rate:.0} | {} |", runtime.helpers)?;
         }
-        Ok(())
+        for (number, (name, why)) in self.left_out.0.iter().enumerate() {
+            let begin = if number == 0 { "\nLeft out: " } else { "; " };
+            write!(f, "{begin}{name} ({why})")?;
+        }
+        if self.left_out.0.is_empty() { Ok(()) } else { writeln!(f, ".") }
     }
 }
 
@@ -80,21 +107,43 @@ struct Turn {
 
 /// All of them, in turns.
 pub(crate) fn measure(folder: &Path, rounds: usize) -> anyhow::Result<Seen> {
-    let mut turns = vec![Turn::new("insula-runtime", ours(folder)?, folder)?];
+    let mut turns = vec![Turn::new(OURS, ours(folder)?, folder)?];
+    let mut left_out = LeftOut::default();
     for name in PEERS {
         // One that is not installed, or does not run on this host, is left out.
         match Turn::new(name, name.into(), folder) {
             Ok(turn) => turns.push(turn),
-            Err(error) => eprintln!("bench: {name} is left out: {error:#}"),
+            Err(error) => left_out.push(name, &error),
         }
     }
     for _ in 0..rounds {
-        turns.iter_mut().try_for_each(Turn::life)?;
+        take_turns(&mut turns, &mut left_out, Turn::life)?;
     }
     for _ in 0..rounds.div_ceil(5) {
-        turns.iter_mut().try_for_each(Turn::many)?;
+        take_turns(&mut turns, &mut left_out, Turn::many)?;
     }
-    Ok(Seen(turns.into_iter().map(|turn| turn.seen).collect()))
+    Ok(Seen { runtimes: turns.into_iter().map(|turn| turn.seen).collect(), left_out })
+}
+
+/// A peer that fails is left out from there on, and of what it has done before nothing is told.
+fn take_turns(
+    turns: &mut Vec<Turn>,
+    left_out: &mut LeftOut,
+    step: fn(&mut Turn) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut ours = Ok(());
+    turns.retain_mut(|turn| match step(turn) {
+        Ok(()) => true,
+        Err(error) if turn.seen.name == OURS => {
+            ours = Err(error);
+            true
+        }
+        Err(error) => {
+            left_out.push(turn.seen.name, &error);
+            false
+        }
+    });
+    ours
 }
 
 fn ours(folder: &Path) -> anyhow::Result<PathBuf> {
@@ -183,8 +232,9 @@ impl Turn {
         let one = self.words(&["run", "--bundle", &bundle, &format!("{prefix}-{{}}")]);
         let (last, at_once) = (MANY.to_string(), AT_ONCE.to_string());
         let script = "last=$1 at_once=$2; shift 2; seq \"$last\" | xargs -P \"$at_once\" -I '{}' \"$@\"";
-        let shell = ["sh", "-c", script, "sh", &last, &at_once].map(str::to_owned);
-        let time = self.worker.execute(&[&shell[..], &one].concat())?.time().context("many")?;
+        let shell = ["timeout", LONGEST, "sh", "-c", script, "sh", &last, &at_once].map(str::to_owned);
+        let time = self.worker.execute(&[&shell[..], &one].concat())?.time();
+        let time = time.with_context(|| format!("{MANY} runs, {LONGEST} seconds at most"))?;
         self.seen.rate.push_number(MANY as f64 / time.as_secs_f64());
         Ok(())
     }
@@ -201,8 +251,14 @@ mod tests {
         steps.iter_mut().for_each(|step| step.push(Duration::from_micros(2500)));
         let mut rate = Samples::default();
         rate.push_number(310.2);
-        let text = Seen(vec![Runtime { name: "crun", steps, rate, helpers: 0 }]).to_string();
-        let row = text.lines().last().unwrap();
+        let runtimes = vec![Runtime { name: "crun", steps, rate, helpers: 0 }];
+        let mut left_out = LeftOut::default();
+        left_out.push("no-such-runtime", &anyhow::anyhow!("spawn"));
+        left_out.push("sh", &anyhow::anyhow!("not\nthis"));
+        let text = Seen { runtimes, left_out }.to_string();
+        let last = text.lines().last().unwrap();
+        assert_eq!(last, "Left out: no-such-runtime (not installed); sh (not this).");
+        let row = text.lines().rfind(|line| line.starts_with('|')).unwrap();
         assert_eq!(row.matches("2.5 (2.5 to 2.5)").count(), STEPS.len(), "{row}");
         assert!(row.starts_with("| crun |") && row.ends_with("| 310 | 0 |"), "{row}");
         let heads: Vec<_> =
