@@ -120,8 +120,9 @@ fn bits(list: &str) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    fn of(files: &[(&'static str, &str)]) -> Vec<(String, UnitValue)> {
-        properties(&Standing(files.iter().map(|(file, text)| (*file, (*text).to_owned())).collect()))
+    fn of(files: &[(&str, &str)]) -> Vec<(String, UnitValue)> {
+        let files = files.iter().map(|(file, text)| ((*file).to_owned(), (*text).to_owned()));
+        properties(&Standing(files.collect()))
     }
 
     fn limits(all: &[(&str, u64)]) -> Vec<(String, UnitValue)> {
@@ -150,14 +151,7 @@ mod tests {
         assert_eq!(found, limits(&expected));
         assert_eq!(of(&[("cpu.idle", "1"), ("cpu.weight", "1")]), limits(&[("CPUWeight", 0)]));
         assert_eq!(
-            of(&[
-                (
-                    "io.bfq.weight",
-                    "default 1000
-8:0 3"
-                ),
-                ("io.weight", "default 100")
-            ]),
+            of(&[("io.bfq.weight", "default 1000\n8:0 3"), ("io.weight", "default 100")]),
             limits(&[("IOWeight", 10_000)])
         );
         assert_eq!(of(&[("io.bfq.weight", "50")]), limits(&[("IOWeight", 50)]));
