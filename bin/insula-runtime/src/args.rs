@@ -18,7 +18,7 @@ const ROOT: &str = "/run/insula-runtime";
 
 /// Run bundles of the OCI runtime specification.
 #[derive(Debug, Parser)]
-#[command(name = "insula-runtime", disable_version_flag = true, version = concat!(env!("CARGO_PKG_VERSION"), "\nspec: 1.2.1"), after_help = "Example:
+#[command(name = "insula-runtime", disable_version_flag = true, version = concat!(env!("CARGO_PKG_VERSION"), "\nspec: 1.3.0"), after_help = "Example:
   mkdir -p bundle/rootfs/bin && cp /bin/busybox bundle/rootfs/bin/sh
   insula-runtime spec --bundle bundle     # then set process.terminal to false
   insula-runtime run --bundle bundle box")]

@@ -3,13 +3,14 @@
 use anyhow::Result;
 use insula_host::cgroup::Layout;
 use insula_host::confine::capabilities::NAMES;
-use insula_spec::bundle::{OPTIONS, VERSION};
+use insula_spec::bundle::{OPTIONS, VERSION, memory_policies};
 use serde_json::json;
 
 use crate::show;
 
 pub(crate) fn print() -> Result<()> {
     let layout = Layout::probe()?;
+    let (modes, flags) = memory_policies();
     let features = json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": VERSION,
@@ -47,7 +48,8 @@ pub(crate) fn print() -> Result<()> {
             },
             "apparmor": { "enabled": true },
             "selinux": { "enabled": true },
-            "intelRdt": { "enabled": true },
+            "intelRdt": { "enabled": true, "schemata": true, "monitoring": true },
+            "memoryPolicy": { "modes": modes, "flags": flags },
             "netDevices": { "enabled": true },
             "mountExtensions": { "idmap": { "enabled": true } },
         },

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use insula_base::{Lap, Laps};
 use insula_host::cgroup::Entry;
 use insula_host::resolver::{self, Sockets};
-use insula_spec::bundle::TimePlan;
-use insula_spec::plan::{ContainerPlan, Namespace, NamespacesPlan, NetworkChange, UserNamespace};
+use insula_spec::bundle::{MountNamespace, TimePlan};
+use insula_spec::plan::{ContainerPlan, Namespace, NetworkChange, UserNamespace};
 use insula_sys::process::{self, Clone, CloneFlags};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
@@ -243,7 +243,7 @@ fn namespace_of(pid: i32, kind: &str) -> Result<OwnedFd> {
 /// Clones the init into the namespaces of its plan. Where some exist already, a process in between
 /// joins them and clones the init as its sibling.
 pub(crate) fn clone_init(inside: &Inside<'_>, outside: &Channel) -> Result<Cloned> {
-    let flags = fresh(&inside.plan.namespaces);
+    let flags = fresh(inside.plan);
     let joined = existing(inside.plan)?;
     let first = if joined.is_empty() { flags } else { CloneFlags::empty() };
     match process::clone(first, inside.entry.birthplace()).context("clone3", "the container's init")? {
@@ -299,8 +299,9 @@ fn step_between(joined: &[OwnedFd], flags: CloneFlags, channel: &Channel) -> Res
 
 /// Flags of the namespaces that are the container's own. That of cgroups comes later, from inside:
 /// its root is where the process is when it is made.
-fn fresh(namespaces: &NamespacesPlan) -> CloneFlags {
-    let mut flags = CloneFlags::NEWNS;
+fn fresh(plan: &ContainerPlan) -> CloneFlags {
+    let namespaces = &plan.namespaces;
+    let mut flags = if plan.has_own_mounts() { CloneFlags::NEWNS } else { CloneFlags::empty() };
     if matches!(namespaces.user, UserNamespace::Private { .. }) {
         flags |= CloneFlags::NEWUSER;
     }
@@ -328,6 +329,9 @@ fn existing(plan: &ContainerPlan) -> Result<Vec<OwnedFd>> {
             Namespace::Private | Namespace::Host => None,
         })
         .collect();
+    if let MountNamespace::Path(path) = plan.mount_namespace() {
+        paths.push(path);
+    }
     if let Some(TimePlan::Path(path)) = plan.bundle.as_ref().and_then(|bundle| bundle.time.as_ref()) {
         paths.push(path);
     }

@@ -4,11 +4,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use insula_host::cgroup::Entry;
 use insula_host::netlink::Carried;
-use insula_spec::bundle::{BundlePlan, RootPropagation, State};
+use insula_spec::bundle::{BundlePlan, MountNamespace, RootPropagation, State};
 use insula_spec::plan::{ContainerPlan, UserNamespace};
+use rustix::fs::{Mode, OFlags};
 
 use crate::build::{Guard, clone_init, network_of};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::handshake::{self, Channel, Order, Report};
 use crate::inside::{Confinement, Inside, Parking, has_selinux};
 use crate::streams::{self, Streams};
@@ -166,6 +167,10 @@ fn root(plan: &ContainerPlan, bundle: &BundlePlan) -> Result<OwnedFd> {
     let [path] = plan.rootfs.layers.as_slice() else {
         return Err(Error::Invalid("a bundle has one root".to_owned()));
     };
+    if bundle.mount_namespace != MountNamespace::Private {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        return rustix::fs::open(path, flags, Mode::empty()).context("open", path.display());
+    }
     let root = idmap::copy_of(path, true)?;
     if !rootfs::is_folder(&root)? {
         return Err(Error::Invalid(format!("root.path: {} is not a folder", path.display())));

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use insula_host::cgroup::Entry;
-use insula_spec::bundle::State;
+use insula_spec::bundle::{MountNamespace, State};
 use insula_spec::plan::{ContainerPlan, Namespace, ProcessPlan, SeccompPlan, StdioPlan, UserNamespace};
 use insula_sys::process::{self, Clone, CloneFlags};
 
@@ -126,6 +126,7 @@ impl Joining<'_> {
         process::close_from_3_but(&kept);
         // From here on processes of the container can see this one.
         process::become_undumpable().context("prctl", "PR_SET_DUMPABLE")?;
+        self.enter_folder()?;
         let namespaces = &self.target.plan.namespaces;
         process::join_namespaces(self.target.pidfd, flags(self.target.plan))
             .context("setns", "the container's namespaces")?;
@@ -140,6 +141,7 @@ impl Joining<'_> {
         if namespaces.user != UserNamespace::Host {
             inside::become_root()?;
         }
+        inside::label_keyring_inside(self.process)?;
         inside::fresh_keyring(self.target.plan)?;
         inside::label_by_path(self.process)?;
         let terminal = inside::open_terminal(self.ends, channel)?;
@@ -155,12 +157,29 @@ impl Joining<'_> {
         }
         .execute()
     }
+
+    /// The root of a container without mounts of its own is a folder among others, which takes the host's rights.
+    fn enter_folder(&self) -> Result<()> {
+        let plan = self.target.plan;
+        let root = match plan.mount_namespace() {
+            MountNamespace::Private => return Ok(()),
+            MountNamespace::Host | MountNamespace::Path(_) => {
+                plan.rootfs.layers.first().ok_or(Error::Lost)?
+            }
+        };
+        if *plan.mount_namespace() != MountNamespace::Host {
+            process::join_namespaces(self.target.pidfd, CloneFlags::NEWNS)
+                .context("setns", "the container's mount namespace")?;
+        }
+        rustix::process::chroot(root).context("chroot", root.display())?;
+        rustix::process::chdir("/").context("chdir", "/")
+    }
 }
 
 /// The namespaces of the container that are not the host's.
 fn flags(plan: &ContainerPlan) -> CloneFlags {
     let namespaces = &plan.namespaces;
-    let mut flags = CloneFlags::NEWNS;
+    let mut flags = if plan.has_own_mounts() { CloneFlags::NEWNS } else { CloneFlags::empty() };
     if namespaces.user != UserNamespace::Host {
         flags |= CloneFlags::NEWUSER;
     }

@@ -93,7 +93,7 @@ mod tests {
 
     fn state() -> State {
         State {
-            oci_version: "1.2.1".into(),
+            oci_version: "1.3.0".into(),
             id: "box".into(),
             status: Status::Creating,
             pid: 7,

@@ -67,9 +67,14 @@ impl Resctrl {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             made => context(made, "mkdir", &group).map(|()| true)?,
         };
-        let joined = self.fill(plan, &group, made).and_then(|()| self.add(plan, pid));
+        let counted = self.fill(plan, &group, made).and_then(|()| self.count(plan));
+        let joined = counted.and_then(|()| {
+            self.add(plan, pid).inspect_err(|_| {
+                // The first error is the one to report, here and below.
+                let _ = self.monitor(plan).map(std::fs::remove_dir);
+            })
+        });
         if joined.is_err() && made {
-            // The first error is the one to report.
             let _ = std::fs::remove_dir(&group);
         }
         joined
@@ -77,20 +82,39 @@ impl Resctrl {
 
     /// Puts a process, and with it what it forks, into the group that there is.
     pub fn add(&self, plan: &RdtPlan, pid: i32) -> Result<(), Error> {
-        let tasks = self.root.join(&plan.group).join("tasks");
-        context(std::fs::write(&tasks, pid.to_string()), "write", &tasks)
+        // That it is counted in takes only who is in the one above.
+        let groups = [Some(self.root.join(&plan.group)), self.monitor(plan)];
+        groups.into_iter().flatten().try_for_each(|group| {
+            let tasks = group.join("tasks");
+            context(std::fs::write(&tasks, pid.to_string()), "write", &tasks)
+        })
+    }
+
+    fn count(&self, plan: &RdtPlan) -> Result<(), Error> {
+        let Some(folder) = self.monitor(plan) else { return Ok(()) };
+        match std::fs::create_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(Error::Exists(folder.display().to_string()))
+            }
+            made => context(made, "mkdir", &folder),
+        }
+    }
+
+    /// The folder of what is counted for this container alone.
+    fn monitor(&self, plan: &RdtPlan) -> Option<PathBuf> {
+        Some(monitor(&self.root, &plan.group, plan.monitor.as_ref()?))
     }
 
     /// Has the calling process go back to the group that it is in now when the result is dropped. Whatever it makes
     /// meanwhile stays where it began.
-    pub fn visit(&self) -> Result<Visit<'_>, Error> {
+    pub fn visit(&self) -> Result<Visit, Error> {
         const OWN: &str = "/proc/self/cpu_resctrl_groups";
         let said = match std::fs::read_to_string(OWN) {
             // A kernel that does not say it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             said => context(said, "read", Path::new(OWN))?,
         };
-        Ok(Visit { resctrl: self, group: own_group(&said).to_owned() })
+        Ok(Visit { home: own_group(&self.root, &said) })
     }
 
     fn fill(&self, plan: &RdtPlan, group: &Path, made: bool) -> Result<(), Error> {
@@ -112,36 +136,42 @@ impl Resctrl {
         }
     }
 
-    /// Removes the group of a container that has ended, where it is its own.
+    /// Removes what is its own of the groups of a container that has ended.
     pub fn leave(&self, plan: &RdtPlan) -> Result<(), Error> {
-        if !plan.own {
-            return Ok(());
-        }
-        let group = self.root.join(&plan.group);
-        match std::fs::remove_dir(&group) {
+        let own = plan.own.then(|| self.root.join(&plan.group));
+        self.monitor(plan).into_iter().chain(own).try_for_each(|group| match std::fs::remove_dir(&group) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => context(removed, "rmdir", &group),
-        }
+        })
     }
 }
 
-/// Of `res:/NAME` and a line on what is monitored. The group of all others is the root.
-fn own_group(said: &str) -> &str {
-    said.lines().find_map(|line| line.strip_prefix("res:")).map_or("", |path| path.trim().trim_matches('/'))
+fn monitor(root: &Path, group: &str, name: &str) -> PathBuf {
+    root.join(group).join("mon_groups").join(name)
+}
+
+/// Of `res:NAME` and `mon:NAME`. The group of all others is `/`, and that of who is not counted apart has no name.
+fn own_group(root: &Path, said: &str) -> PathBuf {
+    let name = |key| {
+        let line = said.lines().find_map(|line: &str| line.strip_prefix(key));
+        line.map_or("", |path| path.trim().trim_matches('/'))
+    };
+    match (name("res:"), name("mon:")) {
+        (group, "") => root.join(group),
+        (group, counted) => monitor(root, group, counted),
+    }
 }
 
 /// The calling process as a guest in another group.
 #[derive(Debug)]
-pub struct Visit<'a> {
-    resctrl: &'a Resctrl,
-    group: String,
+pub struct Visit {
+    home: PathBuf,
 }
 
-impl Drop for Visit<'_> {
+impl Drop for Visit {
     fn drop(&mut self) {
-        let tasks = self.resctrl.root.join(&self.group).join("tasks");
         // Where its own group is gone meanwhile it stays.
-        let _ = std::fs::write(tasks, std::process::id().to_string());
+        let _ = std::fs::write(self.home.join("tasks"), std::process::id().to_string());
     }
 }
 
@@ -151,10 +181,15 @@ mod tests {
 
     #[test]
     fn who_visits_goes_home() {
-        assert_eq!(own_group("res:/gold\nmon:/\n"), "gold");
-        assert_eq!((own_group("res:/\nmon:\n"), own_group("res:\nmon:\n"), own_group("")), ("", "", ""));
+        let home = |said: &str| own_group(Path::new("/r"), said);
+        assert_eq!(home("res:gold\nmon:\n"), Path::new("/r/gold"));
+        assert_eq!(home("res:gold\nmon:box\n"), Path::new("/r/gold/mon_groups/box"));
+        assert_eq!(home("res:/\nmon:box\n"), Path::new("/r/mon_groups/box"));
+        for nowhere in ["res:/\nmon:\n", "res:\nmon:\n", ""] {
+            assert_eq!(home(nowhere), Path::new("/r"));
+        }
         let (folder, resctrl) = host();
-        drop(Visit { resctrl: &resctrl, group: String::new() });
+        drop(Visit { home: resctrl.root });
         let tasks = std::fs::read_to_string(folder.path().join("tasks")).unwrap();
         assert_eq!(tasks, std::process::id().to_string());
     }
@@ -167,7 +202,8 @@ mod tests {
     }
 
     fn plan(group: &str, own: bool, lines: &[&str]) -> RdtPlan {
-        RdtPlan { group: group.into(), own, schemata: lines.iter().map(|line| (*line).to_owned()).collect() }
+        let schemata = lines.iter().map(|line| (*line).to_owned()).collect();
+        RdtPlan { group: group.into(), own, schemata, monitor: None }
     }
 
     #[test]
@@ -201,5 +237,28 @@ mod tests {
         assert!(shared.join("tasks").exists());
         let error = resctrl.join(&plan("none", false, &[]), 9).unwrap_err();
         assert!(matches!(error, Error::Unknown(_)) && !folder.path().join("none").exists());
+    }
+    #[test]
+    fn a_container_is_counted_in_a_group_of_its_own() {
+        let (folder, resctrl) = host();
+        std::fs::create_dir(folder.path().join("mon_groups")).unwrap();
+        std::fs::write(folder.path().join("schemata"), "L3:0=ff\n").unwrap();
+        let counted = RdtPlan { monitor: Some("box".to_owned()), ..plan("", false, &[]) };
+        resctrl.join(&counted, 7).unwrap();
+        for tasks in ["tasks", "mon_groups/box/tasks"] {
+            assert_eq!(std::fs::read_to_string(folder.path().join(tasks)).unwrap(), "7", "{tasks}");
+        }
+        // The kernel's files go with their folder.
+        std::fs::remove_file(folder.path().join("mon_groups/box/tasks")).unwrap();
+        resctrl.leave(&counted).unwrap();
+        assert!(!folder.path().join("mon_groups/box").exists() && folder.path().join("tasks").exists());
+        resctrl.leave(&counted).unwrap();
+        // The one of somebody else is left as it is.
+        std::fs::create_dir(folder.path().join("mon_groups/box")).unwrap();
+        assert!(matches!(resctrl.join(&counted, 7), Err(Error::Exists(_))));
+        assert!(folder.path().join("mon_groups/box").exists());
+        // Where nothing can be counted nothing is left.
+        let own = RdtPlan { monitor: Some("box".to_owned()), ..plan("box", true, &[]) };
+        assert!(resctrl.join(&own, 7).is_err() && !folder.path().join("box").exists());
     }
 }

@@ -4,11 +4,11 @@ use insula_base::{Kind, Kinded};
 use insula_host::cgroup::{self, DevicePolicy, Group, Layout, Purpose, standard_devices};
 use insula_host::systemd::Whose;
 use insula_spec::bundle::document::Config;
-use insula_spec::bundle::{self, BundleDevices, UnitPlan};
-use insula_spec::plan::{ContainerPlan, DeviceRule};
+use insula_spec::bundle::{self, BundleDevices, DeviceVerdict, UnitPlan, Verdict};
+use insula_spec::plan::ContainerPlan;
 
 use crate::error::{Error, Result};
-use crate::scope::{Scope, Unit};
+use crate::scope::{Held, Scope, Unit};
 use crate::store::{Folder, Record};
 
 /// Whether a container needs its control groups.
@@ -114,8 +114,8 @@ fn in_scope(
     make: impl FnOnce(&Folder, Record, &Group) -> Result<Vec<String>>,
 ) -> Result<Vec<String>> {
     let layout = Layout::probe_all()?;
-    let told = layout.v1("devices").and_then(|_| rules(&record.plan));
-    let mut scope = Scope::start(plan, unit, &record.id, told.as_deref())?;
+    let told = layout.v1("devices").map(|_| policy(&record.plan));
+    let mut scope = Scope::start(plan, unit, &record.id, told.as_ref())?;
     let path = scope.path.clone();
     record.plan.cgroup.path.clone_from(&path);
     let purpose = if is_rare(&record) { Purpose::UnitEverywhere } else { Purpose::Unit };
@@ -170,17 +170,46 @@ fn limit(groups: Groups, group: &Group, plan: &ContainerPlan, warnings: &mut Vec
     if groups == Groups::Wanted && insula_sys::process::in_user_namespace() {
         return Ok(());
     }
-    let policy = rules(plan).map_or(DevicePolicy::All, DevicePolicy::Only);
-    Ok(group.allow_devices(&policy)?)
+    Ok(group.allow_devices(&policy(plan))?)
 }
 
-/// What it may use; none is everything.
-fn rules(plan: &ContainerPlan) -> Option<Vec<DeviceRule>> {
-    match plan.bundle.as_ref().map(|bundle| &bundle.device_policy) {
-        Some(BundleDevices::All) => None,
-        Some(BundleDevices::Only(rules)) => {
-            Some(standard_devices().into_iter().chain(rules.iter().cloned()).collect())
+/// What it may use: the standard devices whatever else is said, as other runtimes have it.
+pub(crate) fn policy(plan: &ContainerPlan) -> DevicePolicy {
+    plan.bundle
+        .as_ref()
+        .map_or_else(|| DevicePolicy::Only(standard_devices()), |bundle| policy_of(&bundle.device_policy))
+}
+
+fn policy_of(asked: &BundleDevices) -> DevicePolicy {
+    let standard = standard_devices().into_iter();
+    match asked {
+        BundleDevices::All => DevicePolicy::All,
+        BundleDevices::Only(rules) => DevicePolicy::Only(standard.chain(rules.iter().cloned()).collect()),
+        BundleDevices::Listed(list) => {
+            let standard = standard.map(|rule| DeviceVerdict { verdict: Verdict::Allow, rule });
+            DevicePolicy::Listed(list.iter().cloned().chain(standard).collect())
         }
-        None => Some(standard_devices()),
     }
+}
+
+/// Has a container that runs use other devices from now on, and notes it; returns what the user should know.
+pub(crate) fn change_devices(
+    record: &mut Record,
+    group: &Group,
+    held: Option<&mut Held<'_>>,
+    new: BundleDevices,
+) -> Result<Vec<String>> {
+    let bundle = record.plan.bundle.get_or_insert_default();
+    if insula_sys::process::in_user_namespace() {
+        return Err(Error::Unsupported("a change of resources.devices in a user namespace".to_owned()));
+    }
+    let policy = policy_of(&new);
+    group.change_devices(&policy_of(&bundle.device_policy), &policy)?;
+    bundle.device_policy = new;
+    let Some(warnings) = held.map(|held| held.allow(&policy)).transpose()?.flatten() else {
+        return Ok(Vec::new());
+    };
+    // It has written what it knows of them.
+    group.allow_devices(&policy)?;
+    Ok(warnings)
 }

@@ -7,13 +7,14 @@ use insula_container::hooks;
 use insula_host::cgroup::Stats;
 use insula_host::resctrl::Resctrl;
 use insula_spec::bundle::document::Resources;
-use insula_spec::bundle::{self, Status};
+use insula_spec::bundle::{self, BundleDevices, Status};
 use insula_spec::plan::Namespace;
 use insula_sys::process;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use crate::error::{Context, Error, Result};
+use crate::groups;
 use crate::scope::Unit;
 use crate::store::{self, Folder, Record, START};
 
@@ -171,8 +172,8 @@ fn end(record: &Record) -> Result<()> {
 
 /// Stops every process, or lets them go on.
 pub fn freeze(root: &Path, id: &str, frozen: bool) -> Result<()> {
-    let Found { record, status, folder } = find(root, id)?;
-    folder.lock()?;
+    // The folder is what is locked.
+    let Found { record, status, folder: _folder } = find_locked(root, id)?;
     match (frozen, status) {
         (true, Status::Running) | (false, Status::Paused) => Ok(record.group()?.freeze(frozen)?),
         (_, Status::Stopped) => Err(Error::NotRunning),
@@ -184,27 +185,38 @@ pub fn freeze(root: &Path, id: &str, frozen: bool) -> Result<()> {
 /// Changes limits; what the document does not have stays. Returns what the user should know.
 pub fn update(root: &Path, id: &str, resources: &Resources) -> Result<Vec<String>> {
     let limits = bundle::resources(resources, "resources")?;
-    let Found { record, status, folder } = find(root, id)?;
-    folder.lock()?;
-    // Kubernetes sends what there was, with other limits.
-    let devices = resources.devices.as_deref().unwrap_or_default();
-    let same = record.plan.bundle.as_ref().map(|bundle| &bundle.device_policy);
-    if !devices.is_empty() && same != Some(&bundle::devices(devices, "resources.devices")?) {
-        return Err(Error::Unsupported("a change of resources.devices".to_owned()));
-    }
+    let Found { mut record, status, folder } = find_locked(root, id)?;
+    let devices = new_devices(&record, resources)?;
     if status == Status::Stopped {
         return Err(Error::NotRunning);
     }
     let group = record.group()?;
     // Before anything is changed: without systemd nothing would stay so.
-    let held = record.unit.as_ref().map(Unit::connect).transpose()?;
-    let mut warnings = group.limit(&limits)?;
+    let unit = record.unit.clone();
+    let mut held = unit.as_ref().map(Unit::connect).transpose()?;
+    let mut warnings = Vec::new();
+    if let Some(devices) = devices {
+        warnings.extend(groups::change_devices(&mut record, &group, held.as_mut(), devices)?);
+        folder.write(&record)?;
+    }
+    warnings.extend(group.limit(&limits)?);
     if let Some(mut held) = held
         && let Err(error) = held.hold(&group)
     {
         warnings.push(format!("until systemd is loaded anew: {}", insula_base::chain(&error)));
     }
     Ok(warnings)
+}
+
+/// None where nothing is said of them, or what there is: Kubernetes sends all that there was, with other limits.
+fn new_devices(record: &Record, resources: &Resources) -> Result<Option<BundleDevices>> {
+    let list = resources.devices.as_deref().unwrap_or_default();
+    if list.is_empty() {
+        return Ok(None);
+    }
+    let new = bundle::devices(list, "resources.devices")?;
+    let old = record.plan.bundle.as_ref().map(|bundle| &bundle.device_policy);
+    Ok(Some(new).filter(|new| old != Some(new)))
 }
 
 /// Pids of the container's processes.

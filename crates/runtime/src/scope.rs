@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use insula_host::cgroup::{self, Entry, Group, Layout};
+use insula_host::cgroup::{self, DevicePolicy, Entry, Group, Layout};
 use insula_host::systemd::{self, Manager, Whose};
 use insula_spec::bundle::{UnitPlan, UnitValue};
 use insula_spec::plan::{DeviceKind, DeviceRule};
@@ -39,6 +39,22 @@ pub(crate) struct Held<'a> {
 }
 
 impl Held<'_> {
+    /// Has systemd know of other devices, where it has to; then, for the user, what it cannot know. It begins anew with
+    /// a list that is empty.
+    pub(crate) fn allow(&mut self, policy: &DevicePolicy) -> Result<Option<Vec<String>>> {
+        if Layout::probe_all()?.v1("devices").is_none() {
+            return Ok(None);
+        }
+        let mut warnings = Vec::new();
+        let mut all = vec![
+            ("DevicePolicy".to_owned(), UnitValue::Text("auto".to_owned())),
+            ("DeviceAllow".to_owned(), UnitValue::Pairs(Vec::new())),
+        ];
+        all.extend(device_properties(policy, &mut warnings));
+        self.manager.set(self.unit, &all)?;
+        Ok(Some(warnings))
+    }
+
     /// Has systemd know of limits as they stand.
     pub(crate) fn hold(&mut self, group: &Group) -> Result<()> {
         hold(&mut self.manager, self.unit, group)
@@ -139,7 +155,7 @@ pub(crate) fn layout(unit: Option<&Unit>) -> Result<Layout> {
 }
 
 /// What may be used, where systemd has to know: in version 1 it allows everything again whenever it is loaded anew.
-pub(crate) type Devices<'a> = Option<&'a [DeviceRule]>;
+pub(crate) type Devices<'a> = Option<&'a DevicePolicy>;
 
 /// What systemd is to know, and for the user what it cannot.
 fn properties(
@@ -162,20 +178,34 @@ fn properties(
         ("TasksAccounting", UnitValue::Flag(true)),
     ];
     let mut all: Vec<(String, UnitValue)> = own.map(|(name, value)| (name.to_owned(), value)).into();
-    if let Some(rules) = devices {
-        let majors = std::fs::read_to_string("/proc/devices").unwrap_or_default();
-        let mut unknown = Vec::new();
-        let allowed = rules.iter().flat_map(|rule| allowances(rule, &majors, &mut unknown)).collect();
-        warnings.extend(unknown.iter().map(|rule| {
-            format!("systemd has no word for the devices {rule}: they are refused once it is loaded anew")
-        }));
-        all.push(("DevicePolicy".to_owned(), text("strict")));
-        all.push(("DeviceAllow".to_owned(), UnitValue::Pairs(allowed)));
+    if let Some(policy) = devices {
+        all.extend(device_properties(policy, &mut warnings));
     }
     // What the annotations say comes last, and wins.
     all.retain(|(name, _)| plan.properties.iter().all(|(said, _)| said != name));
     all.extend(plan.properties.iter().cloned());
     (all, warnings)
+}
+
+fn device_properties(policy: &DevicePolicy, warnings: &mut Vec<String>) -> Vec<(String, UnitValue)> {
+    let rules = match policy {
+        DevicePolicy::All => return Vec::new(),
+        DevicePolicy::Listed(_) => {
+            let lost =
+                "systemd has no word for devices that are denied: all are allowed once it is loaded anew";
+            warnings.push(lost.to_owned());
+            return Vec::new();
+        }
+        DevicePolicy::Only(rules) => rules,
+    };
+    let majors = std::fs::read_to_string("/proc/devices").unwrap_or_default();
+    let mut unknown = Vec::new();
+    let allowed = rules.iter().flat_map(|rule| allowances(rule, &majors, &mut unknown)).collect();
+    warnings.extend(unknown.iter().map(|rule| {
+        format!("systemd has no word for the devices {rule}: they are refused once it is loaded anew")
+    }));
+    let strict = ("DevicePolicy".to_owned(), UnitValue::Text("strict".to_owned()));
+    vec![strict, ("DeviceAllow".to_owned(), UnitValue::Pairs(allowed))]
 }
 
 /// A rule as systemd.resource-control(5) has it: a node by its numbers, all of a driver by its name, or all there are.

@@ -13,6 +13,8 @@ use std::path::PathBuf;
 use insula_base::ContainerId;
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::MountNamespace;
+
 /// One container, complete.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ContainerPlan {
@@ -50,6 +52,19 @@ pub struct ContainerPlan {
     /// `mounts` and `devices` above are empty.
     #[serde(default)]
     pub bundle: Option<Box<crate::bundle::BundlePlan>>,
+}
+
+impl ContainerPlan {
+    /// Whether its mounts are its own.
+    #[must_use]
+    pub fn has_own_mounts(&self) -> bool {
+        *self.mount_namespace() == MountNamespace::Private
+    }
+
+    #[must_use]
+    pub fn mount_namespace(&self) -> &MountNamespace {
+        self.bundle.as_ref().map_or(&MountNamespace::Private, |bundle| &bundle.mount_namespace)
+    }
 }
 
 /// A process to execute, the first one of a container or a later one.

@@ -64,6 +64,12 @@ pub const fn jump_unless_equal(register: u8, value: i32, distance: i16) -> Instr
     instruction(0x56, register, 0, distance, value)
 }
 
+/// Skips `distance` instructions if the lower 32 bits of `register` are `value`.
+#[must_use]
+pub const fn jump_if_equal(register: u8, value: i32, distance: i16) -> Instruction {
+    instruction(0x16, register, 0, distance, value)
+}
+
 /// Ends the program with r0 as its result.
 #[must_use]
 pub const fn exit() -> Instruction {
@@ -72,9 +78,17 @@ pub const fn exit() -> Instruction {
 
 const PROG_LOAD: libc::c_int = 5;
 const PROG_ATTACH: libc::c_int = 8;
+const PROG_DETACH: libc::c_int = 9;
+const PROG_GET_FD_BY_ID: libc::c_int = 13;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const PROG_QUERY: libc::c_int = 16;
 const PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const ATTACH_TYPE_CGROUP_DEVICE: u32 = 6;
 const ALLOW_MULTI: u32 = 2;
+/// What the programs that are loaded here are called, by which they are known again.
+const NAME: [u8; 16] = *b"insula_devices\0\0";
+/// The kernel attaches no more to one group.
+const MOST: usize = 64;
 
 /// The first members of `union bpf_attr` for `BPF_PROG_LOAD`.
 #[repr(C)]
@@ -88,9 +102,10 @@ struct Load {
     log: u64,
     kernel_version: u32,
     flags: u32,
+    name: [u8; 16],
 }
 
-/// The first members of `union bpf_attr` for `BPF_PROG_ATTACH`.
+/// The first members of `union bpf_attr` for `BPF_PROG_ATTACH` and `BPF_PROG_DETACH`.
 #[repr(C)]
 struct Attach {
     target: u32,
@@ -99,13 +114,50 @@ struct Attach {
     flags: u32,
 }
 
+/// The first members of `union bpf_attr` for `BPF_PROG_QUERY`.
+#[repr(C)]
+struct Query {
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    reserved: u32,
+}
+
+/// The same for `BPF_PROG_GET_FD_BY_ID`.
+#[repr(C)]
+struct ById {
+    id: u32,
+    next: u32,
+    flags: u32,
+}
+
+/// The same for `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct Information {
+    program: u32,
+    length: u32,
+    information: u64,
+}
+
+/// The first members of `struct bpf_prog_info`.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramInformation {
+    /// Kind, number, digest, lengths, instructions, times and maps.
+    before: [u64; 8],
+    name: [u8; 16],
+}
+
 /// Loads a `BPF_PROG_TYPE_CGROUP_DEVICE` program. The descriptor is close-on-exec.
 ///
 /// # Errors
 /// `EPERM` without `CAP_BPF`/`CAP_SYS_ADMIN`, `EINVAL` or `EACCES` when the verifier refuses.
 pub fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd> {
     let length = u32::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let attributes = Load {
+    let mut attributes = Load {
         program_type: PROG_TYPE_CGROUP_DEVICE,
         length,
         instructions: program.as_ptr() as u64,
@@ -115,10 +167,9 @@ pub fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd> {
         log: 0,
         kernel_version: 0,
         flags: 0,
+        name: NAME,
     };
-    let fd = call(PROG_LOAD, &attributes)?;
-    // SAFETY: the kernel has just made this descriptor for us and nobody else knows its number.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    descriptor(PROG_LOAD, &mut attributes)
 }
 
 /// Attaches a device program to a cgroup2 folder, beside programs that others attached. It lives as
@@ -127,19 +178,75 @@ pub fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd> {
 /// # Errors
 /// `EBADF` when `cgroup` is not on cgroup2, `EPERM` when a parent's program forbids others.
 pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let attributes = Attach {
+    call(PROG_ATTACH, &mut attachment(cgroup, program, ALLOW_MULTI)).map(drop)
+}
+
+/// Takes a device program away from a cgroup2 folder again.
+///
+/// # Errors
+/// `ENOENT` when it is not attached.
+pub fn detach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    call(PROG_DETACH, &mut attachment(cgroup, program, 0)).map(drop)
+}
+
+fn attachment(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, flags: u32) -> Attach {
+    Attach {
         target: cgroup.as_raw_fd().cast_unsigned(),
         program: program.as_raw_fd().cast_unsigned(),
         attach_type: ATTACH_TYPE_CGROUP_DEVICE,
-        flags: ALLOW_MULTI,
-    };
-    call(PROG_ATTACH, &attributes).map(drop)
+        flags,
+    }
 }
 
-fn call<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
+/// The device programs of [`load_device_program`] that are attached to this cgroup2 folder itself.
+///
+/// # Errors
+/// `EPERM` without `CAP_SYS_ADMIN`.
+pub fn device_programs(cgroup: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
+    let mut ids = [0_u32; MOST];
+    let mut query = Query {
+        target: cgroup.as_raw_fd().cast_unsigned(),
+        attach_type: ATTACH_TYPE_CGROUP_DEVICE,
+        flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: MOST as u32,
+        reserved: 0,
+    };
+    call(PROG_QUERY, &mut query)?;
+    let mut programs = Vec::new();
+    for id in ids.into_iter().take(query.count as usize) {
+        let program = descriptor(PROG_GET_FD_BY_ID, &mut ById { id, next: 0, flags: 0 })?;
+        if name_of(&program)? == NAME {
+            programs.push(program);
+        }
+    }
+    Ok(programs)
+}
+
+fn name_of(program: &OwnedFd) -> io::Result<[u8; 16]> {
+    let mut information = ProgramInformation::default();
+    let mut attributes = Information {
+        program: program.as_raw_fd().cast_unsigned(),
+        length: size_of::<ProgramInformation>() as u32,
+        information: std::ptr::from_mut(&mut information) as u64,
+    };
+    call(OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(information.name)
+}
+
+/// A call that makes a descriptor.
+fn descriptor<T>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {
+    let fd = call(command, attributes)?;
+    // SAFETY: the kernel has just made this descriptor for us and nobody else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn call<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
     // SAFETY: `attributes` is a live, fully initialised prefix of `union bpf_attr` of the given size
-    // (the kernel takes the rest as zero); pointers in it outlive the call, which only reads them.
+    // (the kernel takes the rest as zero), of whose plain numbers the kernel may change some; what pointers in it
+    // lead to outlives the call and has the length that stands beside them.
     let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
 }

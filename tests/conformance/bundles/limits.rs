@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::bundle::hierarchies;
-use super::{Bundle, Runtime};
+use super::{Bundle, Runtime, for_each_runtime};
+
+for_each_runtime!(a_part_of_the_devices_is_denied);
 
 /// The file of a container's group, whichever hierarchy has it.
 fn file(bundle: &Bundle<'_>, name: &str) -> Option<PathBuf> {
@@ -55,6 +57,67 @@ fn files_of_either_version_are_written() {
     bundle.config["linux"]["resources"] = json!({"cpu": {"idle": 1}});
     bundle.start();
     assert_eq!(content(&bundle, ["cpu.idle", "cpu.idle"]).unwrap(), "1");
+}
+
+/// Which of two devices open that every kernel has and no container.
+const OPENS: &str = "for name in fuse tun; do (: </dev/$name) 2>/dev/null && echo $name; done; true";
+
+fn with_devices<'a>(runtime: &'a Runtime, script: &str, allowed: Value) -> Bundle<'a> {
+    let mut bundle = Bundle::new(runtime, script);
+    let node = |name: &str, minor: u32| json!({"type": "c", "path": format!("/dev/{name}"), "major": 10, "minor": minor});
+    bundle.config["linux"]["devices"] = json!([node("fuse", 229), node("tun", 200)]);
+    bundle.config["linux"]["resources"]["devices"] = allowed;
+    bundle
+}
+
+fn a_part_of_the_devices_is_denied(runtime: &Runtime) {
+    let all = json!({"allow": true, "access": "rwm"});
+    let fuse = json!({"allow": false, "type": "c", "major": 10, "minor": 229, "access": "rwm"});
+    assert_eq!(with_devices(runtime, OPENS, json!([&all, &fuse])).run(), "tun\n");
+    assert_eq!(with_devices(runtime, OPENS, json!([&fuse, &all])).run(), "fuse\ntun\n");
+    let read = json!({"allow": true, "type": "c", "major": 10, "minor": 229, "access": "r"});
+    assert_eq!(with_devices(runtime, OPENS, json!([all, fuse, read])).run(), "fuse\ntun\n");
+}
+
+/// runc ignores the devices of an update.
+#[test]
+fn devices_change_while_a_container_runs() {
+    let Some(runtime) = Runtime::insula() else { return };
+    let nothing = json!({"allow": false, "access": "rwm"});
+    let one = |minor: u32| json!({"allow": true, "type": "c", "major": 10, "minor": minor, "access": "rw"});
+    let bundle = with_devices(&runtime, "exec sleep 1000", json!([&nothing, one(229)]));
+    bundle.start();
+    let opens = || bundle.done(&["exec", &bundle.id, "sh", "-c", &format!("{OPENS}; : </dev/zero")]);
+    let update = |devices: Value| {
+        fs::write(bundle.path("resources"), json!({"devices": devices}).to_string()).unwrap();
+        bundle.done(&["update", "--resources", bundle.path("resources").to_str().unwrap(), &bundle.id])
+    };
+    assert_eq!(opens(), "fuse\n");
+    update(json!([&nothing, one(200)]));
+    assert_eq!(opens(), "tun\n");
+    update(json!([{"allow": true, "access": "rwm"}]));
+    assert_eq!(opens(), "fuse\ntun\n");
+    update(
+        json!([{"allow": true, "access": "rwm"}, {"allow": false, "type": "c", "major": 10, "minor": 200}]),
+    );
+    assert_eq!(opens(), "fuse\n");
+    update(json!([nothing]));
+    assert_eq!(opens(), "");
+}
+
+#[test]
+fn what_a_kernel_has_no_words_for_is_refused() {
+    let Some(runtime) = Runtime::insula() else { return };
+    let pattern = json!({"allow": true, "type": "c", "major": 10, "access": "rw"});
+    let hole = json!({"allow": false, "type": "c", "major": 10, "minor": 229, "access": "r"});
+    let bundle = with_devices(&runtime, OPENS, json!([pattern, hole]));
+    let (code, said, errors) = bundle.outcome();
+    if hierarchies().iter().any(|root| root.ends_with("devices")) {
+        assert!(code == 1 && errors.contains("version 1 of control groups cannot deny a part"), "{errors}");
+    } else {
+        assert_eq!((code, said.as_str()), (0, "tun\n"), "{errors}");
+    }
+    assert!(!bundle.has_groups() && !bundle.path("state").join(&bundle.id).exists());
 }
 
 #[test]

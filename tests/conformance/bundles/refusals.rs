@@ -52,13 +52,11 @@ fn what_is_not_supported_is_named_and_leaves_nothing() {
     let Some(runtime) = Runtime::insula() else { return };
     type Change = fn(&mut Value);
     let cases: [(&str, Change); 4] = [
-        ("linux.intelRdt.enableMBM: monitoring is not supported", |c| {
-            c["linux"]["intelRdt"] = json!({"enableMBM": true})
-        }),
+        ("vm: this property is not supported", |c| c["vm"] = json!({"kernel": {"path": "/x"}})),
         ("mounts[0].options: \"tmpcopyup\" is for a tmpfs that is not /dev", |c| {
             c["mounts"] = json!([{"destination": "/dev", "type": "tmpfs", "options": ["tmpcopyup"]}]);
         }),
-        ("linux.namespaces: a container without a mount namespace is not supported", |c| {
+        ("mounts: would be the host's: the container has no mount namespace of its own", |c| {
             c["linux"]["namespaces"] = json!([]);
             c["hostname"] = json!("");
         }),

@@ -39,6 +39,37 @@ fn a_user_namespace_is_no_obstacle(runtime: &Runtime) {
     assert_eq!(words, ["inside", "0", "0", "1"], "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// runc makes the mounts of such a container on the host, and leaves them there.
+#[test]
+fn mounts_are_the_hosts_or_anothers() {
+    let Some(runtime) = Runtime::insula() else { return };
+    let mut holder =
+        std::process::Command::new("unshare").args(["--mount", "sleep", "1000"]).spawn().unwrap();
+    let other = format!("/proc/{}/ns/mnt", holder.id());
+    let link = |path: &str| fs::read_link(path).unwrap();
+    insula_tests::holds("it has mounts of its own", || link(&other) != link("/proc/self/ns/mnt"));
+    for (namespace, expected) in
+        [(json!([]), "/proc/self/ns/mnt"), (json!([{"type": "mount", "path": other}]), &other)]
+    {
+        let mut bundle = Bundle::new(&runtime, "hostname >/began; exec sleep 1000");
+        let groups = bundle.config["linux"]["cgroupsPath"].clone();
+        bundle.config["linux"] = json!({"namespaces": namespace, "cgroupsPath": groups});
+        for kind in ["pid", "uts", "ipc", "network"] {
+            bundle.config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": kind}));
+        }
+        bundle.config["mounts"] = json!([]);
+        bundle.config["root"]["readonly"] = json!(false);
+        bundle.start();
+        assert_eq!(link(&format!("/proc/{}/ns/mnt", bundle.state()["pid"])), link(expected));
+        insula_tests::holds("it begins", || bundle.said("rootfs/began") == "insula\n");
+        assert_eq!(bundle.done(&["exec", &bundle.id, "cat", "/began"]), "insula\n");
+        bundle.done(&["delete", "--force", &bundle.id]);
+        assert!(!bundle.has_groups());
+    }
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+}
+
 fn a_tmpfs_begins_with_what_it_covers(runtime: &Runtime) {
     let script = "cat /full/one /full/deep/two /full/link; stat -c %a:%u:%g /full/deep/two; \
                   touch /full/new && ls /full; stat -f -c %T /full";

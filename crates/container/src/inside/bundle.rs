@@ -47,7 +47,12 @@ impl Inside<'_> {
         let mut gift = self.channel.take(2 + binds.count())?.into_iter();
         let (Some(rootfs), Some(devices)) = (gift.next(), gift.next()) else { return Err(Error::Lost) };
         self.take_identity()?;
-        let built = build(self.plan, parking.plan, &rootfs, devices, gift.collect())?;
+        let built = if self.plan.has_own_mounts() {
+            build(self.plan, parking.plan, &rootfs, devices, gift.collect())?
+        } else {
+            let root = rootfs.try_clone().context("dup", "the root file system")?;
+            Built { root, proc: None, sys: None, dev: devices }
+        };
         self.channel.report_mounted()?;
         let Order::Known { pid } = self.channel.await_order()? else { return Err(Error::Lost) };
         hooks::run_all(
@@ -65,7 +70,9 @@ impl Inside<'_> {
         self.connect()?;
         let terminal = terminal::open(self.ends, self.channel)?;
         if let Some(slave) = &terminal {
-            bind_console(slave.as_fd())?;
+            if self.plan.has_own_mounts() {
+                bind_console(slave.as_fd())?;
+            }
             // Who creates may wait for the end of its own output, which the init must not keep open.
             Ends::install(slave.as_fd(), slave.as_fd(), slave.as_fd())?;
         }

@@ -69,9 +69,31 @@ pub(crate) fn label_by_path(process: &ProcessPlan) -> Result<()> {
     if labels(process).is_empty() {
         return Ok(());
     }
+    label(process, Some(proc()?.as_fd()))
+}
+
+fn proc() -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open", "/proc")?;
-    label(process, Some(proc.as_fd()))
+    rustix::fs::open("/proc", flags, Mode::empty()).context("open", "/proc")
+}
+
+/// Has the keyring that this process makes next be of its program's context, until that is executed. For an init whose
+/// root is the host's.
+pub(super) fn label_keyring(process: &ProcessPlan) -> Result<()> {
+    let Some(context) = context_of(process) else { return Ok(()) };
+    let path = "/proc/thread-self/attr/keycreate";
+    std::fs::write(path, context).context("write", format_args!("process.selinuxLabel {context:?} to {path}"))
+}
+
+/// The same for who has joined a container, whose `/proc` it sees.
+pub(crate) fn label_keyring_inside(process: &ProcessPlan) -> Result<()> {
+    let Some(context) = context_of(process) else { return Ok(()) };
+    let field = "process.selinuxLabel";
+    write(&Label { field, before: "", label: context.to_owned(), files: &["keycreate"] }, proc()?.as_fd())
+}
+
+fn context_of(process: &ProcessPlan) -> Option<&str> {
+    process.exact.as_ref()?.selinux.as_deref()
 }
 
 /// Labels the folder of a new file system that takes no label for all of its files.

@@ -32,7 +32,7 @@ use crate::streams::Ends;
 pub(crate) use bundle::Parking;
 pub use confinement::warm_up;
 pub(crate) use confinement::{Confinement, has_selinux};
-pub(crate) use labels::label_by_path;
+pub(crate) use labels::{label_by_path, label_keyring_inside};
 pub(crate) use mounts::{attach_below, make_folder, new_file_system};
 pub(crate) use program::{Program, run_on};
 pub(crate) use terminal::open as open_terminal;
@@ -112,6 +112,7 @@ impl Inside<'_> {
         if self.plan.namespaces.cgroup == Namespace::Private {
             process::unshare(CloneFlags::NEWCGROUP).context("unshare", "the cgroup namespace")?;
         }
+        labels::label_keyring(&self.plan.process)?;
         fresh_keyring(self.plan)
     }
 

@@ -6,7 +6,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use insula_spec::bundle::Entering;
+use insula_spec::bundle::{Entering, MountNamespace};
 use insula_spec::plan::{ContainerPlan, InitPlan, MountPlan, MountSource, UserNamespace};
 use insula_sys::mount::{MountAttributes, set_attributes};
 use insula_sys::process;
@@ -304,9 +304,16 @@ pub(super) fn below(root: &OwnedFd, path: impl AsRef<Path>) -> Result<OwnedFd, E
 
 /// Makes the container's root that of the process and lets go of the host's.
 pub(crate) fn enter(plan: &ContainerPlan, rootfs: &OwnedFd) -> Result<()> {
-    rustix::process::fchdir(rootfs).context("fchdir", "the root file system")?;
-    if plan.bundle.as_ref().is_some_and(|bundle| bundle.entering == Entering::Chroot) {
-        // It is mounted over the host's root already, which nobody gets below any more.
+    match (plan.mount_namespace(), plan.rootfs.layers.first()) {
+        // Its name is one of that namespace.
+        (MountNamespace::Path(_), Some(root)) => {
+            rustix::process::chdir(root).context("chdir", root.display())?
+        }
+        _ => rustix::process::fchdir(rootfs).context("fchdir", "the root file system")?,
+    }
+    let asked = plan.bundle.as_ref().is_some_and(|bundle| bundle.entering == Entering::Chroot);
+    if asked || !plan.has_own_mounts() {
+        // It is mounted over the host's root already, which nobody gets below any more; or it is a folder of others.
         rustix::process::chroot(".").context("chroot", "to the root file system")?;
     } else {
         // The old root ends up mounted over the new one at the same place, pivot_root(2).

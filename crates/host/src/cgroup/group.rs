@@ -199,6 +199,11 @@ impl Group {
         devices::apply(self, policy)
     }
 
+    /// The same for a group that has allowed others.
+    pub fn change_devices(&self, old: &DevicePolicy, new: &DevicePolicy) -> Result<()> {
+        devices::change(self, old, new)
+    }
+
     /// Stops every process of the group, or lets them go on; returns when they are. What cannot be stopped
     /// goes on.
     pub fn freeze(&self, frozen: bool) -> Result<()> {

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use insula_base::random_hex;
+use insula_spec::bundle::{DeviceVerdict, Verdict};
 use insula_spec::plan::{DeviceKind, DeviceRule, Resources};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -228,11 +229,13 @@ fn cpu_limits_are_written() {
     assert!(group.0.stats().unwrap().cpu_total.unwrap() > 0);
 }
 
-fn only_null() -> DevicePolicy {
+fn null_rule() -> DeviceRule {
     let (read, write) = (true, true);
-    let rule =
-        DeviceRule { kind: DeviceKind::Char, major: Some(1), minor: Some(3), read, write, mknod: false };
-    DevicePolicy::Only(vec![rule])
+    DeviceRule { kind: DeviceKind::Char, major: Some(1), minor: Some(3), read, write, mknod: false }
+}
+
+fn only_null() -> DevicePolicy {
+    DevicePolicy::Only(vec![null_rule()])
 }
 
 const TRY_DEVICES: &str = "(: < /dev/null) && echo null; (: < /dev/zero) || echo denied";
@@ -263,6 +266,44 @@ fn the_program_of_version_2_denies_devices() {
         DeviceRule { kind: DeviceKind::Any, major: None, minor: None, read: true, write: true, mknod: true };
     let open = Owned::new(&layout, Resources::default(), &DevicePolicy::Only(vec![any]));
     assert_eq!(Shell::run(&open.0, TRY_DEVICES).output(), "null\n");
+}
+
+/// From one form that a policy has to each other one.
+fn change_devices(layout: &Layout) {
+    let group = Owned::new(layout, Resources::default(), &only_null());
+    let zero = DeviceRule { minor: Some(5), ..null_rule() };
+    let all = DeviceRule { kind: DeviceKind::Any, major: None, minor: None, mknod: true, ..null_rule() };
+    let verdict = |verdict, rule| DeviceVerdict { verdict, rule };
+    let policies = [
+        (only_null(), "null\ndenied\n"),
+        (DevicePolicy::Only(vec![zero.clone()]), ""),
+        (
+            DevicePolicy::Listed(vec![verdict(Verdict::Allow, all), verdict(Verdict::Deny, zero)]),
+            "null\ndenied\n",
+        ),
+        (DevicePolicy::All, "null\n"),
+        (only_null(), "null\ndenied\n"),
+    ];
+    for pair in policies.windows(2) {
+        group.0.change_devices(&pair[0].0, &pair[1].0).unwrap();
+        assert_eq!(Shell::run(&group.0, TRY_DEVICES).output(), pair[1].1, "{:?}", pair[1].0);
+    }
+}
+
+#[test]
+fn devices_change_in_either_version() {
+    if !is_root() {
+        return;
+    }
+    let layout = Layout::probe().unwrap();
+    change_devices(&layout);
+    let second = Layout {
+        hierarchies: layout.hierarchies.into_iter().filter(|each| each.version == Version::V2).collect(),
+    };
+    if second.hierarchies.is_empty() {
+        return eprintln!("skipped: needs cgroup2");
+    }
+    change_devices(&second);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::document::{Config, Device, Hook, Hooks, Linux};
 use super::{
     BundleDevices, BundleMount, BundlePlan, BundleSource, Clock, Entering, HooksPlan, IdMapping, Keyring,
-    NodePlan, RdtPlan, Result, TimePlan, invalid, mounts, placement, process, resources, scheduling,
-    unsupported,
+    MountNamespace, NodePlan, RdtPlan, Result, TimePlan, invalid, mounts, placement, process, resources,
+    scheduling, unsupported,
 };
 use crate::plan::{
     CgroupPlan, ContainerPlan, DeviceKind, InitPlan, LogPlan, Namespace, NamespacesPlan, Resources,
@@ -37,6 +37,7 @@ pub fn plan(config: &Config, id: &str, bundle: &Path) -> Result<ContainerPlan> {
     let mut bundle_plan = bundle_plan(config, &linux, mounts)?;
     bundle_plan.rdt = rdt(&linux, id)?;
     bundle_plan.mount_label = mount_label;
+    bundle_plan.mount_namespace = mount_namespace(config, &linux)?;
     let namespaces = namespaces(&linux, &bundle_plan)?;
     let hostname = config.hostname.clone().unwrap_or_default();
     let domainname = config.domainname.clone().unwrap_or_default();
@@ -156,6 +157,7 @@ fn bundle_plan(config: &Config, linux: &Linux, mounts: Vec<BundleMount>) -> Resu
         rdt: None,
         interfaces: interfaces(linux)?,
         mount_label: None,
+        mount_namespace: MountNamespace::Private,
         entering: Entering::Pivot,
         keyring: Keyring::New,
     })
@@ -187,20 +189,17 @@ fn interfaces(linux: &Linux) -> Result<Vec<(String, String)>> {
 fn rdt(linux: &Linux, id: &str) -> Result<Option<RdtPlan>> {
     const AT: &str = "linux.intelRdt";
     let Some(asked) = &linux.intel_rdt else { return Ok(None) };
-    for (name, on) in [
-        ("enableCMT", asked.enable_cmt),
-        ("enableMBM", asked.enable_mbm),
-        ("enableMonitoring", asked.enable_monitoring),
-    ] {
-        if on == Some(true) {
-            return Err(unsupported(format!("{AT}.{name}"), "monitoring"));
-        }
-    }
     let named = asked.clos_id.as_deref().filter(|name| !name.is_empty());
-    let group = named.unwrap_or(id);
+    let group = match named {
+        // The group of whoever is in no other.
+        Some("/") => "",
+        named => named.unwrap_or(id),
+    };
     if group == "." || group == ".." || group.contains(['/', '\n', '\0']) {
         return Err(invalid(format!("{AT}.closID"), format!("{group:?} is no name of a group")));
     }
+    // The first two are what version 1.3 has put the third one in the place of: the kernel counts everything or nothing.
+    let monitoring = [asked.enable_cmt, asked.enable_mbm, asked.enable_monitoring].contains(&Some(true));
     let lines =
         [&asked.l3_cache_schema, &asked.mem_bw_schema].into_iter().flatten().flat_map(|text| text.lines());
     let lines = lines.chain(asked.schemata.iter().flatten().map(String::as_str));
@@ -208,7 +207,8 @@ fn rdt(linux: &Linux, id: &str) -> Result<Option<RdtPlan>> {
     if let Some(line) = schemata.iter().find(|line| line.contains('\n') || !line.contains(':')) {
         return Err(invalid(AT, format!("{line:?} is no line of a schema")));
     }
-    Ok(Some(RdtPlan { group: group.to_owned(), own: named.is_none(), schemata }))
+    let monitor = monitoring.then(|| id.to_owned());
+    Ok(Some(RdtPlan { group: group.to_owned(), own: named.is_none(), schemata, monitor }))
 }
 
 /// Clocks of the container's own, which exist without being shifted, too.
@@ -333,24 +333,44 @@ fn namespaces(linux: &Linux, bundle: &BundlePlan) -> Result<NamespacesPlan> {
             "uts" => all.uts = own,
             "cgroup" => all.cgroup = own,
             "user" => all.user = user(path, bundle)?,
-            "mount" if path.is_none() => {}
-            "mount" => return Err(unsupported(at, "an existing mount namespace")),
-            // It is apart: other containers have none.
-            "time" => {}
+            // They are apart: other containers have no choice.
+            "mount" | "time" => {}
             other => return Err(invalid(format!("{at}.type"), format!("{other:?} is no kind of namespace"))),
         }
     }
     if all.network == Namespace::Host && !bundle.interfaces.is_empty() {
         return Err(invalid("linux.netDevices", "the container's network is the host's"));
     }
-    if !seen.contains(&"mount") {
-        return Err(unsupported("linux.namespaces", "a container without a mount namespace"));
-    }
     let mapped = !(bundle.uid_mappings.is_empty() && bundle.gid_mappings.is_empty());
     if mapped && !seen.contains(&"user") {
         return Err(invalid("linux.uidMappings", "there is no user namespace to map ids in"));
     }
     Ok(all)
+}
+
+/// Without one of its own a container has no mounts of its own either: they would be the host's, and stay there.
+fn mount_namespace(config: &Config, linux: &Linux) -> Result<MountNamespace> {
+    let asked = linux.namespaces.iter().flatten().find(|namespace| namespace.kind == "mount");
+    let (found, whose) =
+        match asked.map(|namespace| namespace.path.as_deref().filter(|path| !path.is_empty())) {
+            Some(None) => return Ok(MountNamespace::Private),
+            Some(Some(path)) => (MountNamespace::Path(path.into()), "another's"),
+            None => (MountNamespace::Host, "the host's"),
+        };
+    let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    for (field, asked) in [
+        ("mounts", config.mounts.as_ref().is_some_and(|list| !list.is_empty())),
+        ("root.readonly", config.root.as_ref().is_some_and(|root| root.readonly == Some(true))),
+        ("linux.maskedPaths", some(&linux.masked_paths)),
+        ("linux.readonlyPaths", some(&linux.readonly_paths)),
+        ("linux.rootfsPropagation", linux.rootfs_propagation.as_ref().is_some_and(|name| !name.is_empty())),
+    ] {
+        if asked {
+            let problem = format!("would be {whose}: the container has no mount namespace of its own");
+            return Err(invalid(field, problem));
+        }
+    }
+    Ok(found)
 }
 
 fn user(path: Option<&str>, bundle: &BundlePlan) -> Result<UserNamespace> {
@@ -440,22 +460,53 @@ mod tests {
 
     #[test]
     fn what_is_not_done_is_refused_by_its_name() {
-        for (path, value) in
-            [("/linux/intelRdt/enableCMT", json!(true)), ("/vm", json!({"kernel": {"path": "/x"}}))]
-        {
-            let error = with(|document| {
-                let (parent, name) = path.rsplit_once('/').unwrap();
-                let mut at = &mut *document;
-                for part in parent.split('/').skip(1) {
-                    at = &mut at[part];
+        let error = with(|document| document["vm"] = json!({"kernel": {"path": "/x"}})).unwrap_err();
+        assert!(
+            matches!(error, Error::Unsupported { .. }) && error.to_string().starts_with("vm: "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn without_a_mount_namespace_nothing_is_mounted() {
+        let plan = |more: Value| {
+            with(|document| {
+                document["linux"] = json!({"namespaces": [{"type": "uts"}]});
+                document["mounts"] = json!([]);
+                document["root"]["readonly"] = json!(false);
+                for (name, value) in more.as_object().unwrap() {
+                    document[name] = value.clone();
                 }
-                at[name] = value;
             })
-            .unwrap_err();
-            let field = path[1..].replace('/', ".");
-            assert!(matches!(error, Error::Unsupported { .. }), "{error}");
-            assert!(error.to_string().starts_with(&field), "{error}");
-        }
+        };
+        assert_eq!(plan(json!({})).unwrap().bundle.unwrap().mount_namespace, MountNamespace::Host);
+        let refused = |more: Value| plan(more).unwrap_err().to_string();
+        let told = "would be the host's: the container has no mount namespace of its own";
+        assert_eq!(
+            refused(json!({"mounts": [{"destination": "/proc", "type": "proc"}]})),
+            format!("mounts: {told}")
+        );
+        let there =
+            json!({"linux": {"namespaces": [{"type": "mount", "path": "/proc/7/ns/mnt"}, {"type": "uts"}]}});
+        let found = plan(there).unwrap().bundle.unwrap().mount_namespace;
+        assert_eq!(found, MountNamespace::Path("/proc/7/ns/mnt".into()));
+        let masked = json!({"linux": {"namespaces": [{"type": "uts"}], "maskedPaths": ["/proc/kcore"]}});
+        assert_eq!(refused(masked), format!("linux.maskedPaths: {told}"));
+        let readonly = json!({"root": {"path": "rootfs", "readonly": true}});
+        assert_eq!(refused(readonly), format!("root.readonly: {told}"));
+    }
+
+    #[test]
+    fn shares_are_of_a_group_that_is_named_or_the_containers_own() {
+        let rdt = |asked: Value| with(|document| document["linux"]["intelRdt"] = asked);
+        let rdt = |asked: Value| rdt(asked).unwrap().bundle.unwrap().rdt.unwrap();
+        let found = rdt(json!({"schemata": ["L2:0=f"], "enableMBM": true}));
+        assert_eq!((found.group.as_str(), found.own, found.monitor.as_deref()), ("box", true, Some("box")));
+        let found = rdt(json!({"closID": "gold", "enableMonitoring": false}));
+        assert_eq!((found.group.as_str(), found.own, found.monitor), ("gold", false, None));
+        let found = rdt(json!({"closID": "/", "enableMonitoring": true}));
+        assert_eq!((found.group.as_str(), found.own, found.monitor.as_deref()), ("", false, Some("box")));
+        assert!(with(|document| document["linux"]["intelRdt"] = json!({"closID": "a/b"})).is_err());
     }
 
     #[test]

@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    BundleDevices, BundleMount, BundleSource, Content, HooksPlan, Result, RootPropagation, invalid,
-    unsupported,
+    BundleDevices, BundleMount, BundleSource, Content, HooksPlan, MountNamespace, Result, RootPropagation,
+    invalid, unsupported,
 };
 use crate::plan::{
     ContainerPlan, MountPlan, MountSource, Namespace, NamespacesPlan, Propagation, UserNamespace,
@@ -56,6 +56,9 @@ pub fn for_machine(mut plan: ContainerPlan, first: Option<i32>) -> Result<Contai
     if !bundle.interfaces.is_empty() {
         return Err(behind("linux.netDevices", "an interface of the host"));
     }
+    if bundle.mount_namespace != MountNamespace::Private {
+        return Err(behind("linux.namespaces", "a container without a mount namespace of its own"));
+    }
     if bundle.time.is_some() {
         return Err(behind("linux.namespaces", "a time namespace"));
     }
@@ -69,6 +72,9 @@ pub fn for_machine(mut plan: ContainerPlan, first: Option<i32>) -> Result<Contai
                 "linux.resources.devices",
                 "all devices, as a privileged container has them,",
             ));
+        }
+        BundleDevices::Listed(_) => {
+            return Err(behind("linux.resources.devices", "denying a part of the allowed devices"));
         }
     };
     if bundle.uid_mappings.len() > 1 || bundle.uid_mappings != bundle.gid_mappings {

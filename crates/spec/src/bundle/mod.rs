@@ -29,7 +29,7 @@ use document::Hook;
 pub use convert::plan;
 pub use machine::{for_machine, network};
 pub use mounts::OPTIONS;
-pub use placement::memory_policy;
+pub use placement::{memory_policies, memory_policy};
 pub use process::{process, terminal};
 pub use resources::{devices, resources};
 pub use scheduling::personality;
@@ -37,7 +37,7 @@ pub use template::template;
 pub use unit::{UnitPlan, UnitValue, in_slice, names_unit, unit};
 
 /// The version of the specification that this is written after.
-pub const VERSION: &str = "1.2.1";
+pub const VERSION: &str = "1.3.0";
 
 /// The largest `config.json` that is read.
 pub const LARGEST: u64 = 4 << 20;
@@ -99,6 +99,8 @@ pub struct BundlePlan {
     #[serde(default)]
     pub mount_label: Option<String>,
     #[serde(default)]
+    pub mount_namespace: MountNamespace,
+    #[serde(default)]
     pub entering: Entering,
     #[serde(default)]
     pub keyring: Keyring,
@@ -107,11 +109,15 @@ pub struct BundlePlan {
 /// A group of resctrl: shares of caches and of memory bandwidth.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RdtPlan {
+    /// Empty is that of all others.
     pub group: String,
     /// It is the container's, made for it and removed with it.
     pub own: bool,
     /// Lines of the kernel's file of that name.
     pub schemata: Vec<String>,
+    /// Group below it that what the container uses is counted in.
+    #[serde(default)]
+    pub monitor: Option<String>,
 }
 
 /// Clocks of the container's own: time_namespaces(7).
@@ -142,6 +148,18 @@ impl Clock {
     }
 }
 
+/// Whose mounts a container has. Where they are not its own it mounts nothing, and begins at another root folder.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MountNamespace {
+    #[default]
+    Private,
+    /// Those of who creates it.
+    Host,
+    /// Those of an existing one, by its file.
+    Path(PathBuf),
+}
+
 /// How the root is entered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -169,6 +187,23 @@ pub enum BundleDevices {
     All,
     /// Beside the standard ones.
     Only(Vec<DeviceRule>),
+    /// Each in effect over those before it, the first over nothing; the standard ones are allowed after them all.
+    Listed(Vec<DeviceVerdict>),
+}
+
+/// What becomes of devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceVerdict {
+    pub verdict: Verdict,
+    pub rule: DeviceRule,
+}
+
+/// May they be used?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    Allow,
+    Deny,
 }
 
 impl Default for BundleDevices {

@@ -25,6 +25,12 @@ const FLAGS: [(&str, u32); 3] = [
     ("MPOL_F_NUMA_BALANCING", 1 << 13),
 ];
 
+/// Modes and flags of `linux.memoryPolicy` that are known.
+#[must_use]
+pub fn memory_policies() -> ([&'static str; MODES.len()], [&'static str; FLAGS.len()]) {
+    (MODES.map(|(name, _)| name), FLAGS.map(|(name, _)| name))
+}
+
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Affinity {

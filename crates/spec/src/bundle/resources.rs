@@ -1,7 +1,9 @@
 //! `linux.resources`: runtime specification, "Control groups".
 
 use super::document::{BlockIo, Cpu, DeviceCgroup, Memory, Resources as Document, Throttle};
-use super::{BundleDevices, ExactResources, RdmaLimit, Result, WeightDevice, invalid, unsupported};
+use super::{
+    BundleDevices, DeviceVerdict, ExactResources, RdmaLimit, Result, Verdict, WeightDevice, invalid,
+};
 use crate::plan::{DeviceKind, DeviceRule, Resources, ThrottleDevice};
 
 /// Limits; those of devices are apart. `at` is what messages call the document.
@@ -148,25 +150,50 @@ fn block_io(io: &BlockIo, all: &mut Resources, exact: &mut ExactResources, at: &
 pub fn devices(list: &[DeviceCgroup], at: &str) -> Result<BundleDevices> {
     let mut policy = BundleDevices::Only(Vec::new());
     for (number, entry) in list.iter().enumerate() {
-        let at = format!("{at}[{number}]");
-        let rule = rule(entry, &at)?;
-        let everything = rule.kind == DeviceKind::Any && rule.read && rule.write && rule.mknod;
-        match (entry.allow, &mut policy) {
-            (true, _) if everything => policy = BundleDevices::All,
-            (false, _) if everything => policy = BundleDevices::Only(Vec::new()),
-            (true, BundleDevices::All) => {}
-            (true, BundleDevices::Only(rules)) => rules.push(rule),
-            (false, BundleDevices::Only(rules)) if !rules.iter().any(|known| overlap(known, &rule)) => {}
-            (false, BundleDevices::Only(rules)) if rules.contains(&rule) => {
-                rules.retain(|known| *known != rule);
-                if rules.iter().any(|known| overlap(known, &rule)) {
-                    return Err(unsupported(at, "denying a part of what was allowed before"));
-                }
-            }
-            (false, _) => return Err(unsupported(at, "denying a part of what was allowed before")),
-        }
+        let rule = rule(entry, &format!("{at}[{number}]"))?;
+        let verdict = if entry.allow { Verdict::Allow } else { Verdict::Deny };
+        policy = match verdict {
+            Verdict::Allow if is_everything(&rule) => BundleDevices::All,
+            Verdict::Deny if is_everything(&rule) => BundleDevices::Only(Vec::new()),
+            verdict => after(policy, verdict, rule),
+        };
     }
     Ok(policy)
+}
+
+/// A policy with one more entry, in the plainest form that there is of it.
+fn after(policy: BundleDevices, verdict: Verdict, rule: DeviceRule) -> BundleDevices {
+    let list = match (policy, verdict) {
+        (BundleDevices::All, Verdict::Allow) => return BundleDevices::All,
+        (BundleDevices::Only(mut rules), Verdict::Allow) => {
+            rules.push(rule);
+            return BundleDevices::Only(rules);
+        }
+        (BundleDevices::Only(rules), Verdict::Deny)
+            if rules.iter().all(|known| !overlap(known, &rule) || covers(&rule, known)) =>
+        {
+            let left = rules.into_iter().map(|known| without(known, &rule));
+            return BundleDevices::Only(
+                left.filter(|known| known.read || known.write || known.mknod).collect(),
+            );
+        }
+        (BundleDevices::All, Verdict::Deny) => {
+            vec![DeviceVerdict { verdict: Verdict::Allow, rule: everything() }]
+        }
+        (BundleDevices::Only(rules), Verdict::Deny) => {
+            rules.into_iter().map(|rule| DeviceVerdict { verdict: Verdict::Allow, rule }).collect()
+        }
+        (BundleDevices::Listed(list), _) => list,
+    };
+    BundleDevices::Listed(list.into_iter().chain([DeviceVerdict { verdict, rule }]).collect())
+}
+
+fn everything() -> DeviceRule {
+    DeviceRule { kind: DeviceKind::Any, major: None, minor: None, read: true, write: true, mknod: true }
+}
+
+fn is_everything(rule: &DeviceRule) -> bool {
+    *rule == everything()
 }
 
 fn overlap(left: &DeviceRule, right: &DeviceRule) -> bool {
@@ -174,6 +201,27 @@ fn overlap(left: &DeviceRule, right: &DeviceRule) -> bool {
     let number = |left: Option<u32>, right: Option<u32>| left.is_none() || right.is_none() || left == right;
     let access = (left.read && right.read) || (left.write && right.write) || (left.mknod && right.mknod);
     kind && access && number(left.major, right.major) && number(left.minor, right.minor)
+}
+
+/// Whether all devices of `inner` are devices of `outer`, whatever is done with them.
+fn covers(outer: &DeviceRule, inner: &DeviceRule) -> bool {
+    let number = |outer: Option<u32>, inner: Option<u32>| outer.is_none() || outer == inner;
+    (outer.kind == DeviceKind::Any || outer.kind == inner.kind)
+        && number(outer.major, inner.major)
+        && number(outer.minor, inner.minor)
+}
+
+/// What is left of a rule when another one that covers it, or has nothing to do with it, is taken away.
+fn without(known: DeviceRule, denied: &DeviceRule) -> DeviceRule {
+    if !overlap(&known, denied) {
+        return known;
+    }
+    DeviceRule {
+        read: known.read && !denied.read,
+        write: known.write && !denied.write,
+        mknod: known.mknod && !denied.mknod,
+        ..known
+    }
 }
 
 fn rule(entry: &DeviceCgroup, at: &str) -> Result<DeviceRule> {
@@ -196,9 +244,6 @@ fn rule(entry: &DeviceCgroup, at: &str) -> Result<DeviceRule> {
         return Err(invalid(format!("{at}.access"), format!("{access:?} has letters beside r, w and m")));
     }
     let (major, minor) = (number("major", entry.major)?, number("minor", entry.minor)?);
-    if kind == DeviceKind::Any && (major.is_some() || minor.is_some()) {
-        return Err(unsupported(at, "numbers of a device that may be of either kind"));
-    }
     let has = |letter| access.contains(letter);
     Ok(DeviceRule { kind, major, minor, read: has('r'), write: has('w'), mknod: has('m') })
 }
@@ -223,10 +268,34 @@ mod tests {
         assert_eq!(policy(&text(&[none, one, not])).unwrap(), BundleDevices::Only(vec![]));
         let BundleDevices::Only(rules) = policy(&text(&[none, one])).unwrap() else { panic!() };
         assert_eq!((rules.len(), rules[0].major, rules[0].minor), (1, Some(10), Some(200)));
-        assert_eq!(
-            policy(&text(&[all, not])).unwrap_err().to_string(),
-            "devices[1]: denying a part of what was allowed before is not supported"
-        );
+    }
+
+    #[test]
+    fn a_part_of_what_is_allowed_is_denied() {
+        let policy = |text: &str| policy(text).unwrap();
+        let entry = |allow: bool, rest: &str| format!(r#"{{"allow":{allow},"type":"c",{rest}}}"#);
+        let ten = r#""major":10,"access":"rw""#;
+        let one = r#""major":10,"minor":200,"access":"r""#;
+        // What is left has a rule of its own.
+        let found = policy(&format!("[{},{}]", entry(true, one), entry(false, ten)));
+        assert_eq!(found, BundleDevices::Only(vec![]));
+        let found = policy(&format!("[{},{}]", entry(true, ten), entry(false, r#""major":10,"access":"w""#)));
+        let BundleDevices::Only(rules) = found else { panic!() };
+        assert_eq!((rules.len(), rules[0].read, rules[0].write), (1, true, false));
+        // What has none stays a list.
+        let verdicts = |policy: BundleDevices| match policy {
+            BundleDevices::Listed(list) => list.iter().map(|each| each.verdict).collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        };
+        let found = policy(&format!("[{},{}]", entry(true, ten), entry(false, one)));
+        assert_eq!(verdicts(found), [Verdict::Allow, Verdict::Deny]);
+        let all = r#"{"allow":true,"access":"rwm"}"#;
+        let found = policy(&format!("[{all},{},{}]", entry(false, ten), entry(true, one)));
+        assert_eq!(verdicts(found), [Verdict::Allow, Verdict::Deny, Verdict::Allow]);
+        // And everything begins anew.
+        assert_eq!(policy(&format!("[{all},{},{all}]", entry(false, ten))), BundleDevices::All);
+        let either = policy(r#"[{"allow":true,"type":"a","major":10,"access":"r"}]"#);
+        assert!(matches!(either, BundleDevices::Only(rules) if rules[0].kind == DeviceKind::Any));
     }
 
     #[test]
