@@ -1,5 +1,6 @@
 //! The process wall: `insula-runtime` makes the container, and what is known of it is in the runtime's own folder.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -107,7 +108,7 @@ impl Wall for Bundled {
     fn create(&self, init: &Arc<Process>, checkpoint: Option<&Path>) -> Result<()> {
         if let Some(images) = checkpoint {
             let work = self.work();
-            std::fs::create_dir(&work).context("mkdir", &work)?;
+            std::fs::DirBuilder::new().mode(0o700).create(&work).context("mkdir", &work)?;
             // Nobody else has created it.
             let _ = self.checkpoint.set(images.to_owned());
             return Ok(());

@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use insula_base::{Durability, replace};
 use insula_spec::bundle::Status;
 
 use crate::criu::{self, External, NETWORK, Reach, STREAMS};
@@ -45,9 +46,10 @@ pub fn checkpoint(request: &CheckpointRequest<'_>) -> Result<Vec<String>> {
     criu::check(&record.plan)?;
     let images = made(request.images)?;
     let work = request.work.map_or_else(|| Ok(images.clone()), made)?;
+    [&images, &work].into_iter().try_for_each(|folder| criu::check_folder(folder))?;
     let streams: Vec<PathBuf> = (0..3).map(|number| stream(record.pid, number)).collect::<Result<_>>()?;
     let text = serde_json::to_vec(&streams).map_err(std::io::Error::from).context("write", STREAMS)?;
-    std::fs::write(images.join(STREAMS), text).context("write", STREAMS)?;
+    replace(&images.join(STREAMS), &text, 0o600, Durability::Process).context("write", STREAMS)?;
     let mut arguments = criu::arguments("dump", &images, &work, request.reach);
     arguments.extend(["--tree".into(), record.pid.to_string().into()]);
     arguments.extend((request.after == After::Running).then(|| "--leave-running".into()));
@@ -62,7 +64,10 @@ pub fn checkpoint(request: &CheckpointRequest<'_>) -> Result<Vec<String>> {
     }
     let mut command = Command::new(&program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let status = command.status().context("execute", program.display())?;
+    let mask = criu::private_files();
+    let status = command.status();
+    rustix::process::umask(mask);
+    let status = status.context("execute", program.display())?;
     if !status.success() {
         return Err(criu::failure("dump", &work, &status.to_string()));
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use insula_spec::bundle::BundleSource;
 use insula_spec::plan::{ContainerPlan, Namespace};
+use rustix::fs::Mode;
 
 use crate::error::{Context, Error, Result};
 
@@ -106,16 +107,54 @@ pub(crate) fn failure(verb: &str, work: &Path, status: &str) -> Error {
     Error::Criu { verb: verb.to_owned(), status: status.to_owned(), said, log }
 }
 
+/// Whether a folder of images, or of logs, is nobody else's. CRIU believes what is in it, and gives processes every
+/// right that stands there; and it writes by names, through whatever links it finds under them.
+pub(crate) fn check_folder(path: &Path) -> Result<()> {
+    let refused = |path: &Path, problem: &str| Err(Error::Invalid(format!("{}: {problem}", path.display())));
+    let folder = std::fs::symlink_metadata(path).context("stat", path.display())?;
+    if !is_ours(&folder) {
+        return refused(path, "others may change this folder, and with it what a checkpoint does");
+    }
+    for entry in std::fs::read_dir(path).context("open", path.display())? {
+        let path = entry.context("getdents64", path.display())?.path();
+        let found = std::fs::symlink_metadata(&path).context("stat", path.display())?;
+        if found.is_symlink() {
+            return refused(&path, "a link, which no checkpoint has");
+        }
+        if found.is_file() && !is_ours(&found) {
+            return refused(&path, "others may change this file, and with it what a checkpoint does");
+        }
+    }
+    Ok(())
+}
+
+/// Has what is written from now on be for nobody else, for CRIU, which leaves it to the caller; the mask before.
+pub(crate) fn private_files() -> Mode {
+    rustix::process::umask(Mode::RWXG | Mode::RWXO)
+}
+
+/// Of the caller or of root, and for no others to write.
+fn is_ours(found: &std::fs::Metadata) -> bool {
+    let owners = [0, rustix::process::geteuid().as_raw()];
+    owners.contains(&found.uid()) && found.mode() & 0o022 == 0
+}
+
 /// A terminal is made by its master, which somebody else holds.
 pub(crate) fn check(plan: &ContainerPlan) -> Result<()> {
     if plan.stdio.tty {
         return Err(Error::Unsupported("a checkpoint of a container with a terminal".to_owned()));
+    }
+    if !plan.has_own_mounts() {
+        return Err(Error::Unsupported("a checkpoint of a container without mounts of its own".to_owned()));
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -130,6 +169,27 @@ mod tests {
         assert!(text.starts_with(expected), "{text}");
         let text = failure("restore", folder.path(), "exit code 1").to_string();
         assert!(text.contains("it says nothing of why"), "{text}");
+    }
+
+    #[test]
+    fn folders_that_others_may_change_are_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let mode = |path: &Path, mode| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        let image = path.join("pstree.img");
+        std::fs::write(&image, "").unwrap();
+        check_folder(path).unwrap();
+        mode(&image, 0o666);
+        assert!(
+            check_folder(path).unwrap_err().to_string().contains("pstree.img: others may change this file")
+        );
+        mode(&image, 0o600);
+        mode(path, 0o770);
+        assert!(check_folder(path).unwrap_err().to_string().contains("others may change this folder"));
+        mode(path, 0o700);
+        // What would be written by that name would be written elsewhere.
+        std::os::unix::fs::symlink("/etc/passwd", path.join("stats-restore")).unwrap();
+        assert!(check_folder(path).unwrap_err().to_string().contains("stats-restore: a link"));
     }
 
     #[test]

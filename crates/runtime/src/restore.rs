@@ -12,8 +12,8 @@ use insula_spec::bundle::document::{self, Config};
 use insula_spec::bundle::{self, BundlePlan, TimePlan};
 use insula_sys::mount::{MountAttributes, set_attributes};
 use insula_sys::process::{self, Clone, CloneFlags};
-use rustix::fs::{CWD, Mode, OFlags};
-use rustix::io::FdFlags;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::{Errno, FdFlags};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 
 use crate::create::{read, write_pid};
@@ -109,6 +109,7 @@ impl Restore<'_> {
         let open = |path: &Path| std::fs::canonicalize(path).context("open", path.display());
         let images = open(self.request.images)?;
         let work = self.request.work.map_or_else(|| Ok(images.clone()), open)?;
+        [&images, &work].into_iter().try_for_each(|folder| criu::check_folder(folder))?;
         let (root, told) = (self.folder.path().join("root"), self.folder.path().join("restored.pid"));
         std::fs::create_dir(&root).context("mkdir", root.display())?;
         let mut arguments = criu::arguments("restore", &images, &work, self.request.reach);
@@ -153,6 +154,7 @@ impl Restore<'_> {
         match process::clone(CloneFlags::NEWNS, entry.birthplace()).context("clone3", "for criu")? {
             Clone::Parent { pid, .. } => Ok(process::wait_for(pid).context("waitpid", "criu")?.code),
             Clone::Child => {
+                criu::private_files();
                 let Err(error) = entry
                     .enter()
                     .map_err(Error::from)
@@ -173,6 +175,9 @@ impl Restore<'_> {
         kept: &[OwnedFd],
     ) -> Result<Infallible> {
         mount_root(record, root)?;
+        check_targets(record, root)?;
+        // What the caller has open besides is nobody's, by whatever number the images ask for it.
+        process::close_on_exec_from(3).context("close_range", "from 3 on")?;
         for file in kept {
             rustix::io::fcntl_setfd(file, FdFlags::empty()).context("fcntl F_SETFD", "a namespace")?;
         }
@@ -216,6 +221,23 @@ fn mount_root(record: &Record, root: &Path) -> Result<()> {
     rustix::mount::move_mount(&tree, "", CWD, root, flags).context("move_mount", root.display())
 }
 
+/// criu mounts by names, on which links of the container's files would lead it elsewhere.
+fn check_targets(record: &Record, root: &Path) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root =
+        rustix::fs::open(root, flags | OFlags::DIRECTORY, Mode::empty()).context("open", root.display())?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    for mount in record.plan.bundle.iter().flat_map(|bundle| &bundle.mounts) {
+        let target = mount.target.trim_start_matches('/');
+        let found = rustix::fs::openat2(&root, target, flags, Mode::empty(), resolve);
+        if let Err(Errno::LOOP | Errno::XDEV) = found {
+            let problem = "a link of the container's files leads to this mount, or away from it";
+            return Err(Error::Invalid(format!("mounts: {}: {problem}", mount.target)));
+        }
+    }
+    Ok(())
+}
+
 /// criu makes a folder in the root on its way, and leaves it as it found it: so it is made read-only afterwards,
 /// while nobody inside runs yet.
 fn protect_root(record: &Record) -> Result<()> {
@@ -240,13 +262,18 @@ fn protect_root(record: &Record) -> Result<()> {
 /// Pipes that somebody outside had the other end of are now the caller's streams.
 fn streams(images: &Path) -> Result<Vec<OsString>> {
     let path = images.join(STREAMS);
-    let text = std::fs::read(&path).context("read", path.display())?;
-    let names: Vec<String> = serde_json::from_slice(&text)
+    let names: Vec<String> = serde_json::from_slice(&read(&path)?)
         .map_err(|source| Error::Damaged { on: path.display().to_string(), source })?;
-    let pipes = names.iter().enumerate().filter(|(_, name)| name.starts_with("pipe:["));
+    // No more than there are: another number would be something else that is open here.
+    let pipes = names.iter().take(3).enumerate().filter(|(_, name)| is_pipe(name));
     Ok(pipes
         .flat_map(|(number, name)| ["--inherit-fd".into(), format!("fd[{number}]:{name}").into()])
         .collect())
+}
+
+fn is_pipe(name: &str) -> bool {
+    let number = name.strip_prefix("pipe:[").and_then(|rest| rest.strip_suffix(']'));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn given(external: &External, kept: &mut Vec<OwnedFd>) -> Result<[OsString; 2]> {
@@ -261,5 +288,18 @@ fn given(external: &External, kept: &mut Vec<OwnedFd>) -> Result<[OsString; 2]> 
             kept.push(file);
             Ok(["--inherit-fd".into(), said.into()])
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_are_three_and_pipes() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = r#"["pipe:[7]","/dev/null","pipe:[8]:x]","pipe:[9]","pipe:[10]"]"#;
+        std::fs::write(folder.path().join(STREAMS), names).unwrap();
+        assert_eq!(streams(folder.path()).unwrap(), ["--inherit-fd", "fd[0]:pipe:[7]"]);
     }
 }

@@ -138,6 +138,46 @@ fn a_checkpoint_that_fails_leaves_the_container_running() {
     assert_eq!(bundle.status(), "paused");
 }
 
+/// CRIU follows whatever it finds under a name.
+#[test]
+fn a_restore_goes_by_no_links() {
+    let Some(runtime) = Runtime::insula() else { return };
+    let mut bundle = Bundle::new(&runtime, "exec sleep 1000");
+    let criu = bundle.path("criu");
+    fs::write(&criu, "#!/bin/sh\ntouch \"${0%/*}/asked\"; exit 1\n").unwrap();
+    fs::set_permissions(&criu, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let images = bundle.path("images");
+    fs::create_dir(&images).unwrap();
+    fs::write(images.join("descriptors.json"), "[]").unwrap();
+    let source = bundle.path("volume");
+    fs::create_dir(&source).unwrap();
+    bundle
+        .add_mount(json!({"destination": "/volume", "type": "bind", "source": source, "options": ["bind"]}));
+    bundle.write();
+    let restore = || {
+        let mut command = bundle.command();
+        command.arg("restore").arg("--image-path").arg(&images).arg("--bundle").arg(bundle.path(""));
+        let path = format!("{}:/usr/bin:/bin", bundle.path("").display());
+        let output = command.args(["--detach", &bundle.id]).env("PATH", path).output().unwrap();
+        assert!(
+            !output.status.success()
+                && !bundle.path("state").join(&bundle.id).exists()
+                && !bundle.has_groups()
+        );
+        (String::from_utf8(output.stderr).unwrap(), bundle.path("asked").exists())
+    };
+    let link = bundle.path("rootfs/volume");
+    std::os::unix::fs::symlink("/etc", &link).unwrap();
+    let (said, asked) = restore();
+    assert!(said.contains("mounts: /volume: a link of the container's files") && !asked, "{said}");
+    fs::remove_file(link).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", images.join("stats-restore")).unwrap();
+    let (said, asked) = restore();
+    assert!(said.contains("stats-restore: a link, which no checkpoint has") && !asked, "{said}");
+    fs::remove_file(images.join("stats-restore")).unwrap();
+    assert!(restore().1, "it is asked to restore");
+}
+
 fn a_hook_that_fails_leaves_nothing(runtime: &Runtime) {
     let mut bundle = Bundle::new(runtime, "true");
     bundle.config["hooks"] =

@@ -255,6 +255,7 @@ fn shim() {
 /// In place of CRIU, which does not know the kernel of every host: it notes what it is told, and begins another
 /// process.
 const CRIU: &str = r#"#!/bin/sh
+umask 077
 for part; do
     case $before in --images-dir) images=$part ;; --pidfile) told=$part ;; esac
     before=$part
