@@ -30,6 +30,8 @@ pub(crate) struct Document {
     #[serde(default)]
     pub(crate) cards: Vec<CardPart>,
     #[serde(default)]
+    pub(crate) sockets: Option<SocketsPart>,
+    #[serde(default)]
     pub(crate) image: ImagePart,
 }
 
@@ -126,6 +128,16 @@ pub(crate) struct CardPart {
     pub(crate) mtu: u16,
 }
 
+/// Sockets between the guest and the host: see [`insula_vmm_core::virtio::vsock::Vsock::new`].
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SocketsPart {
+    /// The guest's.
+    pub(crate) address: u32,
+    pub(crate) listener: Option<RawFd>,
+    pub(crate) broker: RawFd,
+}
+
 impl Begin {
     fn descriptors(&self) -> Vec<RawFd> {
         match self {
@@ -173,6 +185,7 @@ impl Descriptors {
             .chain(document.ports.iter().map(|part| part.descriptor))
             .chain(document.folders.iter().map(|part| part.descriptor))
             .chain(document.cards.iter().flat_map(|part| [part.descriptor, part.rate]))
+            .chain(document.sockets.iter().flat_map(|part| part.listener.into_iter().chain([part.broker])))
             .chain(document.image.descriptor());
         let mut owned = BTreeMap::new();
         for number in numbers {

@@ -20,7 +20,7 @@ use anyhow::Context;
 use insula_vmm_core::jail::{self, Filter, Role};
 use insula_vmm_core::virtio::{
     balloon::Balloon, block::Disk, console::Console, entropy::Entropy, fs::SharedFolder, image::Vacant,
-    net::Card,
+    net::Card, vsock::Vsock,
 };
 use insula_vmm_core::{Host, Kernel, Machine, Memory, Running, Shape, Stop};
 
@@ -97,7 +97,9 @@ fn run(document: Document) -> anyhow::Result<Stop> {
         Begin::Snapshot(part) => (go_on(host, console, &document, part, &mut descriptors)?, None),
     };
     // Last before the guest's first instruction.
-    Filter::of(if control.is_some() { Role::SavedDevices } else { Role::Devices })?.install()?;
+    let role = if control.is_some() { Role::SavedDevices } else { Role::Devices };
+    let filter = if document.sockets.is_some() { Filter::with_sockets(role) } else { Filter::of(role) };
+    filter?.install()?;
     running.resume()?;
     match control {
         Some(control) => saved::run(&mut running, UnixStream::from(control)),
@@ -159,7 +161,7 @@ fn give_files_up() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// In the order that the guest sees: disks, ports, folders, cards, entropy, balloon, the image.
+/// In the order that the guest sees: disks, ports, folders, cards, entropy, balloon, sockets, the image.
 fn attach(machine: &mut Machine, document: &Document, descriptors: &mut Descriptors) -> anyhow::Result<()> {
     for disk in &document.disks {
         let file = File::from(descriptors.take(disk.descriptor)?);
@@ -185,6 +187,11 @@ fn attach(machine: &mut Machine, document: &Document, descriptors: &mut Descript
     }
     machine.attach(Box::new(Entropy))?;
     machine.attach(Box::new(Balloon::new()))?;
+    if let Some(sockets) = &document.sockets {
+        let listener = sockets.listener.map(|number| descriptors.take(number)).transpose()?;
+        let broker = descriptors.take(sockets.broker)?;
+        machine.attach(Box::new(Vsock::new(sockets.address, listener, broker)?))?;
+    }
     match document.image {
         ImagePart::None => Ok(()),
         ImagePart::Vacant => Ok(machine.attach(Box::new(Vacant))?),

@@ -40,6 +40,15 @@ pub struct Filter(Program);
 
 impl Filter {
     pub fn of(role: Role) -> Result<Self> {
+        Self::with(role, &[])
+    }
+
+    /// For the devices of a guest that has sockets to the host.
+    pub fn with_sockets(role: Role) -> Result<Self> {
+        Self::with(role, SOCKETS)
+    }
+
+    fn with(role: Role, more: &[Allowed<'static>]) -> Result<Self> {
         let special = match role {
             Role::Devices => DEVICES,
             Role::Processor => PROCESSOR,
@@ -47,7 +56,7 @@ impl Filter {
             Role::SavedDevices => &[DEVICES, &saves_machine()].concat(),
             Role::SavedProcessor => &[PROCESSOR, &saves_processor()].concat(),
         };
-        let calls = [&always()[..], special].concat();
+        let calls = [&always()[..], special, more].concat();
         allow_only(&calls)
             .map(Self)
             .map_err(|error| Error::call("compile", "a filter", std::io::Error::other(error)))
@@ -123,6 +132,17 @@ const DEVICES: &[Allowed<'static>] = &[
     Allowed::any("fallocate"),
     // When a card that has sent as much as it may goes on.
     Allowed::any("timerfd_settime"),
+];
+
+/// Beside what devices need where the guest has sockets to the host.
+const SOCKETS: &[Allowed<'static>] = &[
+    // Who wants to reach the guest connects to a socket that listens already; who the guest wants to reach is
+    // connected to by somebody else, and comes with a message.
+    Allowed::any("accept4"),
+    Allowed::any("recvmsg"),
+    // Such a connection is watched, and can end in one direction before the other.
+    Allowed::any("epoll_ctl"),
+    Allowed::any("shutdown"),
 ];
 
 const PROCESSOR: &[Allowed<'static>] = &[
@@ -210,7 +230,7 @@ mod tests {
         ("saved-devices", Role::SavedDevices),
         ("saved-processor", Role::SavedProcessor),
     ];
-    const FORBIDDEN: [&str; 7] = ["open", "socket", "execute", "thread", "code", "control", "kill"];
+    const FORBIDDEN: [&str; 8] = ["open", "socket", "execute", "thread", "code", "control", "kill", "accept"];
 
     fn act(action: &str, file: &std::fs::File) {
         match action {
@@ -226,6 +246,7 @@ mod tests {
             }
             "control" => drop(rustix::io::ioctl_fionread(file)),
             "kill" => drop(rustix::process::test_kill_process(rustix::process::getpid())),
+            "accept" => drop(rustix::net::accept_with(file, rustix::net::SocketFlags::CLOEXEC)),
             other => panic!("{other}"),
         }
     }

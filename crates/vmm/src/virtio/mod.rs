@@ -18,6 +18,7 @@ pub mod net;
 mod queues;
 mod transport;
 mod unplugged;
+pub mod vsock;
 
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
@@ -46,6 +47,7 @@ pub enum Kind {
     Console = 3,
     Entropy = 4,
     Balloon = 5,
+    Socket = 19,
     SharedFolder = 26,
     PersistentMemory = 27,
 }

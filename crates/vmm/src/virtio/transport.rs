@@ -392,6 +392,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Console => "console",
         Kind::Entropy => "entropy source",
         Kind::Balloon => "balloon",
+        Kind::Socket => "socket device",
         Kind::SharedFolder => "shared folder",
         Kind::PersistentMemory => "image",
         Kind::Vacant => "vacant place",
