@@ -1,7 +1,6 @@
 //! Guests of a few bytes: they need nothing of KVM that a nested or emulating host lacks.
 
 use std::io::Write;
-use std::os::fd::BorrowedFd;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -298,29 +297,18 @@ impl Device for Probe {
     fn kind(&self) -> Kind {
         Kind::Entropy
     }
-    fn features(&self) -> u64 {
-        0
-    }
     fn queues(&self) -> usize {
         2
     }
     fn configuration(&self) -> Vec<u8> {
         vec![b'c']
     }
-    fn configure(&mut self, _offset: u64, _data: &[u8]) {}
     fn activate(&mut self, _features: u64, _queues: &Queues<'_>) -> Result<()> {
         self.0.send(100).unwrap();
         Ok(())
     }
-    fn reset(&mut self) {}
     fn notified(&mut self, queue: usize, _queues: &mut Queues<'_>) -> Result<Progress> {
         self.0.send(queue).unwrap();
-        Ok(Progress::Waits)
-    }
-    fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
-    fn ready(&mut self, _source: usize, _queues: &mut Queues<'_>) -> Result<Progress> {
         Ok(Progress::Waits)
     }
     fn save(&self) -> Result<Value> {

@@ -4,8 +4,6 @@
 //! them again at any time without a word: they are zeros then. The balloon itself is never asked to grow; a driver
 //! that puts pages into it all the same has less memory, and the host more.
 
-use std::os::fd::BorrowedFd;
-
 use serde_json::Value;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -76,10 +74,6 @@ impl Device for Balloon {
         }
     }
 
-    fn activate(&mut self, _features: u64, _queues: &Queues<'_>) -> Result<()> {
-        Ok(())
-    }
-
     fn reset(&mut self) {
         self.actual = [0; 4];
     }
@@ -95,14 +89,6 @@ impl Device for Balloon {
             }
             Ok(0)
         })
-    }
-
-    fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
-
-    fn ready(&mut self, _source: usize, _queues: &mut Queues<'_>) -> Result<Progress> {
-        Ok(Progress::Waits)
     }
 
     fn save(&self) -> Result<Value> {

@@ -1,7 +1,5 @@
 //! Entropy (specification 1.2, 5.4): the host's random bytes.
 
-use std::os::fd::BorrowedFd;
-
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::Value;
 use std::io::Write;
@@ -21,25 +19,9 @@ impl Device for Entropy {
         Kind::Entropy
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
     fn queues(&self) -> usize {
         1
     }
-
-    fn configuration(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    fn configure(&mut self, _offset: u64, _data: &[u8]) {}
-
-    fn activate(&mut self, _features: u64, _queues: &Queues<'_>) -> Result<()> {
-        Ok(())
-    }
-
-    fn reset(&mut self) {}
 
     fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<Progress> {
         let memory = queues.memory();
@@ -55,14 +37,6 @@ impl Device for Entropy {
                 writer.write(&bytes[..got]).map_err(|error| Error::call("write", "guest memory", error))?;
             Ok(written as u32)
         })
-    }
-
-    fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
-
-    fn ready(&mut self, _source: usize, _queues: &mut Queues<'_>) -> Result<Progress> {
-        Ok(Progress::Waits)
     }
 
     fn save(&self) -> Result<Value> {

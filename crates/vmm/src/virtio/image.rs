@@ -1,8 +1,6 @@
 //! A file in the guest's memory (specification 1.2, 5.19, a persistent memory device): read-only, so that it is the
 //! host's page cache that the guest sees, and all machines with the same file see the same pages.
 
-use std::os::fd::BorrowedFd;
-
 use serde_json::Value;
 use std::io::{Read, Write};
 
@@ -35,10 +33,6 @@ impl Device for Image {
         Kind::PersistentMemory
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
     fn queues(&self) -> usize {
         1
     }
@@ -48,25 +42,9 @@ impl Device for Image {
         [self.address.to_le_bytes(), self.size.to_le_bytes()].concat()
     }
 
-    fn configure(&mut self, _offset: u64, _data: &[u8]) {}
-
-    fn activate(&mut self, _features: u64, _queues: &Queues<'_>) -> Result<()> {
-        Ok(())
-    }
-
-    fn reset(&mut self) {}
-
     fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<Progress> {
         let memory = queues.memory();
         queues.drain(queue, |chain| answer(chain, memory))
-    }
-
-    fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
-
-    fn ready(&mut self, _source: usize, _queues: &mut Queues<'_>) -> Result<Progress> {
-        Ok(Progress::Waits)
     }
 
     fn save(&self) -> Result<Value> {
@@ -103,35 +81,11 @@ impl Device for Vacant {
         Kind::Vacant
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
     fn queues(&self) -> usize {
         0
     }
 
-    fn configuration(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    fn configure(&mut self, _offset: u64, _data: &[u8]) {}
-
-    fn activate(&mut self, _features: u64, _queues: &Queues<'_>) -> Result<()> {
-        Ok(())
-    }
-
-    fn reset(&mut self) {}
-
     fn notified(&mut self, _queue: usize, _queues: &mut Queues<'_>) -> Result<Progress> {
-        Ok(Progress::Waits)
-    }
-
-    fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
-
-    fn ready(&mut self, _source: usize, _queues: &mut Queues<'_>) -> Result<Progress> {
         Ok(Progress::Waits)
     }
 

@@ -74,37 +74,50 @@ impl Progress {
 }
 
 /// A device without its registers. It is called by one thread at a time.
+///
+/// What a device need not have has a default: features, a configuration space, something to know of its driver, other
+/// descriptors. What a snapshot keeps has none: who forgets it would lose its state without a word.
 pub trait Device: Debug + Send {
     fn kind(&self) -> Kind;
 
     /// The bits of its type that it offers; those of the transport are added.
-    fn features(&self) -> u64;
+    fn features(&self) -> u64 {
+        0
+    }
 
     /// How many queues it has.
     fn queues(&self) -> usize;
 
     /// Its configuration space; what lies beyond reads as zero.
-    fn configuration(&self) -> Vec<u8>;
+    fn configuration(&self) -> Vec<u8> {
+        Vec::new()
+    }
 
-    /// The guest wrote into its configuration space.
-    fn configure(&mut self, offset: u64, data: &[u8]);
+    /// The guest wrote into its configuration space, which is read-only by default (specification 1.2, 2.5).
+    fn configure(&mut self, _offset: u64, _data: &[u8]) {}
 
     /// The driver is ready, with these features.
-    fn activate(&mut self, features: u64, queues: &Queues<'_>) -> Result<()>;
+    fn activate(&mut self, _features: u64, _queues: &Queues<'_>) -> Result<()> {
+        Ok(())
+    }
 
     /// Forget the driver.
-    fn reset(&mut self);
+    fn reset(&mut self) {}
 
     /// The driver put something into a queue. Who has worked [`ROUND`] requests off says that there may be more, and
     /// is told again.
     fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<Progress>;
 
     /// Descriptors to watch beside the queues; constant for its life.
-    fn sources(&self) -> Vec<BorrowedFd<'_>>;
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
 
     /// One of [`Device::sources`], by its place there, became readable or writable, or its other end
     /// is gone. It is told once: the device reads until there is nothing, or says that there is more.
-    fn ready(&mut self, source: usize, queues: &mut Queues<'_>) -> Result<Progress>;
+    fn ready(&mut self, _source: usize, _queues: &mut Queues<'_>) -> Result<Progress> {
+        Ok(Progress::Waits)
+    }
 
     /// What a snapshot keeps of it beside its queues.
     fn save(&self) -> Result<serde_json::Value>;

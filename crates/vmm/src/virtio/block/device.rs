@@ -1,7 +1,6 @@
 //! What the guest sees of a disk.
 
 use std::fs::File;
-use std::os::fd::BorrowedFd;
 
 use serde_json::Value;
 use virtio_bindings::virtio_blk::{
@@ -70,25 +69,9 @@ impl Device for Disk {
         space
     }
 
-    fn configure(&mut self, _offset: u64, _data: &[u8]) {}
-
-    fn activate(&mut self, _features: u64, _queues: &Queues<'_>) -> Result<()> {
-        Ok(())
-    }
-
-    fn reset(&mut self) {}
-
     fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<Progress> {
         let memory = queues.memory();
         queues.drain(queue, |chain| Request::parse(chain, memory)?.execute(&self.image, &self.id, memory))
-    }
-
-    fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
-
-    fn ready(&mut self, _source: usize, _queues: &mut Queues<'_>) -> Result<Progress> {
-        Ok(Progress::Waits)
     }
 
     fn save(&self) -> Result<Value> {

@@ -154,12 +154,6 @@ impl Device for Console {
         space
     }
 
-    fn configure(&mut self, _offset: u64, _data: &[u8]) {}
-
-    fn activate(&mut self, _features: u64, _queues: &Queues<'_>) -> Result<()> {
-        Ok(())
-    }
-
     fn reset(&mut self) {
         self.messages.clear();
         self.ports.iter_mut().for_each(Port::reset);

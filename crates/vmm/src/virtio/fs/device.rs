@@ -57,8 +57,6 @@ impl Device for SharedFolder {
         space
     }
 
-    fn configure(&mut self, _offset: u64, _data: &[u8]) {}
-
     fn activate(&mut self, features: u64, queues: &Queues<'_>) -> Result<()> {
         self.active = true;
         self.server.begin(features, queues.memory(), queues.rings(), &self.events)

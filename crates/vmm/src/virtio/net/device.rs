@@ -173,8 +173,6 @@ impl Device for Card {
         space
     }
 
-    fn configure(&mut self, _offset: u64, _data: &[u8]) {}
-
     /// The tap may make frames as large as the guest said that it takes.
     fn activate(&mut self, features: u64, _queues: &Queues<'_>) -> Result<()> {
         let offers = |bit: u32| features & (1 << bit) != 0;
