@@ -201,7 +201,10 @@ impl Bridge {
                     None => self.change_machine(&request.call),
                 };
                 let outcome = match changed {
-                    Ok(()) => Outcome::Done(Done { warnings: std::mem::take(&mut self.furnished.warnings) }),
+                    Ok(()) => Outcome::Done(Done {
+                        warnings: std::mem::take(&mut self.furnished.warnings),
+                        mapped: self.furnished.mapped,
+                    }),
                     Err(error) => tenant::failed(&error),
                 };
                 self.answer(&Reply { id: request.id, outcome: Some(outcome) });

@@ -18,6 +18,8 @@ pub(crate) struct Furnished {
     pub(crate) names: Option<Names>,
     /// Spare cards, if it has such.
     pub(crate) cards: Option<Cards>,
+    /// The container's root is mapped into its memory.
+    pub(crate) mapped: bool,
     /// What could not be done as asked.
     pub(crate) warnings: Vec<String>,
 }
@@ -27,14 +29,15 @@ pub(crate) fn furnish(plan: &[u8]) -> Result<Furnished> {
     let plan: GuestPlan = serde_json::from_slice(plan)?;
     identity(&plan)?;
     files::mount(plan.files)?;
-    let mapped = if plan.root == RootPlan::Image { image::mount() } else { Ok(()) };
+    let root = (plan.root == RootPlan::Image).then(image::mount);
+    let mapped = matches!(root, Some(Ok(())));
     connect(&plan.interfaces, plan.files == FilesPlan::Port)?;
     let cards = Cards::put_away(plan.interfaces.len(), plan.spare)?;
     // They are all among those that are served.
     let warning =
         |error| format!("the image's files are not mapped but served: {}", insula_base::chain(&error));
-    let warnings = mapped.err().map(warning).into_iter().collect();
-    Ok(Furnished { names: plan.resolver.then(Names::new).transpose()?, cards, warnings })
+    let warnings = root.and_then(Result::err).map(warning).into_iter().collect();
+    Ok(Furnished { names: plan.resolver.then(Names::new).transpose()?, cards, mapped, warnings })
 }
 
 /// Time, randomness, name.

@@ -168,12 +168,13 @@ impl Engine {
         let volumes = self.volumes().usage(self.volume_users()?).await?;
         let store = self.store().clone();
         let engine = self.clone();
-        let (usage, build_cache) = blocking(move || Ok((store.usage()?, engine.build_cache()?))).await?;
+        let (usage, build_cache, machine_files) =
+            blocking(move || Ok((store.usage()?, engine.build_cache()?, engine.machine_files()?))).await?;
         let mut images = self.images().list_used(&Filters::new(), Shown::All, &usage)?;
         count_users(&mut images, &containers);
         let storage = Some(storage_use(self.store().root(), &usage));
         let layers_size = signed(usage.images());
-        Ok(DiskUsage { layers_size, images, containers, volumes, build_cache, storage })
+        Ok(DiskUsage { layers_size, images, containers, volumes, build_cache, machine_files, storage })
     }
 
     /// Fills in how many containers each image has.
@@ -252,6 +253,9 @@ fn storage_use(root: &Path, usage: &Usage) -> StorageUse {
         volumes: signed(usage.volumes.values().sum()),
         database: signed(usage.database),
         pending: signed(usage.pending),
+        templates: signed(usage.templates),
+        mapped_images: signed(usage.mapped_images),
+        machines: signed(usage.machines),
         other: signed(usage.other + usage.caches),
         total: signed(usage.total()),
     }

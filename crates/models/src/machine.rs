@@ -1,6 +1,6 @@
 //! Machines of containers that have a kernel of their own: insula's addition, below `/insula`.
 
-use crate::lenient::document;
+use crate::lenient::{document, is_zero};
 
 document! {
     /// A kernel for guests: an element of `GET /insula/kernels`.
@@ -51,6 +51,10 @@ document! {
         boot_milliseconds: u64,
         /// It is a copy of a template, and has not booted.
         template: bool,
+        /// How it has its container's root: `mapped` into its memory from an image (virtio-pmem with DAX), or `served`
+        /// by virtiofs. Not of a tenant's machine itself.
+        #[serde(skip_serializing_if = "is_zero")]
+        root: String,
     }
 }
 

@@ -199,6 +199,9 @@ document! {
         volumes: Vec<Volume>,
         #[serde(serialize_with = "null_if_empty")]
         build_cache: Vec<BuildCacheItem>,
+        /// insula's own: what machines of containers start from and map.
+        #[serde(skip_serializing_if = "is_zero")]
+        machine_files: Vec<MachineFile>,
         /// insula's own: all that is below the engine's root.
         #[serde(skip_serializing_if = "is_zero")]
         storage: Option<StorageUse>,
@@ -228,6 +231,19 @@ document! {
 }
 
 document! {
+    /// What machines of containers start from or map, and is made anew when it is needed: in `GET /system/df`.
+    MachineFile {
+        /// `template`, a machine that was booted and saved; `image`, the root of containers.
+        r#type: String,
+        id: String,
+        /// Bytes on disk.
+        size: i64,
+        /// New machines are made of the template; a container maps the image.
+        in_use: bool,
+    }
+}
+
+document! {
     /// Bytes on the disk by kind, as du(1) counts them. They add up to `total`.
     StorageUse {
         root: String,
@@ -243,6 +259,12 @@ document! {
         database: i64,
         /// What is on its way in or out.
         pending: i64,
+        /// Machines that were booted and saved, for copies.
+        templates: i64,
+        /// Roots of containers that machines map into their memory.
+        mapped_images: i64,
+        /// What machines boot with.
+        machines: i64,
         other: i64,
         total: i64,
     }

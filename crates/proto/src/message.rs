@@ -293,6 +293,9 @@ pub struct Done {
     /// What could not be done as asked, for the user.
     #[prost(string, repeated, tag = "1")]
     pub warnings: Vec<String>,
+    /// Of a machine that was furnished: the container's root is mapped into its memory.
+    #[prost(bool, tag = "2")]
+    pub mapped: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -92,7 +92,8 @@ fn outcomes() -> Vec<(&'static str, Outcome)> {
     let elsewhere = Elsewhere { processes: vec![process], memory: 1024, uptime: 9 };
     vec![
         ("failed", Outcome::Failed(Failed { kind: 3, message: "no".into(), exit_code: 127 })),
-        ("done", Outcome::Done(Done { warnings: vec!["w".into()] })),
+        ("done", Outcome::Done(Done { warnings: vec!["w".into()], mapped: false })),
+        ("furnished", Outcome::Done(Done { warnings: Vec::new(), mapped: true })),
         ("started", Outcome::Started(started(Vec::new()))),
         ("started-with-laps", Outcome::Started(started(vec![Lap { name: "clone".into(), nanoseconds: 7 }]))),
         ("measured", Outcome::Stats(b"{}".to_vec())),

@@ -14,6 +14,7 @@ mod backend;
 mod cards;
 mod console;
 mod control;
+mod deadline;
 mod files;
 mod guest;
 mod link;

@@ -238,6 +238,9 @@ pub struct MachineRecord {
     /// It was booted, since a copy of its template did not go on.
     #[serde(default)]
     pub refused: bool,
+    /// The container's root is mapped into its memory, and not served.
+    #[serde(default)]
+    pub mapped: bool,
 }
 
 /// A machine for all containers of a tenant.

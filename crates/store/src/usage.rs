@@ -30,6 +30,12 @@ pub struct Usage {
     pub volumes: BTreeMap<String, u64>,
     /// What commands of builds keep.
     pub caches: u64,
+    /// Machines that were booted and saved, for copies.
+    pub templates: u64,
+    /// Roots of containers that machines map into their memory.
+    pub mapped_images: u64,
+    /// What machines boot with.
+    pub machines: u64,
     pub database: u64,
     /// The rest: folders themselves, the lock, the reserve.
     pub other: u64,
@@ -73,7 +79,15 @@ impl Usage {
     pub fn total(&self) -> u64 {
         let containers: u64 = self.containers.values().map(ContainerUsage::total).sum();
         let volumes: u64 = self.volumes.values().sum();
-        self.images() + self.pending + containers + volumes + self.caches + self.database + self.other
+        let machines = self.templates + self.mapped_images + self.machines;
+        self.images()
+            + self.pending
+            + containers
+            + volumes
+            + self.caches
+            + machines
+            + self.database
+            + self.other
     }
 }
 
@@ -98,6 +112,8 @@ impl Store {
                     }
                 }
                 "caches" => usage.caches += count.tree(&path)?,
+                "templates" => usage.templates += count.tree(&path)?,
+                "machines" => count_machines(&mut count, &path, &mut usage)?,
                 name if name.starts_with("state.db") => usage.database += count.tree(&path)?,
                 _ => usage.other += count.tree(&path)?,
             }
@@ -201,6 +217,15 @@ fn count_containers(count: &mut Count, path: &Path, usage: &mut Usage) -> Result
     Ok(())
 }
 
+fn count_machines(count: &mut Count, path: &Path, usage: &mut Usage) -> Result<()> {
+    usage.machines += count.itself(path)?;
+    for (name, path) in children(path)? {
+        let bytes = count.tree(&path)?;
+        if name == "images" { usage.mapped_images += bytes } else { usage.machines += bytes }
+    }
+    Ok(())
+}
+
 /// What comes and goes while it is counted is no error.
 fn children(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     let entries = match fs::read_dir(folder) {
@@ -285,7 +310,18 @@ mod tests {
         fs::write(data.join("one"), vec![1; 50_000]).unwrap();
         fs::hard_link(data.join("one"), data.join("two")).unwrap();
         fs::File::create(data.join("sparse")).unwrap().set_len(1 << 30).unwrap();
+        let machines = ["templates/0a/memory", "machines/images/0b.erofs", "machines/initramfs"];
+        for (number, name) in machines.iter().enumerate() {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, vec![1; (number + 1) * 100_000]).unwrap();
+        }
         let usage = store.usage().unwrap();
+        for (number, bytes) in [usage.templates, usage.mapped_images, usage.machines].into_iter().enumerate()
+        {
+            let least = (number as u64 + 1) * 100_000;
+            assert!((least..least + 50_000).contains(&bytes), "{usage:?}");
+        }
         let said = std::process::Command::new("du").args(["-s", "-B1"]).arg(folder.path()).output().unwrap();
         let said = String::from_utf8(said.stdout).unwrap();
         assert_eq!(usage.total().to_string(), said.split_whitespace().next().unwrap(), "{usage:?}");

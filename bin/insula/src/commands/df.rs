@@ -1,7 +1,9 @@
 //! `system df`, `system prune`.
 
 use clap::Args;
-use insula_models::{BuildCacheItem, ContainerSummary, DiskUsage, ImageSummary, StorageUse, Volume};
+use insula_models::{
+    BuildCacheItem, ContainerSummary, DiskUsage, ImageSummary, MachineFile, StorageUse, Volume,
+};
 
 use super::prune::{confirmed, image_lines};
 use crate::arguments::Run;
@@ -61,7 +63,7 @@ fn share(part: i64, whole: i64) -> String {
     if whole > 0 { format!("{} ({}%)", size(part), part * 100 / whole) } else { size(part) }
 }
 
-/// Docker's four rows; sizes are those on the disk.
+/// Docker's four rows, and insula's own where there is something to count; sizes are those on the disk.
 fn summary(usage: &DiskUsage) -> Vec<Row> {
     let row = |kind: &str, total: usize, active: usize, bytes: i64, reclaimable: String| Row {
         cells: vec![
@@ -121,7 +123,17 @@ fn summary(usage: &DiskUsage) -> Vec<Row> {
         cache(&|item| !item.shared),
         size(cache(&|item| !item.shared && !item.in_use)),
     );
-    vec![images, containers, volumes, builds]
+    let machines =
+        [("VM Templates", "template"), ("Mapped Images", "image")].into_iter().filter_map(|(name, kind)| {
+            let of_kind = || usage.machine_files.iter().filter(move |file| file.r#type == kind);
+            let bytes = |used: &dyn Fn(&MachineFile) -> bool| {
+                of_kind().filter(|file| used(file)).map(|file| file.size).sum::<i64>()
+            };
+            let (total, active) = (of_kind().count(), of_kind().filter(|file| file.in_use).count());
+            let all = bytes(&|_| true);
+            (total > 0).then(|| row(name, total, active, all, share(bytes(&|file| !file.in_use), all)))
+        });
+    [images, containers, volumes, builds].into_iter().chain(machines).collect()
 }
 
 fn verbose(usage: &DiskUsage, now: i64) -> anyhow::Result<String> {
@@ -135,6 +147,9 @@ fn verbose(usage: &DiskUsage, now: i64) -> anyhow::Result<String> {
     text.push_str(&format!("\nBuild cache usage: {}\n", size(cached)));
     if !usage.build_cache.is_empty() {
         text.push_str(&format!("\n{}", builds(&usage.build_cache, now)?));
+    }
+    if !usage.machine_files.is_empty() {
+        text.push_str(&format!("\nMachines' files space usage:\n\n{}", machines(&usage.machine_files)?));
     }
     if let Some(storage) = &usage.storage {
         text.push_str(&format!("\nAll that is below {}:\n\n{}", storage.root, kinds(storage)?));
@@ -260,6 +275,20 @@ fn builds(items: &[BuildCacheItem], now: i64) -> anyhow::Result<String> {
     rendered(HEADERS, &items.iter().map(row).collect::<Vec<_>>())
 }
 
+fn machines(files: &[MachineFile]) -> anyhow::Result<String> {
+    const HEADERS: &[(&str, &str)] = &[("ID", "ID"), ("Type", "TYPE"), ("Size", "SIZE"), ("InUse", "IN USE")];
+    let row = |file: &MachineFile| Row {
+        cells: vec![
+            ("ID", file.id.chars().take(16).collect()),
+            ("Type", file.r#type.clone()),
+            ("Size", size(file.size)),
+            ("InUse", file.in_use.to_string()),
+        ],
+        ..Row::default()
+    };
+    rendered(HEADERS, &files.iter().map(row).collect::<Vec<_>>())
+}
+
 fn kinds(storage: &StorageUse) -> anyhow::Result<String> {
     const HEADERS: &[(&str, &str)] = &[("Kind", "KIND"), ("Size", "SIZE"), ("Bytes", "BYTES")];
     let all = [
@@ -272,6 +301,9 @@ fn kinds(storage: &StorageUse) -> anyhow::Result<String> {
         ("Volumes", storage.volumes),
         ("Database", storage.database),
         ("On the way in or out", storage.pending),
+        ("Templates of machines", storage.templates),
+        ("Images that machines map", storage.mapped_images),
+        ("What machines boot with", storage.machines),
         ("Other", storage.other),
         ("Total", storage.total),
     ];
@@ -282,13 +314,13 @@ fn kinds(storage: &StorageUse) -> anyhow::Result<String> {
     rendered(HEADERS, &all.iter().map(row).collect::<Vec<_>>())
 }
 
-/// Remove what nothing uses: stopped containers, networks, images
+/// Remove what nothing uses: stopped containers, networks, images, templates of machines
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   insula system prune
   insula system prune -af --volumes --filter until=24h")]
 pub(crate) struct PruneArgs {
-    /// Images with a name that no container uses, too
+    /// Images with a name that no container uses, and all templates of machines, too
     #[arg(short, long)]
     all: bool,
     /// Only: until=24h, label=tier=db
@@ -329,6 +361,11 @@ impl Run for PruneArgs {
         let images = client.prune_images(&conditions).await?;
         reclaimed += images.space_reclaimed;
         section("Deleted Images:", &image_lines(&images))?;
+        if self.filter.is_empty() {
+            let templates = client.prune_templates(self.all).await?;
+            reclaimed += templates.space_reclaimed;
+            section("Deleted VM Templates:", &templates.templates_deleted)?;
+        }
         printer::line(&format!("Total reclaimed space: {}", insula_base::format_decimal(reclaimed)))?;
         Ok(0)
     }
@@ -347,7 +384,13 @@ impl PruneArgs {
         } else {
             "  - all dangling images\n"
         });
-        if !self.filter.is_empty() {
+        if self.filter.is_empty() {
+            text.push_str(if self.all {
+                "  - all templates of machines\n"
+            } else {
+                "  - all templates of machines that no new machine starts from\n"
+            });
+        } else {
             text.push_str(&format!(
                 "\n  Items to be pruned will be filtered with:\n  - {}\n",
                 self.filter.join("\n  - ")
@@ -411,6 +454,18 @@ mod tests {
                     ..BuildCacheItem::default()
                 })
                 .to_vec(),
+            machine_files: [
+                ("template", 'a', 90_000_000, true),
+                ("template", 'b', 80_000_000, false),
+                ("image", 'c', 5_000_000, true),
+            ]
+            .map(|(kind, id, size, in_use)| MachineFile {
+                r#type: kind.to_owned(),
+                id: id.to_string().repeat(16),
+                size,
+                in_use,
+            })
+            .to_vec(),
             ..DiskUsage::default()
         }
     }

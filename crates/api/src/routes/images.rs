@@ -117,7 +117,7 @@ async fn push(api: &Api, headers: &HeaderMap, params: &Params, name: &str) -> An
 }
 
 async fn prune(State(api): State<Api>, params: Params) -> Answer {
-    json(&api.engine.images().prune(params.filters()?).await?)
+    json(&api.engine.prune_images(params.filters()?).await?)
 }
 
 async fn save(State(api): State<Api>, params: Params) -> Answer {

@@ -252,6 +252,13 @@ impl Registry {
         self.read().by_id.values().cloned().collect()
     }
 
+    /// Has somebody look at what they are; none comes or goes meanwhile.
+    pub(crate) fn as_they_are<T>(&self, look: impl FnOnce(&[Arc<Row>]) -> T) -> T {
+        let names = self.read();
+        let rows: Vec<_> = names.by_id.values().map(|container| container.row()).collect();
+        look(&rows)
+    }
+
     /// By complete id, name, or unique beginning of an id, in this order.
     pub(crate) fn find(&self, reference: &str) -> Result<Arc<Container>> {
         let names = self.read();

@@ -148,6 +148,7 @@ fn machine(record: MachineRecord) -> Machine {
         kernel: record.kernel,
         boot_milliseconds: record.boot,
         template: record.template,
+        root: if record.mapped { "mapped" } else { "served" }.to_owned(),
     }
 }
 

@@ -206,8 +206,8 @@ impl Images {
     }
 
     /// Removes images that no container uses: those without a name, or all with the filter
-    /// `dangling=false`.
-    pub async fn prune(&self, filters: Filters) -> Result<ImagesPruneResponse> {
+    /// `dangling=false`. Who asked for it publishes what it freed.
+    pub(crate) async fn prune(&self, filters: Filters) -> Result<ImagesPruneResponse> {
         let this = self.clone();
         blocking(move || {
             this.uploads.settle();
@@ -224,7 +224,6 @@ impl Images {
                     Err(error) => tracing::warn!(image = %image.id, error = chain(&error), "not pruned"),
                 }
             }
-            this.events.pruned(EventType::Image, answer.space_reclaimed);
             Ok(answer)
         })
         .await
@@ -298,7 +297,9 @@ impl Engine {
     pub async fn remove_image(&self, name: &str, force: bool) -> Result<Vec<ImageDeleteItem>> {
         let engine = self.clone();
         let force = if force { Force::Yes } else { Force::No };
-        self.images().remove(name, force, move |owner| engine.is_running(owner)).await
+        let removed = self.images().remove(name, force, move |owner| engine.is_running(owner)).await?;
+        self.forget_mapped(&removed).await;
+        Ok(removed)
     }
 }
 

@@ -77,7 +77,7 @@ impl Images {
     }
 
     /// Where that of these layers is, lowest first. None for the host's own system, which changes.
-    fn place(&self, layers: &[PathBuf]) -> Result<Option<PathBuf>> {
+    pub(super) fn place(&self, layers: &[PathBuf]) -> Result<Option<PathBuf>> {
         if layers.iter().any(|layer| layer == Path::new("/")) {
             return Ok(None);
         }
@@ -162,26 +162,45 @@ impl Images {
         })
     }
 
-    /// Removes those whose layers are gone: nobody can want them, and machines that have them go on.
-    pub(super) fn rest(&self) {
-        let Some(layers) = self.folder.ancestors().nth(2).map(|root| root.join("layers")) else { return };
-        let stays = |place: &PathBuf| layer_of(place).is_some_and(|layer| layers.join(layer).is_dir());
-        for path in self.files().unwrap_or_default() {
-            let new = path.file_name().is_some_and(|name| name.as_bytes().starts_with(NEW.as_bytes()));
-            if !stays(&path) && !new {
-                // The next time, if it is in somebody's way now.
-                let _ = fs::remove_file(&path);
+    /// Removes those whose layers are gone: nobody can want them, and machines that have them go on. The bytes that
+    /// they had on the disk.
+    pub(super) fn rest(&self) -> u64 {
+        let Some(layers) = self.folder.ancestors().nth(2).map(|root| root.join("layers")) else { return 0 };
+        let stays = |place: &Path| layer_of(place).is_some_and(|layer| layers.join(layer).is_dir());
+        let mut freed = 0;
+        for (path, size) in self.made().unwrap_or_default() {
+            // The next time, if it is in somebody's way now.
+            if !stays(&path) && fs::remove_file(&path).is_ok() {
+                freed += size;
             }
         }
         lock(&self.begun).refused.retain(|place, _| stays(place));
+        freed
     }
 
-    /// Removes what a daemon that was killed was making.
-    pub(super) fn tidy_up(&self) -> Result<()> {
-        for path in self.files()? {
-            if path.file_name().is_some_and(|name| name.as_bytes().starts_with(NEW.as_bytes())) {
-                fs::remove_file(&path).map_err(|error| Error::io("unlink", &path, error))?;
+    /// Those that are not being made, and the bytes that they have on the disk.
+    pub(super) fn made(&self) -> Result<Vec<(PathBuf, u64)>> {
+        let sized = |path: PathBuf| fs::metadata(&path).ok().map(|found| (path, found.blocks() * 512));
+        Ok(self.files()?.into_iter().filter(|path| !is_new(path)).filter_map(sized).collect())
+    }
+
+    /// Takes those away that are not to stay: nobody finds them any more.
+    pub(super) fn take_unless(&self, stays: impl Fn(&Path) -> bool) -> Result<Taken> {
+        let mut taken = Taken::default();
+        for (path, size) in self.made()?.into_iter().filter(|(path, _)| !stays(path)) {
+            let hidden = self.folder.join(format!("{NEW}{}", insula_base::random_hex(6)));
+            match fs::rename(&path, &hidden) {
+                Ok(()) => taken.0.push((hidden, size)),
+                Err(error) => tracing::warn!(image = %path.display(), %error, "it was not taken away"),
             }
+        }
+        Ok(taken)
+    }
+
+    /// Removes what a daemon that was killed was making, or taking away.
+    pub(super) fn tidy_up(&self) -> Result<()> {
+        for path in self.files()?.into_iter().filter(|path| is_new(path)) {
+            fs::remove_file(&path).map_err(|error| Error::io("unlink", &path, error))?;
         }
         self.rest();
         Ok(())
@@ -193,6 +212,22 @@ impl Images {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(Error::io("open", &self.folder, error)),
         }
+    }
+}
+
+/// Images that were taken away, and the bytes that they have on the disk.
+#[derive(Debug, Default)]
+pub(super) struct Taken(Vec<(PathBuf, u64)>);
+
+impl Taken {
+    /// Machines that have them go on.
+    pub(super) fn remove(self) -> Result<u64> {
+        let mut freed = 0;
+        for (path, size) in self.0 {
+            fs::remove_file(&path).map_err(|error| Error::io("unlink", &path, error))?;
+            freed += size;
+        }
+        Ok(freed)
     }
 }
 
@@ -237,6 +272,10 @@ impl Engine {
             tracing::warn!(%error, "no thread to make an image for machines in");
         }
     }
+}
+
+fn is_new(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_bytes().starts_with(NEW.as_bytes()))
 }
 
 /// The layer in the name of an image; none of one that has another name.
@@ -423,13 +462,30 @@ mod tests {
         let of = |name: &str, layer: usize| has(format!("{name} of {}", layers[layer].display()));
         assert!(of("below", 0) && of("both", 1) && of("gone/x", 0) && of("top", 1) && !of("both", 0));
         fs::write(images.folder.join("new-1"), "").unwrap();
-        images.rest();
+        assert_eq!(images.rest(), 0);
         assert_eq!(images.files().unwrap().len(), 2);
         images.tidy_up().unwrap();
         assert_eq!(images.files().unwrap(), [place]);
+        let size = fs::metadata(&wanted.place).unwrap().blocks() * 512;
+        assert_eq!(images.made().unwrap(), [(wanted.place, size)]);
         fs::remove_dir_all(&layers[1]).unwrap();
-        images.rest();
-        assert!(images.files().unwrap().is_empty());
+        assert_eq!(images.rest(), size);
+        assert!(images.files().unwrap().is_empty() && size > 0);
+    }
+
+    #[test]
+    fn those_that_are_taken_away_are_not_found_before_they_are_removed() {
+        let (_root, images, layers) = images();
+        let wanted = wanted(&images, &layers);
+        assert!(images.make(&wanted).unwrap());
+        let size = images.made().unwrap()[0].1;
+        let kept = images.take_unless(|path| path == wanted.place).unwrap();
+        assert_eq!(kept.remove().unwrap(), 0);
+        let taken = images.take_unless(|_| false).unwrap();
+        assert!(images.made().unwrap().is_empty() && images.files().unwrap().len() == 1);
+        assert!(images.make(&wanted).unwrap(), "it is made anew");
+        assert_eq!(taken.remove().unwrap(), size);
+        assert_eq!(images.files().unwrap(), [wanted.place]);
     }
 
     #[test]

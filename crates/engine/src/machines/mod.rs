@@ -1,6 +1,7 @@
 //! Machines for containers that have a kernel of their own: which kernel, how large, run by what.
 
 mod check;
+mod disk;
 mod hardware;
 mod images;
 mod kernels;

@@ -131,7 +131,7 @@ impl Machines {
         Ok(found.iter().find(|found| found.id == id).map(|found| self.describe(found)))
     }
 
-    fn stale(&self, found: &Found) -> bool {
+    pub(super) fn stale(&self, found: &Found) -> bool {
         // One whose kernel is gone is not found again either.
         let now = found.document.as_ref().and_then(|document| self.now(&document.shape).ok());
         now.as_ref() != Some(&found.id)

@@ -293,6 +293,8 @@ fn describe(machine: TenantMachine) -> Machine {
         kernel: machine.kernel,
         boot_milliseconds: machine.boot,
         template: machine.template,
+        // Each of its containers has one.
+        root: String::new(),
     }
 }
 

@@ -52,7 +52,7 @@ impl<S: Sandbox> Monitor<S> {
             Some(Call::Resize(call)) => self.resize(&call).map(|()| done),
             Some(Call::Update(call)) => {
                 let warnings = self.sandbox.update(&parse("resources", &call.resources)?)?;
-                Ok(Outcome::Done(Done { warnings }))
+                Ok(Outcome::Done(Done { warnings, ..Done::default() }))
             }
             Some(Call::Freeze(_)) => {
                 self.sandbox.freeze(Frozen::Yes)?;

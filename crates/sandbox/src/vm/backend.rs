@@ -5,7 +5,6 @@ use std::fs::File;
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Instant;
 
 use insula_container::Jailed;
 use insula_host::cgroup::Entry;
@@ -13,6 +12,7 @@ use insula_spec::machine::{Backend, MachinePlan};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 
+use super::deadline::Deadline;
 use super::{own, qemu};
 use crate::{Error, Result};
 
@@ -62,12 +62,12 @@ pub(super) enum Begin {
     /// A boot, in this memory.
     BootIn(OwnedFd),
     /// The state and the memory of a template, the latter copied as it is written; by when it is to go on.
-    Template { state: OwnedFd, memory: OwnedFd, deadline: Instant },
+    Template { state: OwnedFd, memory: OwnedFd, deadline: Deadline },
 }
 
 impl Begin {
     /// As the plan has it: by a boot, or the template's, going on by then.
-    pub(super) fn of(plan: &MachinePlan, deadline: Instant) -> Result<Self> {
+    pub(super) fn of(plan: &MachinePlan, deadline: Deadline) -> Result<Self> {
         let Some(template) = &plan.template else { return Ok(Self::Boot) };
         let state = open(&template.state)?.into();
         let memory = open(&template.memory)?.into();

@@ -2,13 +2,14 @@
 //! guest, which may have taken it over.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use serde_json::{Value, json};
 
+use super::deadline::Deadline;
 use crate::{Error, Result};
 
 /// How long it may take to save a machine, on a host that is very busy.
@@ -23,12 +24,12 @@ const CAPABILITIES: [&str; 2] = ["events", "x-ignore-shared"];
 pub(super) struct Control<'a> {
     socket: &'a OwnedFd,
     bytes: Vec<u8>,
-    deadline: Instant,
+    deadline: Deadline,
 }
 
 impl<'a> Control<'a> {
     /// Everything that is asked of it has to be answered by then.
-    pub(super) fn greet(socket: &'a OwnedFd, deadline: Instant) -> Result<Self> {
+    pub(super) fn greet(socket: &'a OwnedFd, deadline: Deadline) -> Result<Self> {
         let mut this = Self { socket, bytes: Vec::new(), deadline };
         if this.next()?.get("QMP").is_none() {
             return Err(malformed());
@@ -106,14 +107,11 @@ impl<'a> Control<'a> {
     }
 
     fn fill(&mut self) -> Result<()> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let time = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        };
+        let late = || Error::Machine(format!("QEMU's control does not answer within {}", self.deadline));
+        let time = self.deadline.left().ok_or_else(late)?;
         let mut polled = [PollFd::new(self.socket, PollFlags::IN)];
         match rustix::event::poll(&mut polled, Some(&time)) {
-            Ok(0) => return Err(Error::Machine("QEMU's control does not answer".to_owned())),
+            Ok(0) => return Err(late()),
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(()),
             Err(source) => return Err(Error::call("poll", "QEMU's control", source)),
@@ -155,7 +153,7 @@ mod tests {
         let more = b"{\"event\": \"STOP\"}\n{\"return\": {}}\n{\"event\":\"MIGRATION\",\"data\":{\"status\":\"active\"}}\n\
             {\"event\":\"MIGRATION\",\"data\":{\"status\":\"completed\"}}\n";
         let (socket, _theirs) = says(&[GREETING, more].concat());
-        let mut control = Control::greet(&socket, Instant::now() + PATIENCE).unwrap();
+        let mut control = Control::greet(&socket, Deadline::from_now(PATIENCE)).unwrap();
         control.execute("stop", json!({})).unwrap();
         control.await_migration().unwrap();
     }
@@ -164,7 +162,7 @@ mod tests {
     fn what_goes_wrong_is_said() {
         let (socket, theirs) =
             says(&[GREETING, b"{\"error\": {\"desc\": \"no such fd\"}}\nnonsense\n"].concat());
-        let mut control = Control::greet(&socket, Instant::now() + PATIENCE).unwrap();
+        let mut control = Control::greet(&socket, Deadline::from_now(PATIENCE)).unwrap();
         assert_eq!(
             control.execute("getfd", json!({})).unwrap_err().to_string(),
             "QEMU refuses getfd: no such fd"
@@ -173,6 +171,6 @@ mod tests {
         drop(theirs);
         assert!(control.await_migration().unwrap_err().to_string().contains("ended"));
         let (socket, _theirs) = says(&vec![b' '; LARGEST + 10]);
-        assert!(Control::greet(&socket, Instant::now() + PATIENCE).is_err());
+        assert!(Control::greet(&socket, Deadline::from_now(PATIENCE)).is_err());
     }
 }

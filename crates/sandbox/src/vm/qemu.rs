@@ -7,13 +7,13 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
 
 use insula_container::{JailPlan, jail};
 use insula_spec::machine::MachinePlan;
 
 use super::backend::{self, Begin, FILES, Files, Machine, Parts, TAG};
 use super::control::{Control, PATIENCE};
+use super::deadline::Deadline;
 use crate::{Error, Result};
 
 /// MiB for translated code; without a word it is a gigabyte.
@@ -85,7 +85,7 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
 }
 
 /// Gives a machine that waits the state of a template; it runs then.
-fn go_on(control: &OwnedFd, state: &OwnedFd, deadline: Instant) -> Result<()> {
+fn go_on(control: &OwnedFd, state: &OwnedFd, deadline: Deadline) -> Result<()> {
     let mut control = Control::greet(control, deadline)?;
     control.migration_capabilities()?;
     let from = format!("fd:{}", state.as_raw_fd());
@@ -96,7 +96,7 @@ fn go_on(control: &OwnedFd, state: &OwnedFd, deadline: Instant) -> Result<()> {
 /// See [`backend::save`]. Memory is not written: it is the file that the machine has it in.
 pub(super) fn save(control: &OwnedFd, state: &OwnedFd) -> Result<()> {
     const NAME: &str = "state";
-    let mut control = Control::greet(control, Instant::now() + PATIENCE)?;
+    let mut control = Control::greet(control, Deadline::from_now(PATIENCE))?;
     control.migration_capabilities()?;
     control.give(NAME, state)?;
     control.execute("migrate", serde_json::json!({ "uri": format!("fd:{NAME}") }))?;

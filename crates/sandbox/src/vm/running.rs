@@ -21,6 +21,7 @@ use self::body::{Body, Whole};
 use super::backend::{self, Begin, Files, Parts};
 use super::cards::Cards;
 use super::console::Console;
+use super::deadline::Deadline;
 use super::link::Link;
 use super::names::Names;
 use super::seat::Seat;
@@ -58,6 +59,8 @@ pub(super) struct Running {
     broken: Option<String>,
     /// Its template is of no use, and it was booted.
     refused: bool,
+    /// Its container's root is in its memory.
+    mapped: bool,
     /// Of its making, for the user.
     warnings: Vec<String>,
     began: Instant,
@@ -99,13 +102,16 @@ impl Running {
         let number = self.link.ask(Call::Furnish(furnish));
         let answer = match self.plan.template {
             Some(_) => {
-                let answer = self.await_answer_until(self.began + COPY, number, events);
+                let answer = self.await_answer_until(Deadline::since(self.began, COPY), number, events);
                 answer.map_err(|error| if self.served() { error.of_copy() } else { error })?
             }
             None => self.await_answer(number, events)?,
         };
         match answer {
-            Outcome::Done(done) => self.warnings.extend(done.warnings),
+            Outcome::Done(done) => {
+                self.mapped = done.mapped && self.plan.image.is_some();
+                self.warnings.extend(done.warnings);
+            }
             other => return Err(unexpected(&other)),
         }
         self.boot = self.began.elapsed();
@@ -139,6 +145,7 @@ impl Running {
                     writing: false,
                     broken: None,
                     refused: false,
+                    mapped: false,
                     warnings,
                     began,
                     boot: Duration::ZERO,
@@ -240,14 +247,13 @@ impl Running {
     }
 
     fn boot(&mut self, events: &OwnedFd) -> Result<String> {
-        let patience = self.plan.patience;
-        let deadline = self.began + Duration::from_secs(patience.into());
+        let deadline = Deadline::since(self.began, Duration::from_secs(self.plan.patience.into()));
         loop {
             if let Some(release) = self.link.hello() {
                 return Ok(release.to_owned());
             }
             if !self.turn(deadline, events)? {
-                let late = format!("the guest's agent did not answer within {patience} s of its start");
+                let late = format!("the guest's agent did not answer within {deadline} of its start");
                 return Err(Error::Machine(self.body.said(&late)));
             }
         }
@@ -258,6 +264,7 @@ impl Running {
         let record = MachineRecord {
             root: share::root_in(&self.files),
             refused: self.refused,
+            mapped: self.mapped,
             ..self.body.record(&self.plan, &self.release, boot)
         };
         let path = self.plan.folder.join(MachineRecord::FILE);
@@ -372,10 +379,10 @@ impl Running {
     }
 
     fn await_answer(&mut self, number: u32, events: &OwnedFd) -> Result<Outcome> {
-        self.await_answer_until(Instant::now() + ANSWER, number, events)
+        self.await_answer_until(Deadline::from_now(ANSWER), number, events)
     }
 
-    fn await_answer_until(&mut self, deadline: Instant, number: u32, events: &OwnedFd) -> Result<Outcome> {
+    fn await_answer_until(&mut self, deadline: Deadline, number: u32, events: &OwnedFd) -> Result<Outcome> {
         self.serve();
         loop {
             match self.link.answer(number) {
@@ -390,26 +397,20 @@ impl Running {
                 None => {}
             }
             if !self.turn(deadline, events)? {
-                return Err(Error::Machine(self.body.said("the guest's agent does not answer")));
+                let late = format!("the guest's agent does not answer within {deadline}");
+                return Err(Error::Machine(self.body.said(&late)));
             }
         }
     }
 
     /// Waits until something happens and serves it; false when the time is over, whatever a guest sends
     /// meanwhile.
-    fn turn(&mut self, deadline: Instant, events: &OwnedFd) -> Result<bool> {
+    fn turn(&mut self, deadline: Deadline, events: &OwnedFd) -> Result<bool> {
         if let Some(broken) = &self.broken {
             return Err(Error::Machine(broken.clone()));
         }
         self.watch(events)?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(false);
-        }
-        let time = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        };
+        let Some(time) = deadline.left() else { return Ok(false) };
         let mut polled = [PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN)];
         match rustix::event::poll(&mut polled, Some(&time)) {
             Ok(0) => return Ok(false),
@@ -503,7 +504,7 @@ fn make(
     entry: &Entry,
     relay: &mut Option<Jailed>,
 ) -> Result<Body> {
-    let begin = Begin::of(machine, began + COPY)?;
+    let begin = Begin::of(machine, Deadline::since(began, COPY))?;
     let files = files_of(machine, connection, user, entry, relay)?;
     let (cards, interfaces) = Cards::open(&plan.interfaces, machine.template.is_some())?;
     let (uid, gid) = (user, user);

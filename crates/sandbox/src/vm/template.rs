@@ -12,12 +12,13 @@ use insula_host::netlink::EmptyNamespace;
 use insula_proto::{Call, Empty};
 use insula_spec::machine::{TemplateFor, TemplateMade, TemplateOrder, card, spare_cards};
 use insula_spec::plan::Resources;
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{MemfdFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::backend::{self, Begin, Files, Interface, Machine, Parts};
 use super::console::Console;
+use super::deadline::Deadline;
 use super::link::Link;
 use super::running::ready;
 use crate::{Error, Result};
@@ -80,8 +81,13 @@ fn save(
     who: BorrowedFd<'_>,
 ) -> Result<TemplateMade> {
     let began = Instant::now();
-    let mut boot =
-        Boot { machine, who, link: Link::default(), console: Console::default(), deadline: began + BOOT };
+    let mut boot = Boot {
+        machine,
+        who,
+        link: Link::default(),
+        console: Console::default(),
+        deadline: Deadline::since(began, BOOT),
+    };
     boot.until(|link| link.hello().is_some())?;
     let took = began.elapsed();
     // The monitor in the guest answers: it waits for a container. The agent of a tenant's machine refuses: it waits
@@ -99,7 +105,7 @@ struct Boot<'a> {
     who: BorrowedFd<'a>,
     link: Link,
     console: Console,
-    deadline: Instant,
+    deadline: Deadline,
 }
 
 impl Boot<'_> {
@@ -118,15 +124,8 @@ impl Boot<'_> {
     }
 
     fn wait(&self) -> Result<()> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            // Whatever the guest sends meanwhile.
-            return Err(self.late());
-        }
-        let time = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        };
+        // Whatever the guest sends meanwhile.
+        let time = self.deadline.left().ok_or_else(|| self.late())?;
         let channel = if self.link.has_more() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let mut polled = [
             PollFd::new(&self.machine.channel, channel),
@@ -145,7 +144,7 @@ impl Boot<'_> {
     }
 
     fn late(&self) -> Error {
-        self.failed("the guest's agent did not answer in time")
+        self.failed(&format!("the guest's agent did not answer within {}", self.deadline))
     }
 
     fn failed(&self, what: &str) -> Error {

@@ -24,7 +24,7 @@ use insula_proto::{Call, Furnish, Outcome, Reply, Request};
 use insula_spec::machine::{MachinePlan, TenantAnswer, TenantCall, TenantMachine, TenantOrder};
 use insula_spec::plan::{InterfacePlan, Resources};
 use insula_sys::failpoint::failpoint;
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -34,6 +34,7 @@ pub use self::order::receive as receive_order;
 use super::backend::{self, Begin, Files, Machine, Parts};
 use super::cards::Cards;
 use super::console::Console;
+use super::deadline::Deadline;
 use super::running::{COPY, ENDED, json, ready};
 use super::{guest, seat::Placed};
 use crate::mux::Mux;
@@ -173,11 +174,11 @@ impl<'a> Owner<'a> {
     }
 
     fn hello(&mut self) -> Result<()> {
-        let patience = self.order.machine.patience;
-        let deadline = self.began + Duration::from_secs(patience.into());
+        let patience = Duration::from_secs(self.order.machine.patience.into());
+        let deadline = Deadline::since(self.began, patience);
         while self.release.is_none() {
             if !self.wait(Some(deadline))? {
-                let late = format!("the guest's agent did not answer within {patience} s of its start");
+                let late = format!("the guest's agent did not answer within {deadline} of its start");
                 return Err(Error::Machine(self.console.said(&late)));
             }
             self.turn()?;
@@ -192,7 +193,7 @@ impl<'a> Owner<'a> {
         // A frame of the task protocol is the message with its length before it.
         self.mux.put(Kind::Request, 0, &request[4..]);
         let copy = self.order.machine.template.is_some();
-        let deadline = if copy { self.began + COPY } else { Instant::now() + FURNISH };
+        let deadline = if copy { Deadline::since(self.began, COPY) } else { Deadline::from_now(FURNISH) };
         loop {
             self.turn()?;
             self.attend();
@@ -204,8 +205,8 @@ impl<'a> Owner<'a> {
                 Some(_) => return Err(ChannelError::Malformed("a reply").into()),
                 None if self.wait(Some(deadline))? => {}
                 None => {
-                    let late = "the guest's agent does not answer";
-                    return Err(Error::Machine(self.console.said(late)));
+                    let late = format!("the guest's agent does not answer within {deadline}");
+                    return Err(Error::Machine(self.console.said(&late)));
                 }
             }
         }
@@ -238,17 +239,16 @@ impl<'a> Owner<'a> {
     }
 
     /// Waits until something happens; false when the time is over.
-    fn wait(&self, deadline: Option<Instant>) -> Result<bool> {
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let left = left.map(|left| Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        });
+    fn wait(&self, deadline: Option<Deadline>) -> Result<bool> {
+        let left = deadline.map(|deadline| deadline.left());
+        if let Some(None) = left {
+            return Ok(false);
+        }
         let mut polled: Vec<_> = self.mux.watched().collect();
         let own = [&self.listener, &self.machine.console, &self.machine.process.pidfd];
         polled.extend(own.into_iter().map(|descriptor| PollFd::new(descriptor, PollFlags::IN)));
         polled.extend(self.callers.iter().map(Caller::watched));
-        match rustix::event::poll(&mut polled, left.as_ref()) {
+        match rustix::event::poll(&mut polled, left.flatten().as_ref()) {
             Ok(0) => Ok(false),
             Ok(_) | Err(Errno::INTR) => Ok(true),
             Err(source) => Err(Error::call("poll", "for a tenant's machine", source)),
@@ -477,7 +477,7 @@ fn start(order: &TenantOrder, group: &Group, began: Instant) -> Result<(Machine,
     let (cards, interfaces) = Cards::all_spare(order.cards)?;
     let machine = backend::start(Parts {
         plan: &order.machine,
-        begin: Begin::of(&order.machine, began + COPY)?,
+        begin: Begin::of(&order.machine, Deadline::since(began, COPY))?,
         files: Files::None,
         interfaces,
         uid: order.user,

@@ -156,6 +156,7 @@ impl Body {
             boot,
             template: plan.template.is_some(),
             refused: false,
+            mapped: false,
         };
         match self {
             Self::Whole(whole) => MachineRecord {
