@@ -3,7 +3,8 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use insula_vmm_core::relay::Exchange;
 use insula_vmm_core::virtio::balloon::Balloon;
@@ -13,9 +14,10 @@ use insula_vmm_core::virtio::entropy::Entropy;
 use insula_vmm_core::virtio::fs::SharedFolder;
 use insula_vmm_core::virtio::image::Image;
 use insula_vmm_core::virtio::net::Card;
+use insula_vmm_core::virtio::vsock::Vsock;
 use insula_vmm_core::virtio::{Device, Unplugged};
 use insula_vmm_core::{Memory, Ports};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 use vm_memory::{Bytes, GuestAddress};
 
 const MEMORY: u64 = 1 << 20;
@@ -97,6 +99,8 @@ impl Program<'_> {
 struct Driver {
     device: Unplugged,
     peers: Vec<UnixStream>,
+    /// Who connects the guest to programs of the host: every other time.
+    broker: Option<OwnedFd>,
     /// Where the next descriptors go, and how many requests were offered, for each queue.
     rings: Vec<(u16, u16)>,
     size: u16,
@@ -109,7 +113,7 @@ impl Driver {
             peer.set_nonblocking(true)?;
         }
         let rings = vec![(0, 0); device.queues()];
-        Ok(Self { device, peers, rings, size: 1 })
+        Ok(Self { device, peers, broker: None, rings, size: 1 })
     }
 
     fn run(&mut self, data: &[u8]) {
@@ -126,6 +130,7 @@ impl Driver {
                 break;
             }
             self.step(&mut program);
+            self.connect();
             assert_eq!(self.register(0), 0x7472_6976, "the device is not itself any more");
         }
     }
@@ -188,6 +193,22 @@ impl Driver {
                 // What cannot be saved says so.
                 let _ = self.device.save_and_restore();
             }
+        }
+    }
+
+    /// Answers what the device asks its broker: its connections are peers from then on.
+    fn connect(&mut self) {
+        let Some(broker) = &self.broker else { return };
+        let mut question = [0; 12];
+        while let Ok((_, 12)) = recv(broker, &mut question, RecvFlags::DONTWAIT) {
+            let pair = UnixStream::pair().ok().filter(|_| question[8] % 2 == 0);
+            for end in pair.iter().flat_map(|(one, other)| [one, other]) {
+                let _ = end.set_nonblocking(true);
+            }
+            let sent: Vec<_> = pair.iter().map(|(theirs, _)| theirs.as_fd()).collect();
+            let _ = insula_sys::socket::send(broker.as_fd(), &question[..8], &sent);
+            self.peers.extend(pair.map(|(_, ours)| ours));
+            let _ = self.device.ready(0);
         }
     }
 
@@ -323,6 +344,29 @@ pub(crate) fn console(data: &[u8]) {
         let console = Console::new([("one".to_owned(), one.0), ("other".to_owned(), other.0)])?;
         Driver::new(Box::new(console), vec![one.1, other.1])
     });
+}
+
+/// Sockets to the host, two programs of which have said where they want to; more are connected when the guest asks.
+pub(crate) fn sockets(data: &[u8]) {
+    drive(data, sockets_driver);
+}
+
+fn sockets_driver() -> anyhow::Result<Driver> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("vsock");
+    let listener = UnixListener::bind(&path)?;
+    let mut peers = Vec::new();
+    for port in [5000, 5001] {
+        let mut peer = UnixStream::connect(&path)?;
+        writeln!(peer, "CONNECT {port}")?;
+        peers.push(peer);
+    }
+    let (broker, inside) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::io::ioctl_fionbio(&broker, true)?;
+    let mut driver = Driver::new(Box::new(Vsock::new(3, Some(listener.into()), inside)?), peers)?;
+    driver.broker = Some(broker);
+    Ok(driver)
 }
 
 /// A balloon: whatever is put into it or reported, no more than the guest's memory is touched.
@@ -526,6 +570,50 @@ pub(crate) mod seeds {
         vec![[set_up(), reports, inflates.clone()].concat(), [set_up(), inflates].concat(), indirect()]
     }
 
+    /// A packet of the guest's: its ports, what it says, and its flags.
+    fn packet(ports: (u32, u32), operation: u16, flags: u32, length: u16) -> Vec<u8> {
+        let addresses = [3u64.to_le_bytes(), 2u64.to_le_bytes()].concat();
+        let words = [ports.0, ports.1, length.into(), 1 | u32::from(operation) << 16, flags, 1 << 16, 0];
+        let head = words.iter().fold(addresses, |head, word| [&head[..], &word.to_le_bytes()].concat());
+        let data = (0, BUFFERS + 4096, length);
+        let buffers = [(0, BUFFERS, 44), data];
+        [store(BUFFERS, &head), request(1, if length == 0 { &buffers[..1] } else { &buffers })].concat()
+    }
+
+    pub(crate) fn sockets() -> Vec<Vec<u8>> {
+        let mut begin = set_up();
+        for number in 0..12 {
+            begin.extend(request(0, &[(WRITABLE, BUFFERS + 8192 + number * 4096, 4096)]));
+        }
+        let sends = |peer: u8| vec![Step::PeerSends as u8, peer, 7, 100, 3];
+        let takes = |peer: u8| vec![Step::PeerTakes as u8, peer];
+        // Those of the host have the first ports that there are; the third peer is whom the guest asks for.
+        let theirs = [(5000, 1 << 30), (5001, (1 << 30) + 1)];
+        let ours = (700, 90);
+        let talk = [
+            packet(theirs[0], 2, 0, 0),
+            packet(theirs[1], 3, 0, 0),
+            packet(ours, 1, 0, 0),
+            packet(theirs[0], 5, 0, 1000),
+            packet(ours, 5, 0, 900),
+            sends(0),
+            sends(2),
+            takes(0),
+            takes(2),
+            packet(ours, 7, 0, 0),
+            packet(ours, 4, 2, 0),
+            packet(theirs[0], 4, 3, 0),
+        ];
+        let event = [request(2, &[(WRITABLE, BUFFERS, 8)]), vec![Step::SaveAndRestore as u8]].concat();
+        let notified = vec![Step::Notify as u8, 2];
+        vec![
+            [begin.clone(), talk.concat()].concat(),
+            [begin.clone(), packet((1, 91), 1, 0, 0), packet((1, 91), 99, 0, 0)].concat(),
+            [begin, packet(ours, 1, 0, 0), event, notified, packet(ours, 5, 0, 10)].concat(),
+            indirect(),
+        ]
+    }
+
     pub(crate) fn others() -> Vec<Vec<u8>> {
         vec![[set_up(), request(0, &[(WRITABLE, BUFFERS, 300)])].concat(), indirect()]
     }
@@ -587,6 +675,14 @@ mod tests {
         let mut driver = Driver::new(Box::new(console), vec![peer]).unwrap();
         driver.steps(&seeds::consoles()[0]);
         assert_eq!([2, 3, 4, 5].map(|queue| returned(&driver, queue)), [3, 5, 1, 1]);
+
+        let mut driver = sockets_driver().unwrap();
+        driver.steps(&seeds::sockets()[0]);
+        assert_eq!(driver.peers.len(), 3, "the guest was connected to whom it wanted");
+        assert_eq!((returned(&driver, 1), driver.register(0x70)), (8, 15));
+        let taken = returned(&driver, 0);
+        // Two requests, an agreement, data of two, credit, the end of one.
+        assert!((7..=12).contains(&taken), "{taken}");
 
         let mut driver = Driver::new(Box::new(Entropy), Vec::new()).unwrap();
         driver.steps(&seeds::others()[0]);

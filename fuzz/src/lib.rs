@@ -57,6 +57,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "guest-card", run: guest::card, seeds: guest::seeds::cards },
     Target { name: "guest-console", run: guest::console, seeds: guest::seeds::consoles },
     Target { name: "guest-balloon", run: guest::balloon, seeds: guest::seeds::balloons },
+    Target { name: "guest-sockets", run: guest::sockets, seeds: guest::seeds::sockets },
     Target { name: "guest-entropy", run: guest::entropy, seeds: guest::seeds::others },
     Target { name: "guest-image", run: guest::mapped_image, seeds: guest::seeds::others },
     Target { name: "guest-folder", run: guest::folder, seeds: guest::seeds::others },
