@@ -1,7 +1,7 @@
 //! Services from a distribution's packages.
 
-use insula_tests::images::debian;
-use insula_tests::{Daemon, daemon, eventually, get, holds, program, text};
+use insula_tests::images::{self, debian};
+use insula_tests::{Daemon, daemon, eventually, get, holds, program, skip, text};
 use serde_json::json;
 
 #[test]
@@ -87,13 +87,54 @@ check gone inactive has box-one.scope ActiveState
 check nothing-left '' sh -c "find /sys/fs/cgroup/*/$(has -.slice ControlGroup) -name 'box-*.scope'; ls /run/insula-runtime"
 sed -i 's|insula-test.slice:box:one|/a/path|' config.json
 check path 1 sh -c 'insula-runtime --systemd-cgroup create --bundle /b one 2>&1 | grep -c "linux.cgroupsPath: ./a/path. is not slice:prefix:name"'
+sed -i 's|/a/path|insula-test.slice:box:one|' config.json
+echo done
+"#;
+
+/// Debian's containerd there, as Kubernetes drives it with systemd's control groups: by our shim, which sees it by the
+/// path, and by that of runc, which says so to the runtime.
+const CONTAINERD: &str = r#"
+await() { tries=0; until eval "$1" >/dev/null 2>&1 || [ $tries -gt 600 ]; do tries=$((tries + 1)); sleep 0.05; done; }
+mkdir /run/c
+printf 'version = 2\nroot = "/run/c/root"\nstate = "/run/c/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "/run/c/sock"\n[ttrpc]\naddress = "/run/c/sock.ttrpc"\n' >/run/c/config.toml
+ln -s containerd-shim-insula-v2 /b/containerd-shim-insula-vm-v2
+containerd --config /run/c/config.toml >/run/c/log 2>&1 &
+daemon=$!
+ctr() { /usr/bin/ctr --address /run/c/sock "$@"; }
+await 'ctr version'
+ctr images import --snapshotter native /b/busybox.tar >/dev/null
+image=docker.io/library/busybox:latest
+of() { unit=$1; shift; for name; do has $unit $name; done | xargs; }
+goes() { # ID FLAGS…
+    id=$1 unit=cri-containerd-$1.scope; shift
+    check $id-run '' ctr run --detach --snapshotter native --memory-limit 33554432 --cgroup insula-test.slice:cri-containerd:$id "$@" $image $id sleep 1000
+    check $id-unit 'active insula-test.slice 33554432' of $unit ActiveState Slice MemoryLimit
+    check $id-stands 33554432 cat /sys/fs/cgroup/memory$(has $unit ControlGroup)/memory.limit_in_bytes
+    check $id-exec "out" ctr task exec --exec-id more $id echo out
+    check $id-metrics 33554432 sh -c "/usr/bin/ctr --address /run/c/sock task metrics $id | grep -o -m 1 33554432 | head -n 1"
+    check $id-pause '' ctr task pause $id
+    check $id-resume '' ctr task resume $id
+    ctr task kill --signal KILL $id
+    await "ctr task list | grep -q 'STOPPED'"
+    ctr task delete $id >/dev/null 2>&1
+    ctr container delete $id
+    check $id-gone inactive has $unit ActiveState
+}
+goes own --runtime io.containerd.insula.v2
+goes other --runtime io.containerd.runc.v2 --runc-binary /b/insula-runtime --runc-systemd-cgroup
+check groups-gone '' find /sys/fs/cgroup/*/$(has -.slice ControlGroup) -name 'cri-containerd-*.scope'
+kill $daemon
+wait $daemon
 echo done
 "#;
 
 /// That systemd is the first process of a container with the host's groups.
 fn makes_the_groups_of_bundles(daemon: &Daemon) {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::copy(program("insula-runtime"), folder.path().join("insula-runtime")).unwrap();
+    for name in ["insula-runtime", "containerd-shim-insula-v2"] {
+        std::fs::copy(program(name), folder.path().join(name)).unwrap();
+    }
+    std::fs::write(folder.path().join("busybox.tar"), images::busybox().docker_archive()).unwrap();
     std::fs::create_dir_all(folder.path().join("rootfs/bin")).unwrap();
     std::fs::copy("/bin/busybox", folder.path().join("rootfs/bin/busybox")).unwrap();
     let mut spec = std::process::Command::new(program("insula-runtime"));
@@ -107,7 +148,13 @@ fn makes_the_groups_of_bundles(daemon: &Daemon) {
         "cpu": {"shares": 512, "quota": 12345, "period": 100_000}});
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let bound = format!("{}:/b", text(folder.path()));
-    let run = ["run", "-d", "--privileged", "--network", "none", "-v", &bound, "os", "/sbin/init"];
+    // They need no more of the host than its C library, which is Debian's there too.
+    let others = ["containerd", "ctr", "containerd-shim-runc-v2"].map(|name| format!("/usr/bin/{name}"));
+    let installed = others.iter().all(|path| std::path::Path::new(path).is_file());
+    let volumes = others.map(|path| format!("{path}:{path}:ro"));
+    let mut run = vec!["run", "-d", "--privileged", "--network", "none", "-v", &bound];
+    run.extend(volumes.iter().filter(|_| installed).flat_map(|volume| ["-v", volume.as_str()]));
+    run.extend(["os", "/sbin/init"]);
     let id = daemon.insula(&run).ok().to_owned();
     holds("systemd answers", || {
         let state = daemon.insula(&["exec", &id, "systemctl", "is-system-running"]);
@@ -115,4 +162,11 @@ fn makes_the_groups_of_bundles(daemon: &Daemon) {
     });
     let said = daemon.insula(&["exec", &id, "sh", "-c", SCOPE]);
     assert_eq!(said.stdout, "done\n", "{}", said.stderr);
+    if !installed {
+        return skip("root", "containerd is missing");
+    }
+    let checks = SCOPE.split_once("check create").map_or("", |(before, _)| before);
+    let said = daemon.insula(&["exec", &id, "sh", "-c", &[checks, CONTAINERD].concat()]);
+    let log = || daemon.insula(&["exec", &id, "cat", "/run/c/log"]).stdout;
+    assert_eq!(said.stdout, "done\n", "{}\n{}", said.stderr, log());
 }

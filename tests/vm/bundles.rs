@@ -85,7 +85,7 @@ fn bundles_have_what_another_kernel_has() {
     }
     let before = format!("ln -s {runtime} /usr/bin/insula-runtime\nexport PATH=/usr/sbin:/usr/bin:$PATH\n");
     let checks = [&before, CHECKS].concat();
-    all_pass(&checks, &guest::run_with_programs(&checks, &[], &programs));
+    all_pass(&checks, &guest::run_programs(&checks, &[], &programs));
 }
 
 /// What a service of a small systemd looks at: a scope in version 2 of control groups.
@@ -122,6 +122,11 @@ check idles '1 1' sh -c "echo \$(cat $group/cpu.idle $group/memory.oom.group)"
 check told-idle idle has box-one.scope CPUWeight
 check own-group 0::/ insula-runtime exec one cat /proc/self/cgroup
 check devices "sh: can't open /dev/mem: Operation not permitted" insula-runtime exec --cap CAP_MKNOD one sh -c 'busybox mknod /dev/mem c 1 1; : </dev/mem'
+update() { echo "{\"devices\": [$1]}" | insula-runtime update --resources - one && insula-runtime exec --cap CAP_MKNOD one sh -c 'test -e /dev/screen || busybox mknod /dev/screen c 7 0; : </dev/screen'; }
+refused="sh: can't open /dev/screen: Operation not permitted"
+check devices-refused "$refused" update ''
+check devices-allowed '' update '{"allow": false, "access": "rwm"}, {"allow": true, "type": "c", "major": 7, "access": "rw"}'
+check devices-denied-in-part "$refused" update '{"allow": true, "type": "c", "major": 7, "access": "rw"}, {"allow": false, "type": "c", "major": 7, "minor": 0, "access": "r"}'
 check killed '' insula-runtime kill one KILL
 insula-runtime delete --force one
 check gone inactive has box-one.scope ActiveState
@@ -145,7 +150,7 @@ fn systemd_makes_groups_of_version_2() {
     }
     let before = format!("ln -s {runtime} /usr/bin/insula-runtime\n{SYSTEMD}");
     let files: [(&str, &[u8]); 1] = [("/checks", SCOPE.as_bytes())];
-    all_pass(SCOPE, &guest::run_with_programs(&before, &files, &programs));
+    all_pass(SCOPE, &guest::run_programs(&before, &files, &programs));
 }
 
 /// Boots it with nothing but the checks to run, as the first process of a namespace.
