@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use anyhow::Context as _;
+use insula_base::thread;
 use insula_client::{Demultiplexer, Hijacked, Source, StdcopyError};
 use tokio::sync::oneshot;
 
@@ -52,17 +53,17 @@ pub(crate) fn connect(hijacked: Hijacked, wiring: Wiring) -> anyhow::Result<Stre
         let (sender, receiver) = oneshot::channel();
         detached = Some(receiver);
         let keys = wiring.detach;
-        std::thread::spawn(move || {
+        thread::spawn("input", move || {
             if send_input(&socket, keys) == InputEnd::Detached {
                 // The event loop may have ended already.
                 let _ = sender.send(());
             }
-        });
+        })?;
     }
     let (sender, output) = oneshot::channel();
-    std::thread::spawn(move || {
+    thread::spawn("output", move || {
         let _ = sender.send(receive_output(stream, &leftover, raw_output));
-    });
+    })?;
     Ok(Streams { output, detached })
 }
 

@@ -30,6 +30,9 @@ const STACK: usize = 512 << 10;
 const BLOCKING_THREADS: usize = 64;
 /// Heaps of the allocator.
 const ARENAS: i32 = 2;
+/// How long a thread of those waits for more. Whoever trims asks for one before the last of them has gone, so there is
+/// always one: where the host has no other left, work waits for it, and without it the runtime would panic.
+const KEPT: Duration = Duration::from_secs(3 * TRIM.as_secs());
 /// How often memory that was given back to the allocator is given back to the host.
 const TRIM: Duration = Duration::from_secs(20);
 
@@ -67,6 +70,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(KEPT)
         .thread_stack_size(STACK)
         .thread_name("insulad")
         .enable_all()

@@ -1,7 +1,7 @@
 //! What every other crate needs and nothing more: ids, digests, sizes, durations, a stopwatch, error kinds, names,
 //! atomic file replacement and the names of environment variables.
 //!
-//! This crate makes no system call but file I/O through `std` and knows nothing of containers,
+//! This crate makes no system call but file I/O and threads through `std` and knows nothing of containers,
 //! HTTP or the kernel's facilities.
 
 mod digest;
@@ -13,6 +13,7 @@ mod id;
 mod instance;
 mod laps;
 mod size;
+pub mod thread;
 
 pub use digest::{ChainId, DiffId, Digest, DigestError};
 pub use duration::{DurationError, format_duration, parse_duration};

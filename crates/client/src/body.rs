@@ -3,9 +3,11 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
+use insula_base::thread;
 use tokio::sync::mpsc;
 
 /// The body of a request.
@@ -57,7 +59,8 @@ impl Upload {
     /// Reads `source` to its end in a thread of its own, a few chunks ahead of the connection.
     pub fn read<R: io::Read + Send + 'static>(mut source: R) -> Self {
         let (sender, receiver) = mpsc::channel(4);
-        std::thread::spawn(move || {
+        let failed = sender.clone();
+        let reading = thread::spawn("read", move || {
             loop {
                 let mut chunk = vec![0; CHUNK];
                 let item = match source.read(&mut chunk) {
@@ -76,6 +79,7 @@ impl Upload {
                 }
             }
         });
+        tell(reading, &failed);
         Self { chunks: receiver, head: None }
     }
 
@@ -85,7 +89,8 @@ impl Upload {
         F: FnOnce(&mut dyn io::Write) -> io::Result<()> + Send + 'static,
     {
         let (sender, receiver) = mpsc::channel(4);
-        std::thread::spawn(move || {
+        let failed = sender.clone();
+        let writing = thread::spawn("write", move || {
             let mut sink = io::BufWriter::with_capacity(CHUNK, Sink(sender.clone()));
             let result = write(&mut sink).and_then(|()| io::Write::flush(&mut sink));
             if let Err(error) = result {
@@ -93,7 +98,16 @@ impl Upload {
                 let _ = sender.blocking_send(Err(error));
             }
         });
+        tell(writing, &failed);
         Self { chunks: receiver, head: None }
+    }
+}
+
+/// A body that no thread could be had for ends at once with that.
+fn tell(started: io::Result<JoinHandle<()>>, body: &mpsc::Sender<io::Result<Bytes>>) {
+    if let Err(error) = started {
+        // There is room, and who would read it is here.
+        let _ = body.try_send(Err(error));
     }
 }
 

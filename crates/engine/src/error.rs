@@ -32,6 +32,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The host has none left for the moment.
+    #[error(transparent)]
+    Thread(io::Error),
     #[error(transparent)]
     Store(#[from] insula_store::Error),
     #[error(transparent)]
@@ -48,6 +51,9 @@ pub enum Error {
     /// Something that the host lacks for the moment, or until somebody installs it.
     #[error("{0}")]
     Unavailable(String),
+    /// A monitor that is stopped or stuck. What it was asked for is not done.
+    #[error("{0}")]
+    Silent(String),
     #[error(transparent)]
     Guest(#[from] insula_host::guest::Error),
     /// The monitor refused or failed. The message is the whole chain of causes.
@@ -99,6 +105,9 @@ impl Kinded for Error {
             Self::Io { source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => Kind::Denied,
                 io::ErrorKind::InvalidFilename => Kind::InvalidArgument,
+                _ if source.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+                    Kind::InvalidArgument
+                }
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::Unavailable,
                 _ => Kind::Internal,
             },
@@ -111,7 +120,7 @@ impl Kinded for Error {
             Self::Guest(error) => error.kind(),
             Self::Dockerfile(error) => error.kind(),
             Self::Build { source, .. } => source.kind(),
-            Self::Unavailable(_) => Kind::Unavailable,
+            Self::Unavailable(_) | Self::Silent(_) | Self::Thread(_) => Kind::Unavailable,
             Self::Wall { kind, .. } => *kind,
             Self::Internal(_) => Kind::Internal,
         }

@@ -26,7 +26,7 @@ pub(crate) async fn transfer<T: Send + 'static>(
             // Who asked may have gone away.
             let _ = tell.send(result);
         })
-        .map_err(|error| Error::Internal(format!("start a thread: {error}")))?;
+        .map_err(Error::Thread)?;
     told.await.unwrap_or_else(|error| Err(ended(error)))
 }
 

@@ -29,6 +29,9 @@ pub enum Error {
     /// Who an image archive is written for took no more.
     #[error("write the image archive")]
     Output(#[source] io::Error),
+    /// The host has none left for the moment.
+    #[error(transparent)]
+    Thread(io::Error),
     /// A statement of the state database failed.
     #[error("{doing} in the state database {path:?}")]
     Database {
@@ -195,7 +198,7 @@ impl Kinded for Error {
             Self::NoRecord { .. } | Self::NoImage(_) | Self::NoContent(_) | Self::NoRecipe(_) => {
                 Kind::NotFound
             }
-            Self::PoolExhausted { .. } | Self::Full { .. } => Kind::Unavailable,
+            Self::PoolExhausted { .. } | Self::Full { .. } | Self::Thread(_) => Kind::Unavailable,
             Self::Document(error) => error.kind(),
             Self::Reference(error) => error.kind(),
             Self::Digest(error) => error.kind(),

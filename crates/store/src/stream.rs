@@ -6,8 +6,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 
 use bytes::{Buf as _, Bytes};
-use insula_base::Digest;
+use insula_base::{Digest, thread};
 use sha2::{Digest as _, Sha256};
+
+use crate::{Error, Result};
 
 /// Bytes of one chunk: few switches between threads, and still in the second-level cache.
 const CHUNK: usize = 256 << 10;
@@ -102,7 +104,7 @@ pub(crate) enum Compression {
     None,
     Gzip,
     Zstd,
-    /// No layer's archive: the OCI has no media type for these two.
+    /// No blob of an image: the OCI has no media type for these two.
     Xz,
     Bzip2,
 }
@@ -211,16 +213,16 @@ pub(crate) struct Hashing<'scope> {
 }
 
 impl<'scope> Hashing<'scope> {
-    pub(crate) fn start<'env>(scope: &'scope Scope<'scope, 'env>) -> Self {
+    pub(crate) fn start<'env>(scope: &'scope Scope<'scope, 'env>) -> Result<Self> {
         let (sender, receiver) = sync_channel::<Bytes>(WAITING);
-        let thread = scope.spawn(move || {
+        let thread = thread::scoped(scope, "hash", move || {
             let mut hash = Sha256::new();
             for bytes in receiver {
                 hash.update(&bytes);
             }
             Digest::from_sha256(&hash.finalize().into())
         });
-        Self { sender, thread }
+        Ok(Self { sender, thread: thread.map_err(Error::Thread)? })
     }
 
     /// Adds bytes.
@@ -301,7 +303,7 @@ mod tests {
     #[test]
     fn hashing_agrees_with_the_known_digest() {
         let digest = std::thread::scope(|scope| {
-            let hashing = Hashing::start(scope);
+            let hashing = Hashing::start(scope).unwrap();
             hashing.update(&Bytes::from_static(b"ab"));
             hashing.update(&Bytes::from_static(b"c"));
             hashing.finish()

@@ -120,6 +120,7 @@ fn stopped(files: &ContainerFiles) -> Root {
 /// Runs `work` on a thread that may block; what it writes is received, and an error at the end.
 pub(crate) fn produce(work: impl FnOnce(&mut ChunkWriter) -> Result<()> + Send + 'static) -> ArchiveChunks {
     let (sender, receiver) = archive_channel();
+    let failed = sender.clone();
     let work = move || {
         let mut out = ChunkWriter::new(sender);
         let worked = work(&mut out)
@@ -134,7 +135,10 @@ pub(crate) fn produce(work: impl FnOnce(&mut ChunkWriter) -> Result<()> + Send +
     };
     tokio::spawn(async move {
         if let Err(error) = transfer(work).await {
-            tracing::warn!(error = insula_base::chain(&error), "send an archive");
+            let message = insula_base::chain(&error);
+            tracing::warn!(error = message, "send an archive");
+            // Nobody has begun: what ends without an error would be taken for the whole.
+            let _ = failed.send(Err(io::Error::other(message))).await;
         }
     });
     receiver

@@ -4,6 +4,7 @@ use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use insula_base::thread;
 use insula_store::layers::{IsFolder, Limits, Onto, Whiteouts, unpack_onto};
 use rustix::io::Errno;
 
@@ -34,11 +35,12 @@ pub(super) fn unpack(
     }
     // A thread of its own: it takes the ids of the container's root and never gives them back.
     std::thread::scope(|scope| {
-        let work = scope.spawn(|| {
+        let work = thread::scoped(scope, "unpack", || {
             insula_sys::fsid::make_files_as(first_id, first_id)
                 .map_err(|error| Error::io("act as the container's root on", &place.path, error))?;
             extract(source, folder.as_fd(), onto)
-        });
+        })
+        .map_err(Error::Thread)?;
         work.join().unwrap_or_else(|_| Err(Error::Internal("the unpacking thread ended".to_owned())))
     })
 }

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use insula_base::thread;
 use insula_build::RunOp;
 use insula_models::{ContainerConfig, HostConfig, LogConfig};
 use insula_spec::image::ImageConfig;
@@ -171,8 +172,7 @@ impl Building {
         self.engine.start_container(id).await?;
         let (sender, mut pieces) = mpsc::channel(WAITING);
         // Its end is the end of the output: of the container, or of the one that removes it.
-        let reading = std::thread::Builder::new().name("build".to_owned()).spawn(move || read(ours, &sender));
-        reading.map_err(|error| Error::Internal(format!("start a thread: {error}")))?;
+        thread::spawn("build", move || read(ours, &sender)).map_err(Error::Thread)?;
         while let Some(piece) = pieces.recv().await {
             self.report.output(piece).await;
         }

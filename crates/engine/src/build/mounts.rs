@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use insula_base::thread;
 use insula_build::dockerfile::{CopySources, Mount, MountKind, Sharing, Transfer};
 use insula_build::{CopyOp, Ignore, RunOp};
 use insula_store::layers::{Limits, Whiteouts, unpack};
@@ -454,7 +455,8 @@ fn fill(tree: &Tree, path: &str, folder: &Path) -> Result<()> {
     let root = std::fs::File::open(folder).map_err(|e| Error::io("open", folder, e))?;
     let (reader, mut writer) = std::io::pipe().map_err(fail)?;
     std::thread::scope(|scope| {
-        let written = scope.spawn(move || copying.write(&mut writer).map(drop));
+        let writing = move || copying.write(&mut writer).map(drop);
+        let written = thread::scoped(scope, "copy", writing).map_err(Error::Thread)?;
         let unpacked = unpack(BufReader::new(reader), root.as_fd(), &Limits::default(), Whiteouts::Ordinary);
         let written =
             written.join().unwrap_or_else(|_| Err(Error::Internal("the copy of a cache ended".to_owned())));

@@ -118,7 +118,9 @@ impl Proxy {
         }
         if let Some(mut child) = self.child.take() {
             // It may have a download to finish.
-            std::thread::spawn(move || child.wait());
+            if let Err(error) = insula_base::thread::spawn("proxy", move || child.wait()) {
+                tracing::warn!(%error, "the proxy that ends is not waited for");
+            }
         }
     }
 

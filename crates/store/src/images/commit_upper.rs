@@ -2,10 +2,9 @@
 //! stored: an archive is made of it, which is taken in as any other layer's.
 
 use std::io::{self, Write};
-use std::thread;
 
 use bytes::Bytes;
-use insula_base::Digest;
+use insula_base::{Digest, thread};
 use insula_spec::image::{History, ImageConfig, LAYERS_MAX, RunConfig};
 use insula_spec::reference::Reference;
 
@@ -118,9 +117,9 @@ pub(super) fn stage_written(
     content: &Content,
     write: impl FnOnce(&mut dyn Write) -> Result<u64> + Send,
 ) -> Result<(Staged, u64)> {
-    thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let (sender, mut chunks) = channel();
-        let writing = scope.spawn(move || {
+        let writing = thread::scoped(scope, "write", move || {
             let mut out = Chunking { sender, buffer: Vec::with_capacity(CHUNK) };
             let written = write(&mut out).and_then(|entries| {
                 out.flush().map_err(Error::Output)?;
@@ -130,7 +129,8 @@ pub(super) fn stage_written(
                 let _ = out.sender.send(Err(io::Error::other("the archive could not be made")));
             }
             written
-        });
+        })
+        .map_err(Error::Thread)?;
         let mut next = || chunks.chunk(usize::MAX).map_err(Error::Input);
         let staged = stage(layers, content, Compression::None, Rest::Left, &mut next);
         drop(chunks);

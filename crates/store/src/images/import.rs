@@ -1,8 +1,8 @@
 //! An image made from a root file system.
 
 use std::io::{BufReader, Read};
-use std::thread;
 
+use insula_base::thread;
 use insula_spec::image::{History, ImageConfig, RootFs};
 
 use super::contents::Found;
@@ -26,9 +26,10 @@ pub(super) fn import(
     if let Some(reference) = options.reference.as_ref().filter(|reference| builtin::is_builtin(reference)) {
         return Err(Error::Builtin(reference.familiar()));
     }
-    let staged = thread::scope(|scope| {
+    let staged = std::thread::scope(|scope| {
         let (sender, mut chunks) = channel();
-        scope.spawn(move || pump(BufReader::with_capacity(BUFFER, input), &sender, None));
+        let reading = move || pump(BufReader::with_capacity(BUFFER, input), &sender, None);
+        thread::scoped(scope, "read", reading).map_err(Error::Thread)?;
         if chunks.peek(1).map_err(Error::Input)?.is_empty() {
             return Err(Error::Archive("it is empty".to_owned()));
         }

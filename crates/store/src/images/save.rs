@@ -11,10 +11,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::thread;
 
 use bytes::Bytes;
-use insula_base::Digest;
+use insula_base::{Digest, thread};
 use insula_spec::image::{
     ANNOTATION_IMAGE_NAME, ANNOTATION_REF_NAME, ArchiveEntry, Descriptor, Index, Manifest, Platform, media,
 };
@@ -284,10 +283,11 @@ impl Images {
                 blob.size()
             )));
         }
-        let found = thread::scope(|scope| {
+        let found = std::thread::scope(|scope| {
             let (sender, mut chunks) = channel();
-            let hashing = Hashing::start(scope);
-            scope.spawn(move || pump_plain(&mut blob, &sender));
+            let hashing = Hashing::start(scope)?;
+            let reading = move || pump_plain(&mut blob, &sender);
+            thread::scoped(scope, "read", reading).map_err(Error::Thread)?;
             let mut reader = Hashed { chunks: &mut chunks, hashing: &hashing, current: Bytes::new() };
             let name = format!("blobs/sha256/{}", digest.hex());
             append(tar, header(EntryType::Regular, 0o644, size), &name, (&mut reader).take(size))?;

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
+use insula_base::thread;
 use insula_client::BuildOutput;
 use tokio::sync::mpsc;
 
@@ -177,13 +178,13 @@ impl Unpacking {
         let target =
             unpack::Target { folder: folder.into(), strip: None, name: PathBuf::new(), archive: false };
         let (pieces, receiver) = mpsc::channel(WAITING);
-        let thread = std::thread::spawn(move || {
+        let thread = thread::spawn("unpack", move || {
             let mut source = Pieces { receiver, rest: Bytes::new() };
             unpack::unpack(&mut source, &target)?;
             // What comes behind the archive's end.
             std::io::copy(&mut source, &mut std::io::sink())?;
             Ok(())
-        });
+        })?;
         Ok(Self { pieces, thread })
     }
 }
