@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use insula_tests::{Daemon, daemon, eventually, holds};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 const SLEEPER: &[&str] = &["--name", "box", "--network", "none"];
 
@@ -209,4 +209,130 @@ fn a_monitor_that_is_killed_takes_its_container_along_and_is_told() {
     eventually("nothing of it runs on", || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
     daemon.insula(&["start", "box"]).ok();
     daemon.exec("box", "true").ok();
+}
+
+/// Signals the monitors of these containers.
+fn signal_monitors(daemon: &Daemon, names: &[&str], signal: Signal) -> Vec<i32> {
+    let monitors: Vec<i32> = names.iter().map(|name| monitor_of(daemon.pid_of(name))).collect();
+    for monitor in &monitors {
+        kill_process(Pid::from_raw(*monitor).unwrap(), signal).unwrap();
+    }
+    monitors
+}
+
+#[test]
+fn a_stopped_monitor_fails_requests_and_nothing_else() {
+    let daemon = daemon!();
+    daemon.insula(&["network", "create", "net"]).ok();
+    daemon.sleeper(&["--name", "box", "--network", "net"]);
+    let pid = daemon.pid_of("box");
+    let monitor = signal_monitors(&daemon, &["box"], Signal::STOP)[0];
+    let pid_said = format!("pid {monitor}, state T");
+    let said = ["the monitor of box does not answer", &pid_said, "kill -CONT"];
+    let requests: &[&[&str]] = &[
+        &["stop", "-t", "1", "box"],
+        &["exec", "box", "touch", "/carried-out"],
+        &["exec", "-d", "box", "touch", "/carried-out"],
+        &["pause", "box"],
+        &["update", "--pids-limit", "33", "box"],
+        &["network", "disconnect", "net", "box"],
+        &["top", "box"],
+    ];
+    std::thread::scope(|scope| {
+        for request in requests {
+            let daemon = &daemon;
+            scope.spawn(move || {
+                let outcome = daemon.insula(request);
+                assert!(
+                    outcome.code != 0 && said.iter().all(|word| outcome.stderr.contains(word)),
+                    "{outcome}"
+                );
+            });
+        }
+    });
+    assert_eq!(daemon.inspect("box", "/State/Status"), "running");
+    signal_monitors(&daemon, &["box"], Signal::CONT);
+    holds("it is taken up again", || daemon.exec("box", "true").code == 0);
+    // None of what failed was done late.
+    daemon.exec("box", "test ! -e /carried-out").ok();
+    assert_eq!((daemon.pid_of("box"), daemon.inspect("box", "/State/Paused")), (pid, false.into()));
+    assert_eq!(daemon.inspect("box", "/HostConfig/PidsLimit").as_i64().unwrap_or_default(), 0);
+    daemon.exec("box", "ip addr show eth0").ok();
+    daemon.insula(&["stop", "-t", "0", "box"]).ok();
+    assert_eq!(daemon.inspect("box", "/State/ExitCode"), 137);
+}
+
+#[test]
+fn what_is_killed_goes_though_its_monitor_is_stopped() {
+    let daemon = daemon!();
+    let names = ["one", "frozen", "killed", "other"];
+    let pids = names.map(|name| {
+        daemon.sleeper(&["--name", name, "--network", "none"]);
+        daemon.pid_of(name)
+    });
+    daemon.insula(&["pause", "frozen"]).ok();
+    signal_monitors(&daemon, &names[..3], Signal::STOP);
+    std::thread::scope(|scope| {
+        scope.spawn(|| daemon.insula(&["kill", "killed"]).exits(0).stdout.len());
+        daemon.insula(&["rm", "-f", "one", "frozen"]).ok();
+    });
+    assert_eq!(daemon.inspect("killed", "/State/Status"), "exited");
+    assert_eq!(daemon.insula(&["ps", "-q", "--no-trunc"]).ok().lines().count(), 1);
+    for pid in &pids[..3] {
+        eventually("nothing of it runs on", || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
+    }
+    daemon.insula(&["start", "killed"]).ok();
+    daemon.exec("killed", "true").ok();
+    assert_eq!(daemon.pid_of("other"), pids[3]);
+}
+
+#[test]
+fn where_no_thread_is_left_requests_fail_and_the_daemon_lives() {
+    let pids = Path::new("/sys/fs/cgroup/pids");
+    if insula_tests::is_root() && !pids.is_dir() {
+        return insula_tests::skip("pids", "there is no hierarchy of version 1 for processes");
+    }
+    let daemon = daemon!();
+    daemon.sleeper(SLEEPER);
+    let folder = daemon.folder();
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (image, root, changed) = (path("image.tar"), path("root.tar"), path("changed"));
+    daemon.insula(&["save", "-o", &image, "busybox"]).ok();
+    daemon.insula(&["export", "-o", &root, "box"]).ok();
+    std::fs::write(&changed, "changed").unwrap();
+    let group = pids.join(format!("insula-test-{}", insula_base::random_hex(4)));
+    std::fs::create_dir(&group).unwrap();
+    let member = daemon.pid().to_string();
+    let _removed = insula_tests::OnDrop(|| {
+        let _ = std::fs::write(pids.join("cgroup.procs"), &member);
+        insula_tests::remove_cgroups(&group);
+    });
+    let write = |file: &str, text: &str| std::fs::write(group.join(file), text).unwrap();
+    write("cgroup.procs", &member);
+    let requests: &[&[&str]] = &[
+        &["save", "-o", "/dev/null", "busybox"],
+        &["load", "-q", "-i", &image],
+        &["import", &root],
+        &["commit", "box"],
+        &["cp", &changed, "box:/tmp/changed"],
+        &["cp", "box:/etc", &path("etc")],
+    ];
+    for request in requests {
+        let mut refused = 0;
+        // As many more threads as it takes, one by one.
+        for more in 0..8 {
+            let current = std::fs::read_to_string(group.join("pids.current")).unwrap();
+            write("pids.max", &(current.trim().parse::<u32>().unwrap() + more).to_string());
+            let outcome = daemon.insula(request);
+            write("pids.max", "max");
+            if outcome.code != 0 {
+                assert!(outcome.stderr.contains("start a thread"), "{request:?} with {more} more: {outcome}");
+                refused += 1;
+            }
+        }
+        assert!(refused > 0, "{request:?}");
+        daemon.insula(request).exits(0);
+    }
+    let log = daemon.log();
+    assert!(!log.contains("panicked"), "{log}");
 }

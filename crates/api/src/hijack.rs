@@ -241,11 +241,15 @@ async fn feed(mut body: Body, mut input: OwnedWriteHalf) {
     let _ = input.shutdown().await;
 }
 
-/// Tells a client about a failure after its connection was taken over.
+/// Tells a client about a failure after its connection was taken over, and that nothing comes behind it: others may
+/// have the connection open yet.
 pub(crate) async fn tell(descriptor: std::io::Result<OwnedFd>, framing: Framing, message: &str) {
     let stream = descriptor.map(std::os::unix::net::UnixStream::from).and_then(UnixStream::from_std);
     let told = match stream {
-        Ok(mut stream) => stream.write_all(&failure(framing, message)).await,
+        Ok(mut stream) => match stream.write_all(&failure(framing, message)).await {
+            Ok(()) => stream.shutdown().await,
+            failed => failed,
+        },
         Err(error) => Err(error),
     };
     if let Err(error) = told {

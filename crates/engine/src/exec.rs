@@ -24,6 +24,8 @@ use crate::{AttachedStream, Engine, Error, Result};
 const KEPT: Duration = Duration::from_secs(300);
 /// How long the word of an end may take from the monitor to here.
 const SETTLED: Duration = Duration::from_secs(2);
+/// The code of one that ended while nobody could see how.
+const LOST: i32 = 255;
 /// How many of a container may be remembered.
 const MOST: usize = 4096;
 
@@ -205,6 +207,29 @@ impl Engine {
             let Ok(id) = id.parse::<ExecId>() else { continue };
             state.execs.insert(id.clone(), Exec::found(found));
             self.0.execs.insert(id, container.id.clone());
+        }
+    }
+
+    /// What became meanwhile of those that this daemon knows of, from a monitor that did not answer for a while.
+    /// Before it is listened to.
+    pub(crate) fn catch_up_on_execs(&self, container: &Arc<Container>, status: &insula_proto::Status) {
+        for exec in &status.execs {
+            let Ok(id) = exec.parse::<ExecId>() else { continue };
+            // One whose start was given up may have begun all the same.
+            let _ = with(container, &id, |exec| {
+                exec.state = ExecState::Running;
+                Ok(())
+            });
+        }
+        let began = |exec: &Exec| matches!(exec.state, ExecState::Starting | ExecState::Running);
+        let known: Vec<String> = {
+            let state = container.state();
+            state.execs.iter().filter(|(_, exec)| began(exec)).map(|(id, _)| id.to_string()).collect()
+        };
+        for exec in known.into_iter().filter(|exec| !status.execs.contains(exec)) {
+            let ended = status.ended_execs.iter().find(|ended| ended.exec == exec);
+            let code = ended.map_or(LOST, |ended| ended.code);
+            self.exec_ended(container, &ExecExited { exec, code });
         }
     }
 

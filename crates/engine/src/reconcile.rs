@@ -98,7 +98,7 @@ impl Engine {
                     tracing::error!(container = row.id.short(), error, "confirm what runs");
                 }
                 self.take_up_execs(container, &status);
-                self.adopt(container, connection, status.frozen);
+                self.adopt(container, (connection, self.monitor_of(&row)), status.frozen);
                 self.resume_health(container, &status.execs).await;
                 true
             }

@@ -1,5 +1,7 @@
 //! A process of the host that is told from a later one with the same pid by its start time.
 
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 /// A pid and when it began, in clock ticks since the boot (proc_pid_stat(5), field 22).
@@ -20,8 +22,33 @@ impl Process {
     /// Whether it still runs; a zombie does not.
     #[must_use]
     pub fn alive(self) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        fields(&stat).is_some_and(|(state, started)| started == self.started && !matches!(state, "Z" | "X"))
+        self.state().is_some()
+    }
+
+    /// The letter of what it does (proc_pid_stat(5), field 3), if it still runs.
+    #[must_use]
+    pub fn state(self) -> Option<char> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        let (state, started) = fields(&stat)?;
+        let state = state.chars().next().filter(|state| !matches!(state, 'Z' | 'X'))?;
+        (started == self.started).then_some(state)
+    }
+
+    /// Kills it, if it still runs.
+    pub fn kill(self) -> rustix::io::Result<()> {
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
+        // What has its number from here on is not meant.
+        let process = match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => return Ok(()),
+            process => process?,
+        };
+        if !self.alive() {
+            return Ok(());
+        }
+        match pidfd_send_signal(&process, Signal::KILL) {
+            Err(Errno::SRCH) => Ok(()),
+            killed => killed,
+        }
     }
 }
 
@@ -43,6 +70,9 @@ mod tests {
         let started = Process::start_time(pid).unwrap();
         assert!(Process { pid, started }.alive());
         assert!(!Process { pid, started: started + 1 }.alive());
+        assert!(matches!(Process { pid, started }.state(), Some('R' | 'S')));
+        // A successor is not meant.
+        Process { pid, started: started + 1 }.kill().unwrap();
         assert_eq!(Process::start_time(i32::MAX), None);
     }
 

@@ -101,6 +101,11 @@ impl Connection {
         }
     }
 
+    /// The other side has closed it.
+    pub(crate) fn leave(&mut self) {
+        self.broken = true;
+    }
+
     /// Whether it is of no more use.
     pub(crate) fn broken(&self) -> bool {
         self.broken

@@ -244,7 +244,12 @@ impl<S: Sandbox> Monitor<S> {
         if ready.write {
             self.connections[at].flush(&mut self.poll);
         }
-        if !(ready.read || ready.gone) {
+        if ready.gone {
+            // Nobody waits for the answers: what was asked there and not yet done would surprise who asks next.
+            self.connections[at].leave();
+            return;
+        }
+        if !ready.read {
             return;
         }
         self.connections[at].receive();

@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use insula_base::Kinded;
 use insula_models::{EndpointSettings, HostConfig, Labels, NetworkConnectRequest, NetworkDisconnectRequest};
 use insula_network::{ConnectRequest, EndpointRequest, Error as NetworkError, Mode, Network, files};
 use insula_proto::{Call, Rewire};
@@ -227,7 +226,7 @@ impl Engine {
             .map_err(|error| Error::Internal(format!("write a change of interfaces: {error}")))?;
         match container.task()?.call(Call::Rewire(Rewire { change }), &[]).await {
             // It ended meanwhile, and everything with it.
-            Err(error) if error.kind() == insula_base::Kind::Unavailable => Ok(()),
+            Err(Error::Wall { kind: insula_base::Kind::Unavailable, .. }) => Ok(()),
             result => result.map(drop),
         }
     }

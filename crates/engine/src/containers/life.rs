@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use insula_base::{Kind, Kinded, Laps};
 use insula_models::Health;
-use insula_proto::{Call, Empty, Exited, Outcome};
+use insula_proto::{Call, Empty, Exited, Outcome, Phase as TaskPhase};
 use jiff::Timestamp;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -16,7 +16,7 @@ use super::leftovers;
 use super::row::{Phase, Row};
 use super::start::moment;
 use crate::engine::Inner;
-use crate::monitor::{SandboxFolder, Task};
+use crate::monitor::{Asked, Connection, SandboxFolder, Task, is_stopped};
 use crate::{Engine, Error, Result, blocking};
 
 /// The first pause before a restart; it doubles each time, and begins anew after a good run.
@@ -26,6 +26,9 @@ const GOOD_RUN: Duration = Duration::from_secs(10);
 
 /// How long a monitor may take to unmount and to remove control groups.
 const FREEING: Duration = Duration::from_secs(10);
+
+/// Between two looks whether a monitor that did not answer is gone, or goes on.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What a container shows that ended while nobody could see how.
 const LOST_CODE: i32 = 255;
@@ -53,18 +56,64 @@ pub(super) fn watch(
                 other => tracing::debug!(?other, "an event that is none"),
             }
         }
-        if let Some(engine) = engine.upgrade().map(Engine) {
-            engine.vanished(&container).await;
+        // It has ended, or did not answer and was given up.
+        while let Some(engine) = engine.upgrade().map(Engine)
+            && container.row().phase.live()
+        {
+            if engine.heard_of_again(&container).await {
+                return;
+            }
+            drop(engine);
+            tokio::time::sleep(LOOK).await;
         }
     });
 }
 
 impl Engine {
+    /// Whether the monitor answers again, or is gone.
+    async fn heard_of_again(&self, container: &Arc<Container>) -> bool {
+        let sandbox = self.sandbox(&container.row());
+        match sandbox.launch().and_then(|launch| launch.monitor.state()) {
+            None => {
+                self.vanished(container).await;
+                true
+            }
+            // Who connects to it now waits for nothing, and others have no place before it then.
+            Some(state) if is_stopped(state) => false,
+            Some(_) => match Connection::open(&sandbox.socket()).await {
+                Ok((connection, status)) if status.phase() == TaskPhase::Running => {
+                    self.take_up_again(container, connection, &status).await;
+                    true
+                }
+                // It ends.
+                Ok(_) | Err(_) => false,
+            },
+        }
+    }
+
+    /// Goes on with a monitor that did not answer for a while.
+    async fn take_up_again(
+        &self,
+        container: &Arc<Container>,
+        connection: Connection,
+        status: &insula_proto::Status,
+    ) {
+        let row = container.row();
+        tracing::info!(container = row.id.short(), "its monitor answers again");
+        self.catch_up_on_execs(container, status);
+        let oom = container.state().oom;
+        self.adopt(container, (connection, self.monitor_of(&row)), status.frozen);
+        container.state().oom = oom;
+        self.resume_health(container, &status.execs).await;
+    }
+
+    /// Whom to ask about a container that runs.
+    pub(crate) fn monitor_of(&self, row: &Row) -> Asked {
+        Asked::new(&row.name, self.sandbox(row).launch().map(|launch| launch.monitor))
+    }
+
     /// The monitor is gone without a word: what it left says more.
     async fn vanished(&self, container: &Arc<Container>) {
-        if !container.row().phase.live() {
-            return;
-        }
         match self.sandbox(&container.row()).exit() {
             Ok(Some(exited)) => self.ended(container, &exited).await,
             Ok(None) => self.lost(container).await,
@@ -105,11 +154,12 @@ impl Engine {
     /// answers nothing before. What one leaves that was killed over it is taken away.
     pub(super) async fn freed(&self, container: &Container, sandbox: &SandboxFolder) {
         let leaving = container.state().leaving.take();
-        if let Some(task) = leaving
-            && tokio::time::timeout(FREEING, task.call(Call::Status(Empty {}), &[])).await.is_err()
-        {
-            tracing::warn!(container = container.id.short(), "its monitor takes long to free it");
-            return;
+        if let Some(task) = leaving {
+            let answer = tokio::time::timeout(FREEING, task.call(Call::Status(Empty {}), &[])).await;
+            if matches!(answer, Ok(Err(Error::Silent(_))) | Err(_)) {
+                tracing::warn!(container = container.id.short(), "its monitor takes long to free it");
+                return;
+            }
         }
         if sandbox.abandoned() {
             self.kill_leftovers(container, sandbox.clone()).await;

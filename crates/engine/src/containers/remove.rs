@@ -23,13 +23,13 @@ impl Engine {
         }
         if request.force {
             container.cancel_restart();
-            self.kill_now(&container).await?;
+            self.kill_by_force(&container).await?;
         }
         let _turn = container.turn.lock().await;
         if request.force {
             // Whoever had the turn may have started it again.
             container.cancel_restart();
-            self.kill_now(&container).await?;
+            self.kill_by_force(&container).await?;
         }
         if self.0.containers.get(&container.id).is_none() {
             // It was removed while this waited; `--rm` may be faster.

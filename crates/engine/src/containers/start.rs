@@ -15,7 +15,7 @@ use super::container::{Container, Uptime};
 use super::row::{Failure, Phase, Row};
 use super::{Change, check, mounts};
 use crate::measures::Operation;
-use crate::monitor::{Connection, LaunchRecord, SandboxFolder, Task};
+use crate::monitor::{Asked, Connection, LaunchRecord, Patience, SandboxFolder, Task};
 use crate::plan::{self, Inputs, Joined};
 use crate::{Engine, Error, Result, blocking, descriptors, machines, tenants};
 
@@ -98,7 +98,11 @@ impl Engine {
     async fn launch(&self, container: &Arc<Container>, row: &Row, laps: &mut Laps) -> Result<()> {
         descriptors::leave_room()?;
         self.0.config.policy.check_again(&row.mounts)?;
-        mounts::make_sources_again(&row.host, &row.mounts)?;
+        if !row.host.binds.is_empty() {
+            // They may be on a file system that does not answer.
+            let (host, mounts) = (row.host.clone(), row.mounts.clone());
+            blocking(move || mounts::make_sources_again(&host, &mounts)).await?;
+        }
         self.open_sites(row).await?;
         let spare = self.0.spares.take()?;
         let joined = self.joined(row)?;
@@ -141,11 +145,12 @@ impl Engine {
         };
         let mut connection = Connection::new(spare.socket)?;
         laps.lap("plan");
-        match connection.call(Call::Create(call), &descriptors).await? {
+        let asked = Asked::new(&row.name, Some(spare.process));
+        match asked.within(Patience::START, connection.call(Call::Create(call), &descriptors)).await?? {
             Outcome::Started(mut started) => {
                 let inside = std::mem::take(&mut started.laps).into_iter().map(Lap::from);
                 laps.nest(inside, "monitor");
-                self.confirm(container, connection, started)?;
+                self.confirm(container, (connection, asked), started)?;
                 laps.lap("confirmed");
                 drop(lease);
                 self.announce_sites(row).await;
@@ -200,7 +205,12 @@ impl Engine {
         }
     }
 
-    fn confirm(&self, container: &Arc<Container>, connection: Connection, started: Started) -> Result<()> {
+    fn confirm(
+        &self,
+        container: &Arc<Container>,
+        connection: (Connection, Asked),
+        started: Started,
+    ) -> Result<()> {
         failpoint("start.answered");
         for warning in &started.warnings {
             tracing::warn!(container = container.id.short(), warning, "start");
@@ -219,8 +229,13 @@ impl Engine {
     }
 
     /// Listens to a monitor from now on.
-    pub(crate) fn adopt(&self, container: &Arc<Container>, connection: Connection, paused: bool) {
-        let (task, events) = Task::new(connection);
+    pub(crate) fn adopt(
+        &self,
+        container: &Arc<Container>,
+        (connection, asked): (Connection, Asked),
+        paused: bool,
+    ) {
+        let (task, events) = Task::new(connection, asked);
         let task = Arc::new(task);
         let watched = Arc::downgrade(&task);
         {
@@ -243,10 +258,12 @@ impl Engine {
             _ => 128,
         };
         container.state().attachments.clear();
-        if matches!(error, Error::Wall { kind: Kind::Unavailable, .. }) {
-            // The monitor died midway: nobody else takes away what it had built.
+        if matches!(error, Error::Wall { kind: Kind::Unavailable, .. } | Error::Silent(_)) {
+            // The monitor died midway, or dies now: nobody else takes away what it had built.
             let cgroup = format!("{}/{}", self.instance().cgroup(), before.id);
-            super::leftovers::kill(&self.sandbox(before), &cgroup);
+            let sandbox = self.sandbox(before);
+            sandbox.launch().map_or(Ok(()), |launch| launch.kill())?;
+            super::leftovers::kill(&sandbox, &cgroup);
         }
         self.networks().release(&container.id)?;
         self.sandbox(before).remove()?;

@@ -12,6 +12,7 @@ use super::row::{Phase, Row};
 use super::signals::{self, KILL};
 use super::start::not_running;
 use super::{Change, StopRequest};
+use crate::monitor::Patience;
 use crate::{Engine, Error, Result};
 use crate::{machines, plan};
 
@@ -108,7 +109,14 @@ impl Engine {
         }
         failpoint("kill.marked");
         let mut end = End::of(&container);
-        self.signal(&container, signal).await?;
+        let patience = match signal {
+            KILL => Patience::before_killing(death(&row)),
+            _ => Patience::USUAL,
+        };
+        match self.signal(&container, signal, patience).await {
+            Err(Error::Silent(_)) if signal == KILL => return self.kill_silent(&container, &mut end).await,
+            signalled => signalled?,
+        }
         failpoint("kill.signalled");
         self.publish(&row, "kill", &[("signal", &signal.to_string())]);
         if signal == KILL {
@@ -118,15 +126,28 @@ impl Engine {
         Ok(())
     }
 
+    /// Kills a container without waiting for its turn, and without its monitor where that does not answer.
+    pub(super) async fn kill_by_force(&self, container: &Arc<Container>) -> Result<()> {
+        let mut end = End::of(container);
+        match self.kill_within(container, Patience::before_killing(death(&container.row()))).await {
+            Err(Error::Silent(_)) => self.kill_silent(container, &mut end).await,
+            killed => killed,
+        }
+    }
+
     /// Kills a container without waiting for its turn.
     pub(super) async fn kill_now(&self, container: &Arc<Container>) -> Result<()> {
+        self.kill_within(container, Patience::USUAL).await
+    }
+
+    async fn kill_within(&self, container: &Arc<Container>, patience: Patience) -> Result<()> {
         let mut end = End::of(container);
         let row = container.row();
         if !row.running() {
             container.put_down().await;
             return Ok(());
         }
-        match self.signal(container, KILL).await {
+        match self.signal(container, KILL, patience).await {
             Ok(()) => self.publish(&row, "kill", &[("signal", &KILL.to_string())]),
             Err(Error::Conflict(_)) => {}
             Err(error) => return Err(error),
@@ -134,14 +155,27 @@ impl Engine {
         end.within(death(&row)).await.then_some(()).ok_or_else(|| unkillable(&row))
     }
 
-    async fn signal(&self, container: &Container, signal: i32) -> Result<()> {
+    /// Kills a container whose monitor does not answer: the monitor first, so that what it leaves is ended as after
+    /// any that went without a word, by its control group, frozen or not.
+    async fn kill_silent(&self, container: &Container, end: &mut End<'_>) -> Result<()> {
+        let row = container.row();
+        let Some(launch) = self.sandbox(&row).launch() else { return Err(unkillable(&row)) };
+        tracing::warn!(container = row.id.short(), "its monitor does not answer, and is killed with it");
+        launch.kill()?;
+        self.publish(&row, "kill", &[("signal", &KILL.to_string())]);
+        end.within(death(&row)).await.then_some(()).ok_or_else(|| unkillable(&row))
+    }
+
+    async fn signal(&self, container: &Container, signal: i32, patience: Patience) -> Result<()> {
         let task = container.task()?;
         let call = Call::Signal(Signal { signal, ..Signal::default() });
-        task.call(call, &[]).await.map_err(|error| ended_meanwhile(error, container))?;
+        let signalled = task.call_within(patience, call, &[]).await;
+        signalled.map_err(|error| ended_meanwhile(error, container))?;
         let paused = std::mem::take(&mut container.state().paused);
         if paused {
             // A frozen process ends when it thaws.
-            task.call(Call::Thaw(Empty {}), &[]).await.map_err(|error| ended_meanwhile(error, container))?;
+            let thawed = task.call_within(patience, Call::Thaw(Empty {}), &[]).await;
+            thawed.map_err(|error| ended_meanwhile(error, container))?;
         }
         Ok(())
     }
@@ -164,7 +198,7 @@ impl Engine {
         if !container.state().paused {
             self.leave_sites(&row, patience.map(Duration::from_secs)).await;
         }
-        match self.signal(container, signal).await {
+        match self.signal(container, signal, Patience::of_user(patience.map(Duration::from_secs))).await {
             Err(Error::Conflict(_)) => {}
             result => result?,
         }
@@ -261,9 +295,9 @@ impl<'a> End<'a> {
         let status = task.call(Call::Status(Empty {}), &[]);
         match tokio::time::timeout(ANSWER, status).await {
             Ok(Ok(Outcome::Status(status))) => status.phase() == insula_proto::Phase::Ended,
+            Ok(Err(Error::Silent(_))) | Err(_) => false,
             // The monitor is gone, which is an end too.
             Ok(_) => true,
-            Err(_) => false,
         }
     }
 }

@@ -3,11 +3,13 @@
 mod connection;
 mod program;
 mod record;
+mod silence;
 mod spares;
 mod task;
 
 pub(crate) use connection::Connection;
 pub(crate) use insula_host::process::Process;
 pub(crate) use record::{LaunchRecord, SandboxFolder};
+pub(crate) use silence::{Asked, Patience, is_stopped};
 pub(crate) use spares::Spares;
 pub(crate) use task::Task;

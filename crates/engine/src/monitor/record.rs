@@ -28,6 +28,14 @@ pub(crate) struct LaunchRecord {
     pub(crate) cgroup: String,
 }
 
+impl LaunchRecord {
+    /// Kills the monitor, if it is there still.
+    pub(crate) fn kill(&self) -> Result<()> {
+        let monitor = Path::new("the monitor");
+        self.monitor.kill().map_err(|error| Error::io("kill", monitor, error))
+    }
+}
+
 /// The folder.
 #[derive(Debug, Clone)]
 pub(crate) struct SandboxFolder(PathBuf);
