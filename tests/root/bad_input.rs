@@ -76,6 +76,60 @@ fn bodies_of_requests() {
 }
 
 #[test]
+fn targets_that_no_uri_has() {
+    let daemon = daemon!();
+    let id = daemon.insula(&["create", "--name", "box", "busybox", "sh"]).ok().to_owned();
+    // As `curl -g` sends it and Go's server takes it.
+    for (name, found) in [("box", 1), ("fox", 0)] {
+        let path = format!(r#"/containers/json?all=1&filters={{"name":["{name}"]}}"#);
+        let response = daemon.api("GET", &path, "");
+        assert_eq!(response.status, 200, "{}", response.text());
+        assert_eq!(response.json().as_array().unwrap().len(), found, "{}", response.text());
+    }
+    assert_eq!(daemon.api("GET", r#"/containers/json?filters={"a"#, "").status, 400);
+    daemon.insula(&["rm", &id]).ok();
+}
+
+#[test]
+fn links_that_lead_in_a_circle() {
+    let daemon = daemon!();
+    daemon
+        .insula(&["run", "--name", "box", "--network", "none", "busybox", "ln", "-s", "loop", "/loop"])
+        .ok();
+    // The link itself is there.
+    assert_eq!(daemon.api("HEAD", "/containers/box/archive?path=/loop", "").status, 200);
+    for path in ["/loop/", "/loop/x"] {
+        let path = format!("/containers/box/archive?path={path}");
+        assert_eq!(daemon.api("GET", &path, "").status, 400, "{path}");
+        assert_eq!(daemon.api("HEAD", &path, "").status, 400, "{path}");
+    }
+}
+
+#[test]
+fn output_that_nobody_takes_is_said_unless_it_is_a_reader_who_left() {
+    let daemon = daemon!();
+    let script = |target: &str| {
+        let mut shell = std::process::Command::new("sh");
+        let insula = program("insula");
+        shell.args(["-c", &format!("{} run --rm --network none busybox echo hello {target}", text(&insula))]);
+        shell.env("INSULA_ROOT", daemon.instance().root()).env("INSULA_RUN", daemon.instance().run());
+        Outcome::of(&mut shell, b"")
+    };
+    script("> /dev/full").fails(1, &["standard output", "No space left"]);
+    let left = script("| true; exit ${PIPESTATUS:-0}");
+    assert_eq!((left.code, left.stderr.as_str()), (0, ""), "{left}");
+}
+
+#[test]
+fn unknown_platforms_start_no_pull() {
+    let daemon = daemon!();
+    let outcome = daemon.insula(&["run", "--rm", "--platform", "foo", "nosuch.invalid/image", "true"]);
+    outcome.fails(125, &["foo", "unknown operating system or architecture"]);
+    assert!(!outcome.stderr.contains("Unable to find image"), "{outcome}");
+    daemon.insula(&["run", "--rm", "--network", "none", "--platform", "linux", "busybox", "true"]).ok();
+}
+
+#[test]
 fn a_full_disk() {
     if !insula_tests::is_root() {
         return insula_tests::skip("root", "a small file system is mounted");

@@ -35,6 +35,25 @@ fn the_window_has_the_size_of_ours() {
 }
 
 #[test]
+fn a_size_that_changes_while_no_daemon_runs_is_told_to_the_next() {
+    let mut daemon = daemon!();
+    let mut terminal = daemon.terminal(SHELL);
+    terminal.expect("/ # ");
+    daemon.kill();
+    terminal.resize(103, 37);
+    // The shell answers without a daemon; its size is the old one for as long as there is none.
+    terminal.send("stty size; echo asked\n");
+    terminal.expect("24 80");
+    daemon.restart();
+    holds("the new size arrives", || {
+        terminal.send("stty size\n");
+        terminal.screen().contains("37 103")
+    });
+    terminal.send("exit\n");
+    assert_eq!(terminal.wait(), 0);
+}
+
+#[test]
 fn keys_are_signals_inside() {
     let daemon = daemon!();
     let mut terminal = daemon.terminal(SHELL);

@@ -20,6 +20,7 @@ mod routes;
 mod sent;
 mod server;
 mod stream;
+mod target;
 mod tls;
 mod upload;
 mod version;

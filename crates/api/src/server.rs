@@ -27,7 +27,7 @@ use crate::authorization::{Authorization, Peer};
 use crate::door::{Door, Entry, Seat};
 use crate::error::ApiError;
 use crate::plain::Look;
-use crate::{plain, routes};
+use crate::{plain, routes, target};
 
 /// What a request line and its headers may take.
 const MAX_HEAD: usize = 64 << 10;
@@ -350,6 +350,13 @@ async fn connection(
         };
         if let Err(error) = plain::serve(stream, head, answer).await {
             tracing::debug!(%error, "connection ended");
+        }
+        return;
+    }
+    if let Look::Mended(mended) = look {
+        match target::replace(stream, mended).await {
+            Ok(stream) => converse(stream, site, Peer::default(), stop).await,
+            Err(error) => tracing::debug!(%error, "connection ended"),
         }
         return;
     }

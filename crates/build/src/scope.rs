@@ -70,6 +70,8 @@ pub struct Scope {
     globals: Variables,
     given: BTreeMap<String, Option<String>>,
     escape: char,
+    /// Bytes of the labels, names and values.
+    labelled: usize,
     /// Whether `CMD` stands in this file: `ENTRYPOINT` resets one that does not.
     own_command: bool,
 }
@@ -87,7 +89,8 @@ impl Scope {
     ) -> Self {
         let (globals, given) = (globals.clone(), given.clone());
         let environment = Environment::new(&mut config.env, inherited);
-        Self { config, author, environment, globals, given, escape, own_command: false }
+        let labelled = config.labels.iter().map(|(name, value)| name.len() + value.len()).sum();
+        Self { config, author, environment, globals, given, escape, labelled, own_command: false }
     }
 
     /// What was declared so far, for the stages that begin with this one.
@@ -127,7 +130,7 @@ impl Scope {
                     self.environment.set(&mut self.config.env, &name, &value)?;
                 }
             }
-            Step::Label(pairs) => self.config.labels.extend(self.pairs(pairs)?),
+            Step::Label(pairs) => self.label(pairs)?,
             Step::Expose(ports) => {
                 for port in self.words(ports)? {
                     self.config.exposed_ports.extend(port_range(&port)?);
@@ -178,6 +181,20 @@ impl Scope {
     }
 
     /// All values of one instruction see what was there before it.
+    /// `LABEL`: all of them together take no more than the environment may.
+    fn label(&mut self, pairs: &[Pair]) -> Result<(), String> {
+        for (name, value) in self.pairs(pairs)? {
+            let old = self.config.labels.get(&name).map_or(0, |old| name.len() + old.len());
+            let size = self.labelled - old + name.len() + value.len();
+            if size > ENVIRONMENT_MAX {
+                return Err(format!("the labels would take more than {ENVIRONMENT_MAX} bytes with {name}"));
+            }
+            self.labelled = size;
+            self.config.labels.insert(name, value);
+        }
+        Ok(())
+    }
+
     fn pairs(&self, pairs: &[Pair]) -> Result<Vec<(String, String)>, String> {
         let expanded = self.expand_all(pairs.iter().flat_map(|pair| [&pair.name, &pair.value]))?;
         let mut expanded = expanded.into_iter();
@@ -466,6 +483,19 @@ mod tests {
             applied(&mut scope, &format!("ARG A{number}=$E{number}")).unwrap();
         }
         assert_eq!(scope.config.env.last().unwrap(), "E19999=/bin");
+    }
+
+    #[test]
+    fn labels_do_not_grow_without_end() {
+        let mut long = scope(&[]);
+        let value = "x".repeat(100_000);
+        // The same one again takes no more.
+        for _ in 0..40 {
+            applied(&mut long, &format!("LABEL same={value}")).unwrap();
+        }
+        let why = (0..40).find_map(|number| applied(&mut long, &format!("LABEL l{number}={value}")).err());
+        assert!(why.is_some_and(|why| why.contains("labels would take more than 1048576 bytes")));
+        assert_eq!(long.config.labels.len(), 10);
     }
 
     #[test]

@@ -9,8 +9,35 @@ use insula_spec::image::{Descriptor, Platform};
 
 /// A platform that cannot be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("platform {0:?}: OS/ARCHITECTURE[/VARIANT] is expected")]
-pub struct PlatformError(String);
+pub enum PlatformError {
+    #[error("platform {0:?}: OS/ARCHITECTURE[/VARIANT] is expected")]
+    Malformed(String),
+    #[error("platform {0:?}: unknown operating system or architecture")]
+    Unknown(String),
+}
+
+/// Those of Go, which a name that stands alone has to be one of.
+const SYSTEMS: [&str; 15] = [
+    "aix",
+    "android",
+    "darwin",
+    "dragonfly",
+    "freebsd",
+    "illumos",
+    "ios",
+    "js",
+    "linux",
+    "netbsd",
+    "openbsd",
+    "plan9",
+    "solaris",
+    "wasip1",
+    "windows",
+];
+const ARCHITECTURES: [&str; 15] = [
+    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le",
+    "riscv64", "s390x", "sparc64", "wasm",
+];
 
 impl Kinded for PlatformError {
     fn kind(&self) -> Kind {
@@ -122,7 +149,7 @@ fn normal(architecture: &str, variant: Option<&str>) -> (String, Option<String>)
 impl FromStr for Wanted {
     type Err = PlatformError;
     fn from_str(text: &str) -> Result<Self, PlatformError> {
-        let wrong = || PlatformError(text.chars().take(100).collect());
+        let wrong = || PlatformError::Malformed(text.chars().take(100).collect());
         let word = |part: &str| {
             !part.is_empty()
                 && part.len() <= 32
@@ -134,11 +161,16 @@ impl FromStr for Wanted {
             return Err(wrong());
         }
         let (os, architecture, variant) = match parts.as_slice() {
-            [os @ ("linux" | "windows" | "freebsd" | "darwin")] => {
+            [os] if SYSTEMS.contains(os) => {
                 let host = Self::host();
                 return Ok(Self { os: (*os).to_owned(), explicit: true, ..host });
             }
-            [architecture] => ("linux", *architecture, None),
+            [architecture] => {
+                if !ARCHITECTURES.contains(&normal(architecture, None).0.as_str()) {
+                    return Err(PlatformError::Unknown((*architecture).to_owned()));
+                }
+                ("linux", *architecture, None)
+            }
             [os, architecture] => (*os, *architecture, None),
             [os, architecture, variant] => (*os, *architecture, Some(*variant)),
             _ => return Err(wrong()),
@@ -212,6 +244,9 @@ mod tests {
 
     #[test]
     fn malformed_platforms_are_refused() {
+        for unknown in ["foo", "linus", "9"] {
+            assert_eq!(unknown.parse::<Wanted>(), Err(PlatformError::Unknown(unknown.to_owned())));
+        }
         for bad in ["/", "linux/", "a/b/c/d", "linux/a b", "linux//v7", "\u{e9}"] {
             assert!(bad.parse::<Wanted>().is_err(), "{bad}");
         }

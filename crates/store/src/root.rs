@@ -66,7 +66,9 @@ impl Store {
         let quotas = Quotas::probe(root).map(Arc::new);
         containers::sweep(&containers, quotas.as_deref().ok())?;
         make_points(&root.join(POINTS))?;
-        let state = Arc::new(State::open(&root.join("state.db"))?);
+        let database = root.join("state.db");
+        refuse_emptied(&database, &[&containers, &root.join("volumes")])?;
+        let state = Arc::new(State::open(&database)?);
         let content = Arc::new(Content::open(&root.join("content"))?);
         let layers = Arc::new(Layers::open(&root.join("layers"))?);
         let images = Images::open(root, &state, &content, &layers)?;
@@ -228,6 +230,20 @@ pub(crate) fn set_aside(path: &Path, folder: &Path) -> Result<Option<PathBuf>> {
     }
 }
 
+/// An empty database is a new one, unless there is something that only rows can tell whose it is: it would be taken for
+/// nobody's, and removed.
+fn refuse_emptied(database: &Path, owned: &[&Path]) -> Result<()> {
+    let empty = fs::metadata(database).is_ok_and(|file| file.len() == 0);
+    let is_used = |folder: &&&Path| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+    match owned.iter().find(is_used).filter(|_| empty) {
+        Some(folder) => Err(Error::Damaged {
+            path: database.to_owned(),
+            why: format!("it is empty, and {} is not", folder.display()),
+        }),
+        None => Ok(()),
+    }
+}
+
 /// Nothing is removed: containers that run have it below theirs.
 fn make_points(folder: &Path) -> Result<()> {
     make_folder(folder, 0o755)?;
@@ -318,6 +334,24 @@ mod tests {
         let error = store.with_reserve(|| Err::<(), _>(full())).unwrap_err();
         assert_eq!(error.kind(), Kind::Unavailable);
         assert!(store.spend_reserve() && !store.spend_reserve());
+    }
+
+    #[test]
+    fn a_database_that_was_emptied_is_not_a_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("state.db");
+        drop(Store::open(folder.path()).unwrap());
+        fs::write(&database, "").unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        let id = "ab".repeat(32);
+        fs::create_dir(folder.path().join("containers").join(&id)).unwrap();
+        fs::write(&database, "").unwrap();
+        let error = Store::open(folder.path()).unwrap_err();
+        assert!(matches!(&error, Error::Damaged { why, .. } if why.contains("containers is not")), "{error}");
+        assert!(folder.path().join("containers").join(&id).exists());
+        // Who takes it away says so.
+        fs::remove_file(&database).unwrap();
+        Store::open(folder.path()).unwrap();
     }
 
     #[test]

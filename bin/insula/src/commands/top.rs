@@ -179,7 +179,7 @@ pub(crate) struct UpdateArgs {
     /// Processes and threads; -1 is unlimited
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     pids_limit: Option<i64>,
-    /// When to start the container again: no, on-failure[:N], always, unless-stopped
+    /// When to start the container again: no, on-failure[:N], unhealthy[:N], always, unless-stopped
     #[arg(long, value_name = "POLICY")]
     restart: Option<String>,
     /// Names or ids

@@ -95,7 +95,7 @@ pub(crate) fn memory_swap(text: &str) -> anyhow::Result<i64> {
     if text == "-1" { Ok(-1) } else { super::bytes("memory-swap", text) }
 }
 
-/// `no`, `always`, `unless-stopped`, `on-failure[:N]`.
+/// `no`, `always`, `unless-stopped`, `on-failure[:N]`, `unhealthy[:N]`.
 pub(crate) fn restart(text: &str) -> anyhow::Result<RestartPolicy> {
     let (name, count) = text.split_once(':').map_or((text, None), |(name, count)| (name, Some(count)));
     let maximum_retry_count = match (name, count) {
@@ -108,7 +108,9 @@ pub(crate) fn restart(text: &str) -> anyhow::Result<RestartPolicy> {
         }
         ("no" | "always" | "unless-stopped" | "on-failure" | "unhealthy", None) => 0,
         ("no" | "always" | "unless-stopped", Some(_)) => {
-            bail!("invalid restart policy: maximum retry count can only be used with 'on-failure': {text}")
+            bail!(
+                "invalid restart policy: maximum retry count can only be used with 'on-failure' and 'unhealthy': {text}"
+            )
         }
         _ => bail!(
             "invalid restart policy: unknown policy '{text}'; use one of 'no', 'always', 'on-failure', 'unhealthy' or 'unless-stopped'"

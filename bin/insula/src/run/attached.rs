@@ -1,7 +1,9 @@
 //! Being attached: the streams, the window's size, signals.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
-use insula_client::Client;
+use insula_client::{Client, Error};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::streams::{End, Streams};
@@ -26,6 +28,9 @@ const SIGNALS: [(i32, &str); 8] = [
     (18, "CONT"),
 ];
 
+/// How often a daemon is looked for that does not know the size of the window.
+const AGAIN: Duration = Duration::from_millis(200);
+
 /// Signals this process waits for while attached.
 #[derive(Debug)]
 pub(crate) struct Attached<'a> {
@@ -35,6 +40,8 @@ pub(crate) struct Attached<'a> {
     proxy: bool,
     signals: Vec<(i32, &'static str, Signal)>,
     resized: Option<Signal>,
+    /// The daemon does not know the size of the window.
+    untold: bool,
 }
 
 /// How the session ended.
@@ -68,21 +75,23 @@ impl<'a> Attached<'a> {
             true => Some(signal(SignalKind::window_change()).context("wait for SIGWINCH")?),
             false => None,
         };
-        Ok(Self { client, target, tty, proxy, signals, resized })
+        Ok(Self { client, target, tty, proxy, signals, resized, untold: false })
     }
 
-    /// Tells the daemon the size of the window; a process that is gone already has none.
-    pub(crate) async fn resize(&self) {
+    /// Tells the daemon the size of the window; a process that is gone already has none. Where no daemon listens, the
+    /// next one is told.
+    pub(crate) async fn resize(&mut self) {
         let Some((rows, columns)) = terminal::size() else { return };
-        let _ = match self.target {
+        let told = match self.target {
             Target::Container(id) => self.client.resize_container(id, rows, columns).await,
             Target::Exec(id) => self.client.resize_exec(id, rows, columns).await,
         };
+        self.untold = matches!(told, Err(Error::Connect { .. } | Error::Connection { .. }));
     }
 
     /// Changes the size to another one and back, so that a program which was left and is met again
     /// paints its screen.
-    pub(crate) async fn repaint(&self) {
+    pub(crate) async fn repaint(&mut self) {
         if let (Target::Container(id), Some((rows, columns))) = (self.target, terminal::size()) {
             // As in `resize`.
             let _ = self.client.resize_container(id, rows.saturating_add(1), columns).await;
@@ -98,6 +107,7 @@ impl<'a> Attached<'a> {
                 biased;
                 done = &mut work => return Ok(done),
                 () = window(&mut self.resized) => None,
+                () = tokio::time::sleep(AGAIN), if self.untold => None,
                 signal = next_signal(&mut self.signals) => Some(signal),
             };
             match event {
@@ -118,7 +128,7 @@ impl<'a> Attached<'a> {
     }
 
     /// Passes a signal on; with a terminal it ends this process instead.
-    async fn pass_on(&self, number: i32, name: &str) -> Result<(), i32> {
+    async fn pass_on(&mut self, number: i32, name: &str) -> Result<(), i32> {
         match self.target {
             Target::Container(id) if self.proxy && !self.tty => {
                 // The container may have ended in the meantime.

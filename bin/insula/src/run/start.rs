@@ -57,16 +57,17 @@ impl Run for RunArgs {
         match self.execute(&context).await {
             Ok(code) => Ok(code),
             Err(error) if error.is::<Failure>() => Err(error),
-            Err(error) => Err(with_code(125, with_hint(&error))),
+            Err(error) => Err(with_code(125, with_hint(error))),
         }
     }
 }
 
-fn with_hint(error: &anyhow::Error) -> anyhow::Error {
+fn with_hint(error: anyhow::Error) -> anyhow::Error {
     if error.is::<failure::OutputError>() {
-        return Failure { code: 141, message: String::new() }.into();
+        // Silent only where the reader has gone.
+        return with_code(1, error);
     }
-    anyhow::anyhow!(hinted(&failure::describe(error)))
+    anyhow::anyhow!(hinted(&failure::describe(&error)))
 }
 
 fn hinted(message: &str) -> String {

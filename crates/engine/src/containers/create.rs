@@ -9,6 +9,7 @@ use insula_models::{
     VolumeCreateRequest,
 };
 use insula_network::Mode;
+use insula_registry::Wanted;
 use insula_store::{Collection, Image, ImageKind, StagedUpper};
 use jiff::Timestamp;
 
@@ -67,13 +68,16 @@ impl Engine {
         if reference.is_empty() {
             return Err(Error::InvalidArgument("no image was specified".to_owned()));
         }
+        // Before anybody is told that the image is missing, and goes to pull it.
+        let platform = platform.filter(|platform| !platform.is_empty());
+        let platform = platform.as_deref().map(platform_of).transpose()?;
         let image = self.images().resolve(&reference).map_err(|error| no_image(error, &reference))?;
         if let ImageKind::Artifact { kind } = &image.kind {
             return Err(Error::InvalidArgument(format!(
                 "{reference} is an artifact of type {kind:?}, not an image: it has no programs"
             )));
         }
-        check_platform(platform.as_deref(), &image)?;
+        check_platform(platform.as_ref(), &image)?;
         laps.lap("image");
         self.create_of(name, image, (config, host, networking), Own::default(), laps)
             .map(|(_, answer)| answer)
@@ -393,13 +397,14 @@ fn no_image(error: Error, reference: &str) -> Error {
     }
 }
 
-fn check_platform(platform: Option<&str>, image: &Image) -> Result<()> {
-    let Some(platform) = platform.filter(|platform| !platform.is_empty()) else { return Ok(()) };
-    let mut parts = platform.split('/');
-    let os = parts.next().unwrap_or_default();
-    let architecture = parts.next();
-    let matches = os == image.config.os && architecture.is_none_or(|a| a == image.config.architecture);
-    if matches {
+fn platform_of(text: &str) -> Result<Wanted> {
+    Wanted::parse(text).map_err(|error| Error::InvalidArgument(error.to_string()))
+}
+
+fn check_platform(platform: Option<&Wanted>, image: &Image) -> Result<()> {
+    let Some(platform) = platform else { return Ok(()) };
+    let config = &image.config;
+    if platform.accepts(&config.os, &config.architecture, config.variant.as_deref()) {
         return Ok(());
     }
     Err(Error::NotFound(format!(

@@ -122,6 +122,10 @@ fn bind_of(text: &str) -> Result<Wanted> {
 
 #[derive(Default)]
 struct BindOptions<'a> {
+    /// Said at most once, as everything here.
+    written: bool,
+    labelled: bool,
+    consistent: bool,
     readonly: bool,
     nocopy: bool,
     propagation: Option<&'a str>,
@@ -129,17 +133,22 @@ struct BindOptions<'a> {
 
 impl<'a> BindOptions<'a> {
     fn take(&mut self, word: &'a str) -> Option<()> {
-        match word {
-            "ro" | "readonly" => self.readonly = true,
-            "nocopy" => self.nocopy = true,
-            // SELinux labels and consistency mean nothing here, as with Docker on such hosts.
-            "rw" | "z" | "Z" | "consistent" | "cached" | "delegated" | "default" => {}
-            word if PROPAGATIONS.contains(&word) && self.propagation.is_none() => {
-                self.propagation = Some(word)
+        // SELinux labels and consistency mean nothing here, as with Docker on such hosts.
+        let said = match word {
+            "ro" | "readonly" => {
+                self.readonly = true;
+                std::mem::replace(&mut self.written, true)
             }
-            _ => return None,
-        }
-        Some(())
+            "rw" => std::mem::replace(&mut self.written, true),
+            "z" | "Z" => std::mem::replace(&mut self.labelled, true),
+            "consistent" | "cached" | "delegated" | "default" => {
+                std::mem::replace(&mut self.consistent, true)
+            }
+            "nocopy" => std::mem::replace(&mut self.nocopy, true),
+            word if PROPAGATIONS.contains(&word) => self.propagation.replace(word).is_some(),
+            _ => true,
+        };
+        (!said).then_some(())
     }
 }
 
@@ -401,7 +410,18 @@ mod tests {
 
     #[test]
     fn malformed_binds_name_themselves() {
-        for bad in ["a:b", "/a:/", "/a:/b:rw:x", "/a:/b:what", ":/b", "data:/d:rslave", "relative", ""] {
+        for bad in [
+            "a:b",
+            "/a:/",
+            "/a:/b:rw:x",
+            "/a:/b:what",
+            "/a:/b:ro,rw",
+            "/a:/b:z,Z",
+            ":/b",
+            "data:/d:rslave",
+            "relative",
+            "",
+        ] {
             let error = binds(&[bad]).unwrap_err().to_string();
             assert!(error.contains(bad), "{error}");
         }

@@ -62,11 +62,12 @@ pub(crate) fn check(config: &LogConfig) -> Result<()> {
 
 /// The log of a container whose logs are below `folder`.
 pub(crate) fn plan(config: &LogConfig, folder: &Path, subject: &Subject<'_>) -> Result<LogPlan> {
-    let mut options = Options { driver: &config.r#type, left: config.config.clone() };
+    let driver = Some(config.r#type.as_str()).filter(|driver| !driver.is_empty()).unwrap_or("json-file");
+    let mut options = Options { driver, left: config.config.clone() };
     options.mode()?;
-    let plan = match config.r#type.as_str() {
+    let plan = match driver {
         "none" => LogPlan::None,
-        "" | "json-file" => json_file(&mut options, folder, subject)?,
+        "json-file" => json_file(&mut options, folder, subject)?,
         "local" => local(&mut options, folder, "")?,
         "syslog" => receivers::syslog(&mut options, folder, subject)?,
         "journald" => receivers::journald(&mut options, folder, subject)?,
@@ -299,6 +300,8 @@ mod tests {
         ] {
             assert!(of(bad.clone()).is_err(), "{bad:?}");
         }
+        let error = check(&config("", &[("nosuch", "x")])).unwrap_err();
+        assert_eq!(error.to_string(), "unknown log opt 'nosuch' for json-file log driver");
     }
 
     #[test]

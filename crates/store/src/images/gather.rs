@@ -4,12 +4,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::{BufReader, Read};
-use std::thread;
 
-use insula_base::{DiffId, Digest};
+use insula_base::{DiffId, Digest, thread};
 use insula_spec::image::{DOCUMENT_MAX, Descriptor, Index, Manifest};
 
-use super::stage::{Rest, Staged, layer_compression, stage};
+use super::stage::{Rest, Staged, archive_compression, layer_compression, stage};
 use super::{Images, IngestedBlob, LayerLease, Progress};
 use crate::archive::{Archive, Entry, EntryKind};
 use crate::stream::{Chunks, channel, pump};
@@ -21,7 +20,7 @@ const DOCUMENTS_MAX: usize = 32 << 20;
 const MEMBERS_MAX: usize = 1 << 16;
 /// Links that are followed from one member to another.
 const ALIASES_MAX: usize = 16;
-/// Enough to tell a tar header, gzip, zstd and JSON apart.
+/// Enough to tell a tar header, compressed ones and JSON apart.
 const HEAD: usize = 512;
 /// Blobs of artifacts that are larger are not kept in memory.
 const SMALL: u64 = 64 << 10;
@@ -100,9 +99,10 @@ pub(super) fn gather(
     images: &Images,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Gathered> {
-    thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let (sender, chunks) = channel();
-        scope.spawn(move || pump(BufReader::with_capacity(BUFFER, input), &sender, None));
+        let reading = move || pump(BufReader::with_capacity(BUFFER, input), &sender, None);
+        thread::scoped(scope, "read", reading).map_err(Error::Thread)?;
         let mut gathering = Gathering {
             images,
             progress,
@@ -161,8 +161,12 @@ impl Gathering<'_> {
 
     fn file(&mut self, name: String, archive: &mut Archive<Chunks>) -> Result<()> {
         let size = archive.left();
-        let compression = layer_compression(archive.peek(HEAD)?);
         let digest = blob_digest(&name);
+        let head = archive.peek(HEAD)?;
+        let compression = match &digest {
+            Some(_) => layer_compression(head),
+            None => archive_compression(head),
+        };
         let of_artifact = digest.as_ref().is_some_and(|digest| self.of_artifacts.contains(digest));
         let as_it_is = match compression {
             Some(_) => of_artifact,

@@ -10,10 +10,9 @@
 
 use std::io::{self, BufRead};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::thread;
 
 use bytes::Bytes;
-use insula_base::{DiffId, Digest};
+use insula_base::{DiffId, Digest, thread};
 use insula_spec::image::media;
 
 use crate::content::Incoming;
@@ -26,7 +25,7 @@ use crate::{Content, Error, Layers, Result};
 #[derive(Debug)]
 pub(super) struct Staged {
     pub(super) pending: Pending,
-    /// Digest of the archive as it came.
+    /// Digest of the archive as it is kept: as it came, or plain where that cannot be a blob of an image.
     pub(super) blob: Digest,
     /// Digest of the archive without compression.
     pub(super) diff: DiffId,
@@ -66,10 +65,8 @@ pub(super) fn stage(
     let recorder = Recorder::begin(recipe.path(), root.as_fd())?;
     let sharing = pending.sharing();
     let media_type = match compression {
-        Compression::None => None,
-        Compression::Xz | Compression::Bzip2 => {
-            return Err(Error::Archive(format!("a layer cannot be compressed with {compression:?}")));
-        }
+        // What no media type stands for is kept as if it had come plain.
+        Compression::None | Compression::Xz | Compression::Bzip2 => None,
         Compression::Gzip => Some(media::LAYER_GZIP),
         Compression::Zstd => Some(media::LAYER_ZSTD),
     };
@@ -85,16 +82,17 @@ pub(super) fn stage(
         }
         Ok(chunk)
     };
-    thread::scope(|scope| {
-        let hashing = Hashing::start(scope);
+    std::thread::scope(|scope| {
+        let hashing = Hashing::start(scope)?;
         let (sender, chunks) = channel();
-        let worker = scope.spawn(move || match compression {
+        let worker = thread::scoped(scope, "unpack", move || match compression {
             Compression::None => {
                 unpack_plain(chunks, &root, recorder, sharing).map(|unpacked| (unpacked, None))
             }
             _ => unpack_compressed(chunks, &root, recorder, sharing)
                 .map(|(unpacked, diff)| (unpacked, Some(diff))),
-        });
+        })
+        .map_err(Error::Thread)?;
         let fed = feed(&hashing, sender, rest, &mut next);
         let outcome = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         // If the stream failed, that is the reason for whatever the worker says.
@@ -102,6 +100,7 @@ pub(super) fn stage(
         let (unpacked, diff) = outcome?;
         let blob = hashing.finish();
         let diff = DiffId(diff.unwrap_or_else(|| blob.clone()));
+        let blob = if media_type.is_some() { blob } else { diff.0.clone() };
         pending.keys().write(recipe.path())?;
         layers.protect(&pending, &recipe)?;
         Ok((blob, diff, unpacked))
@@ -158,25 +157,31 @@ fn unpack_compressed(
     recorder: Recorder,
     sharing: Option<Sharing>,
 ) -> Result<(Unpacked, Digest)> {
-    thread::scope(|scope| {
-        let hashing = Hashing::start(scope);
+    std::thread::scope(|scope| {
+        let hashing = Hashing::start(scope)?;
         let (sender, plain) = channel();
-        let decoding = scope.spawn(move || {
+        let decoding = thread::scoped(scope, "decompress", move || {
             pump(chunks, &sender, Some(&hashing));
             drop(sender);
             hashing.finish()
-        });
+        })
+        .map_err(Error::Thread)?;
         let unpacked = unpack_plain(plain, root, recorder, sharing);
         let digest = decoding.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok((unpacked?, digest))
     })
 }
 
-/// The compression of what begins with `head`, if it can be a layer's archive.
+/// The compression of what begins with `head`, if it can be a layer's archive and a blob.
 pub(super) fn layer_compression(head: &[u8]) -> Option<Compression> {
+    archive_compression(head)
+        .filter(|compression| !matches!(compression, Compression::Xz | Compression::Bzip2))
+}
+
+/// The same where it need not be a blob: a member of Docker's own archives, which is named as one likes.
+pub(super) fn archive_compression(head: &[u8]) -> Option<Compression> {
     match Compression::of(head) {
-        Compression::None if crate::archive::looks_like_tar(head) => Some(Compression::None),
-        Compression::None | Compression::Xz | Compression::Bzip2 => None,
-        compressed => Some(compressed),
+        Compression::None if !crate::archive::looks_like_tar(head) => None,
+        compression => Some(compression),
     }
 }

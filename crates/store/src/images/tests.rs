@@ -143,6 +143,33 @@ fn assert_empty(store: &Store) {
 }
 
 #[test]
+fn layers_of_a_docker_archive_come_in_any_compression() {
+    need_root!();
+    let plain = tar(&[("etc/one", b"1")]);
+    let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
+    for compress in [gzip, zstd, xz, bzip2] {
+        let (_folder, store) = store();
+        let packed = compress(&plain);
+        let config = config(&[&plain], "x");
+        let manifest = json!([{"Config": "c.json", "RepoTags": ["app:1"], "Layers": ["l/layer.tar"]}]);
+        let archive = tar(&[
+            ("l/layer.tar", &packed),
+            ("c.json", &config),
+            ("manifest.json", manifest.to_string().as_bytes()),
+        ]);
+        load(&store, &archive).unwrap();
+        let image = store.images().resolve("app:1").unwrap();
+        assert_eq!(std::fs::read(image.layer_paths()[0].join("etc/one")).unwrap(), b"1");
+        // What is saved of it can be loaded again.
+        let mut saved = Vec::new();
+        store.images().save(&["app:1".to_owned()], IndexParts::Meant, &mut saved).unwrap();
+        let (_other, other) = self::store();
+        load(&other, &saved).unwrap();
+        assert_eq!(other.images().resolve("app:1").unwrap().id, image.id);
+    }
+}
+
+#[test]
 fn a_docker_archive_is_loaded_in_any_compression() {
     need_root!();
     let (one, two) = (tar(&[("etc/one", b"1"), ("bin/sh", b"#!")]), tar(&[("etc/two", b"22")]));
