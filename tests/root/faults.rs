@@ -258,8 +258,8 @@ fn a_stopped_monitor_fails_requests_and_nothing_else() {
     assert_eq!((daemon.pid_of("box"), daemon.inspect("box", "/State/Paused")), (pid, false.into()));
     assert_eq!(daemon.inspect("box", "/HostConfig/PidsLimit").as_i64().unwrap_or_default(), 0);
     daemon.exec("box", "ip addr show eth0").ok();
-    daemon.insula(&["stop", "-t", "0", "box"]).ok();
-    assert_eq!(daemon.inspect("box", "/State/ExitCode"), 137);
+    daemon.insula(&["stop", "box"]).ok();
+    assert_eq!(daemon.inspect("box", "/State/ExitCode"), 143);
 }
 
 #[test]
@@ -326,7 +326,10 @@ fn where_no_thread_is_left_requests_fail_and_the_daemon_lives() {
             let outcome = daemon.insula(request);
             write("pids.max", "max");
             if outcome.code != 0 {
-                assert!(outcome.stderr.contains("start a thread"), "{request:?} with {more} more: {outcome}");
+                // An answer that has begun is cut off.
+                let said =
+                    ["start a thread", "unexpected EOF"].iter().any(|why| outcome.stderr.contains(why));
+                assert!(said, "{request:?} with {more} more: {outcome}");
                 refused += 1;
             }
         }

@@ -26,7 +26,7 @@ pub(crate) async fn transfer<T: Send + 'static>(
             // Who asked may have gone away.
             let _ = tell.send(result);
         })
-        .map_err(Error::Thread)?;
+        .map_err(|error| Error::Unavailable(format!("start a thread: {error}")))?;
     told.await.unwrap_or_else(|error| Err(ended(error)))
 }
 
