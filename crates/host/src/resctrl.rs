@@ -114,7 +114,7 @@ impl Resctrl {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             said => context(said, "read", Path::new(OWN))?,
         };
-        Ok(Visit { home: own_group(&self.root, &said) })
+        Ok(Visit { homes: own_groups(&self.root, &said) })
     }
 
     fn fill(&self, plan: &RdtPlan, group: &Path, made: bool) -> Result<(), Error> {
@@ -150,28 +150,31 @@ fn monitor(root: &Path, group: &str, name: &str) -> PathBuf {
     root.join(group).join("mon_groups").join(name)
 }
 
-/// Of `res:NAME` and `mon:NAME`. The group of all others is `/`, and that of who is not counted apart has no name.
-fn own_group(root: &Path, said: &str) -> PathBuf {
+/// Of `res:NAME` and `mon:NAME`, in the order in which they are entered. The group of all others is `/`, and that of who
+/// is not counted apart has no name.
+fn own_groups(root: &Path, said: &str) -> Vec<PathBuf> {
     let name = |key| {
         let line = said.lines().find_map(|line: &str| line.strip_prefix(key));
         line.map_or("", |path| path.trim().trim_matches('/'))
     };
     match (name("res:"), name("mon:")) {
-        (group, "") => root.join(group),
-        (group, counted) => monitor(root, group, counted),
+        (group, "") => vec![root.join(group)],
+        (group, counted) => vec![root.join(group), monitor(root, group, counted)],
     }
 }
 
 /// The calling process as a guest in another group.
 #[derive(Debug)]
 pub struct Visit {
-    home: PathBuf,
+    homes: Vec<PathBuf>,
 }
 
 impl Drop for Visit {
     fn drop(&mut self) {
-        // Where its own group is gone meanwhile it stays.
-        let _ = std::fs::write(self.home.join("tasks"), std::process::id().to_string());
+        // That it is counted in takes only who is in the one above. Where its own group is gone meanwhile it stays.
+        for home in &self.homes {
+            let _ = std::fs::write(home.join("tasks"), std::process::id().to_string());
+        }
     }
 }
 
@@ -181,17 +184,21 @@ mod tests {
 
     #[test]
     fn who_visits_goes_home() {
-        let home = |said: &str| own_group(Path::new("/r"), said);
-        assert_eq!(home("res:gold\nmon:\n"), Path::new("/r/gold"));
-        assert_eq!(home("res:gold\nmon:box\n"), Path::new("/r/gold/mon_groups/box"));
-        assert_eq!(home("res:/\nmon:box\n"), Path::new("/r/mon_groups/box"));
+        let homes = |said: &str| own_groups(Path::new("/r"), said);
+        let paths = |list: &[&str]| list.iter().map(PathBuf::from).collect::<Vec<_>>();
+        assert_eq!(homes("res:gold\nmon:\n"), paths(&["/r/gold"]));
+        assert_eq!(homes("res:gold\nmon:box\n"), paths(&["/r/gold", "/r/gold/mon_groups/box"]));
+        assert_eq!(homes("res:/\nmon:box\n"), paths(&["/r/", "/r/mon_groups/box"]));
         for nowhere in ["res:/\nmon:\n", "res:\nmon:\n", ""] {
-            assert_eq!(home(nowhere), Path::new("/r"));
+            assert_eq!(homes(nowhere), paths(&["/r"]));
         }
         let (folder, resctrl) = host();
-        drop(Visit { home: resctrl.root });
-        let tasks = std::fs::read_to_string(folder.path().join("tasks")).unwrap();
-        assert_eq!(tasks, std::process::id().to_string());
+        std::fs::create_dir_all(folder.path().join("mon_groups/box")).unwrap();
+        drop(Visit { homes: own_groups(&resctrl.root, "res:/\nmon:box\n") });
+        for tasks in ["tasks", "mon_groups/box/tasks"] {
+            let tasks = std::fs::read_to_string(folder.path().join(tasks)).unwrap();
+            assert_eq!(tasks, std::process::id().to_string());
+        }
     }
 
     /// What the kernel would fill a new folder with is written by hand.

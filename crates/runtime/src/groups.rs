@@ -8,7 +8,7 @@ use insula_spec::bundle::{self, BundleDevices, DeviceVerdict, UnitPlan, Verdict}
 use insula_spec::plan::ContainerPlan;
 
 use crate::error::{Error, Result};
-use crate::scope::{Held, Scope, Unit};
+use crate::scope::{self, Held, Scope, Unit};
 use crate::store::{Folder, Record};
 
 /// Whether a container needs its control groups.
@@ -115,6 +115,7 @@ fn in_scope(
 ) -> Result<Vec<String>> {
     let layout = Layout::probe_all()?;
     let told = layout.v1("devices").map(|_| policy(&record.plan));
+    told.as_ref().map_or(Ok(()), scope::check_devices)?;
     let mut scope = Scope::start(plan, unit, &record.id, told.as_ref())?;
     let path = scope.path.clone();
     record.plan.cgroup.path.clone_from(&path);
@@ -195,21 +196,39 @@ fn policy_of(asked: &BundleDevices) -> DevicePolicy {
 /// Has a container that runs use other devices from now on, and notes it; returns what the user should know.
 pub(crate) fn change_devices(
     record: &mut Record,
+    folder: &Folder,
     group: &Group,
     held: Option<&mut Held<'_>>,
     new: BundleDevices,
 ) -> Result<Vec<String>> {
-    let bundle = record.plan.bundle.get_or_insert_default();
     if insula_sys::process::in_user_namespace() {
         return Err(Error::Unsupported("a change of resources.devices in a user namespace".to_owned()));
     }
     let policy = policy_of(&new);
-    group.change_devices(&policy_of(&bundle.device_policy), &policy)?;
-    bundle.device_policy = new;
-    let Some(warnings) = held.map(|held| held.allow(&policy)).transpose()?.flatten() else {
-        return Ok(Vec::new());
+    if held.is_some() && group.has_device_list() {
+        scope::check_devices(&policy)?;
+    }
+    let noted = &record.plan.bundle.get_or_insert_default().device_policy;
+    let old: Vec<DevicePolicy> = std::iter::once(noted).chain(&record.tried_devices).map(policy_of).collect();
+    group.check_device_change(&old, &policy)?;
+    // Noted before anything is changed: whatever fails below, it is known what may be there.
+    if !record.tried_devices.contains(&new) {
+        record.tried_devices.push(new.clone());
+    }
+    folder.write(record)?;
+    group.change_devices(&old, &policy)?;
+    let warnings = match held.map(|held| held.allow(&policy)).transpose()?.flatten() {
+        Some(warnings) => {
+            // It has written what it knows of them, which is never more.
+            let least =
+                if policy == DevicePolicy::All { policy.clone() } else { DevicePolicy::Only(Vec::new()) };
+            group.change_devices(&[least], &policy)?;
+            warnings
+        }
+        None => Vec::new(),
     };
-    // It has written what it knows of them.
-    group.allow_devices(&policy)?;
+    record.plan.bundle.get_or_insert_default().device_policy = new;
+    record.tried_devices.clear();
+    folder.write(record)?;
     Ok(warnings)
 }

@@ -196,8 +196,7 @@ pub fn update(root: &Path, id: &str, resources: &Resources) -> Result<Vec<String
     let mut held = unit.as_ref().map(Unit::connect).transpose()?;
     let mut warnings = Vec::new();
     if let Some(devices) = devices {
-        warnings.extend(groups::change_devices(&mut record, &group, held.as_mut(), devices)?);
-        folder.write(&record)?;
+        warnings.extend(groups::change_devices(&mut record, &folder, &group, held.as_mut(), devices)?);
     }
     warnings.extend(group.limit(&limits)?);
     if let Some(mut held) = held
@@ -216,7 +215,7 @@ fn new_devices(record: &Record, resources: &Resources) -> Result<Option<BundleDe
     }
     let new = bundle::devices(list, "resources.devices")?;
     let old = record.plan.bundle.as_ref().map(|bundle| &bundle.device_policy);
-    Ok(Some(new).filter(|new| old != Some(new)))
+    Ok(Some(new).filter(|new| old != Some(new) || !record.tried_devices.is_empty()))
 }
 
 /// Pids of the container's processes.

@@ -187,15 +187,23 @@ fn properties(
     (all, warnings)
 }
 
+/// In version 1 systemd writes what it knows of devices with every other property, and has no word for those that are
+/// denied: it would allow them all.
+pub(crate) fn check_devices(policy: &DevicePolicy) -> Result<()> {
+    if matches!(policy, DevicePolicy::Listed(_)) {
+        return Err(Error::Unsupported(
+            "resources.devices: with --systemd-cgroup on version 1 of control groups, what denies a part of the devices \
+             that are allowed"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
 fn device_properties(policy: &DevicePolicy, warnings: &mut Vec<String>) -> Vec<(String, UnitValue)> {
     let rules = match policy {
-        DevicePolicy::All => return Vec::new(),
-        DevicePolicy::Listed(_) => {
-            let lost =
-                "systemd has no word for devices that are denied: all are allowed once it is loaded anew";
-            warnings.push(lost.to_owned());
-            return Vec::new();
-        }
+        // What is denied is no property: see `check_devices`.
+        DevicePolicy::All | DevicePolicy::Listed(_) => return Vec::new(),
         DevicePolicy::Only(rules) => rules,
     };
     let majors = std::fs::read_to_string("/proc/devices").unwrap_or_default();
@@ -326,6 +334,13 @@ mod tests {
         // A number of each driver is not all of them.
         assert_eq!(one(rule(DeviceKind::Char, None, Some(3), false)), is(&[]));
         assert_eq!(unknown, ["block 9:*", "char *:3"]);
+    }
+
+    #[test]
+    fn systemd_has_no_word_for_what_is_denied() {
+        check_devices(&DevicePolicy::All).unwrap();
+        check_devices(&DevicePolicy::Only(Vec::new())).unwrap();
+        assert!(matches!(check_devices(&DevicePolicy::Listed(Vec::new())), Err(Error::Unsupported(_))));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use insula_base::{Durability, replace};
 use insula_host::cgroup::Group;
-use insula_spec::bundle::{RdtPlan, State, Status, VERSION};
+use insula_spec::bundle::{BundleDevices, RdtPlan, State, Status, VERSION};
 use insula_spec::plan::ContainerPlan;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -38,13 +38,26 @@ pub struct Record {
     /// None where the control groups are the runtime's own.
     #[serde(default)]
     pub unit: Option<Unit>,
+    /// Devices that a change which has not come to its end may have allowed, in whole or in part, instead of those of the
+    /// plan.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tried_devices: Vec<BundleDevices>,
 }
 
 impl Record {
     /// Of a container that does not stand yet.
     pub(crate) fn new(id: &str, bundle: PathBuf, plan: ContainerPlan) -> Self {
         let created = jiff::Timestamp::now().to_string();
-        Self { id: id.to_owned(), bundle, created, pid: 0, start_time: 0, plan, unit: None }
+        Self {
+            id: id.to_owned(),
+            bundle,
+            created,
+            pid: 0,
+            start_time: 0,
+            plan,
+            unit: None,
+            tried_devices: Vec::new(),
+        }
     }
 
     /// The group of resctrl that it is in.

@@ -91,6 +91,7 @@ const NAME: [u8; 16] = *b"insula_devices\0\0";
 const MOST: usize = 64;
 
 /// The first members of `union bpf_attr` for `BPF_PROG_LOAD`.
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct Load {
     program_type: u32,
@@ -106,6 +107,7 @@ struct Load {
 }
 
 /// The first members of `union bpf_attr` for `BPF_PROG_ATTACH` and `BPF_PROG_DETACH`.
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct Attach {
     target: u32,
@@ -114,7 +116,8 @@ struct Attach {
     flags: u32,
 }
 
-/// The first members of `union bpf_attr` for `BPF_PROG_QUERY`.
+/// All members of `union bpf_attr` for `BPF_PROG_QUERY`. The kernel writes the last of them whatever size it was told.
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct Query {
     target: u32,
@@ -124,9 +127,26 @@ struct Query {
     ids: u64,
     count: u32,
     reserved: u32,
+    attach_flags_each: u64,
+    links: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+const _: () = assert!(size_of::<Query>() == 64 && std::mem::offset_of!(Query, revision) == 56);
+
+/// What the kernel may write beyond what it knows a program to have: `union bpf_attr` is as long as its longest member.
+const ROOM: usize = 160;
+
+/// Attributes with room behind them.
+#[repr(C)]
+struct Roomy<T> {
+    attributes: T,
+    room: [u8; ROOM],
 }
 
 /// The same for `BPF_PROG_GET_FD_BY_ID`.
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct ById {
     id: u32,
@@ -135,6 +155,7 @@ struct ById {
 }
 
 /// The same for `BPF_OBJ_GET_INFO_BY_FD`.
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct Information {
     program: u32,
@@ -212,6 +233,10 @@ pub fn device_programs(cgroup: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
         ids: ids.as_mut_ptr() as u64,
         count: MOST as u32,
         reserved: 0,
+        attach_flags_each: 0,
+        links: 0,
+        link_attach_flags: 0,
+        revision: 0,
     };
     call(PROG_QUERY, &mut query)?;
     let mut programs = Vec::new();
@@ -236,17 +261,19 @@ fn name_of(program: &OwnedFd) -> io::Result<[u8; 16]> {
 }
 
 /// A call that makes a descriptor.
-fn descriptor<T>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {
+fn descriptor<T: Copy>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {
     let fd = call(command, attributes)?;
     // SAFETY: the kernel has just made this descriptor for us and nobody else knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn call<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
-    // SAFETY: `attributes` is a live, fully initialised prefix of `union bpf_attr` of the given size
-    // (the kernel takes the rest as zero), of whose plain numbers the kernel may change some; what pointers in it
-    // lead to outlives the call and has the length that stands beside them.
+fn call<T: Copy>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
+    let mut roomy = Roomy { attributes: *attributes, room: [0; ROOM] };
+    // SAFETY: `roomy` begins with a live, fully initialised prefix of `union bpf_attr` of the given size
+    // (the kernel takes the rest as zero), of whose plain numbers the kernel may change some, and those that it adds
+    // behind them find room; what pointers in it lead to outlives the call and has the length that stands beside them.
     let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(&mut roomy), size_of::<T>()) };
+    *attributes = roomy.attributes;
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
 }

@@ -199,9 +199,20 @@ impl Group {
         devices::apply(self, policy)
     }
 
-    /// The same for a group that has allowed others.
-    pub fn change_devices(&self, old: &DevicePolicy, new: &DevicePolicy) -> Result<()> {
+    /// The same for a group that has allowed one of the old ones: more than one where a change has failed.
+    pub fn change_devices(&self, old: &[DevicePolicy], new: &DevicePolicy) -> Result<()> {
         devices::change(self, old, new)
+    }
+
+    /// Whether that can be done; changes nothing.
+    pub fn check_device_change(&self, old: &[DevicePolicy], new: &DevicePolicy) -> Result<()> {
+        devices::check_change(self, old, new)
+    }
+
+    /// Whether it has devices that version 1 decides over.
+    #[must_use]
+    pub fn has_device_list(&self) -> bool {
+        self.v1("devices").is_some()
     }
 
     /// Stops every process of the group, or lets them go on; returns when they are. What cannot be stopped

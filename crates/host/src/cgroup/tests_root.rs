@@ -284,10 +284,45 @@ fn change_devices(layout: &Layout) {
         (DevicePolicy::All, "null\n"),
         (only_null(), "null\ndenied\n"),
     ];
-    for pair in policies.windows(2) {
-        group.0.change_devices(&pair[0].0, &pair[1].0).unwrap();
-        assert_eq!(Shell::run(&group.0, TRY_DEVICES).output(), pair[1].1, "{:?}", pair[1].0);
+    let try_devices = || Shell::run(&group.0, TRY_DEVICES).output();
+    let mut stands = policies[0].0.clone();
+    for (policy, expected) in &policies[1..] {
+        let old = std::slice::from_ref(&stands);
+        let is_another_default =
+            matches!(stands, DevicePolicy::Only(_)) != matches!(policy, DevicePolicy::Only(_));
+        if group.0.has_device_list() && is_another_default {
+            let before = try_devices();
+            assert!(matches!(group.0.check_device_change(old, policy), Err(Error::Unsupported(_))));
+            assert!(matches!(group.0.change_devices(old, policy), Err(Error::Unsupported(_))));
+            assert_eq!(try_devices(), before);
+            continue;
+        }
+        group.0.check_device_change(old, policy).unwrap();
+        group.0.change_devices(old, policy).unwrap();
+        assert_eq!(try_devices(), *expected, "{policy:?}");
+        stands = policy.clone();
     }
+    // One of those that were tried stands, nobody knows which.
+    let zero = DevicePolicy::Only(vec![DeviceRule { minor: Some(5), ..null_rule() }]);
+    group.0.change_devices(&[stands.clone()], &zero).unwrap();
+    group.0.change_devices(&[stands, zero.clone()], &only_null()).unwrap();
+    assert_eq!(try_devices(), "null\ndenied\n");
+    group.0.change_devices(&[only_null(), zero.clone()], &zero).unwrap();
+    assert_eq!(try_devices(), "");
+}
+
+#[test]
+fn a_device_program_without_its_name_is_not_beside_another() {
+    let mut layout = Layout::probe().unwrap();
+    layout.hierarchies.retain(|each| each.version == Version::V2);
+    if !is_root() || layout.hierarchies.is_empty() {
+        return eprintln!("skipped: needs root and cgroup2");
+    }
+    // As if an earlier version had made it: none by that name is there.
+    let group = Owned::new(&layout, Resources::default(), &DevicePolicy::All);
+    let error = group.0.change_devices(&[only_null()], &DevicePolicy::All).unwrap_err();
+    assert!(error.to_string().contains("earlier version"), "{error}");
+    group.0.change_devices(&[DevicePolicy::All], &only_null()).unwrap();
 }
 
 #[test]

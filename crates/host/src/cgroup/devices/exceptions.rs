@@ -18,6 +18,9 @@ pub(super) struct Exceptions {
     all: BTreeMap<Devices, u8>,
 }
 
+/// Of exceptions, and of rules that they are made of: each new one meets all that there are.
+const MOST: usize = 4096;
+
 /// Devices of one kind; a number that is not there is any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Devices {
@@ -58,13 +61,24 @@ impl Devices {
     }
 }
 
+const TOO_MANY: Error = Error::Unsupported(
+    "version 1 of control groups with more than 4096 device rules, or as many that they come to with those that two of \
+     them have in common",
+);
+
 impl Exceptions {
     pub(super) fn of(policy: &DevicePolicy) -> Result<Self> {
         if *policy == DevicePolicy::All {
             return Ok(Self { default: Verdict::Allow, all: BTreeMap::new() });
         }
         let list = policy.verdicts();
-        let told = Self::over(Verdict::Deny, &list).or_else(|| Self::over(Verdict::Allow, &list));
+        if list.len() > MOST {
+            return Err(TOO_MANY);
+        }
+        let told = match Self::over(Verdict::Deny, &list)? {
+            None => Self::over(Verdict::Allow, &list)?,
+            told => told,
+        };
         told.ok_or(Error::Unsupported(
             "version 1 of control groups cannot deny a part of the devices that a pattern allows, nor allow a part of \
              those that one denies",
@@ -72,33 +86,34 @@ impl Exceptions {
     }
 
     /// None where a part of a pattern would have to be taken out of it.
-    fn over(default: Verdict, list: &[(Verdict, DeviceRule)]) -> Option<Self> {
+    fn over(default: Verdict, list: &[(Verdict, DeviceRule)]) -> Result<Option<Self>> {
         let mut told = Self { default, all: BTreeMap::new() };
         if default == Verdict::Allow {
             // A list begins with nothing.
-            ['b', 'c']
-                .into_iter()
-                .for_each(|kind| told.add(Devices { kind, major: None, minor: None }, EVERY));
+            for kind in ['b', 'c'] {
+                told.add(Devices { kind, major: None, minor: None }, EVERY)?;
+            }
         }
         for (verdict, rule) in list {
             for devices in Devices::of(rule) {
-                if *verdict == default {
-                    told.remove(devices, access(rule))?;
-                } else {
-                    told.add(devices, access(rule));
+                if *verdict != default {
+                    told.add(devices, access(rule))?;
+                } else if told.remove(devices, access(rule)).is_none() {
+                    return Ok(None);
                 }
             }
         }
-        Some(told)
+        Ok(Some(told))
     }
 
-    fn add(&mut self, devices: Devices, access: u8) {
+    fn add(&mut self, devices: Devices, access: u8) -> Result<()> {
         let met = self.all.iter().filter_map(|(known, has)| Some((known.meet(&devices)?, has | access)));
         let met: Vec<(Devices, u8)> =
             met.chain([(devices, access)]).filter(|(_, access)| *access != 0).collect();
         for (devices, access) in met {
             *self.all.entry(devices).or_default() |= access;
         }
+        if self.all.len() > MOST { Err(TOO_MANY) } else { Ok(()) }
     }
 
     fn remove(&mut self, devices: Devices, access: u8) -> Option<()> {
@@ -128,14 +143,24 @@ impl Exceptions {
         member.write_each(add, &self.beyond(&BTreeMap::new()))
     }
 
-    /// What has stood there is known: what may be used before and after may be used all the time.
-    pub(super) fn write_over(&self, old: &Self, member: &Member) -> Result<()> {
-        if self.default != old.default {
-            return self.write(member);
-        }
+    /// One of these has stood there, whole or in part: what may be used before and after may be used all the time.
+    pub(super) fn write_over(&self, old: &[Self], member: &Member) -> Result<()> {
         let (add, remove) = self.files();
-        member.write_each(add, &self.beyond(&old.all))?;
-        member.write_each(remove, &old.beyond(&self.all))
+        let known = if let [old] = old { &old.all } else { &BTreeMap::new() };
+        member.write_each(add, &self.beyond(known))?;
+        old.iter().try_for_each(|old| member.write_each(remove, &old.beyond(&self.all)))
+    }
+
+    /// Another default would begin with everything allowed, or nothing, which whoever runs would see; and with groups
+    /// below the kernel refuses it.
+    pub(super) fn check_over(&self, old: &[Self]) -> Result<()> {
+        if old.iter().all(|old| old.default == self.default) {
+            return Ok(());
+        }
+        Err(Error::Unsupported(
+            "version 1 of control groups cannot change, while processes run, whether devices are allowed or denied that \
+             no rule is about",
+        ))
     }
 
     /// Lines of what is here and not there.
@@ -195,6 +220,28 @@ mod tests {
         assert_eq!(text(&listed(&kind).unwrap()), ["b *:* rwm", "c 10:1 r"]);
         let hole = [(allow, ten(ANY, "rw")), (deny, ten(Some(200), "r"))];
         assert!(matches!(listed(&hole), Err(Error::Unsupported(_))));
+    }
+
+    #[test]
+    fn what_rules_come_to_is_bounded() {
+        // Each of one half meets each of the other.
+        let rules = |n: u32| {
+            let majors = (0..n).map(|major| rule(DeviceKind::Char, Some(major), ANY, "r"));
+            let minors = (0..n).map(|minor| rule(DeviceKind::Char, ANY, Some(minor), "w"));
+            DevicePolicy::Only(majors.chain(minors).collect())
+        };
+        assert_eq!(text(&Exceptions::of(&rules(60)).unwrap()).len(), 60 * 60 + 2 * 60);
+        assert!(matches!(Exceptions::of(&rules(64)), Err(Error::Unsupported(_))));
+        assert!(matches!(Exceptions::of(&rules(2049)), Err(Error::Unsupported(_))));
+    }
+
+    #[test]
+    fn another_default_is_refused() {
+        let (all, none) = (DevicePolicy::All, DevicePolicy::Only(Vec::new()));
+        let [all, none] = [all, none].map(|policy| Exceptions::of(&policy).unwrap());
+        assert!(all.check_over(&[all.clone(), none.clone()]).is_err());
+        all.check_over(std::slice::from_ref(&all)).unwrap();
+        none.check_over(std::slice::from_ref(&none)).unwrap();
     }
 
     #[test]

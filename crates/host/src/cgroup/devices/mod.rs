@@ -72,12 +72,30 @@ pub(super) fn apply(group: &Group, policy: &DevicePolicy) -> Result<()> {
     }
 }
 
-/// For a group that has had another policy.
-pub(super) fn change(group: &Group, old: &DevicePolicy, new: &DevicePolicy) -> Result<()> {
+/// For a group that has had one of the old ones.
+pub(super) fn change(group: &Group, old: &[DevicePolicy], new: &DevicePolicy) -> Result<()> {
     match group.v1("devices") {
-        Some(member) => Exceptions::of(new)?.write_over(&Exceptions::of(old)?, member),
-        None => program::replace(group.v2().ok_or_else(unable)?, new),
+        Some(member) => {
+            let (old, new) = over(old, new)?;
+            new.write_over(&old, member)
+        }
+        None => program::replace(group.v2().ok_or_else(unable)?, old, new),
     }
+}
+
+/// Whether it can be, before anything is written.
+pub(super) fn check_change(group: &Group, old: &[DevicePolicy], new: &DevicePolicy) -> Result<()> {
+    match group.v1("devices") {
+        Some(_) => over(old, new).map(drop),
+        None => program::ours(group.v2().ok_or_else(unable)?, old).map(drop),
+    }
+}
+
+fn over(old: &[DevicePolicy], new: &DevicePolicy) -> Result<(Vec<Exceptions>, Exceptions)> {
+    let old = old.iter().map(Exceptions::of).collect::<Result<Vec<_>>>()?;
+    let new = Exceptions::of(new)?;
+    new.check_over(&old)?;
+    Ok((old, new))
 }
 
 fn unable() -> Error {

@@ -1,6 +1,6 @@
 //! Version 2: a program of type `BPF_PROG_TYPE_CGROUP_DEVICE` decides.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use insula_spec::bundle::Verdict;
 use insula_spec::plan::{DeviceKind, DeviceRule};
@@ -22,10 +22,9 @@ pub(super) fn attach(member: &Member, policy: &DevicePolicy) -> Result<()> {
 }
 
 /// In the place of the one that is attached; those of others stay.
-pub(super) fn replace(member: &Member, policy: &DevicePolicy) -> Result<()> {
+pub(super) fn replace(member: &Member, old: &[DevicePolicy], policy: &DevicePolicy) -> Result<()> {
     let folder = member.folder.as_fd();
-    let before = bpf::device_programs(folder).context("bpf(BPF_PROG_QUERY)", member.path.display());
-    let before = before.map_err(unsupported)?;
+    let before = ours(member, old)?;
     if *policy != DevicePolicy::All {
         attach(member, policy)?;
     }
@@ -33,6 +32,20 @@ pub(super) fn replace(member: &Member, policy: &DevicePolicy) -> Result<()> {
         bpf::detach_device_program(folder, program.as_fd())
             .context("bpf(BPF_PROG_DETACH)", member.path.display())
     })
+}
+
+/// Those that are attached for one of these policies.
+pub(super) fn ours(member: &Member, old: &[DevicePolicy]) -> Result<Vec<OwnedFd>> {
+    let found = bpf::device_programs(member.folder.as_fd())
+        .context("bpf(BPF_PROG_QUERY)", member.path.display())
+        .map_err(unsupported)?;
+    if found.is_empty() && !old.contains(&DevicePolicy::All) {
+        return Err(Error::Unsupported(
+            "the program that decides over the devices of this group has no name by which it could be replaced: an \
+             earlier version has made it",
+        ));
+    }
+    Ok(found)
 }
 
 /// A kernel without CONFIG_BPF_SYSCALL has no such call, one without CONFIG_CGROUP_BPF no such program.
