@@ -1,11 +1,13 @@
 //! Another process in a running container.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use insula_host::cgroup::Entry;
 use insula_spec::bundle::{MountNamespace, State};
 use insula_spec::plan::{ContainerPlan, Namespace, ProcessPlan, SeccompPlan, StdioPlan, UserNamespace};
 use insula_sys::process::{self, Clone, CloneFlags};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::build::{Cloned, Guard, told_of};
 use crate::error::{Context, Error, Result};
@@ -124,9 +126,12 @@ impl Joining<'_> {
         kept.extend(self.preserved.iter().map(AsFd::as_fd));
         kept.extend(self.confinement.listener());
         process::close_from_3_but(&kept);
+        let root = self.open_root()?;
         // From here on processes of the container can see this one.
         process::become_undumpable().context("prctl", "PR_SET_DUMPABLE")?;
-        self.enter_folder()?;
+        if let Some(root) = root {
+            self.enter_root(&root)?;
+        }
         let namespaces = &self.target.plan.namespaces;
         process::join_namespaces(self.target.pidfd, flags(self.target.plan))
             .context("setns", "the container's namespaces")?;
@@ -158,20 +163,32 @@ impl Joining<'_> {
         .execute()
     }
 
-    /// The root of a container without mounts of its own is a folder among others, which takes the host's rights.
-    fn enter_folder(&self) -> Result<()> {
-        let plan = self.target.plan;
-        let root = match plan.mount_namespace() {
-            MountNamespace::Private => return Ok(()),
-            MountNamespace::Host | MountNamespace::Path(_) => {
-                plan.rootfs.layers.first().ok_or(Error::Lost)?
-            }
-        };
-        if *plan.mount_namespace() != MountNamespace::Host {
-            process::join_namespaces(self.target.pidfd, CloneFlags::NEWNS)
-                .context("setns", "the container's mount namespace")?;
+    /// The root of a container without mounts of its own, a folder among others: that of its first process, whatever
+    /// is found by its name where the caller is.
+    fn open_root(&self) -> Result<Option<OwnedFd>> {
+        if *self.target.plan.mount_namespace() == MountNamespace::Private {
+            return Ok(None);
         }
-        rustix::process::chroot(root).context("chroot", root.display())?;
+        let path = format!("/proc/{}/root", self.first()?);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Some(rustix::fs::open(&path, flags, Mode::empty()).context("open", &path)?))
+    }
+
+    /// The pid of the first process; who is gone meanwhile cannot be joined below either.
+    fn first(&self) -> Result<i32> {
+        let path = format!("/proc/self/fdinfo/{}", self.target.pidfd.as_raw_fd());
+        let text = std::fs::read_to_string(&path).context("read", &path)?;
+        let said = text.lines().find_map(|line| line.strip_prefix("Pid:"));
+        let pid = said.and_then(|pid| pid.trim().parse().ok()).filter(|pid| *pid > 0);
+        pid.ok_or(Errno::SRCH).context("read", path)
+    }
+
+    /// It takes the host's rights.
+    fn enter_root(&self, root: &OwnedFd) -> Result<()> {
+        process::join_namespaces(self.target.pidfd, CloneFlags::NEWNS)
+            .context("setns", "the container's mount namespace")?;
+        rustix::process::fchdir(root).context("fchdir", "the container's root")?;
+        rustix::process::chroot(".").context("chroot", "the container's root")?;
         rustix::process::chdir("/").context("chdir", "/")
     }
 }

@@ -15,6 +15,8 @@ const PROGRAM: &str = "criu";
 const LINES: usize = 4;
 /// Of its log, as much is read.
 const LONGEST: usize = 4 << 20;
+/// In such a folder nobody renames what is another's.
+const STICKY: u32 = 0o1000;
 /// What a network namespace that somebody else has made is called in the images, here as in runc.
 pub(crate) const NETWORK: &str = "extRootNetNS";
 /// What the standard streams were, in the folder of the images.
@@ -111,9 +113,20 @@ pub(crate) fn failure(verb: &str, work: &Path, status: &str) -> Error {
 /// right that stands there; and it writes by names, through whatever links it finds under them.
 pub(crate) fn check_folder(path: &Path) -> Result<()> {
     let refused = |path: &Path, problem: &str| Err(Error::Invalid(format!("{}: {problem}", path.display())));
+    let path = &std::fs::canonicalize(path).context("open", path.display())?;
     let folder = std::fs::symlink_metadata(path).context("stat", path.display())?;
     if !is_ours(&folder) {
         return refused(path, "others may change this folder, and with it what a checkpoint does");
+    }
+    // Its name leads to it for as long as nobody else can put another in its place.
+    for parent in path.ancestors().skip(1) {
+        let found = std::fs::symlink_metadata(parent).context("stat", parent.display())?;
+        if !is_owned(&found) || (!is_ours(&found) && found.mode() & STICKY == 0) {
+            return refused(
+                parent,
+                "others may change this folder, and with it which checkpoint is below it",
+            );
+        }
     }
     for entry in std::fs::read_dir(path).context("open", path.display())? {
         let path = entry.context("getdents64", path.display())?.path();
@@ -121,7 +134,10 @@ pub(crate) fn check_folder(path: &Path) -> Result<()> {
         if found.is_symlink() {
             return refused(&path, "a link, which no checkpoint has");
         }
-        if found.is_file() && !is_ours(&found) {
+        if !found.is_file() {
+            return refused(&path, "no regular file, which all of a checkpoint are");
+        }
+        if !is_ours(&found) {
             return refused(&path, "others may change this file, and with it what a checkpoint does");
         }
     }
@@ -135,8 +151,11 @@ pub(crate) fn private_files() -> Mode {
 
 /// Of the caller or of root, and for no others to write.
 fn is_ours(found: &std::fs::Metadata) -> bool {
-    let owners = [0, rustix::process::geteuid().as_raw()];
-    owners.contains(&found.uid()) && found.mode() & 0o022 == 0
+    is_owned(found) && found.mode() & 0o022 == 0
+}
+
+fn is_owned(found: &std::fs::Metadata) -> bool {
+    [0, rustix::process::geteuid().as_raw()].contains(&found.uid())
 }
 
 /// A terminal is made by its master, which somebody else holds.
@@ -190,6 +209,16 @@ mod tests {
         // What would be written by that name would be written elsewhere.
         std::os::unix::fs::symlink("/etc/passwd", path.join("stats-restore")).unwrap();
         assert!(check_folder(path).unwrap_err().to_string().contains("stats-restore: a link"));
+        std::fs::remove_file(path.join("stats-restore")).unwrap();
+        std::fs::create_dir(path.join("parent")).unwrap();
+        assert!(check_folder(path).unwrap_err().to_string().contains("parent: no regular file"));
+        // One above it, in which others could put another in its place, unless that is sticky.
+        let below = path.join("parent");
+        mode(&below, 0o700);
+        mode(path, 0o777);
+        assert!(check_folder(&below).unwrap_err().to_string().contains("which checkpoint is below it"));
+        mode(path, 0o1777);
+        check_folder(&below).unwrap();
     }
 
     #[test]

@@ -4,12 +4,12 @@ use std::convert::Infallible;
 use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use insula_host::cgroup::Group;
 use insula_host::resctrl::Resctrl;
 use insula_spec::bundle::document::{self, Config};
-use insula_spec::bundle::{self, BundlePlan, TimePlan};
+use insula_spec::bundle::{self, BundleMount, BundlePlan, BundleSource, TimePlan};
 use insula_sys::mount::{MountAttributes, set_attributes};
 use insula_sys::process::{self, Clone, CloneFlags};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
@@ -221,21 +221,50 @@ fn mount_root(record: &Record, root: &Path) -> Result<()> {
     rustix::mount::move_mount(&tree, "", CWD, root, flags).context("move_mount", root.display())
 }
 
-/// criu mounts by names, on which links of the container's files would lead it elsewhere.
+/// criu mounts by names, on which links of the container's files, or of a volume's, would lead it elsewhere.
 fn check_targets(record: &Record, root: &Path) -> Result<()> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let root =
-        rustix::fs::open(root, flags | OFlags::DIRECTORY, Mode::empty()).context("open", root.display())?;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    for mount in record.plan.bundle.iter().flat_map(|bundle| &bundle.mounts) {
-        let target = mount.target.trim_start_matches('/');
-        let found = rustix::fs::openat2(&root, target, flags, Mode::empty(), resolve);
-        if let Err(Errno::LOOP | Errno::XDEV) = found {
-            let problem = "a link of the container's files leads to this mount, or away from it";
-            return Err(Error::Invalid(format!("mounts: {}: {problem}", mount.target)));
-        }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(root, flags, Mode::empty()).context("open", root.display())?;
+    let mounts: Vec<&BundleMount> = record.plan.bundle.iter().flat_map(|bundle| &bundle.mounts).collect();
+    (0..mounts.len()).try_for_each(|number| check_target(&root, &mounts[..number], mounts[number]))
+}
+
+fn check_target(root: &OwnedFd, earlier: &[&BundleMount], mount: &BundleMount) -> Result<()> {
+    let refused = |problem: &str| Err(Error::Invalid(format!("mounts: {}: {problem}", mount.target)));
+    let target = Path::new(&mount.target);
+    if target.components().any(|part| part == Component::ParentDir) {
+        return refused("a way back cannot be restored");
     }
-    Ok(())
+    // The innermost of those that it is in, and of several at one place the last.
+    let around = earlier
+        .iter()
+        .rev()
+        .filter(|outer| !matches!(outer.source, BundleSource::Remount { .. }))
+        .filter_map(|outer| Some((&outer.source, target.strip_prefix(&outer.target).ok()?)))
+        .min_by_key(|(_, rest)| rest.components().count());
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let source = match around {
+        None => None,
+        Some((BundleSource::Bind { path, .. }, _)) => {
+            Some(rustix::fs::open(path, flags, Mode::empty()).context("open", path.display())?)
+        }
+        // What is in it comes from the images.
+        Some(_) => return Ok(()),
+    };
+    let rest = around.map_or_else(|| target.strip_prefix("/").unwrap_or(target), |(_, rest)| rest);
+    if rest.as_os_str().is_empty() {
+        return Ok(());
+    }
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    match rustix::fs::openat2(source.as_ref().unwrap_or(root), rest, flags, Mode::empty(), resolve) {
+        Ok(_) => Ok(()),
+        // Nobody else changes the root meanwhile; a volume others may.
+        Err(Errno::NOENT) if around.is_none() => Ok(()),
+        Err(Errno::LOOP | Errno::XDEV) => {
+            refused("a link of the container's files leads to this mount, or away from it")
+        }
+        Err(error) => Err(error).context("openat2", target.display()),
+    }
 }
 
 /// criu makes a folder in the root on its way, and leaves it as it found it: so it is made read-only afterwards,
@@ -293,7 +322,49 @@ fn given(external: &External, kept: &mut Vec<OwnedFd>) -> Result<[OsString; 2]> 
 
 #[cfg(test)]
 mod tests {
+    use insula_spec::bundle::Attributes;
+
     use super::*;
+
+    #[test]
+    fn links_of_a_volume_lead_no_mount_elsewhere() {
+        let (root, volume) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::create_dir(volume.path().join("fine")).unwrap();
+        std::os::unix::fs::symlink("/etc", volume.path().join("x")).unwrap();
+        let mount = |target: &str, source| BundleMount {
+            target: target.to_owned(),
+            source,
+            attributes: Attributes::default(),
+            recursive: Attributes::default(),
+            propagation: None,
+        };
+        let bind = |target: &str| {
+            mount(
+                target,
+                BundleSource::Bind { path: volume.path().to_owned(), recursive: false, idmap: None },
+            )
+        };
+        let file = std::fs::File::open(root.path()).unwrap().into();
+        let check = |targets: &[&BundleMount]| {
+            let (last, earlier) = targets.split_last().unwrap();
+            check_target(&file, earlier, last).map_err(|error| error.to_string())
+        };
+        let again = mount("/data", BundleSource::Remount { options: Vec::new() });
+        let outer = bind("/data");
+        check(&[&outer, &again, &bind("/data/fine")]).unwrap();
+        check(&[&outer, &bind("/data")]).unwrap();
+        check(&[&bind("/database/x")]).unwrap();
+        for target in ["/data/x", "/data//x/below", "/data/./x"] {
+            let error = check(&[&outer, &again, &bind(target)]).unwrap_err();
+            assert!(error.contains("a link of the container's files"), "{target}: {error}");
+        }
+        // Within what is mounted within.
+        assert!(check(&[&outer, &bind("/data/fine"), &bind("/data/fine/x")]).is_err());
+        assert!(check(&[&outer, &bind("/data/none")]).is_err());
+        assert!(check(&[&outer, &bind("/other/../data/x")]).is_err());
+        std::os::unix::fs::symlink("/etc", root.path().join("link")).unwrap();
+        assert!(check(&[&bind("/link/x")]).is_err());
+    }
 
     #[test]
     fn streams_are_three_and_pipes() {
