@@ -9,13 +9,18 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::fcntl_setpipe_size;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 pub(crate) const FLAG: &str = "--worker";
 
 /// Bytes on one stream.
 const MOST_PRINTED: usize = 1 << 20;
+
+/// Some runtimes wait for ever now and then.
+const LONGEST: Timespec = Timespec { tv_sec: 900, tv_nsec: 0 };
 
 /// Program and arguments.
 #[derive(Debug, Serialize, Deserialize)]
@@ -60,12 +65,19 @@ pub(crate) fn execute(words: &[String]) -> anyhow::Result<Done> {
         // Nobody reads before the end: a command that prints more than this would wait for ever.
         stream.map(|stream| fcntl_setpipe_size(stream, MOST_PRINTED)).transpose().context("widen a pipe")?;
     }
-    finish(child, began)
+    finish(child, began, &LONGEST)
 }
 
 /// The exit of the command is what counts, not the end of its streams: a detached container may
 /// hold them.
-fn finish(mut child: Child, began: Instant) -> anyhow::Result<Done> {
+fn finish(mut child: Child, began: Instant, limit: &Timespec) -> anyhow::Result<Done> {
+    let pid = Pid::from_child(&child);
+    let ended = pidfd_open(pid, PidfdFlags::empty()).context("pidfd_open of the command")?;
+    if poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(limit)).context("wait for the command")? == 0 {
+        child.kill().context("kill the command")?;
+        child.wait().context("wait for the command")?;
+        bail!("no end within {} seconds", limit.tv_sec);
+    }
     let status = child.wait().context("wait for the command")?;
     let nanoseconds = began.elapsed().as_nanos() as u64;
     let stdout = child.stdout.take().map(available).unwrap_or_default();
@@ -150,4 +162,17 @@ impl Drop for Worker {
 pub(crate) fn words(program: &Path, rest: &[&str]) -> Vec<String> {
     let program = program.display().to_string();
     std::iter::once(program).chain(rest.iter().map(|word| (*word).to_owned())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_waits_for_ever_is_ended() {
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let limit = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        let error = finish(child, Instant::now(), &limit).unwrap_err();
+        assert!(error.to_string().contains("no end within"), "{error}");
+    }
 }
