@@ -27,6 +27,13 @@ fn users_and_groups() {
 }
 
 #[test]
+fn no_signal_is_ignored_or_blocked() {
+    let daemon = daemon!();
+    let found = daemon.sh(ALONE, "exec grep -E 'Sig(Ign|Blk)' /proc/self/status");
+    assert_eq!(found.ok(), "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000");
+}
+
+#[test]
 fn environment() {
     let daemon = daemon!();
     let file = daemon.folder().join("env");
@@ -149,6 +156,19 @@ fn kernel_parameters() {
         "1\n9999"
     );
     daemon.sh(&with(&["--sysctl", "vm.swappiness=1"]), "true").fails(125, &["vm.swappiness"]);
+    // Nobody else's ports are in a network of its own.
+    let listen =
+        "nc -l -p 80 & until grep -q ':0050 ' /proc/net/tcp /proc/net/tcp6; do kill -0 $! || exit 9; done
+        echo hello | nc 127.0.0.1 80; wait";
+    for namespace in ["private", "host"] {
+        assert_eq!(
+            daemon.sh(&with(&["--userns", namespace, "-u", "1000"]), listen).ok(),
+            "hello",
+            "{namespace}"
+        );
+    }
+    let flags = with(&["--sysctl", "net.ipv4.ip_unprivileged_port_start=81", "-u", "1000"]);
+    daemon.sh(&flags, listen).fails(9, &["ermission denied"]);
 }
 
 #[test]

@@ -220,13 +220,22 @@ pub fn take_signal(descriptor: BorrowedFd<'_>) -> Result<Option<i32>> {
 }
 
 /// Gives every signal its default action. What is ignored stays so over execve(2), and whoever started
-/// this process may have ignored anything.
+/// this process may have ignored anything; glibc's posix_spawn(3) ignores the two signals that it keeps for itself, and
+/// its signal(2) refuses to change them.
 pub fn default_signals() {
+    // A `struct sigaction` of the kernel, `SIG_DFL` without flags and mask, on every architecture.
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL installs no handler. SIGKILL, SIGSTOP and the two that glibc keeps are
-        // refused, which is as it should be.
+        // SAFETY: SIG_DFL installs no handler, and the kernel reads no more than that. SIGKILL and SIGSTOP are refused,
+        // which is as it should be.
         unsafe {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                8usize,
+            );
         }
     }
 }

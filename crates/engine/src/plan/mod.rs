@@ -96,7 +96,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<ContainerPlan> {
             readonly_paths: host.readonly_paths.clone().unwrap_or_default(),
             privileged: host.privileged,
         },
-        sysctls: host.sysctls.clone(),
+        sysctls: security::sysctls(&host.sysctls, &namespaces),
         stdio: stdio(row),
         log: log::plan(&host.log_config, &folder.logs(), &log::Subject::of(row))?,
         interfaces: inputs.interfaces,

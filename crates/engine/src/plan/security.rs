@@ -1,7 +1,9 @@
 //! Options of security, and kernel parameters that a container may set.
 
-use insula_models::HostConfig;
-use insula_spec::plan::SeccompPlan;
+use std::sync::LazyLock;
+
+use insula_models::{HostConfig, Labels};
+use insula_spec::plan::{Namespace, NamespacesPlan, SeccompPlan, UserNamespace};
 use insula_spec::sysctl::{SysctlOwner, sysctl_owner};
 
 use crate::{Error, Result};
@@ -80,10 +82,38 @@ pub(crate) fn check_sysctls(host: &HostConfig) -> Result<()> {
     Ok(())
 }
 
+/// Those asked for and, in a network of its own, Docker's defaults since 20.10: any user of the container may listen
+/// on any port and send pings, as there is nobody else whose they could be.
+pub(crate) fn sysctls(asked: &Labels, namespaces: &NamespacesPlan) -> Labels {
+    let mut all = asked.clone();
+    if namespaces.network == Namespace::Private {
+        let groups = match namespaces.user {
+            UserNamespace::Private { count, .. } | UserNamespace::Path { count, .. } => count,
+            UserNamespace::Host => *OWN_GROUPS,
+        };
+        // The kernel takes groups that are mapped, and none beyond a signed number.
+        let last = groups.saturating_sub(1).min(i32::MAX.unsigned_abs());
+        all.entry("net.ipv4.ip_unprivileged_port_start".to_owned()).or_insert_with(|| "0".to_owned());
+        all.entry("net.ipv4.ping_group_range".to_owned()).or_insert_with(|| format!("0 {last}"));
+    }
+    all
+}
+
+/// How many groups there are from 0 on in the engine's own user namespace, user_namespaces(7).
+static OWN_GROUPS: LazyLock<u32> = LazyLock::new(|| {
+    let map = std::fs::read_to_string("/proc/self/gid_map").unwrap_or_default();
+    groups_from_0(&map)
+});
+
+fn groups_from_0(map: &str) -> u32 {
+    let lines = map.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let first = lines.into_iter().find(|line| line.first() == Some(&"0"));
+    first.and_then(|line| line.get(2)?.parse().ok()).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use insula_models::Labels;
 
     fn one(text: &str) -> Result<Options> {
         options(&[text.to_owned()])
@@ -116,5 +146,28 @@ mod tests {
         }
         let shared = HostConfig { network_mode: "host".into(), ..host("net.core.somaxconn") };
         assert!(check_sysctls(&shared).unwrap_err().to_string().contains("shared network"));
+    }
+
+    #[test]
+    fn a_network_of_its_own_has_dockers_defaults() {
+        let namespaces = |user, network| NamespacesPlan {
+            user,
+            network,
+            pid: Namespace::Private,
+            ipc: Namespace::Private,
+            uts: Namespace::Private,
+            cgroup: Namespace::Private,
+        };
+        let own = namespaces(UserNamespace::Private { first: 1000, count: 65536 }, Namespace::Private);
+        let (port, ping) = ("net.ipv4.ip_unprivileged_port_start", "net.ipv4.ping_group_range");
+        let found = sysctls(&Labels::new(), &own);
+        assert_eq!((&*found[port], &*found[ping]), ("0", "0 65535"));
+        let asked = Labels::from([(port.to_owned(), "1024".to_owned())]);
+        assert_eq!(sysctls(&asked, &own)[port], "1024");
+        let shared = namespaces(UserNamespace::Host, Namespace::Path("/proc/1/ns/net".into()));
+        assert!(sysctls(&Labels::new(), &shared).is_empty());
+        assert_eq!(groups_from_0("         0          0 4294967295\n"), u32::MAX);
+        assert_eq!(groups_from_0("1000 5 1\n0 100000 65536\n"), 65536);
+        assert_eq!(groups_from_0(""), 0);
     }
 }
