@@ -107,6 +107,18 @@ fn copy_in_and_out() {
 }
 
 #[test]
+fn marks_of_a_container_are_there_and_are_no_change() {
+    let daemon = daemon!();
+    let id = daemon.detached(
+        &["--network", "none"],
+        "stat -c %a:%s /.dockerenv; readlink /etc/mtab; grep -c ' / ' /etc/mtab",
+    );
+    daemon.insula(&["wait", &id]).ok();
+    assert_eq!(daemon.insula(&["logs", &id]).ok(), "755:0\n/proc/mounts\n1");
+    assert_eq!(daemon.insula(&["diff", &id]).ok(), "");
+}
+
+#[test]
 fn diff_lists_what_changed() {
     let daemon = daemon!();
     let id = daemon.sleeper(&["--network", "none"]);
@@ -149,7 +161,7 @@ fn what_the_engine_mounts_on_takes_no_room_in_the_writable_layer() {
         "-c",
         "/busybox ls /etc; echo y > /etc/own",
     ];
-    assert_eq!(daemon.insula(&both).ok(), "hostname\nhosts\nown\nresolv.conf");
+    assert_eq!(daemon.insula(&both).ok(), "hostname\nhosts\nmtab\nown\nresolv.conf");
 }
 
 #[test]

@@ -16,7 +16,7 @@
 //!   layers/recipes/<64>/      what makes the archive of a layer again, named by its diff id; see `recipe`
 //!   layers/files/             a second name of each file that layers may share; see `layers::files`
 //!   layers/tmp/               layers not yet complete, or on their way out; swept at open
-//!   points/                   what the engine mounts on in every container, empty: their lowest layer
+//!   points/                   what every container has, and what the engine mounts on, empty: their lowest layer
 //!   containers/<64>/          upper/ work/ logs/; see `containers`
 //!   volumes/<name>/_data/
 //!   caches/<key>/             what commands of builds keep from one build to the next

@@ -42,6 +42,10 @@ pub struct Store {
 /// them made in its writable layer, at its start, and removed again.
 pub const MOUNT_POINTS: [&str; 6] = ["dev", "etc/hostname", "etc/hosts", "etc/resolv.conf", "proc", "sys"];
 const POINTS: &str = "points";
+/// By which programs see that they are in a container, as in every one of Docker's.
+const MARK: &str = ".dockerenv";
+/// What mount(8) and df(1) of some systems read, with what Docker has them read.
+const MOUNTS: (&str, &str) = ("etc/mtab", "/proc/mounts");
 
 /// Kept so that a full disk can be emptied; larger than what the state database takes for a removal.
 const RESERVE: &str = "reserve";
@@ -256,10 +260,19 @@ fn make_points(folder: &Path) -> Result<()> {
         if let Some(parent) = path.parent() {
             make_folder(parent, 0o755)?;
         }
-        let made = OpenOptions::new().create(true).truncate(false).write(true).mode(0o644).open(&path);
-        made.map_err(|e| Error::io("create", &path, e))?;
+        make_empty(&path, 0o644)?;
     }
-    Ok(())
+    make_empty(&folder.join(MARK), 0o755)?;
+    let link = folder.join(MOUNTS.0);
+    match std::os::unix::fs::symlink(MOUNTS.1, &link) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("symlink", &link, e)),
+        _ => Ok(()),
+    }
+}
+
+fn make_empty(path: &Path, mode: u32) -> Result<()> {
+    let made = OpenOptions::new().create(true).truncate(false).write(true).mode(mode).open(path);
+    made.map(drop).map_err(|e| Error::io("create", path, e))
 }
 
 pub(crate) const DYING: &str = ".removed-";
@@ -449,13 +462,17 @@ mod tests {
     fn what_is_mounted_on_is_there_and_empty() {
         let folder = tempfile::tempdir().unwrap();
         drop(Store::open(folder.path()).unwrap());
-        fs::remove_file(folder.path().join("points/etc/hosts")).unwrap();
+        for gone in ["etc/hosts", ".dockerenv"] {
+            fs::remove_file(folder.path().join("points").join(gone)).unwrap();
+        }
         let store = Store::open(folder.path()).unwrap();
         for name in MOUNT_POINTS {
             let found = fs::metadata(store.points().join(name)).unwrap();
             assert_eq!(found.is_dir(), !name.starts_with("etc/"), "{name}");
             assert_eq!(found.permissions().mode() & 0o777, if found.is_dir() { 0o755 } else { 0o644 });
         }
+        assert_eq!(fs::read(store.points().join(".dockerenv")).unwrap(), b"");
+        assert_eq!(fs::read_link(store.points().join("etc/mtab")).unwrap(), Path::new("/proc/mounts"));
     }
 
     #[test]
