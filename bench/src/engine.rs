@@ -227,17 +227,23 @@ fn written<D: Dialect + ?Sized>(engine: &mut D, driver: &str) -> anyhow::Result<
     Ok(begun + ended)
 }
 
-/// A daemon's command, `alone` in a network namespace: what one engine has in the kernel's tables every packet of
-/// another one passes as well.
-fn program(path: &Path, alone: bool) -> Command {
-    if !alone {
-        return Command::new(path);
-    }
-    let script = "ip link set lo up && echo 1 >/proc/sys/net/ipv4/ip_forward && exec \"$0\" \"$@\"";
+/// A daemon's command in a network namespace of its own, if there is a script for it: what one engine has in the
+/// kernel's tables every packet of another one passes as well.
+fn program(path: &Path, script: Option<&str>) -> Command {
+    let Some(script) = script else { return Command::new(path) };
     let mut command = Command::new("unshare");
-    command.args(["--net", "sh", "-c", script]).arg(path);
+    command.args(["--net", "sh", "-ec", &format!("{script}\nexec \"$0\" \"$@\"")]).arg(path);
     command
 }
+
+const LONELY: &str = "ip link set lo up; echo 1 >/proc/sys/net/ipv4/ip_forward";
+/// Docker loads `br_netfilter`, which hands every packet of a bridge to the tables of IP; a host that has insula alone
+/// does not have it.
+const LONELY_WITHOUT_DOCKER: &str = "ip link set lo up; echo 1 >/proc/sys/net/ipv4/ip_forward
+for tables in iptables ip6tables arptables; do
+    file=/proc/sys/net/bridge/bridge-nf-call-$tables
+    if [ -e $file ]; then echo 0 >$file; fi
+done";
 
 /// What executes a command in the network namespace of a daemon.
 fn beside(daemon: Option<&Daemon>) -> Vec<String> {
@@ -310,7 +316,8 @@ impl Dialect for Insula {
     }
 
     fn begin(&mut self) -> anyhow::Result<()> {
-        let mut command = program(&self.programs.join("insulad"), self.alone);
+        let mut command =
+            program(&self.programs.join("insulad"), self.alone.then_some(LONELY_WITHOUT_DOCKER));
         command.arg("--root").arg(self.folder.join("l")).arg("--run").arg(self.folder.join("r"));
         command.args(self.arguments);
         let socket = self.folder.join("r/insula.sock");
@@ -383,7 +390,7 @@ impl Dialect for Docker {
     }
 
     fn begin(&mut self) -> anyhow::Result<()> {
-        let mut command = program(Path::new("dockerd"), self.alone);
+        let mut command = program(Path::new("dockerd"), self.alone.then_some(LONELY));
         command
             .arg("--data-root")
             .arg(self.folder.join("data"))

@@ -245,7 +245,8 @@ impl Traffic {
             "\nMedians of {} turns of {SECONDS} s in changing order: iperf3 between two containers of the default\n\
              bridge, iperf3 and wrk (32 connections, nginx) from the host through a published port, which is\n\
              reached by an address of the host and by 127.0.0.1. Each engine is alone in a network namespace: where\n\
-             there are two, the packets of each pass the tables of both.\n",
+             there are two, the packets of each pass the tables of both. The kernel's br_netfilter is docker's: it\n\
+             loads it, and insula's namespace is as a host that has it not.\n",
             turns.count()
         )?;
         writeln!(f, "| | {} |\n| --- |{}", COLUMNS.join(" | "), " ---: |".repeat(COLUMNS.len()))?;
