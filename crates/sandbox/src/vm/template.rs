@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -177,7 +177,7 @@ fn memfd(name: &'static str) -> Result<OwnedFd> {
 fn keep(from: &File, path: &Path) -> Result<()> {
     let failed = |call: &'static str| move |source| Error::File { call, path: path.to_owned(), source };
     let size = from.metadata().map_err(failed("fstat"))?.len();
-    let to = File::options().write(true).create_new(true).open(path).map_err(failed("open"))?;
+    let to = File::options().write(true).create_new(true).mode(0o600).open(path).map_err(failed("open"))?;
     to.set_len(size).map_err(failed("ftruncate"))?;
     let mut piece = vec![0; 64 * PAGE];
     let mut at = 0;
