@@ -224,7 +224,7 @@ fn signal_monitors(daemon: &Daemon, names: &[&str], signal: Signal) -> Vec<i32> 
 fn a_stopped_monitor_fails_requests_and_nothing_else() {
     let daemon = daemon!();
     daemon.insula(&["network", "create", "net"]).ok();
-    daemon.sleeper(&["--name", "box", "--network", "net"]);
+    daemon.sleeper(&["--name", "box", "--network", "net", "--restart", "always"]);
     let pid = daemon.pid_of("box");
     let monitor = signal_monitors(&daemon, &["box"], Signal::STOP)[0];
     let pid_said = format!("pid {monitor}, state T");
@@ -258,6 +258,11 @@ fn a_stopped_monitor_fails_requests_and_nothing_else() {
     assert_eq!((daemon.pid_of("box"), daemon.inspect("box", "/State/Paused")), (pid, false.into()));
     assert_eq!(daemon.inspect("box", "/HostConfig/PidsLimit").as_i64().unwrap_or_default(), 0);
     daemon.exec("box", "ip addr show eth0").ok();
+    // The stop that came to nothing does not keep it down after its own end.
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+    holds("it is started again", || {
+        daemon.inspect("box", "/State/Running") == true && daemon.pid_of("box") != pid
+    });
     daemon.insula(&["stop", "box"]).ok();
     assert_eq!(daemon.inspect("box", "/State/ExitCode"), 143);
 }

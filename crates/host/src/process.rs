@@ -25,6 +25,19 @@ impl Process {
         self.state().is_some()
     }
 
+    /// Whether it has ended for sure: what cannot be looked at may run.
+    #[must_use]
+    pub fn gone(self) -> bool {
+        match std::fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
+            Ok(stat) => fields(&stat)
+                .is_some_and(|(state, started)| started != self.started || state.starts_with(['Z', 'X'])),
+            Err(error) => {
+                error.kind() == std::io::ErrorKind::NotFound
+                    || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
+            }
+        }
+    }
+
     /// The letter of what it does (proc_pid_stat(5), field 3), if it still runs.
     #[must_use]
     pub fn state(self) -> Option<char> {
@@ -71,6 +84,8 @@ mod tests {
         assert!(Process { pid, started }.alive());
         assert!(!Process { pid, started: started + 1 }.alive());
         assert!(matches!(Process { pid, started }.state(), Some('R' | 'S')));
+        assert!(!Process { pid, started }.gone() && Process { pid, started: started + 1 }.gone());
+        assert!(Process { pid: i32::MAX, started }.gone());
         // A successor is not meant.
         Process { pid, started: started + 1 }.kill().unwrap();
         assert_eq!(Process::start_time(i32::MAX), None);

@@ -2,9 +2,10 @@
 
 use insula_sys::failpoint::failpoint;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use insula_base::{Kind, Kinded, Laps};
+use insula_host::process::Process;
 use insula_models::Health;
 use insula_proto::{Call, Empty, Exited, Outcome, Phase as TaskPhase};
 use jiff::Timestamp;
@@ -69,18 +70,34 @@ pub(super) fn watch(
     });
 }
 
+/// Kills a monitor that does not answer, and waits for its end.
+async fn end_monitor(container: &Container, sandbox: &SandboxFolder) {
+    let Some(launch) = sandbox.launch() else { return };
+    tracing::warn!(container = container.id.short(), "its monitor does not free it, and is killed");
+    if let Err(error) = launch.kill() {
+        let error = insula_base::chain(&error);
+        tracing::error!(container = container.id.short(), error, "kill a monitor");
+    }
+    let began = Instant::now();
+    while !launch.monitor.gone() && began.elapsed() < FREEING {
+        tokio::time::sleep(LOOK / 10).await;
+    }
+}
+
 impl Engine {
     /// Whether the monitor answers again, or is gone.
     async fn heard_of_again(&self, container: &Arc<Container>) -> bool {
         let sandbox = self.sandbox(&container.row());
-        match sandbox.launch().and_then(|launch| launch.monitor.state()) {
-            None => {
-                self.vanished(container).await;
-                true
-            }
+        let monitor = sandbox.launch().map(|launch| launch.monitor);
+        // One that cannot be looked at now may live.
+        if monitor.is_some_and(Process::gone) {
+            self.vanished(container).await;
+            return true;
+        }
+        match monitor.and_then(Process::state) {
             // Who connects to it now waits for nothing, and others have no place before it then.
             Some(state) if is_stopped(state) => false,
-            Some(_) => match Connection::open(&sandbox.socket()).await {
+            _ => match Connection::open(&sandbox.socket()).await {
                 Ok((connection, status)) if status.phase() == TaskPhase::Running => {
                     self.take_up_again(container, connection, &status).await;
                     true
@@ -156,9 +173,14 @@ impl Engine {
         let leaving = container.state().leaving.take();
         if let Some(task) = leaving {
             let answer = tokio::time::timeout(FREEING, task.call(Call::Status(Empty {}), &[])).await;
-            if matches!(answer, Ok(Err(Error::Silent(_))) | Err(_)) {
-                tracing::warn!(container = container.id.short(), "its monitor takes long to free it");
-                return;
+            match answer {
+                // It would go on with what the next run of the container has by the same names.
+                Ok(Err(Error::Silent(_))) => end_monitor(container, sandbox).await,
+                Err(_) => {
+                    tracing::warn!(container = container.id.short(), "its monitor takes long to free it");
+                    return;
+                }
+                Ok(_) => {}
             }
         }
         if sandbox.abandoned() {

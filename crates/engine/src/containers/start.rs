@@ -262,7 +262,10 @@ impl Engine {
             // The monitor died midway, or dies now: nobody else takes away what it had built.
             let cgroup = format!("{}/{}", self.instance().cgroup(), before.id);
             let sandbox = self.sandbox(before);
-            sandbox.launch().map_or(Ok(()), |launch| launch.kill())?;
+            if let Some(Err(error)) = sandbox.launch().map(|launch| launch.kill()) {
+                let error = insula_base::chain(&error);
+                tracing::error!(container = container.id.short(), error, "the monitor of a failed start");
+            }
             super::leftovers::kill(&sandbox, &cgroup);
         }
         self.networks().release(&container.id)?;

@@ -58,7 +58,9 @@ impl Engine {
             container.change(self.store(), by_a_user)?;
         }
         failpoint("stop.marked");
-        self.bring_down(&container, &request).await?;
+        if let Err(error) = self.bring_down(&container, &request).await {
+            return Err(self.unmarked(&container, &row, error));
+        }
         failpoint("stop.ended");
         self.publish(&container.row(), "stop", &[]);
         Ok(Change::Done)
@@ -115,7 +117,7 @@ impl Engine {
         };
         match self.signal(&container, signal, patience).await {
             Err(Error::Silent(_)) if signal == KILL => return self.kill_silent(&container, &mut end).await,
-            signalled => signalled?,
+            signalled => signalled.map_err(|error| self.unmarked(&container, &row, error))?,
         }
         failpoint("kill.signalled");
         self.publish(&row, "kill", &[("signal", &signal.to_string())]);
@@ -124,6 +126,16 @@ impl Engine {
             end.within(death(&row)).await;
         }
         Ok(())
+    }
+
+    /// Takes back what was noted before the monitor was asked, where it has not answered: the container is as it was,
+    /// its policy too.
+    fn unmarked(&self, container: &Container, before: &Row, error: Error) -> Error {
+        if !matches!(error, Error::Silent(_)) || !container.row().running() {
+            return error;
+        }
+        let marks = |row: &mut Row| (row.stopped, row.again) = (before.stopped, before.again);
+        container.change(self.store(), marks).err().unwrap_or(error)
     }
 
     /// Kills a container without waiting for its turn, and without its monitor where that does not answer.

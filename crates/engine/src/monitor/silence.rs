@@ -45,10 +45,6 @@ impl Patience {
     pub(crate) fn before_killing(busy: Duration) -> Self {
         Self { stopped: STOPPED.min(busy), busy }
     }
-
-    fn with(self, state: char) -> Duration {
-        if is_stopped(state) { self.stopped } else { self.busy }
-    }
 }
 
 /// Whose answers are waited for.
@@ -72,14 +68,21 @@ impl Asked {
     ) -> Result<T, Error> {
         let mut answer = pin!(answer);
         let began = Instant::now();
+        let mut stopped = Some(began);
         loop {
             if let Ok(answer) = timeout(LOOK, &mut answer).await {
                 return Ok(answer);
             }
             // One that is gone closes its connection, which is an answer.
-            if let Some(state) = self.state()
-                && began.elapsed() >= patience.with(state)
-            {
+            let Some(state) = self.state() else { continue };
+            let over = if is_stopped(state) {
+                stopped.get_or_insert_with(Instant::now).elapsed() >= patience.stopped
+            } else {
+                // Somebody may stop it for a moment later, with a debugger.
+                stopped = None;
+                began.elapsed() >= patience.busy
+            };
+            if over {
                 return Err(self.silent());
             }
         }
