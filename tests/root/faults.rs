@@ -261,7 +261,7 @@ fn a_stopped_monitor_fails_requests_and_nothing_else() {
     // The stop that came to nothing does not keep it down after its own end.
     kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
     holds("it is started again", || {
-        daemon.inspect("box", "/State/Running") == true && daemon.pid_of("box") != pid
+        daemon.inspect("box", "/State/Pid").as_u64().is_some_and(|again| again > 0 && again != pid)
     });
     daemon.insula(&["stop", "box"]).ok();
     assert_eq!(daemon.inspect("box", "/State/ExitCode"), 143);
@@ -331,9 +331,10 @@ fn where_no_thread_is_left_requests_fail_and_the_daemon_lives() {
             let outcome = daemon.insula(request);
             write("pids.max", "max");
             if outcome.code != 0 {
-                // An answer that has begun is cut off.
-                let said =
-                    ["start a thread", "unexpected EOF"].iter().any(|why| outcome.stderr.contains(why));
+                // An answer that has begun is cut off, its head on the way or not yet.
+                let said = ["start a thread", "unexpected EOF", "connection closed before message completed"]
+                    .iter()
+                    .any(|why| outcome.stderr.contains(why));
                 assert!(said, "{request:?} with {more} more: {outcome}");
                 refused += 1;
             }

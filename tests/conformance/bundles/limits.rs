@@ -88,19 +88,32 @@ fn devices_change_while_a_container_runs() {
     let bundle = with_devices(&runtime, "exec sleep 1000", json!([&nothing, one(229)]));
     bundle.start();
     let opens = || bundle.done(&["exec", &bundle.id, "sh", "-c", &format!("{OPENS}; : </dev/zero")]);
-    let update = |devices: Value| {
-        fs::write(bundle.path("resources"), json!({"devices": devices}).to_string()).unwrap();
-        bundle.done(&["update", "--resources", bundle.path("resources").to_str().unwrap(), &bundle.id])
+    let resources = bundle.path("resources").to_str().unwrap().to_owned();
+    let changing = |devices: &Value| {
+        fs::write(&resources, json!({"devices": devices}).to_string()).unwrap();
+        ["update", "--resources", &resources, &bundle.id]
     };
+    let update = |devices: Value| bundle.done(&changing(&devices));
     assert_eq!(opens(), "fuse\n");
     update(json!([&nothing, one(200)]));
     assert_eq!(opens(), "tun\n");
-    update(json!([{"allow": true, "access": "rwm"}]));
-    assert_eq!(opens(), "fuse\ntun\n");
-    update(
-        json!([{"allow": true, "access": "rwm"}, {"allow": false, "type": "c", "major": 10, "minor": 200}]),
-    );
-    assert_eq!(opens(), "fuse\n");
+    let all = json!({"allow": true, "access": "rwm"});
+    let all_but = json!([all, {"allow": false, "type": "c", "major": 10, "minor": 200}]);
+    for (devices, expected) in [(json!([all]), "fuse\ntun\n"), (all_but, "fuse\n")] {
+        if hierarchies().iter().any(|root| root.ends_with("devices")) {
+            // Everything would be open for a moment, or nothing.
+            let output = bundle.call(&changing(&devices));
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(
+                !output.status.success() && said.contains("cannot change, while processes run"),
+                "{said}"
+            );
+            assert_eq!(opens(), "tun\n");
+        } else {
+            update(devices);
+            assert_eq!(opens(), expected);
+        }
+    }
     update(json!([nothing]));
     assert_eq!(opens(), "");
 }
