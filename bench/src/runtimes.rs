@@ -39,6 +39,10 @@ struct LeftOut(Vec<(&'static str, String)>);
 impl LeftOut {
     fn push(&mut self, name: &'static str, error: &anyhow::Error) {
         let why = if is_installed(name) { format!("{error:#}") } else { "not installed".to_owned() };
+        self.note(name, why);
+    }
+
+    fn note(&mut self, name: &'static str, why: String) {
         eprintln!("bench: {name} is left out: {why}");
         self.0.push((name, why.replace('\n', " ")));
     }
@@ -85,8 +89,8 @@ impl fmt::Display for Seen {
                 let part = |part| step.at(part).unwrap_or_default();
                 write!(f, " | {:.1} ({:.1} to {:.1})", part(0.5), part(0.1), part(0.9))?;
             }
-            let rate = runtime.rate.at(0.5).unwrap_or_default();
-            writeln!(f, " | {rate:.0} | {} |", runtime.helpers)?;
+            let rate = runtime.rate.at(0.5).map_or("none".to_owned(), |rate| format!("{rate:.0}"));
+            writeln!(f, " | {rate} | {} |", runtime.helpers)?;
         }
         for (number, (name, why)) in self.left_out.0.iter().enumerate() {
             let begin = if number == 0 { "\nLeft out: " } else { "; " };
@@ -117,33 +121,35 @@ pub(crate) fn measure(folder: &Path, rounds: usize) -> anyhow::Result<Seen> {
         }
     }
     for _ in 0..rounds {
-        take_turns(&mut turns, &mut left_out, Turn::life)?;
+        for (turn, error) in take_turns(&mut turns, Turn::life)? {
+            left_out.push(turn.seen.name, &error);
+        }
     }
+    let mut without_rate = Vec::new();
     for _ in 0..rounds.div_ceil(5) {
-        take_turns(&mut turns, &mut left_out, Turn::many)?;
+        for (turn, error) in take_turns(&mut turns, Turn::many)? {
+            left_out.note(turn.seen.name, format!("its rate alone: {error:#}"));
+            without_rate.push(Runtime { rate: Samples::default(), ..turn.seen });
+        }
     }
-    Ok(Seen { runtimes: turns.into_iter().map(|turn| turn.seen).collect(), left_out })
+    let runtimes = turns.into_iter().map(|turn| turn.seen).chain(without_rate).collect();
+    Ok(Seen { runtimes, left_out })
 }
 
-/// A peer that fails is left out from there on, and of what it has done before nothing is told.
+/// Those that have failed take no further turn; ours must not.
 fn take_turns(
     turns: &mut Vec<Turn>,
-    left_out: &mut LeftOut,
     step: fn(&mut Turn) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let mut ours = Ok(());
-    turns.retain_mut(|turn| match step(turn) {
-        Ok(()) => true,
-        Err(error) if turn.seen.name == OURS => {
-            ours = Err(error);
-            true
+) -> anyhow::Result<Vec<(Turn, anyhow::Error)>> {
+    let mut failed = Vec::new();
+    for mut turn in std::mem::take(turns) {
+        match step(&mut turn) {
+            Ok(()) => turns.push(turn),
+            Err(error) if turn.seen.name == OURS => return Err(error),
+            Err(error) => failed.push((turn, error)),
         }
-        Err(error) => {
-            left_out.push(turn.seen.name, &error);
-            false
-        }
-    });
-    ours
+    }
+    Ok(failed)
 }
 
 fn ours(folder: &Path) -> anyhow::Result<PathBuf> {
@@ -232,7 +238,8 @@ impl Turn {
         let one = self.words(&["run", "--bundle", &bundle, &format!("{prefix}-{{}}")]);
         let (last, at_once) = (MANY.to_string(), AT_ONCE.to_string());
         let script = "last=$1 at_once=$2; shift 2; seq \"$last\" | xargs -P \"$at_once\" -I '{}' \"$@\"";
-        let shell = ["timeout", LONGEST, "sh", "-c", script, "sh", &last, &at_once].map(str::to_owned);
+        let shell =
+            ["timeout", "-k", "5", LONGEST, "sh", "-c", script, "sh", &last, &at_once].map(str::to_owned);
         let time = self.worker.execute(&[&shell[..], &one].concat())?.time();
         let time = time.with_context(|| format!("{MANY} runs, {LONGEST} seconds at most"))?;
         self.seen.rate.push_number(MANY as f64 / time.as_secs_f64());
@@ -251,7 +258,8 @@ mod tests {
         steps.iter_mut().for_each(|step| step.push(Duration::from_micros(2500)));
         let mut rate = Samples::default();
         rate.push_number(310.2);
-        let runtimes = vec![Runtime { name: "crun", steps, rate, helpers: 0 }];
+        let without = Runtime { name: "youki", steps: steps.clone(), rate: Samples::default(), helpers: 0 };
+        let runtimes = vec![without, Runtime { name: "crun", steps, rate, helpers: 0 }];
         let mut left_out = LeftOut::default();
         left_out.push("no-such-runtime", &anyhow::anyhow!("spawn"));
         left_out.push("sh", &anyhow::anyhow!("not\nthis"));
@@ -261,6 +269,7 @@ mod tests {
         let row = text.lines().rfind(|line| line.starts_with('|')).unwrap();
         assert_eq!(row.matches("2.5 (2.5 to 2.5)").count(), STEPS.len(), "{row}");
         assert!(row.starts_with("| crun |") && row.ends_with("| 310 | 0 |"), "{row}");
+        assert!(text.lines().any(|line| line.starts_with("| youki |") && line.ends_with("| none | 0 |")));
         let heads: Vec<_> =
             text.lines().filter(|line| line.starts_with('|')).map(|line| line.matches('|').count()).collect();
         assert!(heads.windows(2).all(|pair| pair[0] == pair[1]), "{text}");
