@@ -180,7 +180,6 @@ impl Scope {
         Ok(words)
     }
 
-    /// All values of one instruction see what was there before it.
     /// `LABEL`: all of them together take no more than the environment may.
     fn label(&mut self, pairs: &[Pair]) -> Result<(), String> {
         for (name, value) in self.pairs(pairs)? {
@@ -195,6 +194,7 @@ impl Scope {
         Ok(())
     }
 
+    /// All values of one instruction see what was there before it.
     fn pairs(&self, pairs: &[Pair]) -> Result<Vec<(String, String)>, String> {
         let expanded = self.expand_all(pairs.iter().flat_map(|pair| [&pair.name, &pair.value]))?;
         let mut expanded = expanded.into_iter();

@@ -51,7 +51,7 @@ pub enum Error {
     /// Something that the host lacks for the moment, or until somebody installs it.
     #[error("{0}")]
     Unavailable(String),
-    /// A monitor that is stopped or stuck. What it was asked for is not done.
+    /// A monitor that is stopped or stuck. What it was asked for is not begun any more.
     #[error("{0}")]
     Silent(String),
     #[error(transparent)]
