@@ -156,10 +156,11 @@ fn kernel_parameters() {
         "1\n9999"
     );
     daemon.sh(&with(&["--sysctl", "vm.swappiness=1"]), "true").fails(125, &["vm.swappiness"]);
-    // Nobody else's ports are in a network of its own.
-    let listen =
-        "nc -l -p 80 & until grep -q ':0050 ' /proc/net/tcp /proc/net/tcp6; do kill -0 $! || exit 9; done
-        echo hello | nc 127.0.0.1 80; wait";
+    // Nobody else's ports are in a network of its own. Only the listener speaks: busybox's nc ends with
+    // what it hears, and would drop what it has not yet said.
+    let listen = "nc -l -p 80 -e echo hello &
+        until grep -q ':0050 ' /proc/net/tcp /proc/net/tcp6; do kill -0 $! || exit 9; done
+        nc 127.0.0.1 80 </dev/null; wait";
     for namespace in ["private", "host"] {
         assert_eq!(
             daemon.sh(&with(&["--userns", namespace, "-u", "1000"]), listen).ok(),
