@@ -97,7 +97,7 @@ impl Images {
         })?;
         let mut removed = false;
         for chain in self.layers.all()?.iter().filter(|chain| !chains.contains(chain)) {
-            self.layers.remove(chain)?;
+            self.layers.remove_lost(chain)?;
             removed = true;
         }
         for diff in self.layers.recipes().all()?.iter().filter(|diff| !diffs.contains(diff)) {
@@ -111,9 +111,9 @@ impl Images {
 
     /// Of all layers that ever were: who starts need not wait for that.
     fn sweep_shared(&self) {
-        let files = self.layers.files().clone();
+        let sweep = self.layers.owed_sweep();
         let work = move || {
-            if let Err(error) = files.sweep() {
+            if let Err(error) = sweep() {
                 tracing::warn!(error = &error as &dyn std::error::Error, "shared files not swept");
             }
         };

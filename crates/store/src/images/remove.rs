@@ -237,7 +237,8 @@ impl Images {
     }
 
     /// The rows are gone. Files vanish at once by renames, before anyone else may bring the same ones;
-    /// their blocks are freed by a thread. What a crash leaves of them is swept at the next open.
+    /// their blocks are freed by a thread. What a crash leaves of them is swept at the next open, which looks for
+    /// shared files of nobody as long as there is a folder left.
     fn clean_up(&self, freed: Freed) -> Vec<Removal> {
         let Freed { removals, blobs, chains, diffs } = freed;
         let blobs = blobs.iter().map(|digest| self.content.set_aside(digest));
@@ -260,11 +261,14 @@ impl Images {
     fn remove_later(&self, dying: Vec<PathBuf>, keys: Vec<Key>) {
         let files = self.layers.files().clone();
         let work = move || {
-            for path in &dying {
-                swept(crate::root::remove_any(path));
+            for path in dying.iter().filter(|path| path.is_dir()) {
+                swept(crate::root::empty(path));
             }
             // Their files have one name less by now.
             swept(files.release(&keys));
+            for path in &dying {
+                swept(crate::root::remove_any(path));
+            }
         };
         match std::thread::Builder::new().name("sweep".to_owned()).spawn(work) {
             Ok(thread) => {

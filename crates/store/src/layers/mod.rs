@@ -27,6 +27,9 @@ use crate::recipe::{Recipes, Replay};
 use crate::root::{discard, empty, make_folder, make_private, remove_any, spread};
 use crate::{Error, Result, tree};
 
+/// What stays of the folders that were removed, until the files that only they shared are.
+const OWED: &str = "owed";
+
 /// One unpacked layer of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
@@ -67,13 +70,44 @@ impl Layers {
         Ok(layers)
     }
 
-    /// Removes what was on its way in, or out, when the last daemon ended; whether there was anything.
+    /// Removes what was on its way in, or out, when the last daemon ended; whether there was anything, and shared
+    /// files may be nobody's for it.
     pub(crate) fn sweep_temporary(&self) -> Result<bool> {
         let folder = self.temporary();
-        let mut entries = fs::read_dir(&folder).map_err(|e| Error::io("readdir", &folder, e))?;
-        let any = entries.next().is_some();
-        empty(&folder)?;
+        let fail = |e| Error::io("readdir", &folder, e);
+        let mut any = false;
+        for entry in fs::read_dir(&folder).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            any = true;
+            match entry.file_type().map_err(fail)?.is_dir() {
+                true => self.remove_owing(&entry.path())?,
+                false => remove_any(&entry.path())?,
+            }
+        }
         Ok(any)
+    }
+
+    /// Removes a folder that may be the last to share some files. An empty one stays for it until these are swept
+    /// ([`Layers::owed_sweep`]), and tells the next open to do it if nobody came to that. Takes no room on a full
+    /// disk.
+    fn remove_owing(&self, folder: &Path) -> Result<()> {
+        let rest = self.temporary().join(OWED);
+        if folder != rest {
+            if rest.exists() {
+                empty(&rest)?;
+            }
+            fs::rename(folder, &rest).map_err(|e| Error::io("rename", folder, e))?;
+        }
+        empty(&rest)
+    }
+
+    /// Work for a thread: looks at all shared files, of all layers that ever were.
+    pub(crate) fn owed_sweep(&self) -> impl FnOnce() -> Result<()> + use<> {
+        let (files, rest) = (self.files.clone(), self.temporary().join(OWED));
+        move || {
+            files.sweep()?;
+            remove_any(&rest)
+        }
     }
 
     /// Whether files of layers that come are shared with those that other layers have.
@@ -180,6 +214,11 @@ impl Layers {
         discard(&self.path(chain), &self.temporary())
     }
 
+    /// Removes one that a crash has left, which may share files; the sweep is owed then.
+    pub(crate) fn remove_lost(&self, chain: &ChainId) -> Result<()> {
+        self.remove_owing(&self.path(chain))
+    }
+
     /// A new empty folder for the recipe of a layer.
     pub(crate) fn begin_recipe(&self) -> Result<Pending> {
         let path = self.temporary().join(insula_base::random_hex(8));
@@ -208,9 +247,10 @@ impl Layers {
 
     /// Removes a recipe, after all layers that it is for, and what only they shared.
     pub(crate) fn remove_recipe(&self, diff: &DiffId) -> Result<()> {
-        let keys = Keys::read(&self.recipes.path(diff))?;
-        discard(&self.recipes.path(diff), &self.temporary())?;
-        self.files.release(&keys)
+        let Some(dying) = self.set_recipe_aside(diff)? else { return Ok(()) };
+        // With its folder goes what says that there may be files of nobody.
+        self.files.release(&Keys::read(&dying)?)?;
+        remove_any(&dying)
     }
 
     /// The archive of a layer without compression, made again from its files.
@@ -266,8 +306,12 @@ impl Pending {
         if !self.path.exists() {
             return Ok(());
         }
-        remove_any(&self.path)?;
-        self.shares.as_ref().map_or(Ok(()), |(files, keys)| files.release(&keys.all()))
+        if let Some((files, keys)) = &self.shares {
+            // The folder goes last: as long as it is there, the next open looks for files of nobody.
+            empty(&self.path)?;
+            files.release(&keys.all())?;
+        }
+        remove_any(&self.path)
     }
 }
 

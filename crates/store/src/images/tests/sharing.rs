@@ -174,12 +174,17 @@ fn a_load_that_fails_and_a_daemon_that_is_killed_leave_no_names() {
     // As one that is killed while it unpacks, or removes.
     let files = folder.path().join("layers/files");
     fs::write(files.join("0123456789abcdef0123456789abcdef"), "x").unwrap();
-    fs::create_dir(folder.path().join("layers/tmp/0123")).unwrap();
+    let half_made = folder.path().join("layers/tmp/0123");
+    fs::create_dir_all(half_made.join("usr")).unwrap();
+    assert_eq!(store.layers().unused_files().unwrap().len(), 1);
+    // One that is killed before it comes to them: the next finds what it has left.
+    assert!(store.layers().sweep_temporary().unwrap() && !half_made.exists());
     assert_eq!(store.layers().unused_files().unwrap().len(), 1);
     drop(store);
     let store = Store::open(folder.path()).unwrap();
     store.images().wait_synced();
     assert_eq!((kept(&store), store.layers().unused_files().unwrap().len()), (1, 0));
+    assert_eq!(fs::read_dir(folder.path().join("layers/tmp")).unwrap().count(), 0);
 }
 
 /// ext4 allows 65,000 names, others many more.
