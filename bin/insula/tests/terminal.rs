@@ -96,7 +96,10 @@ fn detach_keys_leave_and_the_terminal_is_as_before() {
     let created: serde_json::Value = serde_json::from_slice(&fake.requests()[0].body).unwrap();
     assert_eq!(created["HostConfig"]["ConsoleSize"], serde_json::json!([40, 100]));
     assert!(fake.calls().contains(&format!("POST /v1.51/containers/{ID}/resize?h=40&w=100")));
-    assert!(fake.requests()[1].headers.contains("upgrade: tcp"));
+    // It waits side by side with that.
+    let requests = fake.requests();
+    let attach = requests.iter().find(|request| request.target.contains("/attach")).unwrap();
+    assert!(attach.headers.contains("upgrade: tcp"));
 }
 
 #[test]
