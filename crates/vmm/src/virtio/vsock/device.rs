@@ -432,12 +432,6 @@ impl Device for Vsock {
         self.address.to_le_bytes().to_vec()
     }
 
-    fn configure(&mut self, _offset: u64, _data: &[u8]) {}
-
-    fn activate(&mut self, _features: u64, _queues: &Queues<'_>) -> Result<()> {
-        Ok(())
-    }
-
     /// All connections end.
     fn reset(&mut self) {
         self.connections.clear();
