@@ -130,7 +130,7 @@ pub fn run_with_kvm(script: &str, inner: &str, files: &[(&str, &[u8])]) -> Outco
 }
 
 /// As [`run`], in a machine whose `/dev/kvm` runs stock kernels, with all that containers with kernels of
-/// their own need there: the kernel, the machine, the agent, what serves files; and `tc`.
+/// their own need there: the kernel, the machine, the agent, what serves files; and `tc` and perl.
 pub fn run_walls_with_kvm(script: &str, files: &[(&str, &[u8])]) -> Outcome {
     let kernel = kernel();
     let modules =
@@ -143,7 +143,10 @@ pub fn run_walls_with_kvm(script: &str, files: &[(&str, &[u8])]) -> Outcome {
         SERVERS.iter().map(PathBuf::from).find(|path| path.is_file()).expect("virtiofsd is installed");
     let shaper = ["/usr/sbin/tc", "/sbin/tc"].iter().map(PathBuf::from).find(|path| path.is_file());
     let shaper = shaper.expect("iproute2 is installed");
-    add_programs(&mut archive, &[(server.clone(), server), (shaper, PathBuf::from("/usr/sbin/tc"))]);
+    // It speaks what busybox does not: sockets of all families.
+    let perl = PathBuf::from("/usr/bin/perl");
+    let others = [(server.clone(), server), (shaper, PathBuf::from("/usr/sbin/tc")), (perl.clone(), perl)];
+    add_programs(&mut archive, &others);
     let sisters =
         ["insula-vmm", "insula-agent"].map(|name| (program(name), Path::new("/usr/bin").join(name)));
     add_programs(&mut archive, &sisters);

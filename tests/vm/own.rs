@@ -24,7 +24,9 @@ check run "hello $(uname -r) 1" insula run --rm --isolation vm -m 128m --cpus 1 
 echo 'ping -c 1 -W 60 $(ip route | sed -n "s/default via \([^ ]*\).*/\1/p") >/dev/null && echo reached' >/tmp/reach
 check bridge reached sh -c 'insula run --rm -i --isolation vm -m 128m busybox sh </tmp/reach'
 disk=$(awk '$2 == "/" {print $1}' /proc/mounts | grep ^/dev/ | tail -n 1)
-insula run -d --name box --isolation vm -m 128m --network none --device-write-bps $disk:1mb busybox sleep 1000 >/dev/null
+programs='-v /usr:/usr:ro -v /lib:/lib:ro -v /lib64:/lib64:ro'
+insula run -d --name box --isolation vm -m 128m --network none --device-write-bps $disk:1mb --device /dev/vsock \
+    $programs busybox sleep 1000 >/dev/null
 check program insula-vmm cat /proc/$(insula inspect -f '{{.State.Pid}}' box)/comm
 tasks=/proc/$(insula inspect -f '{{.State.Pid}}' box)/task
 check confined '2 threads: Seccomp: 2 NoNewPrivs: 1 CapEff: 0000000000000000' sh -c \
@@ -34,6 +36,32 @@ group=/sys/fs/cgroup$(cut -d: -f3 /proc/$(insula inspect -f '{{.State.Pid}}' box
 check disk-rate 'wbps=1048576 virtiofsd' sh -c "echo \$(grep -o 'wbps=[0-9]*' $group/io.max) \
     \$(for pid in \$(cat $group/cgroup.procs); do cat /proc/\$pid/comm; done | sort -u | grep virtiofsd)"
 check exec 'in the same kernel' insula exec box echo in the same kernel
+# Sockets between programs of the guest and of the host, both ways: more than what is kept between them.
+sock=$(insula inspect -f '{{.Machine.Vsock}}' box)
+check vsock-mode 600 stat -c %a $sock
+check vsock-node open insula exec box sh -c ': </dev/vsock && echo open'
+check vsock-node-alone 1 insula exec box sh -c 'mknod /dev/fuse2 c 10 229; (: </dev/fuse2) 2>&1 | grep -c "not permitted"'
+serve='socket($s, 40, 1, 0) or die "socket: $!\n"; bind($s, pack("SSLLx4", 40, 0, 5000, 0xffffffff)) or die "bind: $!\n";
+    listen($s, 8) or die "listen: $!\n"; syswrite(STDOUT, "ready\n");
+    while (accept($c, $s)) { $got = 0; while ($count = sysread($c, $piece, 65536)) { $got += $count }
+        syswrite($c, "guest heard $got" . "y" x 100000); close($c) }'
+ask='socket($s, 1, 1, 0) or die "socket: $!\n"; connect($s, pack("Sa108", 1, $ARGV[0])) or die "connect: $!\n";
+    syswrite($s, "CONNECT $ARGV[1]\n"); while (sysread($s, $byte, 1)) { $line .= $byte; last if $byte eq "\n" }
+    $line =~ /^OK \d+\n$/ or die "refused\n"; syswrite($s, "x" x 500000) == 500000 or die "write: $!\n"; shutdown($s, 1);
+    while (sysread($s, $piece, 65536)) { $answer .= $piece } $answer =~ s/(y+)$/ " and said " . length $1/e; print "$answer\n"'
+insula exec box perl -e "$serve" >/tmp/served 2>&1 &
+await 'grep -q . /tmp/served'
+check vsock-ready ready cat /tmp/served
+check vsock-to-guest 'guest heard 500000 and said 100000' perl -e "$ask" $sock 5000
+check vsock-no-listener refused perl -e "$ask" $sock 5001
+host='socket($s, 1, 1, 0); bind($s, pack("Sa108", 1, $ARGV[0])) or die "bind: $!\n"; listen($s, 8); accept($c, $s);
+    sysread($c, $line, 100); syswrite($c, "host heard $line")'
+call='socket($s, 40, 1, 0) or die "socket: $!\n"; connect($s, pack("SSLLx4", 40, 0, $ARGV[0], 2)) or die "connect: $!\n";
+    syswrite($s, "question"); while (sysread($s, $piece, 100)) { print $piece }'
+perl -e "$host" ${sock}_90 &
+await "[ -S ${sock}_90 ]"
+check vsock-to-host 'host heard question' insula exec box perl -e "$call" 90
+check vsock-nobody 'connect: Connection reset by peer' insula exec box perl -e "$call" 91
 check reports-free-memory 1 insula exec box sh -c 'cut -c6 /sys/bus/virtio/drivers/virtio_balloon/*/features'
 boot_time() { insula inspect -f '{{.Machine.BootMilliseconds}}' $1; }
 echo "figure: a machine that booted: $(boot_time box) ms"

@@ -195,6 +195,9 @@ fn what_breaks_a_machine_is_said() {
     let shared = run(&daemon, &["--network", "host", "busybox", "true"]);
     assert!(shared.code == 125 && shared.stderr.contains("cannot share the network"), "{shared}");
 
+    let sockets = run(&daemon, &["--device", "/dev/vsock", "busybox", "true"]);
+    assert!(sockets.code == 125 && sockets.stderr.contains("machines are QEMU's here"), "{sockets}");
+
     // The machine is killed: the container has failed and is started again, once.
     let start = ["run", "-d", "--name", "box", "--isolation", "vm", "--network", "none"];
     daemon

@@ -55,6 +55,11 @@ document! {
         /// by virtiofs. Not of a tenant's machine itself.
         #[serde(skip_serializing_if = "is_zero")]
         root: String,
+        /// A Unix socket: who connects there, says `CONNECT port` and a line's end and is answered `OK`, has a stream
+        /// to a program of the guest's that listens at that port of AF_VSOCK. Who listens at this path with `_port`
+        /// behind it is reached by programs of the guest's as port of CID 2. Not there without `--device /dev/vsock`.
+        #[serde(skip_serializing_if = "is_zero")]
+        vsock: String,
     }
 }
 

@@ -9,7 +9,7 @@ use insula_base::Laps;
 use insula_container::Spare;
 use insula_host::cgroup::{DevicePolicy, Group, Layout, Purpose, Stats, standard_devices};
 use insula_host::resolver::Sockets;
-use insula_spec::plan::{ContainerPlan, InitPlan, NetworkChange, Resources};
+use insula_spec::plan::{ContainerPlan, DevicePlan, DeviceRule, InitPlan, NetworkChange, Resources};
 use insula_sys::process;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
@@ -108,20 +108,38 @@ fn limit(group: &Group, plan: &ContainerPlan) -> Result<Vec<String>> {
     let warnings = group.limit(&plan.cgroup.resources)?;
     // Where no group can be made nobody can make a device node either, in a user namespace.
     if !group.is_empty() {
-        group.allow_devices(&device_policy(plan))?;
+        group.allow_devices(&device_policy(plan)?)?;
     }
     Ok(warnings)
 }
 
 /// Docker's: the standard ones, and what was asked for.
-fn device_policy(plan: &ContainerPlan) -> DevicePolicy {
+fn device_policy(plan: &ContainerPlan) -> Result<DevicePolicy> {
     if plan.security.privileged {
-        return DevicePolicy::All;
+        return Ok(DevicePolicy::All);
     }
     let mut rules = standard_devices();
-    rules.extend(plan.devices.iter().map(|device| device.rule.clone()));
+    for device in &plan.devices {
+        rules.push(numbered(device)?);
+    }
     rules.extend(plan.device_rules.iter().cloned());
-    DevicePolicy::Only(rules)
+    Ok(DevicePolicy::Only(rules))
+}
+
+/// The allowance of a device. Who has made the plan may not know what numbers its node has in this kernel.
+fn numbered(device: &DevicePlan) -> Result<DeviceRule> {
+    let mut rule = device.rule.clone();
+    if rule.minor.is_none() {
+        let path = || device.host_path.clone();
+        let node = rustix::fs::stat(&device.host_path).map_err(|error| Error::File {
+            call: "stat",
+            path: path(),
+            source: error.into(),
+        })?;
+        rule.major = Some(rustix::fs::major(node.st_rdev));
+        rule.minor = Some(rustix::fs::minor(node.st_rdev));
+    }
+    Ok(rule)
 }
 
 impl Sandbox for Namespaces {

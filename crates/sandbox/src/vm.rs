@@ -23,6 +23,7 @@ mod own;
 mod qemu;
 mod running;
 mod seat;
+mod sockets;
 mod streams;
 mod template;
 mod tenant;

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use insula_base::{ContainerId, Kind, Kinded};
-use insula_host::guest::{self, Features, Images};
+use insula_host::guest::{self, Features, Images, Sockets};
 use insula_sandbox::{Error, Event, ExecPlan, Frozen, Result, Sandbox, SignalTarget, Streams, Wall, When};
 use insula_spec::machine::{Backend, MachinePlan};
 use insula_spec::plan::*;
@@ -72,7 +72,7 @@ fn machine(wall: &str, folder: &TempDir) -> Option<MachinePlan> {
     let initramfs = guest::initramfs(
         &kernel,
         &parts.join("insula-agent"),
-        (Features::Containers, Images::Served),
+        (Features::Containers, Images::Served, Sockets::None),
         &cache,
     )
     .unwrap();
@@ -92,6 +92,7 @@ fn machine(wall: &str, folder: &TempDir) -> Option<MachinePlan> {
         template: None,
         image: None,
         tenant: None,
+        vsock: None,
     })
 }
 

@@ -36,6 +36,10 @@ pub struct MachinePlan {
     /// The socket of a tenant's machine that runs: the container gets a seat in it instead of a machine of its own.
     #[serde(default)]
     pub tenant: Option<PathBuf>,
+    /// The address (CID) of the guest's sockets, if it has such: for [`Backend::Kvm`]. The host's ends are in
+    /// `folder`.
+    #[serde(default)]
+    pub vsock: Option<u32>,
 }
 
 /// Seconds that a machine may take to boot where nobody said anything else: an emulated one on a busy host needs
@@ -241,6 +245,9 @@ pub struct MachineRecord {
     /// The container's root is mapped into its memory, and not served.
     #[serde(default)]
     pub mapped: bool,
+    /// Where programs of the host connect to sockets of the guest.
+    #[serde(default)]
+    pub vsock: Option<PathBuf>,
 }
 
 /// A machine for all containers of a tenant.

@@ -418,7 +418,7 @@ pub struct DevicePlan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceRule {
     pub kind: DeviceKind,
-    /// `None` is any.
+    /// `None` is any; of a [`DevicePlan`], what its node has.
     pub major: Option<u32>,
     pub minor: Option<u32>,
     pub read: bool,
@@ -453,6 +453,9 @@ pub enum SeccompPlan {
     Unconfined,
     /// The built-in profile; it travels by name because it is what nearly every container uses.
     Default,
+    /// The same, and sockets of the family that leads from a guest to its host: for a guest's only container, to whom
+    /// its machine's were given.
+    DefaultWithVsock,
     /// A profile in Docker's JSON format.
     Profile(serde_json::Value),
 }

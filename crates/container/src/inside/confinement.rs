@@ -93,6 +93,7 @@ impl Confinement {
         let filter = match filter {
             SeccompPlan::Unconfined => None,
             SeccompPlan::Default => Some(seccomp::default_program(wanted)?),
+            SeccompPlan::DefaultWithVsock => Some(seccomp::default_program_with_vsock(wanted)?),
             SeccompPlan::Profile(profile) if plan.bundle.is_some() => {
                 let (filter, listener) = seccomp::compile_with_listener(profile, wanted)?;
                 notified = listener.as_ref().map(Notified::connect).transpose()?;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use insula_base::{Durability, Kind, replace};
 use insula_host::cgroup::{Group, Layout};
-use insula_host::guest::{Features, Images, initramfs};
+use insula_host::guest::{Features, Images, Sockets, initramfs};
 use insula_host::hardware::Hardware;
 use insula_host::netlink::{self, Routes};
 use insula_host::process::Process;
@@ -33,6 +33,8 @@ use crate::runtime::program;
 
 /// How much longer than its boot a machine may take to answer.
 const SLACK: Duration = Duration::from_secs(120);
+/// A pod's program has no sockets to the host beside its network.
+const DRIVERS: (Features, Images, Sockets) = (Features::Containers, Images::Served, Sockets::None);
 /// The longest answer.
 const LARGEST: u64 = 1 << 20;
 /// Behind the path of the shim's socket: the machine's own folder.
@@ -136,7 +138,7 @@ impl Pod {
         let machine = MachinePlan {
             backend: self.backend()?,
             vmm,
-            initramfs: initramfs(&kernel, &agent, (Features::Containers, Images::Served), &machines)?,
+            initramfs: initramfs(&kernel, &agent, DRIVERS, &machines)?,
             kernel,
             cpus: size.cpus,
             memory: size.memory,
@@ -145,6 +147,7 @@ impl Pod {
             template: None,
             image: None,
             tenant: None,
+            vsock: None,
         };
         let cgroup = format!("{}-machine", bundle::in_slice(&plan.cgroup.path));
         let mut kept = Kept { cgroup: cgroup.clone(), owner: None };

@@ -401,7 +401,7 @@ fn check_rest(host: &HostConfig, warnings: &mut Vec<String>) -> Result<()> {
     warnings.extend(rlimits::foresee(&limits)?.iter().map(ToString::to_string));
     capabilities::effective(&host.cap_add, &host.cap_drop, host.privileged)?;
     security::options(&host.security_opt)?;
-    devices::devices(&host.devices)?;
+    devices::of(host)?;
     devices::rules(&host.device_cgroup_rules)?;
     devices::throttles(host)?;
     security::check_sysctls(host)?;
@@ -471,7 +471,9 @@ pub(crate) fn extra_hosts(lines: &[String]) -> Result<Vec<(String, Option<IpAddr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machines;
     use insula_base::{Kind, Kinded};
+    use insula_models::DeviceMapping;
 
     fn refused(host: HostConfig) -> String {
         check(&ContainerConfig::default(), &host).unwrap_err().to_string()
@@ -526,6 +528,17 @@ mod tests {
         assert!(refused(other).contains("\"hyperv\""));
         let ipc = HostConfig { ipc_mode: "container:x".into(), ..HostConfig::default() };
         assert!(refused(ipc).contains("IpcMode"));
+    }
+
+    #[test]
+    fn a_machine_has_its_sockets_though_the_host_has_no_such_node() {
+        let node = DeviceMapping { path_on_host: machines::VSOCK.into(), ..DeviceMapping::default() };
+        let host = HostConfig { devices: vec![node], ..HostConfig::default() };
+        let machine = HostConfig { isolation: machines::ISOLATION.into(), ..host.clone() };
+        assert!(check(&ContainerConfig::default(), &machine).unwrap().is_empty());
+        if !std::path::Path::new(machines::VSOCK).exists() {
+            assert!(refused(host).contains("no such file"));
+        }
     }
 
     #[test]

@@ -149,6 +149,7 @@ fn machine(record: MachineRecord) -> Machine {
         boot_milliseconds: record.boot,
         template: record.template,
         root: if record.mapped { "mapped" } else { "served" }.to_owned(),
+        vsock: record.vsock.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
     }
 }
 

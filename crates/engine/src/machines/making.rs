@@ -68,12 +68,13 @@ impl Machines {
 
     /// What a container without limits would use, with that many interfaces.
     pub(super) fn usual(&self, cpus: u32, memory: u64, interfaces: usize) -> Result<Wanted> {
-        Wanted::by_container(&self.machine(self.choice().backend, false, cpus, memory)?, false, interfaces)
+        let machine = self.machine(self.choice().backend, false, false, cpus, memory)?;
+        Wanted::by_container(&machine, false, interfaces)
     }
 
     /// The template that one of this shape would have now: another one if something has changed.
     pub(super) fn now(&self, shape: &Shape) -> Result<String> {
-        let machine = self.machine(shape.backend, shape.engine, shape.cpus, shape.memory)?;
+        let machine = self.machine(shape.backend, shape.engine, shape.vsock, shape.cpus, shape.memory)?;
         templates::id(&machine, shape.whom, shape.interfaces)
     }
 
@@ -92,6 +93,7 @@ impl Machines {
             interfaces,
             engine,
             whom,
+            vsock: machine.vsock.is_some(),
         };
         let cgroup = format!("{cgroups}/template-{id}");
         let order = TemplateOrder { machine, whom, interfaces, cgroup, patient };

@@ -56,6 +56,9 @@ pub(crate) struct Shape {
     pub(crate) engine: bool,
     #[serde(default)]
     pub(crate) whom: TemplateFor,
+    /// With sockets to the host.
+    #[serde(default)]
+    pub(crate) vsock: bool,
 }
 
 /// A template on disk.
@@ -305,7 +308,7 @@ impl Loaded {
 pub(super) fn id(plan: &MachinePlan, whom: TemplateFor, interfaces: usize) -> Result<String> {
     let mut hash = sha2::Sha256::new();
     hash.update(format!(
-        "{VERSION} {} {} {} {interfaces}{} {}\0",
+        "{VERSION} {} {} {} {interfaces}{}{} {}\0",
         plan.backend.name(),
         plan.cpus,
         plan.memory,
@@ -313,6 +316,8 @@ pub(super) fn id(plan: &MachinePlan, whom: TemplateFor, interfaces: usize) -> Re
             TemplateFor::Container => "",
             TemplateFor::Tenant => " tenant",
         },
+        // Whatever the address is: a copy has its own.
+        if plan.vsock.is_some() { " vsock" } else { "" },
         processor()
     ));
     // The initial RAM disk's own name stands for the agent and the kernel's modules.
@@ -425,7 +430,16 @@ mod tests {
     fn shape() -> Shape {
         let release = "6.1".to_owned();
         let whom = TemplateFor::Container;
-        Shape { backend: Backend::Qemu, release, cpus: 1, memory: MEMORY, interfaces: 0, engine: false, whom }
+        Shape {
+            backend: Backend::Qemu,
+            release,
+            cpus: 1,
+            memory: MEMORY,
+            interfaces: 0,
+            engine: false,
+            whom,
+            vsock: false,
+        }
     }
 
     fn make(templates: &Templates, id: &str) {
@@ -507,11 +521,15 @@ mod tests {
             template: None,
             image: None,
             tenant: None,
+            vsock: None,
         };
         let of = |whom, interfaces| id(&plan, whom, interfaces).unwrap();
         assert_eq!(of(TemplateFor::Tenant, 2), of(TemplateFor::Tenant, 2));
         assert_ne!(of(TemplateFor::Tenant, 2), of(TemplateFor::Container, 2));
         assert_ne!(of(TemplateFor::Tenant, 2), of(TemplateFor::Tenant, 3));
+        let with = |vsock| id(&MachinePlan { vsock, ..plan.clone() }, TemplateFor::Container, 2).unwrap();
+        assert_eq!(with(Some(3)), with(Some(4)), "a copy has an address of its own");
+        assert_ne!(with(Some(3)), with(None));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use insula_models::{DeviceMapping, HostConfig};
 use insula_spec::plan::{DeviceKind, DevicePlan, DeviceRule, ThrottleDevice};
 
+use crate::machines::{self, VSOCK};
 use crate::{Error, Result};
 
 /// What every container may use, beside what the wall makes: any node may be made, terminals and
@@ -40,8 +41,13 @@ pub(crate) fn all() -> DeviceRule {
     DeviceRule { kind: DeviceKind::Any, major: None, minor: None, read: true, write: true, mknod: true }
 }
 
-/// `--device`; a folder stands for the nodes in it.
-pub(crate) fn devices(mappings: &[DeviceMapping]) -> Result<Vec<DevicePlan>> {
+/// `--device`, of the kernel that the container is to have.
+pub(crate) fn of(host: &HostConfig) -> Result<Vec<DevicePlan>> {
+    if machines::wanted(&host.isolation) { of_the_machine(&host.devices) } else { devices(&host.devices) }
+}
+
+/// Of the host's kernel; a folder stands for the nodes in it.
+fn devices(mappings: &[DeviceMapping]) -> Result<Vec<DevicePlan>> {
     let mut plans = Vec::new();
     for mapping in mappings {
         let host = Path::new(&mapping.path_on_host);
@@ -50,10 +56,7 @@ pub(crate) fn devices(mappings: &[DeviceMapping]) -> Result<Vec<DevicePlan>> {
         } else {
             mapping.path_in_container.clone()
         };
-        let permissions = match mapping.cgroup_permissions.as_str() {
-            "" => "rwm",
-            permissions => permissions,
-        };
+        let permissions = permissions(mapping);
         let failed = |why: &str| {
             Error::InvalidArgument(format!(
                 "error gathering device information while adding custom device \"{}\": {why}",
@@ -75,6 +78,28 @@ pub(crate) fn devices(mappings: &[DeviceMapping]) -> Result<Vec<DevicePlan>> {
         }
     }
     Ok(plans)
+}
+
+/// Of a machine of its own: the machine's sockets are the only one there is. The host may not have the node, and the
+/// guest gives it a number of its own among the miscellaneous ones.
+fn of_the_machine(mappings: &[DeviceMapping]) -> Result<Vec<DevicePlan>> {
+    const MISCELLANEOUS: u32 = 10;
+    let plan = |mapping: &DeviceMapping| {
+        let inside = &mapping.path_in_container;
+        let path = if inside.is_empty() { VSOCK } else { inside }.to_owned();
+        let (read, write, mknod) = access(permissions(mapping))?;
+        let (kind, major) = (DeviceKind::Char, Some(MISCELLANEOUS));
+        let rule = DeviceRule { kind, major, minor: None, read, write, mknod };
+        Ok(DevicePlan { host_path: PathBuf::from(VSOCK), path, rule })
+    };
+    mappings.iter().map(plan).collect()
+}
+
+fn permissions(mapping: &DeviceMapping) -> &str {
+    match mapping.cgroup_permissions.as_str() {
+        "" => "rwm",
+        permissions => permissions,
+    }
 }
 
 fn folder(host: &Path, path: &str, permissions: &str, plans: &mut Vec<DevicePlan>) -> Result<()> {
@@ -224,6 +249,22 @@ mod tests {
             assert!(error.contains(path) && error.contains(why), "{error}");
         }
         assert!(devices(&[mapping("/dev/null", "", "x")]).is_err());
+    }
+
+    #[test]
+    fn a_machines_sockets_are_not_looked_for_on_the_host() {
+        let with = |devices: Vec<DeviceMapping>| {
+            let isolation = machines::ISOLATION.to_owned();
+            of(&HostConfig { isolation, devices, ..HostConfig::default() })
+        };
+        let found = with(vec![mapping(VSOCK, "", ""), mapping(VSOCK, "/dev/other", "r")]).unwrap();
+        assert_eq!(found.iter().map(|plan| plan.path.as_str()).collect::<Vec<_>>(), [VSOCK, "/dev/other"]);
+        assert!(found.iter().all(|plan| plan.host_path == Path::new(VSOCK)));
+        let DeviceRule { major, minor, read, write, mknod, .. } = found[1].rule;
+        assert_eq!((major, minor, read, write, mknod), (Some(10), None, true, false, false));
+        assert!(with(vec![mapping(VSOCK, "", "x")]).is_err());
+        let of_the_host = HostConfig { devices: vec![mapping("/dev/null", "", "")], ..HostConfig::default() };
+        assert_eq!(of(&of_the_host).unwrap()[0].host_path, Path::new("/dev/null"));
     }
 
     #[test]

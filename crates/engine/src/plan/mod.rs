@@ -14,7 +14,8 @@ use insula_models::HostConfig;
 use insula_spec::machine::MachinePlan;
 use insula_spec::plan::{
     CgroupPlan, ContainerPlan, DeviceRule, InitPlan, InterfacePlan, MountPlan, MountSource, Namespace,
-    NamespacesPlan, ProcessPlan, Propagation, RootfsPlan, SecurityPlan, StdioPlan, UpperPlan, UserNamespace,
+    NamespacesPlan, ProcessPlan, Propagation, RootfsPlan, SeccompPlan, SecurityPlan, StdioPlan, UpperPlan,
+    UserNamespace,
 };
 use insula_store::ContainerDir;
 
@@ -63,7 +64,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<ContainerPlan> {
     let (config, host) = (&row.config, &row.host);
     let options = security::options(&host.security_opt)?;
     let namespaces = namespaces(row, &inputs.joined);
-    let mut devices = devices::devices(&host.devices)?;
+    let mut devices = devices::of(host)?;
     // A kernel of its own has devices of its own.
     if host.privileged && inputs.machine.is_none() {
         devices.extend(devices::of_the_host()?);
@@ -87,10 +88,12 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<ContainerPlan> {
         device_rules: device_rules(host)?,
         devices,
         security: SecurityPlan {
-            seccomp: if host.privileged && options.seccomp == insula_spec::plan::SeccompPlan::Default {
-                insula_spec::plan::SeccompPlan::Unconfined
-            } else {
-                options.seccomp
+            seccomp: match options.seccomp {
+                SeccompPlan::Default if host.privileged => SeccompPlan::Unconfined,
+                SeccompPlan::Default if inputs.machine.as_ref().is_some_and(|plan| plan.vsock.is_some()) => {
+                    SeccompPlan::DefaultWithVsock
+                }
+                chosen => chosen,
             },
             masked_paths: host.masked_paths.clone().unwrap_or_default(),
             readonly_paths: host.readonly_paths.clone().unwrap_or_default(),

@@ -295,6 +295,7 @@ fn describe(machine: TenantMachine) -> Machine {
         template: machine.template,
         // Each of its containers has one.
         root: String::new(),
+        vsock: String::new(),
     }
 }
 

@@ -46,6 +46,17 @@ pub enum Images {
     Mapped,
 }
 
+/// What a guest needs for sockets to its host.
+const SOCKETS: &str = "vmw_vsock_virtio_transport";
+
+/// Whether a guest has sockets to its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sockets {
+    None,
+    /// With their driver, which must be there.
+    Vsock,
+}
+
 /// Which modules a guest gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Features {
@@ -54,6 +65,8 @@ pub enum Features {
     /// Enough for a container engine in a container.
     Engine,
 }
+
+type Parts = (Features, Images, Sockets);
 
 /// The drivers of a guest. Those that nothing works without must be there, of the others those that the kernel has.
 #[must_use]
@@ -82,14 +95,14 @@ fn has_all(modules: &Modules, drivers: &[&str]) -> bool {
 pub fn initramfs(
     kernel: &Kernel,
     agent: &Path,
-    (features, images): (Features, Images),
+    parts: (Features, Images, Sockets),
     cache: &Path,
 ) -> Result<PathBuf, Error> {
-    let path = cache.join(format!("initramfs-{}", &key(kernel, agent, features, images)?.hex()[..16]));
+    let path = cache.join(format!("initramfs-{}", &key(kernel, agent, parts)?.hex()[..16]));
     if path.is_file() {
         return Ok(path);
     }
-    let bytes = build(kernel, agent, features, images)?;
+    let bytes = build(kernel, agent, parts)?;
     fs::create_dir_all(cache).map_err(Error::io("mkdir", cache))?;
     insula_base::replace(&path, &bytes, 0o644, insula_base::Durability::Machine)
         .map_err(Error::io("write", &path))?;
@@ -97,9 +110,9 @@ pub fn initramfs(
 }
 
 /// Names what goes into it by what tells versions apart: path, size and time.
-fn key(kernel: &Kernel, agent: &Path, features: Features, images: Images) -> Result<Digest, Error> {
+fn key(kernel: &Kernel, agent: &Path, (features, images, sockets): Parts) -> Result<Digest, Error> {
     let mut hash = sha2::Sha256::new();
-    hash.update(format!("2 {:?} {images:?} {}\0", drivers(features), kernel.release));
+    hash.update(format!("3 {:?} {images:?} {sockets:?} {}\0", drivers(features), kernel.release));
     for path in [&kernel.modules.join("modules.dep"), agent] {
         let found = fs::metadata(path).map_err(Error::io("stat", path))?;
         let (size, seconds, nanoseconds) = (found.size(), found.mtime(), found.mtime_nsec());
@@ -108,13 +121,16 @@ fn key(kernel: &Kernel, agent: &Path, features: Features, images: Images) -> Res
     Ok(Digest::from_sha256(&hash.finalize().into()))
 }
 
-fn build(kernel: &Kernel, agent: &Path, features: Features, images: Images) -> Result<Vec<u8>, Error> {
+fn build(kernel: &Kernel, agent: &Path, (features, images, sockets): Parts) -> Result<Vec<u8>, Error> {
     let modules = Modules::read(&kernel.modules, &kernel.release)?;
     let drivers = drivers(features);
     let (needed, wanted) = drivers.split_at(BASE.len());
     let mut drivers = [needed, &modules.having(wanted)].concat();
     if images == Images::Mapped && has_all(&modules, &IMAGES) {
         drivers.extend(IMAGES);
+    }
+    if sockets == Sockets::Vsock {
+        drivers.push(SOCKETS);
     }
     let mut archive = Archive::default();
     archive.device("dev/console", 0o600, 5, 1);
@@ -185,7 +201,8 @@ mod tests {
         let kernel =
             Kernel { image: at("vmlinuz"), modules: folder.path().to_owned(), release: "1.2".into() };
         check(&kernel).unwrap();
-        let archive = build(&kernel, &at("agent"), Features::Engine, Images::Served).unwrap();
+        let parts = (Features::Engine, Images::Served, Sockets::None);
+        let archive = build(&kernel, &at("agent"), parts).unwrap();
         let archive = String::from_utf8_lossy(&archive);
         assert!(archive.contains("modules\0") && !archive.contains("modules/"), "no module is in it");
         // One that every guest needs is missing.
@@ -209,8 +226,8 @@ mod tests {
             fs::write(at("modules.dep"), lines.collect::<String>()).unwrap();
             // Made anew.
             let _ = fs::remove_dir_all(at("cache"));
-            let made =
-                initramfs(&kernel, &at("agent"), (Features::Containers, images), &at("cache")).unwrap();
+            let parts = (Features::Containers, images, Sockets::None);
+            let made = initramfs(&kernel, &at("agent"), parts, &at("cache")).unwrap();
             String::from_utf8_lossy(&fs::read(made).unwrap()).contains("virtio_pmem")
         };
         assert!(has_driver("", Images::Mapped) && maps_images(&kernel).unwrap());
@@ -231,9 +248,14 @@ mod tests {
         fs::write(at("modules/modules.dep"), dep).unwrap();
         fs::write(at("agent"), elf(1)).unwrap();
         let kernel = Kernel { image: at("vmlinuz"), modules: at("modules"), release: "1.2".into() };
-        let make = || initramfs(&kernel, &at("agent"), (Features::Containers, Images::Served), &at("cache"));
+        let with = |sockets| {
+            initramfs(&kernel, &at("agent"), (Features::Containers, Images::Served, sockets), &at("cache"))
+        };
+        let make = || with(Sockets::None);
         let first = make().unwrap();
         assert_eq!(make().unwrap(), first);
+        // A driver that was asked for must be there.
+        assert!(matches!(with(Sockets::Vsock), Err(Error::NoDriver { driver, .. }) if driver == SOCKETS));
         assert_eq!(fs::read_dir(at("cache")).unwrap().count(), 1);
         fs::write(at("agent"), [elf(1), vec![0]].concat()).unwrap();
         assert_ne!(make().unwrap(), first, "another agent");

@@ -13,6 +13,6 @@ mod modules;
 pub use cpio::Archive;
 pub use emulator::emulator;
 pub use error::Error;
-pub use initramfs::{Features, Images, check, drivers, initramfs, maps_images};
+pub use initramfs::{Features, Images, Sockets, check, drivers, initramfs, maps_images};
 pub use kernel::{Kernel, find, installed};
 pub use modules::Modules;

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 
 use super::deadline::Deadline;
+use super::sockets::Inside;
 use super::{own, qemu};
 use crate::{Error, Result};
 
@@ -82,6 +83,8 @@ pub(super) struct Parts<'a> {
     pub(super) begin: Begin,
     pub(super) files: Files,
     pub(super) interfaces: Vec<Interface>,
+    /// The machine's ends of its sockets to the host, if the plan has such.
+    pub(super) sockets: Option<Inside>,
     /// User and group of the process that is the machine.
     pub(super) uid: u32,
     pub(super) gid: u32,

@@ -41,6 +41,7 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
         Files::None => {}
     }
     let cards: Vec<Value> = parts.interfaces.iter().map(card).collect();
+    let sockets = parts.plan.vsock.zip(parts.sockets.as_ref());
     let image = parts.plan.image.as_deref().map(backend::open).transpose()?;
     let document = json!({
         "cpus": parts.plan.cpus,
@@ -51,6 +52,11 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
         "ports": ports,
         "folders": folders,
         "cards": cards,
+        "sockets": sockets.map(|(address, sockets)| json!({
+            "address": address,
+            "listener": sockets.listener.as_ref().map(AsRawFd::as_raw_fd),
+            "broker": sockets.broker.as_raw_fd(),
+        })),
         "image": match &image {
             Some(file) => json!({ "file": file.as_raw_fd() }),
             // Nothing is plugged later, but a place can be taken.
@@ -67,6 +73,9 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
     }
     kept.extend(parts.files.descriptor().map(AsFd::as_fd));
     kept.extend(image.iter().map(AsFd::as_fd));
+    if let Some(inside) = &parts.sockets {
+        kept.extend(inside.listener.iter().chain([&inside.broker]).map(AsFd::as_fd));
+    }
     for interface in &parts.interfaces {
         kept.extend([interface.tap.as_fd(), interface.sending.as_fd()]);
     }

@@ -20,6 +20,10 @@ use crate::{Error, Result};
 const TRANSLATION_CACHE: u32 = 128;
 
 pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
+    if parts.plan.vsock.is_some() {
+        // Its own would need the host's kernel (vhost-vsock) or one more server.
+        return Err(Error::Invalid("a machine of QEMU's has no sockets to the host".to_owned()));
+    }
     let program = insula_host::guest::emulator()
         .ok_or(Error::Missing { program: "qemu-system-x86_64", package: "qemu-system-x86" })?;
     let [(channel, channel_inside), (console, console_inside), (control, control_inside)] =

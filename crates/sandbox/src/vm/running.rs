@@ -25,6 +25,7 @@ use super::deadline::Deadline;
 use super::link::Link;
 use super::names::Names;
 use super::seat::Seat;
+use super::sockets::Sockets;
 use super::{files, guest};
 use crate::{Created, Error, Event, ExecPlan, Frozen, Processes, Result, SignalTarget, When};
 
@@ -429,7 +430,7 @@ impl Running {
         self.body.read_console();
         let served = self.link.serve(self.body.channel()).and_then(|open| {
             self.serve_names()?;
-            Ok(open)
+            Ok(self.body.connect_sockets() && open)
         });
         let broken = match served {
             Ok(true) => self.ended(),
@@ -508,8 +509,13 @@ fn make(
     let files = files_of(machine, connection, user, entry, relay)?;
     let (cards, interfaces) = Cards::open(&plan.interfaces, machine.template.is_some())?;
     let (uid, gid) = (user, user);
-    let machine = backend::start(Parts { plan: machine, begin, files, interfaces, uid, gid, entry })?;
-    Ok(Body::Whole(Whole { machine, cards, console: Console::default() }))
+    let (sockets, inside) = match machine.vsock {
+        Some(_) => Sockets::open(&machine.folder).map(|(ours, inside)| (Some(ours), Some(inside)))?,
+        None => (None, None),
+    };
+    let parts = Parts { plan: machine, begin, files, interfaces, sockets: inside, uid, gid, entry };
+    let machine = backend::start(parts)?;
+    Ok(Body::Whole(Whole { machine, cards, console: Console::default(), sockets }))
 }
 
 /// Takes a seat in a tenant's machine, with a relay for the container's files.

@@ -21,6 +21,7 @@ use super::console::Console;
 use super::deadline::Deadline;
 use super::link::Link;
 use super::running::ready;
+use super::sockets::Inside;
 use crate::{Error, Result};
 
 /// How long the boot may take: nobody waits for it.
@@ -62,6 +63,7 @@ fn make_in(order: &TemplateOrder, folder: &Path, who: BorrowedFd<'_>, group: &Gr
         begin: Begin::BootIn(crate::duplicate(memory.as_fd())?),
         files,
         interfaces: interfaces(cards)?,
+        sockets: order.machine.vsock.map(|_| Inside::alone()).transpose()?,
         uid: USER,
         gid: USER,
         entry: &group.entry()?,

@@ -187,6 +187,18 @@ static GROUPS: [Group; 19] = [
     allow(has("CAP_PERFMON"), &["perf_event_open"]),
 ];
 
+const VSOCK: u64 = 40;
+
+static VSOCK_SOCKET: Rule<'static> =
+    Rule { calls: &Calls::of(&["socket"]), action: RET_ALLOW, conditions: &[first(Test::Equal(VSOCK))] };
+
+/// The profile for a process that sockets to its guest's host were given to.
+pub(super) fn profile_with_vsock(bounding: Set) -> Profile<'static> {
+    let mut profile = profile(bounding);
+    profile.rules.push(VSOCK_SOCKET);
+    profile
+}
+
 /// The profile for a process with this bounding set.
 pub(super) fn profile(bounding: Set) -> Profile<'static> {
     let mut rules = Vec::with_capacity(64);

@@ -84,6 +84,11 @@ pub fn default_program(bounding: Set) -> Result<Program> {
     Program::new(&builtin::profile(bounding))
 }
 
+/// The same with sockets of the family VSOCK.
+pub fn default_program_with_vsock(bounding: Set) -> Result<Program> {
+    Program::new(&builtin::profile_with_vsock(bounding))
+}
+
 /// Compiles a profile in Docker's JSON format for a process with this bounding set. Errors name
 /// the field of the profile. One that leaves decisions to others is refused: nobody listens.
 pub fn compile(profile: &serde_json::Value, bounding: Set) -> Result<Program> {

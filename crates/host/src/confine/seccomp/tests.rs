@@ -343,6 +343,21 @@ fn native(program: &[Instruction], name: &str, first: u64) -> u32 {
 }
 
 #[test]
+fn sockets_to_the_host_are_for_whom_they_were_given_to() {
+    const VSOCK: u64 = 40;
+    const ALG: u64 = 38;
+    let given = default_program_with_vsock(Set::DEFAULT).unwrap();
+    let given = given.instructions();
+    let asked = [1, 10, VSOCK, ALG];
+    let denied = native(&default_for(Set::DEFAULT), "socket", VSOCK);
+    assert_eq!(
+        asked.map(|family| native(given, "socket", family)),
+        [RET_ALLOW, RET_ALLOW, RET_ALLOW, denied]
+    );
+    assert_ne!(denied, RET_ALLOW);
+}
+
+#[test]
 fn the_default_profile_allows_and_denies() {
     let program = default_for(Set::DEFAULT);
     for name in ["read", "execve", "openat", "futex", "ptrace", "removexattrat", "chroot", "arch_prctl"] {

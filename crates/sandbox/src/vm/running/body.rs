@@ -9,6 +9,7 @@ use super::super::backend::Machine;
 use super::super::cards::Cards;
 use super::super::console::Console;
 use super::super::seat::Seat;
+use super::super::sockets::Sockets;
 use super::{ENDED, ready};
 use crate::{Error, Result};
 
@@ -27,6 +28,7 @@ pub(super) struct Whole {
     pub(super) machine: Machine,
     pub(super) cards: Cards,
     pub(super) console: Console,
+    pub(super) sockets: Option<Sockets>,
 }
 
 impl Body {
@@ -42,7 +44,8 @@ impl Body {
     pub(super) fn watched(&self) -> Vec<BorrowedFd<'_>> {
         match self {
             Self::Whole(whole) => {
-                vec![whole.machine.console.as_fd(), whole.machine.process.pidfd.as_fd()]
+                let own = [whole.machine.console.as_fd(), whole.machine.process.pidfd.as_fd()];
+                own.into_iter().chain(whole.sockets.as_ref().map(Sockets::watched)).collect()
             }
             Self::Seat(_) => Vec::new(),
         }
@@ -60,6 +63,15 @@ impl Body {
     pub(super) fn read_console(&mut self) {
         if let Self::Whole(whole) = self {
             whole.console.read(whole.machine.console.as_fd());
+        }
+    }
+
+    /// Connects the guest to who it wants on the host; false if the machine does not want that any more, and would be
+    /// heard of again and again.
+    pub(super) fn connect_sockets(&self) -> bool {
+        match self {
+            Self::Whole(Whole { sockets: Some(sockets), .. }) => sockets.serve(),
+            Self::Whole(_) | Self::Seat(_) => true,
         }
     }
 
@@ -157,11 +169,13 @@ impl Body {
             template: plan.template.is_some(),
             refused: false,
             mapped: false,
+            vsock: None,
         };
         match self {
             Self::Whole(whole) => MachineRecord {
                 program: whole.machine.program.to_owned(),
                 taps: whole.cards.names(),
+                vsock: whole.sockets.as_ref().map(|sockets| sockets.path().to_owned()),
                 ..record
             },
             Self::Seat(seat) => MachineRecord {

@@ -62,6 +62,7 @@ mod tests {
             template: Some(template),
             image: None,
             tenant: None,
+            vsock: None,
         };
         TenantOrder {
             tenant: "acme".to_owned(),
