@@ -213,10 +213,11 @@ fn forward(zones: &[Zone]) -> String {
     )
 }
 
-/// Those that never change. Every packet of the host passes the guard: what is not for a gateway leaves it first.
+/// Those that never change. A chain of translation sees the packets that may begin a connection, and no other:
+/// the guard costs nothing where one stands. It is the first of them, before a destination is anybody's else.
 const CHAINS: &str = "
 	chain guard {
-		type filter hook prerouting priority raw; policy accept;
+		type nat hook prerouting priority -199; policy accept;
 		ip daddr != 127.0.0.0/8 ip daddr != @gateways return
 		iifname . ip daddr @own_gateways return
 		ip6 daddr != @gateways6 return
