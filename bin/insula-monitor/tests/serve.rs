@@ -356,6 +356,7 @@ fn processes_join_and_signals_reach_them() {
         remembered: true,
         ..Exec::default()
     };
+    let again = Exec { exec: "two".into(), attachments: Vec::new(), ..exec.clone() };
     let outcome = session.call(Call::Exec(exec), &[theirs.into()]);
     assert!(matches!(outcome, Outcome::Started(_)), "{outcome:?}");
     let mut text = String::new();
@@ -365,10 +366,16 @@ fn processes_join_and_signals_reach_them() {
     assert_eq!((exited.exec.as_str(), exited.code), ("one", 3));
     let Outcome::Status(status) = session.call(Call::Status(Empty {}), &[]) else { panic!("not a status") };
     assert_eq!(status.ended_execs, [exited], "the next daemon is told too");
-    for call in [Call::Freeze(Empty {}), Call::Thaw(Empty {}), Call::Stats(Empty {})] {
-        let outcome = session.call(call, &[]);
-        assert!(!matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
-    }
+    let done = |outcome: Outcome| assert!(!matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
+    done(session.call(Call::Freeze(Empty {}), &[]));
+    // One that was asked for a moment before: it is not waited for, and the thaw comes through.
+    let Outcome::Failed(refused) = session.call(Call::Exec(again.clone()), &[]) else { panic!("it runs") };
+    assert!(refused.message.contains("is paused"), "{refused:?}");
+    done(session.call(Call::Thaw(Empty {}), &[]));
+    done(session.call(Call::Exec(again), &[]));
+    done(session.call(Call::Stats(Empty {}), &[]));
+    let Outcome::ExecExited(exited) = session.event() else { panic!("not the exec's end") };
+    assert_eq!((exited.exec.as_str(), exited.code), ("two", 3));
     let signal = Signal { signal: 9, ..Signal::default() };
     let outcome = session.call(Call::Signal(signal), &[]);
     assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");

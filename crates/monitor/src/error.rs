@@ -15,6 +15,8 @@ pub enum Error {
     Malformed { what: &'static str, source: serde_json::Error },
     #[error("{0}")]
     Invalid(&'static str),
+    #[error("the container is paused, unpause it before exec")]
+    Frozen,
     /// A newer peer asked for something that this monitor does not know.
     #[error("this monitor does not know the request")]
     Unknown,
@@ -37,6 +39,7 @@ impl Kinded for Error {
             Self::Call { .. } => Kind::Internal,
             Self::Sandbox(error) => error.kind(),
             Self::Malformed { .. } | Self::Invalid(_) => Kind::InvalidArgument,
+            Self::Frozen => Kind::Conflict,
             Self::Unknown => Kind::Unsupported,
         }
     }

@@ -326,8 +326,8 @@ async fn look_after(
     }
 }
 
-/// Whether it is brought down or has ended, which a probe that failed may come of: it was cut short, or what it
-/// looks for was told to end. Nothing is counted then.
+/// Whether it is brought down, has ended or stands still, which a probe that failed may come of: it was cut short or
+/// refused, or what it looks for was told to end. Nothing is counted then.
 async fn ends(container: &Container, task: &Task, code: i64) -> bool {
     let mut progress = container.subscribe();
     let before = progress.borrow_and_update().exits;
@@ -340,7 +340,7 @@ async fn ends(container: &Container, task: &Task, code: i64) -> bool {
         return true;
     }
     match task.call(Call::Status(Empty {}), &[]).await {
-        Ok(Outcome::Status(status)) => status.phase() == Phase::Ended,
+        Ok(Outcome::Status(status)) => status.phase() == Phase::Ended || status.frozen,
         _ => true,
     }
 }

@@ -109,6 +109,11 @@ impl<S: Sandbox> Monitor<S> {
     }
 
     fn exec(&mut self, call: &Exec, descriptors: Vec<OwnedFd>) -> Result<Outcome> {
+        // It would stand still with the others before it says that it runs, which is waited for here: nobody could thaw
+        // them any more.
+        if self.frozen {
+            return Err(Error::Frozen);
+        }
         let stdio: StdioPlan = parse("streams", &call.stdio)?;
         let plan = ExecPlan {
             id: call.exec.clone(),
