@@ -100,6 +100,13 @@ impl Instance {
         self.tag.as_ref().map_or_else(|| "insula".to_owned(), |tag| format!("insula-{tag}"))
     }
 
+    /// Whether a table of nftables is an instance's, this one's or another's.
+    #[must_use]
+    pub fn has_table(name: &str) -> bool {
+        let hex = |tag: &str| tag.len() == 6 && tag.bytes().all(|byte| byte.is_ascii_hexdigit());
+        name == "insula" || name.strip_prefix("insula-").is_some_and(hex)
+    }
+
     /// Parent of every container's cgroup, below each hierarchy's root, no slashes.
     #[must_use]
     pub fn cgroup(&self) -> String {

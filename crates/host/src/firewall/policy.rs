@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
+use insula_base::Instance;
 use insula_sys::netlink::Socket;
 
 use super::{Error, batch};
@@ -209,7 +210,9 @@ fn chains(socket: &Socket, own_table: &str, wanted: u32) -> Result<Chains, Error
             return;
         };
         let hook = value(CHAIN_HOOK).and_then(|hook| attributes(hook).find(|(kind, _)| *kind == HOOK_NUMBER));
-        if table == own_table || hook.and_then(|(_, raw)| number_of(raw)) != Some(wanted) {
+        // Other instances of ours drop what goes to their bridges alone.
+        let ours = table == own_table || Instance::has_table(&table);
+        if ours || hook.and_then(|(_, raw)| number_of(raw)) != Some(wanted) {
             return;
         }
         let base = Dropping { family, table, chain };

@@ -111,7 +111,7 @@ pub(super) fn fetch_in_vain(address: &str) -> Option<String> {
 fn attempt(address: &str, patience: Duration) -> Option<String> {
     let address: SocketAddr = address.parse().unwrap();
     let mut stream = TcpStream::connect_timeout(&address, patience).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
@@ -379,6 +379,21 @@ fn the_input_chain_of_the_host_guards_published_ports() {
         if status.is_ok_and(|status| status.success()) {
             install(1);
         }
+    });
+}
+
+#[test]
+fn another_instance_is_not_in_the_way() {
+    isolated(|| {
+        let lan = lan();
+        let beside = |table: &str| {
+            let other = Firewall::open(table.to_owned(), Vec::new()).unwrap();
+            other.install(&[zone("insula-test-up", [198, 51, 100, 0].into())], &[], &[]).unwrap();
+            lan.firewall.forward_warnings("insula-test-b", false).unwrap().len()
+        };
+        assert_eq!((beside("insula-0a1b2c"), beside("insula")), (0, 0));
+        // The same of who only sounds like one.
+        assert_eq!(beside("insula-other"), 1);
     });
 }
 
