@@ -97,12 +97,12 @@ async fn told(engine: &Engine, name: &str, action: &str, times: usize) {
     let filter = EventFilter::new(filters).unwrap();
     let mut events = engine.events().subscribe(filter, Some(jiff::Timestamp::UNIX_EPOCH), None);
     for _ in 0..times {
-        tokio::time::timeout(Duration::from_secs(20), events.next()).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), events.next()).await.unwrap().unwrap();
     }
 }
 
 async fn finish(wait: insula_engine::containers::ContainerWait) -> WaitResponse {
-    tokio::time::timeout(Duration::from_secs(20), wait.finish()).await.unwrap()
+    tokio::time::timeout(Duration::from_secs(60), wait.finish()).await.unwrap()
 }
 
 #[tokio::test]
@@ -348,7 +348,7 @@ async fn an_end_that_waits_for_the_disk_holds_nobody_up() {
     let holder = std::thread::spawn(move || {
         store.state().transaction(|_| {
             hold.send(()).unwrap();
-            Ok::<_, insula_store::Error>(released.recv_timeout(Duration::from_secs(30)))
+            Ok::<_, insula_store::Error>(released.recv_timeout(Duration::from_secs(60)))
         })
     });
     held.recv().unwrap();
@@ -541,7 +541,7 @@ async fn the_first_monitors_are_served_and_taken_over() {
     let stream = AttachedStream { descriptor: OwnedFd::from(theirs), already_read: Vec::new() };
     engine.attach("old", options, stream).await.unwrap();
     let mut hello = [0; 14];
-    ours.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     tokio::task::spawn_blocking(move || ours.read_exact(&mut hello).map(|()| hello)).await.unwrap().unwrap();
     let wait = engine.wait_container("old", WaitCondition::NextExit).await.unwrap();
     engine.stop_container("old", StopRequest::default()).await.unwrap();

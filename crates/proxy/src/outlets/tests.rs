@@ -92,7 +92,7 @@ async fn datagrams_are_answered_to_who_sent_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn orders_are_obeyed_until_the_end() {
-    let folder = std::env::temp_dir().join(format!("insula-outlets-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("insula-outlets-{}", insula_base::random_hex(8)));
     let listener = UnixListener::bind(&folder).unwrap();
     let table = table();
     let obeying = tokio::task::spawn_blocking(move || control::obey(&listener, &table));

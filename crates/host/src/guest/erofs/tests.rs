@@ -147,12 +147,19 @@ fn a_folder_of_any_length_is_found_again() {
 type Wanted = Vec<(usize, BTreeMap<Vec<u8>, Vec<u8>>)>;
 
 fn wanted() -> impl Strategy<Value = Wanted> {
-    let name = prop::collection::vec(1u8..=255, 1..250)
+    // The shortest and the longest, and what ends at a block, alone or behind its inode.
+    let length = prop_oneof![6 => 1..=255usize, 1 => Just(1), 1 => Just(255)];
+    let (block, inode) = (BLOCK as usize, INODE as usize);
+    let edges = [0, 1, block - inode, block, block + inode, 2 * block - inode, 2 * block];
+    let edges: Vec<usize> = edges.iter().flat_map(|at| at.saturating_sub(1)..=at + 1).collect();
+    let size = prop_oneof![3 => 0..9000usize, 1 => prop::sample::select(edges)];
+    let name = length
+        .prop_flat_map(|length| prop::collection::vec(1u8..=255, length))
         .prop_map(|name| {
             name.into_iter().map(|byte| if byte == b'/' { b'_' } else { byte }).collect::<Vec<u8>>()
         })
         .prop_filter("names of their own", |name| !matches!(&name[..], b"." | b"..") && name[0] != b'd');
-    let content = prop::collection::vec(any::<u8>(), 0..9000);
+    let content = size.prop_flat_map(|size| prop::collection::vec(any::<u8>(), size));
     let folder = (any::<usize>(), prop::collection::btree_map(name, content, 0..60));
     prop::collection::vec(folder, 1..6)
 }
