@@ -60,12 +60,12 @@ await 'grep -q . /tmp/served'
 check vsock-ready ready cat /tmp/served
 check vsock-to-guest 'guest heard 500000 and said 100000' perl -e "$ask" $sock 5000
 check vsock-no-listener refused perl -e "$ask" $sock 5001
-host='socket($s, 1, 1, 0); bind($s, pack("Sa108", 1, $ARGV[0])) or die "bind: $!\n"; listen($s, 8); accept($c, $s);
+host='socket($s, 1, 1, 0); bind($s, pack("Sa108", 1, $ARGV[0])) or die "bind: $!\n"; listen($s, 8); syswrite(STDOUT, "ready\n"); accept($c, $s);
     sysread($c, $line, 100); syswrite($c, "host heard $line")'
 call='socket($s, 40, 1, 0) or die "socket: $!\n"; connect($s, pack("SSLLx4", 40, 0, $ARGV[0], 2)) or die "connect: $!\n";
     syswrite($s, "question"); while (sysread($s, $piece, 100)) { print $piece }'
-perl -e "$host" ${sock}_90 &
-await "[ -S ${sock}_90 ]"
+perl -e "$host" ${sock}_90 >/tmp/hosted &
+await 'grep -q . /tmp/hosted'
 check vsock-to-host 'host heard question' insula exec box perl -e "$call" 90
 check vsock-nobody 'connect: Connection reset by peer' insula exec box perl -e "$call" 91
 check reports-free-memory 1 insula exec box sh -c 'cut -c6 /sys/bus/virtio/drivers/virtio_balloon/*/features'

@@ -430,7 +430,7 @@ impl Running {
         self.body.read_console();
         let served = self.link.serve(self.body.channel()).and_then(|open| {
             self.serve_names()?;
-            Ok(self.body.connect_sockets() && open)
+            Ok(self.body.connect_sockets()? && open)
         });
         let broken = match served {
             Ok(true) => self.ended(),

@@ -71,23 +71,34 @@ impl Sockets {
     }
 
     /// Connects the guest to who it wants, or says that nobody is there. Nothing of this waits. False if its machine
-    /// has closed its end, or speaks otherwise: there is nobody to serve any more.
-    pub(super) fn serve(&self) -> bool {
+    /// has closed its end.
+    pub(super) fn serve(&self) -> Result<bool> {
         for _ in 0..ROUND {
-            let mut question = [0; 12];
-            match rustix::net::recv(&self.broker, &mut question, RecvFlags::DONTWAIT) {
-                Ok((_, 12)) => {}
-                Err(Errno::AGAIN | Errno::INTR) => return true,
-                _ => return false,
-            }
-            let (number, port) = question.split_at(8);
-            let port = u32::from_le_bytes(port.try_into().unwrap_or_default());
-            let connection = self.connect(port).ok();
-            let sent: Vec<_> = connection.iter().map(AsFd::as_fd).collect();
-            // A machine that asks and does not listen has no answer.
-            let _ = insula_sys::socket::send(self.broker.as_fd(), number, &sent);
+            // One byte more than a question has, so that a longer message is none.
+            let mut question = [0; 13];
+            let length = match rustix::net::recv(&self.broker, &mut question, RecvFlags::DONTWAIT) {
+                Ok((_, 0)) | Err(Errno::CONNRESET) => return Ok(false),
+                Ok((_, length)) => length,
+                Err(Errno::AGAIN | Errno::INTR) => return Ok(true),
+                Err(error) => return Err(failed("recv")(error)),
+            };
+            let (Some((number, port)), 12) = (question.split_first_chunk::<8>(), length) else {
+                return Err(Error::Machine(format!("it asks for a socket with {length} bytes, not 12")));
+            };
+            self.answer(number, u32::from_le_bytes([port[0], port[1], port[2], port[3]]));
         }
-        true
+        Ok(true)
+    }
+
+    fn answer(&self, number: &[u8; 8], port: u32) {
+        let send = |connection: &[BorrowedFd<'_>]| {
+            insula_sys::socket::send(self.broker.as_fd(), number, connection).is_ok()
+        };
+        let sent = self.connect(port).is_ok_and(|connection| send(&[connection.as_fd()]));
+        if !sent {
+            // Nobody is there, or too many descriptors are under way. A machine that takes no answer has none.
+            send(&[]);
+        }
     }
 
     fn connect(&self, port: u32) -> Result<OwnedFd> {
@@ -166,7 +177,7 @@ mod tests {
         let listener = UnixListener::from(listener);
         ask(&inside, 7, 90);
         ask(&inside, 8, 91);
-        assert!(sockets.serve());
+        assert!(sockets.serve().unwrap());
         let (number, connection) = answer(&inside);
         let mut guest = UnixStream::from(connection.unwrap());
         assert_eq!(number, 7);
@@ -178,7 +189,7 @@ mod tests {
         // Not more than there is room for among those who wait.
         let connected = (0..10).filter(|number| {
             ask(&inside, *number, 90);
-            sockets.serve();
+            sockets.serve().unwrap();
             answer(&inside).1.is_some()
         });
         assert!((1..5).contains(&connected.count()));
@@ -194,10 +205,12 @@ mod tests {
     fn a_machine_that_speaks_otherwise_is_not_served() {
         let folder = tempfile::tempdir().unwrap();
         let (sockets, inside) = Sockets::open(folder.path()).unwrap();
-        rustix::io::write(&inside.broker, b"half").unwrap();
-        assert!(!sockets.serve());
-        assert!(sockets.serve());
+        for wrong in [&b"half"[..], b"a byte too much".first_chunk::<13>().unwrap()] {
+            rustix::io::write(&inside.broker, wrong).unwrap();
+            assert!(sockets.serve().unwrap_err().to_string().contains("bytes, not 12"));
+        }
+        assert!(sockets.serve().unwrap());
         drop(inside);
-        assert!(!sockets.serve());
+        assert!(!sockets.serve().unwrap());
     }
 }

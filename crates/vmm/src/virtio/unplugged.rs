@@ -70,4 +70,11 @@ impl Unplugged {
         let state = self.transport.save()?;
         self.transport.restore(&state)
     }
+
+    /// The same with another device of its kind, as in a copy of a template.
+    pub fn save_and_restore_in(&mut self, device: Box<dyn Device>) -> Result<()> {
+        let state = self.transport.save()?;
+        self.transport = Transport::new(device, Arc::clone(&self.memory), Interrupt::new(event()?))?;
+        self.transport.restore(&state)
+    }
 }

@@ -68,10 +68,10 @@ impl Body {
 
     /// Connects the guest to who it wants on the host; false if the machine does not want that any more, and would be
     /// heard of again and again.
-    pub(super) fn connect_sockets(&self) -> bool {
+    pub(super) fn connect_sockets(&self) -> Result<bool> {
         match self {
             Self::Whole(Whole { sockets: Some(sockets), .. }) => sockets.serve(),
-            Self::Whole(_) | Self::Seat(_) => true,
+            Self::Whole(_) | Self::Seat(_) => Ok(true),
         }
     }
 

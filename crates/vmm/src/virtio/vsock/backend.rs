@@ -3,10 +3,12 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 
 use crate::error::{Error, Result};
 
+const GONE: epoll::EventFlags = epoll::EventFlags::HUP.union(epoll::EventFlags::ERR);
 /// So many events are taken at once.
 const BATCH: usize = 64;
 /// Told apart from every number of a connection.
@@ -22,8 +24,8 @@ pub(super) enum Event {
     Call,
     /// The broker has answered.
     Answer,
-    /// To the socket of a connection.
-    Socket { id: u64, writable: bool, gone: bool },
+    /// To the socket of a connection, whose other end says no more, or is closed.
+    Socket { id: u64, writable: bool, ended: bool, gone: bool },
 }
 
 /// What somebody who has connected said.
@@ -78,7 +80,7 @@ impl Host {
         let mut events = Vec::with_capacity(BATCH);
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&now)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(Error::call("epoll_wait", "sockets of a guest", error)),
         }
         let more = events.len() == BATCH;
@@ -90,23 +92,25 @@ impl Host {
                 Event::Socket {
                     id,
                     writable: flags.contains(epoll::EventFlags::OUT),
-                    gone: flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR),
+                    ended: flags.intersects(GONE | epoll::EventFlags::RDHUP),
+                    gone: flags.intersects(GONE),
                 }
             }
         });
         Ok((told.collect(), more))
     }
 
-    /// The next who has connected.
-    pub(super) fn accept(&self) -> Option<OwnedFd> {
+    /// The next who has connected, if somebody is there. An error is none of his, as that no descriptor is left.
+    pub(super) fn accept(&self) -> rustix::io::Result<Option<OwnedFd>> {
+        let Some(listener) = &self.listener else { return Ok(None) };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         loop {
-            match rustix::net::accept_with(self.listener.as_ref()?, flags) {
-                Ok(socket) => return Some(socket),
+            match rustix::net::accept_with(listener, flags) {
+                Ok(socket) => return Ok(Some(socket)),
                 // He has gone again; others may be there.
-                Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => {}
-                // Nobody is there, or there are no descriptors left, which the next call comes by.
-                Err(_) => return None,
+                Err(Errno::CONNABORTED | Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(error) => return Err(error),
             }
         }
     }
@@ -138,7 +142,7 @@ pub(super) fn word(socket: &OwnedFd) -> Word {
     let length = match rustix::net::recv(socket, &mut line, RecvFlags::PEEK) {
         Ok((_, 0)) => return Word::Wrong,
         Ok((_, length)) => length,
-        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Word::None,
+        Err(Errno::AGAIN | Errno::INTR) => return Word::None,
         Err(_) => return Word::Wrong,
     };
     let Some(end) = line[..length].iter().position(|byte| *byte == b'\n') else {

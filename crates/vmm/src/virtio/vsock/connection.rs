@@ -172,6 +172,12 @@ impl Connection {
         self.finish();
     }
 
+    /// The guest is done: what it sent is passed on, and it hears no more of this.
+    pub(super) fn drain(&mut self) {
+        self.state = State::Draining;
+        self.owed = None;
+    }
+
     pub(super) fn guest_has_ended(&self) -> bool {
         self.guest_done == NOTHING
     }
@@ -242,8 +248,9 @@ impl Connection {
         if self.state != State::Open {
             return 0;
         }
-        // Who has closed his end takes nothing either; what he had sent comes first.
-        let gone = if self.gone && self.host_done & NO_SEND != 0 { NO_RECEIVE } else { 0 };
+        // Who has closed his end takes nothing either; what he had sent comes first, if the guest wants it.
+        let heard = self.host_done & NO_SEND != 0 || self.guest_done & NO_RECEIVE != 0;
+        let gone = if self.gone && heard { NOTHING } else { 0 };
         (self.host_done | gone) & !self.told_done
     }
 

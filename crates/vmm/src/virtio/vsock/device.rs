@@ -40,6 +40,9 @@ pub struct Vsock {
     pairs: BTreeMap<Pair, u64>,
     /// Who has connected and not said where.
     callers: BTreeMap<u64, OwnedFd>,
+    /// There may be more who have connected, and more answers of the broker's: they are told of once.
+    calls: bool,
+    answers: bool,
     next_id: u64,
     next_port: u32,
     /// Connections with something to say, each once.
@@ -65,6 +68,8 @@ impl Vsock {
             connections: BTreeMap::new(),
             pairs: BTreeMap::new(),
             callers: BTreeMap::new(),
+            calls: false,
+            answers: false,
             next_id: 0,
             next_port: FIRST_PORT,
             due: VecDeque::new(),
@@ -76,6 +81,7 @@ impl Vsock {
 
     /// Everything that can be done now.
     fn serve(&mut self, queues: &mut Queues<'_>) -> Result<Progress> {
+        self.tell(queues)?;
         let host = self.hear_host()?;
         // Refusals that are taken make room for what is heard, which has answers.
         let before = self.deliver(queues)?;
@@ -88,18 +94,33 @@ impl Vsock {
         let (events, mut more) = self.host.events()?;
         for event in events {
             match event {
-                Event::Call => more |= self.accept(),
-                Event::Answer => more |= self.hear_broker(),
-                Event::Socket { id, writable, gone } => self.stir(id, writable, gone),
+                Event::Call => self.calls = true,
+                Event::Answer => self.answers = true,
+                Event::Socket { id, writable, ended, gone } => {
+                    if self.callers.contains_key(&id) {
+                        self.hear_caller(id, ended);
+                    }
+                    self.stir(id, writable, gone);
+                }
             }
         }
+        more |= self.calls && self.accept();
+        more |= self.answers && self.hear_broker();
         Ok(if more { Progress::More } else { Progress::Waits })
     }
 
-    /// Whether there may be more who call.
+    /// Whether there may be more who call, and can be heard now.
     fn accept(&mut self) -> bool {
         for _ in 0..ROUND {
-            let Some(socket) = self.host.accept() else { return false };
+            let socket = match self.host.accept() {
+                Ok(Some(socket)) => socket,
+                Ok(None) => {
+                    self.calls = false;
+                    return false;
+                }
+                // With the next that happens.
+                Err(_) => return false,
+            };
             // Who is one too many sees that it is closed.
             if let Some(id) = self.new_id()
                 && self.host.watch(socket.as_fd(), id).is_ok()
@@ -113,7 +134,10 @@ impl Vsock {
     /// Whether there may be more answers.
     fn hear_broker(&mut self) -> bool {
         for _ in 0..ROUND {
-            let Some((id, socket)) = self.host.answer() else { return false };
+            let Some((id, socket)) = self.host.answer() else {
+                self.answers = false;
+                return false;
+            };
             let Some(connection) = self.connections.get_mut(&id) else { continue };
             if connection.state != State::Brokered {
                 continue;
@@ -130,9 +154,6 @@ impl Vsock {
     }
 
     fn stir(&mut self, id: u64, writable: bool, gone: bool) {
-        if self.callers.contains_key(&id) {
-            return self.hear_caller(id);
-        }
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.stir(writable, gone);
         match connection.state {
@@ -142,12 +163,13 @@ impl Vsock {
         }
     }
 
-    fn hear_caller(&mut self, id: u64) {
+    /// Who has `ended` says no more than is there.
+    fn hear_caller(&mut self, id: u64, ended: bool) {
         let Some(socket) = self.callers.get(&id) else { return };
         let port = match word(socket) {
-            Word::None => return,
+            Word::None if !ended => return,
             Word::Connect(port) => Some(port),
-            Word::Wrong => None,
+            Word::None | Word::Wrong => None,
         };
         let Some(socket) = self.callers.remove(&id) else { return };
         // Who cannot be understood sees that it is closed.
@@ -221,12 +243,13 @@ impl Vsock {
 
     /// A packet, whose data lie in `piece`.
     fn hear_packet(&mut self, head: &Head) {
-        if head.source != self.address {
-            // It has another name, and an answer would go there.
-            return;
-        }
         let pair = Pair { host: head.destination_port, guest: head.source_port };
         let id = self.pairs.get(&pair).copied();
+        if head.source != self.address {
+            // It has another name, and an answer would go there. Of a connection it says that it is from before that
+            // name was given.
+            return id.into_iter().for_each(|id| self.remove(id));
+        }
         match (id, head.operation) {
             _ if head.destination != HOST || head.kind != STREAM => self.owe_reset(head),
             (Some(id), _) => self.hear_connection(id, head),
@@ -273,7 +296,7 @@ impl Vsock {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let drained = connection.is_drained() || connection.is_gone();
         let pair = connection.pair;
-        connection.state = State::Draining;
+        connection.drain();
         self.pairs.remove(&pair);
         self.owe_reset_of(pair);
         if drained {
@@ -292,10 +315,13 @@ impl Vsock {
     }
 
     fn remove(&mut self, id: u64) {
-        if let Some(connection) = self.connections.remove(&id)
-            && self.pairs.get(&connection.pair) == Some(&id)
-        {
+        let Some(connection) = self.connections.remove(&id) else { return };
+        if self.pairs.get(&connection.pair) == Some(&id) {
             self.pairs.remove(&connection.pair);
+        }
+        if connection.due {
+            // A guest that takes nothing would have it grow.
+            self.due.retain(|due| *due != id);
         }
     }
 
@@ -344,7 +370,8 @@ impl Vsock {
     fn deliver(&mut self, queues: &mut Queues<'_>) -> Result<Progress> {
         let memory = queues.memory();
         let mut delivered = 0;
-        while delivered < ROUND && !(self.resets.is_empty() && self.due.is_empty()) {
+        // What was before is forgotten first.
+        while !self.forgets && delivered < ROUND && !(self.resets.is_empty() && self.due.is_empty()) {
             let Some(chain) = queues.pop(RECEIVE)? else { break };
             let head = chain.head_index();
             let mut writer = chain.writer(memory).map_err(misuse)?;
@@ -442,10 +469,7 @@ impl Device for Vsock {
         self.forgets = false;
     }
 
-    fn notified(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<Progress> {
-        if queue == EVENTS {
-            return self.tell(queues).map(|()| Progress::Waits);
-        }
+    fn notified(&mut self, _queue: usize, queues: &mut Queues<'_>) -> Result<Progress> {
         self.serve(queues)
     }
 
@@ -467,5 +491,39 @@ impl Device for Vsock {
         self.reset();
         self.forgets = true;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
+
+    use super::*;
+
+    #[test]
+    fn a_guest_that_takes_nothing_has_nothing_kept_of_what_has_ended() {
+        let messages = || socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let (broker, inside) = messages().unwrap();
+        let mut device = Vsock::new(77, None, inside).unwrap();
+        for _ in 0..10 {
+            let said = |operation| Head {
+                source: 77,
+                destination: HOST,
+                source_port: 5000,
+                destination_port: 90,
+                kind: STREAM,
+                operation,
+                ..Head::default()
+            };
+            device.hear_packet(&said(operation::REQUEST));
+            let mut question = [0; 12];
+            recv(&broker, &mut question, RecvFlags::empty()).unwrap();
+            let (host, _other) = messages().unwrap();
+            insula_sys::socket::send(broker.as_fd(), &question[..8], &[host.as_fd()]).unwrap();
+            device.hear_host().unwrap();
+            assert_eq!(device.due.len(), 1, "an answer is owed");
+            device.hear_packet(&said(operation::RESET));
+            assert!(device.due.is_empty() && device.connections.is_empty() && device.resets.is_empty());
+        }
     }
 }

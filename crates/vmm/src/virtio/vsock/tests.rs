@@ -304,14 +304,74 @@ fn who_cannot_be_understood_is_let_go() {
     }
     assert!(guest.heard().is_empty());
     // Nor is the guest told of one who has gone before it could hear of him.
+    for looked in [true, false] {
+        let mut guest = Guest::new();
+        let mut host = UnixStream::connect(&guest.socket).unwrap();
+        host.write_all(b"CONNECT 5000\n").unwrap();
+        if looked {
+            guest.stir();
+        }
+        drop(host);
+        guest.stir();
+        guest.listen(4);
+        assert!(guest.heard().is_empty());
+    }
+}
+
+#[test]
+fn who_leaves_in_the_middle_of_his_word_takes_no_place() {
     let mut guest = Guest::new();
+    guest.listen(4);
+    for _ in 0..=MOST {
+        let mut host = UnixStream::connect(&guest.socket).unwrap();
+        host.write_all(b"CONN").unwrap();
+        drop(host);
+        guest.stir();
+    }
+    // Who only says no more is not waited for either.
+    let mut host = UnixStream::connect(&guest.socket).unwrap();
+    host.write_all(b"CONN").unwrap();
+    guest.stir();
+    host.shutdown(std::net::Shutdown::Write).unwrap();
+    guest.stir();
+    // Half a word was never read.
+    let end = host.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(end, Err(ErrorKind::ConnectionReset));
     let mut host = UnixStream::connect(&guest.socket).unwrap();
     host.write_all(b"CONNECT 5000\n").unwrap();
     guest.stir();
+    assert_eq!(guest.answer().0.operation, operation::REQUEST);
+}
+
+#[test]
+fn a_guest_that_wants_to_hear_nothing_is_told_who_has_gone() {
+    let mut guest = Guest::new();
+    guest.listen(16);
+    let mut host = guest.connected();
+    guest.say(Head { flags: NO_RECEIVE, ..Guest::packet(90, operation::SHUTDOWN) }, &[]);
+    host.write_all(b"to nobody").unwrap();
+    guest.stir();
+    assert!(guest.heard().is_empty());
     drop(host);
     guest.stir();
-    guest.listen(4);
-    assert!(guest.heard().is_empty());
+    let (head, _) = guest.answer();
+    assert_eq!((head.operation, head.flags), (operation::SHUTDOWN, NOTHING));
+}
+
+#[test]
+fn a_connection_that_the_guest_has_ended_says_no_more() {
+    let mut guest = Guest::new();
+    guest.listen(1);
+    let _host = guest.connected();
+    let (mut like, _other) = pair();
+    let taken = std::iter::from_fn(|| like.write_all(&[9; 4096]).ok()).count();
+    // Room is owed for what the socket takes, but the guest hears nothing; some more waits here.
+    for _ in 0..taken + 4 {
+        guest.send(90, &[9; 4096]);
+    }
+    guest.say(Head { flags: NOTHING, ..Guest::packet(90, operation::SHUTDOWN) }, &[]);
+    guest.listen(16);
+    assert_eq!(guest.answer().0.operation, operation::RESET);
 }
 
 #[test]
@@ -538,6 +598,36 @@ fn a_guest_that_goes_on_from_a_snapshot_forgets_its_connections() {
     let mut address = [0; 8];
     guest.device.read(0x100, &mut address);
     assert_eq!(u64::from_le_bytes(address), u64::from(CID));
+}
+
+#[test]
+fn a_copy_hears_of_its_address_before_all_else() {
+    let mut guest = Guest::new();
+    guest.listen(16);
+    // One that is there before the copy looks for the first time.
+    let listener = UnixListener::bind(guest.folder.path().join("another")).unwrap();
+    let mut host = UnixStream::connect(guest.folder.path().join("another")).unwrap();
+    host.write_all(b"CONNECT 5000\n").unwrap();
+    let (_broker, inside) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let device = Vsock::new(CID + 1, Some(listener.into()), inside).unwrap();
+    guest.device.save_and_restore_in(Box::new(device)).unwrap();
+    for queue in [RECEIVE, SEND, EVENTS] {
+        guest.device.notify(queue);
+    }
+    guest.stir();
+    assert!(guest.heard().is_empty());
+    guest.offer(EVENTS, 50 << 20, 4, 2);
+    guest.device.notify(EVENTS);
+    let mut address = [0; 8];
+    guest.device.read(0x100, &mut address);
+    assert_eq!(u64::from_le_bytes(address), u64::from(CID + 1));
+    let (head, _) = guest.answer();
+    assert_eq!((head.operation, head.destination), (operation::REQUEST, u64::from(CID + 1)));
+    // The guest answers by the name that it had: who asked comes again, and the guest has no answer.
+    let answer = Guest::packet(head.source_port, operation::RESPONSE);
+    guest.say(answer, &[]);
+    assert!(guest.heard().is_empty() && ended(&mut host));
 }
 
 #[test]
