@@ -26,6 +26,8 @@ pub(super) enum Source {
         file: File,
         /// Where the next block is read from.
         offset: u64,
+        /// What comes behind it is not wanted.
+        end: Option<u64>,
     },
     /// Complete; nothing is added to it.
     Compressed(Box<GzDecoder<File>>),
@@ -63,7 +65,7 @@ impl Cursor {
 
     pub(super) fn has_more(&self) -> bool {
         match &self.source {
-            Source::Plain { file, offset } => {
+            Source::Plain { file, offset, .. } => {
                 !self.damaged && file.metadata().is_ok_and(|meta| meta.len() > *offset)
             }
             Source::Compressed(_) => false,
@@ -135,14 +137,18 @@ impl Cursor {
         let held = self.buffer.len();
         self.buffer.resize(held + BLOCK, 0);
         let read = match &mut self.source {
-            Source::Plain { file, offset } => read_at(file, &mut self.buffer[held..], *offset),
+            Source::Plain { file, offset, end } => {
+                let wanted = end.map_or(BLOCK as u64, |end| end.saturating_sub(*offset)).min(BLOCK as u64);
+                // No more than a block.
+                read_at(file, &mut self.buffer[held..held + wanted as usize], *offset)
+            }
             Source::Compressed(decoder) => decoder.read(&mut self.buffer[held..]),
         };
         let count = *read.as_ref().unwrap_or(&0);
         self.buffer.truncate(held + count);
         read?;
-        if let Source::Plain { file, offset } = &mut self.source {
-            if count == 0 && file.metadata()?.len() < *offset {
+        if let Source::Plain { file, offset, end } = &mut self.source {
+            if count == 0 && end.is_none() && file.metadata()?.len() < *offset {
                 // Emptied in place, as a log of a single file may be.
                 (*offset, self.skipping) = (0, false);
                 self.buffer.clear();

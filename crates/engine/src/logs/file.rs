@@ -56,6 +56,16 @@ pub(super) struct LogFiles {
     /// Files that follow the current one, the next last.
     later: Vec<LogFile>,
     current: Option<(Identity, Cursor)>,
+    extent: Extent,
+}
+
+/// How far a log is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// To where it ends when it is opened: who writes faster than it is read has it end too.
+    AsItIs,
+    /// On as it is written.
+    Growing,
 }
 
 /// Device and inode, and when it came to be, since inodes are used again; those of the file that it was made of
@@ -88,8 +98,18 @@ impl LogFile {
 
 impl LogFiles {
     /// The log at `path`, from the last `tail` records on, or from the first.
-    pub(super) fn open(path: &Path, format: LogFormat, tail: Option<u64>) -> io::Result<Self> {
+    pub(super) fn open(
+        path: &Path,
+        format: LogFormat,
+        tail: Option<u64>,
+        extent: Extent,
+    ) -> io::Result<Self> {
         let mut files = open_all(path)?;
+        for file in files.iter_mut().filter(|_| extent == Extent::AsItIs) {
+            if let Source::Plain { file, end, .. } = &mut file.source {
+                *end = Some(file.metadata()?.len());
+            }
+        }
         let mut start = tail::Start::default();
         if let Some(mut wanted) = tail {
             // From the newest file backwards; those before the one where the tail starts are not read.
@@ -106,7 +126,7 @@ impl LogFiles {
         }
         files.reverse();
         let current = files.pop().map(|file| (file.identity, Cursor::at(file.source, format, start)));
-        Ok(Self { path: path.to_owned(), format, later: files, current })
+        Ok(Self { path: path.to_owned(), format, later: files, current, extent })
     }
 
     /// The next record that is completely written; `None` when there is none now.
@@ -125,7 +145,7 @@ impl LogFiles {
 
     /// To the file after the current one, which was read to its end. Whether there is one.
     fn advance(&mut self) -> io::Result<bool> {
-        if self.later.is_empty() {
+        if self.later.is_empty() && self.extent == Extent::Growing {
             self.later = self.newer()?;
             // The current file may have grown between its end and its rotation: it is looked at once more.
             if !self.later.is_empty() && self.current.as_ref().is_some_and(|(_, cursor)| cursor.has_more()) {
@@ -182,7 +202,7 @@ fn open_one(path: &Path, number: u32) -> io::Result<LogFile> {
     match File::open(numbered(path, number, "")) {
         Ok(file) => {
             let identity = identity(&file.metadata()?);
-            Ok(LogFile { source: Source::Plain { file, offset: 0 }, identity, made_of: None })
+            Ok(LogFile { source: Source::Plain { file, offset: 0, end: None }, identity, made_of: None })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound && number > 0 => {
             let file = File::open(numbered(path, number, ".gz"))?;
@@ -270,14 +290,17 @@ mod tests {
     #[test]
     fn all_files_are_read_in_order() {
         let (_folder, path) = three_files();
-        assert_eq!(rest(&mut LogFiles::open(&path, LogFormat::Json, None).unwrap()), numbers(0..10));
+        assert_eq!(
+            rest(&mut LogFiles::open(&path, LogFormat::Json, None, Extent::Growing).unwrap()),
+            numbers(0..10)
+        );
     }
 
     #[test]
     fn tails_cross_files() {
         let (_folder, path) = three_files();
         for wanted in 0..13 {
-            let mut log = LogFiles::open(&path, LogFormat::Json, Some(wanted)).unwrap();
+            let mut log = LogFiles::open(&path, LogFormat::Json, Some(wanted), Extent::Growing).unwrap();
             let first = 10u32.saturating_sub(u32::try_from(wanted).unwrap());
             assert_eq!(rest(&mut log), numbers(first..10), "tail {wanted}");
         }
@@ -291,7 +314,7 @@ mod tests {
         for n in 0..20 {
             append(&path, &record(&format!("{n} {long}\n"), n));
         }
-        let lines = rest(&mut LogFiles::open(&path, LogFormat::Json, Some(7)).unwrap());
+        let lines = rest(&mut LogFiles::open(&path, LogFormat::Json, Some(7), Extent::Growing).unwrap());
         assert_eq!(lines.len(), 7);
         assert!(lines[0].starts_with("13 ") && lines[6].starts_with("19 "));
     }
@@ -299,7 +322,7 @@ mod tests {
     #[test]
     fn what_is_written_later_follows_also_after_rotations() {
         let (_folder, path) = three_files();
-        let mut log = LogFiles::open(&path, LogFormat::Json, Some(1)).unwrap();
+        let mut log = LogFiles::open(&path, LogFormat::Json, Some(1), Extent::Growing).unwrap();
         assert_eq!(rest(&mut log), numbers(9..10));
         append(&path, &record("10\n", 0));
         rotate(&path, 5);
@@ -317,7 +340,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         append(&path, &record("0\n", 0));
-        let mut log = LogFiles::open(&path, LogFormat::Json, None).unwrap();
+        let mut log = LogFiles::open(&path, LogFormat::Json, None, Extent::Growing).unwrap();
         assert_eq!(rest(&mut log), numbers(0..1));
         for n in 1..6 {
             rotate(&path, 2);
@@ -331,7 +354,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         append(&path, &record(&"a".repeat(500), 0));
-        let mut log = LogFiles::open(&path, LogFormat::Json, None).unwrap();
+        let mut log = LogFiles::open(&path, LogFormat::Json, None, Extent::Growing).unwrap();
         assert_eq!(rest(&mut log).len(), 1);
         File::create(&path).unwrap();
         append(&path, &record("1\n", 0));
@@ -345,7 +368,7 @@ mod tests {
         let (whole, part) = (record("0\n", 0), record("1\n", 0));
         append(&path, &whole);
         append(&path, &part[..20]);
-        let mut log = LogFiles::open(&path, LogFormat::Json, None).unwrap();
+        let mut log = LogFiles::open(&path, LogFormat::Json, None, Extent::Growing).unwrap();
         assert_eq!(rest(&mut log), numbers(0..1));
         append(&path, &part[20..]);
         assert_eq!(rest(&mut log), numbers(1..2));
@@ -359,7 +382,7 @@ mod tests {
         append(&path, &"z".repeat(3 * LINE_MAX));
         append(&path, "\n");
         append(&path, &record("0\n", 0));
-        let mut log = LogFiles::open(&path, LogFormat::Json, None).unwrap();
+        let mut log = LogFiles::open(&path, LogFormat::Json, None, Extent::Growing).unwrap();
         assert_eq!(rest(&mut log), numbers(0..1));
         assert!(log.current.unwrap().1.held() < 2 * (LINE_MAX + 2 * BLOCK));
     }
@@ -368,7 +391,7 @@ mod tests {
     fn a_log_that_is_not_there_yet_is_empty() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        let mut log = LogFiles::open(&path, LogFormat::Json, Some(3)).unwrap();
+        let mut log = LogFiles::open(&path, LogFormat::Json, Some(3), Extent::Growing).unwrap();
         assert_eq!(rest(&mut log), numbers(0..0));
         append(&path, &record("0\n", 0));
         assert_eq!(rest(&mut log), numbers(0..1));
@@ -426,7 +449,7 @@ mod tests {
                 );
             }
             compress_as(&path, 1, noted);
-            let mut log = LogFiles::open(&path, LogFormat::Json, None).unwrap();
+            let mut log = LogFiles::open(&path, LogFormat::Json, None, Extent::Growing).unwrap();
             assert_eq!(rest(&mut log).len(), 5, "{noted:?}");
         }
     }
@@ -435,17 +458,20 @@ mod tests {
     fn local_logs_are_read_from_any_record_on() {
         let (_folder, path) = local_files();
         for tail in 0..14u64 {
-            let mut log = LogFiles::open(&path, LogFormat::Local, Some(tail)).unwrap();
+            let mut log = LogFiles::open(&path, LogFormat::Local, Some(tail), Extent::Growing).unwrap();
             let first = 12u32.saturating_sub(tail as u32);
             assert_eq!(rest(&mut log), numbers(first..12), "{tail}");
         }
-        assert_eq!(rest(&mut LogFiles::open(&path, LogFormat::Local, None).unwrap()), numbers(0..12));
+        assert_eq!(
+            rest(&mut LogFiles::open(&path, LogFormat::Local, None, Extent::Growing).unwrap()),
+            numbers(0..12)
+        );
     }
 
     #[test]
     fn a_file_that_is_compressed_while_it_is_read_is_read_once() {
         let (_folder, path) = local_files();
-        let mut log = LogFiles::open(&path, LogFormat::Local, None).unwrap();
+        let mut log = LogFiles::open(&path, LogFormat::Local, None, Extent::Growing).unwrap();
         let mut seen: Vec<_> =
             (0..9).map(|_| String::from_utf8(log.next().unwrap().unwrap().bytes).unwrap()).collect();
         fs::rename(numbered(&path, 1, ".gz"), numbered(&path, 2, ".gz")).unwrap();
@@ -468,7 +494,7 @@ mod tests {
         bytes.truncate(bytes.len() - 3);
         bytes.extend_from_slice(&[0xff; 40]);
         fs::write(second, bytes).unwrap();
-        let mut log = LogFiles::open(&path, LogFormat::Local, None).unwrap();
+        let mut log = LogFiles::open(&path, LogFormat::Local, None, Extent::Growing).unwrap();
         assert_eq!(rest(&mut log), [numbers(0..3), numbers(4..12)].concat());
     }
 }

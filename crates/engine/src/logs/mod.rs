@@ -15,7 +15,7 @@ use rustix::fs::inotify;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-use self::file::LogFiles;
+use self::file::{Extent, LogFiles};
 pub use self::file::{LogFormat, LogLine, Stream};
 use crate::containers::LogSource;
 use crate::{Engine, Error, Result};
@@ -72,7 +72,8 @@ impl LogStream {
         // Before the first look, so that nothing is written unseen in between.
         let changes = options.follow.then(|| watch(path)).transpose()?;
         let (at, tail) = (path.to_owned(), options.tail);
-        let files = blocking(move || LogFiles::open(&at, format, tail)).await?;
+        let extent = if options.follow { Extent::Growing } else { Extent::AsItIs };
+        let files = blocking(move || LogFiles::open(&at, format, tail, extent)).await?;
         let ended = match options.until {
             Some(until) => either(ended, until),
             None => ended,
@@ -272,6 +273,29 @@ mod tests {
         }
         let since = Some("2026-01-01T00:00:20Z".parse().unwrap());
         assert_eq!(read_with(&path, LogOptions { since, ..options() }).await, ["20", "30", "11", "12"]);
+    }
+
+    #[tokio::test]
+    async fn a_log_ends_where_it_did_when_it_was_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        for second in 0..3 {
+            append(&path, &format!("{second}"), "stdout", second);
+        }
+        for (tail, wanted) in [(None, 0..3), (Some(2), 1..3)] {
+            let options = LogOptions { tail, ..options() };
+            let mut stream = LogStream::open(&path, LogFormat::Json, options, never()).await.unwrap();
+            append(&path, "later", "stdout", 3);
+            std::fs::rename(&path, folder.path().join("log.1")).unwrap();
+            append(&path, "later still", "stdout", 4);
+            assert_eq!(texts(&mut stream).await, wanted.map(|n| n.to_string()).collect::<Vec<_>>());
+            assert!(stream.next().await.is_none());
+            std::fs::remove_file(&path).unwrap();
+            std::fs::rename(folder.path().join("log.1"), &path).unwrap();
+            let file = OpenOptions::new().write(true).open(&path).unwrap();
+            let text = std::fs::read_to_string(&path).unwrap();
+            file.set_len(text.find("{\"log\":\"later").unwrap() as u64).unwrap();
+        }
     }
 
     #[tokio::test]

@@ -21,12 +21,11 @@ pub(super) struct Start {
 /// Where the last `wanted` complete records of a file begin, and how many there are from there on.
 pub(super) fn start(source: &mut Source, format: LogFormat, wanted: u64) -> io::Result<(Start, u64)> {
     match (source, format) {
-        (Source::Plain { file, .. }, LogFormat::Json) => {
-            lines(file, wanted).map(|(offset, found)| (Start { offset, skip: 0 }, found))
+        (Source::Plain { file, end, .. }, LogFormat::Json) => {
+            lines(file, length(file, *end)?, wanted).map(|(offset, found)| (Start { offset, skip: 0 }, found))
         }
-        (Source::Plain { file, .. }, LogFormat::Local) => {
-            entries(file, wanted).map(|(offset, found)| (Start { offset, skip: 0 }, found))
-        }
+        (Source::Plain { file, end, .. }, LogFormat::Local) => entries(file, length(file, *end)?, wanted)
+            .map(|(offset, found)| (Start { offset, skip: 0 }, found)),
         (Source::Compressed(decoder), _) => {
             let count = || decoder.get_ref().try_clone();
             let mut again = count()?;
@@ -47,8 +46,11 @@ pub(super) fn start(source: &mut Source, format: LogFormat, wanted: u64) -> io::
     }
 }
 
-fn lines(file: &File, wanted: u64) -> io::Result<(u64, u64)> {
-    let mut end = file.metadata()?.len();
+fn length(file: &File, end: Option<u64>) -> io::Result<u64> {
+    end.map_or_else(|| Ok(file.metadata()?.len()), Ok)
+}
+
+fn lines(file: &File, mut end: u64, wanted: u64) -> io::Result<(u64, u64)> {
     let (mut found, mut seen) = (0, false);
     let mut block = vec![0; BLOCK];
     // A record ends with its newline, and the one before it ends just before it begins.
@@ -72,13 +74,13 @@ fn lines(file: &File, wanted: u64) -> io::Result<(u64, u64)> {
 }
 
 /// From the end backwards by the lengths behind the messages; from the beginning if those do not lead there.
-fn entries(file: &File, wanted: u64) -> io::Result<(u64, u64)> {
-    let mut end = file.metadata()?.len();
+fn entries(file: &File, size: u64, wanted: u64) -> io::Result<(u64, u64)> {
+    let mut end = size;
     let mut found = 0;
     while end > 0 && found < wanted {
         let mut tail = [0; 4];
         if end < 8 {
-            return from_the_beginning(file, wanted);
+            return from_the_beginning(file, size, wanted);
         }
         file.read_exact_at(&mut tail, end - 4)?;
         let length = u64::from(u32::from_be_bytes(tail));
@@ -89,7 +91,7 @@ fn entries(file: &File, wanted: u64) -> io::Result<(u64, u64)> {
         }
         if !whole || head != tail {
             // It is being written now, or it is damaged.
-            return from_the_beginning(file, wanted);
+            return from_the_beginning(file, size, wanted);
         }
         end -= length + 8;
         found += 1;
@@ -97,12 +99,11 @@ fn entries(file: &File, wanted: u64) -> io::Result<(u64, u64)> {
     Ok((end, found))
 }
 
-fn from_the_beginning(file: &File, wanted: u64) -> io::Result<(u64, u64)> {
+fn from_the_beginning(file: &File, size: u64, wanted: u64) -> io::Result<(u64, u64)> {
     let mut starts = std::collections::VecDeque::new();
     let mut reader = io::BufReader::new(file.try_clone()?);
     reader.rewind()?;
     let (mut at, mut head) = (0, [0; 4]);
-    let size = file.metadata()?.len();
     while reader.read_exact(&mut head).is_ok() {
         let length = u64::from(u32::from_be_bytes(head));
         if length == 0 || length > MAX_ENTRY as u64 || at + length + 8 > size {
