@@ -27,6 +27,7 @@ use insula_models::ApiVersion;
 
 use crate::error::ApiError;
 use crate::plain::{Claimed, Promise};
+use crate::target::Mending;
 
 const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
 
@@ -180,13 +181,14 @@ where
 }
 
 fn take(upgraded: Upgraded) -> Result<Taken, String> {
-    let Parts { io, read_buf, .. } = match upgraded.downcast::<TokioIo<UnixStream>>() {
+    let Parts { io, read_buf, .. } = match upgraded.downcast::<TokioIo<Mending>>() {
         Ok(parts) => parts,
         Err(other) => return copied(other),
     };
-    let stream =
-        io.into_inner().into_std().map_err(|error| format!("take the socket from the reactor: {error}"))?;
-    Ok(Taken { descriptor: stream.into(), already_read: read_buf.to_vec() })
+    let (stream, unread) = io.into_inner().into_parts();
+    let stream = stream.into_std().map_err(|error| format!("take the socket from the reactor: {error}"))?;
+    let already_read = [read_buf.as_ref(), &unread].concat();
+    Ok(Taken { descriptor: stream.into(), already_read })
 }
 
 /// A connection that is no plain socket (TLS): one end of a pair, copied to and from it.

@@ -19,7 +19,6 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
 use crate::hijack::Taken;
-use crate::target::{self, Mended};
 
 /// The largest head that is looked at.
 const MAX_HEAD: usize = 8 << 10;
@@ -61,8 +60,6 @@ pub(crate) enum Look {
     Takeover(Head),
     /// Something for HTTP to answer: a complete head, one that is longer than we look, or no HTTP at all.
     Http,
-    /// The same, with another first line.
-    Mended(Mended),
     /// There is more to come.
     Partial,
 }
@@ -101,7 +98,7 @@ fn first(bytes: &[u8]) -> Look {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     match httparse::Request::new(&mut headers).parse(bytes) {
         Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => Look::Partial,
-        _ => target::mended(bytes).map_or(Look::Http, Look::Mended),
+        _ => Look::Http,
     }
 }
 

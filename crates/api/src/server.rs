@@ -2,14 +2,17 @@
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures_util::future::{Either, select};
 use http::{HeaderValue, StatusCode, header};
+use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -27,7 +30,8 @@ use crate::authorization::{Authorization, Peer};
 use crate::door::{Door, Entry, Seat};
 use crate::error::ApiError;
 use crate::plain::Look;
-use crate::{plain, routes, target};
+use crate::target::{After, Mending, Next};
+use crate::{plain, routes};
 
 /// What a request line and its headers may take.
 const MAX_HEAD: usize = 64 << 10;
@@ -172,15 +176,19 @@ pub(crate) async fn accept(listener: impl Listen, site: Site, stop: watch::Recei
     let mut ending = stop.clone();
     let mut connections = JoinSet::new();
     let door = Door::new();
+    let mut failing = false;
     loop {
         tokio::select! {
             accepted = listener.next() => match accepted {
                 Ok(stream) => {
+                    failing = false;
                     connections.spawn(listener.talk(stream, site.clone(), door.clone(), stop.clone()));
                 }
                 Err(error) => {
                     // Out of descriptors, for one: those who are connected have to leave first.
-                    tracing::warn!(%error, "accept a connection");
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "accept a connection: tried again until one is");
+                    }
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             },
@@ -353,13 +361,6 @@ async fn connection(
         }
         return;
     }
-    if let Look::Mended(mended) = look {
-        match target::replace(stream, mended).await {
-            Ok(stream) => converse(stream, site, Peer::default(), stop).await,
-            Err(error) => tracing::debug!(%error, "connection ended"),
-        }
-        return;
-    }
     serve_http(stream, site, stop).await;
 }
 
@@ -371,8 +372,11 @@ async fn serve_http(stream: UnixStream, site: Site, mut stop: watch::Receiver<bo
             return;
         }
     };
+    let (stream, next) = Mending::new(stream);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        app::answer(site.clone(), Peer::default(), request.map(Body::new))
+        let (next, answer) =
+            (next.clone(), app::answer(site.clone(), Peer::default(), request.map(Body::new)));
+        async move { answer.await.map(|response| announcing(response, next)) }
     });
     let mut connection = pin!(
         http1::Builder::new()
@@ -396,6 +400,40 @@ async fn serve_http(stream: UnixStream, site: Site, mut stop: watch::Receiver<bo
         Either::Left((Err(error), _)) => tracing::debug!(%error, "connection ended"),
         Either::Left((Ok(()), _)) => {}
         Either::Right(_) => tracing::trace!("client hung up"),
+    }
+}
+
+/// An answer with whose end the head of a request comes next, unless the connection is for something else then.
+fn announcing(response: Response, next: Next) -> Response {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return response;
+    }
+    response.map(|body| Body::new(Announcing { body, _next: next.after() }))
+}
+
+/// With the end of which it is announced.
+struct Announcing {
+    body: Body,
+    _next: After,
+}
+
+impl http_body::Body for Announcing {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

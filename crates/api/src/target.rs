@@ -1,20 +1,133 @@
 //! Targets with characters that no URI has, raw quotes of JSON above all (`?filters={"status":["running"]}`). Go's
 //! server takes them as they are, so people and clients send them; HTTP here refuses them without a word
-//! (RFC 3986, section 3.4). The first request of a connection is looked at.
+//! (RFC 3986, section 3.4). What begins a request is looked at before HTTP sees it.
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
+
+/// Says of a connection when the head of a request comes next.
+#[derive(Debug, Clone)]
+pub(crate) struct Next(Arc<AtomicBool>);
+
+/// An answer that is under way.
+#[derive(Debug)]
+pub(crate) struct After(Next);
+
+impl Next {
+    /// From when that is dropped on. What is left of a body may come before: nothing is changed of it that is no
+    /// whole line of a request.
+    pub(crate) fn after(self) -> After {
+        After(self)
+    }
+}
+
+impl Drop for After {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Release);
+    }
+}
+
+/// A connection whose requests have URIs for targets, whatever the client has written.
+#[derive(Debug)]
+pub(crate) struct Mending {
+    stream: UnixStream,
+    head_is_next: Arc<AtomicBool>,
+    /// What was mended and is not read yet.
+    mended: Vec<u8>,
+}
+
+impl Mending {
+    /// The first to come is the head of a request.
+    pub(crate) fn new(stream: UnixStream) -> (Self, Next) {
+        let head_is_next = Arc::new(AtomicBool::new(true));
+        let next = Next(Arc::clone(&head_is_next));
+        (Self { stream, head_is_next, mended: Vec::new() }, next)
+    }
+
+    /// The connection, and what was taken from it that nobody has read.
+    pub(crate) fn into_parts(self) -> (UnixStream, Vec<u8>) {
+        (self.stream, self.mended)
+    }
+
+    fn give_mended(&mut self, buffer: &mut ReadBuf<'_>) {
+        let count = self.mended.len().min(buffer.remaining());
+        buffer.put_slice(&self.mended[..count]);
+        self.mended.drain(..count);
+    }
+}
+
+impl AsyncRead for Mending {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.mended.is_empty() {
+            this.give_mended(buffer);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+        let read = &buffer.filled()[before..];
+        if !read.is_empty()
+            && this.head_is_next.swap(false, Ordering::AcqRel)
+            && let Some(Mended { length, line }) = mended(read)
+        {
+            this.mended = [line.as_slice(), &read[length..]].concat();
+            buffer.set_filled(before);
+            this.give_mended(buffer);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Mending {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
 
 /// The beginning of a request whose target is written as a URI.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Mended {
+struct Mended {
     /// Bytes of what it stands for.
     length: usize,
     line: Vec<u8>,
 }
 
 /// The first line of a request, up to its end, if its target has to be mended and can be.
-pub(crate) fn mended(bytes: &[u8]) -> Option<Mended> {
+fn mended(bytes: &[u8]) -> Option<Mended> {
     let length = bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n'))?;
     let line = std::str::from_utf8(&bytes[..length]).ok()?;
     let mut words = line.split(' ');
@@ -42,19 +155,38 @@ fn encoded(target: &str) -> String {
     encoded
 }
 
-/// The connection with that in place of its first line.
-pub(crate) async fn replace(
-    mut stream: UnixStream,
-    mended: Mended,
-) -> std::io::Result<impl AsyncRead + AsyncWrite + Unpin + Send + 'static> {
-    stream.read_exact(&mut vec![0; mended.length]).await?;
-    let (reading, writing) = stream.into_split();
-    Ok(tokio::io::join(std::io::Cursor::new(mended.line).chain(reading), writing))
-}
-
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
+
+    #[tokio::test]
+    async fn only_the_beginnings_of_requests_are_mended() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (mut stream, next) = Mending::new(ours);
+        let line = "GET /x?\"a\" HTTP/1.1\r\n";
+        let mended = "GET /x?%22a%22 HTTP/1.1\r\n";
+        let mut read = async |meant: &str| {
+            theirs.write_all(line.as_bytes()).await.unwrap();
+            let mut all = Vec::new();
+            while all.len() < meant.len() {
+                // Room for the line as it was, and not for what it becomes.
+                let mut piece = [0; 25];
+                let count = stream.read(&mut piece).await.unwrap();
+                all.extend_from_slice(&piece[..count]);
+            }
+            assert_eq!(String::from_utf8(all).unwrap(), meant);
+        };
+        read(mended).await;
+        // A body, or what follows an upgrade.
+        read(line).await;
+        drop(next.after());
+        read(mended).await;
+        read(line).await;
+        let (_, unread) = stream.into_parts();
+        assert!(unread.is_empty());
+    }
 
     #[test]
     fn only_what_no_uri_has_is_mended() {

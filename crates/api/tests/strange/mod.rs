@@ -399,3 +399,22 @@ fn whatever_is_asked_is_answered() {
     // What is refused at the door says nothing about the rooms.
     assert!(done > count / 8 && refused > count / 8, "{done} done, {refused} refused");
 }
+
+#[test]
+fn quotes_in_a_target_are_taken_on_each_request_of_a_connection() {
+    let daemon = Daemon::start();
+    let mut stream = daemon.connect();
+    let path = r#"/containers/json?all=1&filters={"name":["x"]}"#;
+    for turn in 0..3 {
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        // An empty list ends it.
+        while !answer.ends_with(b"[]\n") && !answer.ends_with(b"[]") {
+            let mut more = [0; 1024];
+            let count = stream.read(&mut more).unwrap();
+            answer.extend_from_slice(&more[..count]);
+            assert!(count > 0, "{turn}: {}", String::from_utf8_lossy(&answer));
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 200 OK"), "{turn}: {}", String::from_utf8_lossy(&answer));
+    }
+}
