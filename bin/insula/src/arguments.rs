@@ -132,19 +132,81 @@ pub(crate) fn tree() -> Command {
 
 /// The first two words that are neither flags of the program nor their values.
 pub(crate) fn called(words: &[String]) -> (Option<&str>, Option<&str>) {
+    let plain = plain(words);
+    let word = |at: usize| plain.get(at).map(|at| words[*at].as_str());
+    (word(0), word(1))
+}
+
+/// Where they are.
+fn plain(words: &[String]) -> Vec<usize> {
     let mut plain = Vec::with_capacity(2);
-    let mut rest = words.iter();
-    while let Some(word) = rest.next() {
+    let mut rest = words.iter().enumerate();
+    while let Some((at, word)) = rest.next() {
         if plain.is_empty() && matches!(word.as_str(), "-H" | "--host" | "--root" | "--run") {
             rest.next();
         } else if !word.starts_with('-') {
-            plain.push(word.as_str());
+            plain.push(at);
             if plain.len() == 2 {
                 break;
             }
         }
     }
-    (plain.first().copied(), plain.get(1).copied())
+    plain
+}
+
+/// The words, with values that are attached to a flag of one letter (`-v/a:/b`) written as `--volume=/a:/b`: where
+/// what follows may begin with a hyphen, clap takes them for the beginning of that.
+fn spelled_out(root: &Command, words: &[OsString], lossy: &[String]) -> Vec<OsString> {
+    let mut words = words.to_vec();
+    let mut command = root;
+    let mut at = 0;
+    // The program's own name is not among `lossy`.
+    for place in plain(lossy) {
+        let Some(sub) = command.find_subcommand(&lossy[place]) else { break };
+        (command, at) = (sub, place + 2);
+    }
+    if command.get_positionals().any(clap::Arg::is_allow_hyphen_values_set) {
+        spell_out(command, &mut words, at);
+    }
+    words
+}
+
+/// From `at` on, up to the first word that is no flag and no value of one.
+fn spell_out(command: &Command, words: &mut Vec<OsString>, mut at: usize) {
+    while let Some(word) = words.get(at).and_then(|word| word.to_str()) {
+        let takes = |flag: &clap::Arg| flag.get_num_args().is_some_and(|count| count.min_values() > 0);
+        if let Some(long) = word.strip_prefix("--") {
+            let known = command.get_arguments().find(|flag| flag.get_long() == Some(long));
+            match (long, known) {
+                ("", _) => return,
+                (_, Some(flag)) if takes(flag) => at += 2,
+                _ => at += 1,
+            }
+            continue;
+        }
+        let Some(letters) = word.strip_prefix('-').filter(|letters| !letters.is_empty()) else { return };
+        let by_letter = |letter| command.get_arguments().find(|flag| flag.get_short() == Some(letter));
+        let first = letters.char_indices().find_map(|(place, letter)| match by_letter(letter) {
+            Some(flag) if !takes(flag) => None,
+            flag => Some((place, letter, flag)),
+        });
+        // Switches alone; and what is not known is somebody else's to refuse.
+        let Some((place, letter, Some(flag))) = first else {
+            at += 1;
+            continue;
+        };
+        let (switches, value) = (&letters[..place], &letters[place + letter.len_utf8()..]);
+        let Some(long) = flag.get_long().filter(|_| !value.is_empty()) else {
+            at += 2;
+            continue;
+        };
+        let switches = Some(format!("-{switches}")).filter(|switches| switches.len() > 1);
+        let flag = format!("--{long}={}", value.strip_prefix('=').unwrap_or(value));
+        let spelled: Vec<OsString> = switches.into_iter().chain([flag]).map(OsString::from).collect();
+        let count = spelled.len();
+        words.splice(at..=at, spelled);
+        at += count;
+    }
 }
 
 /// A command line that can be run.
@@ -157,8 +219,10 @@ pub(crate) struct Parsed {
 /// Parses the words; on failure says why and returns the exit code.
 pub(crate) fn parse(words: &[OsString]) -> Result<Parsed, u8> {
     let lossy: Vec<String> = words.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    let mut matches =
-        branch(&lossy).try_get_matches_from(words).map_err(|error| usage::report(&error, &lossy))?;
+    let mut root = branch(&lossy);
+    root.build();
+    let words = spelled_out(&root, words, &lossy);
+    let mut matches = root.try_get_matches_from(words).map_err(|error| usage::report(&error, &lossy))?;
     let globals = Globals::from_arg_matches(&matches).map_err(|error| usage::report(&error, &lossy))?;
     let (name, mut sub) = matches.remove_subcommand().ok_or(1)?;
     let mut verbs = commands::VERBS;
@@ -243,6 +307,33 @@ mod tests {
                 assert!(help.starts_with("Examples:\n"), "{} {}", command.get_name(), leaf.get_name());
                 assert!(leaf.get_about().is_some(), "{}", leaf.get_name());
             }
+        }
+    }
+
+    #[test]
+    fn values_may_follow_a_letter() {
+        let spelled = |text: &str| {
+            let lossy = words(text);
+            let given: Vec<OsString> =
+                ["insula"].into_iter().chain(text.split_whitespace()).map(OsString::from).collect();
+            let mut root = branch(&lossy);
+            root.build();
+            let words = spelled_out(&root, &given, &lossy);
+            root.try_get_matches_from(&words).unwrap_or_else(|error| panic!("{text}: {error}"));
+            words[1..].iter().map(|word| word.to_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ")
+        };
+        for (given, meant) in [
+            ("run -v/a:/b image", "run --volume=/a:/b image"),
+            ("run -p80:80 -eA=b -w/x -u0 image", "run --publish=80:80 --env=A=b --workdir=/x --user=0 image"),
+            ("-H unix:///run run -itv/a:/b image", "-H unix:///run run -it --volume=/a:/b image"),
+            ("container create -e=A=b -m100m image", "container create --env=A=b --memory=100m image"),
+            ("run -e-x image", "run --env=-x image"),
+            ("exec -u0 -eA=b box sh -c -u0", "exec --user=0 --env=A=b box sh -c -u0"),
+            // Values of others, and words of the command.
+            ("run -it --rm image -v/a:/b", "run -it --rm image -v/a:/b"),
+            ("run -e A=b -v /a:/b image", "run -e A=b -v /a:/b image"),
+        ] {
+            assert_eq!(spelled(given), meant);
         }
     }
 

@@ -1,6 +1,6 @@
 //! `--network NAME` and `--network name=NAME,alias=…`, with the flags that say more about the first one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, bail};
 use insula_models::{EndpointIpamConfig, EndpointSettings};
@@ -25,6 +25,10 @@ pub(crate) fn networks(
     }
     let mode = parsed[0].0.clone();
     single.apply(&mut parsed[0].1)?;
+    let mut names = BTreeSet::new();
+    if let Some((name, _)) = parsed.iter().find(|(name, _)| !names.insert(name)) {
+        bail!("network {name:?} is specified multiple times");
+    }
     if parsed.len() > 1
         && let Some((name, _)) = parsed.iter().find(|(name, _)| !is_network(name))
     {
@@ -38,8 +42,8 @@ pub(crate) fn networks(
             if settings != EndpointSettings::default() {
                 bail!("conflicting options: addresses and aliases need a network, which {name} is not");
             }
-        } else if endpoints.insert(name.clone(), settings).is_some() {
-            bail!("network {name:?} is specified multiple times");
+        } else {
+            endpoints.insert(name, settings);
         }
     }
     Ok((mode, endpoints))
@@ -166,6 +170,9 @@ mod tests {
         ] {
             assert_eq!(parse(bad).is_ok(), bad.is_empty(), "{bad:?}");
         }
+        // Docker's word, whatever it is the name of.
+        let twice = parse(&["none", "none"]).unwrap_err().to_string();
+        assert_eq!(twice, "network \"none\" is specified multiple times");
         let aliases = ["x".to_owned()];
         let single = Single { aliases: &aliases, ..Single::default() };
         assert!(networks(&["name=blue,alias=y".to_owned()], &single).is_err());
