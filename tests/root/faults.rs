@@ -268,6 +268,41 @@ fn a_stopped_monitor_fails_requests_and_nothing_else() {
 }
 
 #[test]
+fn a_daemon_that_starts_beside_stopped_monitors_goes_on_with_their_containers() {
+    let mut daemon = daemon!();
+    daemon.insula(&["network", "create", "net"]).ok();
+    let other = daemon.insula(&["network", "create", "other"]).ok().to_owned();
+    let networks = daemon.insula(&["network", "inspect", &other]).ok().to_owned();
+    let networks: serde_json::Value = serde_json::from_str(&networks).unwrap();
+    let subnet = networks.pointer("/0/IPAM/Config/0/Subnet").unwrap().as_str().unwrap();
+    let address = format!("{}.77", subnet.rsplit_once('.').unwrap().0);
+    daemon.sleeper(&["--name", "box", "--network", "net", "--health-cmd", "true", "--health-interval", "1s"]);
+    daemon.sleeper(&["--name", "paused", "--network", "none"]);
+    daemon.insula(&["pause", "paused"]).ok();
+    let pid = daemon.pid_of("box");
+    signal_monitors(&daemon, &["box", "paused"], Signal::STOP);
+    daemon.kill();
+    daemon.restart();
+    assert_eq!((daemon.inspect("box", "/State/Status"), daemon.pid_of("box")), ("running".into(), pid));
+    let connect = daemon.insula(&["network", "connect", "--ip", &address, "other", "box"]);
+    connect.fails(1, &["the monitor of box does not answer", "kill -CONT"]);
+    // Nobody knows whether it has the address by now.
+    let next = ["run", "--rm", "--network", "other", "--ip", &address, "busybox", "true"];
+    daemon.insula(&next).fails(125, &[&address]);
+    signal_monitors(&daemon, &["box", "paused"], Signal::CONT);
+    holds("it is used again", || daemon.exec("box", "true").code == 0);
+    holds("the address is free again", || daemon.insula(&next).code == 0);
+    assert_eq!(daemon.exec("box", "ls /sys/class/net").ok().split_whitespace().count(), 2);
+    daemon.insula(&["network", "connect", "--ip", &address, "other", "box"]).ok();
+    assert!(daemon.exec("box", "ip addr show eth1").ok().contains(&address));
+    holds("it is probed", || daemon.inspect("box", "/State/Health/Status") == "healthy");
+    holds("it is known to be paused", || daemon.inspect("paused", "/State/Paused") == true);
+    daemon.insula(&["unpause", "paused"]).ok();
+    daemon.exec("paused", "true").ok();
+    assert_eq!(daemon.pid_of("box"), pid);
+}
+
+#[test]
 fn what_is_killed_goes_though_its_monitor_is_stopped() {
     let daemon = daemon!();
     let names = ["one", "frozen", "killed", "other"];
@@ -282,6 +317,7 @@ fn what_is_killed_goes_though_its_monitor_is_stopped() {
         daemon.insula(&["rm", "-f", "one", "frozen"]).ok();
     });
     assert_eq!(daemon.inspect("killed", "/State/Status"), "exited");
+    assert_eq!(daemon.inspect("killed", "/State/ExitCode"), 137);
     assert_eq!(daemon.insula(&["ps", "-q", "--no-trunc"]).ok().lines().count(), 1);
     for pid in &pids[..3] {
         eventually("nothing of it runs on", || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));

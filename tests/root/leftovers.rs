@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 
 use insula_base::random_hex;
 use insula_tests::{Daemon, OnDrop, Outcome, cgroups_called, daemon, eventually, text};
@@ -58,6 +60,14 @@ fn sandbox(daemon: &Daemon, id: &str) -> PathBuf {
     daemon.instance().run().join("sandboxes").join(id)
 }
 
+struct Stray(Child);
+
+impl Drop for Stray {
+    fn drop(&mut self) {
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
 #[test]
 fn processes_and_mounts_of_nobody() {
     let mut daemon = daemon!();
@@ -65,7 +75,7 @@ fn processes_and_mounts_of_nobody() {
     let kept = daemon.sleeper(&["--name", "kept", "--network", "none"]);
     let lost = daemon.sleeper(&["--name", "lost", "--network", "none"]);
     finds(&daemon, &[]);
-    // A monitor that neither hears nor ends, whose container the next daemon gives up.
+    // A monitor that neither hears nor ends, and that the next daemon can never ask.
     let monitor = monitor_of(&sandbox(&daemon, &lost));
     kill_process(Pid::from_raw(monitor).unwrap(), Signal::STOP).unwrap();
     let pid = daemon.pid_of("lost");
@@ -73,13 +83,19 @@ fn processes_and_mounts_of_nobody() {
     fs::remove_dir_all(sandbox(&daemon, &lost)).unwrap();
     daemon.restart();
     assert_eq!(daemon.inspect("lost", "/State/ExitCode"), 255);
-    assert!(!Path::new(&format!("/proc/{pid}/exe")).exists());
+    for process in [i64::from(monitor), pid as i64] {
+        assert!(!Path::new(&format!("/proc/{process}/exe")).exists());
+    }
     for parent in cgroups_called(&daemon.instance().cgroup()) {
         fs::create_dir(parent.join(&nobody)).unwrap();
     }
     let folder = sandbox(&daemon, &nobody);
     let (mount, namespace) = (folder.join("m"), folder.join("netns"));
     fs::create_dir_all(&mount).unwrap();
+    let listens = UnixListener::bind(folder.join("task.sock")).unwrap();
+    let stray = Command::new("sleep").arg("1000").stdin(OwnedFd::from(listens)).spawn().unwrap();
+    let stray = Stray(stray);
+    let monitor = stray.0.id();
     fs::write(&namespace, "").unwrap();
     let detach = |path: &Path| {
         let _ = rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH);

@@ -2,23 +2,20 @@
 //! ended is applied, what was lost is said, what belongs to nobody is freed.
 
 use insula_sys::failpoint::failpoint;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use insula_base::ContainerId;
-use insula_proto::{Call, Empty, Phase as TaskPhase};
+use insula_proto::Phase as TaskPhase;
 use insula_store::Collection;
+use tokio::task::JoinSet;
 
 use crate::containers::container::Container;
 use crate::containers::create::ID_POOL;
 use crate::containers::leftovers;
 use crate::containers::row::{Phase, Row};
-use crate::monitor::{Connection, SandboxFolder};
+use crate::monitor::{Reached, SandboxFolder, end_monitor, end_politely, reach};
 use crate::{Engine, Error, Result};
-
-/// How long a monitor that was cut off in the middle of a start may take to end.
-const CUT_OFF: Duration = Duration::from_secs(3);
 
 impl Engine {
     /// Takes everything up again. Fails only where nothing could be served afterwards.
@@ -34,8 +31,10 @@ impl Engine {
         }
         self.discard_unfinished();
         let containers = self.0.containers.all();
+        let mut reached = self.reach_all(&containers).await;
         for container in &containers {
-            if container.row().phase.live() && !self.take_up(container).await? {
+            if container.row().phase.live() && !self.take_up(container, reached.remove(&container.id)).await?
+            {
                 ended.push(container.clone());
             }
             self.let_go_again(container).await;
@@ -67,19 +66,30 @@ impl Engine {
         }
     }
 
+    /// What became of the monitors of those that ran. One that does not answer holds up no other.
+    async fn reach_all(&self, containers: &[Arc<Container>]) -> HashMap<ContainerId, Reached> {
+        let mut asked = JoinSet::new();
+        for container in containers {
+            let row = container.row();
+            // What its folder says may be about another boot's processes.
+            if row.phase.live() && (row.boot.is_empty() || row.boot == self.0.boot) {
+                let sandbox = self.sandbox(&row);
+                asked.spawn(async move { (row.id.clone(), reach(&sandbox).await) });
+            }
+        }
+        asked.join_all().await.into_iter().collect()
+    }
+
     /// Whether the container lives on.
     ///
     /// # Errors
     /// [`insula_base::Kind::Unsupported`]: a newer daemon has started it, whose monitor this one could misunderstand.
-    async fn take_up(&self, container: &Arc<Container>) -> Result<bool> {
+    async fn take_up(&self, container: &Arc<Container>, reached: Option<Reached>) -> Result<bool> {
         let row = container.row();
         let sandbox = self.sandbox(&row);
-        if !row.boot.is_empty() && row.boot != self.0.boot {
-            // What its folder says is about another boot's processes.
-            return Ok(false);
-        }
-        let lives = match connect(&sandbox).await {
-            Some((_, status)) if status.version > insula_proto::VERSION => {
+        let Some(reached) = reached else { return Ok(false) };
+        match reached {
+            Reached::Answers(_, status) if status.version > insula_proto::VERSION => {
                 return Err(Error::Unsupported(format!(
                     "container {} was started by a newer daemon: its monitor speaks version {} of the task \
                      protocol, and this daemon up to {}: start the newer one, or stop the container with it",
@@ -88,30 +98,22 @@ impl Engine {
                     insula_proto::VERSION
                 )));
             }
-            Some((connection, status)) if status.phase() == TaskPhase::Running => {
-                let confirmed = container.change(self.store(), |row| {
-                    row.phase = Phase::Running { pid: status.pid };
-                    row.started = jiff::Timestamp::from_nanosecond(status.started.into()).ok();
-                });
-                if let Err(error) = confirmed {
-                    let error = insula_base::chain(&error);
-                    tracing::error!(container = row.id.short(), error, "confirm what runs");
-                }
-                self.take_up_execs(container, &status);
-                self.adopt(container, (connection, self.monitor_of(&row)), status.frozen);
-                self.resume_health(container, &status.execs).await;
-                true
+            Reached::Answers(connection, status) if status.phase() == TaskPhase::Running => {
+                self.take_over(container, *connection, &status).await;
+                return Ok(true);
             }
-            Some((mut connection, _)) => {
-                // Created and never started, or ended: its record is there by now.
-                if !matches!(sandbox.exit(), Ok(Some(_))) {
-                    let _ = connection.call(Call::Destroy(Empty {}), &[]).await;
-                }
-                false
+            Reached::Silent(monitor) if row.running() => {
+                self.keep_silent(container, monitor)?;
+                return Ok(true);
             }
-            None => false,
-        };
-        Ok(lives)
+            // Ended: what it tells it has written, and clients may still read from it.
+            Reached::Answers(..) if matches!(sandbox.exit(), Ok(Some(_))) => {}
+            // Created and never started.
+            Reached::Answers(..) => end_politely(row.id.short(), &sandbox).await,
+            // Nobody was told of a start that was cut off.
+            Reached::Silent(_) | Reached::Never => end_monitor(row.id.short(), &sandbox).await,
+        }
+        Ok(false)
     }
 
     /// What follows from ends that nobody saw, and what policies want.
@@ -176,9 +178,7 @@ impl Engine {
         };
         for id in self.sandboxes().into_iter().filter(|id| !known.contains(id.as_str()) || applied(id)) {
             let sandbox = SandboxFolder::new(self.instance().sandbox(&id));
-            if let Some((mut connection, _)) = connect(&sandbox).await {
-                let _ = connection.call(Call::Destroy(Empty {}), &[]).await;
-            }
+            end_politely(id.short(), &sandbox).await;
             leftovers::kill(&sandbox, &format!("{parent}/{id}"));
             sandbox.remove()?;
         }
@@ -210,23 +210,5 @@ impl Engine {
         let folder = self.instance().run().join("sandboxes");
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-    }
-}
-
-/// The monitor of a sandbox, if it lives. One that is on its way out gets the time for it.
-async fn connect(sandbox: &SandboxFolder) -> Option<(Connection, insula_proto::Status)> {
-    let deadline = tokio::time::Instant::now() + CUT_OFF;
-    loop {
-        match Connection::open(&sandbox.socket()).await {
-            Ok(found) => return Some(found),
-            Err(error) => {
-                let alive = sandbox.launch().is_some_and(|launch| launch.monitor.alive());
-                if !alive || tokio::time::Instant::now() > deadline {
-                    tracing::debug!(error = insula_base::chain(&error), "no monitor");
-                    return None;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        }
     }
 }

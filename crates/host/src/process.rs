@@ -1,5 +1,9 @@
 //! A process of the host that is told from a later one with the same pid by its start time.
 
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -19,45 +23,62 @@ impl Process {
         fields(&stat).map(|(_, started)| started)
     }
 
-    /// Whether it still runs; a zombie does not.
-    #[must_use]
-    pub fn alive(self) -> bool {
-        self.state().is_some()
+    /// What it does (proc_pid_stat(5), field 3), if it runs; a zombie does not. An error says that it cannot be looked
+    /// at for the moment: it may run.
+    pub fn look(self) -> rustix::io::Result<Option<char>> {
+        self.read(std::fs::read_to_string(format!("/proc/{}/stat", self.pid)))
     }
 
-    /// Whether it has ended for sure: what cannot be looked at may run.
+    fn read(self, stat: std::io::Result<String>) -> rustix::io::Result<Option<char>> {
+        let stat = match stat.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)) {
+            Err(Errno::NOENT | Errno::SRCH) => return Ok(None),
+            stat => stat?,
+        };
+        let (state, started) = fields(&stat).ok_or(Errno::BADMSG)?;
+        let state = state.chars().next().filter(|state| !matches!(state, 'Z' | 'X'));
+        Ok(state.filter(|_| started == self.started))
+    }
+
+    /// Whether it runs for sure.
+    #[must_use]
+    pub fn runs(self) -> bool {
+        matches!(self.look(), Ok(Some(_)))
+    }
+
+    /// Whether it has ended for sure.
     #[must_use]
     pub fn gone(self) -> bool {
-        match std::fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
-            Ok(stat) => fields(&stat)
-                .is_some_and(|(state, started)| started != self.started || state.starts_with(['Z', 'X'])),
-            Err(error) => {
-                error.kind() == std::io::ErrorKind::NotFound
-                    || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
+        self.look() == Ok(None)
+    }
+
+    /// What can be read as soon as it has ended; nothing if it has.
+    pub fn pidfd(self) -> rustix::io::Result<Option<OwnedFd>> {
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
+        let process = match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => return Ok(None),
+            process => process?,
+        };
+        // What has its number from here on is not meant.
+        Ok(self.look()?.map(|_| process))
+    }
+
+    /// Waits for its end; whether it came in time.
+    pub fn ended_within(self, patience: Duration) -> rustix::io::Result<bool> {
+        let Some(pidfd) = self.pidfd()? else { return Ok(true) };
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
+            match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left)) {
+                Err(Errno::INTR) => {}
+                ended => return Ok(ended? > 0),
             }
         }
     }
 
-    /// The letter of what it does (proc_pid_stat(5), field 3), if it still runs.
-    #[must_use]
-    pub fn state(self) -> Option<char> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
-        let (state, started) = fields(&stat)?;
-        let state = state.chars().next().filter(|state| !matches!(state, 'Z' | 'X'))?;
-        (started == self.started).then_some(state)
-    }
-
     /// Kills it, if it still runs.
     pub fn kill(self) -> rustix::io::Result<()> {
-        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
-        // What has its number from here on is not meant.
-        let process = match pidfd_open(pid, PidfdFlags::empty()) {
-            Err(Errno::SRCH) => return Ok(()),
-            process => process?,
-        };
-        if !self.alive() {
-            return Ok(());
-        }
+        let Some(process) = self.pidfd()? else { return Ok(()) };
         match pidfd_send_signal(&process, Signal::KILL) {
             Err(Errno::SRCH) => Ok(()),
             killed => killed,
@@ -81,14 +102,44 @@ mod tests {
     fn a_process_is_told_from_its_successor() {
         let pid = std::process::id() as i32;
         let started = Process::start_time(pid).unwrap();
-        assert!(Process { pid, started }.alive());
-        assert!(!Process { pid, started: started + 1 }.alive());
-        assert!(matches!(Process { pid, started }.state(), Some('R' | 'S')));
-        assert!(!Process { pid, started }.gone() && Process { pid, started: started + 1 }.gone());
-        assert!(Process { pid: i32::MAX, started }.gone());
+        let (this, successor) = (Process { pid, started }, Process { pid, started: started + 1 });
+        assert!(matches!(this.look(), Ok(Some('R' | 'S'))) && this.runs() && !this.gone());
+        assert_eq!(successor.look(), Ok(None));
+        assert!(!successor.runs() && successor.gone());
+        let nobody = Process { pid: i32::MAX, started };
+        assert!(nobody.gone() && nobody.pidfd().unwrap().is_none());
         // A successor is not meant.
-        Process { pid, started: started + 1 }.kill().unwrap();
+        successor.kill().unwrap();
         assert_eq!(Process::start_time(i32::MAX), None);
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_may_run() {
+        let process = Process { pid: 7, started: 4242 };
+        let stat = |state: &str, started: u64| {
+            format!("7 (a) {state} 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 {started} 9 10")
+        };
+        assert_eq!(process.read(Ok(stat("T", 4242))), Ok(Some('T')));
+        assert_eq!(process.read(Ok(stat("Z", 4242))), Ok(None));
+        assert_eq!(process.read(Ok(stat("R", 4243))), Ok(None));
+        for gone in [Errno::NOENT, Errno::SRCH] {
+            assert_eq!(process.read(Err(gone.into())), Ok(None));
+        }
+        assert_eq!(process.read(Err(Errno::MFILE.into())), Err(Errno::MFILE));
+        assert_eq!(process.read(Ok("7 (a) R".into())), Err(Errno::BADMSG));
+    }
+
+    #[test]
+    fn an_end_can_be_waited_for() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = child.id() as i32;
+        let process = Process { pid, started: Process::start_time(pid).unwrap() };
+        assert!(!process.ended_within(Duration::ZERO).unwrap());
+        process.kill().unwrap();
+        assert!(process.ended_within(Duration::from_secs(60)).unwrap());
+        // A zombie.
+        assert!(process.gone() && process.pidfd().unwrap().is_none());
+        child.wait().unwrap();
     }
 
     #[test]

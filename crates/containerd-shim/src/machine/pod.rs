@@ -19,9 +19,6 @@ use insula_host::process::Process;
 use insula_spec::bundle;
 use insula_spec::machine::{Backend, MachinePlan, TenantAnswer, TenantCall, TenantOrder, USUAL_PATIENCE};
 use insula_spec::plan::{ContainerPlan, InterfacePlan};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
 use super::size::size;
@@ -266,7 +263,7 @@ pub(super) fn stop(mut connection: UnixStream) -> Result<()> {
 
 /// Waits until who owns a machine has ended, and removes the machine's folder and what was left of its group.
 pub(super) fn free(folder: &Path, kept: &Kept) -> Result<()> {
-    if let Some(owner) = kept.owner.filter(|owner| owner.alive()) {
+    if let Some(owner) = kept.owner {
         await_end(owner)?;
     }
     let group = Group::open(&Layout::probe()?, &kept.cgroup)?;
@@ -279,22 +276,11 @@ pub(super) fn free(folder: &Path, kept: &Kept) -> Result<()> {
 }
 
 fn await_end(owner: Process) -> Result<()> {
-    let Some(pid) = Pid::from_raw(owner.pid) else { return Ok(()) };
-    let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-        Err(Errno::SRCH) => return Ok(()),
-        pidfd => pidfd.context("pidfd_open", owner.pid)?,
-    };
-    // Another one may have its number since.
-    if !owner.alive() {
-        return Ok(());
-    }
-    let patience = Timespec { tv_sec: SLACK.as_secs().cast_signed(), tv_nsec: 0 };
-    let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
-    match rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&patience)))
-        .context("poll", owner.pid)?
-    {
-        0 => Err(Error::Invalid(format!("process {}, which owns a pod's machine, does not end", owner.pid))),
-        _ => Ok(()),
+    match owner.ended_within(SLACK).context("wait", owner.pid)? {
+        true => Ok(()),
+        false => {
+            Err(Error::Invalid(format!("process {}, which owns a pod's machine, does not end", owner.pid)))
+        }
     }
 }
 

@@ -1,14 +1,11 @@
 //! Monitors and what they stand for: sandboxes, control groups, mounts, and spares.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use insula_base::ContainerId;
-use insula_proto::{Call, Empty};
 use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, Signal};
 use tokio::sync::MutexGuard;
 
 use super::network::name;
@@ -16,7 +13,7 @@ use super::{Finding, Known, Report, lasting};
 use crate::containers::container::Container;
 use crate::containers::leftovers;
 use crate::containers::row::Phase;
-use crate::monitor::{Connection, Process, SandboxFolder};
+use crate::monitor::{Process, SandboxFolder, end_politely, listeners};
 use crate::{Engine, Error, Result, blocking};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +51,7 @@ pub(super) async fn inspect(engine: &Engine, report: &mut Report) -> Result<()> 
 fn look(engine: &Engine) -> Result<Vec<Wrong>> {
     let sandboxes = engine.sandboxes();
     let cgroups = leftovers::below(&engine.instance().cgroup())?;
-    let monitors = monitors(&engine.instance().run().join("sandboxes"));
+    let monitors = listeners(&engine.instance().run().join("sandboxes"));
     let mut mounts = mounts(engine)?;
     let spares = engine.0.spares.waiting().into_iter().filter(|(_, alive)| !alive);
     let known = engine.known();
@@ -74,7 +71,7 @@ fn look(engine: &Engine) -> Result<Vec<Wrong>> {
         let row = engine.0.containers.get(id).map(|container| container.row());
         row.is_some_and(|row| matches!(row.phase, Phase::Running { .. }))
     });
-    let without = running.filter(|id| engine.sandbox_of(id).launch().is_none());
+    let without = running.filter(|id| matches!(engine.sandbox_of(id).launch(), Ok(None)));
     found.extend(without.cloned().map(Wrong::NoSandbox));
     let ids = cgroups.into_iter().filter_map(|name| Some((name.parse::<ContainerId>().ok()?, name)));
     found.extend(ids.filter(|(id, _)| !known.live.contains(id)).map(|(_, name)| Wrong::Cgroup(name)));
@@ -89,49 +86,8 @@ fn is_disk(engine: &Engine, known: &Known, target: &Path) -> bool {
 
 /// Whether a monitor is the one of a container that lives.
 fn belongs(engine: &Engine, known: &Known, id: &ContainerId, process: Process) -> bool {
-    let launched = engine.sandbox_of(id).launch().map(|launch| launch.monitor);
-    known.live.contains(id) && launched.is_none_or(|launched| launched == process)
-}
-
-/// Sockets of monitors below `folder`, and who listens at them. A machine has others there.
-///
-/// A socket tells its path even when its file is gone (proc(5), `/proc/net/unix`).
-fn monitors(folder: &Path) -> Vec<(PathBuf, Process)> {
-    let table = fs::read("/proc/net/unix").unwrap_or_default();
-    let mut sockets = BTreeMap::new();
-    for line in table.split(|byte| *byte == b'\n') {
-        let text = String::from_utf8_lossy(line);
-        let ours = |path: &Path| path.starts_with(folder) && path.ends_with(SandboxFolder::SOCKET);
-        if let Some((inode, path)) = listener(&text).filter(|(_, path)| ours(path)) {
-            sockets.insert(format!("socket:[{inode}]"), path);
-        }
-    }
-    if sockets.is_empty() {
-        return Vec::new();
-    }
-    let mut found = Vec::new();
-    for pid in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = pid.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        let opened = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        let links = opened.filter_map(|entry| fs::read_link(entry.path()).ok());
-        let socket = links.filter_map(|link| sockets.get(link.to_str()?).cloned()).next();
-        if let (Some(socket), Some(started)) = (socket, Process::start_time(pid)) {
-            found.push((socket, Process { pid, started }));
-        }
-    }
-    found
-}
-
-/// Inode and path of a socket that somebody listens at: Num, RefCount, Protocol, Flags, Type, St, Inode, and
-/// the rest of the line.
-fn listener(line: &str) -> Option<(&str, PathBuf)> {
-    const LISTENS: &str = "00010000";
-    let mut rest = line;
-    let mut fields = [""; 7];
-    for field in &mut fields {
-        (*field, rest) = rest.trim_start().split_once(' ')?;
-    }
-    (fields[3] == LISTENS).then(|| (fields[6], PathBuf::from(rest)))
+    let launched = engine.sandbox_of(id).launch().ok().flatten();
+    known.live.contains(id) && launched.is_none_or(|launched| launched.monitor == process)
 }
 
 /// Mounts where the engine keeps its own and mounts nothing for long. Volumes may be mounts of an administrator.
@@ -215,10 +171,7 @@ async fn repair(engine: &Engine, wrong: &Wrong) -> Result<String> {
             let sandbox = engine.sandbox_of(id);
             let container = engine.0.containers.get(id);
             let _turn = engine.still_at_rest(container.as_deref()).await?;
-            if let Ok((mut connection, _)) = Connection::open(&sandbox.socket()).await {
-                // It may end before it answers.
-                let _ = connection.call(Call::Destroy(Empty {}), &[]).await;
-            }
+            end_politely(id.short(), &sandbox).await;
             let cgroup = format!("{}/{id}", engine.instance().cgroup());
             blocking(move || {
                 leftovers::kill(&sandbox, &cgroup);
@@ -239,9 +192,7 @@ async fn repair(engine: &Engine, wrong: &Wrong) -> Result<String> {
             "removed, with every process in it"
         }
         Wrong::Monitor { process, .. } => {
-            let pid = Pid::from_raw(process.pid).filter(|_| process.alive());
-            let killed = pid.map_or(Ok(()), |pid| rustix::process::kill_process(pid, Signal::KILL));
-            killed.map_err(|e| Error::io("kill", Path::new(&process.pid.to_string()), e))?;
+            process.kill().map_err(|e| Error::io("kill", Path::new(&process.pid.to_string()), e))?;
             "killed"
         }
         Wrong::Mount { target, .. } => {
@@ -283,8 +234,6 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
 
     #[test]
@@ -300,18 +249,5 @@ mod tests {
         }
         assert_eq!(mount_below("", &folders), None);
         assert_eq!(unescape("a\\09b\\"), "a\\09b\\");
-    }
-
-    #[test]
-    fn who_listens_is_found_by_the_path_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a b").join("task.sock");
-        fs::create_dir(path.parent().unwrap()).unwrap();
-        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        fs::remove_file(&path).unwrap();
-        let found: HashSet<i32> =
-            monitors(folder.path()).into_iter().map(|(_, process)| process.pid).collect();
-        assert_eq!(found, HashSet::from([std::process::id() as i32]));
-        assert!(monitors(&folder.path().join("c")).is_empty());
     }
 }

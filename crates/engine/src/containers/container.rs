@@ -38,6 +38,8 @@ pub(crate) struct State {
     pub(crate) names: Option<crate::names::Serving>,
     pub(crate) paused: bool,
     pub(crate) oom: bool,
+    /// It is killed without its monitor, which can tell nothing of its end.
+    pub(crate) killed: bool,
     /// Of one that runs.
     pub(crate) uptime: Option<Uptime>,
     /// Of one that runs and is probed.
@@ -112,6 +114,7 @@ impl Container {
                 names: None,
                 paused: false,
                 oom: false,
+                killed: false,
                 uptime: None,
                 health: None,
                 stopping: false,

@@ -141,9 +141,14 @@ impl Engine {
             let (_, change) = self.networks().connect(&container.id, &wish)?;
             failpoint("connect.given");
             let lines = self.host_lines(&row, &change);
-            if let Err(error) = self.rewire(&container, &change).await {
-                self.networks().disconnect(&container.id, &network.id)?;
-                return Err(error);
+            match self.rewire(&container, &change).await {
+                // It may be in the middle of it, and have the address: that is its own until it answers.
+                Err(error @ Error::Silent(_)) => return Err(error),
+                Err(error) => {
+                    self.networks().disconnect(&container.id, &network.id)?;
+                    return Err(error);
+                }
+                Ok(()) => {}
             }
             self.sandbox(&row).change_lines("hosts", &lines, &[])?;
             self.lead_to_names(&container, &row)?;
@@ -196,6 +201,34 @@ impl Engine {
         })?;
         if row.running() {
             self.publish_network(&network, "disconnect", &[("container", row.id.as_str())]);
+        }
+        Ok(())
+    }
+
+    /// Takes a container, whose monitor answers again, out of networks into which it was to come meanwhile.
+    pub(super) fn leave_unfinished_soon(&self, container: &Arc<Container>) {
+        let (engine, container) = (self.clone(), container.clone());
+        tokio::spawn(async move {
+            // Who has it may be about to put it into one.
+            let _turn = container.turn.lock().await;
+            if let Err(error) = engine.leave_unfinished(&container).await {
+                let error = insula_base::chain(&error);
+                tracing::warn!(container = container.id.short(), error, "leave a network");
+            }
+        });
+    }
+
+    async fn leave_unfinished(&self, container: &Arc<Container>) -> Result<()> {
+        let row = container.row();
+        let Some(endpoint) = self.networks().endpoint(&row.id)?.filter(|_| row.running()) else {
+            return Ok(());
+        };
+        let Mode::Network(primary) = Mode::parse(&row.host.network_mode) else { return Ok(()) };
+        let known = row.endpoints(&self.networks().get(&primary)?.name);
+        for attachment in &endpoint.attachments {
+            if !known.contains_key(&attachment.network_name) {
+                self.depart(container, &row, &self.networks().get(attachment.network.as_str())?).await?;
+            }
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// Kills what is left of a sandbox and frees it. Whatever stands in the way is said, and left to the next
 /// start of the daemon.
 pub(crate) fn kill(sandbox: &SandboxFolder, cgroup: &str) {
-    let launch = sandbox.launch();
+    let launch = sandbox.launch().ok().flatten();
     let monitor = launch.as_ref().map(|launch| launch.monitor);
     let cgroup = launch.map_or_else(|| cgroup.to_owned(), |launch| launch.cgroup);
     if let Err(error) = free(&cgroup).and_then(|()| kill_orphans(monitor)) {
@@ -52,6 +52,11 @@ fn kill_orphans(monitor: Option<Process>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a group has no process.
+pub(crate) fn none(cgroup: &str) -> Result<bool> {
+    Ok(Group::open(&Layout::probe()?, cgroup)?.processes()?.is_empty())
 }
 
 /// Kills every process of a group and removes it.

@@ -2,12 +2,11 @@
 
 use insula_sys::failpoint::failpoint;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use insula_base::{Kind, Kinded, Laps};
-use insula_host::process::Process;
 use insula_models::Health;
-use insula_proto::{Call, Empty, Exited, Outcome, Phase as TaskPhase};
+use insula_proto::{Call, Empty, Exited, Outcome};
 use jiff::Timestamp;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -15,9 +14,10 @@ use super::container::Container;
 use super::health::UNHEALTHY;
 use super::leftovers;
 use super::row::{Phase, Row};
+use super::signals::KILL;
 use super::start::moment;
 use crate::engine::Inner;
-use crate::monitor::{Asked, Connection, SandboxFolder, Task, is_stopped};
+use crate::monitor::{SandboxFolder, Task, end_monitor};
 use crate::{Engine, Error, Result, blocking};
 
 /// The first pause before a restart; it doubles each time, and begins anew after a good run.
@@ -70,67 +70,9 @@ pub(super) fn watch(
     });
 }
 
-/// Kills a monitor that does not answer, and waits for its end.
-async fn end_monitor(container: &Container, sandbox: &SandboxFolder) {
-    let Some(launch) = sandbox.launch() else { return };
-    tracing::warn!(container = container.id.short(), "its monitor does not free it, and is killed");
-    if let Err(error) = launch.kill() {
-        let error = insula_base::chain(&error);
-        tracing::error!(container = container.id.short(), error, "kill a monitor");
-    }
-    let began = Instant::now();
-    while !launch.monitor.gone() && began.elapsed() < FREEING {
-        tokio::time::sleep(LOOK / 10).await;
-    }
-}
-
 impl Engine {
-    /// Whether the monitor answers again, or is gone.
-    async fn heard_of_again(&self, container: &Arc<Container>) -> bool {
-        let sandbox = self.sandbox(&container.row());
-        let monitor = sandbox.launch().map(|launch| launch.monitor);
-        // One that cannot be looked at now may live.
-        if monitor.is_some_and(Process::gone) {
-            self.vanished(container).await;
-            return true;
-        }
-        match monitor.and_then(Process::state) {
-            // Who connects to it now waits for nothing, and others have no place before it then.
-            Some(state) if is_stopped(state) => false,
-            _ => match Connection::open(&sandbox.socket()).await {
-                Ok((connection, status)) if status.phase() == TaskPhase::Running => {
-                    self.take_up_again(container, connection, &status).await;
-                    true
-                }
-                // It ends.
-                Ok(_) | Err(_) => false,
-            },
-        }
-    }
-
-    /// Goes on with a monitor that did not answer for a while.
-    async fn take_up_again(
-        &self,
-        container: &Arc<Container>,
-        connection: Connection,
-        status: &insula_proto::Status,
-    ) {
-        let row = container.row();
-        tracing::info!(container = row.id.short(), "its monitor answers again");
-        self.catch_up_on_execs(container, status);
-        let oom = container.state().oom;
-        self.adopt(container, (connection, self.monitor_of(&row)), status.frozen);
-        container.state().oom = oom;
-        self.resume_health(container, &status.execs).await;
-    }
-
-    /// Whom to ask about a container that runs.
-    pub(crate) fn monitor_of(&self, row: &Row) -> Asked {
-        Asked::new(&row.name, self.sandbox(row).launch().map(|launch| launch.monitor))
-    }
-
     /// The monitor is gone without a word: what it left says more.
-    async fn vanished(&self, container: &Arc<Container>) {
+    pub(super) async fn vanished(&self, container: &Arc<Container>) {
         match self.sandbox(&container.row()).exit() {
             Ok(Some(exited)) => self.ended(container, &exited).await,
             Ok(None) => self.lost(container).await,
@@ -156,15 +98,18 @@ impl Engine {
     pub(crate) async fn lost(&self, container: &Arc<Container>) {
         let row = container.row();
         self.kill_leftovers(container, self.sandbox(&row)).await;
-        let error = if row.boot.is_empty() || row.boot == self.0.boot {
-            "the container's monitor ended without leaving its exit code"
+        let (code, error) = if std::mem::take(&mut container.state().killed) {
+            (128 + KILL, "")
+        } else if row.boot.is_empty() || row.boot == self.0.boot {
+            (LOST_CODE, "the container's monitor ended without leaving its exit code")
         } else {
-            "the host was started anew while the container ran"
+            (LOST_CODE, "the host was started anew while the container ran")
         };
         let error = error.to_owned();
-        tracing::warn!(container = container.id.short(), error, "lost");
-        self.over(container, Phase::Exited { code: LOST_CODE, oom: false, at: Timestamp::now(), error })
-            .await;
+        if !error.is_empty() {
+            tracing::warn!(container = container.id.short(), error, "lost");
+        }
+        self.over(container, Phase::Exited { code, oom: false, at: Timestamp::now(), error }).await;
     }
 
     /// Waits until the monitor of a run that is over has given back what the container had of the host's: it
@@ -175,7 +120,7 @@ impl Engine {
             let answer = tokio::time::timeout(FREEING, task.call(Call::Status(Empty {}), &[])).await;
             match answer {
                 // It would go on with what the next run of the container has by the same names.
-                Ok(Err(Error::Silent(_))) => end_monitor(container, sandbox).await,
+                Ok(Err(Error::Silent(_))) => end_monitor(container.id.short(), sandbox).await,
                 Err(_) => {
                     tracing::warn!(container = container.id.short(), "its monitor takes long to free it");
                     return;
@@ -189,7 +134,7 @@ impl Engine {
     }
 
     /// Ends what is left of a container without a monitor, and waits for it.
-    async fn kill_leftovers(&self, container: &Container, sandbox: SandboxFolder) {
+    pub(super) async fn kill_leftovers(&self, container: &Container, sandbox: SandboxFolder) {
         let cgroup = format!("{}/{}", self.instance().cgroup(), container.id);
         let killed = blocking(move || {
             leftovers::kill(&sandbox, &cgroup);

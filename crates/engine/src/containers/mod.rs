@@ -22,6 +22,7 @@ pub(crate) mod ports;
 mod remove;
 pub(crate) mod row;
 mod signals;
+mod silent;
 mod start;
 mod stats;
 pub(crate) mod still;

@@ -3,7 +3,7 @@
 use insula_sys::failpoint::failpoint;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use insula_base::{Kind, Lap, Laps};
 use insula_network::{Endpoint, files};
@@ -15,7 +15,7 @@ use super::container::{Container, Uptime};
 use super::row::{Failure, Phase, Row};
 use super::{Change, check, mounts};
 use crate::measures::Operation;
-use crate::monitor::{Asked, Connection, LaunchRecord, Patience, SandboxFolder, Task};
+use crate::monitor::{Asked, Connection, LaunchRecord, Patience, SandboxFolder, Task, end_monitor};
 use crate::plan::{self, Inputs, Joined};
 use crate::{Engine, Error, Result, blocking, descriptors, machines, tenants};
 
@@ -86,7 +86,7 @@ impl Engine {
         match self.launch(container, &row, laps).await {
             Ok(()) => Ok(Change::Done),
             Err(error) => {
-                self.take_back(container, &before, &error)?;
+                self.take_back(container, &before, &error).await;
                 if before.host.auto_remove {
                     self.remove_now(container, true).await?;
                 }
@@ -221,6 +221,10 @@ impl Engine {
         })?;
         failpoint("start.confirmed");
         self.publish_connections(&row, "connect")?;
+        {
+            let mut state = container.state();
+            (state.oom, state.killed) = (false, false);
+        }
         self.adopt(container, connection, false);
         self.begin_health(container);
         self.publish(&row, "start", &[]);
@@ -236,22 +240,27 @@ impl Engine {
         paused: bool,
     ) {
         let (task, events) = Task::new(connection, asked);
+        let task = Self::runs(container, task, paused);
+        self.serve_names(container);
+        super::life::watch(Arc::downgrade(&self.0), container.clone(), task, events);
+    }
+
+    /// What memory has of a container that runs.
+    pub(super) fn runs(container: &Container, task: Task, paused: bool) -> Weak<Task> {
         let task = Arc::new(task);
-        let watched = Arc::downgrade(&task);
+        let known = Arc::downgrade(&task);
         {
             let mut state = container.state();
             state.task = Some(task);
             state.paused = paused;
-            state.oom = false;
             state.uptime = Some(Uptime::of(state.row().started));
         }
-        self.serve_names(container);
         container.tell(|progress| progress.running = true);
-        super::life::watch(Arc::downgrade(&self.0), container.clone(), watched, events);
+        known
     }
 
     /// What a failed start leaves: as it was before, with the reason.
-    fn take_back(&self, container: &Container, before: &Row, error: &Error) -> Result<()> {
+    async fn take_back(&self, container: &Container, before: &Row, error: &Error) {
         let message = insula_base::chain(error);
         let code = match error {
             Error::Wall { exit_code: Some(code), .. } => *code,
@@ -262,23 +271,29 @@ impl Engine {
             // The monitor died midway, or dies now: nobody else takes away what it had built.
             let cgroup = format!("{}/{}", self.instance().cgroup(), before.id);
             let sandbox = self.sandbox(before);
-            if let Some(Err(error)) = sandbox.launch().map(|launch| launch.kill()) {
-                let error = insula_base::chain(&error);
-                tracing::error!(container = container.id.short(), error, "the monitor of a failed start");
-            }
+            end_monitor(container.id.short(), &sandbox).await;
             super::leftovers::kill(&sandbox, &cgroup);
         }
-        self.networks().release(&container.id)?;
-        self.sandbox(before).remove()?;
-        container.change(self.store(), |row| {
+        let freed = self.networks().release(&container.id).map_err(Error::from);
+        if let Err(error) = freed.and_then(|()| self.sandbox(before).remove()) {
+            // The next start takes it away, or the next daemon.
+            let error = insula_base::chain(&error);
+            tracing::error!(container = container.id.short(), error, "what a failed start left");
+        }
+        let as_before = |row: &mut Row| {
             row.phase = match &before.phase {
                 Phase::Exited { .. } => before.phase.clone(),
                 _ => Phase::Created,
             };
-            row.failure = Some(Failure { code, error: message });
-        })?;
+            row.failure = Some(Failure { code, error: message.clone() });
+        };
+        if let Err(error) = container.change(self.store(), as_before) {
+            let error = insula_base::chain(&error);
+            tracing::error!(container = container.id.short(), error, "a failed start is not written");
+            // What nobody starts any more must not look as if somebody did.
+            container.amend(as_before);
+        }
         container.tell(|progress| progress.code = code);
-        Ok(())
     }
 
     pub(crate) fn sandbox(&self, row: &Row) -> SandboxFolder {

@@ -57,7 +57,9 @@ impl Engine {
 
     /// What a former daemon held still goes on.
     pub(crate) async fn let_go_again(&self, container: &Arc<Container>) {
-        if container.row().held {
+        // Who has not heard of it knows nothing, and asks again.
+        let unheard = container.state().task.as_ref().is_some_and(|task| !task.heard());
+        if container.row().held && !unheard {
             let frozen = container.row().running() && container.state().paused;
             match frozen {
                 true => self.let_go(Held(vec![container.clone()])).await,

@@ -1,6 +1,7 @@
 //! Stop, kill, restart, pause: what a user does to a container that runs.
 
 use insula_sys::failpoint::failpoint;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -171,9 +172,12 @@ impl Engine {
     /// any that went without a word, by its control group, frozen or not.
     async fn kill_silent(&self, container: &Container, end: &mut End<'_>) -> Result<()> {
         let row = container.row();
-        let Some(launch) = self.sandbox(&row).launch() else { return Err(unkillable(&row)) };
         tracing::warn!(container = row.id.short(), "its monitor does not answer, and is killed with it");
-        launch.kill()?;
+        container.state().killed = true;
+        match self.monitor_known(container) {
+            Some(monitor) => monitor.kill().map_err(|e| Error::io("kill", Path::new("the monitor"), e))?,
+            None => self.kill_leftovers(container, self.sandbox(&row)).await,
+        }
         self.publish(&row, "kill", &[("signal", &KILL.to_string())]);
         end.within(death(&row)).await.then_some(()).ok_or_else(|| unkillable(&row))
     }

@@ -17,7 +17,7 @@ use insula_proto::Exited;
 use insula_spec::machine::MachineRecord;
 use serde::{Deserialize, Serialize};
 
-use super::Process;
+use super::{Process, listeners};
 use crate::{Error, Result};
 
 /// What is going to exist for a container.
@@ -26,14 +26,6 @@ pub(crate) struct LaunchRecord {
     pub(crate) monitor: Process,
     /// Below every hierarchy.
     pub(crate) cgroup: String,
-}
-
-impl LaunchRecord {
-    /// Kills the monitor, if it is there still.
-    pub(crate) fn kill(&self) -> Result<()> {
-        let monitor = Path::new("the monitor");
-        self.monitor.kill().map_err(|error| Error::io("kill", monitor, error))
-    }
 }
 
 /// The folder.
@@ -129,9 +121,21 @@ impl SandboxFolder {
         file.write_all(text.as_bytes()).map_err(|e| Error::io("write", &path, e))
     }
 
-    /// The launch record, if there is a whole one.
-    pub(crate) fn launch(&self) -> Option<LaunchRecord> {
-        serde_json::from_slice(&fs::read(self.0.join("launch.json")).ok()?).ok()
+    /// The launch record, if there is a whole one: no monitor was asked for anything before it was written. An error
+    /// says that it cannot be read for the moment.
+    pub(crate) fn launch(&self) -> Result<Option<LaunchRecord>> {
+        let path = self.0.join("launch.json");
+        match fs::read(&path) {
+            Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("read", &path, error)),
+        }
+    }
+
+    /// The monitor: the one of the launch record, or else who listens at its socket.
+    pub(crate) fn monitor(&self) -> Option<Process> {
+        let launched = self.launch().ok().flatten().map(|launch| launch.monitor);
+        launched.or_else(|| listeners(&self.0).into_iter().map(|(_, process)| process).next())
     }
 
     /// What its wall has left about its machine, if it has one.
@@ -184,10 +188,10 @@ mod tests {
     fn records_are_read_back() {
         let root = tempfile::tempdir().unwrap();
         let folder = SandboxFolder::new(root.path().join("a/b"));
-        assert!(folder.launch().is_none() && folder.exit().unwrap().is_none());
+        assert!(folder.launch().unwrap().is_none() && folder.exit().unwrap().is_none());
         let record = LaunchRecord { monitor: Process { pid: 7, started: 8 }, cgroup: "insula/x".into() };
         folder.prepare(&record).unwrap();
-        assert_eq!(folder.launch(), Some(record.clone()));
+        assert_eq!(folder.launch().unwrap(), Some(record.clone()));
         fs::write(folder.path().join("exit.json"), r#"{"code":137,"oom":true,"at":5}"#).unwrap();
         assert_eq!(
             folder.exit().unwrap(),

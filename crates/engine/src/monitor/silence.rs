@@ -75,7 +75,7 @@ impl Asked {
             }
             // One that is gone closes its connection, which is an answer.
             let Some(state) = self.state() else { continue };
-            let over = if is_stopped(state) {
+            let over = if says_stopped(state) {
                 stopped.get_or_insert_with(Instant::now).elapsed() >= patience.stopped
             } else {
                 // Somebody may stop it for a moment later, with a debugger.
@@ -88,8 +88,12 @@ impl Asked {
         }
     }
 
+    pub(crate) fn process(&self) -> Option<Process> {
+        self.process
+    }
+
     fn state(&self) -> Option<char> {
-        self.process.and_then(Process::state)
+        self.process.and_then(state)
     }
 
     /// What there is to say about one that does not answer.
@@ -97,7 +101,7 @@ impl Asked {
         let pid = self.process.map_or(0, |process| process.pid);
         let state = self.state();
         let does = match state {
-            Some(state) if is_stopped(state) => {
+            Some(state) if says_stopped(state) => {
                 format!("it is stopped: continue it (kill -CONT {pid}), or remove the container by force")
             }
             Some('D') => "it waits for something in the kernel".to_owned(),
@@ -111,7 +115,15 @@ impl Asked {
     }
 }
 
-/// By a signal or a debugger.
-pub(crate) fn is_stopped(state: char) -> bool {
+/// Whether a signal or a debugger has stopped it, as far as can be seen.
+pub(crate) fn is_stopped(process: Process) -> bool {
+    state(process).is_some_and(says_stopped)
+}
+
+fn state(process: Process) -> Option<char> {
+    process.look().ok().flatten()
+}
+
+fn says_stopped(state: char) -> bool {
     matches!(state, 'T' | 't')
 }

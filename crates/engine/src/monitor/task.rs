@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::net;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use insula_proto::{Call, Outcome, Request, encode};
@@ -10,9 +12,10 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
+use super::Process;
 use super::connection::{Connection, finish, gone, receive, send};
 use super::silence::{Asked, Patience};
-use crate::Result;
+use crate::{Error, Result};
 
 const ENDED: &str = "the monitor has ended";
 
@@ -24,6 +27,7 @@ pub(crate) struct Task {
     sending: tokio::sync::Mutex<()>,
     reading: AbortHandle,
     asked: Asked,
+    heard: bool,
 }
 
 #[derive(Debug)]
@@ -82,7 +86,29 @@ impl Task {
             reading.close(State::Closed);
         })
         .abort_handle();
-        (Self { shared, sending: tokio::sync::Mutex::new(()), reading, asked }, receiver)
+        (Self { shared, sending: tokio::sync::Mutex::new(()), reading, asked, heard: true }, receiver)
+    }
+
+    /// In place of a connection to a monitor that has not answered this daemon yet: it is given up from the beginning.
+    pub(crate) fn unheard(asked: Asked) -> Result<(Self, mpsc::UnboundedReceiver<Outcome>)> {
+        let pair = net::UnixStream::pair();
+        let (ours, theirs) = pair.map_err(|e| Error::io("socketpair", Path::new("a monitor's socket"), e))?;
+        let (mut task, events) = Self::new(Connection::new(ours)?, asked);
+        task.shared.close(State::GivenUp);
+        task.heard = false;
+        // Not before: nobody has closed it on us.
+        drop(theirs);
+        Ok((task, events))
+    }
+
+    /// Whether this daemon has ever heard of its monitor.
+    pub(crate) fn heard(&self) -> bool {
+        self.heard
+    }
+
+    /// Whose answers are waited for.
+    pub(crate) fn monitor(&self) -> Option<Process> {
+        self.asked.process()
     }
 
     /// Asks and waits, as long as is usual.
@@ -129,11 +155,11 @@ impl Task {
         finish(answer.await.map_err(|_| self.ended())?)
     }
 
-    fn ended(&self) -> crate::Error {
+    fn ended(&self) -> Error {
         self.given_up().unwrap_or_else(|| gone(ENDED))
     }
 
-    fn given_up(&self) -> Option<crate::Error> {
+    fn given_up(&self) -> Option<Error> {
         (self.shared.lock().state == State::GivenUp).then(|| self.asked.silent())
     }
 }
@@ -177,13 +203,11 @@ mod tests {
     use std::time::Duration;
 
     use insula_base::{Kind, Kinded as _};
-    use insula_host::process::Process;
     use insula_proto::Empty;
     use rustix::process::{Pid, Signal, kill_process};
     use tokio::io::AsyncReadExt as _;
 
     use super::*;
-    use crate::Error;
 
     struct Stopped(Child);
 
@@ -203,6 +227,16 @@ mod tests {
     impl Drop for Stopped {
         fn drop(&mut self) {
             let _ = self.0.kill().and_then(|()| self.0.wait());
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn one_that_was_never_heard_of_is_given_up_from_the_beginning() {
+        for _ in 0..1000 {
+            let (task, mut events) = Task::unheard(Asked::new("box", None)).unwrap();
+            assert!(events.recv().await.is_none());
+            let error = task.call(Call::Status(Empty {}), &[]).await.unwrap_err();
+            assert!(matches!(error, Error::Silent(_)), "{error:?}");
         }
     }
 

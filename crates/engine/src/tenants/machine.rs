@@ -12,7 +12,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use insula_base::Kind;
 use insula_spec::machine::{MachinePlan, TenantAnswer, TenantCall, TenantMachine, TenantOrder};
@@ -253,12 +253,9 @@ impl Tenants {
     /// Waits until who owned a machine has ended, and frees what it left.
     fn clear(&self, name: &str) -> Result<()> {
         let folder = self.folder_of(name);
-        let deadline = Instant::now() + ENDING;
-        while owner(&folder).is_some_and(Process::alive) {
-            if Instant::now() > deadline {
-                return Err(Error::Conflict(format!("the machine of tenant {name} is ending: try again")));
-            }
-            std::thread::sleep(INSTANT);
+        let ended = owner(&folder).map_or(Ok(true), |owner| owner.ended_within(ENDING));
+        if !ended.map_err(|error| Error::io("wait for", &folder, error))? {
+            return Err(Error::Conflict(format!("the machine of tenant {name} is ending: try again")));
         }
         leftovers::free(&self.cgroup_of(name))?;
         match fs::remove_dir_all(&folder) {
@@ -276,7 +273,7 @@ impl Tenants {
         };
         for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
             // Who begins or ends may not listen: nothing is waited for here.
-            let owned = owner(&self.folder_of(&name)).is_some_and(Process::alive);
+            let owned = owner(&self.folder_of(&name)).is_some_and(|owner| !owner.gone());
             if !owned && let Err(error) = self.clear(&name) {
                 tracing::warn!(
                     tenant = name,

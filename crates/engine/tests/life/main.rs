@@ -5,6 +5,7 @@
 
 mod monitor;
 mod oldest;
+mod silent;
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -366,6 +367,25 @@ async fn an_end_that_waits_for_the_disk_holds_nobody_up() {
     release.send(()).unwrap();
     assert_eq!(holder.join().unwrap().unwrap(), Ok(()), "nobody was held up");
     assert_eq!(finish(wait).await.status_code, 143);
+}
+
+#[tokio::test]
+async fn a_failed_start_of_which_something_is_left_is_over() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    let id = create(&engine, "web", request(&["sleep"])).await;
+    let sandbox = engine.instance().sandbox(&id.parse().unwrap());
+    // What cannot be removed as a folder can.
+    std::fs::create_dir_all(sandbox.parent().unwrap()).unwrap();
+    std::fs::write(&sandbox, "").unwrap();
+    let error = engine.start_container("web").await.unwrap_err();
+    assert!(error.to_string().starts_with("remove"), "{error}");
+    let state = engine.inspect_container("web", false).await.unwrap().state;
+    assert_eq!((state.status.as_str(), state.exit_code), ("created", 128));
+    std::fs::remove_file(&sandbox).unwrap();
+    engine.start_container("web").await.unwrap();
+    engine.kill_container("web", None).await.unwrap();
+    engine.remove_container("web", RemoveRequest::default()).await.unwrap();
 }
 
 #[tokio::test]

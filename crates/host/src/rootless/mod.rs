@@ -92,7 +92,7 @@ pub fn enter(run: &Path, proxy: &Path) -> Result<&'static Outside, Error> {
     let path = folder.join(RECORD);
     let former = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok());
     let (record, missing) = match &former {
-        Some(record) if record.holder.alive() => go_on(record.clone(), &folder)?,
+        Some(record) if !record.holder.gone() => go_on(record.clone(), &folder)?,
         other => {
             if let Some(record) = other {
                 record.way.end();
@@ -114,7 +114,7 @@ pub fn enter(run: &Path, proxy: &Path) -> Result<&'static Outside, Error> {
 /// With a holder that lives. There may be no way out yet, or one that has ended meanwhile.
 fn go_on(record: Record, folder: &Path) -> Result<(Record, Vec<String>), Error> {
     let mut missing = ids::missing(record.ids, &record.why_one);
-    if record.way.alive() {
+    if !record.way.gone() {
         return Ok((record, missing));
     }
     let (way, why) = way::open(record.holder.pid, folder)?;
@@ -213,7 +213,7 @@ impl Outside {
     /// What is not to be had here, and how to get it.
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
-        let gone = !self.record.way.alive() && self.record.way != WayOut::None;
+        let gone = self.record.way.gone() && self.record.way != WayOut::None;
         let gone = gone.then(|| {
             format!(
                 "{} has ended: containers reach no other host until the daemon is started anew",

@@ -204,13 +204,13 @@ impl WayOut {
         }
     }
 
-    pub(super) fn alive(&self) -> bool {
-        self.process().is_some_and(Process::alive)
+    pub(super) fn gone(&self) -> bool {
+        self.process().is_none_or(Process::gone)
     }
 
     /// It does not notice by itself that nobody is there any more.
     pub(super) fn end(&self) {
-        if let Some(process) = self.process().filter(|process| process.alive()) {
+        if let Some(process) = self.process().filter(|process| process.runs()) {
             // It may end by itself this instant.
             let _ = processes::kill(process.pid, 15);
         }
