@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::StreamExt;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use insula_engine::archive::{ArchiveChunks, WriteOptions};
 use insula_models::PathStat;
@@ -50,22 +51,32 @@ async fn stat(State(api): State<Api>, Path(id): Path<String>, params: Params) ->
 
 async fn read(State(api): State<Api>, Path(id): Path<String>, params: Params) -> Answer {
     let (stat, archive) = api.engine.read_archive(&id, path(&params)?).await?;
-    with_stat(&stat, tar(archive))
+    with_stat(&stat, tar(archive).await?)
 }
 
 async fn export(State(api): State<Api>, Path(id): Path<String>) -> Answer {
-    Ok(tar(api.engine.export_container(&id).await?))
+    tar(api.engine.export_container(&id).await?).await
 }
 
-/// An error in the middle cuts the connection, so that nobody takes a part for the whole.
-pub(super) fn tar(archive: ArchiveChunks) -> Response {
-    let chunks = futures_util::stream::unfold(archive, |mut archive| async move {
+/// An error before there is anything is the answer; one in the middle cuts the connection, so that nobody takes a part
+/// for the whole.
+pub(super) async fn tar(mut archive: ArchiveChunks) -> Answer {
+    let first = archive.recv().await.transpose().map_err(|error| {
+        let message = insula_base::chain(&error);
+        tracing::warn!(error = message, "make an archive");
+        ApiError::internal(message)
+    })?;
+    let rest = futures_util::stream::unfold(archive, |mut archive| async move {
         let chunk = archive.recv().await?;
+        if let Err(error) = &chunk {
+            tracing::warn!(error = insula_base::chain(error), "an archive is cut off");
+        }
         Some((chunk, archive))
     });
+    let chunks = futures_util::stream::iter(first.map(Ok)).chain(rest);
     let mut response = Response::new(Body::from_stream(chunks));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar"));
-    response
+    Ok(response)
 }
 
 async fn write(State(api): State<Api>, Path(id): Path<String>, params: Params, body: Body) -> Answer {
@@ -115,4 +126,31 @@ fn with_stat(stat: &PathStat, mut response: Response) -> Answer {
         .map_err(|error| ApiError::internal(format!("describe the path: {error}")))?;
     response.headers_mut().insert(PATH_STAT, value);
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use http_body_util::BodyExt;
+    use insula_engine::archive::archive_channel;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_fails_before_there_is_anything_is_told() {
+        let (sender, archive) = archive_channel();
+        sender.send(Err(io::Error::other("the disk is gone"))).await.unwrap();
+        let answer = tar(archive).await.unwrap_err().into_response();
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert!(body.windows(16).any(|part| part == b"the disk is gone"), "{body:?}");
+        // Later nobody takes a part for the whole.
+        let (sender, archive) = archive_channel();
+        sender.send(Ok(b"part".to_vec())).await.unwrap();
+        sender.send(Err(io::Error::other("the disk is gone"))).await.unwrap();
+        let answer = tar(archive).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert!(answer.into_body().collect().await.is_err());
+    }
 }

@@ -124,7 +124,7 @@ async fn save(State(api): State<Api>, params: Params) -> Answer {
     let names: Vec<String> =
         params.all("names").iter().flat_map(|names| names.split(',')).map(str::to_owned).collect();
     names.iter().try_for_each(|name| check_platform(api.engine.images(), &params, name))?;
-    Ok(tar(api.engine.images().save(names, parts(&params))?))
+    tar(api.engine.images().save(names, parts(&params))?).await
 }
 
 async fn commit(State(api): State<Api>, params: Params, body: axum::body::Body) -> Answer {
@@ -172,7 +172,7 @@ async fn named(
     match (&method, verb) {
         (&Method::GET | &Method::HEAD, "json") => shaped(version, &images.inspect(name)?),
         (&Method::GET | &Method::HEAD, "history") => json(&images.history(name)?),
-        (&Method::GET, "get") => Ok(tar(images.save(vec![name.to_owned()], parts(&params))?)),
+        (&Method::GET, "get") => tar(images.save(vec![name.to_owned()], parts(&params))?).await,
         (&Method::POST, "push") => push(&api, &headers, &params, name).await,
         (&Method::POST, "tag") => {
             let repository = params.get("repo").unwrap_or_default();

@@ -37,7 +37,7 @@ async fn bundle(State(api): State<Api>, params: Params) -> Answer {
         pause: params.flag_or("pause", true),
         without: digests.collect::<Result<_, _>>()?,
     };
-    Ok(tar(api.engine.bundle(request).await?))
+    tar(api.engine.bundle(request).await?).await
 }
 
 async fn unbundle(State(api): State<Api>, params: Params, body: Body) -> Answer {

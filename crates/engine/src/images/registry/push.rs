@@ -72,8 +72,7 @@ impl Images {
         lines.status(format!("The push refers to repository [{}]", name.name())).await;
         let names = if all { self.tags_here(&name)? } else { vec![name] };
         for name in &names {
-            // Futures of this size are on the heap, not on the stack of whoever waits.
-            Box::pin(self.push_one(name, &request.credentials, &lines)).await?;
+            self.push_one(name, &request.credentials, &lines).await?;
         }
         Ok(())
     }
@@ -93,14 +92,21 @@ impl Images {
     }
 
     async fn push_one(&self, name: &Reference, credentials: &Credentials, lines: &Lines) -> Result<()> {
-        let missing = |error| match error {
-            Error::Store(insula_store::Error::NoImage(_)) => {
+        // Futures of this size are on the heap, not on the stack of whoever waits.
+        let pushed = Box::pin(self.push_found(name, credentials, lines)).await;
+        let here = || self.resolve(&name.to_string()).is_ok();
+        pushed.map_err(|error| match error {
+            // Somebody may have removed it since it was found, before it was held.
+            Error::Store(insula_store::Error::NoImage(_) | insula_store::Error::NoContent(_)) if !here() => {
                 let name = name.familiar_name();
                 Error::NotFound(format!("An image does not exist locally with the tag: {name}"))
             }
             error => error,
-        };
-        let image = self.resolve(&name.to_string()).map_err(missing)?;
+        })
+    }
+
+    async fn push_found(&self, name: &Reference, credentials: &Credentials, lines: &Lines) -> Result<()> {
+        let image = self.resolve(&name.to_string())?;
         let (store, named) = (self.store.clone(), name.clone());
         let standing = blocking(move || Ok(store.images().standing(&named)?)).await?;
         let given = match standing {
