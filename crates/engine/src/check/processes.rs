@@ -137,7 +137,7 @@ fn finding(engine: &Engine, wrong: &Wrong) -> Finding {
         Wrong::NoSandbox(id) => (
             "sandbox",
             engine.sandbox_of(id).path().display().to_string(),
-            "its launch record is gone: the next daemon will not find the container".to_owned(),
+            "its launch record is gone: the next daemon has to look for its monitor by its socket".to_owned(),
             Some(id),
         ),
         Wrong::Cgroup(name) => (

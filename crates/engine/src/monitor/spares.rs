@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::Process;
 use super::program::Program;
+use super::{Process, is_stopped};
 use crate::{Error, Result};
 
 /// How many wait. The next one is started when one is taken, beside its container's work.
@@ -67,7 +67,10 @@ impl Spares {
     pub(crate) fn take(&self) -> Result<Spare> {
         loop {
             let Some(spare) = lock(&self.inner).waiting.pop_front() else { return self.spawn() };
-            if spare.alive() {
+            if is_stopped(spare.process) {
+                // Another one begins sooner. This one would end as soon as somebody continues it.
+                let _ = spare.process.kill();
+            } else if spare.alive() {
                 return Ok(spare);
             }
         }
@@ -134,4 +137,39 @@ impl Spare {
 
 fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
     inner.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use rustix::process::{Pid, Signal, kill_process};
+
+    use super::*;
+
+    #[test]
+    fn one_that_is_stopped_is_not_waited_for() {
+        let spares = Spares::new("/bin/false".into());
+        let mut ends = Vec::new();
+        let mut wait = || {
+            let child = Command::new("sleep").arg("1000").spawn().unwrap();
+            let pid = child.id() as i32;
+            let (socket, end) = UnixStream::pair().unwrap();
+            let process = Process { pid, started: Process::start_time(pid).unwrap() };
+            ends.push(end);
+            lock(&spares.inner).children.push(child);
+            lock(&spares.inner).waiting.push_back(Spare { process, socket });
+            process
+        };
+        let (stopped, waits) = (wait(), wait());
+        kill_process(Pid::from_raw(stopped.pid).unwrap(), Signal::STOP).unwrap();
+        while !is_stopped(stopped) {
+            std::thread::yield_now();
+        }
+        assert_eq!(spares.take().unwrap().process, waits);
+        assert!(stopped.ended_within(Duration::from_secs(60)).unwrap());
+        for child in &mut lock(&spares.inner).children {
+            child.kill().and_then(|()| child.wait()).unwrap();
+        }
+    }
 }
