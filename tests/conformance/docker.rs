@@ -1,5 +1,6 @@
 //! Docker's own command line against the daemon's socket, and in part ours by the same tests.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use insula_tests::images::busybox;
@@ -209,11 +210,7 @@ fn who_detaches_comes_back(docker: &Docker) {
     terminal.expect("^C");
     terminal.send("echo code $?; a=kept\n");
     terminal.expect("code 130");
-    terminal.resize(101, 33);
-    insula_tests::holds("the size arrives", || {
-        terminal.send("stty size\n");
-        terminal.screen().contains("33 101")
-    });
+    follows_the_window(&mut terminal);
     terminal.send("\x10\x11");
     assert_eq!(terminal.wait(), 0);
     assert_eq!(docker.docker(&["inspect", "-f", "{{.State.Running}}", "box"]).ok(), "true");
@@ -336,6 +333,22 @@ fn every_version_of_the_api_is_spoken(docker: &Docker) {
     at("1.99", &["ps"]).fails(1, &["client version 1.99 is too new"]);
 }
 
+/// Docker's client tells the size that it finds, and only then begins to listen for changes: one in between is lost.
+/// From the first that arrives on, none is; it is the second size, since the first may be what it found.
+fn follows_the_window(terminal: &mut Terminal) {
+    let mut columns = 200;
+    insula_tests::holds("a change arrives", || {
+        columns += 1;
+        terminal.resize(columns, 31);
+        terminal.ask_size();
+        let screen = terminal.screen();
+        let sizes: BTreeSet<_> = screen.match_indices("31 2").map(|(at, _)| screen.get(at..at + 6)).collect();
+        sizes.len() > 1
+    });
+    terminal.resize(101, 33);
+    terminal.expect_size("33 101");
+}
+
 fn windows_and_the_end_of_input_arrive(docker: &Docker) {
     // Whoever counts its input sees its end, and answers after it.
     let counted = Outcome::of(&mut docker.command(&run(&["-i", "busybox", "wc", "-c"])), &[b'x'; 70_001]);
@@ -346,11 +359,7 @@ fn windows_and_the_end_of_input_arrive(docker: &Docker) {
         .ok();
     let mut terminal = Terminal::start(&docker.command(&["exec", "-it", "box", "sh"]));
     terminal.expect("/ # ");
-    terminal.resize(99, 31);
-    insula_tests::holds("the size arrives", || {
-        terminal.send("stty size\n");
-        terminal.screen().contains("31 99")
-    });
+    follows_the_window(&mut terminal);
     terminal.send("exit 6\n");
     assert_eq!(terminal.wait(), 6);
     docker.docker(&["rm", "-f", "box"]).ok();

@@ -1,6 +1,5 @@
 //! A daemon that is open to others: TLS, authorization, policy.
 
-use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use insula_tests::clients::client_files;
-use insula_tests::{Outcome, daemon, docker, holds, text};
+use insula_tests::{Outcome, daemon, docker, holds, own_loopback, text};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     date_time_ymd,
@@ -33,7 +32,7 @@ fn certificate(
     year: i32,
 ) {
     let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let mut params = CertificateParams::new(vec![own_loopback()]).unwrap();
     params.extended_key_usages = vec![purpose];
     params.not_before = date_time_ymd(2001, 1, 1);
     params.not_after = date_time_ymd(year, 12, 31);
@@ -56,7 +55,7 @@ fn certificates(folder: &Path) {
 /// Docker's command line over TCP: what it trusts, and the certificate that it has.
 struct OverTls<'a> {
     program: &'a Path,
-    port: u16,
+    address: &'a str,
     folder: &'a Path,
 }
 
@@ -65,7 +64,7 @@ impl OverTls<'_> {
         let file = |name: &str, kind: &str| self.folder.join(format!("{name}.{kind}"));
         let mut command = Command::new(self.program);
         command.env("DOCKER_CONFIG", self.folder).env_remove("DOCKER_CONTEXT").env_remove("DOCKER_HOST");
-        command.arg("-H").arg(format!("tcp://127.0.0.1:{}", self.port));
+        command.arg("-H").arg(format!("tcp://{}", self.address));
         command.arg("--tlscacert").arg(file(trusted, "pem"));
         if let Some(own) = own {
             command.arg("--tlscert").arg(file(own, "pem")).arg("--tlskey").arg(file(own, "key"));
@@ -81,18 +80,17 @@ fn tcp_is_for_clients_with_a_certificate() {
     let Some(program) = docker() else { return insula_tests::skip("root", "docker.io is missing") };
     let folder = daemon.folder();
     certificates(&folder);
-    // A port that is free now; nobody else asks for it in between but by chance.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("{}:2376", own_loopback());
     assert_eq!(daemon.stop(), Some(0));
     let file = |name: &str| format!("{:?}", text(&folder.join(name)));
     daemon.restart_with_config(&format!(
-        "hosts = [\"unix://{}\", \"tcp://127.0.0.1:{port}\"]\ntlscacert = {}\ntlscert = {}\ntlskey = {}\n",
+        "hosts = [\"unix://{}\", \"tcp://{address}\"]\ntlscacert = {}\ntlscert = {}\ntlskey = {}\n",
         daemon.instance().socket().display(),
         file("ca.pem"),
         file("server.pem"),
         file("server.key")
     ));
-    let over = OverTls { program: &program, port, folder: &folder };
+    let over = OverTls { program: &program, address: &address, folder: &folder };
     let run = ["run", "-i", "--rm", "--network", "none", "busybox", "sh", "-c", "cat; exit 3"];
     let said = Outcome::of(&mut over.command("ca", Some("client"), &run), b"through");
     assert_eq!((said.code, said.stdout.as_str()), (3, "through"), "{said}");
@@ -108,7 +106,7 @@ fn tcp_is_for_clients_with_a_certificate() {
     assert!(refused.stderr.contains("x509"), "{refused}");
     assert_eq!(daemon.insula(&["ps", "-aq"]).ok(), "");
     let mut plain = Command::new(&program);
-    plain.arg("-H").arg(format!("tcp://127.0.0.1:{port}")).arg("ps").env_remove("DOCKER_HOST");
+    plain.arg("-H").arg(format!("tcp://{address}")).arg("ps").env_remove("DOCKER_HOST");
     assert_ne!(Outcome::of(&mut plain, b"").code, 0);
 }
 

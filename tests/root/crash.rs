@@ -90,7 +90,13 @@ fn a_daemon_that_is_replaced_under_load_loses_no_line_and_no_event() {
         assert!(found == expected, "{name}: lines are lost or doubled: {found:?}");
     }
     let told = ["events", "--since", "1", "--until", "0s", "--filter", "type=container", "--format"];
-    let told = daemon.insula(&[&told[..], &["{{.Action}} {{.Actor.Attributes.name}}"]].concat());
+    let told = [&told[..], &["{{.Action}} {{.Actor.Attributes.name}}"]].concat();
+    // An end is seen before it is told: in between it is written.
+    let told = eventually("all ends are told", || {
+        let told = daemon.insula(&told);
+        let ends = told.ok().lines().filter(|line| line.starts_with("die ")).count();
+        (ends >= names.len()).then_some(told)
+    });
     for action in ["create", "start", "die"] {
         let of: Vec<&str> =
             told.ok().lines().filter_map(|line| line.strip_prefix(action)?.strip_prefix(' ')).collect();

@@ -56,11 +56,16 @@ fn a_container_becomes_healthy_and_unhealthy() {
 fn a_check_that_hangs_is_killed_with_what_it_started() {
     let daemon = daemon!();
     let check = "echo began; sleep 3456 & sleep 3456";
-    let id = sleeper(&daemon, &["--health-cmd", check, "--health-timeout", "100ms"]);
+    let id = sleeper(&daemon, &["--health-cmd", check, "--health-timeout", "500ms"]);
     becomes(&daemon, &id, "unhealthy");
-    let log = daemon.inspect(&id, "/State/Health/Log/0");
-    let said = "Health check exceeded timeout (100ms): began\n";
-    assert_eq!((log["ExitCode"].as_i64(), log["Output"].as_str()), (Some(-1), Some(said)));
+    let said = "Health check exceeded timeout (500ms): began\n";
+    // On a busy host one or the other is over before its shell has begun.
+    eventually("what one said until then is kept", || {
+        let log = daemon.inspect(&id, "/State/Health/Log");
+        let all = log.as_array().unwrap();
+        assert!(all.iter().all(|check| check["ExitCode"] == -1), "{log}");
+        all.iter().any(|check| check["Output"] == said).then_some(())
+    });
     daemon.insula(&["pause", &id]).ok();
     daemon.insula(&["unpause", &id]).ok();
     let sleepers = || {
@@ -80,7 +85,8 @@ fn a_check_that_the_end_cuts_short_does_not_count() {
     let kills = |id: &str| daemon.insula(&["kill", id]);
     // Its own end.
     let ends = |id: &str| {
-        daemon.exec(id, "kill -KILL $(pidof sleep)");
+        // The command, which is the init's only child; not what the check has become.
+        daemon.exec(id, "kill -KILL $(cat /proc/1/task/1/children)");
         daemon.insula(&["wait", id])
     };
     let all: [&dyn Fn(&str) -> Outcome; 3] = [&stops, &kills, &ends];
@@ -125,7 +131,11 @@ fn health_outlives_the_daemon() {
     let id = sleeper(&daemon, &["-v", &bind, "--health-cmd", check, "--health-timeout", "10m"]);
     becomes(&daemon, &id, "unhealthy");
     std::fs::write(daemon.folder().join("hang"), "").unwrap();
-    let hangs = || daemon.insula(&["top", &id, "-eo", "args"]).ok().contains("sleep 3456");
+    // Not a shell that has yet to read its script, in which the word is too.
+    let hangs = || {
+        let top = daemon.insula(&["top", &id, "-eo", "args"]);
+        top.ok().lines().any(|line| line.trim() == "sleep 3456")
+    };
     holds("a check hangs", hangs);
     daemon.kill();
     std::fs::remove_file(daemon.folder().join("hang")).unwrap();
@@ -134,7 +144,8 @@ fn health_outlives_the_daemon() {
     std::fs::write(daemon.folder().join("well"), "").unwrap();
     becomes(&daemon, &id, "healthy");
     let left = daemon.insula(&["top", &id, "-eo", "args"]);
-    assert!(!left.ok().contains("sleep 3456"), "the former daemon's check: {}", left.stdout);
+    let hangs = left.ok().lines().any(|line| line.trim() == "sleep 3456");
+    assert!(!hangs, "the former daemon's check: {}", left.stdout);
 }
 
 #[test]

@@ -102,8 +102,10 @@ fn limits_reach_the_cgroup_and_can_be_updated() {
 #[test]
 fn the_number_of_processes_is_limited() {
     let daemon = daemon!();
-    let outcome = daemon
-        .sh(&["--pids-limit", "8", "--network", "none"], "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 5 & done");
+    let outcome = daemon.sh(
+        &["--pids-limit", "8", "--network", "none"],
+        "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 1000 & done",
+    );
     assert_ne!(outcome.code, 0, "{outcome}");
     assert!(outcome.stderr.contains("fork"), "{outcome}");
 }

@@ -118,8 +118,9 @@ fn entrypoint() {
 fn init_reaps_and_forwards_signals() {
     let daemon = daemon!();
     // An orphan becomes a child of PID 1, which is not the command with --init.
-    let id = daemon
-        .detached(&with(&["--init"]), "(sleep 0.1 &); trap 'exit 9' TERM; while :; do sleep 0.05; done");
+    let script = "(sleep 0.1 &); trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done";
+    let id = daemon.detached(&with(&["--init"]), script);
+    holds("the trap is set", || daemon.insula(&["logs", &id]).stdout.contains("ready"));
     holds("the orphan is reaped", || {
         let list = daemon.exec(&id, "ps -o pid,stat,comm").stdout;
         list.contains("sh") && !list.lines().any(|line| line.contains(" Z "))

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
-use insula_tests::{Daemon, Outcome, daemon, holds, text};
+use insula_tests::{Daemon, Outcome, daemon, holds, own_loopback, text};
 
 /// A daemon whose host names are served at an address of the test's own.
 struct Served {
@@ -18,10 +18,9 @@ struct Served {
 impl Served {
     fn new(mut daemon: Daemon) -> Self {
         assert_eq!(daemon.stop(), Some(0));
-        // All of 127.0.0.0/8 is this host's: an address for each process of tests, ports for each test.
+        // An address for each process of tests, ports for each test.
         static TESTS: AtomicU16 = AtomicU16::new(0);
-        let [_, high, middle, low] = std::process::id().to_be_bytes();
-        let address = format!("127.{}.{middle}.{low}", 64 + high % 64);
+        let address = own_loopback();
         let port = 8000 + 2 * TESTS.fetch_add(1, Ordering::Relaxed);
         let (http, https) = (format!("{address}:{port}"), format!("{address}:{}", port + 1));
         let mut served = Self { daemon, http, https };

@@ -21,15 +21,9 @@ fn the_window_has_the_size_of_ours() {
     let daemon = daemon!();
     let mut terminal = daemon.terminal(SHELL);
     terminal.expect("/ # ");
-    holds("the first size arrives", || {
-        terminal.send("stty size\n");
-        terminal.screen().contains("24 80")
-    });
+    terminal.expect_size("24 80");
     terminal.resize(101, 33);
-    holds("the new size arrives", || {
-        terminal.send("stty size\n");
-        terminal.screen().contains("33 101")
-    });
+    terminal.expect_size("33 101");
     terminal.send("exit\n");
     assert_eq!(terminal.wait(), 0);
 }
@@ -45,10 +39,7 @@ fn a_size_that_changes_while_no_daemon_runs_is_told_to_the_next() {
     terminal.send("stty size; echo asked\n");
     terminal.expect("24 80");
     daemon.restart();
-    holds("the new size arrives", || {
-        terminal.send("stty size\n");
-        terminal.screen().contains("37 103")
-    });
+    terminal.expect_size("37 103");
     terminal.send("exit\n");
     assert_eq!(terminal.wait(), 0);
 }

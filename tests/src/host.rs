@@ -179,6 +179,13 @@ pub fn host_address() -> String {
     address.split('/').next().unwrap().to_owned()
 }
 
+/// An address of this host's loopback that no other process of tests has: all of 127.0.0.0/8 is loopback.
+#[must_use]
+pub fn own_loopback() -> String {
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    format!("127.{}.{middle}.{low}", 64 + high % 64)
+}
+
 /// A network namespace with a link to the host.
 #[derive(Debug)]
 pub struct Neighbour {

@@ -1,7 +1,7 @@
 //! A host of a test's own, as far as its network and its settings go, and another one beside it.
 
 use std::io::{BufRead, BufReader};
-use std::net::UdpSocket;
+use std::net::{TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -127,6 +127,9 @@ impl Lan {
         let serve = ["setpriv", "--pdeathsig", "KILL", "busybox", "httpd", "-f", "-p", "80", "-h", &page];
         let server = lan.outside(&serve).stdin(Stdio::null()).spawn().unwrap();
         lan.children.push(server);
+        within_network(Path::new(&lan.outside.namespace("net")), || {
+            eventually("the page is served", || TcpStream::connect((Self::OUTSIDE, 80)).ok());
+        });
         lan
     }
 

@@ -24,7 +24,7 @@ mod terminal;
 mod wait;
 
 pub use daemon::{Daemon, OnDrop, text};
-pub use host::{Leaks, Neighbour, cgroups_called, host_address, remove_cgroups};
+pub use host::{Leaks, Neighbour, cgroups_called, host_address, own_loopback, remove_cgroups};
 pub use http::{Response, get, request};
 pub use lan::{Lan, echo_datagrams, echoes, within_network};
 pub use ordinary::{Ids, Ordinary};

@@ -5,11 +5,12 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
-use crate::eventually;
+use crate::{eventually, holds};
 
 /// A command with a pseudo terminal as its controlling terminal.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub struct Terminal {
     master: File,
     child: Child,
     seen: Arc<Mutex<String>>,
+    reader: JoinHandle<()>,
+    asked: u32,
 }
 
 impl Terminal {
@@ -45,8 +48,8 @@ impl Terminal {
         drop(wrapped);
         let master = File::from(master);
         let seen = Arc::new(Mutex::new(String::new()));
-        read_all(master.try_clone().unwrap(), seen.clone());
-        Self { master, child, seen }
+        let reader = read_all(master.try_clone().unwrap(), seen.clone());
+        Self { master, child, seen, reader, asked: 0 }
     }
 
     /// Everything that has appeared so far.
@@ -67,6 +70,23 @@ impl Terminal {
         assert!(found.is_ok(), "{text:?} did not appear in {last:?}");
     }
 
+    /// Has the shell there tell the size of its window until it is `size`: asks again when it has answered, since a
+    /// busy one would have more to read than a terminal keeps.
+    pub fn expect_size(&mut self, size: &str) {
+        holds(&format!("the size is {size}"), || {
+            self.ask_size();
+            self.screen().contains(size)
+        });
+    }
+
+    /// Has the shell there tell the size of its window, and waits for the answer.
+    pub fn ask_size(&mut self) {
+        self.asked += 1;
+        let asked = self.asked;
+        self.send(&format!("stty size; echo asked $(({asked}))\n"));
+        self.expect(&format!("asked {asked}"));
+    }
+
     /// Types.
     pub fn send(&mut self, keys: &str) {
         self.master.write_all(keys.as_bytes()).unwrap();
@@ -77,10 +97,11 @@ impl Terminal {
         set_size(&self.master, columns, rows);
     }
 
-    /// Waits for the end; the exit code.
+    /// Waits for the end, and until all of its last words have appeared; the exit code.
     pub fn wait(&mut self) -> i32 {
         let child = &mut self.child;
         let status = eventually("the command at the terminal ends", || child.try_wait().unwrap());
+        holds("nobody has the terminal any more", || self.reader.is_finished());
         status.code().unwrap_or(-1)
     }
 }
@@ -98,12 +119,12 @@ fn set_size(terminal: &impl std::os::fd::AsFd, columns: u16, rows: u16) {
     rustix::termios::tcsetwinsize(terminal, size).unwrap();
 }
 
-fn read_all(mut master: File, seen: Arc<Mutex<String>>) {
+fn read_all(mut master: File, seen: Arc<Mutex<String>>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         let mut piece = [0; 4096];
         // The end is EIO, when the last holder of the other side is gone.
         while let Ok(count @ 1..) = master.read(&mut piece) {
             seen.lock().unwrap().push_str(&String::from_utf8_lossy(&piece[..count]));
         }
-    });
+    })
 }

@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 /// Far more than anything takes on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Asks until there is an answer.
 ///
 /// # Panics
-/// When there is none within half a minute.
+/// When there is none within a minute.
 pub fn eventually<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
     within(PATIENCE, what, ask)
 }

@@ -31,8 +31,9 @@ check one-address "hello $gateway" perl -e "$ask" 127.0.0.1 8081
 check other-address 'connect: Connection refused' perl -e "$ask" $gateway 8081
 check hairpin "hello $gateway" insula run --rm $programs busybox perl -e "$ask" $gateway 8080
 check reserved 'bind: Address already in use' perl -e "$listen" 0.0.0.0 8080
-perl -e "$listen; sleep 1000" 0.0.0.0 8082 &
-usleep 1000000
+perl -e "$listen"'; open($f, ">", "/tmp/listens"); sleep 1000' 0.0.0.0 8082 &
+tries=0
+until [ -e /tmp/listens ] || [ $tries -gt 1200 ]; do tries=$((tries + 1)); usleep 100000; done
 check in-use 1 sh -c 'insula run --rm -p 8082:80/sctp busybox true 2>&1 | grep -c "Bind for 0.0.0.0:8082 failed: port is already allocated"'
 insula rm -f server >/dev/null
 check free '' perl -e "$listen" 0.0.0.0 8080

@@ -2,7 +2,7 @@
 //! that of every container.
 
 use insula_tests::images::busybox;
-use insula_tests::{Daemon, Outcome, get, guest, holds, is_root};
+use insula_tests::{Daemon, Outcome, get, guest, is_root};
 
 /// A daemon whose containers boot Debian's kernel for clouds, each anew; none where that cannot be.
 fn daemon() -> Option<Daemon> {
@@ -257,10 +257,7 @@ fn a_person_and_networks_come_and_go_while_a_machine_runs() {
     daemon.insula(&["update", "--network-rate", "-1", "far"]).exits(0);
     assert!(!rates(&daemon, "far").iter().any(|text| text.contains("tbf")), "{:?}", rates(&daemon, "far"));
     let mut terminal = daemon.terminal(&["attach", "far"]);
-    holds("the size of the window arrives", || {
-        terminal.send("stty size\n");
-        terminal.screen().contains("24 80")
-    });
+    terminal.expect_size("24 80");
     terminal.send("\x10\x11");
     assert_eq!(terminal.wait(), 0);
     let healthy = |status: &str| {

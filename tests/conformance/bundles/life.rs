@@ -229,6 +229,8 @@ fn limits_are_in_force_and_change(runtime: &Runtime) {
 fn another_program_is_executed_inside(runtime: &Runtime) {
     let bundle = Bundle::new(runtime, "exec sleep 1000");
     bundle.start();
+    let first = format!("/proc/{}/comm", bundle.state()["pid"]);
+    holds("the shell has become another program", || fs::read_to_string(&first).unwrap() == "sleep\n");
     let script =
         "echo $(id -u):$(id -g) $MORE $(readlink /proc/self/cwd) $(hostname); cat /proc/1/comm; exit 7";
     let output = bundle.call(&[
