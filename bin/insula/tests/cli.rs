@@ -175,6 +175,22 @@ fn an_empty_name_means_nothing() {
 }
 
 #[test]
+fn a_context_that_is_elsewhere_is_a_body_whose_end_is_known() {
+    let fake = Fake::start(|request| match request.target.contains("/build") {
+        true => Reply::Chunks(vec![b"{\"error\":\"no\",\"errorDetail\":{\"message\":\"no\"}}\n".to_vec()]),
+        false => json(200, "{}"),
+    });
+    for flags in [&[][..], &["--provenance=true", "-t", "a"]] {
+        let output = run(&fake, &[&["build"], flags, &["http://127.0.0.1:1/x"]].concat());
+        assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+        let request = fake.requests().pop().unwrap();
+        let known = !request.headers.contains("transfer-encoding");
+        assert!(request.target.contains("remote=http") && known, "{request:?}");
+        assert_eq!(request.body.is_empty(), flags.is_empty());
+    }
+}
+
+#[test]
 fn lists_and_their_formats() {
     let fake = Fake::start(|_| {
         json(

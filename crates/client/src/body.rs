@@ -44,12 +44,21 @@ pub struct Upload {
     chunks: mpsc::Receiver<io::Result<Bytes>>,
     /// Sent before them.
     head: Option<Bytes>,
+    /// Nothing comes after that.
+    whole: bool,
 }
 
 /// Read and sent at once.
 const CHUNK: usize = 256 << 10;
 
 impl Upload {
+    /// Nothing, and its length says so: a daemon that has no need of it answers and closes, and would find the end of a
+    /// body of unknown length unread.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self { chunks: mpsc::channel(1).1, head: None, whole: true }
+    }
+
     /// The same with something in front of it.
     #[must_use]
     pub fn after(self, head: impl Into<Bytes>) -> Self {
@@ -80,7 +89,7 @@ impl Upload {
             }
         });
         tell(reading, &failed);
-        Self { chunks: receiver, head: None }
+        Self { chunks: receiver, head: None, whole: false }
     }
 
     /// A body that `write` produces in a thread of its own.
@@ -99,7 +108,7 @@ impl Upload {
             }
         });
         tell(writing, &failed);
-        Self { chunks: receiver, head: None }
+        Self { chunks: receiver, head: None, whole: false }
     }
 }
 
@@ -145,13 +154,20 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Empty | Self::Bytes(None))
+        match self {
+            Self::Empty | Self::Bytes(None) => true,
+            Self::Bytes(Some(_)) => false,
+            Self::Upload(upload) => upload.whole && upload.head.is_none(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty | Self::Bytes(None) => SizeHint::with_exact(0),
             Self::Bytes(Some(bytes)) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Upload(upload) if upload.whole => {
+                SizeHint::with_exact(upload.head.as_ref().map_or(0, |head| head.len() as u64))
+            }
             Self::Upload(_) => SizeHint::default(),
         }
     }

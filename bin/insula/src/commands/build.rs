@@ -281,6 +281,12 @@ fn upload(source: Source, mut named: Vec<Named>, layouts: Vec<BuildContext>, com
     {
         return Upload::read(std::io::Cursor::new(head).chain(std::io::stdin()));
     }
+    if layouts.is_empty()
+        && matches!(source, Source::Remote(_))
+        && named.iter().all(|named| named.folder.is_none())
+    {
+        return Upload::empty();
+    }
     // The order in which the daemon expects them.
     named.sort_by(|one, other| one.name.cmp(&other.name));
     Upload::write(move |sink| {
