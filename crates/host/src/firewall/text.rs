@@ -213,11 +213,12 @@ fn forward(zones: &[Zone]) -> String {
     )
 }
 
-/// Those that never change. A chain of translation sees the packets that may begin a connection, and no other:
-/// the guard costs nothing where one stands. It is the first of them, before a destination is anybody's else.
+/// Those that never change. Every packet that reaches the host passes the guard, which stands between conntrack and
+/// translation: what belongs to a published port leaves it at once, and what conntrack does not know is judged.
 const CHAINS: &str = "
 	chain guard {
-		type nat hook prerouting priority -199; policy accept;
+		type filter hook prerouting priority mangle; policy accept;
+		ct status dnat return
 		ip daddr != 127.0.0.0/8 ip daddr != @gateways return
 		iifname . ip daddr @own_gateways return
 		ip6 daddr != @gateways6 return
