@@ -245,6 +245,27 @@ fn a_container_speaks_to_the_host_by_its_own_bridge_alone() {
 }
 
 #[test]
+fn what_was_spoken_to_an_address_ends_when_it_becomes_a_gateways() {
+    isolated(|| {
+        let lan = lan();
+        let socket = UdpSocket::bind((OUTSIDE, 99)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let speak = || {
+            let socket = UdpSocket::bind("172.30.0.2:97").unwrap();
+            socket.send_to(b"open up", (OUTSIDE, 99)).unwrap();
+        };
+        inside(&lan.first, speak);
+        assert_eq!(socket.recv(&mut [0; 16]).unwrap(), 7);
+        let other = Zone { prefix: 24, ..zone("insula-test-up", [198, 51, 100, 0].into()) };
+        let own = zone("insula-test-b", [172, 30, 0, 0].into());
+        lan.firewall.install(&[own, other], &[], &guests()).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        inside(&lan.first, speak);
+        assert!(socket.recv(&mut [0; 16]).is_err(), "conntrack knows it, the guard let it in");
+    });
+}
+
+#[test]
 fn the_administrators_drop_stands() {
     isolated(|| {
         let lan = lan();
