@@ -118,6 +118,15 @@ fn dev_has_what_docker_gives() {
     let outcome = daemon.sh(ALONE, "for d in null zero full random urandom tty; do test -c /dev/$d || echo no $d; done; \
         echo x > /dev/null; head -c 4 /dev/zero | wc -c; for l in fd stdin ptmx; do readlink /dev/$l; done; test -d /dev/pts -a -d /dev/shm -a -d /dev/mqueue && echo ok");
     assert_eq!(outcome.ok(), "4\n/proc/self/fd\n/proc/self/fd/0\npts/ptmx\nok");
+    // A message queue's folder is its file system's. What may be mapped from devices may be executed.
+    let outcome = daemon.sh(
+        ALONE,
+        "find /dev ! -path /dev/mqueue ! -user 0; test -e /proc/kcore || test ! -L /dev/core || echo core; \
+        cp /bin/busybox /dev && /dev/busybox echo runs",
+    );
+    assert_eq!(outcome.ok(), "runs");
+    let shared = ["--network", "none", "--ipc", "host"];
+    assert_eq!(daemon.sh(&shared, "grep -c ' /dev/mqueue mqueue ' /proc/mounts").ok(), "1");
 }
 
 #[test]

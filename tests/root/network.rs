@@ -149,7 +149,11 @@ fn the_hosts_network() {
     let daemon = daemon!();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    daemon.sh(&["--network", "host"], "cat /proc/net/tcp").shows(&[&format!("0100007F:{port:04X}")]);
+    let outcome =
+        daemon.sh(&["--network", "host", "--add-host", "gate:host-gateway"], "cat /proc/net/tcp /etc/hosts");
+    outcome.shows(&[&format!("0100007F:{port:04X}"), "127.0.0.1\tgate\n"]);
+    // What the host knows by name its containers know as well.
+    outcome.shows(&[std::fs::read_to_string("/etc/hosts").unwrap().trim()]);
 }
 
 #[test]

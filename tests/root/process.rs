@@ -101,6 +101,11 @@ fn added_hosts() {
         outcome.ok().lines().any(|line| line.ends_with("gate") && !line.contains("host-gateway")),
         "{outcome}"
     );
+    // Without a way to the host there is a name for it all the same.
+    let alone = ["--network", "none", "--add-host", "gate:host-gateway"];
+    daemon.sh(&alone, "cat /etc/hosts").shows(&["\tgate\n"]);
+    let named = ["--hostname", "web.example.org"];
+    daemon.sh(&named, "cat /etc/hosts").shows(&["\tweb.example.org web\n"]);
     daemon.sh(&["--add-host", "nocolon"], "true").fails(125, &["nocolon"]);
 }
 

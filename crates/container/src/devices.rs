@@ -23,14 +23,16 @@ use crate::idmap;
 const NODES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
-const LINKS: [(&str, &str); 6] = [
+const LINKS: [(&str, &str); 5] = [
     ("/proc/self/fd", "fd"),
     ("/proc/self/fd/0", "stdin"),
     ("/proc/self/fd/1", "stdout"),
     ("/proc/self/fd/2", "stderr"),
-    ("/proc/kcore", "core"),
     ("pts/ptmx", "ptmx"),
 ];
+
+/// Not every kernel has it.
+const CORE: (&str, &str) = ("/proc/kcore", "core");
 
 const FOLDERS: [&str; 3] = ["pts", "shm", "mqueue"];
 
@@ -53,10 +55,14 @@ pub(crate) fn build(plan: &ContainerPlan) -> Result<OwnedFd> {
         )?;
     }
     for (target, name) in LINKS {
-        rustix::fs::symlinkat(target, &dev, name).context("symlinkat", name)?;
+        at.make_link(target, name)?;
+    }
+    if Path::new(CORE.0).exists() {
+        at.make_link(CORE.0, CORE.1)?;
     }
     for name in FOLDERS {
         rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).context("mkdirat", name)?;
+        at.own(Path::new(name), owner, owner)?;
     }
     if plan.stdio.tty {
         // The terminal is bound over this file from inside.
@@ -136,16 +142,17 @@ fn bundle_tmpfs(bundle: &BundlePlan) -> Result<OwnedFd> {
     Ok(dev)
 }
 
+/// As large as Docker's, and programs may be mapped from it: `mmap` of `/dev/zero` and of some devices asks for that.
 fn tmpfs(owner: u32) -> Result<OwnedFd> {
     let fs = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).context("fsopen", "tmpfs")?;
     let owner = owner.to_string();
-    let options = [("source", "tmpfs"), ("mode", "755"), ("size", "64k"), ("uid", &owner), ("gid", &owner)];
+    let options = [("source", "tmpfs"), ("mode", "755"), ("size", "64m"), ("uid", &owner), ("gid", &owner)];
     for (key, value) in options {
         rustix::mount::fsconfig_set_string(&fs, key, value).context("fsconfig", key)?;
     }
     rustix::mount::fsconfig_create(&fs).context("fsconfig", "to create a tmpfs")?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).context("fsmount", "a tmpfs")
+    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NOSUID)
+        .context("fsmount", "a tmpfs")
 }
 
 struct Node<'a> {
@@ -172,6 +179,11 @@ impl Node<'_> {
             Err(error) => return Err(error).context("mknodat", path.display()),
         }
         self.own(path, self.owner, self.owner)
+    }
+
+    fn make_link(&self, target: &str, name: &str) -> Result<()> {
+        rustix::fs::symlinkat(target, self.dev, name).context("symlinkat", name)?;
+        self.own(Path::new(name), self.owner, self.owner)
     }
 
     fn own(&self, path: &Path, uid: u32, gid: u32) -> Result<()> {

@@ -104,13 +104,24 @@ pub fn hosts(addresses: &[IpAddr], hostname: &str, domain: &str, extra: &[(Strin
     for (name, ip) in extra {
         let _ = writeln!(text, "{ip}\t{name}");
     }
+    let full = if domain.is_empty() { hostname.to_owned() } else { format!("{hostname}.{domain}") };
     for address in addresses.iter().filter(|_| !hostname.is_empty()) {
-        let _ = match domain {
-            "" => writeln!(text, "{address}\t{hostname}"),
-            domain => writeln!(text, "{address}\t{hostname}.{domain} {hostname}"),
+        let _ = match full.split_once('.') {
+            None => writeln!(text, "{address}\t{full}"),
+            Some((short, _)) => writeln!(text, "{address}\t{full} {short}"),
         };
     }
     text
+}
+
+/// The hosts file of a container in the host's namespace: `extra` wins, then all that the host's says.
+#[must_use]
+pub fn hosts_of_host(host: &str, extra: &[(String, IpAddr)]) -> String {
+    let mut text = String::new();
+    for (name, ip) in extra {
+        let _ = writeln!(text, "{ip}\t{name}");
+    }
+    text + host
 }
 
 /// The container's hostname file.
@@ -237,6 +248,11 @@ mod tests {
             hosts(&address, "web", "example.org", &[]),
             format!("{loopback}172.30.0.2\tweb.example.org web\n")
         );
+        assert_eq!(
+            hosts(&address, "web.example.org", "", &[]),
+            format!("{loopback}172.30.0.2\tweb.example.org web\n")
+        );
+        assert_eq!(hosts_of_host("::1 host\n", &extra), "10.1.1.1\tdb\n::1 host\n");
         assert_eq!(hosts(&[], "web", "", &[]), loopback);
         assert_eq!(hostname("web"), "web\n");
     }

@@ -12,8 +12,8 @@ use insula_proto::{Call, Rewire};
 use insula_spec::plan::NetworkChange;
 
 use super::container::Container;
+use super::resolving::dns;
 use super::row::Row;
-use super::start::dns;
 use super::{check, ports};
 use crate::events::EventType;
 use crate::{Engine, Error, Result};

@@ -20,6 +20,7 @@ pub(crate) mod mounts;
 pub(crate) mod names;
 pub(crate) mod ports;
 mod remove;
+mod resolving;
 pub(crate) mod row;
 mod signals;
 mod silent;

@@ -1,19 +1,16 @@
 //! Start: intent, the endpoint, the monitor, confirmation.
 
 use insula_sys::failpoint::failpoint;
-use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
 use insula_base::{Kind, Lap, Laps};
-use insula_network::{Endpoint, files};
 use insula_proto::{Call, Create, Outcome, Started};
 use insula_spec::machine::MachinePlan;
 use jiff::Timestamp;
 
 use super::container::{Container, Uptime};
 use super::row::{Failure, Phase, Row};
-use super::{Change, check, mounts};
+use super::{Change, mounts};
 use crate::measures::Operation;
 use crate::monitor::{Asked, Connection, LaunchRecord, Patience, SandboxFolder, Task, end_monitor};
 use crate::plan::{self, Inputs, Joined};
@@ -343,53 +340,6 @@ impl Engine {
         }
         None
     }
-
-    /// Writes resolv.conf, hosts and hostname; returns the folder that has them.
-    fn write_names(&self, row: &Row, endpoint: &Endpoint, sandbox: &SandboxFolder) -> Result<PathBuf> {
-        let host = &row.host;
-        if let Some(reference) = host.network_mode.strip_prefix("container:") {
-            let other = self.find(reference)?;
-            return Ok(self.instance().sandbox(&other.id));
-        }
-        let gateway = endpoint.attachments.iter().find_map(|attachment| attachment.gateway);
-        let mut extra = Vec::new();
-        for (name, address) in check::extra_hosts(&host.extra_hosts)? {
-            let address = address.or(gateway).ok_or_else(|| {
-                Error::InvalidArgument(format!("add-host {name}: host-gateway needs a bridge network"))
-            })?;
-            extra.push((name, address));
-        }
-        let dns = dns(row)?;
-        let shares_host = host.network_mode == "host";
-        extra.extend(self.linked(row)?);
-        let addresses: Vec<IpAddr> =
-            endpoint.attachments.iter().flat_map(insula_network::Attachment::addresses).collect();
-        let config = &row.config;
-        let host_conf = files::host_resolv_conf();
-        let resolv_conf = match endpoint.named() {
-            true => files::resolv_conf_named(&host_conf, &dns),
-            false => files::resolv_conf(&host_conf, &dns, shares_host),
-        };
-        // The container's root may write to them.
-        let owner = self.ids_of(row).map_or(0, |ids| ids.first);
-        for (name, text) in [
-            ("resolv.conf", resolv_conf),
-            ("hosts", files::hosts(&addresses, &config.hostname, &config.domainname, &extra)),
-            ("hostname", files::hostname(&config.hostname)),
-        ] {
-            sandbox.write(name, text.as_bytes(), owner)?;
-        }
-        Ok(sandbox.path().to_owned())
-    }
-}
-
-/// What the user says about names.
-pub(super) fn dns(row: &Row) -> Result<files::Dns> {
-    Ok(files::Dns {
-        servers: check::dns(&row.host.dns)?,
-        search: row.host.dns_search.clone(),
-        options: row.host.dns_options.clone(),
-    })
 }
 
 /// A monitor's time.

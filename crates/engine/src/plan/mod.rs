@@ -217,7 +217,9 @@ fn own_mounts(host: &HostConfig) -> Vec<MountPlan> {
     }
     let hardened =
         |target, source| MountPlan { nosuid: true, nodev: true, noexec: true, ..plain(target, source) };
-    if host.ipc_mode != "host" {
+    // That of the host only its root may mount.
+    let is_root = || host.userns_mode == "host" && !insula_sys::process::in_user_namespace();
+    if host.ipc_mode != "host" || is_root() {
         mounts.push(hardened("/dev/mqueue", MountSource::Mqueue));
     }
     if crate::rootless::without_groups() {
