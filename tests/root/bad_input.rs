@@ -64,6 +64,13 @@ fn bodies_of_requests() {
         r#"{"Image":"busybox","HostConfig":{"Binds":["nonsense:::"]}}"#,
         400,
     );
+    // Clients pull an image when they hear 404.
+    for wish in
+        [r#""NetworkMode":"nosuch""#, r#""NetworkMode":"container:nosuch""#, r#""VolumesFrom":["nosuch"]"#]
+    {
+        let body = format!(r#"{{"Image":"busybox","HostConfig":{{{wish}}}}}"#);
+        assert!(message("POST", "/containers/create", &body, 400).contains("nosuch"));
+    }
     assert!(message("GET", "/containers/nosuch/json", "", 404).contains("No such container: nosuch"));
     message("POST", "/containers/nosuch/start", "", 404);
     message("GET", "/no/such/route", "", 404);

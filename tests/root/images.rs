@@ -178,6 +178,7 @@ fn import_makes_an_image_of_a_root_file_system() {
     assert!(env.ok().contains("A=b"));
     let piped = daemon.insula_with(&["import", "-", "piped"], &std::fs::read(&path).unwrap());
     assert!(piped.ok().starts_with("sha256:"));
+    daemon.insula(&["history", "--format", "{{.Comment}}", "piped"]).shows(&["Imported from -"]);
     daemon.insula(&["import", "/no/such"]).fails(1, &["/no/such"]);
 }
 
@@ -196,6 +197,7 @@ fn names_of_images() {
     let ids = daemon.insula(&["images", "-q", "--no-trunc"]);
     assert!(ids.ok().lines().any(|line| line.starts_with("sha256:")));
     daemon.insula(&["tag", "busybox", "UPPER"]).exits(1);
+    daemon.insula(&["tag", "busybox", "sha256:abc"]).fails(1, &["ambiguous tag"]);
     daemon.insula(&["tag", "nosuch", "x"]).fails(1, &["nosuch"]);
     daemon.insula(&["rmi", "busybox"]).shows(&["Untagged: busybox:latest"]);
     // Still there by its other name.

@@ -3,7 +3,7 @@
 use insula_sys::failpoint::failpoint;
 use std::sync::Arc;
 
-use insula_base::{ContainerId, Lap, Laps};
+use insula_base::{ContainerId, Kind, Kinded, Lap, Laps};
 use insula_models::{
     ContainerConfig, ContainerCreateRequest, ContainerCreateResponse, HostConfig, NetworkingConfig,
     VolumeCreateRequest,
@@ -81,6 +81,7 @@ impl Engine {
         laps.lap("image");
         self.create_of(name, image, (config, host, networking), Own::default(), laps)
             .map(|(_, answer)| answer)
+            .map_err(missing_beside_image)
     }
 
     /// A container for a step of a build: of layers that are no image, which it holds itself.
@@ -395,6 +396,16 @@ fn no_image(error: Error, reference: &str) -> Error {
             Error::Store(insula_store::Error::Reference(wrong))
         }
         (error, _) => error,
+    }
+}
+
+/// Clients take "not found" for a missing image, and pull it: a network or a container that is not there is a
+/// mistake of the request.
+fn missing_beside_image(error: Error) -> Error {
+    match &error {
+        Error::Store(insula_store::Error::NoImage(_)) => error,
+        other if other.kind() == Kind::NotFound => Error::InvalidArgument(other.to_string()),
+        _ => error,
     }
 }
 

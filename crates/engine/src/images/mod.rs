@@ -182,6 +182,12 @@ impl Images {
                 "refusing to create a tag with a digest reference".to_owned(),
             ));
         }
+        // It would be read as the digest of an image.
+        if target.familiar_name() == "sha256" {
+            return Err(Error::InvalidArgument(
+                "refusing to create an ambiguous tag using digest algorithm as name".to_owned(),
+            ));
+        }
         let id = self.store.images().id_of(name)?;
         self.store.images().tag(name, &target)?;
         self.publish("tag", &id, &target.familiar());
@@ -350,5 +356,6 @@ fn import_options(request: ImportRequest) -> Result<ImportOptions> {
             )));
         }
     };
-    Ok(ImportOptions { reference, config, message: request.message, architecture })
+    let message = if request.message.is_empty() { "Imported from -".to_owned() } else { request.message };
+    Ok(ImportOptions { reference, config, message, architecture })
 }
