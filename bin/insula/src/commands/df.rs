@@ -10,7 +10,7 @@ use crate::arguments::Run;
 use crate::context::Context;
 use crate::failure::{Failure, Outcome};
 use crate::format::table::{self, Columns, Row};
-use crate::format::{ago, short_id};
+use crate::format::{ago, ellipsis, short_id};
 use crate::{filters, printer};
 
 /// Show what is on the disk
@@ -209,7 +209,7 @@ fn containers(containers: &[ContainerSummary], now: i64) -> anyhow::Result<Strin
     ];
     let row = |container: &ContainerSummary| {
         let names = container.names.iter().map(|name| name.trim_start_matches('/')).collect::<Vec<_>>();
-        let command: String = container.command.chars().take(20).collect();
+        let command = ellipsis(&container.command, 20);
         Row {
             cells: vec![
                 ("ID", short_id(&container.id).to_owned()),

@@ -8,7 +8,8 @@ use crate::arguments::Run;
 use crate::context::Context;
 use crate::failure::{Failure, Outcome, OutputError};
 use crate::format::json;
-use crate::format::template::{self, Compiled};
+use crate::format::template::Compiled;
+use crate::format::typed;
 use crate::{failure, printer};
 
 /// Show everything about containers, images, volumes or networks
@@ -132,7 +133,7 @@ pub(crate) async fn inspect(context: &Context, request: &Request) -> Outcome {
         Some(template) => {
             for text in &found {
                 let document: serde_json::Value = serde_json::from_str(text)?;
-                printer::line(&template.render(&template::value(&document))?)?;
+                printer::line(&template.render(&typed::document(&document))?)?;
             }
         }
         None if request.format == "json" => printer::line(&format!("[{}]", found.join(",")))?,

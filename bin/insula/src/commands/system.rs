@@ -10,7 +10,8 @@ use crate::arguments::Run;
 use crate::context::Context;
 use crate::failure::Outcome;
 use crate::format::binary_size;
-use crate::format::template::{self, Compiled};
+use crate::format::template::Compiled;
+use crate::format::typed;
 use crate::{failure, printer};
 
 /// Show the versions of insula and of the daemon
@@ -108,7 +109,7 @@ fn server_text(version: &Version) -> String {
 fn print_formatted(document: &serde_json::Value, format: &str) -> anyhow::Result<()> {
     let text = match format {
         "json" => document.to_string(),
-        template => Compiled::new(template)?.render(&template::value(document))?,
+        template => Compiled::new(template)?.render(&typed::document(document))?,
     };
     Ok(printer::line(&text)?)
 }

@@ -28,6 +28,9 @@ pub(crate) struct CreateVolumeArgs {
     /// Option of the driver: NAME=VALUE
     #[arg(short, long, value_name = "NAME=VALUE")]
     opt: Vec<String>,
+    /// The name, as Docker once took it
+    #[arg(long = "name", value_name = "NAME", hide = true, conflicts_with = "name")]
+    named: Option<String>,
     /// Name [default: random]
     name: Option<String>,
 }
@@ -35,7 +38,7 @@ pub(crate) struct CreateVolumeArgs {
 impl Run for CreateVolumeArgs {
     async fn run(self, context: Context) -> Outcome {
         let request = VolumeCreateRequest {
-            name: self.name.unwrap_or_default(),
+            name: self.name.or(self.named).unwrap_or_default(),
             driver: self.driver,
             driver_opts: options::strict_pairs("opt", &self.opt)?,
             labels: options::pairs(&self.label),

@@ -5,6 +5,7 @@ pub(crate) mod json;
 pub(crate) mod ports;
 pub(crate) mod table;
 pub(crate) mod template;
+pub(crate) mod typed;
 
 /// The first 12 digits of an id, without its algorithm.
 pub(crate) fn short_id(id: &str) -> &str {

@@ -8,6 +8,9 @@ use gotmpl::Value;
 use super::template::Compiled;
 use crate::printer;
 
+/// What the labels are called in the data of a template, for the function that stands for `.Label`.
+const LABELS: &str = "InsulaLabels";
+
 /// One line: the cells by their template names, and labels for `.Label "name"`.
 #[derive(Debug, Default)]
 pub(crate) struct Row {
@@ -28,7 +31,7 @@ impl Row {
             .iter()
             .map(|(name, value)| (Arc::from(name.as_str()), Value::from(value.clone())))
             .collect();
-        map.insert(Arc::from("InsulaLabels"), Value::from(labels));
+        map.insert(Arc::from(LABELS), Value::from(labels));
         Value::from(map)
     }
 
@@ -80,8 +83,9 @@ impl Columns {
 
     /// The header is the template, with the headers as data and functions that change nothing.
     fn template_table(&self, rows: &[Row], template: &str) -> anyhow::Result<String> {
-        let headers: BTreeMap<Arc<str>, Value> =
+        let mut headers: BTreeMap<Arc<str>, Value> =
             self.headers.iter().map(|(name, header)| (Arc::from(*name), Value::from(*header))).collect();
+        headers.insert(Arc::from(LABELS), Value::Nil);
         let mut text = Compiled::of_headers(template)?.render(&Value::from(headers))? + "\n";
         let template = Compiled::new(template)?;
         for row in rows {
@@ -124,6 +128,16 @@ pub(crate) fn align_at_least(lines: &[Vec<&str>], least: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_label_has_a_column() {
+        let row = Row {
+            cells: vec![("Names", "web".into())],
+            labels: BTreeMap::from([("a.my-role".into(), "db".into())]),
+        };
+        let text = render(&columns(), &[row], "table {{.Names}}\\t{{.Label \"a.my-role\"}}").unwrap();
+        assert_eq!(text, "NAMES     my role\nweb       db\n");
+    }
 
     fn columns() -> Columns {
         Columns { headers: &[("ID", "CONTAINER ID"), ("Names", "NAMES")], shown: vec!["ID", "Names"] }

@@ -6,9 +6,13 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use gotmpl::{MissingKey, Template, TemplateError, Value};
 
+use super::typed;
+
 /// A template that was understood.
 pub(crate) struct Compiled {
     template: Template,
+    /// The same, which takes names for empty that are not there.
+    lenient: Template,
     /// What was parsed, for errors to point into.
     text: String,
 }
@@ -20,28 +24,47 @@ impl Compiled {
     }
 
     /// For a table's header: the functions give their first argument back.
-    pub(crate) fn of_headers(text: &str) -> anyhow::Result<Self> {
+    pub(crate) fn of_headers(source: &str) -> anyhow::Result<Self> {
         let mut template = Template::new("");
         for name in ["json", "split", "join", "title", "lower", "upper", "pad", "truncate", "label"] {
             template = template.func(name, |arguments| Ok(arguments.first().cloned().unwrap_or(Value::Nil)));
         }
-        let template =
-            template.func("label", |arguments| Ok(arguments.get(1).cloned().unwrap_or(Value::Nil)));
-        Self::parse(template.missing_key(MissingKey::Error), text)
+        let template = template.func("label", |arguments| {
+            let name = text("Label", arguments, 1)?;
+            let last = name.rsplit('.').next().unwrap_or_default();
+            Ok(Value::from(last.replace(['-', '_'], " ")))
+        });
+        Self::parse(template, source)
     }
 
     fn parse(template: Template, text: &str) -> anyhow::Result<Self> {
         let text = text.replace("\\t", "\t").replace("\\n", "\n");
         // A method with an argument is not known to the template engine, a function is.
         let text = text.replace(".Label ", "label .InsulaLabels ");
-        match template.parse(&text) {
-            Ok(template) => Ok(Self { template, text }),
-            Err(error) => Err(worded(&error, &text)),
+        let parsed = |missing| template.clone().missing_key(missing).parse(&text);
+        match (parsed(MissingKey::Error), parsed(MissingKey::Invalid)) {
+            (Ok(template), Ok(lenient)) => Ok(Self { template, lenient, text }),
+            (Err(error), _) | (_, Err(error)) => Err(worded(&error, &text)),
         }
     }
 
     pub(crate) fn render(&self, data: &Value) -> anyhow::Result<String> {
-        self.template.execute_to_string(data).map_err(|error| worded(&error, &self.text))
+        let rendered = match self.template.execute_to_string(data) {
+            Err(TemplateError::MissingKey { key }) if self.may_be_absent(&key) => {
+                self.lenient.execute_to_string(data)
+            }
+            rendered => rendered,
+        };
+        rendered.map_err(|error| worded(&error, &self.text))
+    }
+
+    /// A label need not be there, nor what is only asked for itself (`{{if .State.Health}}`); another field has to.
+    fn may_be_absent(&self, key: &str) -> bool {
+        let Some((_, chain)) = chain_with(&self.text, key) else { return false };
+        let fields: Vec<&str> = chain.split('.').collect();
+        let at = fields.iter().position(|field| *field == key).unwrap_or_default();
+        let of_a_map = at > 0 && typed::is_map(fields[at - 1]);
+        of_a_map || typed::is_pointer(key) && at + 1 == fields.len()
     }
 }
 
@@ -117,6 +140,7 @@ pub(crate) fn value(json: &serde_json::Value) -> Value {
 /// Template data as JSON again.
 fn json(value: &Value) -> serde_json::Value {
     match value {
+        _ if typed::is_null(value) => serde_json::Value::Null,
         Value::Nil | Value::Function(_) => serde_json::Value::Null,
         Value::Bool(truth) => (*truth).into(),
         Value::Int(integer) => (*integer).into(),
@@ -126,7 +150,7 @@ fn json(value: &Value) -> serde_json::Value {
         Value::List(items) => items.iter().map(json).collect::<Vec<_>>().into(),
         Value::Map(fields) => fields
             .iter()
-            .filter(|(name, _)| name.as_ref() != "InsulaLabels")
+            .filter(|(name, field)| name.as_ref() != "InsulaLabels" && !typed::left_out(field))
             .map(|(name, field)| (name.to_string(), json(field)))
             .collect::<serde_json::Map<_, _>>()
             .into(),
@@ -137,7 +161,7 @@ fn json(value: &Value) -> serde_json::Value {
 
 fn functions(template: Template) -> Template {
     template
-        .missing_key(MissingKey::Error)
+        .func("index", index)
         .func("json", |arguments| Ok(Value::from(json(argument("json", arguments, 0)?).to_string())))
         .func("lower", |arguments| text_function("lower", arguments, str::to_lowercase))
         .func("upper", |arguments| text_function("upper", arguments, str::to_uppercase))
@@ -175,6 +199,22 @@ fn functions(template: Template) -> Template {
             let name = text("Label", arguments, 1)?;
             Ok(argument("Label", arguments, 0)?.field(&name).cloned().unwrap_or_else(|| Value::from("")))
         })
+}
+
+/// A name that a map of texts does not have is an empty text, as in Go.
+fn index(arguments: &[Value]) -> Result<Value, TemplateError> {
+    let mut value = argument("index", arguments, 0)?.clone();
+    for index in &arguments[1..] {
+        value = match (&value, index) {
+            (Value::Map(map), Value::String(name))
+                if !map.contains_key(name) && map.values().all(|value| matches!(value, Value::String(_))) =>
+            {
+                Value::from("")
+            }
+            _ => value.index(index)?,
+        };
+    }
+    Ok(value)
 }
 
 fn argument<'a>(name: &str, arguments: &'a [Value], index: usize) -> Result<&'a Value, TemplateError> {

@@ -1,0 +1,277 @@
+//! What templates find where a document says null, or nothing at all. Docker's own are of Go's types: a list that is
+//! absent is an empty one, and `{{if .State.Health}}` is no mistake. `json` shows what the document says.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
+
+use gotmpl::Value;
+
+/// What a field is in Go when nobody sets it.
+#[derive(Debug, Clone, Copy)]
+enum Zero {
+    Pointer,
+    Text,
+    List,
+    Map,
+}
+
+/// Fields that documents leave out when they are empty, by the name of the object that has them.
+const LEFT_OUT: [(&str, &[(&str, Zero)]); 7] = [
+    ("container", &[("SizeRw", Zero::Pointer), ("SizeRootFs", Zero::Pointer)]),
+    ("image", &[("Variant", Zero::Text), ("OsVersion", Zero::Text)]),
+    ("volume", &[("Status", Zero::Map), ("UsageData", Zero::Pointer), ("CreatedAt", Zero::Text)]),
+    ("State", &[("Health", Zero::Pointer)]),
+    ("Config", CONFIG),
+    ("ContainerConfig", CONFIG),
+    (
+        "HostConfig",
+        &[
+            ("Annotations", Zero::Map),
+            ("Init", Zero::Pointer),
+            ("Mounts", Zero::List),
+            ("StorageOpt", Zero::Map),
+            ("Sysctls", Zero::Map),
+            ("Tmpfs", Zero::Map),
+        ],
+    ),
+];
+
+const CONFIG: &[(&str, Zero)] = &[
+    ("ExposedPorts", Zero::Map),
+    ("Healthcheck", Zero::Pointer),
+    ("MacAddress", Zero::Text),
+    ("Shell", Zero::List),
+    ("StopSignal", Zero::Text),
+    ("StopTimeout", Zero::Pointer),
+];
+
+/// Fields that have names of the user's, of which any may be asked for.
+const MAPS: [&str; 15] = [
+    "Annotations",
+    "Containers",
+    "Data",
+    "DriverOpts",
+    "ExposedPorts",
+    "Labels",
+    "Networks",
+    "Options",
+    "PortBindings",
+    "Ports",
+    "Status",
+    "StorageOpt",
+    "Sysctls",
+    "Tmpfs",
+    "Volumes",
+];
+
+/// Lists that say null when nobody sets them. What else says null points to nothing.
+const LISTS: [&str; 37] = [
+    "Aliases",
+    "Binds",
+    "BlkioDeviceReadBps",
+    "BlkioDeviceReadIOps",
+    "BlkioDeviceWriteBps",
+    "BlkioDeviceWriteIOps",
+    "BlkioWeightDevice",
+    "CapAdd",
+    "CapDrop",
+    "Cmd",
+    "DNSNames",
+    "DeviceCgroupRules",
+    "DeviceRequests",
+    "Devices",
+    "Dns",
+    "DnsOptions",
+    "DnsSearch",
+    "Entrypoint",
+    "Env",
+    "ExecIDs",
+    "ExtraHosts",
+    "GroupAdd",
+    "Layers",
+    "Links",
+    "MaskedPaths",
+    "Mounts",
+    "OnBuild",
+    "ReadonlyPaths",
+    "RepoDigests",
+    "RepoTags",
+    "SecondaryIPAddresses",
+    "SecondaryIPv6Addresses",
+    "SecurityOpt",
+    "Shell",
+    "Test",
+    "Ulimits",
+    "VolumesFrom",
+];
+
+/// Empty values that are told from others by their place in memory.
+struct Empty {
+    null_list: Arc<[Value]>,
+    null_map: Arc<BTreeMap<Arc<str>, Value>>,
+    absent_list: Arc<[Value]>,
+    absent_map: Arc<BTreeMap<Arc<str>, Value>>,
+    absent_text: Arc<str>,
+}
+
+static EMPTY: LazyLock<Empty> = LazyLock::new(|| Empty {
+    null_list: Arc::from(Vec::new()),
+    null_map: Arc::default(),
+    absent_list: Arc::from(Vec::new()),
+    absent_map: Arc::default(),
+    absent_text: Arc::from(""),
+});
+
+/// A document that was inspected.
+pub(crate) fn document(json: &serde_json::Value) -> Value {
+    // Each kind has a field that no other has.
+    let kinds = [("State", "container"), ("RootFS", "image"), ("Mountpoint", "volume")];
+    let kind = kinds.into_iter().find(|(field, _)| json.get(field).is_some());
+    of(json, kind.map_or("", |(_, name)| name))
+}
+
+/// Whether a field that is not there is one that a user might have named.
+pub(super) fn is_map(name: &str) -> bool {
+    MAPS.contains(&name)
+}
+
+/// Whether the field is left out where there is nothing to point to.
+pub(super) fn is_pointer(name: &str) -> bool {
+    let pointer = |(field, zero): &(&str, Zero)| *field == name && matches!(zero, Zero::Pointer);
+    LEFT_OUT.iter().any(|(_, fields)| fields.iter().any(pointer))
+}
+
+/// Whether the value stands for a field that the document leaves out.
+pub(super) fn left_out(value: &Value) -> bool {
+    match value {
+        Value::String(text) => Arc::ptr_eq(text, &EMPTY.absent_text),
+        Value::List(list) => Arc::ptr_eq(list, &EMPTY.absent_list),
+        Value::Map(map) => Arc::ptr_eq(map, &EMPTY.absent_map),
+        _ => false,
+    }
+}
+
+/// Whether the document says null.
+pub(super) fn is_null(value: &Value) -> bool {
+    match value {
+        Value::Nil => true,
+        Value::List(list) => Arc::ptr_eq(list, &EMPTY.null_list) || Arc::ptr_eq(list, &EMPTY.absent_list),
+        Value::Map(map) => Arc::ptr_eq(map, &EMPTY.null_map) || Arc::ptr_eq(map, &EMPTY.absent_map),
+        _ => false,
+    }
+}
+
+/// The value of the field `name`.
+fn of(json: &serde_json::Value, name: &str) -> Value {
+    match json {
+        serde_json::Value::Null if is_map(name) => Value::Map(Arc::clone(&EMPTY.null_map)),
+        serde_json::Value::Null if LISTS.contains(&name) => Value::List(Arc::clone(&EMPTY.null_list)),
+        serde_json::Value::Null => Value::Nil,
+        serde_json::Value::Array(items) => {
+            Value::from(items.iter().map(|item| of(item, "")).collect::<Vec<_>>())
+        }
+        serde_json::Value::Object(fields) => {
+            let mut map: BTreeMap<Arc<str>, Value> = fields
+                .iter()
+                .map(|(field, value)| (Arc::from(field.as_str()), of(value, within(name, field))))
+                .collect();
+            let absent = LEFT_OUT.iter().filter(|(object, _)| *object == name);
+            for (field, zero) in absent.flat_map(|(_, fields)| fields.iter()) {
+                if let Some(value) = zero.value() {
+                    map.entry(Arc::from(*field)).or_insert(value);
+                }
+            }
+            Value::from(map)
+        }
+        other => super::template::value(other),
+    }
+}
+
+/// What the field of an object is taken for.
+fn within<'a>(object: &str, field: &'a str) -> &'a str {
+    match object {
+        // Where a port leads is a list.
+        "Ports" | "PortBindings" => LISTS[0],
+        // A name of the user's, which means nothing.
+        map if is_map(map) => "",
+        "LogConfig" if field == "Config" => "Options",
+        _ => field,
+    }
+}
+
+impl Zero {
+    /// A pointer has none: what is asked of it is a mistake, unlike whether it is there.
+    fn value(self) -> Option<Value> {
+        match self {
+            Self::Pointer => None,
+            Self::Text => Some(Value::String(Arc::clone(&EMPTY.absent_text))),
+            Self::List => Some(Value::List(Arc::clone(&EMPTY.absent_list))),
+            Self::Map => Some(Value::Map(Arc::clone(&EMPTY.absent_map))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::template::Compiled;
+    use super::*;
+
+    fn render(template: &str) -> anyhow::Result<String> {
+        let json = serde_json::json!({
+            "State": {"Pid": 42},
+            "Config": {"Cmd": ["sleep"], "Entrypoint": null, "Labels": {"x.y": "z"}, "Volumes": null},
+            "HostConfig": {"Binds": null, "PidsLimit": null, "LogConfig": {"Config": {}}},
+            "NetworkSettings": {"Ports": {"80/tcp": null}, "Networks": {"own": {"Aliases": null}}},
+            "Machine": null,
+        });
+        Compiled::new(template)?.render(&document(&json))
+    }
+
+    #[test]
+    fn what_is_absent_is_empty() {
+        for (template, expected) in [
+            ("{{if .State.Health}}{{.State.Health.Status}}{{else}}none{{end}}", "none"),
+            ("{{with .Config.Healthcheck}}{{.Test}}{{end}}", ""),
+            ("{{.HostConfig.Binds}} {{len .HostConfig.Binds}} {{.Config.Volumes}}", "[] 0 map[]"),
+            ("{{range .HostConfig.Binds}}x{{end}}{{.Config.Entrypoint}}{{.Config.Cmd}}", "[][sleep]"),
+            ("{{.HostConfig.Tmpfs}} {{.HostConfig.Mounts}} {{.Config.StopSignal}}|", "map[] [] |"),
+            ("{{range $port, $at := .NetworkSettings.Ports}}{{$port}}{{$at}}{{end}}", "80/tcp[]"),
+            ("{{if .HostConfig.PidsLimit}}some{{else}}none{{end}}", "none"),
+            ("{{if .Machine}}a machine{{else}}none{{end}}{{.Machine.Pid}}", "none<no value>"),
+        ] {
+            assert_eq!(render(template).unwrap(), expected, "{template}");
+        }
+    }
+
+    #[test]
+    fn names_of_users_need_not_be_there() {
+        for (template, expected) in [
+            ("{{index .Config.Labels \"x.y\"}}|{{index .Config.Labels \"no\"}}|", "z||"),
+            ("{{if eq (index .Config.Labels \"no\") \"\"}}none{{end}}", "none"),
+            ("{{index .HostConfig.LogConfig.Config \"no\"}}|", "|"),
+            ("{{.Config.Labels.no}}", "<no value>"),
+            ("{{.NetworkSettings.Networks.bridge.IPAddress}}", "<no value>"),
+            ("{{with index .NetworkSettings.Networks \"bridge\"}}{{.IPAddress}}{{end}}", ""),
+        ] {
+            assert_eq!(render(template).unwrap(), expected, "{template}");
+        }
+        for wrong in ["{{.Nope}}", "{{.Config.Nope}}", "{{.Config.Cmd.Nope}}", "{{.State.Health.Status}}"] {
+            assert!(render(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn json_shows_what_the_document_says() {
+        for (template, expected) in [
+            ("{{json .State}}", r#"{"Pid":42}"#),
+            ("{{json .State.Health}} {{json .HostConfig.Binds}} {{json .Config.Volumes}}", "null null null"),
+            ("{{json .HostConfig}}", r#"{"Binds":null,"LogConfig":{"Config":{}},"PidsLimit":null}"#),
+            (
+                "{{json .Config}}",
+                r#"{"Cmd":["sleep"],"Entrypoint":null,"Labels":{"x.y":"z"},"Volumes":null}"#,
+            ),
+        ] {
+            assert_eq!(render(template).unwrap(), expected, "{template}");
+        }
+    }
+}
