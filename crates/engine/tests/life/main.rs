@@ -175,7 +175,8 @@ async fn what_cannot_be_created_leaves_nothing() {
     let engine = engine(root.path()).await;
     let mut bad = request(&["sleep"]);
     bad.host_config.volumes_from = vec!["nobody".into()];
-    assert_eq!(engine.create_container(None, None, bad).await.unwrap_err().kind(), Kind::NotFound);
+    // Not found is the image alone: clients pull it.
+    assert_eq!(engine.create_container(None, None, bad).await.unwrap_err().kind(), Kind::InvalidArgument);
     let missing = ContainerCreateRequest { image: "nothere".into(), ..request(&["sleep"]) };
     let error = engine.create_container(None, None, missing).await.unwrap_err();
     assert_eq!((error.kind(), error.to_string()), (Kind::NotFound, "No such image: nothere:latest".into()));
