@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use crate::error::{Context, Error, Result};
 use crate::groups;
-use crate::scope::{Still, Unit};
+use crate::scope::Unit;
 use crate::store::{self, Folder, Record, START};
 
 const SIGKILL: i32 = 9;
@@ -194,7 +194,6 @@ pub fn update(root: &Path, id: &str, resources: &Resources) -> Result<Vec<String
     // Before anything is changed: without systemd nothing would stay so.
     let unit = record.unit.clone();
     let mut held = unit.as_ref().map(Unit::connect).transpose()?;
-    let _still = held.as_ref().map(|_| Still::of(&group));
     let mut warnings = Vec::new();
     if let Some(devices) = devices {
         warnings.extend(groups::change_devices(&mut record, &folder, &group, held.as_mut(), devices)?);

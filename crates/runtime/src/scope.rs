@@ -61,25 +61,6 @@ impl Held<'_> {
     }
 }
 
-/// The processes of a group while systemd writes about it, as long as this is there. In version 1 it denies all devices
-/// with each property before it allows those that it knows: whoever opened one in between would be refused.
-pub(crate) struct Still<'a>(Option<&'a Group>);
-
-impl<'a> Still<'a> {
-    /// A group that cannot be held still goes on, as does one that somebody has paused when this goes.
-    pub(crate) fn of(group: &'a Group) -> Self {
-        let runs = group.has_device_list() && group.is_frozen().is_ok_and(|frozen| !frozen);
-        Self(Some(group).filter(|group| runs && group.freeze(true).is_ok()))
-    }
-}
-
-impl Drop for Still<'_> {
-    fn drop(&mut self) {
-        // One that does not go on is shown as paused.
-        let _ = self.0.map(|group| group.freeze(false));
-    }
-}
-
 /// What systemd writes on its way, which is all that it knows of the group, is put right again.
 fn hold(manager: &mut Manager, unit: &str, group: &Group) -> Result<()> {
     let standing = group.standing()?;
