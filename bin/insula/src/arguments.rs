@@ -176,7 +176,11 @@ fn spell_out(command: &Command, words: &mut Vec<OsString>, mut at: usize) {
     while let Some(word) = words.get(at).and_then(|word| word.to_str()) {
         let takes = |flag: &clap::Arg| flag.get_num_args().is_some_and(|count| count.min_values() > 0);
         if let Some(long) = word.strip_prefix("--") {
-            let known = command.get_arguments().find(|flag| flag.get_long() == Some(long));
+            let is = |flag: &&clap::Arg| {
+                flag.get_long() == Some(long)
+                    || flag.get_all_aliases().is_some_and(|aliases| aliases.contains(&long))
+            };
+            let known = command.get_arguments().find(is);
             match (long, known) {
                 ("", _) => return,
                 (_, Some(flag)) if takes(flag) => at += 2,
@@ -328,6 +332,7 @@ mod tests {
             ("-H unix:///run run -itv/a:/b image", "-H unix:///run run -it --volume=/a:/b image"),
             ("container create -e=A=b -m100m image", "container create --env=A=b --memory=100m image"),
             ("run -e-x image", "run --env=-x image"),
+            ("run --net blue -p80:80 image", "run --net blue --publish=80:80 image"),
             ("exec -u0 -eA=b box sh -c -u0", "exec --user=0 --env=A=b box sh -c -u0"),
             // Values of others, and words of the command.
             ("run -it --rm image -v/a:/b", "run -it --rm image -v/a:/b"),

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::future::{Either, select};
 use http::{HeaderValue, StatusCode, header};
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -374,8 +374,10 @@ async fn serve_http(stream: UnixStream, site: Site, mut stop: watch::Receiver<bo
     };
     let (stream, next) = Mending::new(stream);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let (next, answer) =
-            (next.clone(), app::answer(site.clone(), Peer::default(), request.map(Body::new)));
+        next.is_here();
+        // What is left of a body when it is answered must not be changed: its length has been said.
+        let next = request.body().is_end_stream().then(|| next.clone());
+        let answer = app::answer(site.clone(), Peer::default(), request.map(Body::new));
         async move { answer.await.map(|response| announcing(response, next)) }
     });
     let mut connection = pin!(
@@ -403,11 +405,12 @@ async fn serve_http(stream: UnixStream, site: Site, mut stop: watch::Receiver<bo
     }
 }
 
-/// An answer with whose end the head of a request comes next, unless the connection is for something else then.
-fn announcing(response: Response, next: Next) -> Response {
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+/// An answer to a request without a body, with whose end the head of a request comes next, unless the connection is for
+/// something else then.
+fn announcing(response: Response, next: Option<Next>) -> Response {
+    let Some(next) = next.filter(|_| response.status() != StatusCode::SWITCHING_PROTOCOLS) else {
         return response;
-    }
+    };
     response.map(|body| Body::new(Announcing { body, _next: next.after() }))
 }
 

@@ -20,10 +20,14 @@ pub(crate) struct Next(Arc<AtomicBool>);
 pub(crate) struct After(Next);
 
 impl Next {
-    /// From when that is dropped on. What is left of a body may come before: nothing is changed of it that is no
-    /// whole line of a request.
+    /// From when that is dropped on. Nothing of a body may come then: what is mended is longer.
     pub(crate) fn after(self) -> After {
         After(self)
+    }
+
+    /// It has come, perhaps with others before it: a body may follow.
+    pub(crate) fn is_here(&self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 

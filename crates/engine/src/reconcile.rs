@@ -46,6 +46,9 @@ impl Engine {
         for warning in self.networks().reconcile(&live)? {
             tracing::warn!(warning, "network");
         }
+        for container in containers.iter().filter(|container| live.contains(&container.id)) {
+            self.leave_unfinished_soon(container);
+        }
         self.take_back_unbundles()?;
         failpoint("daemon.networks");
         self.free_unknown().await?;
@@ -102,7 +105,8 @@ impl Engine {
                 self.take_over(container, *connection, &status).await;
                 return Ok(true);
             }
-            Reached::Silent(monitor) if row.running() => {
+            // The record of an end is there before a monitor frees what its container had, which may take long.
+            Reached::Silent(monitor) if row.running() && !matches!(sandbox.exit(), Ok(Some(_))) => {
                 self.keep_silent(container, monitor)?;
                 return Ok(true);
             }
@@ -177,6 +181,19 @@ impl Engine {
             row.is_some_and(|row| matches!(row.phase, Phase::Created | Phase::Exited { .. }))
         };
         for id in self.sandboxes().into_iter().filter(|id| !known.contains(id.as_str()) || applied(id)) {
+            let container = self.0.containers.get(&id);
+            let _turn = match &container {
+                Some(container) => {
+                    // It may have ended this moment, and be about to start again.
+                    let turn = container.turn.lock().await;
+                    container.put_down().await;
+                    if !applied(&id) {
+                        continue;
+                    }
+                    Some(turn)
+                }
+                None => None,
+            };
             let sandbox = SandboxFolder::new(self.instance().sandbox(&id));
             end_politely(id.short(), &sandbox).await;
             leftovers::kill(&sandbox, &format!("{parent}/{id}"));

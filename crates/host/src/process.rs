@@ -54,12 +54,14 @@ impl Process {
     /// What can be read as soon as it has ended; nothing if it has.
     pub fn pidfd(self) -> rustix::io::Result<Option<OwnedFd>> {
         let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
-        let process = match pidfd_open(pid, PidfdFlags::empty()) {
-            Err(Errno::SRCH) => return Ok(None),
-            process => process?,
-        };
         // What has its number from here on is not meant.
-        Ok(self.look()?.map(|_| process))
+        let opened = pidfd_open(pid, PidfdFlags::empty());
+        match (self.look(), opened) {
+            // Its number may be a thread's by now, of which there is none.
+            (Ok(None), _) | (_, Err(Errno::SRCH)) => Ok(None),
+            (Ok(Some(_)), opened) => opened.map(Some),
+            (Err(errno), _) => Err(errno),
+        }
     }
 
     /// Waits for its end; whether it came in time.
@@ -140,6 +142,23 @@ mod tests {
         // A zombie.
         assert!(process.gone() && process.pidfd().unwrap().is_none());
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_thread_that_has_its_number_is_another() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let own = std::fs::read_link("/proc/thread-self").unwrap();
+            tell.send(own.file_name().unwrap().to_str().unwrap().parse().unwrap()).unwrap();
+            let _ = ended.recv();
+        });
+        let process = Process { pid: told.recv().unwrap(), started: 1 };
+        assert!(process.gone() && process.pidfd().unwrap().is_none());
+        assert!(process.ended_within(Duration::ZERO).unwrap());
+        process.kill().unwrap();
+        drop(end);
+        thread.join().unwrap();
     }
 
     #[test]

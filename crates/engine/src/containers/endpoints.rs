@@ -205,8 +205,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes a container, whose monitor answers again, out of networks into which it was to come meanwhile.
-    pub(super) fn leave_unfinished_soon(&self, container: &Arc<Container>) {
+    /// Takes a container, of whose monitor was not heard for a while, out of networks into which it was to come
+    /// meanwhile.
+    pub(crate) fn leave_unfinished_soon(&self, container: &Arc<Container>) {
         let (engine, container) = (self.clone(), container.clone());
         tokio::spawn(async move {
             // Who has it may be about to put it into one.

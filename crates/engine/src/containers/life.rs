@@ -206,6 +206,7 @@ impl Engine {
             drop(state);
             let row = container.amend(|row| {
                 row.phase = phase;
+                row.held = false;
                 row.health = health.map(|health| Health { status: UNHEALTHY.to_owned(), ..health });
             });
             (row, uptime)

@@ -13,6 +13,7 @@ use super::row::{Phase, Row};
 use super::{RemoveRequest, list};
 use crate::events::EventType;
 use crate::filters::{Filters, check_names};
+use crate::monitor::end_politely;
 use crate::{Engine, Error, Result, blocking, volumes};
 
 impl Engine {
@@ -126,6 +127,11 @@ impl Engine {
     pub(crate) async fn finish_removal(&self, container: &Arc<Container>) -> Result<()> {
         let _turn = container.turn.lock().await;
         let row = container.row();
+        let sandbox = self.sandbox(&row);
+        if sandbox.abandoned() {
+            // Nobody else knows of its monitor any more.
+            end_politely(row.id.short(), &sandbox).await;
+        }
         self.remove_now(container, row.host.auto_remove || row.with_volumes).await
     }
 

@@ -7,7 +7,7 @@ use insula_proto::{Phase as TaskPhase, Status, VERSION};
 use super::container::Container;
 use super::leftovers;
 use super::row::{Phase, Row};
-use crate::monitor::{Asked, Connection, Process, Task, is_stopped, nobody_listens};
+use crate::monitor::{Asked, Connection, Process, Task, end_monitor, is_stopped, nobody_listens};
 use crate::{Engine, Result};
 
 impl Engine {
@@ -62,7 +62,7 @@ impl Engine {
         }
         // Who connects to one that is stopped waits for nothing, and others have no place before it then.
         if monitor.is_some_and(is_stopped) {
-            return false;
+            return self.ended_in_silence(container).await;
         }
         match Connection::open(&self.sandbox(&container.row()).socket()).await {
             // That of a newer daemon could be misunderstood.
@@ -71,9 +71,18 @@ impl Engine {
                 self.take_up_again(container, connection, &status).await;
                 true
             }
-            // It ends.
-            Ok(_) => false,
+            // It ends; clients may still read from it what its container wrote last.
+            Ok(_) => {
+                let exited = self.sandbox(&container.row()).exit().ok().flatten();
+                if let Some(exited) = &exited {
+                    self.ended(container, exited).await;
+                }
+                exited.is_some()
+            }
             Err(error) => {
+                if self.ended_in_silence(container).await {
+                    return true;
+                }
                 let lost = monitor.is_none() && nobody_listens(&error) && self.nothing_left(container);
                 if lost {
                     self.vanished(container).await;
@@ -81,6 +90,18 @@ impl Engine {
                 lost
             }
         }
+    }
+
+    /// Whether a container has ended of which a monitor does not tell that answers nothing. It is ended too: it would go
+    /// on with what the next run has by the same names.
+    async fn ended_in_silence(&self, container: &Arc<Container>) -> bool {
+        let sandbox = self.sandbox(&container.row());
+        if !matches!(sandbox.exit(), Ok(Some(_))) {
+            return false;
+        }
+        end_monitor(container.id.short(), &sandbox).await;
+        self.vanished(container).await;
+        true
     }
 
     /// Whether a container of which no monitor is known has no process any more, and nobody will ever tell.

@@ -175,7 +175,10 @@ impl Engine {
         tracing::warn!(container = row.id.short(), "its monitor does not answer, and is killed with it");
         container.state().killed = true;
         match self.monitor_known(container) {
-            Some(monitor) => monitor.kill().map_err(|e| Error::io("kill", Path::new("the monitor"), e))?,
+            Some(monitor) => monitor.kill().map_err(|error| {
+                container.state().killed = false;
+                Error::io("kill", Path::new("the monitor"), error)
+            })?,
             None => self.kill_leftovers(container, self.sandbox(&row)).await,
         }
         self.publish(&row, "kill", &[("signal", &KILL.to_string())]);

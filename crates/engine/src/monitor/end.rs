@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use insula_proto::{Call, Empty};
+use tokio::time::timeout;
 
-use super::{Asked, Patience, Process, Reached, SandboxFolder, reach};
+use super::{Process, Reached, SandboxFolder, reach};
 use crate::{Error, Result, blocking};
 
 /// How long a monitor that was killed may take to be gone: what it was busy with in the kernel, and no more of it.
@@ -23,9 +24,8 @@ pub(crate) async fn end_monitor(container: &str, sandbox: &SandboxFolder) {
 /// The same; one that answers may free by itself what it has before.
 pub(crate) async fn end_politely(container: &str, sandbox: &SandboxFolder) {
     if let Reached::Answers(mut connection, _) = reach(sandbox).await {
-        let asked = Asked::new(container, sandbox.monitor());
         // It may end before it answers.
-        let _ = asked.within(Patience::USUAL, connection.call(Call::Destroy(Empty {}), &[])).await;
+        let _ = timeout(DEATH, connection.call(Call::Destroy(Empty {}), &[])).await;
     }
     end_monitor(container, sandbox).await;
 }

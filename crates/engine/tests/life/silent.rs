@@ -134,3 +134,35 @@ async fn a_start_that_was_cut_off_is_taken_back_with_its_monitor() {
     engine.start_container("web").await.unwrap();
     engine.kill_container("web", None).await.unwrap();
 }
+
+/// As a monitor leaves it before it frees what its container had.
+fn record_an_end(engine: &Engine, id: &str) {
+    let path = engine.instance().sandbox(&id.parse().unwrap()).join("exit.json");
+    std::fs::write(path, r#"{"code":7,"oom":false,"at":5}"#).unwrap();
+}
+
+#[tokio::test]
+async fn an_end_of_which_a_stopped_monitor_has_left_a_record_is_known() {
+    let root = tempfile::tempdir().unwrap();
+    let engine = engine(root.path()).await;
+    let mut monitors = Vec::new();
+    for end in ["before", "after"] {
+        let id = create(&engine, end, request(&["sleep"])).await;
+        engine.start_container(end).await.unwrap();
+        let monitor = Monitor::of(&engine, end).await;
+        monitor.signal(Signal::STOP);
+        if end == "before" {
+            record_an_end(&engine, &id);
+        }
+        monitors.push(monitor);
+    }
+    // One has ended before the daemon starts, the other one behind it.
+    let engine = reopened(engine, root.path()).await;
+    let state = engine.inspect_container("before", false).await.unwrap().state;
+    assert_eq!((state.status.as_str(), state.exit_code), ("exited", 7));
+    assert_eq!(status(&engine, "after").await, "running");
+    let wait = engine.wait_container("after", WaitCondition::NextExit).await.unwrap();
+    record_an_end(&engine, &engine.inspect_container("after", false).await.unwrap().id);
+    assert_eq!(finish(wait).await.status_code, 7);
+    assert!(monitors.iter().all(Monitor::is_gone));
+}
