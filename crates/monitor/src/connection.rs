@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use insula_proto::{FrameReader, Outcome, Reply, Request};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use crate::error::{Context, Result};
@@ -62,6 +63,12 @@ impl Connection {
 
     /// The next whole request, with its descriptors.
     pub(crate) fn next(&mut self) -> Option<(Request, Vec<OwnedFd>)> {
+        // A monitor may be stopped with its events in hand, and the other side give it up before it goes on: what they
+        // say of the connection is old then.
+        self.broken |= self.deserted();
+        if self.broken {
+            return None;
+        }
         let next = self.reader.pop::<Request>().and_then(|request| {
             let Some(request) = request else { return Ok(None) };
             let mut descriptors = self.reader.take(request.descriptors())?;
@@ -73,6 +80,14 @@ impl Connection {
             self.broken = true;
             None
         })
+    }
+
+    /// Whether the other side has closed it by now.
+    fn deserted(&self) -> bool {
+        let mut polled = [PollFd::new(&self.socket, PollFlags::empty())];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let looked = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&at_once)));
+        looked.is_ok() && polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
     }
 
     /// Sends, or keeps to send later.
@@ -119,5 +134,29 @@ impl Connection {
     pub(crate) fn close(self, poll: &mut Poll) {
         // A failure leaves a dead entry in a set that dies with the monitor.
         let _ = poll.remove(&self.socket, self.token);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+
+    use insula_proto::{Call, Empty, encode};
+
+    use super::*;
+
+    #[test]
+    fn what_somebody_asked_who_is_gone_is_not_carried_out() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut poll = Poll::new().unwrap();
+        let mut connection = Connection::new(&mut poll, 1, ours.into()).unwrap();
+        for id in [1, 2] {
+            theirs.write_all(&encode(&Request::new(id, Call::Status(Empty {})))).unwrap();
+        }
+        connection.receive();
+        assert_eq!(connection.next().unwrap().0.id, 1);
+        drop(theirs);
+        assert!(connection.next().is_none() && connection.broken());
     }
 }
