@@ -68,6 +68,15 @@ perl -e "$host" ${sock}_90 >/tmp/hosted &
 await 'grep -q . /tmp/hosted'
 check vsock-to-host 'host heard question' insula exec box perl -e "$call" 90
 check vsock-nobody 'connect: Connection reset by peer' insula exec box perl -e "$call" 91
+# What the guest writes is counted: 4 MiB again and again, and then nothing but what its kernel does.
+insula exec -d box sh -c 'while [ ! -e /tmp/enough ]; do dd if=/dev/zero of=/dev/shm/held bs=64k count=64 conv=notrunc; done'
+dirty() { insula vm-dirty-rate --period $1 --format "$2" box; }
+await '[ $(dirty 2s "{{.Pages}}") -ge 1024 ]'
+check dirty-written 'kvm false' dirty 100ms '{{.Backend}} {{.Sampled}}'
+echo "figure: pages written in 1 s: $(dirty 1s '{{.Pages}} of {{.Memory}}')"
+insula exec box touch /tmp/enough
+await '[ $(dirty 100ms "{{.Pages}}") -lt 1024 ]'
+check dirty-quiet yes sh -c "[ $(dirty 100ms '{{.Pages}}') -lt 1024 ] && echo yes"
 check reports-free-memory 1 insula exec box sh -c 'cut -c6 /sys/bus/virtio/drivers/virtio_balloon/*/features'
 boot_time() { insula inspect -f '{{.Machine.BootMilliseconds}}' $1; }
 echo "figure: a machine that booted: $(boot_time box) ms"

@@ -69,6 +69,17 @@ fn containers_of_a_tenant_share_a_kernel_and_nothing_else() {
     assert_eq!(stats.ok().trim(), "box 1");
     assert!(daemon.insula(&["top", "web"]).ok().contains("httpd -f -p 80"));
 
+    // What all of them write is measured together.
+    let rate = daemon.insula(&[
+        "vm-dirty-rate",
+        "--tenant",
+        "acme",
+        "--format",
+        "{{.Name}} {{.Backend}} {{.Milliseconds}}",
+    ]);
+    assert_eq!(rate.ok().trim(), "acme qemu 1000ms");
+    daemon.insula(&["vm-dirty-rate", "box"]).fails(1, &["shares the machine of tenant acme"]);
+
     // The daemon is killed: nothing ends, and the next one finds everything again.
     let before = machine(&daemon, "acme");
     daemon.kill();
@@ -90,6 +101,7 @@ fn containers_of_a_tenant_share_a_kernel_and_nothing_else() {
     guest::eventually("the machine ends with its last container", || {
         (machine(&daemon, "acme") == "<no value>").then_some(())
     });
+    daemon.insula(&["vm-dirty-rate", "--tenant", "acme"]).fails(1, &["does not run"]);
     daemon.insula(&["tenant", "rm", "acme"]).exits(0);
     daemon.insula(&["network", "rm", "blue"]).exits(0);
 }

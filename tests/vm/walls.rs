@@ -134,11 +134,34 @@ fn a_service_in_its_own_kernel_is_reached_watched_and_stopped() {
         format!("1 {}", daemon.insula(&["info", "-f", "{{.Machines.Kernel}}"]).ok().trim())
     );
 
+    what_a_guest_writes_is_told(&daemon, "web");
     daemon.insula(&["pause", "web"]).exits(0);
     daemon.insula(&["unpause", "web"]).exits(0);
     daemon.insula(&["stop", "web"]).exits(0);
+    daemon.insula(&["vm-dirty-rate", "web"]).fails(1, &["is not running"]);
     assert_eq!(daemon.insula(&["inspect", "-f", "{{.State.ExitCode}}", "web"]).ok().trim(), "3");
     daemon.insula(&["rm", "web"]).exits(0);
+}
+
+/// By samples of a machine of QEMU's; a process of the host's is refused.
+fn what_a_guest_writes_is_told(daemon: &Daemon, name: &str) {
+    let measure = |more: &[&str]| daemon.insula(&[&["vm-dirty-rate", "--format", "json"], more].concat());
+    // Other bytes each time: a page that is written with what it had is not seen.
+    let noise = "while [ ! -e /scratch/enough ]; do head -c 8m /dev/urandom >/scratch/noise; done";
+    daemon.insula(&["exec", "-d", name, "sh", "-c", noise]).exits(0);
+    let rate = guest::eventually("the guest writes", || {
+        let rate: serde_json::Value = serde_json::from_str(measure(&["--period", "2s", name]).ok()).unwrap();
+        rate["Bytes"].as_u64().is_some_and(|bytes| bytes > 0).then_some(rate)
+    });
+    daemon.exec(name, "touch /scratch/enough").exits(0);
+    assert_eq!((&rate["Backend"], &rate["Sampled"]), (&"qemu".into(), &true.into()), "{rate}");
+    assert_eq!(rate["Milliseconds"], 2000, "{rate}");
+    assert_eq!(rate["Bytes"], rate["Pages"].as_u64().unwrap() * 4096, "{rate}");
+    measure(&["--period", "1500ms", name]).fails(1, &["whole seconds"]);
+    measure(&["--period", "61s", name]).fails(1, &["100 ms to 60 s"]);
+    let plain = daemon.sleeper(&["--network", "none"]);
+    measure(&[&plain]).fails(1, &["runs behind the process wall"]);
+    daemon.insula(&["rm", "-f", &plain]).exits(0);
 }
 
 #[test]

@@ -33,6 +33,10 @@ pub(crate) struct Document {
     pub(crate) sockets: Option<SocketsPart>,
     #[serde(default)]
     pub(crate) image: ImagePart,
+    /// A socket of messages, by which somebody asks how much of its memory the guest writes: see
+    /// [`insula_vmm_core::Machine::tell_dirty_rate`]. Not of a machine that is to be saved.
+    #[serde(default)]
+    pub(crate) dirty_rate: Option<RawFd>,
 }
 
 /// The device that has a file in the guest's memory.
@@ -186,7 +190,8 @@ impl Descriptors {
             .chain(document.folders.iter().map(|part| part.descriptor))
             .chain(document.cards.iter().flat_map(|part| [part.descriptor, part.rate]))
             .chain(document.sockets.iter().flat_map(|part| part.listener.into_iter().chain([part.broker])))
-            .chain(document.image.descriptor());
+            .chain(document.image.descriptor())
+            .chain(document.dirty_rate);
         let mut owned = BTreeMap::new();
         for number in numbers {
             if owned.contains_key(&number) {

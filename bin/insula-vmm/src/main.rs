@@ -192,6 +192,9 @@ fn attach(machine: &mut Machine, document: &Document, descriptors: &mut Descript
         let broker = descriptors.take(sockets.broker)?;
         machine.attach(Box::new(Vsock::new(sockets.address, listener, broker)?))?;
     }
+    if let Some(number) = document.dirty_rate {
+        machine.tell_dirty_rate(descriptors.take(number)?);
+    }
     match document.image {
         ImagePart::None => Ok(()),
         ImagePart::Vacant => Ok(machine.attach(Box::new(Vacant))?),

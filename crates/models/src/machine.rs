@@ -100,6 +100,26 @@ document! {
 }
 
 document! {
+    /// How much of its memory a machine's guest has written: `GET /insula/containers/{id}/dirty-rate`.
+    DirtyRate {
+        /// `kvm` or `qemu`.
+        backend: String,
+        /// Bytes of memory that the machine has.
+        memory: u64,
+        /// How long it was measured.
+        milliseconds: u64,
+        /// Pages of 4096 bytes that were written in that time, each counted once.
+        pages: u64,
+        /// The same in bytes.
+        bytes: u64,
+        pages_per_second: u64,
+        bytes_per_second: u64,
+        /// An estimate from samples, of whole MiB a second, and no count.
+        sampled: bool,
+    }
+}
+
+document! {
     /// A machine that was saved right before it took a container: an element of `GET /insula/templates`.
     Template {
         id: String,

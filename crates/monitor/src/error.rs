@@ -17,6 +17,8 @@ pub enum Error {
     Invalid(&'static str),
     #[error("the container is paused, unpause it before exec")]
     Frozen,
+    #[error("the container has no machine of its own: it runs on the host's kernel")]
+    NoMachine,
     /// A newer peer asked for something that this monitor does not know.
     #[error("this monitor does not know the request")]
     Unknown,
@@ -40,7 +42,7 @@ impl Kinded for Error {
             Self::Sandbox(error) => error.kind(),
             Self::Malformed { .. } | Self::Invalid(_) => Kind::InvalidArgument,
             Self::Frozen => Kind::Conflict,
-            Self::Unknown => Kind::Unsupported,
+            Self::Unknown | Self::NoMachine => Kind::Unsupported,
         }
     }
 }

@@ -9,7 +9,7 @@ pub struct Request {
     /// Not 0; repeated in the reply.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 30, 31")]
+    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 30, 31, 32, 33")]
     pub call: Option<Call>,
     /// How many descriptors come with it, for who does not know the call, or does not know that it has so many:
     /// they must not be taken for those of a later request.
@@ -87,6 +87,13 @@ pub enum Call {
     /// listens. The monitor keeps them. Phase: created, running.
     #[prost(message, tag = "31")]
     Resolver(Empty),
+    /// Counts pages of its memory that a machine's guest writes, for as long as is asked for. Answered at once. Phase:
+    /// created, running.
+    #[prost(message, tag = "32")]
+    MeasureDirtyRate(MeasureDirtyRate),
+    /// What was counted. Phase: created, running.
+    #[prost(message, tag = "33")]
+    DirtyRate(Empty),
 }
 
 impl Call {
@@ -201,6 +208,13 @@ pub struct Rewire {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+pub struct MeasureDirtyRate {
+    /// 0 when nobody wants to know any more.
+    #[prost(uint32, tag = "1")]
+    pub milliseconds: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 pub struct Attach {
     #[prost(string, tag = "1")]
     pub exec: String,
@@ -235,7 +249,7 @@ pub struct Reply {
     /// That of the request; 0 for an event.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "Outcome", tags = "2, 3, 4, 5, 6, 7, 16, 17, 18")]
+    #[prost(oneof = "Outcome", tags = "2, 3, 4, 5, 6, 7, 8, 16, 17, 18")]
     pub outcome: Option<Outcome>,
 }
 
@@ -256,6 +270,10 @@ pub enum Outcome {
     Processes(Processes),
     #[prost(message, tag = "7")]
     Status(Status),
+    /// Of `DirtyRate`: [`DirtyRate`](../insula_spec/machine/struct.DirtyRate.html) as JSON, `null` before its time is
+    /// over.
+    #[prost(bytes, tag = "8")]
+    DirtyRate(Vec<u8>),
     /// Event: the container's first process ended, its output is complete in the log.
     #[prost(message, tag = "16")]
     Exited(Exited),

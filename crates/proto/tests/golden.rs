@@ -84,6 +84,8 @@ fn requests() -> Vec<(&'static str, Call)> {
         ("furnish", Call::Furnish(Furnish { plan: text("{}") })),
         ("rewire", Call::Rewire(Rewire { change: text("{}") })),
         ("resolver", Call::Resolver(Empty {})),
+        ("measure-dirty-rate", Call::MeasureDirtyRate(MeasureDirtyRate { milliseconds: 60_000 })),
+        ("dirty-rate", Call::DirtyRate(Empty {})),
     ]
 }
 
@@ -120,6 +122,7 @@ fn outcomes() -> Vec<(&'static str, Outcome)> {
                 ..Status::default()
             }),
         ),
+        ("dirty", Outcome::DirtyRate(b"null".to_vec())),
         ("exited", Outcome::Exited(exited())),
         ("exec-exited", Outcome::ExecExited(ExecExited { exec: "e1".into(), code: -1 })),
         ("oom", Outcome::Oom(Empty {})),

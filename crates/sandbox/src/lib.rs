@@ -12,10 +12,12 @@ pub mod vm;
 mod wall;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use insula_base::Lap;
 use insula_host::cgroup::Stats;
 use insula_host::resolver::Sockets;
+use insula_spec::machine::DirtyRate;
 use insula_spec::plan::{ContainerPlan, NetworkChange, ProcessPlan, Resources, StdioPlan};
 
 pub use error::{Error, Result};
@@ -67,8 +69,24 @@ pub trait Sandbox {
     /// Its processes: as the host sees them, or what another kernel says of them.
     fn processes(&mut self) -> Result<Processes>;
 
+    /// The machine that a container has around it, with the walls that have such.
+    fn machine(&mut self) -> Option<&mut dyn Machine>;
+
     /// Kills what runs and frees everything. Legal always, and again after a failure.
     fn destroy(&mut self) -> Result<()>;
+}
+
+/// What only a wall with a machine can do. Legal when created or running.
+pub trait Machine {
+    /// Counts pages of its memory that the guest writes from now on, for a time of [`DirtyRate::PERIODS`]; for one
+    /// who asks at a time. It costs the guest something for that time.
+    fn measure_dirty_rate(&mut self, period: Duration) -> Result<()>;
+
+    /// What was counted; `None` before the time is over.
+    fn dirty_rate(&mut self) -> Result<Option<DirtyRate>>;
+
+    /// Nobody wants to know any more.
+    fn forget_dirty_rate(&mut self) -> Result<()>;
 }
 
 /// What a wall can do.

@@ -14,8 +14,8 @@ use insula_sys::process;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use crate::{
-    Capabilities, Created, Error, Event, ExecPlan, Frozen, Processes, Result, Sandbox, SignalTarget, When,
-    duplicate,
+    Capabilities, Created, Error, Event, ExecPlan, Frozen, Machine, Processes, Result, Sandbox, SignalTarget,
+    When, duplicate,
 };
 use running::Running;
 
@@ -234,6 +234,10 @@ impl Sandbox for Namespaces {
 
     fn processes(&mut self) -> Result<Processes> {
         Ok(Processes { pids: self.running()?.processes()?, elsewhere: None })
+    }
+
+    fn machine(&mut self) -> Option<&mut dyn Machine> {
+        None
     }
 
     fn destroy(&mut self) -> Result<()> {

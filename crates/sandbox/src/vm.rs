@@ -15,6 +15,7 @@ mod cards;
 mod console;
 mod control;
 mod deadline;
+mod dirty;
 mod files;
 mod guest;
 mod link;
@@ -30,15 +31,18 @@ mod tenant;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use insula_base::Laps;
 use insula_host::cgroup::Stats;
 use insula_host::resolver::Sockets;
+use insula_spec::machine::DirtyRate;
 use insula_spec::plan::{ContainerPlan, NetworkChange, Resources};
 use rustix::event::epoll::{self, CreateFlags};
 
 use crate::{
-    Capabilities, Created, Error, Event, ExecPlan, Frozen, Processes, Result, Sandbox, SignalTarget, When,
+    Capabilities, Created, Error, Event, ExecPlan, Frozen, Machine, Processes, Result, Sandbox, SignalTarget,
+    When,
 };
 use running::Running;
 pub use template::make as make_template;
@@ -165,11 +169,29 @@ impl Sandbox for Vm {
         running.processes(events)
     }
 
+    fn machine(&mut self) -> Option<&mut dyn Machine> {
+        Some(self)
+    }
+
     fn destroy(&mut self) -> Result<()> {
         match self.running.take() {
             Some(running) => running.destroy(),
             None => Ok(()),
         }
+    }
+}
+
+impl Machine for Vm {
+    fn measure_dirty_rate(&mut self, period: Duration) -> Result<()> {
+        self.parts()?.0.machine()?.measure_dirty_rate(period)
+    }
+
+    fn dirty_rate(&mut self) -> Result<Option<DirtyRate>> {
+        self.parts()?.0.dirty_rate()
+    }
+
+    fn forget_dirty_rate(&mut self) -> Result<()> {
+        self.parts()?.0.machine()?.forget_dirty_rate()
     }
 }
 

@@ -10,7 +10,8 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use crate::ns::Namespaces;
 use crate::vm::Vm;
 use crate::{
-    Capabilities, Created, Error, Event, ExecPlan, Frozen, Processes, Result, Sandbox, SignalTarget, When,
+    Capabilities, Created, Error, Event, ExecPlan, Frozen, Machine, Processes, Result, Sandbox, SignalTarget,
+    When,
 };
 
 /// The process wall, until a plan asks for a machine. There is one in a process.
@@ -39,7 +40,7 @@ impl Wall {
             .map_err(|source| Error::call("epoll_ctl", "for a wall", source))
     }
 
-    fn machine(&mut self) -> Result<&mut Vm> {
+    fn become_machine(&mut self) -> Result<&mut Vm> {
         if self.machine.is_none() {
             self.namespaces.cool_down();
             // It waits for every child and would take a machine's.
@@ -78,7 +79,7 @@ impl Sandbox for Wall {
 
     fn create(&mut self, plan: ContainerPlan, when: When) -> Result<Created> {
         if plan.machine.is_some() {
-            self.machine()?.create(plan, when)
+            self.become_machine()?.create(plan, when)
         } else {
             self.any().create(plan, when)
         }
@@ -122,6 +123,10 @@ impl Sandbox for Wall {
 
     fn processes(&mut self) -> Result<Processes> {
         self.any().processes()
+    }
+
+    fn machine(&mut self) -> Option<&mut dyn Machine> {
+        self.any().machine()
     }
 
     fn destroy(&mut self) -> Result<()> {

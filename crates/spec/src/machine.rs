@@ -2,7 +2,9 @@
 //! agent in the guest is told.
 
 use std::num::NonZeroU64;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -250,6 +252,27 @@ pub struct MachineRecord {
     pub vsock: Option<PathBuf>,
 }
 
+/// How much of its memory a guest has written in a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirtyRate {
+    pub backend: Backend,
+    /// Bytes of memory that the machine has.
+    pub memory: u64,
+    /// Of [`DirtyRate::PAGE`] bytes, each counted once.
+    pub pages: u64,
+    /// The time; not 0.
+    pub microseconds: u64,
+    /// It is an estimate from samples, and not what was counted.
+    pub sampled: bool,
+}
+
+impl DirtyRate {
+    /// Bytes.
+    pub const PAGE: u64 = 4096;
+    /// Times that can be asked for.
+    pub const PERIODS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
+}
+
 /// A machine for all containers of a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TenantOrder {
@@ -293,6 +316,11 @@ pub enum TenantCall {
     Leave,
     /// Ends the machine if nobody is in it.
     Stop,
+    /// Pages that the guest writes are counted for so long; 0 for no longer. Answered at once. The connection ending
+    /// says that nobody wants to know any more.
+    MeasureDirtyRate { milliseconds: u32 },
+    /// What was counted.
+    DirtyRate,
 }
 
 /// What it answers.
@@ -302,6 +330,8 @@ pub enum TenantAnswer {
     Status(TenantMachine),
     /// Of a join or new cards: where they are, and what they are as they were carried out.
     Cards(Vec<(usize, InterfacePlan)>),
+    /// `None` before the time is over.
+    DirtyRate(Option<DirtyRate>),
     Done,
     /// [`insula_base::Kind::code`], and the whole chain of causes.
     Failed {

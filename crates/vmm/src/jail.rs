@@ -7,8 +7,9 @@
 
 use insula_host::confine::seccomp::{Allowed, Program, allow_only};
 use kvm_bindings::{
-    kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_list,
-    kvm_msrs, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_dirty_log, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_list, kvm_msrs, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 
 use crate::error::{Error, Result};
@@ -50,7 +51,7 @@ impl Filter {
 
     fn with(role: Role, more: &[Allowed<'static>]) -> Result<Self> {
         let special = match role {
-            Role::Devices => DEVICES,
+            Role::Devices => &[DEVICES, &logs_writes()].concat(),
             Role::Processor => PROCESSOR,
             Role::Relay => RELAY,
             Role::SavedDevices => &[DEVICES, &saves_machine()].concat(),
@@ -130,7 +131,7 @@ const DEVICES: &[Allowed<'static>] = &[
     Allowed::any("pwritev"),
     Allowed::any("fdatasync"),
     Allowed::any("fallocate"),
-    // When a card that has sent as much as it may goes on.
+    // When a card that has sent as much as it may goes on, and how long writes are counted.
     Allowed::any("timerfd_settime"),
 ];
 
@@ -166,6 +167,12 @@ const RELAY: &[Allowed<'static>] = &[
     Allowed::any("sendmsg"),
 ];
 
+/// A request to KVM that reads a `T`.
+const fn says<T>(number: u64) -> u64 {
+    const WRITE: u64 = 1;
+    (WRITE << 30) | (size_of::<T>() as u64) << 16 | KVM | number
+}
+
 /// A request to KVM that fills a `T`.
 const fn gets<T>(number: u64) -> u64 {
     const READ: u64 = 2;
@@ -181,7 +188,18 @@ const fn asks<T>(number: u64) -> u64 {
 /// `KVMIO`, linux/kvm.h
 const KVM: u64 = 0xae00;
 
-/// Beside what the devices of every machine need.
+/// Beside what all devices need, where somebody may ask what the guest writes.
+fn logs_writes() -> Vec<Allowed<'static>> {
+    let log = [
+        // Which pages were written.
+        says::<kvm_dirty_log>(0x42),
+        // The log goes on, and off. A guest sees other memory by it too, but none that is not this process' own.
+        says::<kvm_userspace_memory_region>(0x46),
+    ];
+    log.into_iter().map(|request| Allowed::with("ioctl", 1, request)).collect()
+}
+
+/// Beside what the devices of every machine that is saved need.
 fn saves_machine() -> Vec<Allowed<'static>> {
     let state = [
         // Which registers a processor has.

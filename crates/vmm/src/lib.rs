@@ -26,6 +26,7 @@ pub mod jail;
 mod layout;
 mod legacy;
 mod machine;
+mod marks;
 mod memory;
 pub mod relay;
 mod vcpu;

@@ -9,14 +9,18 @@ use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use vm_memory::{
     Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder,
+    GuestRegionMmap, MmapRegion, VolatileSlice, bitmap::NewBitmap, mmap::MmapRegionBuilder,
 };
 
 use crate::error::{Error, Result};
 use crate::layout::{GAP_END, GAP_START};
+use crate::marks::{Marks, MarksFrom};
 
-/// What devices see of it.
-pub type GuestRam = GuestMemoryMmap<()>;
+/// What devices see of it, with marks of what they write.
+pub type GuestRam = GuestMemoryMmap<Marks>;
+
+/// A piece of it.
+pub(crate) type GuestSlice<'a> = VolatileSlice<'a, MarksFrom<'a>>;
 
 pub(crate) const PAGE: u64 = 4096;
 /// Below this no kernel boots; above it the page tables of the entry would not do.
@@ -82,7 +86,7 @@ impl Memory {
         let (mut regions, mut reserved) = (Vec::new(), Vec::new());
         for (address, offset, length) in pieces(size) {
             let length = usize::try_from(length).map_err(|_| too_large(size))?;
-            let mut builder = MmapRegionBuilder::new(length)
+            let mut builder = MmapRegionBuilder::new_with_bitmap(length, Marks::with_len(length))
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
                 .with_mmap_flags(flags);
             if let Some(file) = &file {
@@ -94,7 +98,7 @@ impl Memory {
                 builder = unsafe { builder.with_raw_mmap_pointer(place.aligned()) };
                 reserved.push(place);
             }
-            let region: MmapRegion = builder
+            let region = builder
                 .build()
                 .map_err(|error| Error::call("mmap", "guest memory", std::io::Error::other(error)))?;
             if matches!(mapping, Mapping::SharedLarge | Mapping::Own) {

@@ -7,6 +7,7 @@ mod check;
 mod cp;
 mod df;
 mod diagnose;
+mod dirty;
 mod events;
 mod exec;
 mod generate;
@@ -84,6 +85,7 @@ pub(crate) const VERBS: &[Verb] = &[
     Verb::new::<system::VersionArgs>("version"),
     Verb::new::<events::EventsArgs>("events"),
     Verb::new::<template::WarmArgs>("warm"),
+    Verb::new::<dirty::DirtyRateArgs>("vm-dirty-rate"),
     Verb::new::<DaemonArgs>("daemon"),
     Verb::new::<generate::CompletionArgs>("completion"),
     Verb::new::<generate::ManArgs>("man"),

@@ -1,4 +1,7 @@
-//! `/insula/kernels`, `/insula/templates` and `/insula/tenants`: insula's own, no part of Docker's API.
+//! `/insula/kernels`, `/insula/templates`, `/insula/tenants` and what machines write: insula's own, no part of Docker's
+//! API.
+
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -7,6 +10,7 @@ use axum::routing::{delete, get, post};
 use http::StatusCode;
 use insula_models::{KernelUseRequest, TemplateRequest, TenantCreateRequest};
 
+use crate::error::ApiError;
 use crate::request::{OptionalJson, Params, Path};
 use crate::routes::{Answer, Api, json};
 
@@ -19,6 +23,23 @@ pub(super) fn routes() -> Router<Api> {
         .route("/insula/templates/{id}", delete(remove))
         .route("/insula/tenants", get(tenants).post(create_tenant))
         .route("/insula/tenants/{name}", get(tenant).delete(remove_tenant))
+        .route("/insula/tenants/{name}/dirty-rate", get(tenant_dirty_rate))
+        .route("/insula/containers/{id}/dirty-rate", get(container_dirty_rate))
+}
+
+/// The time for which writes are counted where nothing is said.
+const PERIOD: u64 = 1000;
+
+fn period(params: &Params) -> Result<Duration, ApiError> {
+    Ok(Duration::from_millis(params.number("milliseconds")?.unwrap_or(PERIOD)))
+}
+
+async fn container_dirty_rate(State(api): State<Api>, Path(id): Path<String>, params: Params) -> Answer {
+    json(&api.engine.container_dirty_rate(&id, period(&params)?).await?)
+}
+
+async fn tenant_dirty_rate(State(api): State<Api>, Path(name): Path<String>, params: Params) -> Answer {
+    json(&api.engine.tenant_dirty_rate(&name, period(&params)?).await?)
 }
 
 async fn tenants(State(api): State<Api>) -> Answer {

@@ -1,7 +1,8 @@
 //! `/insula/kernels`, `/insula/templates` and `/insula/tenants`.
 
 use insula_models::{
-    Kernel, KernelUseRequest, Template, TemplateRequest, TemplatesPruned, Tenant, TenantCreateRequest,
+    DirtyRate, Kernel, KernelUseRequest, Template, TemplateRequest, TemplatesPruned, Tenant,
+    TenantCreateRequest,
 };
 
 use crate::body::RequestBody;
@@ -53,6 +54,18 @@ impl Client {
     /// `DELETE /insula/tenants/{name}`.
     pub async fn remove_tenant(&self, name: &str) -> Result<()> {
         self.nothing(Call::delete(format!("/insula/tenants/{}", encode(name))), RequestBody::Empty).await
+    }
+
+    /// `GET /insula/containers/{id}/dirty-rate`.
+    pub async fn container_dirty_rate(&self, id: &str, milliseconds: u64) -> Result<DirtyRate> {
+        let path = format!("/insula/containers/{}/dirty-rate?milliseconds={milliseconds}", encode(id));
+        self.document(Call::get(path), RequestBody::Empty).await
+    }
+
+    /// `GET /insula/tenants/{name}/dirty-rate`.
+    pub async fn tenant_dirty_rate(&self, name: &str, milliseconds: u64) -> Result<DirtyRate> {
+        let path = format!("/insula/tenants/{}/dirty-rate?milliseconds={milliseconds}", encode(name));
+        self.document(Call::get(path), RequestBody::Empty).await
     }
 
     /// `POST /insula/templates/prune`.

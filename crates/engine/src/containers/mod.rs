@@ -42,6 +42,7 @@ use insula_proto::{Call, Empty, Outcome};
 
 pub(crate) use self::life::restarts_with_the_daemon;
 use self::row::Row;
+pub(crate) use self::start::not_running;
 pub use self::stats::{StatsSampler, Traffic};
 pub use self::wait::ContainerWait;
 use crate::events::EventType;

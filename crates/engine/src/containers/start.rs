@@ -348,7 +348,7 @@ pub(super) fn moment(nanoseconds: i64) -> Timestamp {
 }
 
 /// For those who ask a monitor that ends meanwhile.
-pub(super) fn not_running(error: Error, id: &insula_base::ContainerId) -> Error {
+pub(crate) fn not_running(error: Error, id: &insula_base::ContainerId) -> Error {
     match error {
         Error::Wall { kind: Kind::Unavailable, .. } => {
             Error::Conflict(format!("container {id} is not running"))

@@ -1,6 +1,7 @@
 //! Machines for containers that have a kernel of their own: which kernel, how large, run by what.
 
 mod check;
+mod dirty;
 mod disk;
 mod hardware;
 mod images;
@@ -18,6 +19,7 @@ use insula_models::HostConfig;
 use insula_spec::machine::{Backend, MachinePlan};
 
 pub(crate) use self::check::{VSOCK, check, wants_sockets};
+pub(crate) use self::dirty::Counting;
 use self::images::Images;
 pub(crate) use self::images::WantedImage;
 pub(crate) use self::making::Wanted;

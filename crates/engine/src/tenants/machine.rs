@@ -15,15 +15,15 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use insula_base::Kind;
-use insula_spec::machine::{MachinePlan, TenantAnswer, TenantCall, TenantMachine, TenantOrder};
+use insula_spec::machine::{DirtyRate, MachinePlan, TenantAnswer, TenantCall, TenantMachine, TenantOrder};
 use insula_sys::failpoint::failpoint;
 
 use super::{Admission, TenantRow, Tenants, group};
 use crate::containers::leftovers;
 use crate::containers::row::Row;
-use crate::machines::Wanted;
+use crate::machines::{Counting, Wanted};
 use crate::monitor::Process;
-use crate::{Engine, Error, Result};
+use crate::{Engine, Error, Result, blocking};
 
 const OWNER: &str = "owner.json";
 /// The longest answer.
@@ -236,15 +236,24 @@ impl Tenants {
         Ok(ours)
     }
 
+    /// Has the machine count what its guest writes, which it does as long as the answer is there.
+    pub(crate) fn measure_dirty_rate(&self, name: &str, milliseconds: u32) -> Result<Measuring> {
+        let row = self.get(name)?;
+        let Some((mut connection, _)) = self.connect(&row.name)? else {
+            return Err(Error::Conflict(format!("the machine of tenant {name} does not run")));
+        };
+        match ask(&mut connection, &TenantCall::MeasureDirtyRate { milliseconds }, ANSWER)? {
+            Some(TenantAnswer::Done) => Ok(Measuring(connection)),
+            other => Err(refused(other)),
+        }
+    }
+
     /// Ends the machine, in which nobody is.
     pub(super) fn stop(&self, row: &TenantRow) -> Result<()> {
         if let Some((mut connection, _)) = self.connect(&row.name)? {
             match ask(&mut connection, &TenantCall::Stop, ANSWER)? {
                 Some(TenantAnswer::Done) | None => {}
-                Some(TenantAnswer::Failed { kind, message }) => {
-                    return Err(Error::Wall { kind: Kind::from_code(kind), message, exit_code: None });
-                }
-                Some(other) => return Err(unexpected(&other)),
+                other => return Err(refused(other)),
             }
         }
         self.clear(&row.name)
@@ -283,6 +292,34 @@ impl Tenants {
             }
         }
         Ok(())
+    }
+}
+
+/// A connection to a machine that counts for it.
+#[derive(Debug)]
+pub(crate) struct Measuring(UnixStream);
+
+impl Counting for Measuring {
+    async fn look(mut self) -> Result<(Self, Option<DirtyRate>)> {
+        blocking(move || match ask(&mut self.0, &TenantCall::DirtyRate, ANSWER)? {
+            Some(TenantAnswer::DirtyRate(rate)) => Ok((self, rate)),
+            other => Err(refused(other)),
+        })
+        .await
+    }
+}
+
+/// What was not to be the answer.
+fn refused(answer: Option<TenantAnswer>) -> Error {
+    match answer {
+        Some(TenantAnswer::Failed { kind, message }) => {
+            Error::Wall { kind: Kind::from_code(kind), message, exit_code: None }
+        }
+        Some(TenantAnswer::Ended { why }) => {
+            Error::Wall { kind: Kind::Unavailable, message: why, exit_code: None }
+        }
+        Some(other) => unexpected(&other),
+        None => Error::Unavailable("the tenant's machine has ended".to_owned()),
     }
 }
 

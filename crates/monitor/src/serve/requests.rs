@@ -3,12 +3,13 @@
 use insula_sys::failpoint::failpoint;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use insula_base::{Kinded, Laps};
 use insula_proto::{
     Attach, Call, Create, Done, Exec, Failed, Lap, Outcome, Phase, Resize, Rewire, Signal, Started, Status,
 };
-use insula_sandbox::{Created, ExecPlan, Frozen, Sandbox, SignalTarget, When};
+use insula_sandbox::{Created, ExecPlan, Frozen, Machine, Sandbox, SignalTarget, When};
 use insula_spec::plan::{ContainerPlan, StdioPlan};
 
 use super::{Monitor, Process};
@@ -73,6 +74,20 @@ impl<S: Sandbox> Monitor<S> {
             Some(Call::Status(_)) => Ok(Outcome::Status(self.status())),
             Some(Call::Rewire(call)) => self.rewire(&call).map(|()| done),
             Some(Call::Resolver(_)) => self.resolver(descriptors).map(|()| done),
+            Some(Call::MeasureDirtyRate(call)) => {
+                let machine = self.machine()?;
+                match call.milliseconds {
+                    0 => machine.forget_dirty_rate()?,
+                    period => machine.measure_dirty_rate(Duration::from_millis(period.into()))?,
+                }
+                Ok(done)
+            }
+            Some(Call::DirtyRate(_)) => {
+                let rate = serde_json::to_vec(&self.machine()?.dirty_rate()?);
+                Ok(Outcome::DirtyRate(
+                    rate.map_err(|source| Error::Malformed { what: "a dirty rate", source })?,
+                ))
+            }
             Some(Call::Destroy(_)) => self.destroy().map(|()| done),
         }
     }
@@ -196,6 +211,10 @@ impl<S: Sandbox> Monitor<S> {
         let sockets = self.sandbox.resolver()?;
         insula_sys::socket::send_all(to.as_fd(), b"r", &[sockets.udp.as_fd(), sockets.tcp.as_fd()])
             .context("sendmsg", "the name server's sockets")
+    }
+
+    fn machine(&mut self) -> Result<&mut dyn Machine> {
+        self.sandbox.machine().ok_or(Error::NoMachine)
     }
 
     fn status(&self) -> Status {

@@ -1,10 +1,12 @@
 //! What a wall with a kernel of its own needs of whoever runs the machine. A backend is chosen in
 //! [`start`]; nothing outside this folder knows which there are.
 
+use std::fmt::Debug;
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use insula_container::Jailed;
 use insula_host::cgroup::Entry;
@@ -13,6 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 
 use super::deadline::Deadline;
+use super::dirty::{Counted, Counting};
 use super::sockets::Inside;
 use super::{own, qemu};
 use crate::{Error, Result};
@@ -141,20 +144,24 @@ pub(super) struct Machine {
     pub(super) channel: OwnedFd,
     /// What the guest prints.
     pub(super) console: OwnedFd,
-    /// Kept open as long as the machine, where a backend wants that.
-    pub(super) control: Option<OwnedFd>,
+    pub(super) control: Box<dyn Control>,
+    pub(super) counting: Counting,
 }
 
-/// Saves a machine that began with [`Begin::BootIn`], all but its memory, to `state`. It is of no use then but to
-/// be ended.
-pub(super) fn save(backend: Backend, machine: &Machine, state: &OwnedFd) -> Result<()> {
-    let Some(control) = &machine.control else {
-        return Err(Error::Machine("it was not begun to be saved".to_owned()));
-    };
-    match backend {
-        Backend::Qemu => qemu::save(control, state),
-        Backend::Kvm => own::save(control, state),
-    }
+/// What the process that is a machine is asked for beside its guest.
+pub(super) trait Control: Debug {
+    /// Saves a machine that began with [`Begin::BootIn`], all but its memory, to `state`. It is of no use then but to
+    /// be ended.
+    fn save(&mut self, state: &OwnedFd) -> Result<()>;
+
+    /// Counts pages that the guest writes for a time, from now on.
+    fn count(&mut self, period: Duration) -> Result<()>;
+
+    /// What was counted; none before that time is over.
+    fn counted(&mut self) -> Result<Option<Counted>>;
+
+    /// Counts no more; false where that goes on until its time is over.
+    fn stop_counting(&mut self) -> Result<bool>;
 }
 
 /// Starts a machine. It boots on its own; the agent's first word says that it has. A copy of a template has said
@@ -168,7 +175,16 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
 
 /// The two ends of a stream into a machine.
 pub(super) fn pair() -> Result<(OwnedFd, OwnedFd)> {
-    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+    sockets(SocketType::STREAM)
+}
+
+/// The same of messages.
+pub(super) fn messages() -> Result<(OwnedFd, OwnedFd)> {
+    sockets(SocketType::SEQPACKET)
+}
+
+fn sockets(kind: SocketType) -> Result<(OwnedFd, OwnedFd)> {
+    rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
         .map_err(|source| Error::call("socketpair", "for a machine", source))
 }
 

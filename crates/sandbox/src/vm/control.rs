@@ -19,34 +19,42 @@ const LARGEST: usize = 64 << 10;
 /// Events are on, and memory is where the file has it.
 const CAPABILITIES: [&str; 2] = ["events", "x-ignore-shared"];
 
-/// A connection that has been greeted.
+/// A connection, and what was read of it and not looked at.
 #[derive(Debug)]
-pub(super) struct Control<'a> {
-    socket: &'a OwnedFd,
+pub(super) struct Control {
+    socket: OwnedFd,
     bytes: Vec<u8>,
+    greeted: bool,
     deadline: Deadline,
 }
 
-impl<'a> Control<'a> {
-    /// Everything that is asked of it has to be answered by then.
-    pub(super) fn greet(socket: &'a OwnedFd, deadline: Deadline) -> Result<Self> {
-        let mut this = Self { socket, bytes: Vec::new(), deadline };
-        if this.next()?.get("QMP").is_none() {
-            return Err(malformed());
+impl Control {
+    pub(super) fn new(socket: OwnedFd) -> Self {
+        Self { socket, bytes: Vec::new(), greeted: false, deadline: Deadline::from_now(PATIENCE) }
+    }
+
+    /// Everything that is asked from now on has to be answered by then. Begins with a greeting.
+    pub(super) fn until(&mut self, deadline: Deadline) -> Result<&mut Self> {
+        self.deadline = deadline;
+        if !self.greeted {
+            if self.next()?.get("QMP").is_none() {
+                return Err(malformed());
+            }
+            self.execute("qmp_capabilities", json!({}))?;
+            self.greeted = true;
         }
-        this.execute("qmp_capabilities", json!({}))?;
-        Ok(this)
+        Ok(self)
     }
 
     /// Has migrations tell how they stand, and leave out memory that is in a file.
     pub(super) fn migration_capabilities(&mut self) -> Result<()> {
         let list: Vec<Value> =
             CAPABILITIES.iter().map(|name| json!({ "capability": name, "state": true })).collect();
-        self.execute("migrate-set-capabilities", json!({ "capabilities": list }))
+        self.execute("migrate-set-capabilities", json!({ "capabilities": list })).map(drop)
     }
 
-    /// Carries a command out.
-    pub(super) fn execute(&mut self, command: &str, arguments: Value) -> Result<()> {
+    /// Carries a command out; what it returns.
+    pub(super) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         self.send(command, arguments, &[])?;
         self.answer(command)
     }
@@ -54,7 +62,7 @@ impl<'a> Control<'a> {
     /// Hands a descriptor over under a name.
     pub(super) fn give(&mut self, name: &str, descriptor: &OwnedFd) -> Result<()> {
         self.send("getfd", json!({ "fdname": name }), &[descriptor.as_fd()])?;
-        self.answer("getfd")
+        self.answer("getfd").map(drop)
     }
 
     fn send(&self, command: &str, arguments: Value, gift: &[std::os::fd::BorrowedFd<'_>]) -> Result<()> {
@@ -63,11 +71,11 @@ impl<'a> Control<'a> {
             .map_err(|source| Error::call("sendmsg", "QEMU's control", source))
     }
 
-    fn answer(&mut self, command: &str) -> Result<()> {
+    fn answer(&mut self, command: &str) -> Result<Value> {
         loop {
-            let line = self.next()?;
-            if line.get("return").is_some() {
-                return Ok(());
+            let mut line = self.next()?;
+            if let Some(returned) = line.get_mut("return") {
+                return Ok(returned.take());
             }
             if let Some(error) = line.get("error") {
                 let why = error.get("desc").and_then(Value::as_str).unwrap_or("no reason");
@@ -109,7 +117,7 @@ impl<'a> Control<'a> {
     fn fill(&mut self) -> Result<()> {
         let late = || Error::Machine(format!("QEMU's control does not answer within {}", self.deadline));
         let time = self.deadline.left().ok_or_else(late)?;
-        let mut polled = [PollFd::new(self.socket, PollFlags::IN)];
+        let mut polled = [PollFd::new(&self.socket, PollFlags::IN)];
         match rustix::event::poll(&mut polled, Some(&time)) {
             Ok(0) => return Err(late()),
             Ok(_) => {}
@@ -117,7 +125,7 @@ impl<'a> Control<'a> {
             Err(source) => return Err(Error::call("poll", "QEMU's control", source)),
         }
         let mut piece = [0; 4096];
-        match rustix::io::retry_on_intr(|| rustix::net::recv(self.socket, &mut piece, RecvFlags::empty())) {
+        match rustix::io::retry_on_intr(|| rustix::net::recv(&self.socket, &mut piece, RecvFlags::empty())) {
             // Reset, when it has not read all that it was told.
             Ok((0, _)) | Err(Errno::CONNRESET) => Err(Error::Machine("QEMU ended".to_owned())),
             Ok((count, _)) => {
@@ -129,7 +137,7 @@ impl<'a> Control<'a> {
     }
 }
 
-fn malformed() -> Error {
+pub(super) fn malformed() -> Error {
     Error::Machine("QEMU's control says what is not to be understood".to_owned())
 }
 
@@ -153,7 +161,8 @@ mod tests {
         let more = b"{\"event\": \"STOP\"}\n{\"return\": {}}\n{\"event\":\"MIGRATION\",\"data\":{\"status\":\"active\"}}\n\
             {\"event\":\"MIGRATION\",\"data\":{\"status\":\"completed\"}}\n";
         let (socket, _theirs) = says(&[GREETING, more].concat());
-        let mut control = Control::greet(&socket, Deadline::from_now(PATIENCE)).unwrap();
+        let mut control = Control::new(socket);
+        let control = control.until(Deadline::from_now(PATIENCE)).unwrap();
         control.execute("stop", json!({})).unwrap();
         control.await_migration().unwrap();
     }
@@ -162,7 +171,8 @@ mod tests {
     fn what_goes_wrong_is_said() {
         let (socket, theirs) =
             says(&[GREETING, b"{\"error\": {\"desc\": \"no such fd\"}}\nnonsense\n"].concat());
-        let mut control = Control::greet(&socket, Deadline::from_now(PATIENCE)).unwrap();
+        let mut control = Control::new(socket);
+        let control = control.until(Deadline::from_now(PATIENCE)).unwrap();
         assert_eq!(
             control.execute("getfd", json!({})).unwrap_err().to_string(),
             "QEMU refuses getfd: no such fd"
@@ -171,6 +181,6 @@ mod tests {
         drop(theirs);
         assert!(control.await_migration().unwrap_err().to_string().contains("ended"));
         let (socket, _theirs) = says(&vec![b' '; LARGEST + 10]);
-        assert!(Control::greet(&socket, Deadline::from_now(PATIENCE)).is_err());
+        assert!(Control::new(socket).until(Deadline::from_now(PATIENCE)).is_err());
     }
 }

@@ -10,15 +10,22 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use insula_container::{JailPlan, jail};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
 use serde_json::{Value, json};
 
 use super::backend::{self, Begin, FILES, Files, Machine, Parts, TAG};
+use super::dirty::{Counted, Counting};
+use super::running::ENDED;
 use crate::{Error, Result};
 
 const PROGRAM: &str = "insula-vmm";
 const KVM: &str = "/dev/kvm";
 /// How long a machine may take to say what its state is, on a host that is very busy.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes of an answer about a dirty rate, and as many of them as are looked at in one go.
+const ANSWER: usize = 24;
+const MOST_ANSWERS: usize = 64;
 /// The largest state.
 const LARGEST_STATE: u64 = 64 << 20;
 
@@ -33,7 +40,10 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
         path: KVM.into(),
         source,
     })?;
-    let (begin, control, opened) = begin(&parts)?;
+    let (begin, saved, opened) = begin(&parts)?;
+    let (asker, asked) = backend::messages()?;
+    // Of one that is to be saved nobody asks what it writes.
+    let asked = Some(asked).filter(|_| saved.is_none());
     let (mut ports, mut folders) = (vec![port(&channel_inside, parts.files.channel())], Vec::new());
     match &parts.files {
         Files::Device(device) => folders.push(json!({ "descriptor": device.as_raw_fd(), "tag": TAG })),
@@ -63,6 +73,7 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
             None if matches!(parts.files, Files::Port(_)) => json!("vacant"),
             None => json!("none"),
         },
+        "dirty_rate": asked.as_ref().map(AsRawFd::as_raw_fd),
     });
     let mut kept: Vec<BorrowedFd<'_>> = vec![channel_inside.as_fd(), console_inside.as_fd(), kvm.as_fd()];
     kept.extend(opened.iter().map(AsFd::as_fd));
@@ -73,6 +84,7 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
     }
     kept.extend(parts.files.descriptor().map(AsFd::as_fd));
     kept.extend(image.iter().map(AsFd::as_fd));
+    kept.extend(asked.iter().map(AsFd::as_fd));
     if let Some(inside) = &parts.sockets {
         kept.extend(inside.listener.iter().chain([&inside.broker]).map(AsFd::as_fd));
     }
@@ -89,7 +101,8 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
         gid: parts.gid,
         entry: parts.entry,
     })?;
-    Ok(Machine { program: PROGRAM, process, channel, console, control })
+    let control = Box::new(Control { saved, asker, number: 0 });
+    Ok(Machine { program: PROGRAM, process, channel, console, control, counting: Counting::No })
 }
 
 /// How it begins, for its document; its control if it is to be saved; and what was opened for it.
@@ -116,8 +129,74 @@ fn begin(parts: &Parts<'_>) -> Result<(Value, Option<OwnedFd>, Vec<OwnedFd>)> {
     Ok((json!({ "boot": boot }), control, opened))
 }
 
-/// See [`backend::save`]. The machine ends with it.
-pub(super) fn save(control: &OwnedFd, state: &OwnedFd) -> Result<()> {
+/// Sockets of the process.
+#[derive(Debug)]
+struct Control {
+    /// If it is to be saved.
+    saved: Option<OwnedFd>,
+    /// Where it is asked what its guest writes: messages, as `vmm::machine::dirty` has them.
+    asker: OwnedFd,
+    /// Of the last question.
+    number: u32,
+}
+
+impl Control {
+    fn ask(&mut self, milliseconds: u32) -> Result<()> {
+        self.number = self.number.wrapping_add(1);
+        let question = [self.number.to_le_bytes(), milliseconds.to_le_bytes()].concat();
+        let sent = rustix::net::send(&self.asker, &question, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        sent.map(drop).map_err(|source| Error::call("send", "a question about a dirty rate", source))
+    }
+}
+
+impl backend::Control for Control {
+    fn save(&mut self, state: &OwnedFd) -> Result<()> {
+        match &self.saved {
+            Some(control) => save(control, state),
+            None => Err(Error::Machine("it was not begun to be saved".to_owned())),
+        }
+    }
+
+    fn count(&mut self, period: Duration) -> Result<()> {
+        self.ask(u32::try_from(period.as_millis()).unwrap_or(u32::MAX))
+    }
+
+    fn counted(&mut self) -> Result<Option<Counted>> {
+        // Answers to former questions may be before it.
+        for _ in 0..MOST_ANSWERS {
+            let mut answer = [0; ANSWER];
+            match rustix::net::recv(&self.asker, &mut answer, RecvFlags::DONTWAIT) {
+                Ok((ANSWER, _)) if answer[..4] == self.number.to_le_bytes() => {
+                    return counted(&answer).map(Some);
+                }
+                Ok((1.., _)) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                Ok(_) | Err(_) => return Err(Error::Machine(ENDED.to_owned())),
+            }
+        }
+        Ok(None)
+    }
+
+    fn stop_counting(&mut self) -> Result<bool> {
+        self.ask(0).map(|()| true)
+    }
+}
+
+/// Its answer: number, errno of what failed, pages, microseconds.
+fn counted(answer: &[u8; ANSWER]) -> Result<Counted> {
+    let word = |at: usize| answer[at..at + 4].iter().rev().fold(0, |word, byte| word << 8 | i32::from(*byte));
+    let long = |at: usize| answer[at..at + 8].iter().rev().fold(0, |long, byte| long << 8 | u64::from(*byte));
+    match word(4) {
+        0 => Ok(Counted { pages: long(8), time: Duration::from_micros(long(16)), sampled: false }),
+        error => {
+            let why = std::io::Error::from_raw_os_error(error);
+            Err(Error::Machine(format!("the dirty log of {PROGRAM}: {why}")))
+        }
+    }
+}
+
+/// The machine ends with it.
+fn save(control: &OwnedFd, state: &OwnedFd) -> Result<()> {
     let of = |what: &OwnedFd| what.try_clone().map_err(failed("dup"));
     let (mut control, mut state) = (UnixStream::from(of(control)?), File::from(of(state)?));
     control.set_read_timeout(Some(PATIENCE)).map_err(failed("setsockopt SO_RCVTIMEO"))?;
@@ -152,4 +231,51 @@ fn card(interface: &backend::Interface) -> Value {
         "mac": interface.mac,
         "mtu": mtu,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::backend::Control as _;
+    use super::*;
+
+    fn answer(number: u32, error: i32, pages: u64, microseconds: u64) -> Vec<u8> {
+        let mut answer = [number.to_le_bytes(), error.to_le_bytes()].concat();
+        answer.extend([pages.to_le_bytes(), microseconds.to_le_bytes()].concat());
+        answer
+    }
+
+    #[test]
+    fn an_answer_is_that_of_the_last_question() {
+        let (asker, machine) = backend::messages().unwrap();
+        let mut control = Control { saved: None, asker, number: u32::MAX };
+        let say = |bytes: &[u8]| rustix::net::send(&machine, bytes, SendFlags::empty()).unwrap();
+        control.count(Duration::from_millis(100)).unwrap();
+        assert!(control.stop_counting().unwrap());
+        control.count(Duration::from_secs(60)).unwrap();
+        for question in [[0, 100], [1, 0], [2, 60_000]] {
+            let mut heard = [0; 8];
+            rustix::net::recv(&machine, &mut heard, RecvFlags::DONTWAIT).unwrap();
+            assert_eq!(heard[..], question.map(u32::to_le_bytes).concat());
+        }
+        assert_eq!(control.counted().unwrap(), None);
+        for stale in [&answer(0, 0, 9, 9)[..], &answer(2, 0, 9, 9)[..20], b"?"] {
+            say(stale);
+        }
+        assert_eq!(control.counted().unwrap(), None);
+        say(&answer(2, 0, 7, 60_000_001));
+        let time = Duration::from_micros(60_000_001);
+        assert_eq!(control.counted().unwrap(), Some(Counted { pages: 7, time, sampled: false }));
+        say(&answer(2, Errno::NOMEM.raw_os_error(), 7, 1));
+        let failed = control.counted().unwrap_err().to_string();
+        assert!(failed.starts_with("the dirty log of insula-vmm: Cannot allocate"), "{failed}");
+        // One that talks without end is not listened to without end.
+        for _ in 0..MOST_ANSWERS + 1 {
+            say(b"?");
+        }
+        assert_eq!(control.counted().unwrap(), None);
+        drop(machine);
+        assert_eq!(control.counted().unwrap_err().to_string(), ENDED);
+        assert!(control.count(Duration::from_secs(1)).is_err());
+        assert!(control.save(&backend::pair().unwrap().0).is_err(), "it was not begun for that");
+    }
 }

@@ -7,17 +7,22 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use insula_container::{JailPlan, jail};
-use insula_spec::machine::MachinePlan;
+use insula_spec::machine::{DirtyRate, MachinePlan};
+use serde_json::{Value, json};
 
 use super::backend::{self, Begin, FILES, Files, Machine, Parts, TAG};
-use super::control::{Control, PATIENCE};
+use super::control::{Control, PATIENCE, malformed};
 use super::deadline::Deadline;
+use super::dirty::{Counted, Counting};
 use crate::{Error, Result};
 
 /// MiB for translated code; without a word it is a gigabyte.
 const TRANSLATION_CACHE: u32 = 128;
+/// Pages of a GiB whose sums are compared, as many as QEMU allows: one of sixteen.
+const SAMPLES: u32 = 16384;
 
 pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
     if parts.plan.vsock.is_some() {
@@ -78,33 +83,73 @@ pub(super) fn start(parts: Parts<'_>) -> Result<Machine> {
         entry: parts.entry,
     })?;
     let program = program.file_name().and_then(|name| name.to_str()).unwrap_or("qemu");
-    let machine = Machine { program, process, channel, console, control: Some(control) };
-    if let (Begin::Template { state, deadline, .. }, Some(control)) = (&parts.begin, &machine.control)
-        && let Err(error) = go_on(control, state, *deadline)
+    let mut control = Control::new(control);
+    if let Begin::Template { state, deadline, .. } = &parts.begin
+        && let Err(error) = go_on(&mut control, state, *deadline)
     {
-        machine.process.end();
+        process.end();
         return Err(error.of_copy());
     }
-    Ok(machine)
+    let (control, counting) = (Box::new(control), Counting::No);
+    Ok(Machine { program, process, channel, console, control, counting })
 }
 
 /// Gives a machine that waits the state of a template; it runs then.
-fn go_on(control: &OwnedFd, state: &OwnedFd, deadline: Deadline) -> Result<()> {
-    let mut control = Control::greet(control, deadline)?;
+fn go_on(control: &mut Control, state: &OwnedFd, deadline: Deadline) -> Result<()> {
+    let control = control.until(deadline)?;
     control.migration_capabilities()?;
     let from = format!("fd:{}", state.as_raw_fd());
-    control.execute("migrate-incoming", serde_json::json!({ "uri": from }))?;
+    control.execute("migrate-incoming", json!({ "uri": from }))?;
     control.await_migration()
 }
 
-/// See [`backend::save`]. Memory is not written: it is the file that the machine has it in.
-pub(super) fn save(control: &OwnedFd, state: &OwnedFd) -> Result<()> {
-    const NAME: &str = "state";
-    let mut control = Control::greet(control, Deadline::from_now(PATIENCE))?;
-    control.migration_capabilities()?;
-    control.give(NAME, state)?;
-    control.execute("migrate", serde_json::json!({ "uri": format!("fd:{NAME}") }))?;
-    control.await_migration()
+impl backend::Control for Control {
+    /// Memory is not written: it is the file that the machine has it in.
+    fn save(&mut self, state: &OwnedFd) -> Result<()> {
+        const NAME: &str = "state";
+        let control = self.until(Deadline::from_now(PATIENCE))?;
+        control.migration_capabilities()?;
+        control.give(NAME, state)?;
+        control.execute("migrate", json!({ "uri": format!("fd:{NAME}") }))?;
+        control.await_migration()
+    }
+
+    /// By samples: QEMU's two other ways have KVM's log, and emulated memory has none that counts.
+    fn count(&mut self, period: Duration) -> Result<()> {
+        if period.subsec_nanos() != 0 {
+            return Err(Error::Invalid("QEMU measures a dirty rate in whole seconds".to_owned()));
+        }
+        let arguments = json!({
+            "calc-time": period.as_secs(),
+            "mode": "page-sampling",
+            "sample-pages": SAMPLES,
+        });
+        self.until(Deadline::from_now(PATIENCE))?.execute("calc-dirty-rate", arguments).map(drop)
+    }
+
+    fn counted(&mut self) -> Result<Option<Counted>> {
+        let said = self.until(Deadline::from_now(PATIENCE))?.execute("query-dirty-rate", json!({}))?;
+        counted(&said)
+    }
+
+    fn stop_counting(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+/// What `query-dirty-rate` returned.
+fn counted(said: &Value) -> Result<Option<Counted>> {
+    const MIB: u64 = 1 << 20;
+    match said.get("status").and_then(Value::as_str) {
+        // It has not begun to look yet.
+        Some("unstarted" | "measuring") => return Ok(None),
+        Some("measured") => {}
+        _ => return Err(malformed()),
+    }
+    let number = |name: &str| said.get(name).and_then(Value::as_u64).ok_or_else(malformed);
+    let (rate, seconds) = (number("dirty-rate")?, number("calc-time")?);
+    let pages = rate.saturating_mul(seconds).saturating_mul(MIB / DirtyRate::PAGE);
+    Ok(Some(Counted { pages, time: Duration::from_secs(seconds), sampled: true }))
 }
 
 /// The command line, piece by piece.
@@ -168,5 +213,27 @@ impl Arguments {
 
     fn add<T: Into<String>>(&mut self, more: impl IntoIterator<Item = T>) {
         self.0.extend(more.into_iter().map(Into::into));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_measured_is_whole_mib() {
+        let said = json!({ "status": "measured", "start-time": 7, "calc-time": 2, "dirty-rate": 3, "mode": "page-sampling" });
+        let time = Duration::from_secs(2);
+        assert_eq!(counted(&said).unwrap(), Some(Counted { pages: 1536, time, sampled: true }));
+        for early in ["unstarted", "measuring"] {
+            assert_eq!(counted(&json!({ "status": early, "calc-time": 2 })).unwrap(), None);
+        }
+        let most = json!({ "status": "measured", "calc-time": u64::MAX, "dirty-rate": u64::MAX });
+        assert_eq!(counted(&most).unwrap().unwrap().pages, u64::MAX);
+        for nonsense in
+            [json!({}), json!({ "status": "measured", "calc-time": 2 }), json!({ "status": "asleep" })]
+        {
+            assert!(counted(&nonsense).is_err(), "{nonsense}");
+        }
     }
 }

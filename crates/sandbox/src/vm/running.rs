@@ -11,14 +11,14 @@ use insula_base::{Lap, Laps};
 use insula_container::{Jailed, share};
 use insula_host::cgroup::{Entry, Group, Layout, Purpose, Stats};
 use insula_proto::{Call, Create, Empty, Exec, Furnish, Outcome, Resize, Signal, Start, Update};
-use insula_spec::machine::{MachinePlan, MachineRecord};
+use insula_spec::machine::{DirtyRate, MachinePlan, MachineRecord};
 use insula_spec::plan::{ContainerPlan, Resources};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use self::body::{Body, Whole};
-use super::backend::{self, Begin, Files, Parts};
+use super::backend::{self, Begin, Files, Machine, Parts};
 use super::cards::Cards;
 use super::console::Console;
 use super::deadline::Deadline;
@@ -372,6 +372,21 @@ impl Running {
             Outcome::Processes(processes) => Ok(processes),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// The machine, which is the container's alone.
+    pub(super) fn machine(&mut self) -> Result<&mut Machine> {
+        match &mut self.body {
+            Body::Whole(whole) => Ok(&mut whole.machine),
+            Body::Seat(_) => Err(Error::Unsupported(
+                "the machine is its tenant's, with memory of all containers in it: it is measured as a whole",
+            )),
+        }
+    }
+
+    pub(super) fn dirty_rate(&mut self) -> Result<Option<DirtyRate>> {
+        let plan = self.plan.clone();
+        self.machine()?.dirty_rate(&plan)
     }
 
     fn call(&mut self, call: Call, events: &OwnedFd) -> Result<Outcome> {

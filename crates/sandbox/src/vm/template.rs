@@ -58,7 +58,7 @@ fn make_in(order: &TemplateOrder, folder: &Path, who: BorrowedFd<'_>, group: &Gr
         }
         TemplateFor::Tenant => (Files::None, order.interfaces),
     };
-    let machine = backend::start(Parts {
+    let mut machine = backend::start(Parts {
         plan: &order.machine,
         begin: Begin::BootIn(crate::duplicate(memory.as_fd())?),
         files,
@@ -68,7 +68,7 @@ fn make_in(order: &TemplateOrder, folder: &Path, who: BorrowedFd<'_>, group: &Gr
         gid: USER,
         entry: &group.entry()?,
     })?;
-    let made = save(order, &machine, &state, who);
+    let made = save(&mut machine, &state, who);
     machine.process.end();
     let made = made?;
     keep(&memory.into(), &folder.join(TemplateOrder::MEMORY))?;
@@ -76,12 +76,7 @@ fn make_in(order: &TemplateOrder, folder: &Path, who: BorrowedFd<'_>, group: &Gr
     Ok(made)
 }
 
-fn save(
-    order: &TemplateOrder,
-    machine: &Machine,
-    state: &OwnedFd,
-    who: BorrowedFd<'_>,
-) -> Result<TemplateMade> {
+fn save(machine: &mut Machine, state: &OwnedFd, who: BorrowedFd<'_>) -> Result<TemplateMade> {
     let began = Instant::now();
     let mut boot = Boot {
         machine,
@@ -96,8 +91,8 @@ fn save(
     // for a request of another kind.
     let number = boot.link.ask(Call::Status(Empty {}));
     boot.until(|link| link.answer(number).is_some())?;
-    backend::save(order.machine.backend, machine, state)?;
     let release = boot.link.hello().unwrap_or_default().to_owned();
+    machine.control.save(state)?;
     Ok(TemplateMade { release, boot: u64::try_from(took.as_millis()).unwrap_or(u64::MAX) })
 }
 

@@ -307,6 +307,9 @@ impl<'a> Owner<'a> {
                 }
             }
             if self.callers[at].gone {
+                if let Err(error) = self.forget_dirty_rate(at) {
+                    report(&format!("tenant {}: {}", self.order.tenant, insula_base::chain(&error)));
+                }
                 self.let_go(at);
                 self.callers.remove(at);
             }
@@ -324,6 +327,23 @@ impl<'a> Owner<'a> {
             TenantCall::Leave => {
                 self.let_go(at);
                 no_gift(TenantAnswer::Done)
+            }
+            TenantCall::MeasureDirtyRate { milliseconds: 0 } => {
+                self.forget_dirty_rate(at)?;
+                no_gift(TenantAnswer::Done)
+            }
+            TenantCall::MeasureDirtyRate { milliseconds } => {
+                self.machine.measure_dirty_rate(Duration::from_millis(milliseconds.into()))?;
+                self.callers[at].measures = true;
+                no_gift(TenantAnswer::Done)
+            }
+            TenantCall::DirtyRate if !self.callers[at].measures => {
+                Err(Error::Phase { is: "not being measured", needed: "so" })
+            }
+            TenantCall::DirtyRate => {
+                let rate = self.machine.dirty_rate(&self.order.machine)?;
+                self.callers[at].measures = rate.is_none();
+                no_gift(TenantAnswer::DirtyRate(rate))
             }
             TenantCall::Stop => {
                 let inside = self.status().containers;
@@ -441,6 +461,11 @@ impl<'a> Owner<'a> {
              --cards)",
             self.order.tenant, self.order.cards
         )
+    }
+
+    /// Who has asked what the guest writes does not want to know any more.
+    fn forget_dirty_rate(&mut self, at: usize) -> Result<()> {
+        if std::mem::take(&mut self.callers[at].measures) { self.machine.forget_dirty_rate() } else { Ok(()) }
     }
 
     /// Frees what a container had.

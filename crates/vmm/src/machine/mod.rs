@@ -5,6 +5,7 @@
 //! ```
 
 mod devices;
+mod dirty;
 mod running;
 mod snapshot;
 mod stop;
@@ -18,7 +19,7 @@ use kvm_bindings::{
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::GuestMemoryBackend;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::{self, Kernel};
@@ -96,6 +97,8 @@ pub struct Machine {
     stopper: Stopper,
     /// For the threads of its processors.
     filter: Option<Arc<Filter>>,
+    /// Who may ask what the guest writes.
+    asker: Option<OwnedFd>,
 }
 
 impl Machine {
@@ -129,7 +132,8 @@ impl Machine {
         legacy::plug(&mut ports, SerialLine::new(line, console), &stopper)?;
         let (vm, memory) = (Arc::new(vm), Arc::new(memory));
         let devices = Devices::new(Arc::clone(&vm), Arc::clone(&memory));
-        Ok(Self { kvm, vm, supported, cpus, memory, ports, devices, image: None, stopper, filter: None })
+        let (image, filter, asker) = (None, None, None);
+        Ok(Self { kvm, vm, supported, cpus, memory, ports, devices, image, stopper, filter, asker })
     }
 
     /// Plugs a device. The guest sees devices in the order in which they were plugged.
@@ -165,6 +169,12 @@ impl Machine {
     /// Threads of its processors can do no more than this filter lets them, from their first instruction on.
     pub fn confine(&mut self, processors: Filter) {
         self.filter = Some(Arc::new(processors));
+    }
+
+    /// How much of its memory the guest writes is told to who asks on this socket of messages: `dirty.rs` says in which
+    /// words.
+    pub fn tell_dirty_rate(&mut self, asker: OwnedFd) {
+        self.asker = Some(asker);
     }
 
     /// The guest's memory, for servers of `vhost-user` devices.
@@ -218,14 +228,7 @@ fn controllers(vm: &VmFd) -> Result<()> {
 }
 
 fn map(vm: &VmFd, memory: &Memory) -> Result<()> {
-    for (slot, region) in memory.ram().iter().enumerate() {
-        let area = kvm_userspace_memory_region {
-            slot: slot as u32,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-            flags: 0,
-        };
+    for area in dirty::areas(memory, 0) {
         // SAFETY: the area is a mapping that `Memory` keeps as long as the machine, which owns both,
         // and regions do not overlap.
         unsafe { vm.set_user_memory_region(area) }

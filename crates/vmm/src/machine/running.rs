@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
 
 use rustix::event::{Timespec, epoll};
 
-use super::devices::Wake;
+use super::devices::{Wake, lock};
+use super::dirty::{DirtyLog, Meter};
 use super::{Machine, Stop};
 use crate::error::{Error, Result};
 use crate::vcpu::{Vcpu, VcpuThread};
@@ -13,6 +15,9 @@ use crate::virtio::Progress;
 
 /// Told apart from every [`Wake`], none of which has all bits.
 const STOPPED: u64 = u64::MAX;
+/// As this one and the next: no machine has so many devices.
+const ASKED: u64 = u64::MAX - 1;
+const MEASURED: u64 = u64::MAX - 2;
 /// So many wakes are taken at once.
 const BATCH: usize = 32;
 
@@ -27,10 +32,12 @@ pub struct Running {
     epoll: OwnedFd,
     /// Descriptors with more to read than one turn took.
     unfinished: VecDeque<Wake>,
+    /// Of a machine that somebody may ask what its guest writes.
+    meter: Option<Mutex<Meter>>,
 }
 
 impl Running {
-    pub(super) fn new(machine: Machine, vcpus: Vec<Vcpu>) -> Result<Self> {
+    pub(super) fn new(mut machine: Machine, vcpus: Vec<Vcpu>) -> Result<Self> {
         let failed = |error| Error::call("epoll", "a machine", error);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
         // SAFETY: the event lives in `machine`, which outlives this call.
@@ -38,11 +45,20 @@ impl Running {
         epoll::add(&epoll, stopped, epoll::EventData::new_u64(STOPPED), epoll::EventFlags::IN)
             .map_err(failed)?;
         machine.devices.watch(&epoll)?;
+        let log = || DirtyLog::new(Arc::clone(&machine.vm), Arc::clone(&machine.memory));
+        let meter = machine.asker.take().map(|asker| Meter::new(asker, log())).transpose()?;
+        if let Some(meter) = &meter {
+            // Once for each change: who has gone is not heard of again and again.
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            for (descriptor, number) in [(meter.control(), ASKED), (meter.timer(), MEASURED)] {
+                epoll::add(&epoll, descriptor, epoll::EventData::new_u64(number), flags).map_err(failed)?;
+            }
+        }
         let vcpus = vcpus
             .into_iter()
             .map(|vcpu| VcpuThread::spawn(vcpu, machine.stopper.clone(), machine.filter.clone()))
             .collect::<Result<_>>()?;
-        Ok(Self { vcpus, machine, epoll, unfinished: VecDeque::new() })
+        Ok(Self { vcpus, machine, epoll, unfinished: VecDeque::new(), meter: meter.map(Mutex::new) })
     }
 
     /// Lets the processors run.
@@ -50,8 +66,9 @@ impl Running {
         self.vcpus.iter().try_for_each(VcpuThread::resume)
     }
 
-    /// Returns when all of them stand still.
+    /// Returns when all of them stand still. What they write is not counted any more.
     pub fn pause(&self) -> Result<()> {
+        self.meter.iter().for_each(|meter| lock(meter).interrupt());
         self.vcpus.iter().try_for_each(VcpuThread::pause)
     }
 
@@ -104,6 +121,8 @@ impl Running {
         for event in events {
             match event.data.u64() {
                 STOPPED => return Ok(self.machine.stopper.reason()),
+                ASKED => self.meter.iter().for_each(|meter| lock(meter).hear()),
+                MEASURED => self.meter.iter().for_each(|meter| lock(meter).look()),
                 number => wakes.push_back(Wake::of_number(number)),
             }
         }

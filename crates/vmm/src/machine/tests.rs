@@ -12,15 +12,15 @@ use crate::jail::Role;
 use crate::vcpu::Entry;
 use crate::virtio::{Kind, Progress, Queues};
 
-const CODE: u64 = 0x8000;
-const SHAPE: Shape = Shape { cpus: 1, memory: 1 << 20 };
+pub(super) const CODE: u64 = 0x8000;
+pub(super) const SHAPE: Shape = Shape { cpus: 1, memory: 1 << 20 };
 
 /// Switches the machine off: `mov dx, 0x600; mov al, 0x34; out dx, al`, as 32-bit code.
 const OFF: [u8; 7] = [0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee];
 
 /// A console that can be read while the machine has it.
 #[derive(Clone, Default)]
-struct Screen(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Screen(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Screen {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -38,7 +38,7 @@ impl Screen {
 }
 
 /// Whether there is a KVM to test with; what must be there and is not fails.
-fn kvm() -> bool {
+pub(super) fn kvm() -> bool {
     if Host::open().is_ok() {
         return true;
     }
@@ -48,7 +48,7 @@ fn kvm() -> bool {
     false
 }
 
-fn machine(code: &[u8], screen: &Screen) -> Machine {
+pub(super) fn machine(code: &[u8], screen: &Screen) -> Machine {
     let machine = Machine::new(Host::open().unwrap(), SHAPE, Box::new(screen.clone())).unwrap();
     machine.memory().ram().write_slice(code, GuestAddress(CODE)).unwrap();
     machine

@@ -18,6 +18,8 @@ pub(super) struct Caller {
     bytes: Vec<u8>,
     /// The container that has joined by it.
     pub(super) seated: Option<Seated>,
+    /// It has asked what the guest writes, and was not told yet.
+    pub(super) measures: bool,
     /// The other end is closed, or not to be understood.
     pub(super) gone: bool,
 }
@@ -34,7 +36,7 @@ impl Caller {
     pub(super) fn new(socket: OwnedFd) -> Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)
             .map_err(|source| Error::call("ioctl FIONBIO", "a caller's socket", source))?;
-        Ok(Self { socket, bytes: Vec::new(), seated: None, gone: false })
+        Ok(Self { socket, bytes: Vec::new(), seated: None, measures: false, gone: false })
     }
 
     pub(super) fn watched(&self) -> PollFd<'_> {

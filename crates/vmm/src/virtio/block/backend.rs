@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use vm_memory::VolatileSlice;
+use vm_memory::bitmap::Bitmap;
 
 use crate::error::{Error, Result};
+use crate::memory::GuestSlice;
 
 /// What the guest may do with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +35,9 @@ impl Image {
     }
 
     /// Fills all of `buffers` from byte `offset` on.
-    pub(super) fn read(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+    pub(super) fn read(&self, offset: u64, buffers: &[GuestSlice<'_>]) -> io::Result<()> {
+        // The kernel writes them, perhaps not all of them; nobody else marks that.
+        buffers.iter().for_each(|buffer| buffer.bitmap().mark_dirty(0, buffer.len()));
         self.transfer(offset, buffers, |vectors, count, at| {
             // SAFETY: each vector describes a slice of guest memory that is mapped and stays so while
             // the slice lives; what is written there while the guest looks is the guest's business.
@@ -43,7 +46,7 @@ impl Image {
     }
 
     /// Writes all of `buffers` from byte `offset` on.
-    pub(super) fn write(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+    pub(super) fn write(&self, offset: u64, buffers: &[GuestSlice<'_>]) -> io::Result<()> {
         self.transfer(offset, buffers, |vectors, count, at| {
             // SAFETY: as above, and the kernel only reads.
             unsafe { libc::pwritev(self.file.as_raw_fd(), vectors, count, at) }
@@ -63,10 +66,10 @@ impl Image {
     fn transfer(
         &self,
         offset: u64,
-        buffers: &[VolatileSlice<'_>],
+        buffers: &[GuestSlice<'_>],
         call: impl Fn(*const libc::iovec, libc::c_int, libc::off_t) -> isize,
     ) -> io::Result<()> {
-        let guards: Vec<_> = buffers.iter().map(VolatileSlice::ptr_guard_mut).collect();
+        let guards: Vec<_> = buffers.iter().map(GuestSlice::ptr_guard_mut).collect();
         let mut vectors: Vec<libc::iovec> = guards
             .iter()
             .map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() })

@@ -4,11 +4,11 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::backend::{Access, Image, SECTOR};
 use crate::error::{Error, Result};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, GuestSlice};
 use crate::virtio::Chain;
 
 const HEADER: u32 = 16;
@@ -110,7 +110,7 @@ impl Request {
     }
 
     /// All data buffers, which must be to fill, or to read.
-    fn buffers<'a>(&self, memory: &'a GuestRam, fill: bool) -> Result<Vec<VolatileSlice<'a>>, u32> {
+    fn buffers<'a>(&self, memory: &'a GuestRam, fill: bool) -> Result<Vec<GuestSlice<'a>>, u32> {
         let mut slices = Vec::with_capacity(self.data.len());
         for buffer in &self.data {
             if buffer.fill != fill {
@@ -139,7 +139,7 @@ fn writable(image: &Image) -> Result<(), u32> {
     if image.access == Access::ReadWrite { Ok(()) } else { Err(VIRTIO_BLK_S_IOERR) }
 }
 
-fn length(buffers: &[VolatileSlice<'_>]) -> u64 {
+fn length(buffers: &[GuestSlice<'_>]) -> u64 {
     buffers.iter().map(|buffer| buffer.len() as u64).sum()
 }
 
