@@ -232,7 +232,7 @@ mod tests {
         let plain = HostConfig::default();
         let privileged = HostConfig { privileged: true, ..HostConfig::default() };
         let network = HostConfig { network_mode: "host".to_owned(), ..HostConfig::default() };
-        let adding = HostConfig { cap_add: vec!["SYS_ADMIN".to_owned()], ..HostConfig::default() };
+        let adding = HostConfig { cap_add: vec!["SYS_ADMIN".to_owned()].into(), ..HostConfig::default() };
         let open =
             HostConfig { security_opt: vec!["seccomp=unconfined".to_owned()], ..HostConfig::default() };
         for (_, forbidden) in Forbidden::ALL {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::Labels;
-use crate::lenient::{document, is_zero, null_if_empty};
+use crate::lenient::{Words, document, is_zero, null_if_empty};
 
 /// Ports that one container may publish. A client that asks for many more fills the largest body that the daemon
 /// reads before it is told so.
@@ -101,9 +101,9 @@ resources_document! {
         #[serde(skip_serializing_if = "is_zero")]
         annotations: Labels,
         #[serde(serialize_with = "null_if_empty")]
-        cap_add: Vec<String>,
+        cap_add: Words,
         #[serde(serialize_with = "null_if_empty")]
-        cap_drop: Vec<String>,
+        cap_drop: Words,
         /// `private`, `host` or empty.
         cgroupns_mode: String,
         dns: Vec<String>,

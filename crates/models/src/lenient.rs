@@ -84,6 +84,30 @@ pub(crate) fn words<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Vec<String
     }))
 }
 
+/// A list that may be written as one string, empty where there is none (`CapAdd`, `CapDrop`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Words(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for Words {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Ok(Self(words(d)?.unwrap_or_default()))
+    }
+}
+
+impl std::ops::Deref for Words {
+    type Target = Vec<String>;
+
+    fn deref(&self) -> &Vec<String> {
+        &self.0
+    }
+}
+
+impl From<Vec<String>> for Words {
+    fn from(words: Vec<String>) -> Self {
+        Self(words)
+    }
+}
+
 /// A struct of the API: every field may be absent or `null`, names are PascalCase.
 macro_rules! document {
     ($(#[$attr:meta])* $name:ident { $($(#[$field_attr:meta])* $field:ident : $type:ty,)* }) => {

@@ -31,7 +31,7 @@ pub use event::*;
 pub use exec::*;
 pub use host_config::*;
 pub use image::*;
-pub use lenient::{DocumentError, Empty, from_json};
+pub use lenient::{DocumentError, Empty, Words, from_json};
 pub use machine::*;
 pub use network::*;
 pub use registry::*;
@@ -94,6 +94,12 @@ mod tests {
         let (config, host, _) = from_json::<ContainerCreateRequest>(text.as_bytes()).unwrap().into_parts();
         assert_eq!(config.cmd, Some(vec!["one word".to_owned()]));
         assert_eq!(config.entrypoint, None);
+        let text = r#"{"CapAdd":"NET_ADMIN","CapDrop":["MKNOD"]}"#;
+        let caps: HostConfig = from_json(text.as_bytes()).unwrap();
+        assert_eq!(
+            (&caps.cap_add[..], &caps.cap_drop[..]),
+            (&["NET_ADMIN".into()][..], &["MKNOD".into()][..])
+        );
         assert_eq!(host.port_bindings["80/tcp"], None);
         assert_eq!(host.port_bindings["53/udp"].as_ref().unwrap()[0].host_port, "53");
     }

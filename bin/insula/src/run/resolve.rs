@@ -283,8 +283,8 @@ fn security(host: &mut HostConfig, flags: &SecurityFlags) -> anyhow::Result<()> 
         }
     }
     host.privileged = flags.privileged;
-    host.cap_add = flags.cap_add.clone();
-    host.cap_drop = flags.cap_drop.clone();
+    host.cap_add = flags.cap_add.clone().into();
+    host.cap_drop = flags.cap_drop.clone().into();
     host.cgroupns_mode = flags.cgroupns.clone().unwrap_or_default();
     host.device_cgroup_rules = flags.device_cgroup_rule.clone();
     host.ipc_mode = flags.ipc.clone().unwrap_or_default();
