@@ -15,6 +15,24 @@ fn a_new_volume_has_the_images_content_and_keeps_what_is_written() {
 }
 
 #[test]
+fn a_volume_gets_the_labels_of_the_mount_that_it_is_made_for() {
+    let daemon = daemon!();
+    let labels =
+        |name: &str| daemon.insula(&["volume", "inspect", "-f", "{{json .Labels}}", name]).ok().to_owned();
+    let run =
+        |mount: &str| daemon.sh(&["--network", "none", "--name", "box", "--mount", mount], "true").ok().len();
+    run("type=volume,src=kept,dst=/kept,volume-label=tier=db,volume-label=b");
+    assert_eq!(labels("kept"), r#"{"b":"","tier":"db"}"#);
+    // One that is there stays as it is.
+    run("type=volume,src=kept,dst=/kept,volume-label=tier=web");
+    assert_eq!(labels("kept"), r#"{"b":"","tier":"db"}"#);
+    let mount = "type=volume,dst=/kept,volume-label=tier=db";
+    daemon.sleeper(&["--network", "none", "--name", "anonymous", "--mount", mount]);
+    let name = daemon.insula(&["inspect", "-f", "{{(index .Mounts 0).Name}}", "anonymous"]);
+    assert_eq!(labels(name.ok()), r#"{"com.docker.volume.anonymous":"","tier":"db"}"#);
+}
+
+#[test]
 fn volumes_are_managed_by_name() {
     let daemon = daemon!();
     assert_eq!(daemon.insula(&["volume", "create", "--label", "a=b", "one"]).ok(), "one");

@@ -69,8 +69,8 @@ impl Volumes {
     }
 
     /// Makes a volume that nobody named, with the name that was chosen for it.
-    pub(crate) fn create_anonymous(&self, name: &str) -> Result<Volume> {
-        let labels = Labels::from([(ANONYMOUS.to_owned(), String::new())]);
+    pub(crate) fn create_anonymous(&self, name: &str, mut labels: Labels) -> Result<Volume> {
+        labels.insert(ANONYMOUS.to_owned(), String::new());
         self.create(VolumeCreateRequest { name: name.to_owned(), labels, ..VolumeCreateRequest::default() })
     }
 

@@ -251,14 +251,14 @@ impl Engine {
 
     /// Volumes with what the image puts into them, then the folders: one that has its folders is complete.
     fn make_parts(&self, container: &Container, image: &Image, upper: Option<&StagedUpper>) -> Result<()> {
-        for mount in &container.row().mounts {
-            self.make_mount(mount, image)?;
+        let row = container.row();
+        for mount in &row.mounts {
+            self.make_mount(mount, &row.host, image)?;
         }
         failpoint("create.volumes");
         match upper {
             Some(upper) => self.store().restore_container_dir(&container.id, upper)?,
             None => {
-                let row = container.row();
                 let size = self.storage_size(&row.host, &row.image.layers)?;
                 self.store().create_container_dir(&container.id, size)?
             }
@@ -286,7 +286,7 @@ impl Engine {
     }
 
     /// Makes the source of one mount.
-    fn make_mount(&self, mount: &MountRow, image: &Image) -> Result<()> {
+    fn make_mount(&self, mount: &MountRow, host: &HostConfig, image: &Image) -> Result<()> {
         match &mount.source {
             SourceRow::Bind { path, propagation, .. } => {
                 mounts::make_source(path)?;
@@ -302,11 +302,12 @@ impl Engine {
                 Err(error) => Err(Error::io("stat", folder, error)),
             },
             SourceRow::Volume { name, copy, anonymous, folder: None } => {
+                let labels = mounts::volume_labels(host, &mount.target);
                 let volume = if *anonymous && self.volumes().inspect(name).is_err() {
-                    self.volumes().create_anonymous(name)?
+                    self.volumes().create_anonymous(name, labels)?
                 } else {
                     let request =
-                        VolumeCreateRequest { name: name.clone(), ..VolumeCreateRequest::default() };
+                        VolumeCreateRequest { name: name.clone(), labels, ..VolumeCreateRequest::default() };
                     self.volumes().create(request)?
                 };
                 if *copy {

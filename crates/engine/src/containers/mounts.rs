@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use insula_models::{ContainerConfig, HostConfig, Mount};
+use insula_models::{ContainerConfig, HostConfig, Labels, Mount};
 
 use super::row::{MountRow, SourceRow};
 use crate::{Error, Result};
@@ -223,15 +223,19 @@ fn volume_source(mount: &Mount, wrong: &dyn Fn(String) -> Error) -> Result<Sourc
             driver.name
         )));
     }
-    if !options.labels.is_empty() {
-        return Err(Error::Unsupported(
-            "VolumeOptions.Labels are not available in this version: create the volume first".to_owned(),
-        ));
-    }
     if mount.source.starts_with('/') {
         return Err(wrong("the name of a volume must not be a path".to_owned()));
     }
     Ok(volume(&mount.source, mount.source.is_empty(), !options.no_copy))
+}
+
+/// What the volume of a mount is labelled with, if it is made for it.
+pub(super) fn volume_labels(host: &HostConfig, target: &str) -> Labels {
+    let mount = host.mounts.iter().find(|mount| plain_target(&mount.target).is_ok_and(|it| it == target));
+    mount
+        .and_then(|mount| mount.volume_options.as_ref())
+        .map(|options| options.labels.clone())
+        .unwrap_or_default()
 }
 
 fn tmpfs_source(mount: &Mount, wrong: &dyn Fn(String) -> Error) -> Result<SourceRow> {
@@ -383,7 +387,7 @@ fn plain_host(text: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use insula_models::{BindOptions as Options, Empty, Labels};
+    use insula_models::{BindOptions as Options, Empty};
 
     fn none(_: &str) -> Result<Vec<MountRow>> {
         Err(Error::NotFound("none".into()))
