@@ -24,6 +24,16 @@ fn users_and_groups() {
         "1000 44 50 777"
     );
     daemon.sh(&with(&["-u", "alice:nosuchgroup"]), "true").fails(125, &["nosuchgroup"]);
+    // No group is asked for: those of the user are kept.
+    assert_eq!(daemon.sh(&with(&["-u", "alice:"]), "id -g; id -G").ok(), "1000\n1000 50");
+    // Ids of a directory's users may be larger than a container's namespace.
+    let has =
+        |id: &str| format!("{id} is not among the ids of the container's user namespace: it has 0 to 65535");
+    daemon.sh(&with(&["-u", "99999"]), "id").fails(125, &[&has("user 99999")]);
+    daemon.sh(&with(&["-u", "1:88888"]), "id").fails(125, &[&has("group 88888")]);
+    daemon.sh(&with(&["--group-add", "88888"]), "id").fails(125, &[&has("group 88888")]);
+    let large = with(&["-u", "99999:88888", "--userns", "host"]);
+    assert_eq!(daemon.sh(&large, "id -u; id -g").ok(), "99999\n88888");
 }
 
 #[test]
@@ -104,6 +114,11 @@ fn added_hosts() {
     // Without a way to the host there is a name for it all the same.
     let alone = ["--network", "none", "--add-host", "gate:host-gateway"];
     daemon.sh(&alone, "cat /etc/hosts").shows(&["\tgate\n"]);
+    // With Docker it is the bridge's address there, too, which nothing leads to.
+    daemon.insula(&["network", "create", "--internal", "inner"]).ok();
+    let inner = daemon.sh(&["--network", "inner", "--add-host", "gate:host-gateway"], "cat /etc/hosts");
+    let bridge = daemon.insula(&["network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "bridge"]);
+    assert!(inner.ok().contains(&format!("{}\tgate", bridge.ok())), "{inner}");
     let named = ["--hostname", "web.example.org"];
     daemon.sh(&named, "cat /etc/hosts").shows(&["\tweb.example.org web\n"]);
     daemon.sh(&["--add-host", "nocolon"], "true").fails(125, &["nocolon"]);

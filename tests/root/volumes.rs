@@ -1,6 +1,7 @@
 //! Named and anonymous volumes.
 
 use insula_tests::daemon;
+use insula_tests::images::{self, Layer};
 
 #[test]
 fn a_new_volume_has_the_images_content_and_keeps_what_is_written() {
@@ -12,6 +13,93 @@ fn a_new_volume_has_the_images_content_and_keeps_what_is_written() {
     // Not when it is asked not to, nor into a volume that has something.
     assert_eq!(daemon.sh(&["-v", "bare:/data:nocopy", "--network", "none"], "ls /data").ok(), "");
     assert!(!daemon.sh(&["-v", "store:/etc", "--network", "none"], "ls /etc").ok().contains("passwd"));
+}
+
+/// What shows that the engine's files are there.
+const NAMES: &str =
+    "cat /etc/hostname; grep -q nameserver /etc/resolv.conf && grep -q localhost /etc/hosts && echo all";
+
+#[test]
+fn what_is_mounted_in_a_folder_is_seen_below_what_is_mounted_on_it() {
+    let daemon = daemon!();
+    let run =
+        |flags: &[&str]| daemon.sh(&[&["--network", "none", "--hostname", "inside"], flags].concat(), NAMES);
+    // A new volume has what the image has, and places for what the engine mounts: also one that is read-only.
+    for flags in
+        [&["-v", "kept:/etc"][..], &["-v", "fixed:/etc:ro"], &["--tmpfs", "/etc"], &["--tmpfs", "/etc:ro"]]
+    {
+        assert_eq!(run(flags).ok(), "inside\nall", "{flags:?}");
+    }
+    let folder = daemon.folder().join("etc");
+    std::fs::create_dir(&folder).unwrap();
+    let bind = format!("{}:/etc", insula_tests::text(&folder));
+    // There is nothing to mount on, and no way to make it.
+    run(&["-v", &format!("{bind}:ro")]).fails(125, &["/etc/resolv.conf", "Read-only file system"]);
+    assert_eq!(run(&["-v", &bind]).ok(), "inside\nall");
+    // Places were made, what is mounted on them has not been written there.
+    assert_eq!(std::fs::read(folder.join("hostname")).unwrap(), b"");
+    assert_eq!(run(&["-v", &format!("{bind}:ro")]).ok(), "inside\nall");
+    // The user's own are not covered.
+    std::fs::write(folder.join("own"), "own\n").unwrap();
+    let own = format!("{}:/etc/hostname", insula_tests::text(&folder.join("own")));
+    assert_eq!(run(&["-v", &bind, "-v", &own]).ok(), "own\nall");
+}
+
+#[test]
+fn links_that_lead_nowhere_are_followed_below_the_root() {
+    let daemon = daemon!();
+    let run = |flags: &[&str], script: &str| {
+        daemon.sh(&[&["--network", "none", "--hostname", "inside"], flags].concat(), script)
+    };
+    // As systemd-resolved leaves it in the folder of a host, and above the root; one to a name that is its own.
+    let links =
+        "ln -sf ../run/resolve/stub.conf /kept/resolv.conf; ln -sf ../../../../../else/hosts /kept/hosts;
+        ln -sf /hostname /kept/hostname; ln -s /else/where /kept/away; ln -s round /kept/round";
+    run(&["-v", "kept:/kept"], links).ok();
+    let found = run(&["-v", "kept:/etc"], &format!("{NAMES}; ls /run/resolve /else /hostname"));
+    assert_eq!(found.ok(), "inside\nall\n/hostname\n\n/else:\nhosts\n\n/run/resolve:\nstub.conf");
+    run(&["-v", "kept:/etc", "-v", "far:/etc/away"], "echo far > /else/where/file").ok();
+    assert_eq!(run(&["-v", "far:/far"], "cat /far/file").ok(), "far");
+    run(&["-v", "kept:/etc", "-v", "far:/etc/round/in"], "true").fails(125, &["/etc/round/in"]);
+    // An image's own.
+    let mut image = images::busybox();
+    "linked:latest".clone_into(&mut image.name);
+    let layer = Layer::default()
+        .symlink("etc/resolv.conf", "../run/resolve/stub.conf")
+        .symlink("etc/hosts", "/else/hosts");
+    image.layers.push(layer.bytes());
+    daemon.load(&image.docker_archive()).ok();
+    for more in [&[][..], &["--read-only"], &["--tmpfs", "/run"]] {
+        let flags = [&["run", "--rm", "--network", "none", "--hostname", "inside"], more].concat();
+        let found = daemon.insula(&[&flags[..], &["linked", "sh", "-c", NAMES]].concat());
+        assert_eq!(found.ok(), "inside\nall", "{more:?}");
+    }
+    // Nothing of the host's was made.
+    assert!(!std::path::Path::new("/else").exists() && !std::path::Path::new("/run/resolve").exists());
+}
+
+#[test]
+fn a_tmpfs_is_as_open_as_the_folder_that_it_covers() {
+    let daemon = daemon!();
+    let run = |flags: &[&str], script: &str| daemon.sh(&[&["--network", "none"], flags].concat(), script);
+    let modes = "stat -c '%n %a' /data /new /tmp";
+    let flags = ["--tmpfs", "/data", "--tmpfs", "/new", "--tmpfs", "/tmp"];
+    assert_eq!(run(&flags, modes).ok(), "/data 750\n/new 1777\n/tmp 1777");
+    let flags = [
+        "--tmpfs",
+        "/data:mode=711",
+        "--tmpfs",
+        "/new:mode=700",
+        "--mount",
+        "type=tmpfs,dst=/tmp,tmpfs-mode=755",
+    ];
+    assert_eq!(run(&flags, modes).ok(), "/data 711\n/new 700\n/tmp 755");
+    let flags =
+        ["--tmpfs", "/data:ro", "--tmpfs", "/new:ro,mode=700", "--mount", "type=tmpfs,dst=/tmp,readonly"];
+    let script = format!("{modes}; for at in /data /new /tmp; do touch $at/file 2>&1; done");
+    let found = run(&flags, &script);
+    assert!(found.stdout.starts_with("/data 750\n/new 700\n/tmp 1777\n"), "{found}");
+    assert_eq!(found.stdout.matches("Read-only file system").count(), 3, "{found}");
 }
 
 #[test]

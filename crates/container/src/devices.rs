@@ -60,7 +60,9 @@ pub(crate) fn build(plan: &ContainerPlan) -> Result<OwnedFd> {
     if Path::new(CORE.0).exists() {
         at.make_link(CORE.0, CORE.1)?;
     }
-    for name in FOLDERS {
+    // Without IPC there is no shared memory either.
+    let shared = plan.bundle.is_some() || plan.mounts.iter().any(|mount| mount.target == "/dev/shm");
+    for name in FOLDERS.into_iter().filter(|name| shared || *name != "shm") {
         rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).context("mkdirat", name)?;
         at.own(Path::new(name), owner, owner)?;
     }

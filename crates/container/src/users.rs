@@ -1,6 +1,8 @@
 //! `user[:group]` against the container's `/etc/passwd` and `/etc/group`, passwd(5) and group(5).
 //! The files are the image's: bounded, and every line may be wrong.
 
+use std::ops::RangeInclusive;
+
 use crate::error::{Error, Result};
 
 /// Bytes of either file that are looked at.
@@ -59,6 +61,33 @@ pub(crate) fn resolve(user: &str, extra: &[String], passwd: &str, group: &str) -
 /// Where the user with this id is at home; `/` for a stranger.
 pub(crate) fn home_of(uid: u32, passwd: &str) -> &str {
     accounts(passwd).find(|account| account.uid == uid && !account.home.is_empty()).map_or("/", |a| a.home)
+}
+
+/// The ids that a user namespace has by its `uid_map` or `gid_map`, user_namespaces(7).
+pub(crate) fn mapped(map: &str) -> Vec<RangeInclusive<u32>> {
+    let range = |line: &str| {
+        let numbers: Vec<u32> =
+            line.split_whitespace().map(|number| number.parse().ok()).collect::<Option<_>>()?;
+        let [first, _, count] = numbers[..] else { return None };
+        Some(first..=first.checked_add(count.checked_sub(1)?)?)
+    };
+    map.lines().filter_map(range).collect()
+}
+
+/// Says which id is not among those that are there, and which are. Where none are known nothing is said.
+pub(crate) fn check_mapped<'a>(
+    of: &str,
+    ids: impl IntoIterator<Item = &'a u32>,
+    ranges: &[RangeInclusive<u32>],
+) -> Result<()> {
+    let missing = |id: &&u32| !ranges.is_empty() && !ranges.iter().any(|range| range.contains(*id));
+    let Some(id) = ids.into_iter().find(missing) else { return Ok(()) };
+    let has: Vec<String> =
+        ranges.iter().map(|range| format!("{} to {}", range.start(), range.end())).collect();
+    let has = has.join(", ");
+    Err(Error::Invalid(format!(
+        "{of} {id} is not among the ids of the container's user namespace: it has {has}"
+    )))
 }
 
 struct Account<'a> {
@@ -135,6 +164,17 @@ mod tests {
     #[test]
     fn homes_are_found_by_number_alone() {
         assert_eq!((home_of(33, PASSWD), home_of(12, PASSWD), home_of(77, PASSWD)), ("/srv", "/", "/odd"));
+    }
+
+    #[test]
+    fn what_is_mapped_is_read_line_by_line() {
+        assert_eq!(mapped("         0     100000      65536\n     70000 7 1\n"), [0..=65535, 70000..=70000]);
+        assert_eq!(mapped("0 0 4294967295\n"), [0..=4_294_967_294]);
+        assert_eq!(mapped("0 0 0\n4294967295 0 2\nodd\n"), []);
+        let ranges = mapped("0 100000 10\n70 7 1\n");
+        assert!(check_mapped("user", &[0, 9, 70], &ranges).is_ok());
+        let error = check_mapped("group", &[9, 10, 71], &ranges).unwrap_err().to_string();
+        assert!(error.contains("group 10 ") && error.ends_with("it has 0 to 9, 70 to 70"), "{error}");
     }
 
     #[test]

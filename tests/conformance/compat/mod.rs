@@ -2,6 +2,7 @@
 //! command of Docker's, with Docker's client and with insula's own. `INSULA_UPDATE_DOCS=1` writes it again.
 
 mod endpoints;
+mod inside;
 mod run_flags;
 mod verbs;
 
@@ -352,10 +353,13 @@ fn the_table_is_what_running_shows() {
     let disagreements = place.disagreements.take();
     assert!(disagreements.is_empty(), "the clients print different things: {}", disagreements.join("\n"));
     let endpoints = endpoints::endpoints(&place.daemon, &id);
+    let inside = inside::inside(&place.daemon);
     let text = format!(
         "# What of Docker works\n\nWritten by running each line against a daemon \
          (`INSULA_UPDATE_DOCS=1 cargo test -p insula-tests --test conformance compat`). What is behind `not` is the \
-         answer.\n\n## Endpoints\n\n{endpoints}\n## Commands and flags\n\nThe first column of verdicts is of \
+         answer.\n\n## Endpoints\n\n{endpoints}\n## What a container finds\n\nWhat a script prints inside, \
+         behind the process wall. Docker 20.10 printed the same, but where it says how it differs.\n\n{inside}\n## \
+         Commands and flags\n\nThe first column of verdicts is of \
          Debian's Docker client against insula's daemon, the second of the command `insula`. Where both only show \
          something, they were found to print the same.\n{run}{verbs}{groups}"
     );

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsPickFlags, MountAttrFlags, MountPropagationFlags, OpenTreeFlags};
 
 use super::mounts::{self, Built};
-use super::{Inside, cgroups, labels, paths, program, terminal};
+use super::{Inside, cgroups, labels, paths, places, program, terminal};
 use crate::error::{Context, Error, Result};
 use crate::handshake::{self, Channel, Order};
 use crate::streams::Ends;
@@ -167,7 +167,7 @@ fn copy_up(root: &OwnedFd, mount: &BundleMount, tree: &OwnedFd, options: &[(Stri
 /// Other options for what is mounted there: of the mount, and of the file system where some are said.
 fn remount(root: &OwnedFd, mount: &BundleMount, options: &[(String, String)]) -> Result<()> {
     let target = &mount.target;
-    let there = mounts::below(root, target).context("openat2", target)?;
+    let there = places::below(root, target).context("openat2", target)?;
     let stat =
         rustix::fs::statx(&there, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).context("statx", target)?;
     if !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {

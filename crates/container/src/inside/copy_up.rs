@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::mounts::below;
+use super::places::below;
 use crate::error::{Context, Error, Result};
 
 /// Folders deeper than this are no content of an image.

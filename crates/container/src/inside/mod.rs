@@ -10,6 +10,7 @@ mod copy_up;
 mod labels;
 mod mounts;
 mod paths;
+mod places;
 mod program;
 mod reaper;
 mod terminal;
@@ -33,7 +34,8 @@ pub(crate) use bundle::Parking;
 pub use confinement::warm_up;
 pub(crate) use confinement::{Confinement, has_selinux};
 pub(crate) use labels::{label_by_path, label_keyring_inside};
-pub(crate) use mounts::{attach_below, make_folder, new_file_system};
+pub(crate) use mounts::{attach_below, new_file_system};
+pub(crate) use places::make_folder;
 pub(crate) use program::{Program, run_on};
 pub(crate) use terminal::open as open_terminal;
 

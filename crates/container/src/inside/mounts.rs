@@ -4,13 +4,12 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
 
 use insula_spec::bundle::{Entering, MountNamespace};
 use insula_spec::plan::{ContainerPlan, InitPlan, MountPlan, MountSource, UserNamespace};
 use insula_sys::mount::{MountAttributes, set_attributes};
 use insula_sys::process;
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
@@ -18,6 +17,7 @@ use rustix::mount::{
 };
 
 use super::cgroups;
+use super::places::{below, make_file, make_folder};
 use crate::error::{Context, Error, Result};
 
 /// Roots of mounts that later steps work on.
@@ -72,12 +72,19 @@ pub(super) fn build(own: Own, rootfs: &OwnedFd, dev: OwnedFd, sources: Vec<Owned
     attach_at(&dev, &root, "/dev")?;
     attach(terminals.as_fd(), dev.as_fd(), c"pts")?;
     let mut sources = sources.into_iter();
-    for (MountPlan { target, .. }, made) in mounts {
+    for (mount, made) in &mounts {
         match made {
-            Some(made) => attach_at(&made, &root, &target),
-            None => attach_below(&root, &target, &sources.next().ok_or(Error::Lost)?),
+            Some(made) => attach_own(made, &root, mount),
+            None => attach_below(&root, &mount.target, &sources.next().ok_or(Error::Lost)?),
         }
-        .map_err(|error| at(&target, error))?;
+        .map_err(|error| at(&mount.target, error))?;
+    }
+    // What is mounted in one has its place by now.
+    for (mount, made) in &mounts {
+        if let (MountSource::Tmpfs { .. }, true, Some(made)) = (&mount.source, mount.readonly, made) {
+            let readonly = MountAttributes { readonly: true, ..MountAttributes::default() };
+            set_attributes(made.as_fd(), readonly, false).context("mount_setattr", &mount.target)?;
+        }
     }
     Ok(Built { root, proc: Some(proc), sys: Some(sys), dev })
 }
@@ -132,12 +139,29 @@ fn own(plan: &ContainerPlan, mount: &MountPlan) -> Result<Option<OwnedFd>> {
             ];
             let options: Vec<(&str, &str)> =
                 options.iter().filter_map(|(key, value)| Some((*key, value.as_deref()?))).collect();
-            new("tmpfs", &options, attributes(mount))
+            let mut attributes = attributes(mount);
+            // Not before everything is in it.
+            attributes.remove(MountAttrFlags::MOUNT_ATTR_RDONLY);
+            new("tmpfs", &options, attributes)
         }
         MountSource::Mqueue => new("mqueue", &[], hardened()),
         MountSource::Cgroup => cgroups::make(mount.readonly, plan.init),
     }
     .map(Some)
+}
+
+/// Attaches a file system of the container's own. A tmpfs without a mode has that of the folder that it covers, if
+/// there is one: who mounts over a folder that others may not write to does not open it.
+fn attach_own(made: &OwnedFd, root: &OwnedFd, mount: &MountPlan) -> Result<()> {
+    let target = &mount.target;
+    if matches!(mount.source, MountSource::Tmpfs { mode: None, .. })
+        && let Ok(covered) = below(root, target)
+    {
+        let mode = rustix::fs::fstat(&covered).context("fstat", target)?.st_mode & 0o7777;
+        rustix::fs::chmodat(made, ".", Mode::from_raw_mode(mode), AtFlags::empty())
+            .context("fchmodat", target)?;
+    }
+    attach_at(made, root, target)
 }
 
 /// Attaches a folder or a file at `target` below `root`, made if absent.
@@ -255,53 +279,6 @@ pub(super) fn attach(mount: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &CStr) -> 
         .context("move_mount", format_args!("a mount to {:?}", path.to_string_lossy()))
 }
 
-/// The folder at `path` below `root`, made with its parents if absent.
-pub(crate) fn make_folder(root: &OwnedFd, path: &str) -> Result<OwnedFd> {
-    match below(root, path) {
-        Err(Errno::NOENT) => {}
-        found => return found.context("openat2", path),
-    }
-    let mut so_far = PathBuf::new();
-    for part in Path::new(path).components() {
-        match part {
-            Component::Normal(name) => {
-                let parent = below(root, so_far.as_path()).context("openat2", so_far.display())?;
-                match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
-                    Ok(()) | Err(Errno::EXIST) => so_far.push(name),
-                    Err(error) => return Err(error).context("mkdirat", path),
-                }
-            }
-            Component::ParentDir => return Err(Error::Invalid(format!("path {path:?} is not plain"))),
-            _ => {}
-        }
-    }
-    below(root, path).context("openat2", path)
-}
-
-/// The file at `path` below `root`, made empty if absent.
-fn make_file(root: &OwnedFd, path: &str) -> Result<OwnedFd> {
-    match below(root, path) {
-        Err(Errno::NOENT) => {}
-        found => return found.context("openat2", path),
-    }
-    let plain = Path::new(path);
-    let (Some(parent), Some(name)) = (plain.parent().and_then(Path::to_str), plain.file_name()) else {
-        return Err(Error::Invalid(format!("path {path:?} names no file")));
-    };
-    let parent = make_folder(root, parent)?;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)).context("openat", path)?;
-    below(root, path).context("openat2", path)
-}
-
-/// What is at `path` below `root`; links are followed but never out of it.
-pub(super) fn below(root: &OwnedFd, path: impl AsRef<Path>) -> Result<OwnedFd, Errno> {
-    let path = path.as_ref();
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
-}
-
 /// Makes the container's root that of the process and lets go of the host's.
 pub(crate) fn enter(plan: &ContainerPlan, rootfs: &OwnedFd) -> Result<()> {
     match (plan.mount_namespace(), plan.rootfs.layers.first()) {
@@ -338,6 +315,8 @@ pub(super) fn bind_console(terminal: BorrowedFd<'_>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, OpenTreeFlags};
 
 use super::mounts::{self, Built};
+use super::places;
 use crate::error::{Context, Error, Result};
 
 /// `f_type` of procfs, statfs(2).
@@ -85,7 +86,7 @@ fn find(built: &Built, path: &str) -> Result<Option<OwnedFd>> {
     let proc = built.proc.as_ref().zip(path.strip_prefix("/proc/"));
     let found = match proc.or_else(|| built.sys.as_ref().zip(path.strip_prefix("/sys/"))) {
         Some((mount, rest)) => rustix::fs::openat2(mount, rest, flags, Mode::empty(), strict()),
-        None => mounts::below(&built.root, path),
+        None => places::below(&built.root, path),
     };
     match found {
         Ok(target) => Ok(Some(target)),

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::ffi::CString;
+use std::fmt::Display;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,7 +16,7 @@ use rustix::io::{Errno, FdFlags};
 use rustix::thread::CpuSet;
 
 use super::confinement::Confinement;
-use super::{mounts, terminal};
+use super::{places, terminal};
 use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::streams::{self, Ends};
@@ -73,9 +74,11 @@ impl Program<'_> {
         if let Some(exact) = &self.process.exact {
             return exact_identity(exact);
         }
-        let numeric = |text: &str| text.is_empty() || text.bytes().all(|b| b.is_ascii_digit());
+        let numeric = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
         let passwd = read_inside("etc/passwd")?;
         let asked_group = self.process.user.split_once(':').map(|(_, group)| group);
+        // `ann:` asks for no group, and has those of the user.
+        let asked_group = asked_group.filter(|group| !group.is_empty());
         let group = if asked_group.is_some_and(numeric) && self.process.groups.iter().all(|g| numeric(g)) {
             String::new()
         } else {
@@ -114,7 +117,7 @@ impl Program<'_> {
         let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
         if let Some(slave) = self.terminal {
             // tty(4): the user of the session owns its terminal; its group stays that of devpts.
-            rustix::fs::fchown(slave, Some(uid), None).context("fchown", "the terminal")?;
+            identity.took("fchown", "the terminal", rustix::fs::fchown(slave, Some(uid), None))?;
             terminal::control(slave)?;
             return Ends::install(slave, slave, slave);
         }
@@ -124,7 +127,7 @@ impl Program<'_> {
         let Ends::Pipes { stdin, stdout, stderr } = self.ends else { return Err(Error::Lost) };
         if identity.uid != 0 {
             for stream in [stdout, stderr] {
-                rustix::fs::fchown(stream, Some(uid), Some(gid)).context("fchown", "a stream")?;
+                identity.took("fchown", "a stream", rustix::fs::fchown(stream, Some(uid), Some(gid)))?;
             }
         }
         let (stdout, stderr) = (stdout.as_fd(), stderr.as_fd());
@@ -145,7 +148,7 @@ impl Program<'_> {
         let root = rustix::fs::open("/", flags, Mode::empty()).context("open", "/")?;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let folder = match rustix::fs::openat2(&root, cwd.as_str(), flags, Mode::empty(), resolve) {
-            Err(Errno::NOENT) if self.make_folder => mounts::make_folder(&root, cwd)?,
+            Err(Errno::NOENT) if self.make_folder => places::make_folder(&root, cwd)?,
             found => found.context("chdir", cwd)?,
         };
         rustix::process::fchdir(&folder).context("chdir", cwd)
@@ -178,9 +181,25 @@ fn exact_identity(exact: &ExactPlan) -> Result<Identity> {
 fn become_user(identity: &Identity) -> Result<()> {
     let groups: Vec<Gid> = identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
-    super::set_groups(&groups).context("setgroups", "of the user")?;
-    rustix::thread::set_thread_res_gid(gid, gid, gid).context("setresgid", identity.gid)?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid).context("setresuid", identity.uid)
+    identity.took("setgroups", "of the user", super::set_groups(&groups))?;
+    let result = rustix::thread::set_thread_res_gid(gid, gid, gid);
+    identity.took("setresgid", identity.gid, result)?;
+    let result = rustix::thread::set_thread_res_uid(uid, uid, uid);
+    identity.took("setresuid", identity.uid, result)
+}
+
+impl Identity {
+    /// What came of a call with its ids. EINVAL is that the container's user namespace has not all of them; which it
+    /// has is looked at then.
+    fn took(&self, call: &'static str, on: impl Display, result: Result<(), Errno>) -> Result<()> {
+        if result == Err(Errno::INVAL) {
+            let uids = users::mapped(&read_inside("proc/self/uid_map")?);
+            let gids = users::mapped(&read_inside("proc/self/gid_map")?);
+            users::check_mapped("user", [&self.uid], &uids)?;
+            users::check_mapped("group", self.groups.iter().chain([&self.gid]), &gids)?;
+        }
+        result.context(call, on)
+    }
 }
 
 /// A file of the container, bounded; absent reads as empty. The root is already the container's,

@@ -311,7 +311,8 @@ impl Engine {
                     self.volumes().create(request)?
                 };
                 if *copy {
-                    let layers = image.layer_paths();
+                    // With what the engine mounts on: what is mounted in the volume needs places there.
+                    let layers = plan::layers(&image.layer_paths(), &self.store().points());
                     copyup::fill(&layers, image.hidden(), &mount.target, volume.mountpoint.as_ref())?;
                 }
                 Ok(())

@@ -282,7 +282,6 @@ fn tmpfs_options(text: &str) -> Result<(SourceRow, bool)> {
             },
         }
     }
-    let mode = mode.or(Some(0o1777));
     Ok((SourceRow::Tmpfs { size, mode, nosuid, nodev, noexec, uid, gid }, readonly))
 }
 

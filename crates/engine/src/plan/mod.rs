@@ -74,7 +74,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<ContainerPlan> {
         process: process(row)?,
         init: init(row),
         rootfs: RootfsPlan {
-            layers: layers(row, inputs.points),
+            layers: layers(&row.image.layers, inputs.points),
             idmap: true,
             upper: Some(UpperPlan { upper: folder.upper(), work: folder.work() }),
             readonly: host.readonly_rootfs,
@@ -111,8 +111,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<ContainerPlan> {
 }
 
 /// The host's own system has all that is mounted on; of an image nobody knows.
-fn layers(row: &Row, points: &Path) -> Vec<PathBuf> {
-    let image = &row.image.layers;
+pub(crate) fn layers(image: &[PathBuf], points: &Path) -> Vec<PathBuf> {
     let below =
         if image.iter().any(|layer| layer == Path::new("/")) { None } else { Some(points.to_owned()) };
     below.into_iter().chain(image.iter().cloned()).collect()
@@ -186,10 +185,16 @@ fn namespaces(row: &Row, joined: &Joined) -> NamespacesPlan {
     }
 }
 
-/// The engine's own mounts, but where the user mounts something else, and then the user's.
+/// The engine's own mounts, but where the user mounts something else, and the user's: what is mounted in a folder is
+/// not hidden by what is mounted on the folder. The kernel's file systems come before all that, so that who mounts a
+/// folder at `/sys` gets it as it is.
 fn mounts(inputs: &Inputs<'_>) -> Vec<MountPlan> {
     let row = inputs.row;
-    let mut mounts = own_mounts(&row.host);
+    let of_the_users = |own: &MountPlan| row.mounts.iter().any(|mount| mount.target == own.target);
+    let mut mounts = of_the_kernel(&row.host);
+    mounts.retain(|own| !of_the_users(own));
+    let first = mounts.len();
+    mounts.extend(shared_memory(&row.host).filter(|own| !of_the_users(own)));
     for name in ["resolv.conf", "hosts", "hostname"] {
         // They belong to the container's root as they are.
         let path = inputs.names.join(name);
@@ -197,24 +202,29 @@ fn mounts(inputs: &Inputs<'_>) -> Vec<MountPlan> {
             MountSource::Bind { path, recursive: false, propagation: Propagation::Private, idmap: false };
         let target = format!("/etc/{name}");
         // A bind is not read-only because the root is.
-        mounts.push(MountPlan { readonly: row.host.readonly_rootfs, ..plain(&target, source) });
+        let own = MountPlan { readonly: row.host.readonly_rootfs, ..plain(&target, source) };
+        mounts.extend(Some(own).filter(|own| !of_the_users(own)));
     }
-    mounts.retain(|own| !row.mounts.iter().any(|mount| mount.target == own.target));
     mounts.extend(row.mounts.iter().map(|mount| of_the_user(mount, inputs.volumes)));
+    mounts[first..].sort_by_key(|mount| mount.target.split('/').count());
     mounts
 }
 
-fn own_mounts(host: &HostConfig) -> Vec<MountPlan> {
-    let mut mounts = Vec::new();
+fn shared_memory(host: &HostConfig) -> Option<MountPlan> {
     match host.ipc_mode.as_str() {
-        "host" => mounts.push(plain("/dev/shm", bind("/dev/shm".into(), false, Propagation::Private))),
-        "none" => {}
+        "host" => Some(plain("/dev/shm", bind("/dev/shm".into(), false, Propagation::Private))),
+        "none" => None,
         _ => {
             let size = u64::try_from(host.shm_size).ok().filter(|size| *size > 0);
             let source = MountSource::Tmpfs { size, mode: Some(0o1777), uid: None, gid: None };
-            mounts.push(MountPlan { nosuid: true, nodev: true, noexec: true, ..plain("/dev/shm", source) });
+            Some(MountPlan { nosuid: true, nodev: true, noexec: true, ..plain("/dev/shm", source) })
         }
     }
+}
+
+/// File systems in which the kernel shows itself.
+fn of_the_kernel(host: &HostConfig) -> Vec<MountPlan> {
+    let mut mounts = Vec::new();
     let hardened =
         |target, source| MountPlan { nosuid: true, nodev: true, noexec: true, ..plain(target, source) };
     // That of the host only its root may mount.

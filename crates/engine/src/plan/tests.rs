@@ -109,6 +109,35 @@ fn users_mounts_replace_the_engines() {
 }
 
 #[test]
+fn what_is_mounted_in_a_folder_comes_after_what_is_mounted_on_it() {
+    let mut row = row();
+    for target in ["/dev", "/etc", "/sys", "/etc/hosts"] {
+        row.mounts.push(MountRow {
+            target: target.into(),
+            source: SourceRow::Volume { name: "v".into(), anonymous: false, copy: true, folder: None },
+            readonly: false,
+            mode: String::new(),
+        });
+    }
+    let plan = plan(&row, Joined::default());
+    let targets: Vec<&str> = plan.mounts.iter().map(|mount| mount.target.as_str()).collect();
+    assert_eq!(
+        targets,
+        [
+            "/dev/mqueue",
+            "/sys/fs/cgroup",
+            "/dev",
+            "/etc",
+            "/sys",
+            "/dev/shm",
+            "/etc/resolv.conf",
+            "/etc/hostname",
+            "/etc/hosts"
+        ]
+    );
+}
+
+#[test]
 fn inits_are_found() {
     let with = |program: &str, init: Option<bool>, system: &str| {
         let mut row = row();
