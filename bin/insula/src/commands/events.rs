@@ -11,7 +11,8 @@ use crate::failure::Outcome;
 use crate::filters;
 use crate::follow::{self, Place};
 use crate::format::ago;
-use crate::format::template::{self, Compiled};
+use crate::format::template::Compiled;
+use crate::format::typed;
 use crate::printer;
 
 /// Show what happens, as it happens
@@ -94,7 +95,7 @@ fn time(event: &EventMessage) -> Timestamp {
 impl EventsArgs {
     fn shown(&self, event: &EventMessage, template: Option<&Compiled>) -> anyhow::Result<String> {
         Ok(match template {
-            Some(template) => template.render(&template::value(&named(event)))?,
+            Some(template) => template.render(&typed::document(&named(event)))?,
             None if self.format.is_empty() => line(event),
             None => serde_json::to_string(event)?,
         })
@@ -143,6 +144,6 @@ mod tests {
         assert!(line.ends_with(" container die abc (exitCode=0, image=nginx, name=web)"), "{line}");
         assert!(line.contains(".000000005"), "{line}");
         let template = Compiled::new("{{.Actor.Attributes.name}} {{.TimeNano}}").unwrap();
-        assert_eq!(template.render(&template::value(&named(&event))).unwrap(), "web 1700000000000000005");
+        assert_eq!(template.render(&typed::document(&named(&event))).unwrap(), "web 1700000000000000005");
     }
 }

@@ -1,6 +1,7 @@
 //! What commands show: tables, Go templates, JSON, ages and sizes.
 
 pub(crate) mod ago;
+pub(crate) mod fields;
 pub(crate) mod json;
 pub(crate) mod ports;
 pub(crate) mod table;

@@ -58,7 +58,7 @@ pub(crate) fn render(columns: &Columns, rows: &[Row], format: &str) -> anyhow::R
             Some(template) => columns.template_table(rows, template.trim_start()),
             None => {
                 let template = Compiled::new(template)?;
-                rows.iter().map(|row| Ok(template.render(&row.to_value())? + "\n")).collect()
+                rows.iter().map(|row| Ok(template.render(&row.to_value().into())? + "\n")).collect()
             }
         },
     }
@@ -86,10 +86,10 @@ impl Columns {
         let mut headers: BTreeMap<Arc<str>, Value> =
             self.headers.iter().map(|(name, header)| (Arc::from(*name), Value::from(*header))).collect();
         headers.insert(Arc::from(LABELS), Value::Nil);
-        let mut text = Compiled::of_headers(template)?.render(&Value::from(headers))? + "\n";
+        let mut text = Compiled::of_headers(template)?.render(&Value::from(headers).into())? + "\n";
         let template = Compiled::new(template)?;
         for row in rows {
-            text.push_str(&template.render(&row.to_value())?);
+            text.push_str(&template.render(&row.to_value().into())?);
             text.push('\n');
         }
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split('\t').collect()).collect();

@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::anyhow;
-use gotmpl::{MissingKey, Template, TemplateError, Value};
+use gotmpl::{Template, TemplateError, Value};
 
+use super::fields::{self, Data};
 use super::typed;
 
 /// A template that was understood.
 pub(crate) struct Compiled {
     template: Template,
-    /// The same, which takes names for empty that are not there.
-    lenient: Template,
     /// What was parsed, for errors to point into.
     text: String,
 }
@@ -20,12 +19,12 @@ pub(crate) struct Compiled {
 impl Compiled {
     /// `text` with `\t` and `\n` spelled as two characters, as shells leave them.
     pub(crate) fn new(text: &str) -> anyhow::Result<Self> {
-        Self::parse(functions(Template::new("")), text)
+        Self::parse(functions(Template::new(fields::ITSELF)), text)
     }
 
     /// For a table's header: the functions give their first argument back.
     pub(crate) fn of_headers(source: &str) -> anyhow::Result<Self> {
-        let mut template = Template::new("");
+        let mut template = Template::new(fields::ITSELF);
         for name in ["json", "split", "join", "title", "lower", "upper", "pad", "truncate", "label"] {
             template = template.func(name, |arguments| Ok(arguments.first().cloned().unwrap_or(Value::Nil)));
         }
@@ -41,30 +40,14 @@ impl Compiled {
         let text = text.replace("\\t", "\t").replace("\\n", "\n");
         // A method with an argument is not known to the template engine, a function is.
         let text = text.replace(".Label ", "label .InsulaLabels ");
-        let parsed = |missing| template.clone().missing_key(missing).parse(&text);
-        match (parsed(MissingKey::Error), parsed(MissingKey::Invalid)) {
-            (Ok(template), Ok(lenient)) => Ok(Self { template, lenient, text }),
-            (Err(error), _) | (_, Err(error)) => Err(worded(&error, &text)),
+        match fields::parse(template, &text) {
+            Ok(template) => Ok(Self { template, text }),
+            Err(error) => Err(worded(&error, &text)),
         }
     }
 
-    pub(crate) fn render(&self, data: &Value) -> anyhow::Result<String> {
-        let rendered = match self.template.execute_to_string(data) {
-            Err(TemplateError::MissingKey { key }) if self.may_be_absent(&key) => {
-                self.lenient.execute_to_string(data)
-            }
-            rendered => rendered,
-        };
-        rendered.map_err(|error| worded(&error, &self.text))
-    }
-
-    /// A label need not be there, nor what is only asked for itself (`{{if .State.Health}}`); another field has to.
-    fn may_be_absent(&self, key: &str) -> bool {
-        let Some((_, chain)) = chain_with(&self.text, key) else { return false };
-        let fields: Vec<&str> = chain.split('.').collect();
-        let at = fields.iter().position(|field| *field == key).unwrap_or_default();
-        let of_a_map = at > 0 && typed::is_map(fields[at - 1]);
-        of_a_map || typed::is_pointer(key) && at + 1 == fields.len()
+    pub(crate) fn render(&self, data: &Data) -> anyhow::Result<String> {
+        fields::render(&self.template, data).map_err(|error| worded(&error, &self.text))
     }
 }
 
@@ -78,16 +61,8 @@ fn worded(error: &TemplateError, text: &str) -> anyhow::Error {
             let (line, _) = text.find(name.as_str()).map_or((1, 0), |at| place(text, at));
             format!(":{line}: function {name:?} not defined")
         }
-        TemplateError::MissingKey { key } => {
-            let missing = format!("map has no entry for key {key:?}");
-            match chain_with(text, key) {
-                Some((at, chain)) => {
-                    let (line, column) = place(text, at);
-                    format!(":{line}:{column}: executing \"\" at <{chain}>: {missing}")
-                }
-                None => format!(": executing \"\": {missing}"),
-            }
-        }
+        // It says already where it stands.
+        TemplateError::Exec(said) if said.starts_with(':') => said.clone(),
         other => format!(": executing \"\": {other}"),
     };
     anyhow!("template parsing error: template: {said}")
@@ -97,23 +72,6 @@ fn worded(error: &TemplateError, text: &str) -> anyhow::Error {
 fn place(text: &str, at: usize) -> (usize, usize) {
     let before = &text[..at];
     (before.matches('\n').count() + 1, at - before.rfind('\n').map_or(0, |newline| newline + 1))
-}
-
-/// The first chain of fields (`.State.Pid`) with a field of this name, and where Go says it is: at the
-/// second field, if there is one.
-fn chain_with<'a>(text: &'a str, key: &str) -> Option<(usize, &'a str)> {
-    let of_chain = |character: char| character.is_alphanumeric() || "._".contains(character);
-    let mut at = 0;
-    while let Some(start) = text[at..].find('.').map(|found| at + found) {
-        let length = text[start..].find(|character| !of_chain(character)).unwrap_or(text.len() - start);
-        let chain = &text[start..start + length];
-        if chain.split('.').any(|field| field == key) {
-            let second = chain[1..].find('.').map_or(0, |dot| dot + 1);
-            return Some((start + second, chain));
-        }
-        at = start + length;
-    }
-    None
 }
 
 /// JSON as template data.
@@ -268,7 +226,7 @@ mod tests {
             "Limit": 18446744073709551615u64,
             "Nothing": null,
         });
-        Compiled::new(template)?.render(&value(&data))
+        Compiled::new(template)?.render(&value(&data).into())
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! What templates find where a document says null, or nothing at all. Docker's own are of Go's types: a list that is
-//! absent is an empty one, and `{{if .State.Health}}` is no mistake. `json` shows what the document says.
+//! absent is an empty one, `{{if .State.Health}}` is no mistake, and of a map any name may be asked for. `json` shows
+//! what the document says.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use gotmpl::Value;
+
+use super::fields::{Data, Map};
 
 /// What a field is in Go when nobody sets it.
 #[derive(Debug, Clone, Copy)]
@@ -46,10 +48,13 @@ const CONFIG: &[(&str, Zero)] = &[
 ];
 
 /// Fields that have names of the user's, of which any may be asked for.
-const MAPS: [&str; 15] = [
+const MAPS: [&str; 19] = [
     "Annotations",
+    "Attributes",
+    "AuxiliaryAddresses",
     "Containers",
     "Data",
+    "Details",
     "DriverOpts",
     "ExposedPorts",
     "Labels",
@@ -57,6 +62,7 @@ const MAPS: [&str; 15] = [
     "Options",
     "PortBindings",
     "Ports",
+    "Runtimes",
     "Status",
     "StorageOpt",
     "Sysctls",
@@ -108,10 +114,11 @@ const LISTS: [&str; 37] = [
 /// Empty values that are told from others by their place in memory.
 struct Empty {
     null_list: Arc<[Value]>,
-    null_map: Arc<BTreeMap<Arc<str>, Value>>,
+    null_map: Arc<Map>,
     absent_list: Arc<[Value]>,
-    absent_map: Arc<BTreeMap<Arc<str>, Value>>,
+    absent_map: Arc<Map>,
     absent_text: Arc<str>,
+    absent_pointer: Arc<str>,
 }
 
 static EMPTY: LazyLock<Empty> = LazyLock::new(|| Empty {
@@ -120,31 +127,33 @@ static EMPTY: LazyLock<Empty> = LazyLock::new(|| Empty {
     absent_list: Arc::from(Vec::new()),
     absent_map: Arc::default(),
     absent_text: Arc::from(""),
+    absent_pointer: Arc::from(""),
 });
 
 /// A document that was inspected.
-pub(crate) fn document(json: &serde_json::Value) -> Value {
+pub(crate) fn document(json: &serde_json::Value) -> Data {
     // Each kind has a field that no other has.
     let kinds = [("State", "container"), ("RootFS", "image"), ("Mountpoint", "volume")];
     let kind = kinds.into_iter().find(|(field, _)| json.get(field).is_some());
-    of(json, kind.map_or("", |(_, name)| name))
+    let mut maps = vec![Arc::clone(&EMPTY.null_map), Arc::clone(&EMPTY.absent_map)];
+    let value = of(json, kind.map_or("", |(_, name)| name), &mut maps);
+    Data::new(value, maps)
 }
 
-/// Whether a field that is not there is one that a user might have named.
-pub(super) fn is_map(name: &str) -> bool {
+/// Whether a field of this name is a map of names that a user chooses.
+fn is_map(name: &str) -> bool {
     MAPS.contains(&name)
 }
 
-/// Whether the field is left out where there is nothing to point to.
-pub(super) fn is_pointer(name: &str) -> bool {
-    let pointer = |(field, zero): &(&str, Zero)| *field == name && matches!(zero, Zero::Pointer);
-    LEFT_OUT.iter().any(|(_, fields)| fields.iter().any(pointer))
+/// Whether the value stands for a pointer that the document leaves out: it may be asked for, nothing may of it.
+pub(super) fn leads_nowhere(value: &Value) -> bool {
+    matches!(value, Value::String(text) if Arc::ptr_eq(text, &EMPTY.absent_pointer))
 }
 
 /// Whether the value stands for a field that the document leaves out.
 pub(super) fn left_out(value: &Value) -> bool {
     match value {
-        Value::String(text) => Arc::ptr_eq(text, &EMPTY.absent_text),
+        Value::String(text) => Arc::ptr_eq(text, &EMPTY.absent_text) || leads_nowhere(value),
         Value::List(list) => Arc::ptr_eq(list, &EMPTY.absent_list),
         Value::Map(map) => Arc::ptr_eq(map, &EMPTY.absent_map),
         _ => false,
@@ -161,27 +170,29 @@ pub(super) fn is_null(value: &Value) -> bool {
     }
 }
 
-/// The value of the field `name`.
-fn of(json: &serde_json::Value, name: &str) -> Value {
+/// The value of the field `name`; `maps` gets those that are maps of the user's.
+fn of(json: &serde_json::Value, name: &str, maps: &mut Vec<Arc<Map>>) -> Value {
     match json {
         serde_json::Value::Null if is_map(name) => Value::Map(Arc::clone(&EMPTY.null_map)),
         serde_json::Value::Null if LISTS.contains(&name) => Value::List(Arc::clone(&EMPTY.null_list)),
         serde_json::Value::Null => Value::Nil,
         serde_json::Value::Array(items) => {
-            Value::from(items.iter().map(|item| of(item, "")).collect::<Vec<_>>())
+            Value::from(items.iter().map(|item| of(item, "", maps)).collect::<Vec<_>>())
         }
         serde_json::Value::Object(fields) => {
-            let mut map: BTreeMap<Arc<str>, Value> = fields
+            let mut map: Map = fields
                 .iter()
-                .map(|(field, value)| (Arc::from(field.as_str()), of(value, within(name, field))))
+                .map(|(field, value)| (Arc::from(field.as_str()), of(value, within(name, field), maps)))
                 .collect();
             let absent = LEFT_OUT.iter().filter(|(object, _)| *object == name);
             for (field, zero) in absent.flat_map(|(_, fields)| fields.iter()) {
-                if let Some(value) = zero.value() {
-                    map.entry(Arc::from(*field)).or_insert(value);
-                }
+                map.entry(Arc::from(*field)).or_insert_with(|| zero.value());
             }
-            Value::from(map)
+            let map = Arc::new(map);
+            if is_map(name) {
+                maps.push(Arc::clone(&map));
+            }
+            Value::Map(map)
         }
         other => super::template::value(other),
     }
@@ -200,13 +211,12 @@ fn within<'a>(object: &str, field: &'a str) -> &'a str {
 }
 
 impl Zero {
-    /// A pointer has none: what is asked of it is a mistake, unlike whether it is there.
-    fn value(self) -> Option<Value> {
+    fn value(self) -> Value {
         match self {
-            Self::Pointer => None,
-            Self::Text => Some(Value::String(Arc::clone(&EMPTY.absent_text))),
-            Self::List => Some(Value::List(Arc::clone(&EMPTY.absent_list))),
-            Self::Map => Some(Value::Map(Arc::clone(&EMPTY.absent_map))),
+            Self::Pointer => Value::String(Arc::clone(&EMPTY.absent_pointer)),
+            Self::Text => Value::String(Arc::clone(&EMPTY.absent_text)),
+            Self::List => Value::List(Arc::clone(&EMPTY.absent_list)),
+            Self::Map => Value::Map(Arc::clone(&EMPTY.absent_map)),
         }
     }
 }
@@ -237,7 +247,12 @@ mod tests {
             ("{{.HostConfig.Tmpfs}} {{.HostConfig.Mounts}} {{.Config.StopSignal}}|", "map[] [] |"),
             ("{{range $port, $at := .NetworkSettings.Ports}}{{$port}}{{$at}}{{end}}", "80/tcp[]"),
             ("{{if .HostConfig.PidsLimit}}some{{else}}none{{end}}", "none"),
-            ("{{if .Machine}}a machine{{else}}none{{end}}{{.Machine.Pid}}", "none<no value>"),
+            ("{{if .Machine}}a machine{{else}}none{{end}}{{.Machine}}", "none<nil>"),
+            ("{{.State.Health}} {{.HostConfig.PidsLimit}}", "<nil> <nil>"),
+            (
+                "{{.HostConfig.PidsLimit | json}} {{$limit := .HostConfig.PidsLimit}}{{json $limit}}",
+                "null null",
+            ),
         ] {
             assert_eq!(render(template).unwrap(), expected, "{template}");
         }
@@ -252,10 +267,34 @@ mod tests {
             ("{{.Config.Labels.no}}", "<no value>"),
             ("{{.NetworkSettings.Networks.bridge.IPAddress}}", "<no value>"),
             ("{{with index .NetworkSettings.Networks \"bridge\"}}{{.IPAddress}}{{end}}", ""),
+            ("{{with .Config.Labels}}{{.no}}{{end}}", "<no value>"),
+            ("{{$labels := .Config.Labels}}{{$labels.no}}", "<no value>"),
+            ("{{(index .NetworkSettings.Networks \"own\").Aliases}}", "[]"),
+            ("{{.Config.Volumes.no}} {{.HostConfig.Tmpfs.no}}", "<no value> <no value>"),
+            (
+                "{{range $name, $value := .Config.Labels}}{{$name}}={{$value}} {{end}}{{len .Config.Labels}}",
+                "x.y=z 1",
+            ),
         ] {
             assert_eq!(render(template).unwrap(), expected, "{template}");
         }
-        for wrong in ["{{.Nope}}", "{{.Config.Nope}}", "{{.Config.Cmd.Nope}}", "{{.State.Health.Status}}"] {
+        for wrong in [
+            "{{.Nope}}",
+            "{{.Config.Nope}}",
+            "{{.Config.Cmd.Nope}}",
+            "{{.State.Health.Status}}",
+            "{{.Machine.Pid}}",
+            "{{.State.no}}",
+            // One that may be absent excuses no other.
+            "{{.Config.Labels.no}} {{.Nope}}",
+            "{{.Config.Labels.Nope}} {{.Nope}}",
+            "{{if .State.Health}}x{{end}}{{.Nope}}",
+            "{{if .State.Health}}x{{end}}{{.State.Health.Status}}",
+            "{{with .State}}{{.Nope}}{{end}}",
+            "{{$state := .State}}{{$state.Nope}}",
+            "{{(index .NetworkSettings.Networks \"own\").Nope}}",
+            "{{define \"of\"}}{{.Nope}}{{end}}{{template \"of\" .State}}",
+        ] {
             assert!(render(wrong).is_err(), "{wrong}");
         }
     }
