@@ -20,7 +20,7 @@ use crate::{filters, printer};
   insula system df -v                  each image, container and volume, and all that is below the root
   insula system df --format '{{.Type}} {{.Size}}'")]
 pub(crate) struct DiskArgs {
-    /// Go template, 'table' and a template, or 'json'
+    /// Go template, 'table' and a template, 'json' or 'raw'
     #[arg(long, value_name = "FORMAT", default_value = "", hide_default_value = true)]
     format: String,
     /// Each image, container and volume
@@ -36,6 +36,10 @@ const HEADERS: &[(&str, &str)] = &[
     ("Reclaimable", "RECLAIMABLE"),
 ];
 
+/// What `raw` stands for, as Docker has it.
+const RAW: &str = "type: {{.Type}}\ntotal: {{.TotalCount}}\nactive: {{.Active}}\nsize: {{.Size}}\n\
+    reclaimable: {{.Reclaimable}}\n";
+
 impl Run for DiskArgs {
     async fn run(self, context: Context) -> Outcome {
         if self.verbose && !matches!(self.format.as_str(), "" | "json") {
@@ -46,9 +50,10 @@ impl Run for DiskArgs {
         match (self.verbose, self.format.as_str()) {
             (true, "json") => printer::line(&serde_json::to_string(&usage)?)?,
             (true, _) => printer::text(&verbose(&usage, ago::now())?)?,
-            _ => {
+            (false, format) => {
                 let shown = HEADERS.iter().map(|(name, _)| *name).collect();
-                table::print(&Columns { headers: HEADERS, shown }, &summary(&usage), &self.format)?;
+                let format = if format == "raw" { RAW } else { format };
+                table::print(&Columns { headers: HEADERS, shown }, &summary(&usage), format)?;
             }
         }
         Ok(0)

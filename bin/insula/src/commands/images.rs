@@ -28,7 +28,7 @@ pub(crate) struct ImagesArgs {
     /// Only: dangling=true, label=tier=db, reference='nginx:*', …
     #[arg(short, long, value_name = "NAME=VALUE")]
     filter: Vec<String>,
-    /// Go template, 'table' and a template, or 'json'
+    /// Go template, 'table' and a template, 'json' or 'raw'
     #[arg(long, value_name = "FORMAT", default_value = "", hide_default_value = true)]
     format: String,
     /// Do not cut ids
@@ -57,6 +57,10 @@ const HEADERS: &[(&str, &str)] = &[
     ("UniqueSize", "UNIQUE SIZE"),
     ("VirtualSize", "SIZE"),
 ];
+
+/// What `raw` stands for, as Docker has it.
+const RAW: &str = "repository: {{.Repository}}\ntag: {{.Tag}}\nimage_id: {{.ID}}\ncreated_at: {{.CreatedAt}}\n\
+    virtual_size: {{.Size}}\n";
 
 impl Run for ImagesArgs {
     async fn run(self, context: Context) -> Outcome {
@@ -88,7 +92,13 @@ impl Run for ImagesArgs {
         if self.digests {
             shown.insert(2, "Digest");
         }
-        table::print(&Columns { headers: HEADERS, shown }, &rows, &self.format)?;
+        let format = match (self.format.as_str(), self.quiet, self.digests) {
+            ("raw", true, _) => "image_id: {{.ID}}",
+            ("raw", _, true) => &RAW.replace("image_id", "digest: {{.Digest}}\nimage_id"),
+            ("raw", ..) => RAW,
+            (format, ..) => format,
+        };
+        table::print(&Columns { headers: HEADERS, shown }, &rows, format)?;
         Ok(0)
     }
 }

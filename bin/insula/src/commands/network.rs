@@ -27,7 +27,7 @@ pub(crate) struct ListNetworksArgs {
     /// Only: driver=bridge, name=web, label=tier=db, …
     #[arg(short, long, value_name = "NAME=VALUE")]
     filter: Vec<String>,
-    /// Go template, 'table' and a template, or 'json'
+    /// Go template, 'table' and a template, 'json' or 'raw'
     #[arg(long, value_name = "FORMAT", default_value = "", hide_default_value = true)]
     format: String,
     /// Do not cut ids
@@ -76,7 +76,14 @@ impl Run for ListNetworksArgs {
         };
         let rows: Vec<Row> = networks.iter().map(row).collect();
         let columns = Columns { headers: HEADERS, shown: vec!["ID", "Name", "Driver", "Scope"] };
-        table::print(&columns, &rows, &self.format)?;
+        let format = match (self.format.as_str(), self.quiet) {
+            ("raw", true) => "network_id: {{.ID}}",
+            ("raw", false) => {
+                "network_id: {{.ID}}\nname: {{.Name}}\ndriver: {{.Driver}}\nscope: {{.Scope}}\n"
+            }
+            (format, _) => format,
+        };
+        table::print(&columns, &rows, format)?;
         Ok(0)
     }
 }

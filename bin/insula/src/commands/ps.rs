@@ -28,7 +28,7 @@ pub(crate) struct PsArgs {
     /// Only: status=exited, name=web, label=tier=db, ancestor=nginx, …
     #[arg(short, long, value_name = "NAME=VALUE")]
     filter: Vec<String>,
-    /// Go template, 'table' and a template, or 'json'
+    /// Go template, 'table' and a template, 'json' or 'raw'
     #[arg(long, value_name = "FORMAT", default_value = "", hide_default_value = true)]
     format: String,
     /// The last so many made, whatever their state
@@ -66,6 +66,11 @@ const HEADERS: &[(&str, &str)] = &[
     ("Networks", "NETWORKS"),
 ];
 
+/// What `raw` stands for, as Docker has it.
+const RAW: &str = "container_id: {{.ID}}\nimage: {{.Image}}\ncommand: {{.Command}}\ncreated_at: {{.CreatedAt}}\n\
+    state:{{pad .State 1 0}}\nstatus:{{pad .Status 1 0}}\nnames: {{.Names}}\nlabels:{{pad .Labels 1 0}}\n\
+    ports:{{pad .Ports 1 0}}\n";
+
 impl Run for PsArgs {
     async fn run(self, context: Context) -> Outcome {
         let limit = if self.latest { Some(1) } else { self.last.filter(|last| *last > 0) };
@@ -85,7 +90,13 @@ impl Run for PsArgs {
         let now = ago::now();
         let rows: Vec<Row> = containers.iter().map(|container| row(container, now, !self.no_trunc)).collect();
         let walls = containers.iter().any(|container| !container.host_config.isolation.is_empty());
-        table::print(&columns(self.size, walls), &rows, &self.format)?;
+        let format = match (self.format.as_str(), self.quiet, self.size) {
+            ("raw", true, _) => "container_id: {{.ID}}",
+            ("raw", _, true) => &format!("{RAW}size: {{{{.Size}}}}\n"),
+            ("raw", ..) => RAW,
+            (format, ..) => format,
+        };
+        table::print(&columns(self.size, walls), &rows, format)?;
         Ok(0)
     }
 }

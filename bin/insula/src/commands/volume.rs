@@ -59,7 +59,7 @@ pub(crate) struct ListVolumesArgs {
     /// Only: dangling=true, name=data, driver=local, label=tier=db
     #[arg(short, long, value_name = "NAME=VALUE")]
     filter: Vec<String>,
-    /// Go template, 'table' and a template, or 'json'
+    /// Go template, 'table' and a template, 'json' or 'raw'
     #[arg(long, value_name = "FORMAT", default_value = "", hide_default_value = true)]
     format: String,
     /// Only names
@@ -89,7 +89,12 @@ impl Run for ListVolumesArgs {
             return Ok(0);
         }
         let rows: Vec<Row> = list.volumes.iter().map(row).collect();
-        table::print(&Columns { headers: HEADERS, shown: vec!["Driver", "Name"] }, &rows, &self.format)?;
+        let format = match (self.format.as_str(), self.quiet) {
+            ("raw", true) => "name: {{.Name}}",
+            ("raw", false) => "name: {{.Name}}\ndriver: {{.Driver}}\n",
+            (format, _) => format,
+        };
+        table::print(&Columns { headers: HEADERS, shown: vec!["Driver", "Name"] }, &rows, format)?;
         Ok(0)
     }
 }
