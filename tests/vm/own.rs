@@ -77,6 +77,14 @@ echo "figure: pages written in 1 s: $(dirty 1s '{{.Pages}} of {{.Memory}}')"
 insula exec box touch /tmp/enough
 await '[ $(dirty 100ms "{{.Pages}}") -lt 1024 ]'
 check dirty-quiet yes sh -c "[ $(dirty 100ms '{{.Pages}}') -lt 1024 ] && echo yes"
+# One asks at a time; when the asker is killed the next one does not wait for the rest of its time.
+asking() { while :; do insula vm-dirty-rate --period 60s box; done; }
+asking >/dev/null 2>&1 & asker=$!
+await 'dirty 100ms {{.Pages}} 2>&1 | grep "measured already"'
+kill $asker $(ps | sed -n 's/^ *\([0-9]*\) .*[v]m-dirty-rate --period 60s.*/\1/p')
+killed=$(up)
+await 'dirty 100ms {{.Pages}}'
+check dirty-let-go yes sh -c "[ $(($(up) - killed)) -lt 40 ] && echo yes"
 check reports-free-memory 1 insula exec box sh -c 'cut -c6 /sys/bus/virtio/drivers/virtio_balloon/*/features'
 boot_time() { insula inspect -f '{{.Machine.BootMilliseconds}}' $1; }
 echo "figure: a machine that booted: $(boot_time box) ms"
@@ -88,7 +96,7 @@ mkdir /tmp/data && echo kept >/tmp/data/file
 insula run --name fat busybox sh -c 'yes insula | head -c 8m >/fat; ln /fat /twin; ln -s fat /link; mkdir -m 1777 /wet; rm /bin/vi' >/dev/null
 insula commit fat fat:1 >/dev/null
 sum=$(insula run --rm fat:1 md5sum /fat)
-mapped() { insula run -d --name $1 --isolation vm -m 128m --read-only -v /tmp/data:/data --tmpfs /wet fat:1 sleep 1000; }
+mapped() { insula run -d --name $1 --isolation vm -m 128m $sockets --read-only -v /tmp/data:/data --tmpfs /wet fat:1 sleep 1000; }
 root() { insula exec $1 sh -c "grep -c 'lowerdir=/image' /proc/mounts"; }
 cached() { insula exec $1 sed -n 's/^Cached: *\([0-9]*\) kB/\1/p' /proc/meminfo; }
 reading() { before=$(cached $1); insula exec $1 cat /twin >/dev/null; echo $(($(cached $1) - before)); }
@@ -108,12 +116,13 @@ check mapped-memory "yes" sh -c "[ $served -ge 8000 ] && [ $mapped -le 1000 ] &&
 echo "figure: memory of a guest that reads 8 MiB of its root: served $served KiB, mapped $mapped KiB"
 check mapped-said 'served mapped' sh -c "echo \$(insula inspect -f '{{.Machine.Root}}' served first)"
 insula rm -f served first >/dev/null
-# Copies of a machine that was booted before.
-insula warm --networks 1 -m 128m >/dev/null
-check template 'kvm 1 false' insula vm-template ls --format '{{.Backend}} {{.Networks}} {{.Stale}}'
+# Copies of a machine that was booted before, with sockets to the host.
+sockets='--device /dev/vsock'
+insula warm --networks 1 -m 128m $sockets >/dev/null
+check template 'kvm 1 true false' insula vm-template ls --format '{{.Backend}} {{.Networks}} {{.Vsock}} {{.Stale}}'
 each() { echo $(for name in one two; do eval "$1"; done); }
 before=$(date +%s)
-each 'insula run -d --name $name --hostname $name --isolation vm -m 128m -v /tmp/data:/data busybox sleep 1000'
+each 'insula run -d --name $name --hostname $name --isolation vm -m 128m $sockets -v /tmp/data:/data $programs busybox sleep 1000'
 # The clock was set after that, however long it took.
 clock=$(insula exec one date +%s) after=$(date +%s)
 check copies 'true true' each 'insula inspect -f "{{.Machine.Template}}" $name'
@@ -127,6 +136,19 @@ check copy-seed yes different /proc/sys/kernel/random/uuid
 check copy-boot yes different /proc/sys/kernel/random/boot_id
 check copy-card yes different /sys/class/net/eth0/address
 check copy-time yes sh -c "[ $clock -ge $((before - 1)) ] && [ $clock -le $((after + 1)) ] && echo yes"
+# Each by an address of its own, both ways; what the one listens to the other does not hear.
+cid='open($f, "<", "/dev/vsock"); $b = pack("L", 0); ioctl($f, 0x7b9, $b) or die "ioctl: $!\n"; print unpack("L", $b), "\n"'
+addresses=$(each 'insula exec $name perl -e "$cid"')
+check copy-vsock-address yes sh -c "set -- $addresses; [ \$1 -gt 2 ] && [ \$2 -gt 2 ] && [ \$1 != \$2 ] && echo yes"
+socket() { insula inspect -f '{{.Machine.Vsock}}' $1; }
+insula exec one perl -e "$serve" >/tmp/copy-served 2>&1 &
+await 'grep -q . /tmp/copy-served'
+check copy-vsock-ready ready cat /tmp/copy-served
+check copy-vsock-to-guest 'guest heard 500000 and said 100000' perl -e "$ask" $(socket one) 5000
+check copy-vsock-alone refused perl -e "$ask" $(socket two) 5000
+perl -e "$host" $(socket two)_90 >/tmp/copy-hosted &
+await 'grep -q . /tmp/copy-hosted'
+check copy-vsock-to-host 'host heard question' insula exec two perl -e "$call" 90
 insula rm -f one two >/dev/null
 mapped copy >/dev/null
 check copy-mapped 'true 1' sh -c "echo \$(insula inspect -f '{{.Machine.Template}}' copy; insula exec copy grep -c lowerdir=/image /proc/mounts)"
@@ -143,7 +165,7 @@ check mapped-pruned 0 sh -c 'insula image prune -f >/dev/null; ls /var/lib/insul
 # the time carries. Then the host lifts it.
 size() { stat -c %s /tmp/got; }
 sleep 1000 | nc -l -p 9000 >/tmp/got &
-insula run -d --name fast --isolation vm -m 128m --network-rate 64kbit --cap-add NET_ADMIN host sleep 1000 >/dev/null
+insula run -d --name fast --isolation vm -m 128m $sockets --network-rate 64kbit --cap-add NET_ADMIN host sleep 1000 >/dev/null
 check rate-inside 1 sh -c 'insula exec fast tc qdisc show dev eth0 | grep -c tbf'
 check rate-gone 0 sh -c 'insula exec fast tc qdisc del dev eth0 root; insula exec fast tc qdisc show dev eth0 | grep -c tbf'
 began=$(up)

@@ -220,6 +220,8 @@ fn what_breaks_a_machine_is_said() {
 
     let sockets = run(&daemon, &["--device", "/dev/vsock", "busybox", "true"]);
     assert!(sockets.code == 125 && sockets.stderr.contains("machines are QEMU's here"), "{sockets}");
+    let warm = daemon.insula(&["warm", "--device", "/dev/vsock"]);
+    warm.fails(1, &["machines are QEMU's here"]);
 
     // The machine is killed: the container has failed and is started again, once.
     let start = ["run", "-d", "--name", "box", "--isolation", "vm", "--network", "none"];

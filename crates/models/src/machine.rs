@@ -134,6 +134,8 @@ document! {
         interfaces: u64,
         /// It is for machines of tenants: the interfaces are all cards of theirs.
         tenant: bool,
+        /// It is for containers with sockets to the host.
+        vsock: bool,
         /// Bytes on disk.
         size: u64,
         /// Seconds since 1970.
@@ -154,6 +156,8 @@ document! {
         memory: i64,
         /// How many networks they are connected to.
         interfaces: u64,
+        /// They have sockets to the host: `--device /dev/vsock`.
+        vsock: bool,
         /// Name of the tenant whose machine it is for; the other fields are not looked at then.
         tenant: String,
     }

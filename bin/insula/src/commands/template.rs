@@ -22,6 +22,7 @@ use crate::printer;
 #[command(after_help = "Examples:
   insula warm
   insula warm --cpus 2 -m 1g --networks 1
+  insula warm --networks 0 --device /dev/vsock
   insula warm --tenant acme")]
 pub(crate) struct WarmArgs {
     /// CPUs that the containers may use
@@ -30,11 +31,14 @@ pub(crate) struct WarmArgs {
     /// Their limit of memory, with unit b, k, m or g
     #[arg(short, long, value_name = "BYTES")]
     memory: Option<String>,
+    /// The device that they have: /dev/vsock, sockets between a machine and its host
+    #[arg(long, value_name = "DEVICE", value_parser = ["/dev/vsock"])]
+    device: Option<String>,
     /// How many networks they are connected to
     #[arg(long, value_name = "NUMBER")]
     networks: Option<u64>,
     /// For the machine of this tenant, whose size it has
-    #[arg(long, value_name = "TENANT", conflicts_with_all = ["cpus", "memory", "networks"])]
+    #[arg(long, value_name = "TENANT", conflicts_with_all = ["cpus", "device", "memory", "networks"])]
     tenant: Option<String>,
 }
 
@@ -48,9 +52,9 @@ impl Run for WarmArgs {
             (None, Some(one)) => vec![one],
             (None, None) => vec![1, 0],
         };
-        let tenant = self.tenant.unwrap_or_default();
+        let (vsock, tenant) = (self.device.is_some(), self.tenant.unwrap_or_default());
         for interfaces in many {
-            let request = TemplateRequest { nano_cpus, memory, interfaces, tenant: tenant.clone() };
+            let request = TemplateRequest { nano_cpus, memory, interfaces, vsock, tenant: tenant.clone() };
             let template = client.warm(&request).await?;
             printer::line(&template.id)?;
         }
@@ -80,6 +84,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("Memory", "MEMORY"),
     ("Networks", "NETWORKS"),
     ("Tenant", "TENANT"),
+    ("Vsock", "VSOCK"),
     ("Boot", "BOOT"),
     ("CreatedSince", "CREATED"),
     ("Size", "SIZE"),
@@ -116,6 +121,7 @@ fn row(template: &Template, now: i64) -> Row {
             ("Memory", or_none(binary_size(template.memory as f64))),
             ("Networks", or_none(template.interfaces.to_string())),
             ("Tenant", template.tenant.to_string()),
+            ("Vsock", template.vsock.to_string()),
             ("Boot", or_none(format!("{}ms", template.boot_milliseconds))),
             ("CreatedSince", or_none(ago::ago(template.created, now))),
             ("Size", insula_base::format_decimal(template.size)),

@@ -120,7 +120,7 @@ impl Engine {
         plan::complete(&mut host);
         self.check_joined(&host)?;
         self.check_tenant(&host)?;
-        self.0.machines.check_sockets(&host)?;
+        self.0.machines.check_sockets(crate::machines::wants_sockets(&host))?;
         let sites = self.site_rows(sites, &config, &host)?;
         let endpoints = self.endpoints(networking.endpoints_config, &host)?;
         let joined: Vec<&str> = endpoints.keys().map(String::as_str).collect();

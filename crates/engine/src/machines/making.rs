@@ -66,9 +66,9 @@ impl Machines {
         Some(wanted).filter(|_| self.makes_templates)
     }
 
-    /// What a container without limits would use, with that many interfaces.
-    pub(super) fn usual(&self, cpus: u32, memory: u64, interfaces: usize) -> Result<Wanted> {
-        let machine = self.machine(self.choice().backend, false, false, cpus, memory)?;
+    /// What a container of this size would use, with that many interfaces and perhaps sockets to the host.
+    pub(super) fn usual(&self, cpus: u32, memory: u64, interfaces: usize, sockets: bool) -> Result<Wanted> {
+        let machine = self.machine(self.choice().backend, false, sockets, cpus, memory)?;
         Wanted::by_container(&machine, false, interfaces)
     }
 

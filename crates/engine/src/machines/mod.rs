@@ -139,9 +139,9 @@ impl Machines {
         })
     }
 
-    /// That machines have sockets to the host where a container wants them.
-    pub(crate) fn check_sockets(&self, host: &HostConfig) -> Result<()> {
-        if wants_sockets(host) && self.choice().backend == Backend::Qemu {
+    /// That machines have sockets to the host where they are wanted.
+    pub(crate) fn check_sockets(&self, wanted: bool) -> Result<()> {
+        if wanted && self.choice().backend == Backend::Qemu {
             return Err(Error::Unsupported(format!(
                 "--device {VSOCK} is available where insula's own machine runs, and machines are QEMU's here"
             )));

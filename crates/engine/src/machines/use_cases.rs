@@ -72,7 +72,10 @@ impl Engine {
             let (cpus, memory) = making::sizes(request.nano_cpus, request.memory);
             // At most 16.
             let wanted = match request.tenant.as_str() {
-                "" => machines.usual(cpus, memory, interfaces as usize)?,
+                "" => {
+                    machines.check_sockets(request.vsock)?;
+                    machines.usual(cpus, memory, interfaces as usize, request.vsock)?
+                }
                 name => engine.template_of_tenant(name)?,
             };
             let there = machines.find(&wanted.id)?;
@@ -152,6 +155,7 @@ impl Machines {
             memory: shape.memory,
             interfaces: shape.interfaces as u64,
             tenant: shape.whom == TemplateFor::Tenant,
+            vsock: shape.vsock,
             created: *created,
             boot_milliseconds: *boot,
             ..template
