@@ -159,6 +159,7 @@ fn what_a_guest_writes_is_told(daemon: &Daemon, name: &str) {
     assert_eq!(rate["Bytes"], rate["Pages"].as_u64().unwrap() * 4096, "{rate}");
     measure(&["--period", "1500ms", name]).fails(1, &["whole seconds"]);
     measure(&["--period", "61s", name]).fails(1, &["100 ms to 60 s"]);
+    measure(&[]).fails(1, &["needs a container, or --tenant"]);
     let plain = daemon.sleeper(&["--network", "none"]);
     measure(&[&plain]).fails(1, &["runs behind the process wall"]);
     daemon.insula(&["rm", "-f", &plain]).exits(0);

@@ -32,7 +32,7 @@ pub(crate) struct DirtyRateArgs {
     #[arg(long, value_name = "TENANT", conflicts_with = "container")]
     tenant: Option<String>,
     /// A container with --isolation vm
-    #[arg(value_name = "CONTAINER", required_unless_present = "tenant")]
+    #[arg(value_name = "CONTAINER")]
     container: Option<String>,
 }
 
@@ -56,11 +56,13 @@ const HEADERS: &[(&str, &str)] = &[
 
 impl Run for DirtyRateArgs {
     async fn run(self, context: Context) -> Outcome {
+        let Some(name) = self.container.as_ref().or(self.tenant.as_ref()) else {
+            anyhow::bail!("'insula vm-dirty-rate' needs a container, or --tenant");
+        };
         let client = context.client().await?;
-        let (rate, name) = match (&self.container, &self.tenant) {
-            (Some(container), _) => (client.container_dirty_rate(container, self.period).await?, container),
-            (None, Some(tenant)) => (client.tenant_dirty_rate(tenant, self.period).await?, tenant),
-            (None, None) => return Err(anyhow::anyhow!("a container or --tenant is needed")),
+        let rate = match self.tenant {
+            Some(_) => client.tenant_dirty_rate(name, self.period).await?,
+            None => client.container_dirty_rate(name, self.period).await?,
         };
         if self.format == "json" {
             printer::line(&serde_json::to_string(&rate)?)?;
