@@ -15,6 +15,7 @@ enum Zero {
     Text,
     List,
     Map,
+    Ports,
 }
 
 /// Fields that documents leave out when they are empty, by the name of the object that has them.
@@ -39,7 +40,7 @@ const LEFT_OUT: [(&str, &[(&str, Zero)]); 7] = [
 ];
 
 const CONFIG: &[(&str, Zero)] = &[
-    ("ExposedPorts", Zero::Map),
+    ("ExposedPorts", Zero::Ports),
     ("Healthcheck", Zero::Pointer),
     ("MacAddress", Zero::Text),
     ("Shell", Zero::List),
@@ -69,6 +70,9 @@ const MAPS: [&str; 19] = [
     "Tmpfs",
     "Volumes",
 ];
+
+/// Maps whose keys are no texts in Go: they are indexed and walked through, a field they have only if it is there.
+const PORTS: [&str; 3] = ["ExposedPorts", "PortBindings", "Ports"];
 
 /// Lists that say null when nobody sets them. What else says null points to nothing.
 const LISTS: [&str; 37] = [
@@ -115,8 +119,10 @@ const LISTS: [&str; 37] = [
 struct Empty {
     null_list: Arc<[Value]>,
     null_map: Arc<Map>,
+    null_ports: Arc<Map>,
     absent_list: Arc<[Value]>,
     absent_map: Arc<Map>,
+    absent_ports: Arc<Map>,
     absent_text: Arc<str>,
     absent_pointer: Arc<str>,
 }
@@ -124,8 +130,10 @@ struct Empty {
 static EMPTY: LazyLock<Empty> = LazyLock::new(|| Empty {
     null_list: Arc::from(Vec::new()),
     null_map: Arc::default(),
+    null_ports: Arc::default(),
     absent_list: Arc::from(Vec::new()),
     absent_map: Arc::default(),
+    absent_ports: Arc::default(),
     absent_text: Arc::from(""),
     absent_pointer: Arc::from(""),
 });
@@ -155,7 +163,9 @@ pub(super) fn left_out(value: &Value) -> bool {
     match value {
         Value::String(text) => Arc::ptr_eq(text, &EMPTY.absent_text) || leads_nowhere(value),
         Value::List(list) => Arc::ptr_eq(list, &EMPTY.absent_list),
-        Value::Map(map) => Arc::ptr_eq(map, &EMPTY.absent_map),
+        Value::Map(map) => {
+            [&EMPTY.absent_map, &EMPTY.absent_ports].iter().any(|empty| Arc::ptr_eq(map, empty))
+        }
         _ => false,
     }
 }
@@ -165,7 +175,10 @@ pub(super) fn is_null(value: &Value) -> bool {
     match value {
         Value::Nil => true,
         Value::List(list) => Arc::ptr_eq(list, &EMPTY.null_list) || Arc::ptr_eq(list, &EMPTY.absent_list),
-        Value::Map(map) => Arc::ptr_eq(map, &EMPTY.null_map) || Arc::ptr_eq(map, &EMPTY.absent_map),
+        Value::Map(map) => {
+            let nulls = [&EMPTY.null_map, &EMPTY.null_ports];
+            left_out(value) || nulls.iter().any(|empty| Arc::ptr_eq(map, empty))
+        }
         _ => false,
     }
 }
@@ -173,6 +186,7 @@ pub(super) fn is_null(value: &Value) -> bool {
 /// The value of the field `name`; `maps` gets those that are maps of the user's.
 fn of(json: &serde_json::Value, name: &str, maps: &mut Vec<Arc<Map>>) -> Value {
     match json {
+        serde_json::Value::Null if PORTS.contains(&name) => Value::Map(Arc::clone(&EMPTY.null_ports)),
         serde_json::Value::Null if is_map(name) => Value::Map(Arc::clone(&EMPTY.null_map)),
         serde_json::Value::Null if LISTS.contains(&name) => Value::List(Arc::clone(&EMPTY.null_list)),
         serde_json::Value::Null => Value::Nil,
@@ -189,7 +203,7 @@ fn of(json: &serde_json::Value, name: &str, maps: &mut Vec<Arc<Map>>) -> Value {
                 map.entry(Arc::from(*field)).or_insert_with(|| zero.value());
             }
             let map = Arc::new(map);
-            if is_map(name) {
+            if is_map(name) && !PORTS.contains(&name) {
                 maps.push(Arc::clone(&map));
             }
             Value::Map(map)
@@ -217,6 +231,7 @@ impl Zero {
             Self::Text => Value::String(Arc::clone(&EMPTY.absent_text)),
             Self::List => Value::List(Arc::clone(&EMPTY.absent_list)),
             Self::Map => Value::Map(Arc::clone(&EMPTY.absent_map)),
+            Self::Ports => Value::Map(Arc::clone(&EMPTY.absent_ports)),
         }
     }
 }
@@ -230,7 +245,7 @@ mod tests {
         let json = serde_json::json!({
             "State": {"Pid": 42},
             "Config": {"Cmd": ["sleep"], "Entrypoint": null, "Labels": {"x.y": "z"}, "Volumes": null},
-            "HostConfig": {"Binds": null, "PidsLimit": null, "LogConfig": {"Config": {}}},
+            "HostConfig": {"Binds": null, "PidsLimit": null, "PortBindings": null, "LogConfig": {"Config": {}}},
             "NetworkSettings": {"Ports": {"80/tcp": null}, "Networks": {"own": {"Aliases": null}}},
             "Machine": null,
         });
@@ -268,6 +283,7 @@ mod tests {
             ("{{.NetworkSettings.Networks.bridge.IPAddress}}", "<no value>"),
             ("{{with index .NetworkSettings.Networks \"bridge\"}}{{.IPAddress}}{{end}}", ""),
             ("{{with .Config.Labels}}{{.no}}{{end}}", "<no value>"),
+            ("{{len .Config.ExposedPorts}}{{range .HostConfig.PortBindings}}x{{end}}", "0"),
             ("{{$labels := .Config.Labels}}{{$labels.no}}", "<no value>"),
             ("{{(index .NetworkSettings.Networks \"own\").Aliases}}", "[]"),
             ("{{.Config.Volumes.no}} {{.HostConfig.Tmpfs.no}}", "<no value> <no value>"),
@@ -285,6 +301,9 @@ mod tests {
             "{{.State.Health.Status}}",
             "{{.Machine.Pid}}",
             "{{.State.no}}",
+            "{{.NetworkSettings.Ports.no}}",
+            "{{.Config.ExposedPorts.no}}",
+            "{{.HostConfig.PortBindings.no}}",
             // One that may be absent excuses no other.
             "{{.Config.Labels.no}} {{.Nope}}",
             "{{.Config.Labels.Nope}} {{.Nope}}",
@@ -304,7 +323,10 @@ mod tests {
         for (template, expected) in [
             ("{{json .State}}", r#"{"Pid":42}"#),
             ("{{json .State.Health}} {{json .HostConfig.Binds}} {{json .Config.Volumes}}", "null null null"),
-            ("{{json .HostConfig}}", r#"{"Binds":null,"LogConfig":{"Config":{}},"PidsLimit":null}"#),
+            (
+                "{{json .HostConfig}}",
+                r#"{"Binds":null,"LogConfig":{"Config":{}},"PidsLimit":null,"PortBindings":null}"#,
+            ),
             (
                 "{{json .Config}}",
                 r#"{"Cmd":["sleep"],"Entrypoint":null,"Labels":{"x.y":"z"},"Volumes":null}"#,
