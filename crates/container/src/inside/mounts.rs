@@ -3,6 +3,7 @@
 //! and attached by descriptor, so that no path is looked up twice.
 
 use std::ffi::CStr;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use insula_spec::bundle::{Entering, MountNamespace};
@@ -182,6 +183,10 @@ fn is_folder(file: &OwnedFd) -> Result<bool, Errno> {
 
 pub(super) fn at(target: &str, error: Error) -> Error {
     match error {
+        // Only what is made can fail so.
+        Error::Call { source, .. } if source.kind() == ErrorKind::ReadOnlyFilesystem => Error::Invalid(
+            format!("mount to {target}: there is nothing to mount on, and it cannot be made: {source}"),
+        ),
         Error::Call { call, on, source } if !on.contains(target) => {
             Error::Call { call, on: format!("{on} for {target}"), source }
         }
