@@ -70,8 +70,8 @@ impl fmt::Display for Seen {
 /// All of it, against a daemon of its own.
 pub(crate) fn measure(folder: &Path, scale: Scale) -> anyhow::Result<Seen> {
     let folder = folder.join("api");
-    let mut many =
-        Many { engine: Insula::new(&folder), socket: folder.join("r/insula.sock"), running: Vec::new() };
+    let engine = Insula::new(&folder);
+    let mut many = Many { socket: engine.socket(), engine, running: Vec::new() };
     let mut seen = Seen::default();
     let measured = many.measure(scale, &mut seen);
     let removed = many.remove();

@@ -8,10 +8,12 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::Value;
 
+use crate::floor::{self, FLOOR};
 use crate::image;
 use crate::memory::Memory;
 use crate::peer::{Images, Peer, Scenario};
 use crate::traffic::{Crowd, Turn};
+use crate::volatile;
 use crate::worker::{Worker, execute, words};
 
 /// How it is told what to run.
@@ -26,12 +28,6 @@ enum Kind {
     /// Nothing: it is made here ([`FLOOR`]).
     Floor,
 }
-
-/// What the kernel does for a container, without any engine, in C.
-const SOURCE: &str = include_str!("floor.c");
-
-/// The name of the floor.
-pub(crate) const FLOOR: &str = "floor";
 
 #[derive(Debug)]
 pub(crate) struct Bundle {
@@ -86,7 +82,8 @@ impl Bundle {
         match self.kind {
             Kind::Oci => {
                 let bundle = self.folder.display().to_string();
-                self.words(&["--root", &path("state"), "run", "--bundle", &bundle, id])
+                let state = volatile::of(&self.folder).display().to_string();
+                self.words(&["--root", &state, "run", "--bundle", &bundle, id])
             }
             Kind::Lxc => self.words(&["-F", "-n", id, "-P", &path("state"), "-f", &path("config")]),
             Kind::Nspawn => {
@@ -118,12 +115,7 @@ impl Bundle {
                 fs::create_dir_all(self.folder.join("rootfs/usr")).context("make a folder")?;
                 fs::write(self.folder.join("rootfs/etc/os-release"), "ID=bench\n").context("write os-release")
             }
-            Kind::Floor => {
-                let at = |name: &str| self.folder.join(name).display().to_string();
-                fs::write(at("floor.c"), SOURCE).context("write the floor's source")?;
-                let cc = ["cc", "-O2", "-static", "-o", &at(FLOOR), &at("floor.c")].map(str::to_owned);
-                execute(&cc)?.output().context("compile the floor").map(drop)
-            }
+            Kind::Floor => floor::compile(&self.folder).map(drop),
         }
     }
 }
@@ -169,6 +161,7 @@ impl Peer for Bundle {
     fn prepare(&mut self) -> anyhow::Result<()> {
         fs::create_dir_all(&self.folder).with_context(|| format!("make {}", self.folder.display()))?;
         image::tree(&self.folder)?;
+        volatile::make(&self.folder)?;
         let mut worker = Worker::start()?;
         self.describe(&mut worker)?;
         self.worker = Some(worker);

@@ -12,6 +12,7 @@ use crate::images::archive::{self, Shape};
 use crate::memory::{Memory, helpers, pss, rss};
 use crate::peer::{IDLE, Images, Peer, Scenario};
 use crate::traffic::{Crowd, Turn};
+use crate::volatile;
 use crate::worker::{Done, execute, words};
 
 const PROGRAM: &str = "ctr";
@@ -98,7 +99,7 @@ impl Peer for Containerd {
             "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
              \"io.containerd.internal.v1.opt\"]\n[grpc]\naddress = {:?}\n",
             at("data"),
-            at("state"),
+            volatile::make(&self.folder)?,
             self.socket()
         );
         fs::write(at("config.toml"), text).context("write containerd's configuration")?;

@@ -12,6 +12,7 @@ use crate::image;
 use crate::memory::{Memory, helpers, pss, rss};
 use crate::peer::{IDLE, Images, Peer, Scenario};
 use crate::traffic::{self, Crowd, Turn};
+use crate::volatile;
 use crate::worker::{Done, Worker, execute, words};
 
 /// What engines differ in.
@@ -283,6 +284,11 @@ impl Insula {
         Self { alone: true, ..self }
     }
 
+    /// Of its daemon.
+    pub(crate) fn socket(&self) -> PathBuf {
+        volatile::of(&self.folder).join("insula.sock")
+    }
+
     pub(crate) fn program(&self, name: &str) -> PathBuf {
         self.programs.join(name)
     }
@@ -299,7 +305,7 @@ impl Dialect for Insula {
     }
 
     fn prefix(&self) -> Vec<String> {
-        let socket = format!("unix://{}/r/insula.sock", self.folder.display());
+        let socket = format!("unix://{}", self.socket().display());
         words(&self.programs.join("insula"), &["--host", &socket])
     }
 
@@ -318,10 +324,9 @@ impl Dialect for Insula {
     fn begin(&mut self) -> anyhow::Result<()> {
         let mut command =
             program(&self.programs.join("insulad"), self.alone.then_some(LONELY_WITHOUT_DOCKER));
-        command.arg("--root").arg(self.folder.join("l")).arg("--run").arg(self.folder.join("r"));
+        command.arg("--root").arg(self.folder.join("l")).arg("--run").arg(volatile::make(&self.folder)?);
         command.args(self.arguments);
-        let socket = self.folder.join("r/insula.sock");
-        self.daemon = Some(Daemon::start(command, &socket, &self.folder.join("log"))?);
+        self.daemon = Some(Daemon::start(command, &self.socket(), &self.folder.join("log"))?);
         Ok(())
     }
 
@@ -395,7 +400,7 @@ impl Dialect for Docker {
             .arg("--data-root")
             .arg(self.folder.join("data"))
             .arg("--exec-root")
-            .arg(self.folder.join("exec"));
+            .arg(volatile::make(&self.folder)?);
         command.arg("-H").arg(format!("unix://{}", self.socket().display()));
         command.arg("--pidfile").arg(self.folder.join("pid"));
         self.daemon = Some(Daemon::start(command, &self.socket(), &self.folder.join("log"))?);
@@ -455,15 +460,16 @@ impl Dialect for Podman {
     fn prefix(&self) -> Vec<String> {
         let runtime = if Path::new("/usr/bin/crun").exists() { "crun" } else { "runc" };
         let at = |name: &str| self.folder.join(name).display().to_string();
+        let volatile = |name: &str| volatile::of(&self.folder).join(name).display().to_string();
         words(
             Path::new("/usr/bin/podman"),
             &[
                 "--root",
                 &at("root"),
                 "--runroot",
-                &at("run"),
+                &volatile("run"),
                 "--tmpdir",
-                &at("tmp"),
+                &volatile("tmp"),
                 "--runtime",
                 runtime,
                 "--cgroup-manager",

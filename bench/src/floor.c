@@ -1,7 +1,7 @@
 /* The kernel's work for one container, and nothing else: no engine, no image, no state, no user namespace, no
- * filter of system calls. FOLDER has the prepared root file system as `rootfs`, with `proc`, `sys` and `dev` in it; NAME is new. Run as root:
- * floor FOLDER NAME PROGRAM. Built statically, as a floor below which no engine with these namespaces, control
- * groups and mounts can be. */
+ * filter of system calls. FOLDER has the prepared root file system as `rootfs`, with `proc`, `sys` and `dev` in it; NAME is new;
+ * VOLUME is mounted at /mnt. Run as root: floor [-v VOLUME] FOLDER NAME PROGRAM [ARGUMENT...]. Built statically, as a floor below
+ * which no engine with these namespaces, control groups and mounts can be. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -111,7 +111,7 @@ static void guard(void) {
     }
 }
 
-static void root(const char *folder, const char *name) {
+static void root(const char *folder, const char *name, const char *volume) {
     static char options[8192], place[4096];
     MUST(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
     snprintf(options, sizeof options, "lowerdir=%s/rootfs,upperdir=%s/%s/upper,workdir=%s/%s/work", folder, folder, name,
@@ -119,6 +119,7 @@ static void root(const char *folder, const char *name) {
     snprintf(place, sizeof place, "%s/%s/root", folder, name);
     MUST(mount("overlay", place, "overlay", 0, options));
     MUST(chdir(place));
+    if (volume) MUST(mount(volume, "mnt", NULL, MS_BIND, NULL));
     MUST(mount("proc", "proc", "proc", MS_NOSUID | MS_NOEXEC | MS_NODEV, NULL));
     MUST(mount("sysfs", "sys", "sysfs", MS_NOSUID | MS_NOEXEC | MS_NODEV | MS_RDONLY, NULL));
     devices();
@@ -146,8 +147,14 @@ static void confine(void) {
 }
 
 int main(int count, char **words) {
-    if (count != 4) {
-        fprintf(stderr, "usage: floor FOLDER NAME PROGRAM\n");
+    const char *volume = NULL;
+    if (count > 2 && !strcmp(words[1], "-v")) {
+        volume = words[2];
+        count -= 2;
+        words += 2;
+    }
+    if (count < 4) {
+        fprintf(stderr, "usage: floor [-v VOLUME] FOLDER NAME PROGRAM [ARGUMENT...]\n");
         return 125;
     }
     const char *folder = words[1], *name = words[2];
@@ -173,12 +180,12 @@ int main(int count, char **words) {
         for (size_t i = 0; i < COUNT(groups) - 1; i++)
             if (open[i] != -1) MUST(write(open[i], "0", 1));
         MUST(unshare(CLONE_NEWCGROUP));
-        root(folder, name);
+        root(folder, name, volume);
         loopback();
         MUST(sethostname(name, strlen(name)));
         confine();
         char *environment[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL};
-        execve(words[3], (char *[]){words[3], NULL}, environment);
+        execve(words[3], words + 3, environment);
         fail("execve");
     }
     int status;

@@ -12,6 +12,7 @@ mod containerd;
 mod daemon;
 mod engine;
 mod facts;
+mod floor;
 mod image;
 mod images;
 mod inside;
@@ -24,6 +25,7 @@ mod runtimes;
 mod sample;
 mod starts;
 mod traffic;
+mod volatile;
 mod worker;
 
 use std::path::{Path, PathBuf};
@@ -110,6 +112,7 @@ fn run() -> anyhow::Result<()> {
         return reenter(&arguments);
     }
     let folder = tempfile::Builder::new().prefix("insula-bench-").tempdir().context("make a folder")?;
+    let _volatile = volatile::Gone(folder.path().to_owned());
     let mut peers = peer::all(folder.path(), options.only.as_deref())?;
     let mut result = compare(&mut peers, &options);
     if let Ok(report) = &mut result
@@ -214,13 +217,18 @@ fn kernels(options: &Options, folder: &Path) -> anyhow::Result<machines::Seen> {
 
 const INSIDE: &str = "INSULA_BENCH_INSIDE";
 
-/// Runs this program again in a network namespace of its own.
+/// Runs this program again in a network namespace of its own, with `/run` in memory for every engine.
 fn reenter(arguments: &[String]) -> anyhow::Result<()> {
     let own = std::env::current_exe().context("find this program")?;
     // dockerd would drop what others forward, had it to switch forwarding on.
-    let script = "ip link set lo up && echo 1 >/proc/sys/net/ipv4/ip_forward && exec \"$0\" \"$@\"";
+    let script = "[ \"$(stat -f -c %T /run)\" = tmpfs ] || mount -t tmpfs -o mode=755 tmpfs /run
+        ip link set lo up && echo 1 >/proc/sys/net/ipv4/ip_forward && exec \"$0\" \"$@\"";
     let mut command = Command::new("unshare");
-    command.args(["--net", "sh", "-c", script]).arg(own).args(arguments).env(INSIDE, "1");
+    command
+        .args(["--net", "--mount", "--propagation", "slave", "sh", "-c", script])
+        .arg(own)
+        .args(arguments)
+        .env(INSIDE, "1");
     let status = command.status().context("run unshare")?;
     if status.success() { Ok(()) } else { bail!("the comparison ended with {status}") }
 }

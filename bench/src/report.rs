@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::bundle::FLOOR;
 use crate::chart::{Chart, Group};
+use crate::floor::FLOOR;
 use crate::images::Seen;
 use crate::inside::Inside;
 use crate::memory::Memory;
@@ -181,7 +181,10 @@ impl fmt::Display for Report {
             f,
             "program has its turn in every scenario. Times are of whole commands, from start to exit, all"
         )?;
-        writeln!(f, "in one network namespace. The same image for all: the static busybox alone.\n")?;
+        writeln!(
+            f,
+            "in one network namespace, with `/run` in memory as on most hosts. The same image for all: the static busybox alone.\n"
+        )?;
         facts::all().iter().try_for_each(|fact| writeln!(f, "- {fact}"))?;
         for (name, version) in &self.versions {
             writeln!(f, "- {name}: {}", version.lines().next().unwrap_or_default())?;

@@ -13,6 +13,7 @@ use crate::engine::Insula;
 use crate::image;
 use crate::memory;
 use crate::sample::Samples;
+use crate::volatile;
 use crate::worker::{Worker, words};
 
 const OURS: &str = "insula-runtime";
@@ -163,6 +164,7 @@ impl Turn {
         let folder = folder.join(format!("runtime-{name}"));
         fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         image::tree(&folder)?;
+        volatile::make(&folder)?;
         let mut worker = Worker::start()?;
         let seen = Runtime { name, steps: Default::default(), rate: Samples::default(), helpers: 0 };
         bundle::document(&folder, &program.display().to_string(), &mut worker)?;
@@ -179,7 +181,7 @@ impl Turn {
     }
 
     fn words(&self, rest: &[&str]) -> Vec<String> {
-        let root = self.folder.join("state").display().to_string();
+        let root = volatile::of(&self.folder).display().to_string();
         words(&self.program, &[&["--root", &root], rest].concat())
     }
 

@@ -196,22 +196,29 @@ impl Traffic {
         self.crowd = Some(crowd);
     }
 
-    /// Name of each engine with the medians of its turns.
-    fn medians(&self) -> Vec<(&str, Vec<f64>)> {
+    /// The engines, in the order of their first turns.
+    fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = Vec::new();
         for (name, _) in &self.turns {
             if !names.contains(&name.as_str()) {
                 names.push(name);
             }
         }
-        let of = |name: &str, column: usize| {
-            let turns = self.turns.iter().filter(|(known, _)| known == name);
-            let mut all: Vec<f64> = turns.map(|(_, turn)| turn.0[column]).collect();
-            all.sort_by(f64::total_cmp);
-            all[all.len() / 2]
-        };
-        let row = |name| (0..COLUMNS.len()).map(|column| of(name, column)).collect();
-        names.into_iter().map(|name| (name, row(name))).collect()
+        names
+    }
+
+    /// What an engine's turns saw.
+    fn column(&self, name: &str, column: usize) -> Vec<f64> {
+        let turns = self.turns.iter().filter(|(known, _)| known == name);
+        turns.map(|(_, turn)| turn.0[column]).collect()
+    }
+
+    /// How we were beside another one in the same turn: the host is faster in some turns than in others.
+    fn beside(&self, name: &str, column: usize) -> Samples {
+        let mut beside = Samples::new();
+        let turns = self.column(OURS, column).into_iter().zip(self.column(name, column));
+        turns.for_each(|(ours, theirs)| beside.push_number(ours / theirs));
+        beside
     }
 
     /// `runs` are the milliseconds of a `run` on the default bridge, and of one without a network.
@@ -246,22 +253,26 @@ impl Traffic {
              bridge, iperf3 and wrk (32 connections, nginx) from the host through a published port, which is\n\
              reached by an address of the host and by 127.0.0.1. Each engine is alone in a network namespace: where\n\
              there are two, the packets of each pass the tables of both. The kernel's br_netfilter is docker's: it\n\
-             loads it, and insula's namespace is as a host that has it not.\n",
+             loads it, and insula's namespace is as a host that has it not. The part of an engine is of the same turn:\n\
+             the median, and between which two half of the turns are.\n",
             turns.count()
         )?;
         writeln!(f, "| | {} |\n| --- |{}", COLUMNS.join(" | "), " ---: |".repeat(COLUMNS.len()))?;
-        let medians = self.medians();
-        let ours = medians.iter().find(|(name, _)| *name == OURS).map(|(_, values)| values.clone());
-        for (name, values) in &medians {
-            let cell = |(column, value): (usize, &f64)| {
-                let text = if *value < 1000.0 { format!("{value:.1}") } else { format!("{value:.0}") };
-                match &ours {
-                    Some(ours) if *name != OURS => format!("{text} (insula {:.2} ×)", ours[column] / value),
+        for name in self.names() {
+            let cell = |column: usize| {
+                let mut seen = Samples::new();
+                self.column(name, column).into_iter().for_each(|number| seen.push_number(number));
+                let value = seen.at(0.5).unwrap_or_default();
+                let text = if value < 1000.0 { format!("{value:.1}") } else { format!("{value:.0}") };
+                let beside = self.beside(name, column);
+                match [0.25, 0.5, 0.75].map(|part| beside.at(part)) {
+                    [Some(low), Some(half), Some(high)] if name != OURS => {
+                        format!("{text} (insula {half:.2} ×, {low:.2} to {high:.2})")
+                    }
                     _ => text,
                 }
             };
-            let cells: Vec<String> = values.iter().enumerate().map(cell).collect();
-            writeln!(f, "| {name} | {} |", cells.join(" | "))?;
+            writeln!(f, "| {name} | {} |", (0..COLUMNS.len()).map(cell).collect::<Vec<_>>().join(" | "))?;
         }
         Ok(())
     }
@@ -295,7 +306,7 @@ mod tests {
         }
         let text = written(&traffic);
         assert!(text.contains("| insula | 10.0 | 2.0 | 2.0 | 2000 | 3000 |"), "{text}");
-        let docker = "| docker | 20.0 (insula 0.50 ×) | 1.0 (insula 2.00 ×) | 1.0 (insula 2.00 ×) |";
+        let docker = "| docker | 20.0 (insula 0.50 ×, 0.50 to 0.50) | 1.0 (insula 2.00 ×, 1.50 to 2.50) |";
         assert!(text.contains(docker) && text.contains("takes 3.5 ms"), "{text}");
         assert!(text.contains("Medians of 3 turns of 2 s"), "{text}");
     }
