@@ -1,19 +1,13 @@
 //! The API's streams, as clients other than ours use them.
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use insula_tests::{Daemon, Outcome, daemon, holds, program, text};
+use insula_tests::{daemon, holds};
 
 /// Sends a request that turns the connection into a stream; returns it behind the head.
-fn hijack(socket: &Path, path: &str, headers: &str) -> (String, UnixStream) {
+fn hijack(socket: &std::path::Path, path: &str, headers: &str) -> (String, UnixStream) {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     write!(stream, "POST {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Type: application/json\r\nContent-Length: 0\r\n\r\n").unwrap();
@@ -133,74 +127,4 @@ fn a_client_that_never_reads_holds_a_container_up_for_a_while_only() {
     }
     let word = String::from_utf8_lossy(word);
     assert!(word.starts_with(&format!("{} bytes of output are lost", 5_000_000 - got)), "{got}: {word}");
-}
-
-/// Between a client and its daemon, which has no `run` then, as those before it had none. How often it was asked for.
-fn without_run(daemon: &Daemon, socket: &Path) -> Arc<AtomicUsize> {
-    let listener = UnixListener::bind(socket).unwrap();
-    let (server, asked) = (daemon.instance().socket(), Arc::new(AtomicUsize::new(0)));
-    let seen = asked.clone();
-    // Ends with the test's process.
-    thread::spawn(move || {
-        for client in listener.incoming() {
-            let (mut client, mut server) = (client.unwrap(), UnixStream::connect(&server).unwrap());
-            let (mut back, mut answers) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            let seen = seen.clone();
-            thread::spawn(move || {
-                let mut bytes = vec![0; 65536];
-                // Each head comes in one piece, as hyper writes it.
-                while let Ok(count @ 1..) = client.read(&mut bytes) {
-                    if let Some(at) = bytes[..count].windows(5).position(|part| part == b"/run?") {
-                        bytes[at + 1] = b'n';
-                        seen.fetch_add(1, Ordering::SeqCst);
-                    }
-                    if server.write_all(&bytes[..count]).is_err() {
-                        return;
-                    }
-                }
-                // The daemon may have gone first.
-                let _ = server.shutdown(Shutdown::Write);
-            });
-            thread::spawn(move || {
-                // Either side may have gone.
-                let _ = std::io::copy(&mut answers, &mut back);
-                let _ = back.shutdown(Shutdown::Write);
-            });
-        }
-    });
-    asked
-}
-
-#[test]
-fn a_daemon_that_cannot_start_and_wait_at_once_is_asked_for_one_after_the_other() {
-    let daemon = daemon!();
-    let socket = daemon.folder().join("older.sock");
-    let asked = without_run(&daemon, &socket);
-    let host = format!("unix://{}", text(&socket));
-    let run = |flags: &[&str], command: &[&str], input: &[u8]| {
-        let mut client = Command::new(program("insula"));
-        client
-            .args(["--host", &host, "run"])
-            .args(flags)
-            .args(["--network", "none", "busybox"])
-            .args(command);
-        Outcome::of(&mut client, input)
-    };
-    let script = "sed s/a/b/; echo err >&2; exit 3";
-    let outcome = run(&["--rm", "-i"], &["sh", "-c", script], b"a\n");
-    outcome.exits(3);
-    assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), ("b\n", "err\n"));
-    run(&["--name", "kept"], &["sh", "-c", "exit 4"], b"").exits(4);
-    run(&["--rm"], &["/no/such"], b"").fails(127, &["/no/such"]);
-    assert_eq!(asked.load(Ordering::SeqCst), 3);
-    assert_eq!(daemon.insula(&["ps", "-a", "--format", "{{.Names}}"]).ok(), "kept");
-}
-
-#[test]
-fn a_start_that_waits_for_streams_has_a_container_and_a_condition() {
-    let daemon = daemon!();
-    let id = daemon.insula(&["create", "--network", "none", "busybox", "true"]).ok().to_owned();
-    assert_eq!(daemon.api("POST", "/insula/containers/none/run", "").status, 404);
-    assert_eq!(daemon.api("POST", &format!("/insula/containers/{id}/run?condition=never"), "").status, 400);
-    assert_eq!(daemon.inspect(&id, "/State/Status"), "created");
 }

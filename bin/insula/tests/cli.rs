@@ -44,16 +44,9 @@ fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
 /// A daemon whose container echoes its input on standard error and ends with a code; `start` is
 /// what it answers to the start.
 fn echoing(code: u8, start: (u16, &'static str)) -> Fake {
-    older_or_not(code, start, false)
-}
-
-/// The same; one that is older cannot start and wait at once.
-fn older_or_not(code: u8, start: (u16, &'static str), older: bool) -> Fake {
     Fake::start(move |request| {
         let path = request.target.split('?').next().unwrap();
-        let path = path.trim_start_matches("/v1.51").trim_start_matches("/insula");
-        let ended = || Reply::Chunks(vec![format!("{{\"StatusCode\":{code}}}\n").into_bytes()]);
-        match path.trim_start_matches("/containers/").trim_start_matches(ID) {
+        match path.trim_start_matches("/v1.51/containers/").trim_start_matches(ID) {
             "create" => json(201, &format!(r#"{{"Id":"{ID}","Warnings":["no swap limit"]}}"#)),
             "/attach" => Reply::Hijack(
                 frame(1, b"hello\n"),
@@ -64,11 +57,9 @@ fn older_or_not(code: u8, start: (u16, &'static str), older: bool) -> Fake {
                     let _ = stream.write_all(&frame(2, &input));
                 }),
             ),
-            "/run" if !older && start.0 == 204 => ended(),
-            "/wait" => ended(),
-            "/run" if !older => json(start.0, start.1),
+            "/wait" => Reply::Chunks(vec![format!("{{\"StatusCode\":{code}}}\n").into_bytes()]),
             "/start" => json(start.0, start.1),
-            _ => json(404, r#"{"message":"page not found"}"#),
+            _ => json(404, r#"{"message":"no such route"}"#),
         }
     })
 }
@@ -88,33 +79,16 @@ fn run_moves_streams_and_returns_the_exit_code() {
     assert_eq!(out(&output), "hello\n");
     assert_eq!(err(&output), "WARNING: no swap limit\ntyped");
     let calls = fake.calls();
-    let order = order(&calls);
-    // It attaches and starts side by side.
-    let (attach, run) = if order[1] == "attach" { (1, 2) } else { (2, 1) };
-    assert_eq!((order[0], order[attach], order[run], order.len()), ("create", "attach", "run", 3));
-    assert!(calls[run].ends_with("condition=removed"), "{calls:?}");
+    let order: Vec<&str> =
+        calls.iter().map(|call| call.split('?').next().unwrap().rsplit('/').next().unwrap()).collect();
+    // It attaches and waits side by side.
+    let (attach, wait) = if order[1] == "attach" { (1, 2) } else { (2, 1) };
+    assert_eq!([order[0], order[attach], order[wait], order[3]], ["create", "attach", "wait", "start"]);
+    assert!(calls[wait].ends_with("condition=removed"), "{calls:?}");
     let requests = fake.requests();
     let created: serde_json::Value = serde_json::from_slice(&requests[0].body).unwrap();
     assert_eq!((&created["Image"], &created["Cmd"]), (&"busybox".into(), &serde_json::json!(["cat", "-n"])));
     assert!(requests[attach].headers.contains("upgrade: tcp"));
-}
-
-/// What was asked for.
-fn order(calls: &[String]) -> Vec<&str> {
-    calls.iter().map(|call| call.split('?').next().unwrap().rsplit('/').next().unwrap()).collect()
-}
-
-#[test]
-fn an_older_daemon_is_asked_to_start_behind_the_attach_and_the_wait() {
-    let fake = older_or_not(42, (204, ""), true);
-    let output = run(&fake, &["run", "-i", "--rm", "busybox", "true"]);
-    assert_eq!((output.status.code(), out(&output)), (Some(42), "hello\n".to_owned()));
-    let calls = fake.calls();
-    let order = order(&calls);
-    assert_eq!(order.len(), 5, "{calls:?}");
-    assert_eq!([order[0], order[3], order[4]], ["create", "wait", "start"]);
-    let fake = older_or_not(0, (500, r#"{"message":"port is already allocated"}"#), true);
-    assert_eq!(run(&fake, &["run", "--rm", "busybox", "true"]).status.code(), Some(125));
 }
 
 #[test]

@@ -39,8 +39,7 @@ fn prompting(typed: mpsc::Sender<Vec<u8>>, start: u16) -> Fake {
     let typed = std::sync::Mutex::new(typed);
     Fake::start(move |request| {
         let path = request.target.split('?').next().unwrap();
-        let path = path.trim_start_matches("/v1.51").trim_start_matches("/insula");
-        match path.trim_start_matches("/containers/").trim_start_matches(ID) {
+        match path.trim_start_matches("/v1.51/containers/").trim_start_matches(ID) {
             "create" => Reply::Whole(201, format!(r#"{{"Id":"{ID}","Warnings":[]}}"#)),
             "/attach" => {
                 let typed = typed.lock().unwrap().clone();
@@ -52,8 +51,7 @@ fn prompting(typed: mpsc::Sender<Vec<u8>>, start: u16) -> Fake {
                 Reply::Hijack(b"prompt$ ".to_vec(), Box::new(report))
             }
             "/wait" => Reply::Chunks(vec![b"{\"StatusCode\":0}\n".to_vec()]),
-            "/run" if start == 204 => Reply::Chunks(vec![b"{\"StatusCode\":0}\n".to_vec()]),
-            "/run" | "/start" => Reply::Whole(start, r#"{"message":"port is already allocated"}"#.to_owned()),
+            "/start" => Reply::Whole(start, r#"{"message":"port is already allocated"}"#.to_owned()),
             _ => Reply::Whole(200, String::new()),
         }
     })

@@ -32,21 +32,10 @@ impl Exit {
         condition: &str,
     ) -> anyhow::Result<Self> {
         let wait = client.wait_container(id, condition).await?;
-        Ok(Self::following(context, client, id, condition, Some(wait)))
-    }
-
-    /// The same with a wait that the daemon has taken note of, or may have: the next one is asked again.
-    pub(crate) fn following(
-        context: &Context,
-        client: &Client,
-        id: &str,
-        condition: &str,
-        wait: Option<JsonStream<WaitResponse>>,
-    ) -> Self {
         // What ended while nobody listened has no next exit.
         let again = if condition == "removed" { "removed" } else { "" };
         let code = tokio::spawn(wait_through_restarts(client.address().clone(), id.to_owned(), again, wait));
-        Self { context: context.clone(), code }
+        Ok(Self { context: context.clone(), code })
     }
 
     /// The exit code, for when the streams have ended.
@@ -67,21 +56,19 @@ async fn wait_through_restarts(
     address: Address,
     id: String,
     again: &'static str,
-    mut wait: Option<JsonStream<WaitResponse>>,
+    mut wait: JsonStream<WaitResponse>,
 ) -> Outcome {
     loop {
-        if let Some(wait) = &mut wait {
-            match wait.next().await {
-                Ok(Some(answer)) if !is_ending(&answer) => return code(answer),
-                Ok(_) | Err(Error::Connection { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
+        match wait.next().await {
+            Ok(Some(answer)) if !is_ending(&answer) => return code(answer),
+            Ok(_) | Err(Error::Connection { .. }) => {}
+            Err(error) => return Err(error.into()),
         }
         wait = loop {
             // The daemon that ends may answer still.
             tokio::time::sleep(LOOK).await;
             match ask_again(&address, &id, again).await {
-                Ok(wait) => break Some(wait),
+                Ok(wait) => break wait,
                 Err(Error::Daemon { status: 404, .. }) => {
                     let message = format!(
                         "the daemon ended while container {id} ran, and the next one removed it before its exit \

@@ -1,9 +1,8 @@
 //! `run`: make, attach, start, wait.
 
 use clap::Args;
-use insula_client::{AttachOptions, Client, Error};
+use insula_client::{AttachOptions, Client};
 use insula_models::ContainerCreateRequest;
-use tokio::sync::oneshot;
 
 use super::attached::{Attached, Left, Target};
 use super::create::create;
@@ -86,12 +85,7 @@ impl RunArgs {
         let keys = DetachKeys::parse(&self.detach_keys)?;
         let client = context.client().await?;
         timing.lap("connect");
-        let made = create(&client, &self.flags, &request);
-        let id = match attached {
-            // The start has its own connection by then.
-            true => tokio::try_join!(made, async { Ok(client.connect_ahead().await?) })?.0,
-            false => made.await?,
-        };
+        let id = create(&client, &self.flags, &request).await?;
         timing.answered(&client, "create");
         if !attached {
             start(&client, &id).await.map_err(|failed| failed.hinted())?;
@@ -123,19 +117,24 @@ impl RunArgs {
         };
         let mut session = Attached::new(client, Target::Container(id), request.tty, self.sig_proxy)?;
         let condition = if self.flags.rm { "removed" } else { "next-exit" };
+        // Side by side, since none needs another; the start has its connection by then.
+        let (hijacked, mut exit, ()) = tokio::try_join!(
+            async { Ok(client.attach_container(id, &options).await?) },
+            Exit::of(context, client, id, condition),
+            async { Ok(client.connect_ahead().await?) },
+        )?;
         let stdin = request.attach_stdin;
-        let (attached, connected) = oneshot::channel();
-        let connect = async {
-            let hijacked = client.attach_container(id, &options).await?;
-            // Only an older daemon is told what follows.
-            let _ = attached.send(());
-            let raw_mode = if stdin && request.tty { RawMode::enter()? } else { None };
-            let wiring = Wiring { tty: request.tty, stdin, detach: raw_mode.is_some().then_some(keys) };
-            Ok((streams::connect(hijacked, wiring)?, raw_mode))
+        let raw_mode = if stdin && request.tty { RawMode::enter()? } else { None };
+        let wiring = Wiring { tty: request.tty, stdin, detach: raw_mode.is_some().then_some(keys) };
+        let mut streams = streams::connect(hijacked, wiring)?;
+        timing.lap("attach");
+        let started = match start_attached(client, id).await {
+            Ok(started) => started,
+            Err(failed) => {
+                drop(raw_mode);
+                return Err(failed.hinted().into());
+            }
         };
-        // Side by side: the daemon starts it when the streams are connected. A failure drops the raw mode.
-        let ((mut streams, raw_mode), (started, mut exit)) =
-            tokio::try_join!(connect, start_attached((context, client), id, condition, connected))?;
         timing.answered(client, "start");
         if request.tty {
             session.resize().await;
@@ -175,7 +174,7 @@ pub(crate) async fn start(client: &Client, id: &str) -> Result<(), Failure> {
     client.start_container(id).await.map_err(|error| refused(&error))
 }
 
-fn refused(error: &Error) -> Failure {
+fn refused(error: &insula_client::Error) -> Failure {
     Failure { code: start_failure(&error.to_string()), message: failure::describe_client(error) }
 }
 
@@ -187,36 +186,12 @@ enum Started {
     Unanswered,
 }
 
-/// Starts it and waits for its end, in one request; in two, and after the streams are connected, where the daemon is too
-/// old for that.
-async fn start_attached(
-    (context, client): (&Context, &Client),
-    id: &str,
-    condition: &str,
-    connected: oneshot::Receiver<()>,
-) -> anyhow::Result<(Started, Exit)> {
-    let following = |wait| Exit::following(context, client, id, condition, wait);
-    match client.run_container(id, condition).await {
-        Ok(wait) => return Ok((Started::Yes, following(Some(wait)))),
-        Err(Error::Connection { .. }) => return Ok((Started::Unanswered, following(None))),
-        Err(error) if !is_unknown(&error) => return Err(refused(&error).hinted().into()),
-        Err(_) => {}
-    }
-    if connected.await.is_err() {
-        // The other side of the join says why.
-        return std::future::pending().await;
-    }
-    let exit = Exit::of(context, client, id, condition).await?;
+async fn start_attached(client: &Client, id: &str) -> Result<Started, Failure> {
     match client.start_container(id).await {
-        Ok(()) => Ok((Started::Yes, exit)),
-        Err(Error::Connection { .. }) => Ok((Started::Unanswered, exit)),
-        Err(error) => Err(refused(&error).hinted().into()),
+        Ok(()) => Ok(Started::Yes),
+        Err(insula_client::Error::Connection { .. }) => Ok(Started::Unanswered),
+        Err(error) => Err(refused(&error)),
     }
-}
-
-/// Whether the daemon has no such call.
-fn is_unknown(error: &Error) -> bool {
-    matches!(error, Error::Daemon { status: 404, message } if message == "page not found")
 }
 
 /// Fails when the next daemon knows that the container never ran.

@@ -8,17 +8,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::StatusCode;
-use insula_engine::Engine;
 use tokio::sync::Notify;
-
-use crate::error::ApiError;
 
 /// A client that never reads its answer does not keep others from starting the container.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// Who asks for a start as soon as somebody is attached has sent both requests at once.
-const LONGEST: Duration = Duration::from_secs(30);
 
 /// How many connections are on their way, by what clients call the container.
 #[derive(Debug, Default)]
@@ -46,34 +39,20 @@ impl Attaching {
 
     /// Returns when no connection to the container is on its way.
     pub(super) async fn settled(&self, name: &str) {
-        let all = self.until(|| Ok(!self.is_pending(name)));
+        let all = async {
+            loop {
+                let arrived = self.arrived.notified();
+                tokio::pin!(arrived);
+                // Before the look, so that no arrival is missed in between.
+                arrived.as_mut().enable();
+                if !self.is_pending(name) {
+                    return;
+                }
+                arrived.await;
+            }
+        };
         if tokio::time::timeout(PATIENCE, all).await.is_err() {
             tracing::warn!(container = name, "a client that attached has not taken its answer yet");
-        }
-    }
-
-    /// Returns when a connection to the container has arrived, and no other one is on its way.
-    pub(super) async fn arrived(&self, engine: &Engine, name: &str) -> Result<(), ApiError> {
-        let all = self.until(|| Ok(engine.is_attached(name)? && !self.is_pending(name)));
-        match tokio::time::timeout(LONGEST, all).await {
-            Ok(arrived) => arrived,
-            Err(_) => {
-                Err(ApiError::new(StatusCode::CONFLICT, format!("nobody has attached to container {name}")))
-            }
-        }
-    }
-
-    /// Looks each time a connection has arrived.
-    async fn until(&self, reached: impl Fn() -> Result<bool, ApiError>) -> Result<(), ApiError> {
-        loop {
-            let arrived = self.arrived.notified();
-            tokio::pin!(arrived);
-            // Before the look, so that no arrival is missed in between.
-            arrived.as_mut().enable();
-            if reached()? {
-                return Ok(());
-            }
-            arrived.await;
         }
     }
 

@@ -10,7 +10,7 @@ use axum::routing::{get, post};
 use http::{HeaderValue, StatusCode};
 use insula_base::{Lap, Laps};
 use insula_engine::containers::{
-    Change, ContainerWait, ListRequest, RemoveRequest, StatsSampler, StopRequest, WaitCondition,
+    Change, ListRequest, RemoveRequest, StatsSampler, StopRequest, WaitCondition,
 };
 use insula_models::{
     ApiVersion, ContainerCreateRequest, ContainerUpdateRequest, SERVER_TIMING, write_timing,
@@ -46,7 +46,6 @@ pub(super) fn routes() -> Router<Api> {
         .route("/containers/{id}/pause", post(pause))
         .route("/containers/{id}/unpause", post(unpause))
         .route("/containers/{id}/wait", post(wait))
-        .route("/insula/containers/{id}/run", post(run))
 }
 
 async fn list(State(api): State<Api>, Version(version): Version, params: Params) -> Answer {
@@ -210,39 +209,17 @@ async fn wait(
     Version(version): Version,
     params: Params,
 ) -> Answer {
-    let wait = api.engine.wait_container(&id, condition(version, &params)?).await?;
-    Ok(told_later(wait, version))
-}
-
-fn condition(version: ApiVersion, params: &Params) -> Result<WaitCondition, ApiError> {
-    match params.text("condition") {
+    let condition = match params.text("condition") {
         // The parameter came with 1.30.
-        _ if version < ApiVersion::v1(30) => Ok(WaitCondition::NotRunning),
-        None | Some("not-running") => Ok(WaitCondition::NotRunning),
-        Some("next-exit") => Ok(WaitCondition::NextExit),
-        Some("removed") => Ok(WaitCondition::Removed),
-        Some(other) => Err(ApiError::invalid(format!("invalid condition: {other:?}"))),
-    }
-}
-
-/// The head of an answer now, its body when what is waited for has come true.
-fn told_later(wait: ContainerWait, version: ApiVersion) -> Response {
-    stream::json(stream::later(async move { stream::versioned(&wait.finish().await, version) }))
-}
-
-/// insula's own: start and wait in one, for who attaches on another connection at the same time. The start waits for
-/// that connection, the answer's head for the start, its body for the end.
-async fn run(
-    State(api): State<Api>,
-    Path(id): Path<String>,
-    Version(version): Version,
-    params: Params,
-) -> Answer {
-    let wait = api.engine.wait_container(&id, condition(version, &params)?).await?;
-    api.attaching.arrived(&api.engine, &id).await?;
-    let mut laps = Laps::begin();
-    api.engine.start_container_timed(&id, &mut laps).await?;
-    Ok(with_timing(told_later(wait, version), laps.all()))
+        _ if version < ApiVersion::v1(30) => WaitCondition::NotRunning,
+        None | Some("not-running") => WaitCondition::NotRunning,
+        Some("next-exit") => WaitCondition::NextExit,
+        Some("removed") => WaitCondition::Removed,
+        Some(other) => return Err(ApiError::invalid(format!("invalid condition: {other:?}"))),
+    };
+    let wait = api.engine.wait_container(&id, condition).await?;
+    let body = stream::later(async move { stream::versioned(&wait.finish().await, version) });
+    Ok(stream::json(body))
 }
 
 async fn stats(State(api): State<Api>, Path(id): Path<String>, params: Params) -> Answer {

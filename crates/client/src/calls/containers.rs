@@ -146,15 +146,6 @@ impl Client {
         Ok(JsonStream::new(bytes))
     }
 
-    /// `POST /insula/containers/{id}/run`, insula's own: starts the container as soon as a connection is attached to
-    /// it, and waits as [`Self::wait_container`] does. Returns when it has started.
-    pub async fn run_container(&self, id: &str, condition: &str) -> Result<JsonStream<WaitResponse>> {
-        let query = Query::new().with_text("condition", condition);
-        let call = Call::post(format!("/insula/containers/{}/run{}", encode(id), query.as_str()));
-        let (bytes, _) = self.stream(call, RequestBody::Empty).await?;
-        Ok(JsonStream::new(bytes))
-    }
-
     /// `POST /containers/{id}/attach`.
     pub async fn attach_container(&self, id: &str, options: &AttachOptions) -> Result<Hijacked> {
         let query = Query::new()

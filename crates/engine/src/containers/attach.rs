@@ -35,14 +35,6 @@ impl Engine {
         Ok(AttachTarget { id: row.id.clone(), tty: row.config.tty })
     }
 
-    /// Whether its output goes to somebody, or will when it starts; a container that runs already has no start that
-    /// anybody could be late for.
-    pub fn is_attached(&self, reference: &str) -> Result<bool> {
-        let container = self.find(reference)?;
-        let state = container.state();
-        Ok(!state.attachments.is_empty() || state.row().running())
-    }
-
     /// Hands a client's connection to the container; to one that has not started yet when it
     /// starts. Returns at once.
     pub async fn attach(
