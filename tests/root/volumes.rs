@@ -103,6 +103,11 @@ fn a_tmpfs_is_as_open_as_the_folder_that_it_covers() {
     let found = run(&flags, &script);
     assert!(found.stdout.starts_with("/data 750\n/new 700\n/tmp 1777\n"), "{found}");
     assert_eq!(found.stdout.matches("Read-only file system").count(), 3, "{found}");
+    // The folder that was made for one is found by the next start.
+    let modes = ["stat", "-c", "%a", "/new", "/new/inner"];
+    let again = ["run", "--name", "again", "--network", "none", "--tmpfs", "/new/inner", "busybox"];
+    assert_eq!(daemon.insula(&[&again[..], &modes].concat()).ok(), "755\n1777");
+    assert_eq!(daemon.insula(&["start", "-a", "again"]).ok(), "755\n1777");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use insula_host::cgroup::Entry;
-use insula_spec::plan::{MountPlan, RootfsPlan, UserNamespace};
+use insula_spec::plan::{MountPlan, MountSource, RootfsPlan, UserNamespace};
 use insula_sys::mount::{MountAttributes, set_attributes};
 use insula_sys::process::{self, Clone, CloneFlags};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -144,8 +144,19 @@ fn serve(plan: &SharePlan<'_>, channel: &Channel) -> Result<std::convert::Infall
 /// What the guest mounts by itself it cannot make a folder for in a root that is read-only.
 fn make_places(plan: &SharePlan<'_>, root: &OwnedFd) -> Result<()> {
     let own = plan.mounts.iter().filter(|mount| !mount.source.is_of_the_host());
-    let targets = ["/proc", "/sys", "/dev"].into_iter().chain(own.map(|mount| mount.target.as_str()));
-    targets.into_iter().try_for_each(|target| inside::make_folder(root, target).map(drop))
+    for target in ["/proc", "/sys", "/dev"] {
+        inside::make_folder(root, target)?;
+    }
+    for mount in own {
+        match mount.source {
+            // The guest looks at what it covers.
+            MountSource::Tmpfs { mode: None, .. } => {
+                inside::make_folder_as(root, &mount.target, inside::OPEN)?
+            }
+            _ => inside::make_folder(root, &mount.target)?,
+        };
+    }
+    Ok(())
 }
 
 /// A small tmpfs over [`PLACE`]; its root.

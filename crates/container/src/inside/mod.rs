@@ -34,8 +34,8 @@ pub(crate) use bundle::Parking;
 pub use confinement::warm_up;
 pub(crate) use confinement::{Confinement, has_selinux};
 pub(crate) use labels::{label_by_path, label_keyring_inside};
-pub(crate) use mounts::{attach_below, new_file_system};
-pub(crate) use places::make_folder;
+pub(crate) use mounts::{OPEN, attach_below, new_file_system};
+pub(crate) use places::{make_folder, make_folder_as};
 pub(crate) use program::{Program, run_on};
 pub(crate) use terminal::open as open_terminal;
 

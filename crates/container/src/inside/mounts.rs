@@ -18,7 +18,7 @@ use rustix::mount::{
 };
 
 use super::cgroups;
-use super::places::{below, make_file, make_folder};
+use super::places::{make_file, make_folder, make_folder_as};
 use crate::error::{Context, Error, Result};
 
 /// Roots of mounts that later steps work on.
@@ -126,6 +126,9 @@ fn init_mounts(init: InitPlan) -> Vec<MountPlan> {
         .collect()
 }
 
+/// That of a tmpfs that covers nothing, as the kernel makes it.
+pub(crate) const OPEN: Mode = Mode::from_raw_mode(0o1777);
+
 /// The file system of a mount, where it has one of its own.
 fn own(plan: &ContainerPlan, mount: &MountPlan) -> Result<Option<OwnedFd>> {
     match &mount.source {
@@ -152,17 +155,20 @@ fn own(plan: &ContainerPlan, mount: &MountPlan) -> Result<Option<OwnedFd>> {
 }
 
 /// Attaches a file system of the container's own. A tmpfs without a mode has that of the folder that it covers, if
-/// there is one: who mounts over a folder that others may not write to does not open it.
+/// there is one: who mounts over a folder that others may not write to does not open it. A folder that is made for it
+/// has the mode that the tmpfs has then: the next start finds it, and its tmpfs is as the first one was.
 fn attach_own(made: &OwnedFd, root: &OwnedFd, mount: &MountPlan) -> Result<()> {
     let target = &mount.target;
-    if matches!(mount.source, MountSource::Tmpfs { mode: None, .. })
-        && let Ok(covered) = below(root, target)
-    {
-        let mode = rustix::fs::fstat(&covered).context("fstat", target)?.st_mode & 0o7777;
+    if !matches!(mount.source, MountSource::Tmpfs { mode: None, .. }) {
+        return attach_at(made, root, target);
+    }
+    let covered = make_folder_as(root, target, OPEN)?;
+    let mode = rustix::fs::fstat(&covered).context("fstat", target)?.st_mode & 0o7777;
+    if mode != OPEN.as_raw_mode() {
         rustix::fs::chmodat(made, ".", Mode::from_raw_mode(mode), AtFlags::empty())
             .context("fchmodat", target)?;
     }
-    attach_at(made, root, target)
+    attach(made.as_fd(), covered.as_fd(), c"")
 }
 
 /// Attaches a folder or a file at `target` below `root`, made if absent.

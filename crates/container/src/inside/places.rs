@@ -14,18 +14,40 @@ use crate::error::{Context, Error, Result};
 /// As many as the kernel follows, path_resolution(7).
 const MOST_LINKS: u32 = 40;
 
+/// How often a place is looked for while others mount or rename.
+const ATTEMPTS: u32 = 1000;
+
+const PLAIN: Mode = Mode::from_raw_mode(0o755);
+
 /// What is at `path` below `root`; links are followed but never out of it.
 pub(super) fn below(root: &OwnedFd, path: impl AsRef<Path>) -> Result<OwnedFd, Errno> {
     let path = path.as_ref();
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    open(root, path, OFlags::PATH | OFlags::CLOEXEC)
+}
+
+/// The same, opened with flags. The kernel says EAGAIN where a path has a `..` and anything of the host was mounted or
+/// a folder renamed meanwhile (openat2(2)), which says nothing about this path.
+pub(super) fn open(root: &OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    for _ in 1..ATTEMPTS {
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN) => {}
+            found => return found,
+        }
+    }
+    rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
 }
 
 /// The folder at `path` below `root`, made with its parents if absent.
 pub(crate) fn make_folder(root: &OwnedFd, path: &str) -> Result<OwnedFd> {
+    make_folder_as(root, path, PLAIN)
+}
+
+/// The same; if it is made, with this mode.
+pub(crate) fn make_folder_as(root: &OwnedFd, path: &str, mode: Mode) -> Result<OwnedFd> {
     match below(root, path) {
-        Err(Errno::NOENT) => make_parts(root, &followed(root, path)?, path),
+        Err(Errno::NOENT) => make_parts(root, &followed(root, path)?, path, mode),
         found => found.context("openat2", path),
     }
 }
@@ -40,18 +62,23 @@ pub(super) fn make_file(root: &OwnedFd, path: &str) -> Result<OwnedFd> {
     let (Some(parent), Some(name)) = (led_to.parent(), led_to.file_name()) else {
         return Err(Error::Invalid(format!("path {path:?} names no file")));
     };
-    let parent = make_parts(root, parent, path)?;
+    let parent = make_parts(root, parent, path, PLAIN)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)).context("openat", path)?;
+    match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)) {
+        // Somebody else has made it, in a volume that others have too: what is there is looked at again.
+        Ok(_) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error).context("openat", path),
+    }
     below(root, &led_to).context("openat2", path)
 }
 
-/// The folder at `plain`, which has no `..`; for errors it is `path`.
-fn make_parts(root: &OwnedFd, plain: &Path, path: &str) -> Result<OwnedFd> {
+/// The folder at `plain`, which has no `..`, with this mode if it is made; for errors it is `path`.
+fn make_parts(root: &OwnedFd, plain: &Path, path: &str, mode: Mode) -> Result<OwnedFd> {
     let mut so_far = PathBuf::new();
-    for name in plain {
+    let mut names = plain.iter().peekable();
+    while let Some(name) = names.next() {
         let parent = below(root, &so_far).context("openat2", path)?;
-        match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+        match rustix::fs::mkdirat(&parent, name, if names.peek().is_some() { PLAIN } else { mode }) {
             Ok(()) | Err(Errno::EXIST) => so_far.push(name),
             Err(error) => return Err(error).context("mkdirat", path),
         }
@@ -123,7 +150,7 @@ mod tests {
 
     use super::*;
 
-    fn open(path: &Path) -> OwnedFd {
+    fn handle(path: &Path) -> OwnedFd {
         rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
     }
 
@@ -132,7 +159,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let root = place.path().join("root");
         std::fs::create_dir_all(root.join("etc")).unwrap();
-        let handle = open(&root);
+        let handle = handle(&root);
         // As systemd-resolved leaves it; above the root; to a name that the link's own folder has too.
         let links =
             [("resolv.conf", "../run/stub/resolv.conf"), ("up", "../../../../out/up"), ("hosts", "/hosts")];
@@ -160,11 +187,11 @@ mod tests {
         symlink("b", place.path().join("a")).unwrap();
         symlink("a", place.path().join("b")).unwrap();
         for name in ["/a", "/a/inner"] {
-            make_folder(&open(place.path()), name).unwrap_err();
-            make_file(&open(place.path()), name).unwrap_err();
+            make_folder(&handle(place.path()), name).unwrap_err();
+            make_file(&handle(place.path()), name).unwrap_err();
         }
-        let host = open(Path::new("/"));
-        let folder = open(place.path());
+        let host = handle(Path::new("/"));
+        let folder = handle(place.path());
         let number = std::os::fd::AsRawFd::as_raw_fd(&folder);
         let through = format!("/proc/self/fd/{number}/made");
         assert_eq!(followed(&host, &through).unwrap_err().to_string(), format!("openat2 {through}"));

@@ -146,8 +146,7 @@ impl Program<'_> {
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open("/", flags, Mode::empty()).context("open", "/")?;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let folder = match rustix::fs::openat2(&root, cwd.as_str(), flags, Mode::empty(), resolve) {
+        let folder = match places::open(&root, cwd.as_ref(), flags) {
             Err(Errno::NOENT) if self.make_folder => places::make_folder(&root, cwd)?,
             found => found.context("chdir", cwd)?,
         };

@@ -102,8 +102,11 @@ struct Asking {
 impl Asking {
     async fn begin(task: Arc<Task>, period: Duration) -> Result<Self> {
         let call = Call::MeasureDirtyRate(MeasureDirtyRate { milliseconds: milliseconds(period)? });
-        task.call(call, &[]).await?;
-        Ok(Self { task, told: false })
+        // Who goes away before the answer has asked as well. Who is refused has not: somebody else is measuring.
+        let mut asking = Self { task, told: false };
+        let begun = asking.task.call(call, &[]).await;
+        asking.told = begun.is_err();
+        begun.map(|_| asking)
     }
 }
 

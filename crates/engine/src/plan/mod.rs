@@ -188,13 +188,16 @@ fn namespaces(row: &Row, joined: &Joined) -> NamespacesPlan {
 /// The engine's own mounts, but where the user mounts something else, and the user's: what is mounted in a folder is
 /// not hidden by what is mounted on the folder. The kernel's file systems come before all that, so that who mounts a
 /// folder at `/sys` gets it as it is.
+///
+/// Where the user shares the host's own mounts (`rshared`), the engine's come before all of the user's: whatever is
+/// mounted in such a folder is mounted on the host too, and a link of the image may lead there.
 fn mounts(inputs: &Inputs<'_>) -> Vec<MountPlan> {
     let row = inputs.row;
     let of_the_users = |own: &MountPlan| row.mounts.iter().any(|mount| mount.target == own.target);
     let mut mounts = of_the_kernel(&row.host);
     mounts.retain(|own| !of_the_users(own));
     let first = mounts.len();
-    mounts.extend(shared_memory(&row.host).filter(|own| !of_the_users(own)));
+    mounts.extend(shared_memory(row).filter(|own| !of_the_users(own)));
     for name in ["resolv.conf", "hosts", "hostname"] {
         // They belong to the container's root as they are.
         let path = inputs.names.join(name);
@@ -205,13 +208,21 @@ fn mounts(inputs: &Inputs<'_>) -> Vec<MountPlan> {
         let own = MountPlan { readonly: row.host.readonly_rootfs, ..plain(&target, source) };
         mounts.extend(Some(own).filter(|own| !of_the_users(own)));
     }
+    let own = mounts.len();
     mounts.extend(row.mounts.iter().map(|mount| of_the_user(mount, inputs.volumes)));
-    mounts[first..].sort_by_key(|mount| mount.target.split('/').count());
+    let reaches_the_host = |mount: &MountPlan| {
+        matches!(mount.source, MountSource::Bind { propagation: Propagation::Shared, .. })
+    };
+    let sorted = if mounts[own..].iter().any(reaches_the_host) { own } else { first };
+    mounts[sorted..].sort_by_key(|mount| mount.target.split('/').count());
     mounts
 }
 
-fn shared_memory(host: &HostConfig) -> Option<MountPlan> {
+fn shared_memory(row: &Row) -> Option<MountPlan> {
+    let host = &row.host;
     match host.ipc_mode.as_str() {
+        // Whose `/dev` it is, is theirs as a whole, as with Docker.
+        "" | "private" if row.mounts.iter().any(|mount| mount.target == "/dev") => None,
         "host" => Some(plain("/dev/shm", bind("/dev/shm".into(), false, Propagation::Private))),
         "none" => None,
         _ => {

@@ -129,12 +129,38 @@ fn what_is_mounted_in_a_folder_comes_after_what_is_mounted_on_it() {
             "/dev",
             "/etc",
             "/sys",
-            "/dev/shm",
             "/etc/resolv.conf",
             "/etc/hostname",
             "/etc/hosts"
         ]
     );
+    row.host.ipc_mode = "shareable".into();
+    assert!(self::plan(&row, Joined::default()).mounts.iter().any(|mount| mount.target == "/dev/shm"));
+}
+
+#[test]
+fn nothing_of_the_engines_is_mounted_in_what_the_host_shares() {
+    let order = |propagation: &str| {
+        let mut row = row();
+        for (target, propagation) in [("/h", propagation), ("/etc", "rprivate")] {
+            row.mounts.push(MountRow {
+                target: target.into(),
+                source: SourceRow::Bind {
+                    path: "/srv".into(),
+                    recursive: true,
+                    propagation: propagation.into(),
+                },
+                readonly: true,
+                mode: String::new(),
+            });
+        }
+        let plan = plan(&row, Joined::default());
+        let place = |target: &str| plan.mounts.iter().position(|mount| mount.target == target).unwrap();
+        ["/dev/shm", "/etc/hosts"].map(|own| place(own) < place("/h"))
+    };
+    assert_eq!(order("rshared"), [true, true]);
+    assert_eq!(order("shared"), [true, true]);
+    assert_eq!(order("rslave"), [false, false]);
 }
 
 #[test]

@@ -7,6 +7,10 @@ use insula_spec::machine::{DirtyRate, MachinePlan};
 use super::backend::Machine;
 use crate::{Error, Result};
 
+/// How long after its time whoever has asked is waited for: another one must not begin before that one has heard what
+/// was counted. Who goes away says so.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// What a backend has counted, or estimated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Counted {
@@ -29,12 +33,15 @@ impl Counting {
     /// That nobody else's time runs.
     fn check(self, now: Instant) -> Result<()> {
         match self {
-            Self::Until(end) | Self::InVain(end) if now < end => {
-                Err(Error::Full("the machine's dirty rate is being measured already".to_owned()))
-            }
+            Self::Until(end) if now < end + GRACE => Err(taken()),
+            Self::InVain(end) if now < end => Err(taken()),
             _ => Ok(()),
         }
     }
+}
+
+fn taken() -> Error {
+    Error::Full("the machine's dirty rate is being measured already".to_owned())
 }
 
 impl Machine {
@@ -86,11 +93,11 @@ mod tests {
     #[test]
     fn one_counts_at_a_time() {
         let now = Instant::now();
-        let (before, after) = (now - Duration::from_secs(1), now + Duration::from_secs(1));
-        for free in [Counting::No, Counting::Until(before), Counting::InVain(now)] {
+        let (long_before, after) = (now - GRACE, now + Duration::from_secs(1));
+        for free in [Counting::No, Counting::Until(long_before), Counting::InVain(now)] {
             assert!(free.check(now).is_ok(), "{free:?}");
         }
-        for taken in [Counting::Until(after), Counting::InVain(after)] {
+        for taken in [Counting::Until(after), Counting::Until(now), Counting::InVain(after)] {
             assert!(matches!(taken.check(now), Err(Error::Full(_))), "{taken:?}");
         }
     }

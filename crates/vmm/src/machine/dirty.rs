@@ -193,7 +193,9 @@ impl Meter {
             return;
         };
         let (written, took) = (self.log.written(), window.began.elapsed());
-        match written.and_then(|written| self.log.end().map(|()| written)) {
+        // Whatever was read: nobody pays for small pages any more.
+        let ended = self.log.end();
+        match written.and_then(|written| ended.map(|()| written)) {
             Ok(written) => {
                 let pages = written.iter().flatten().map(|word| u64::from(word.count_ones())).sum();
                 self.answer(window.number, 0, pages, took);
@@ -248,6 +250,8 @@ mod tests {
     const PLACE: u64 = 0x9_f000;
     const PLACES: [u64; 2] = [0xa_0000, 0xb_0000];
     const PAGES: u64 = 3;
+    /// Its page tables.
+    const TABLES: std::ops::Range<u64> = crate::layout::PML4..crate::layout::PML4 + 0x3000;
 
     /// `mov rbx, [PLACE]; mov byte [rbx], 1; mov byte [rbx + 0x1000], 1; mov byte [rbx + 0x2000], 1;
     /// inc qword [ROUNDS]; jmp` back to it all.
@@ -310,7 +314,9 @@ mod tests {
     fn written(log: &DirtyLog) -> Vec<u64> {
         let words = log.written().unwrap().concat();
         let set = |page: &u64| words[*page as usize / 64] & 1 << (page % 64) != 0;
-        (0..words.len() as u64 * 64).filter(set).map(|page| page << 12).collect()
+        let pages = (0..words.len() as u64 * 64).filter(set).map(|page| page << 12);
+        // In its page tables a processor notes what it has touched, where KVM does not keep tables of its own.
+        pages.filter(|page| !TABLES.contains(page)).collect()
     }
 
     #[test]
@@ -356,7 +362,9 @@ mod tests {
                 assert!(on(&running));
                 rounds(&running);
                 let (said, error, pages, microseconds) = answer(&mut running, &asker);
-                assert_eq!((said, error, pages), (number, 0, PAGES + 1));
+                assert_eq!((said, error), (number, 0));
+                let tables = (TABLES.end - TABLES.start) >> 12;
+                assert!((PAGES + 1..=PAGES + 1 + tables).contains(&pages), "{pages}");
                 assert!(microseconds >= 100_000 && !on(&running), "{microseconds}");
             }
         });
