@@ -18,6 +18,7 @@ help:
 # static C library would break.
 release:
 	@scripts/require-packages cc:gcc cc:libc6-dev
+	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/scripts/rustc-release \
 	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --target $(TARGET) \
 	    $(addprefix --package ,$(PROGRAMS))
 

@@ -30,6 +30,26 @@ fn states_from_created_to_gone() {
     daemon.insula(&["inspect", "box"]).fails(1, &["box"]);
 }
 
+/// What goes at its end is not worth to wait for a disk for, and comes back from a restart all the same.
+#[test]
+fn the_layer_of_a_container_that_goes_is_volatile_and_restarts() {
+    let daemon = daemon!();
+    let options = |of: &str| {
+        daemon.insula(&["exec", of, "sh", "-c", "grep ' / ' /proc/mounts"]).ok().contains("volatile")
+    };
+    let kept = daemon.sleeper(ALONE);
+    assert!(!options(&kept), "one that stays is synced");
+    let goes =
+        daemon.detached(&["--rm", "--network", "none"], "trap 'exit 0' TERM; while :; do sleep 0.05; done");
+    assert!(options(&goes));
+    daemon.insula(&["exec", &goes, "sh", "-c", "echo kept >/file && sync"]).ok();
+    daemon.insula(&["restart", "-t", "2", &goes]).ok();
+    assert!(options(&goes));
+    daemon.insula(&["exec", &goes, "cat", "/file"]).shows(&["kept"]);
+    daemon.insula(&["stop", "-t", "2", &goes]).ok();
+    holds("it goes", || daemon.insula(&["inspect", &goes]).code == 1);
+}
+
 #[test]
 fn a_running_container_is_not_removed_without_force() {
     let daemon = daemon!();

@@ -94,6 +94,7 @@ impl Session {
                 upper: Some(UpperPlan {
                     upper: self.path("container/upper"),
                     work: self.path("container/work"),
+                    volatile: false,
                 }),
                 readonly: false,
                 whole: false,
@@ -536,7 +537,7 @@ fn what_goes_wrong_in_the_child_that_stacks_layers_is_told() {
     let mut plan = session.plan(&["true"]);
     // overlayfs wants two folders.
     let same = session.path("container/upper");
-    plan.rootfs.upper = Some(UpperPlan { upper: same.clone(), work: same });
+    plan.rootfs.upper = Some(UpperPlan { upper: same.clone(), work: same, volatile: false });
     let Outcome::Failed(failed) = session.create(&plan, Vec::new()) else { panic!("it started") };
     assert!(failed.message.contains("mount the overlay: Invalid argument"), "{}", failed.message);
 }

@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::error::{Context, Error, Result};
 use crate::handshake::{self, Channel, Order, Report};
 use crate::inside::{Confinement, Inside};
-use crate::spare::Spare;
+use crate::spare::Told;
 use crate::streams::{self, Ends, Streams};
 use crate::{devices, hidden, idmap, rootfs, sources};
 
@@ -47,12 +47,19 @@ pub struct Init {
     pub pid: i32,
     pub pidfd: OwnedFd,
     channel: Option<Channel>,
+    /// Mounts that its root file system was made of, until there is time to let them go.
+    parts: Vec<OwnedFd>,
     /// Its mount namespace. As long as it is held the kernel has nothing to unmount while the init ends, and the
     /// end is known a millisecond earlier.
     _mounts: Option<OwnedFd>,
 }
 
 impl Init {
+    /// Lets go of what only its making needed, which takes a while: for when there is nothing else to do.
+    pub fn trim(&mut self) {
+        self.parts = Vec::new();
+    }
+
     /// Gives the container other interfaces.
     pub fn rewire(&self, change: &NetworkChange) -> Result<()> {
         Ok(insula_host::netlink::change(change, network_of(self.pid)?.as_fd())?)
@@ -75,17 +82,17 @@ impl Init {
 }
 
 /// Builds a container, its processes in the control group that `entry` leads into. On failure
-/// nothing of it is left. For a process of one thread whose umask is 0. A spare that does not suit ends; whoever waits
-/// for every child of this process reaps it.
-pub fn create(plan: &ContainerPlan, when: When, entry: &Entry, spare: Option<Spare>) -> Result<Created> {
+/// nothing of it is left. For a process of one thread whose umask is 0. A spare was told this plan; one that does not
+/// suit ends, and whoever waits for every child of this process reaps it.
+pub fn create(plan: &ContainerPlan, when: When, entry: &Entry, spare: Option<Told>) -> Result<Created> {
     let mut laps = Laps::begin();
     let owner = idmap::first(&plan.namespaces.user);
     let confinement = Confinement::prepare(plan, &plan.process, &plan.security.seccomp)?;
     let (streams, ends) = streams::make(&plan.stdio, owner)?;
-    let spare = spare.and_then(|spare| spare.suited(plan, entry));
+    let spare = spare.and_then(|spare| spare.suited(entry));
     let becoming = spare.is_some();
     let (init, outside) = match spare {
-        Some(spare) => spare.become_init(plan, &ends, entry)?,
+        Some(spare) => spare.become_init(&ends, entry)?,
         None => fresh_init(plan, &ends, &confinement, entry)?,
     };
     drop(ends);
@@ -93,7 +100,8 @@ pub fn create(plan: &ContainerPlan, when: When, entry: &Entry, spare: Option<Spa
     laps.lap("init");
     let building = Building { plan, channel: &outside, confinement: &confinement, when, becoming };
     let prepared = building.prepare(&init);
-    let (warnings, resolver) = prepared.map_err(|error| outside.last_words().unwrap_or(error))?;
+    let Prepared { warnings, resolver, parts } =
+        prepared.map_err(|error| outside.last_words().unwrap_or(error))?;
     laps.lap("mounts");
     // One that has failed already reports why.
     let mounts = mounts_of(init.init()?.pid).ok();
@@ -104,7 +112,7 @@ pub fn create(plan: &ContainerPlan, when: When, entry: &Entry, spare: Option<Spa
     let streams = built.streams.ok_or(Error::Lost)?;
     let Cloned { pid, pidfd } = init.disarm()?;
     let channel = (when == When::Later).then_some(outside);
-    let init = Init { pid, pidfd, channel, _mounts: mounts };
+    let init = Init { pid, pidfd, channel, parts, _mounts: mounts };
     Ok(Created { init, streams, resolver, warnings: built.warnings, laps: laps.done() })
 }
 
@@ -116,7 +124,7 @@ fn fresh_init(
     entry: &Entry,
 ) -> Result<(Cloned, Channel)> {
     let (outside, inside) = handshake::pair_with_bell()?;
-    let parts = Inside { plan, ends, confinement, channel: &inside, entry, bundle: None };
+    let parts = Inside { plan, ends, confinement, channel: &inside, entry, loopback: false, bundle: None };
     Ok((clone_init(&parts, &outside)?, outside))
 }
 
@@ -170,6 +178,13 @@ impl Drop for Guard {
     }
 }
 
+/// What was handed over to an init, but for its descriptors.
+struct Prepared {
+    warnings: Vec<String>,
+    resolver: Option<Sockets>,
+    parts: Vec<OwnedFd>,
+}
+
 /// A container whose init is there.
 struct Building<'a> {
     plan: &'a ContainerPlan,
@@ -182,7 +197,7 @@ struct Building<'a> {
 
 impl Building<'_> {
     /// Everything between the clone and the order to build. Both work side by side.
-    fn prepare(&self, init: &Guard) -> Result<(Vec<String>, Option<Sockets>)> {
+    fn prepare(&self, init: &Guard) -> Result<Prepared> {
         let Self { plan, channel, .. } = self;
         let pid = init.init()?.pid;
         if let UserNamespace::Private { first, count } = plan.namespaces.user {
@@ -205,12 +220,14 @@ impl Building<'_> {
             return Err(Error::Lost);
         }
         let order = Order::Build { start: self.when == When::Now };
-        let gift: Vec<BorrowedFd<'_>> =
-            [rootfs.as_fd(), devices.as_fd()].into_iter().chain(sources.iter().map(AsFd::as_fd)).collect();
+        let gift: Vec<BorrowedFd<'_>> = [rootfs.mount.as_fd(), devices.as_fd()]
+            .into_iter()
+            .chain(sources.iter().map(AsFd::as_fd))
+            .collect();
         channel.announce(&order)?;
         channel.give(&gift)?;
         channel.ring()?;
-        Ok((warnings, resolver))
+        Ok(Prepared { warnings, resolver, parts: rootfs.parts })
     }
 }
 

@@ -104,6 +104,7 @@ pub fn create_bundle(build: &BundleBuild<'_>) -> Result<Standing> {
             confinement: &confinement,
             channel: &inside,
             entry: build.entry,
+            loopback: false,
             bundle: Some(parking),
         },
         &outside,

@@ -201,8 +201,9 @@ impl Channel {
         if text.len() == length { Ok(text) } else { Err(Error::Lost) }
     }
 
-    /// Receives the descriptors of one packet.
-    pub(crate) fn take_any(&self) -> Result<Vec<OwnedFd>> {
+    /// Waits for the descriptors of one packet, which are announced by the bell.
+    pub(crate) fn await_any(&self) -> Result<Vec<OwnedFd>> {
+        self.listen()?;
         match self.receive()? {
             (bytes, descriptors) if bytes == b"F" => Ok(descriptors),
             (bytes, _) => Err(failure(&bytes)),
@@ -369,7 +370,7 @@ mod tests {
             outside.give(&[outside.as_fd(); 3]).unwrap();
             let Order::Become { length } = inside.await_order().unwrap() else { panic!("another order") };
             assert_eq!(inside.take_text(length).unwrap(), text);
-            assert_eq!(inside.take_any().unwrap().len(), 3);
+            assert_eq!(inside.await_any().unwrap().len(), 3);
         }
     }
 

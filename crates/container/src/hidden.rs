@@ -133,7 +133,11 @@ mod tests {
         fs::write(folder.join("lower/etc/shadow"), "x").unwrap();
         RootfsPlan {
             layers: vec![folder.join("lower")],
-            upper: Some(UpperPlan { upper: folder.join("upper"), work: folder.join("work") }),
+            upper: Some(UpperPlan {
+                upper: folder.join("upper"),
+                work: folder.join("work"),
+                volatile: false,
+            }),
             hidden: hidden.iter().map(|path| (*path).to_owned()).collect(),
             idmap: false,
             readonly: false,

@@ -40,5 +40,5 @@ pub use idmap::probe;
 pub use inside::warm_up;
 pub use jail::{JailPlan, Jailed, jail};
 pub use rootfs::probe_layers;
-pub use spare::Spare;
+pub use spare::{Spare, Told};
 pub use streams::Streams;

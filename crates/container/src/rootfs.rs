@@ -26,19 +26,35 @@ pub(crate) use attached::maps_layers;
 /// Image layers must not be able to point elsewhere by extended attributes.
 const OPTIONS: [(&str, &str); 3] = [("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off")];
 
+/// A root file system, and what it was made of. The overlay has clones of its own of all parts, which may go any time;
+/// with each that goes the kernel waits for every processor to have switched, an init that mounts meanwhile included.
+#[derive(Debug)]
+pub(crate) struct Root {
+    pub(crate) mount: OwnedFd,
+    pub(crate) parts: Vec<OwnedFd>,
+}
+
+impl From<OwnedFd> for Root {
+    fn from(mount: OwnedFd) -> Self {
+        Self { mount, parts: Vec::new() }
+    }
+}
+
 /// Builds the root file system of a plan, its ids mapped by `namespace` where the plan says so;
 /// `maker` is the container's root as the host sees it.
-pub(crate) fn build(plan: &RootfsPlan, namespace: Option<BorrowedFd<'_>>, maker: u32) -> Result<OwnedFd> {
+pub(crate) fn build(plan: &RootfsPlan, namespace: Option<BorrowedFd<'_>>, maker: u32) -> Result<Root> {
     let idmap = if plan.idmap { namespace } else { None };
     let attributes = MountAttributes { idmap, ..MountAttributes::default() };
     match (&plan.upper, plan.layers.as_slice()) {
         (_, []) => Err(Error::Invalid("a root file system needs at least one layer".to_owned())),
-        (None, [only]) if plan.whole => detached(only, false, attributes),
-        (None, [only]) => detached(only, false, MountAttributes { readonly: true, ..attributes }),
+        (None, [only]) if plan.whole => detached(only, false, attributes).map(Root::from),
+        (None, [only]) => {
+            detached(only, false, MountAttributes { readonly: true, ..attributes }).map(Root::from)
+        }
         (upper, layers) => {
             let layers =
                 layers.iter().map(|path| detached(path, false, attributes)).collect::<Result<Vec<_>>>()?;
-            overlay(&layers, upper.as_ref(), attributes, maker)
+            overlay(layers, upper.as_ref(), attributes, maker)
         }
     }
 }
@@ -59,7 +75,7 @@ pub fn probe_layers(root: &Path) -> Result<()> {
     }
     let plan = RootfsPlan {
         layers: vec![of("lower")],
-        upper: Some(UpperPlan { upper: of("upper"), work: of("work") }),
+        upper: Some(UpperPlan { upper: of("upper"), work: of("work"), volatile: false }),
         hidden: Vec::new(),
         idmap: false,
         readonly: false,
@@ -97,24 +113,39 @@ pub(crate) fn is_folder(mount: &OwnedFd) -> Result<bool> {
 
 /// `layers` lowest first.
 fn overlay(
-    layers: &[OwnedFd],
+    layers: Vec<OwnedFd>,
     upper: Option<&UpperPlan>,
     attributes: MountAttributes<'_>,
     maker: u32,
-) -> Result<OwnedFd> {
+) -> Result<Root> {
     let writable = upper.map(|upper| Writable::open(upper, attributes)).transpose()?;
+    if let Some(upper) = upper.filter(|upper| upper.volatile) {
+        forget_former_use(upper)?;
+    }
     // overlayfs works on the writable layer as who made it: that must be someone whom a mapped layer
     // knows, the container's root.
     let mapped = attributes.idmap.is_some();
     let maker = if mapped { maker } else { 0 };
-    let overlay = match by_descriptors(layers, writable.as_ref(), maker)? {
+    let mount = match by_descriptors(&layers, writable.as_ref(), maker)? {
         Some(overlay) => overlay,
-        None => attached::overlay(layers, writable.as_ref(), mapped, maker)?,
+        None => attached::overlay(&layers, writable.as_ref(), mapped, maker)?,
     };
     if let Some(upper) = upper {
-        takes_changes(&overlay, upper, maker)?;
+        takes_changes(&mount, upper, maker)?;
     }
-    Ok(overlay)
+    Ok(Root { mount, parts: layers.into_iter().chain(writable.map(|all| all.tree)).collect() })
+}
+
+/// overlayfs leaves a mark in the work folder of what it was told not to sync, and does not take that again: the host
+/// may have crashed in between. After that a container whose layer is volatile is removed, never started.
+fn forget_former_use(upper: &UpperPlan) -> Result<()> {
+    let mark = upper.work.join("work/incompat/volatile");
+    match std::fs::remove_dir_all(&mark) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).context("unlink", mark.display())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Where overlayfs cannot make a folder of its own in the work folder, for the disk is full, it says so in the
@@ -140,6 +171,7 @@ fn by_descriptors(layers: &[OwnedFd], writable: Option<&Writable>, maker: u32) -
     let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).context("fsopen", "overlay")?;
     // The topmost layer comes first in overlayfs' own order.
     let lower = layers.iter().rev().map(|layer| ("lowerdir+", layer));
+    let volatile = writable.is_some_and(|all| all.volatile);
     let writable =
         writable.iter().flat_map(|all| [("upperdir", &all.upper.folder), ("workdir", &all.work.folder)]);
     for (key, folder) in lower.chain(writable) {
@@ -152,8 +184,9 @@ fn by_descriptors(layers: &[OwnedFd], writable: Option<&Writable>, maker: u32) -
     for (key, value) in [("source", "overlay")].into_iter().chain(OPTIONS) {
         rustix::mount::fsconfig_set_string(&fs, key, value).context("fsconfig", key)?;
     }
-    if process::in_user_namespace() {
-        rustix::mount::fsconfig_set_flag(&fs, "userxattr").context("fsconfig", "userxattr")?;
+    let flags = [("userxattr", process::in_user_namespace()), ("volatile", volatile)];
+    for (flag, _) in flags.into_iter().filter(|(_, wanted)| *wanted) {
+        rustix::mount::fsconfig_set_flag(&fs, flag).context("fsconfig", flag)?;
     }
     process::with_file_system_id(maker, || rustix::mount::fsconfig_create(&fs))
         .context("setfsuid", "to create the overlay")?
@@ -170,6 +203,7 @@ struct Writable {
     work: Opened,
     /// The clone: when its descriptor goes before the overlay has its own, it is taken apart.
     tree: OwnedFd,
+    volatile: bool,
 }
 
 #[derive(Debug)]
@@ -194,7 +228,7 @@ impl Writable {
                 .context("openat", path.display())?;
             Ok::<_, Error>(Opened { name, folder })
         };
-        Ok(Self { upper: open(&plan.upper)?, work: open(&plan.work)?, tree })
+        Ok(Self { upper: open(&plan.upper)?, work: open(&plan.work)?, tree, volatile: plan.volatile })
     }
 }
 
@@ -211,38 +245,76 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_overlay_that_a_full_disk_makes_read_only_is_an_error() {
+    /// The plan of an overlay in a new tmpfs at `folder`, if this is root.
+    fn on_tmpfs<'a>(
+        folder: &'a Path,
+        size: &std::ffi::CStr,
+        volatile: bool,
+    ) -> Option<(RootfsPlan, Mounted<'a>)> {
         if !rustix::process::geteuid().is_root() {
             assert!(!std::env::var("INSULA_TEST_REQUIRE").unwrap_or_default().contains("root"), "needs root");
             eprintln!("skipped: needs root");
-            return;
+            return None;
         }
-        let folder = tempfile::tempdir().unwrap();
-        let (none, small) = (rustix::mount::MountFlags::empty(), Some(c"mode=755,size=1m,nr_inodes=12"));
-        rustix::mount::mount("tmpfs", folder.path(), "tmpfs", none, small).unwrap();
-        let _mounted = Mounted(folder.path());
-        let of = |name: &str| folder.path().join(name);
+        let none = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", folder, "tmpfs", none, Some(size)).unwrap();
+        let mounted = Mounted(folder);
+        let of = |name: &str| folder.join(name);
         for name in ["lower", "upper", "work"] {
             std::fs::create_dir(of(name)).unwrap();
         }
         let plan = RootfsPlan {
             layers: vec![of("lower")],
-            upper: Some(UpperPlan { upper: of("upper"), work: of("work") }),
+            upper: Some(UpperPlan { upper: of("upper"), work: of("work"), volatile }),
             hidden: Vec::new(),
             idmap: false,
             readonly: false,
             whole: false,
         };
-        match build(&plan, None, 0) {
+        Some((plan, mounted))
+    }
+
+    /// As [`build`]; None where a child would do it.
+    fn built(plan: &RootfsPlan) -> Option<Root> {
+        match build(plan, None, 0) {
             Err(Error::Call { call: "clone3", .. }) => {
                 eprintln!(
                     "skipped: before Linux 6.13 a child stacks layers, which no test of many threads clones"
                 );
-                return;
+                None
             }
-            built => drop(built.unwrap()),
+            built => Some(built.unwrap()),
         }
+    }
+
+    /// overlayfs refuses a layer that it was not to sync, where its mark says that it was used before.
+    #[test]
+    fn a_volatile_layer_is_mounted_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let Some((plan, _mounted)) = on_tmpfs(folder.path(), c"mode=755", true) else { return };
+        let mark = folder.path().join("work/work/incompat/volatile");
+        for _ in 0..2 {
+            let Some(root) = built(&plan) else { return };
+            assert!(mark.is_dir(), "it is volatile");
+            drop(root);
+            assert!(mark.is_dir(), "the mark stays");
+        }
+        let synced = |plan: &RootfsPlan| {
+            let upper = plan.upper.clone().map(|upper| UpperPlan { volatile: false, ..upper });
+            RootfsPlan { upper, ..plan.clone() }
+        };
+        assert!(build(&synced(&plan), None, 0).is_err(), "nobody takes it for synced");
+    }
+
+    #[test]
+    fn an_overlay_that_a_full_disk_makes_read_only_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let Some((plan, _mounted)) = on_tmpfs(folder.path(), c"mode=755,size=1m,nr_inodes=12", false) else {
+            return;
+        };
+        let of = |name: &str| folder.path().join(name);
+        let Some(root) = built(&plan) else { return };
+        drop(root);
         std::fs::remove_dir_all(of("work")).unwrap();
         std::fs::create_dir(of("work")).unwrap();
         let taken = (0..100).take_while(|number| std::fs::File::create(of(&number.to_string())).is_ok());

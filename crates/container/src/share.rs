@@ -98,7 +98,7 @@ fn provide(plan: &SharePlan<'_>, pid: i32, outside: &Channel) -> Result<Vec<Stri
     let sources = sources::prepare(plan.mounts, namespace, maker, &mut warnings)?;
     outside.order(&Order::Build { start: true })?;
     let gift: Vec<BorrowedFd<'_>> =
-        [root.as_fd()].into_iter().chain(sources.iter().map(AsFd::as_fd)).collect();
+        [root.mount.as_fd()].into_iter().chain(sources.iter().map(AsFd::as_fd)).collect();
     outside.give(&gift)?;
     Ok(warnings)
 }

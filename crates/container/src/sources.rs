@@ -71,7 +71,7 @@ fn merged(
         whole: false,
         hidden: Vec::new(),
     };
-    let tree = rootfs::build(&folders, namespace, maker)?;
+    let tree = rootfs::build(&folders, namespace, maker)?.mount;
     mount::set_attributes(tree.as_fd(), flags(plan), false)
         .context("mount_setattr", format_args!("what is merged at {}", plan.target))?;
     Ok(tree)

@@ -42,25 +42,22 @@ impl Spare {
         }
     }
 
-    /// Itself, if it can become the init of this container; it ends otherwise.
-    pub(crate) fn suited(self, plan: &ContainerPlan, entry: &Entry) -> Option<Self> {
-        if self.suits(plan, entry) {
-            return Some(self);
+    /// Gives it the plan of a container that it can become the init of, which it reads while others make the groups; it
+    /// ends otherwise.
+    #[must_use]
+    pub fn told(self, plan: &ContainerPlan) -> Option<Told> {
+        if suits(plan) && self.tell(plan).is_ok() {
+            return Some(Told(self));
         }
         self.abandon();
         None
     }
 
-    /// Whether it can become the init of this container. On version 2 of control groups an init is born in its
-    /// group, since to be moved there is slow.
-    fn suits(&self, plan: &ContainerPlan, entry: &Entry) -> bool {
-        let namespaces = &plan.namespaces;
-        let own = [&namespaces.pid, &namespaces.network, &namespaces.ipc, &namespaces.uts];
-        matches!(namespaces.user, UserNamespace::Private { .. })
-            && own.into_iter().all(|namespace| *namespace == Namespace::Private)
-            && !matches!(namespaces.cgroup, Namespace::Path(_))
-            && plan.bundle.is_none()
-            && entry.birthplace().is_none()
+    fn tell(&self, plan: &ContainerPlan) -> Result<()> {
+        let text = serde_json::to_vec(plan).map_err(|_| Error::Lost)?;
+        // The text may be more than the socket takes before somebody reads.
+        self.channel.order(&Order::Become { length: text.len() })?;
+        self.channel.give_text(&text)
     }
 
     /// Ends it without waiting for that.
@@ -70,45 +67,72 @@ impl Spare {
             let _ = process::signal(pidfd.as_fd(), SIGKILL);
         }
     }
+}
 
-    /// Makes it the init of a container that it suits, in a mount namespace of its own. It reports when it has
-    /// entered that and its groups.
-    pub(crate) fn become_init(
-        self,
-        plan: &ContainerPlan,
-        ends: &Ends,
-        entry: &Entry,
-    ) -> Result<(Cloned, Channel)> {
-        let text = serde_json::to_vec(plan).map_err(|_| Error::Lost)?;
-        // The text may be more than the socket takes before somebody reads.
-        self.channel.order(&Order::Become { length: text.len() })?;
-        self.channel.give_text(&text)?;
+/// A spare that knows its plan.
+#[derive(Debug)]
+pub struct Told(Spare);
+
+impl Told {
+    /// Itself, unless the init has to be born in its group: on version 2 of control groups to be moved there is slow.
+    pub(crate) fn suited(self, entry: &Entry) -> Option<Self> {
+        if entry.birthplace().is_none() {
+            return Some(self);
+        }
+        self.0.abandon();
+        None
+    }
+
+    /// Makes it the init of its container, in a mount namespace of its own. It reports when it has entered that and its
+    /// groups.
+    pub(crate) fn become_init(self, ends: &Ends, entry: &Entry) -> Result<(Cloned, Channel)> {
+        let Self(spare) = self;
         let gift: Vec<BorrowedFd<'_>> =
             ends.descriptors().into_iter().chain(entry.tasks().iter().map(AsFd::as_fd)).collect();
-        self.channel.give(&gift)?;
-        Ok((self.cloned.disarm()?, self.channel))
+        spare.channel.give(&gift)?;
+        spare.channel.ring()?;
+        Ok((spare.cloned.disarm()?, spare.channel))
     }
+}
+
+/// Whether a spare can become the init of this container.
+fn suits(plan: &ContainerPlan) -> bool {
+    let namespaces = &plan.namespaces;
+    let own = [&namespaces.pid, &namespaces.network, &namespaces.ipc, &namespaces.uts];
+    matches!(namespaces.user, UserNamespace::Private { .. })
+        && own.into_iter().all(|namespace| *namespace == Namespace::Private)
+        && !matches!(namespaces.cgroup, Namespace::Path(_))
+        && plan.bundle.is_none()
 }
 
 /// The clone, from its first moment. What its maker has open is not its business.
 fn wait(channel: &Channel) -> ! {
     process::close_from_3_but(&channel.descriptors().collect::<Vec<_>>());
+    // If it fails here it is tried again, and its failure told, when there is a container.
+    let loopback = insula_host::netlink::configure_loopback().is_ok();
     // Nobody wants it any more, most likely.
     let Ok(Order::Become { length }) = channel.await_order() else { process::exit_now(0) };
-    let Err(error) = serve(channel, length);
+    let Err(error) = serve(channel, length, loopback);
     channel.report_failure(&error);
     process::exit_now(1)
 }
 
-fn serve(channel: &Channel, length: usize) -> Result<std::convert::Infallible> {
+fn serve(channel: &Channel, length: usize, loopback: bool) -> Result<std::convert::Infallible> {
     let text = channel.take_text(length)?;
     let plan: ContainerPlan = serde_json::from_slice(&text).map_err(|_| Error::Lost)?;
-    let hierarchies = channel.take_any()?;
+    let confinement = Confinement::prepare(&plan, &plan.process, &plan.security.seccomp)?;
+    let hierarchies = channel.await_any()?;
     let (ends, tasks) = split(&plan.stdio, hierarchies)?;
     let entry = Entry::received(tasks);
-    let confinement = Confinement::prepare(&plan, &plan.process, &plan.security.seccomp)?;
-    let inside =
-        Inside { plan: &plan, ends: &ends, confinement: &confinement, channel, entry: &entry, bundle: None };
+    let inside = Inside {
+        plan: &plan,
+        ends: &ends,
+        confinement: &confinement,
+        channel,
+        entry: &entry,
+        loopback,
+        bundle: None,
+    };
     inside.enter_group()?;
     process::unshare(CloneFlags::NEWNS).context("unshare", "the mount namespace")?;
     channel.report_entered()?;

@@ -299,6 +299,7 @@ impl<S: Sandbox> Monitor<S> {
         for process in &mut self.processes {
             process.streams.trim();
         }
+        self.sandbox.trim();
         insula_sys::memory::trim_heap();
     }
 

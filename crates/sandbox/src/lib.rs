@@ -51,6 +51,9 @@ pub trait Sandbox {
     /// Sets the size of a process' terminal.
     fn resize(&mut self, exec: Option<&str>, columns: u16, rows: u16) -> Result<()>;
 
+    /// Nothing has happened for a while: lets go of what is needed no more.
+    fn trim(&mut self);
+
     /// Gives the container other interfaces.
     fn rewire(&mut self, change: &NetworkChange) -> Result<()>;
 

@@ -172,10 +172,10 @@ impl Sandbox for Namespaces {
             return Err(Error::Phase { is: "created", needed: "empty" });
         }
         let mut laps = Laps::begin();
+        let spare = self.spare.take().and_then(|spare| spare.told(&plan));
         let (group, mut warnings) = self.group(&plan)?;
         laps.lap("control-group");
         let entered = group.entry().map_err(Error::from);
-        let spare = self.spare.take();
         let created = entered.and_then(|entry| Ok(insula_container::create(&plan, when, &entry, spare)?));
         let mut created = match created {
             Ok(created) => created,
@@ -210,6 +210,12 @@ impl Sandbox for Namespaces {
 
     fn resize(&mut self, exec: Option<&str>, columns: u16, rows: u16) -> Result<()> {
         self.running()?.resize(exec, columns, rows)
+    }
+
+    fn trim(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.trim();
+        }
     }
 
     fn rewire(&mut self, change: &NetworkChange) -> Result<()> {

@@ -101,6 +101,10 @@ impl Sandbox for Wall {
         self.any().resize(exec, columns, rows)
     }
 
+    fn trim(&mut self) {
+        self.any().trim();
+    }
+
     fn rewire(&mut self, change: &NetworkChange) -> Result<()> {
         self.any().rewire(change)
     }

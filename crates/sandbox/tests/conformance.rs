@@ -130,7 +130,7 @@ impl Container {
             rootfs: RootfsPlan {
                 layers: vec![path("layer")],
                 idmap: true,
-                upper: Some(UpperPlan { upper: path("upper"), work: path("work") }),
+                upper: Some(UpperPlan { upper: path("upper"), work: path("work"), volatile: false }),
                 readonly: false,
                 whole: false,
                 hidden: Vec::new(),

@@ -148,6 +148,10 @@ pub struct RootfsPlan {
 pub struct UpperPlan {
     pub upper: PathBuf,
     pub work: PathBuf,
+    /// Nothing of it outlives a crash of the host anyway: who syncs there does not wait for the disk, and its end
+    /// writes nothing back.
+    #[serde(default)]
+    pub volatile: bool,
 }
 
 /// A file system or a part of the host below the container's root.

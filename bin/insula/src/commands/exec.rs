@@ -115,6 +115,8 @@ impl ExecArgs {
         if self.tty {
             session.resize().await;
         }
+        // For the question how it ended. If this fails, that says so.
+        let _ = client.connect_ahead().await;
         let left = session.follow(&mut streams).await;
         drop(raw_mode);
         match left? {

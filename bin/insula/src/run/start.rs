@@ -85,7 +85,11 @@ impl RunArgs {
         let keys = DetachKeys::parse(&self.detach_keys)?;
         let client = context.client().await?;
         timing.lap("connect");
-        let id = create(&client, &self.flags, &request).await?;
+        let id = if attached {
+            tokio::join!(create(&client, &self.flags, &request), connect_ahead(&client)).0?
+        } else {
+            create(&client, &self.flags, &request).await?
+        };
         timing.answered(&client, "create");
         if !attached {
             start(&client, &id).await.map_err(|failed| failed.hinted())?;
@@ -117,24 +121,28 @@ impl RunArgs {
         };
         let mut session = Attached::new(client, Target::Container(id), request.tty, self.sig_proxy)?;
         let condition = if self.flags.rm { "removed" } else { "next-exit" };
-        // Side by side, since none needs another; the start has its connection by then.
-        let (hijacked, mut exit, ()) = tokio::try_join!(
+        // Side by side, since neither needs the other.
+        let (hijacked, mut exit) = tokio::try_join!(
             async { Ok(client.attach_container(id, &options).await?) },
             Exit::of(context, client, id, condition),
-            async { Ok(client.connect_ahead().await?) },
         )?;
         let stdin = request.attach_stdin;
         let raw_mode = if stdin && request.tty { RawMode::enter()? } else { None };
         let wiring = Wiring { tty: request.tty, stdin, detach: raw_mode.is_some().then_some(keys) };
-        let mut streams = streams::connect(hijacked, wiring)?;
         timing.lap("attach");
-        let started = match start_attached(client, id).await {
+        // The threads are made while the daemon works. What the command says before waits in the socket.
+        let (started, streams) = tokio::join!(start_attached(client, id), async {
+            tokio::task::yield_now().await;
+            streams::connect(hijacked, wiring)
+        });
+        let started = match started {
             Ok(started) => started,
             Err(failed) => {
                 drop(raw_mode);
                 return Err(failed.hinted().into());
             }
         };
+        let mut streams = streams?;
         timing.answered(client, "start");
         if request.tty {
             session.resize().await;
@@ -146,6 +154,16 @@ impl RunArgs {
             check_started(context, id).await?;
         }
         finish(left, &mut session, &mut exit).await
+    }
+}
+
+/// Opens the connections for the two requests that come with the creation's own, while the daemon is busy with that.
+async fn connect_ahead(client: &Client) {
+    // The request goes first.
+    tokio::task::yield_now().await;
+    for _ in 0..2 {
+        // What fails here is said where the connection is needed, which opens another.
+        let _ = client.connect_ahead().await;
     }
 }
 

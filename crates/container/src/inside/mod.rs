@@ -46,6 +46,8 @@ pub(crate) struct Inside<'a> {
     pub(crate) confinement: &'a Confinement,
     pub(crate) channel: &'a Channel,
     pub(crate) entry: &'a Entry,
+    /// The loopback of its network namespace is up.
+    pub(crate) loopback: bool,
     /// The container is a bundle's, and waits for its start without its builder.
     pub(crate) bundle: Option<Parking<'a>>,
 }
@@ -150,7 +152,8 @@ impl Inside<'_> {
     }
 
     fn connect(&self) -> Result<()> {
-        if self.plan.namespaces.network != Namespace::Private {
+        let done = self.loopback && self.plan.interfaces.is_empty();
+        if self.plan.namespaces.network != Namespace::Private || done {
             return Ok(());
         }
         Ok(insula_host::netlink::configure_all(&self.plan.interfaces)?)

@@ -141,6 +141,9 @@ fn options(layers: usize, writable: Option<&Writable>) -> Result<CString> {
             options.extend_from_slice(format!(",{key}={WRITABLE}/").as_bytes());
             options.extend_from_slice(plain(name)?);
         }
+        if writable.volatile {
+            options.extend_from_slice(b",volatile");
+        }
     }
     for (key, value) in OPTIONS {
         options.extend_from_slice(format!(",{key}={value}").as_bytes());

@@ -68,18 +68,27 @@ impl Engine {
             return Ok(());
         }
         let row = container.row();
+        let anonymous: Vec<String> = row
+            .volumes()
+            .filter(|(_, anonymous)| volumes && *anonymous)
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        let at_once = anonymous.is_empty();
         let (engine, target, before) = (self.clone(), container.clone(), row.clone());
-        // The firewall and the disk hold it up: away from the threads that serve.
-        blocking(move || engine.entomb(&target, &before, volumes)).await?;
-        if volumes {
+        // The firewall and the disk hold it up: away from the threads that serve, and once if nothing comes between.
+        blocking(move || {
+            engine.entomb(&target, &before, volumes)?;
+            if at_once { engine.forget_removed(&target) } else { Ok(()) }
+        })
+        .await?;
+        if !at_once {
             // Before the row: a crash in between leaves who goes on.
-            for (name, _) in row.volumes().filter(|(_, anonymous)| *anonymous) {
+            for name in &anonymous {
                 self.drop_volume_of(&container.id, name).await;
             }
+            let (engine, target) = (self.clone(), container.clone());
+            blocking(move || engine.forget_removed(&target)).await?;
         }
-        failpoint("remove.volumes");
-        let (engine, target) = (self.clone(), container.clone());
-        blocking(move || engine.forget(target.id.as_str())).await?;
         failpoint("remove.row");
         self.0.containers.remove(container);
         self.0.execs.retain(|_, of| *of != container.id);
@@ -133,6 +142,11 @@ impl Engine {
             end_politely(row.id.short(), &sandbox).await;
         }
         self.remove_now(container, row.host.auto_remove || row.with_volumes).await
+    }
+
+    fn forget_removed(&self, container: &Container) -> Result<()> {
+        failpoint("remove.volumes");
+        self.forget(container.id.as_str())
     }
 
     /// Row, ids and the hold on the image.

@@ -76,7 +76,8 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<ContainerPlan> {
         rootfs: RootfsPlan {
             layers: layers(&row.image.layers, inputs.points),
             idmap: true,
-            upper: Some(UpperPlan { upper: folder.upper(), work: folder.work() }),
+            // What goes at its end goes with a crash of the host too: there is nothing to wait for a disk for.
+            upper: Some(UpperPlan { upper: folder.upper(), work: folder.work(), volatile: host.auto_remove }),
             readonly: host.readonly_rootfs,
             hidden: row.image.hidden.clone(),
             whole: false,
@@ -297,9 +298,11 @@ fn of_the_user(mount: &MountRow, volumes: &Path) -> MountPlan {
             plain(&mount.target, MountSource::Bind { path, recursive: false, propagation, idmap: *mapped })
         }
         SourceRow::Merged { layers, changes } => {
-            let upper = changes
-                .as_ref()
-                .map(|folder| UpperPlan { upper: folder.join("upper"), work: folder.join("work") });
+            let upper = changes.as_ref().map(|folder| UpperPlan {
+                upper: folder.join("upper"),
+                work: folder.join("work"),
+                volatile: false,
+            });
             plain(&mount.target, MountSource::Merged { layers: layers.clone(), upper })
         }
     };

@@ -67,6 +67,10 @@ impl Running {
         self.init.pid
     }
 
+    pub(super) fn trim(&mut self) {
+        self.init.trim();
+    }
+
     pub(super) fn group(&self) -> &Group {
         &self.group
     }
