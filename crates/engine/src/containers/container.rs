@@ -44,7 +44,7 @@ pub(crate) struct State {
     pub(crate) uptime: Option<Uptime>,
     /// Of one that runs and is probed.
     pub(crate) health: Option<insula_models::Health>,
-    /// A user brings it down: its end is no reason to restart it.
+    /// A user brings it down and starts it again: its end is no reason for its policy to do that, nor to remove it.
     pub(crate) stopping: bool,
     /// It was told to end, and who told it waits for that.
     pub(crate) told_to_end: bool,

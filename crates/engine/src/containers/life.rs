@@ -215,8 +215,10 @@ impl Engine {
         let by_the_clock = || row.started.and_then(|started| at.duration_since(started).try_into().ok());
         let ran = uptime.map(|uptime| uptime.now()).or_else(by_the_clock);
         let again = self.wants_restart(container, &row, code);
+        // Who brings it down to start it again keeps it.
+        let goes = row.host.auto_remove && !again && !container.state().stopping;
         // A container that goes now needs no row of its end: its sandbox's record stays until the row is gone.
-        if again || !row.host.auto_remove {
+        if !goes {
             self.freed(container, &self.sandbox(&row)).await;
             if let Err(error) = self.put_down_aside(container, &row).await {
                 // Its record is still there, for the next daemon. Whoever waits for the end is told of it.
@@ -241,9 +243,12 @@ impl Engine {
         if oom {
             tracing::info!(container = container.id.short(), "ended for want of memory");
         }
-        if !again && row.host.auto_remove {
+        if goes {
             let _turn = container.turn.lock().await;
-            self.remove_now(container, true).await?;
+            // Somebody else may have started it again before.
+            if matches!(container.row().phase, Phase::Exited { .. }) {
+                self.remove_now(container, true).await?;
+            }
         }
         Ok(())
     }
