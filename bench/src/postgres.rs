@@ -34,12 +34,13 @@ $bin/pg_ctl -D /data -w -s stop
 END
 su postgres -s /bin/sh /load";
 
-/// A copy without any engine, of the root file system `$3`: what no engine can do with less. `$1` is a folder, `$2` a
+/// A copy without any engine, of the root file system `$3`: what no engine can do with less. Nothing of it
+/// is synced, as with insula's `--rm`. `$1` is a folder, `$2` a
 /// name in it.
 const BARE: &str = "set -e
 copy=$1/$2
 mkdir \"$copy\" \"$copy/upper\" \"$copy/work\" \"$copy/root\"
-unshare --mount sh -ec 'mount -t overlay -o \"lowerdir=$2,upperdir=$1/upper,workdir=$1/work\" overlay \"$1/root\"
+unshare --mount sh -ec 'mount -t overlay -o \"lowerdir=$2,upperdir=$1/upper,workdir=$1/work,volatile\" overlay \"$1/root\"
 mount --rbind /dev \"$1/root/dev\"
 chroot --userspec=postgres \"$1/root\" /query' sh \"$copy\" \"$3\"
 rm -r \"$copy\"
