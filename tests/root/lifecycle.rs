@@ -50,6 +50,27 @@ fn the_layer_of_a_container_that_goes_is_volatile_and_restarts() {
     holds("it goes", || daemon.insula(&["inspect", &goes]).code == 1);
 }
 
+/// Half of it would be an end, and with `--rm` one that nobody removes the container after.
+#[test]
+fn a_restart_goes_on_without_who_asked_for_it() {
+    let daemon = daemon!();
+    let goes = daemon.detached(
+        &["--rm", "--network", "none"],
+        "trap 'echo told; sleep 2; exit 0' TERM; echo ready; while :; do sleep 0.05; done",
+    );
+    holds("the trap is set", || daemon.insula(&["logs", &goes]).stdout.contains("ready"));
+    let began = daemon.inspect(&goes, "/State/StartedAt");
+    let mut asks = daemon.command(&["restart", "-t", "30", &goes]).spawn().unwrap();
+    holds("it is told", || daemon.insula(&["logs", &goes]).stdout.contains("told"));
+    asks.kill().unwrap();
+    asks.wait().unwrap();
+    holds("it runs again", || {
+        daemon.inspect(&goes, "/State/Running") == true && daemon.inspect(&goes, "/State/StartedAt") != began
+    });
+    daemon.insula(&["kill", &goes]).ok();
+    holds("it goes", || daemon.insula(&["inspect", &goes]).code == 1);
+}
+
 #[test]
 fn a_running_container_is_not_removed_without_force() {
     let daemon = daemon!();

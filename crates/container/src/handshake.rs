@@ -36,8 +36,8 @@ pub(crate) enum Order {
     Known { pid: i32 },
     /// Wait for a start by somebody else.
     Park,
-    /// Be the init of the container whose plan follows, a text of so many bytes, with the descriptors of its
-    /// streams and of its control groups in one packet.
+    /// Be the init of the container whose plan follows, a text of so many bytes. The descriptors of its streams and of
+    /// its control groups come in one packet, with a ring of their own.
     Become { length: usize },
 }
 

@@ -126,9 +126,16 @@ fn overlay(
     // knows, the container's root.
     let mapped = attributes.idmap.is_some();
     let maker = if mapped { maker } else { 0 };
-    let mount = match by_descriptors(&layers, writable.as_ref(), maker)? {
-        Some(overlay) => overlay,
-        None => attached::overlay(&layers, writable.as_ref(), mapped, maker)?,
+    let stacked = || match by_descriptors(&layers, writable.as_ref(), maker)? {
+        Some(overlay) => Ok(overlay),
+        None => attached::overlay(&layers, writable.as_ref(), mapped, maker),
+    };
+    let mount = match (stacked(), upper.filter(|upper| upper.volatile)) {
+        (Err(_), Some(upper)) => {
+            see_errors(&upper.upper)?;
+            stacked()?
+        }
+        (made, _) => made?,
     };
     if let Some(upper) = upper {
         takes_changes(&mount, upper, maker)?;
@@ -136,8 +143,19 @@ fn overlay(
     Ok(Root { mount, parts: layers.into_iter().chain(writable.map(|all| all.tree)).collect() })
 }
 
+/// After an error in writing back that nobody has asked for, overlayfs mounts nothing volatile on a file system
+/// (`ovl_fill_super` in fs/overlayfs/super.c). It is not of this layer, which is new.
+fn see_errors(folder: &Path) -> Result<()> {
+    let folder =
+        rustix::fs::open(folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .context("open", folder.display())?;
+    // It says the error that is not of this layer.
+    let _ = rustix::fs::syncfs(&folder);
+    Ok(())
+}
+
 /// overlayfs leaves a mark in the work folder of what it was told not to sync, and does not take that again: the host
-/// may have crashed in between. After that a container whose layer is volatile is removed, never started.
+/// may have crashed in between. After that a container whose layer is volatile is removed, if anything of it ever ran.
 fn forget_former_use(upper: &UpperPlan) -> Result<()> {
     let mark = upper.work.join("work/incompat/volatile");
     match std::fs::remove_dir_all(&mark) {

@@ -38,3 +38,12 @@ pub(crate) async fn blocking<T: Send + 'static>(
         .await
         .unwrap_or_else(|error| Err(Error::Internal(format!("a thread of the engine ended: {error}"))))
 }
+
+/// Runs `work` to its end, whether or not the caller waits for that.
+pub(crate) async fn beside<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    tokio::spawn(work)
+        .await
+        .unwrap_or_else(|error| Err(Error::Internal(format!("a task of the engine ended: {error}"))))
+}

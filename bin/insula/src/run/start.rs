@@ -142,7 +142,14 @@ impl RunArgs {
                 return Err(failed.hinted().into());
             }
         };
-        let mut streams = streams?;
+        let mut streams = match streams {
+            Ok(streams) => streams,
+            Err(error) => {
+                // Nobody sees what it says. Of the two failures this one is said.
+                let _ = client.kill_container(id, "KILL").await;
+                return Err(error);
+            }
+        };
         timing.answered(client, "start");
         if request.tty {
             session.resize().await;

@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub(crate) health: Option<insula_models::Health>,
     /// A user brings it down and starts it again: its end is no reason for its policy to do that, nor to remove it.
     pub(crate) stopping: bool,
+    /// Its end removes it: nothing that it had is given back for another start.
+    pub(crate) goes: bool,
     /// It was told to end, and who told it waits for that.
     pub(crate) told_to_end: bool,
     /// Waits for its restart policy to start it again.
@@ -118,6 +120,7 @@ impl Container {
                 uptime: None,
                 health: None,
                 stopping: false,
+                goes: false,
                 told_to_end: false,
                 restarting: None,
                 backoff: Duration::ZERO,

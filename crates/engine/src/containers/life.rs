@@ -216,7 +216,11 @@ impl Engine {
         let ran = uptime.map(|uptime| uptime.now()).or_else(by_the_clock);
         let again = self.wants_restart(container, &row, code);
         // Who brings it down to start it again keeps it.
-        let goes = row.host.auto_remove && !again && !container.state().stopping;
+        let goes = {
+            let mut state = container.state();
+            state.goes = row.host.auto_remove && !again && !state.stopping;
+            state.goes
+        };
         // A container that goes now needs no row of its end: its sandbox's record stays until the row is gone.
         if !goes {
             self.freed(container, &self.sandbox(&row)).await;
@@ -245,10 +249,7 @@ impl Engine {
         }
         if goes {
             let _turn = container.turn.lock().await;
-            // Somebody else may have started it again before.
-            if matches!(container.row().phase, Phase::Exited { .. }) {
-                self.remove_now(container, true).await?;
-            }
+            self.remove_now(container, true).await?;
         }
         Ok(())
     }

@@ -61,12 +61,12 @@ impl Engine {
                 ));
             }
             Phase::Running { .. } => return Ok(Change::Nothing),
-            Phase::Removing => {
+            Phase::Created | Phase::Starting | Phase::Exited { .. } if !container.state().goes => {}
+            _ => {
                 return Err(Error::Conflict(
                     "container is marked for removal and cannot be started".to_owned(),
                 ));
             }
-            Phase::Created | Phase::Starting | Phase::Exited { .. } => {}
         }
         container.cancel_restart();
         container.put_down().await;

@@ -14,6 +14,7 @@ use super::signals::{self, KILL};
 use super::start::not_running;
 use super::{Change, StopRequest};
 use crate::monitor::Patience;
+use crate::task::beside;
 use crate::{Engine, Error, Result};
 use crate::{machines, plan};
 
@@ -67,19 +68,33 @@ impl Engine {
         Ok(Change::Done)
     }
 
+    /// Goes on when whoever asks goes away: half of it is an end.
     pub async fn restart_container(&self, reference: &str, request: StopRequest) -> Result<()> {
-        let container = self.find(reference)?;
-        let _turn = container.turn.lock().await;
+        let (engine, container) = (self.clone(), self.find(reference)?);
+        beside(async move {
+            let _turn = container.turn.lock().await;
+            let restarted = engine.restart_in_turn(&container, &request).await;
+            let row = container.row();
+            // Its end was none to remove it after, so nobody else does.
+            if restarted.is_err() && row.host.auto_remove && matches!(row.phase, Phase::Exited { .. }) {
+                engine.remove_now(&container, true).await?;
+            }
+            restarted
+        })
+        .await
+    }
+
+    async fn restart_in_turn(&self, container: &Arc<Container>, request: &StopRequest) -> Result<()> {
         container.cancel_restart();
         // Its policy counts anew.
         container.amend(|row| row.restarts = 0);
         if container.row().running() {
             container.state().stopping = true;
-            let down = self.bring_down(&container, &request).await;
+            let down = self.bring_down(container, request).await;
             container.state().stopping = false;
             down?;
         }
-        self.start(&container, &mut Laps::begin()).await?;
+        self.start(container, &mut Laps::begin()).await?;
         self.publish(&container.row(), "restart", &[]);
         Ok(())
     }
