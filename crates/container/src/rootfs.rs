@@ -119,18 +119,20 @@ fn overlay(
     maker: u32,
 ) -> Result<Root> {
     let writable = upper.map(|upper| Writable::open(upper, attributes)).transpose()?;
-    if let Some(upper) = upper.filter(|upper| upper.volatile) {
-        forget_former_use(upper)?;
-    }
+    let volatile = upper.filter(|upper| upper.volatile);
     // overlayfs works on the writable layer as who made it: that must be someone whom a mapped layer
     // knows, the container's root.
     let mapped = attributes.idmap.is_some();
     let maker = if mapped { maker } else { 0 };
-    let stacked = || match by_descriptors(&layers, writable.as_ref(), maker)? {
-        Some(overlay) => Ok(overlay),
-        None => attached::overlay(&layers, writable.as_ref(), mapped, maker),
+    let stacked = || {
+        // What fails may leave a mark, too.
+        volatile.map_or(Ok(()), forget_former_use)?;
+        match by_descriptors(&layers, writable.as_ref(), maker)? {
+            Some(overlay) => Ok(overlay),
+            None => attached::overlay(&layers, writable.as_ref(), mapped, maker),
+        }
     };
-    let mount = match (stacked(), upper.filter(|upper| upper.volatile)) {
+    let mount = match (stacked(), volatile) {
         (Err(_), Some(upper)) => {
             see_errors(&upper.upper)?;
             stacked()?
@@ -144,12 +146,12 @@ fn overlay(
 }
 
 /// After an error in writing back that nobody has asked for, overlayfs mounts nothing volatile on a file system
-/// (`ovl_fill_super` in fs/overlayfs/super.c). It is not of this layer, which is new.
+/// (`ovl_fill_super` in fs/overlayfs/super.c). What is volatile is not what the error matters for.
 fn see_errors(folder: &Path) -> Result<()> {
     let folder =
         rustix::fs::open(folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .context("open", folder.display())?;
-    // It says the error that is not of this layer.
+    // It says the error.
     let _ = rustix::fs::syncfs(&folder);
     Ok(())
 }
