@@ -125,7 +125,7 @@ impl fmt::Display for Copies {
             writeln!(f, "| chroot on an overlay, no engine | {bare:.1} | {} |", ratio(*ours, bare))?;
             writeln!(
                 f,
-                "\nThe last row is what PostgreSQL and the kernel take by themselves: no engine gets past it."
+                "\nThe last row is what PostgreSQL and the kernel take by themselves, without any engine: what is better than it is the host between two measurements."
             )?;
         }
         Ok(())
