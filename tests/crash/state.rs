@@ -18,7 +18,9 @@ pub(crate) fn containers(daemon: &Daemon) -> Vec<(String, String, String)> {
 
 fn names(folder: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    // Those of containers to come begin with a dot.
+    names.filter(|name| !name.starts_with(".removed-")).collect()
 }
 
 /// Every object is fully there or fully gone, and the host has nothing that no object explains.

@@ -129,14 +129,7 @@ fn processes_and_mounts_of_nobody() {
 #[test]
 fn a_spare_that_has_ended() {
     let daemon = daemon!(bare);
-    let spares = || -> Vec<i32> {
-        let pid = daemon.pid();
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-        let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-        children
-            .flat_map(|text| text.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
-            .collect()
-    };
+    let spares = || daemon.children();
     let waiting = eventually("spares wait", || Some(spares()).filter(|spares| spares.len() == 2));
     finds(&daemon, &[]);
     kill_process(Pid::from_raw(waiting[0]).unwrap(), Signal::KILL).unwrap();
@@ -144,6 +137,59 @@ fn a_spare_that_has_ended() {
     finds(&daemon, &[("spare", &waiting[0].to_string())]);
     repairs(&daemon);
     eventually("another one waits", || (spares().len() == 2).then_some(()));
+    assert_eq!(daemon.leaks().cgroups, Vec::<PathBuf>::new(), "what the one had made is gone");
+}
+
+/// A container finds its group made, by its own name; whoever comes otherwise makes one, and nothing is left of the
+/// other.
+#[test]
+fn groups_of_containers_to_come() {
+    let mut daemon = daemon!();
+    let groups = || -> BTreeSet<String> {
+        let roots = cgroups_called(&daemon.instance().cgroup());
+        let below = roots.iter().flat_map(|root| fs::read_dir(root).unwrap().flatten());
+        let folders = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        folders.map(|entry| entry.file_name().into_string().unwrap()).collect()
+    };
+    let wait =
+        |many: usize| eventually("groups are ready", || Some(groups()).filter(|all| all.len() == many));
+    let group_of = |container: &str| {
+        let text = fs::read_to_string(format!("/proc/{}/cgroup", daemon.pid_of(container))).unwrap();
+        let groups: BTreeSet<_> =
+            text.lines().filter(|line| line.contains(&daemon.instance().cgroup())).collect();
+        groups.into_iter().map(|line| line.rsplit('/').next().unwrap().to_owned()).collect::<BTreeSet<_>>()
+    };
+    let ready = wait(2);
+    let flags = ["create", "--network", "none", "--name", "box", "busybox", "sleep", "1000"];
+    let id = daemon.insula(&flags).ok().trim().to_owned();
+    assert!(ready.contains(&id), "{id} is not one of {ready:?}");
+    finds(&daemon, &[]);
+    daemon.insula(&["start", "box"]).ok();
+    assert_eq!(group_of("box"), [id.clone()].into());
+    // Its name was given away with its first start: it makes its group itself, and the one that was ready goes.
+    for _ in 0..3 {
+        daemon.insula(&["restart", "-t", "0", "box"]).ok();
+        assert_eq!(group_of("box"), [id.clone()].into());
+        assert!(wait(3).contains(&id));
+    }
+    // More than what every container has.
+    let shows = ["--network", "none", "--device", "/dev/full:/dev/other:r"];
+    daemon.sh(&shows, "head -c 2 /dev/other | wc -c; head -c 1 /dev/zero | wc -c").shows(&["2", "1"]);
+    wait(3);
+    daemon
+        .sh(&["--network", "none", "--privileged"], "mknod /k c 1 11 && head -c 0 /k && echo all")
+        .shows(&["all"]);
+    let never = wait(3);
+    let id = daemon.insula(&["create", "--name", "never", "busybox", "true"]).ok().trim().to_owned();
+    assert!(never.contains(&id));
+    daemon.insula(&["rm", "never"]).ok();
+    eventually("its group goes", || (!groups().contains(&id)).then_some(()));
+    daemon.insula(&["rm", "-f", "box"]).ok();
+    // One of them was given away, and nothing was started since.
+    wait(1);
+    finds(&daemon, &[]);
+    assert_eq!(daemon.stop(), Some(0));
+    assert!(cgroups_called(&daemon.instance().cgroup()).is_empty());
 }
 
 #[test]

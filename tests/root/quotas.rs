@@ -101,7 +101,10 @@ fn sizes_that_cannot_be_are_refused() {
     create("size").fails(1, &["invalid storage option"]);
     create("size=8000p").fails(1, &["ftruncate"]);
     assert_eq!(daemon.insula(&["ps", "-aq"]).ok(), "");
-    assert!(std::fs::read_dir(daemon.instance().root().join("containers")).unwrap().next().is_none());
+    let folders = std::fs::read_dir(daemon.instance().root().join("containers")).unwrap();
+    let names = folders.map(|entry| entry.unwrap().file_name());
+    // Those of containers to come have names that are none.
+    assert_eq!(names.filter(|name| !name.to_string_lossy().starts_with('.')).count(), 0);
     // What the daemon says for all, and a container for itself.
     assert_eq!(daemon.stop(), Some(0));
     daemon.restart_with_config("storage-opt = [\"size=8m\"]");

@@ -1,5 +1,6 @@
 //! A daemon for one test.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -332,10 +333,37 @@ impl Daemon {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
-    /// What of it is on the host now.
+    /// What of it is on the host now, but for groups of containers to come.
     #[must_use]
     pub fn leaks(&self) -> Leaks {
-        Leaks::of(&self.instance, self.folder.path())
+        let mut leaks = Leaks::of(&self.instance, self.folder.path());
+        let ahead = self.groups_ahead();
+        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        leaks.cgroups.retain(|path| !name(path).is_some_and(|name| ahead.contains(&name)));
+        leaks
+    }
+
+    /// Processes that it has started and that have not ended, while it runs.
+    #[must_use]
+    pub fn children(&self) -> Vec<i32> {
+        let Some(child) = &self.child else { return Vec::new() };
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).into_iter().flatten().flatten();
+        let texts = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+        texts
+            .flat_map(|text| text.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// Names of the groups that its spare monitors have made: of containers that have not been started.
+    #[must_use]
+    pub fn groups_ahead(&self) -> BTreeSet<String> {
+        let of = |pid: &i32| {
+            let words = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+            let group = words.split('\0').nth(2)?.strip_prefix(&format!("{}/", self.instance.cgroup()))?;
+            let started = self.instance.run().join("sandboxes").join(group).exists();
+            (!started).then(|| group.to_owned())
+        };
+        self.children().iter().filter_map(of).collect()
     }
 
     fn end_well(&mut self) {

@@ -32,6 +32,15 @@ insula load -i /files/busybox.tar
 check version 2 insula info -f '{{.CgroupVersion}}'
 check run hello insula run --rm --network none busybox echo hello
 check mapped 1 insula run --rm --network none busybox awk '{print ($2 > 0)}' /proc/self/uid_map
+tries=0
+until [ $(cat /sys/fs/cgroup/insula/*/cgroup.procs | wc -l) = 2 ] || [ $tries -gt 600 ]; do tries=$((tries + 1)); usleep 100000; done
+id=$(insula create --network none --name ahead busybox sleep 1000)
+check born 1 sh -c 'wc -l < /sys/fs/cgroup/insula/$0/cgroup.procs' $id
+check born-started ahead insula start ahead
+check born-inside 1 sh -c 'wc -l < /sys/fs/cgroup/insula/$0/cgroup.procs' $id
+check born-restarted ahead insula restart -t 0 ahead
+check born-outside 1 sh -c 'wc -l < /sys/fs/cgroup/insula/$0/cgroup.procs' $id
+insula rm -f ahead >/dev/null
 id=$(insula run -d --init --network none -m 64m --cpus 0.5 --pids-limit 33 --name box busybox sleep 1000)
 group=/sys/fs/cgroup$(cut -d: -f3 /proc/$(insula inspect -f '{{.State.Pid}}' box)/cgroup)
 check memory 67108864 cat $group/memory.max
@@ -50,8 +59,9 @@ check oom 'true 137' insula inspect -f '{{.State.OOMKilled}} {{.State.ExitCode}}
 check device-allowed 2 insula run --rm --network none --device /dev/full:/dev/other:r busybox sh -c 'head -c 2 /dev/other | wc -c'
 check device-denied denied insula run --rm --network none --userns host busybox sh -c 'mknod /tmp/k c 1 11; cat /tmp/k 2>/dev/null || echo denied'
 insula stop -t 1 box >/dev/null
+ids=$(insula ps -aq --no-trunc)
 insula rm box big >/dev/null
-check gone '' find /sys/fs/cgroup/insula -mindepth 1 -type d
+check gone '' sh -c 'for id in $0; do ls -d /sys/fs/cgroup/insula/$id 2>/dev/null; done' "$ids"
 check bridge hello insula run --rm busybox sh -c 'ping -c 1 -W 60 $(ip route | awk "/default/ {print \$3}") >/dev/null && echo hello'
 cat /tmp/insulad.log | sed 's/^/log: /'
 # The memory file systems of this kernel (6.1) cannot map ids.
@@ -152,8 +162,9 @@ check oom 'true 137' insula inspect -f '{{.State.OOMKilled}} {{.State.ExitCode}}
 check device-allowed 2 insula run --rm --network none --device /dev/full:/dev/other:r busybox sh -c 'head -c 2 /dev/other | wc -c'
 check device-denied denied insula run --rm --network none --userns host busybox sh -c 'mknod /tmp/k c 1 11; cat /tmp/k 2>/dev/null || echo denied'
 insula stop -t 1 box >/dev/null
+ids=$(insula ps -aq --no-trunc)
 insula rm box big >/dev/null
-check gone '' find /sys/fs/cgroup -mindepth 3 -type d -path '*insula*'
+check gone '' sh -c 'for id in $0; do find /sys/fs/cgroup -type d -name $id; done' "$ids"
 cat /tmp/insulad.log | sed 's/^/log: /'
 "#;
 

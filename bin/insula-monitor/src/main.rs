@@ -1,11 +1,12 @@
-//! `insula-monitor serve` serves one sandbox to the daemon at the other end of its standard input;
-//! `insula-monitor probe FOLDER` says whether containers with mapped ids are possible there, and sends a user
+//! `insula-monitor serve [GROUP]` serves one sandbox to the daemon at the other end of its standard input, whose
+//! container is to have this control group most likely; `insula-monitor probe FOLDER` says whether containers with mapped ids are possible there, and sends a user
 //! namespace to try other file systems with to a socket at its standard input. It ends with 3 where no
 //! containers are possible at all. `insula-monitor hardware` prints what `/dev/kvm` can do. `insula-monitor
 //! template FOLDER` makes a template of a machine, as one line of standard input says, and ends when that is
 //! closed. `insula-monitor tenant` owns the machine of a tenant, as one line of the socket at its standard input
 //! says, which comes with the descriptors of a template, until nobody wants it any more.
 
+use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
@@ -16,7 +17,7 @@ use insula_sandbox::Wall;
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     let result = match (arguments.next().as_deref().and_then(|a| a.to_str()), arguments.next()) {
-        (Some("serve"), None) => serve().map_err(|why| (ExitCode::FAILURE, why)),
+        (Some("serve"), group) => serve(group.as_deref()).map_err(|why| (ExitCode::FAILURE, why)),
         (Some("probe"), Some(folder)) => probe(Path::new(&folder)),
         (Some("tenant"), None) => tenant().map_err(|why| (ExitCode::FAILURE, why)),
         (Some("hardware"), None) => hardware().map_err(|why| (ExitCode::FAILURE, why)),
@@ -25,7 +26,8 @@ fn main() -> ExitCode {
         }
         _ => Err((
             ExitCode::FAILURE,
-            "usage: insula-monitor serve | probe FOLDER | hardware | template FOLDER | tenant".to_owned(),
+            "usage: insula-monitor serve [GROUP] | probe FOLDER | hardware | template FOLDER | tenant"
+                .to_owned(),
         )),
     };
     match result {
@@ -86,12 +88,13 @@ fn share_namespace(folder: &Path) -> Result<(), String> {
     }
 }
 
-fn serve() -> Result<(), String> {
+fn serve(group: Option<&OsStr>) -> Result<(), String> {
     let chain = |error: &dyn std::error::Error| insula_base::chain(error);
     let control = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| chain(&error))?;
     // It was executed by a descriptor, whose number is its name so far.
     insula_sys::process::set_name(c"insula-monitor").map_err(|error| format!("prctl: {error}"))?;
     insula_sys::process::detach().map_err(|error| format!("detach: {error}"))?;
-    let sandbox = Wall::new().map_err(|error| chain(&error))?;
+    let group = group.map(|group| group.to_str().ok_or("the name of the group is no text")).transpose()?;
+    let sandbox = Wall::new(group).map_err(|error| chain(&error))?;
     Monitor::new(sandbox, control).and_then(Monitor::run).map_err(|error| chain(&error))
 }

@@ -28,18 +28,29 @@ const SIGKILL: i32 = 9;
 pub struct Spare {
     cloned: Guard,
     channel: Channel,
+    /// It was born in the group that it is to be in.
+    born: bool,
 }
 
 impl Spare {
-    /// For a process of one thread whose umask is 0, as [`crate::create`].
-    pub fn make() -> Result<Self> {
+    /// For a process of one thread whose umask is 0, as [`crate::create`]. It is born in its group, where that is
+    /// there already and processes can be.
+    pub fn make(entry: Option<&Entry>) -> Result<Self> {
         let (outside, inside) = handshake::pair_with_bell()?;
-        match process::clone(AHEAD, None).context("clone3", "an init to come")? {
+        let birthplace = entry.and_then(Entry::birthplace);
+        match process::clone(AHEAD, birthplace).context("clone3", "an init to come")? {
             Clone::Parent { pid, pidfd } => {
-                Ok(Self { cloned: Guard(Some(Cloned { pid, pidfd })), channel: outside })
+                let cloned = Guard(Some(Cloned { pid, pidfd }));
+                Ok(Self { cloned, channel: outside, born: birthplace.is_some() })
             }
             Clone::Child => wait(&inside),
         }
+    }
+
+    /// Whether it can be the init of no container but of that whose group it was born in.
+    #[must_use]
+    pub fn is_born_in_a_group(&self) -> bool {
+        self.born
     }
 
     /// Gives it the plan of a container that it can become the init of, which it reads while others make the groups; it
@@ -49,7 +60,12 @@ impl Spare {
         if suits(plan) && self.tell(plan).is_ok() {
             return Some(Told(self));
         }
-        self.abandon();
+        // In its group nobody else is to find it.
+        if self.born {
+            drop(self)
+        } else {
+            self.abandon()
+        }
         None
     }
 
@@ -76,7 +92,7 @@ pub struct Told(Spare);
 impl Told {
     /// Itself, unless the init has to be born in its group: on version 2 of control groups to be moved there is slow.
     pub(crate) fn suited(self, entry: &Entry) -> Option<Self> {
-        if entry.birthplace().is_none() {
+        if self.0.born || entry.birthplace().is_none() {
             return Some(self);
         }
         self.0.abandon();

@@ -38,6 +38,9 @@ const CHECKPOINT: Duration = Duration::from_secs(10);
 /// How long rules of the host are given to become complete.
 const RULES_SETTLE: Duration = Duration::from_millis(100);
 
+/// How many containers find their folders made.
+const STAGED: usize = 2;
+
 /// What an engine needs to know.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -198,6 +201,7 @@ impl Engine {
         self.retire_sites().await;
         let this = self.clone();
         let retired = blocking(move || {
+            this.0.spares.end();
             this.networks().retire()?;
             crate::containers::leftovers::remove_parent(&this.instance().cgroup())
         });
@@ -276,7 +280,7 @@ impl Inner {
         Ok(Self {
             containers: Registry::default(),
             execs: ExecIndex::default(),
-            spares: Arc::new(Spares::new(config.monitor.clone())),
+            spares: Arc::new(Spares::new(config.monitor.clone(), config.instance.cgroup())),
             idmaps,
             tenants: Tenants::new(store.clone(), &config.instance, config.monitor.clone()),
             boot: boot_id()?,
@@ -305,16 +309,19 @@ impl Inner {
         })
     }
 
-    /// Starts monitors for those containers that are to come, in a moment: the one that has just
+    /// Starts monitors and makes folders for those containers that are to come, in a moment: the one that has just
     /// started has better use for the CPU.
     pub(crate) fn refill(&self) {
         let Some(pause) = self.spares.wanted() else { return };
-        let spares = self.spares.clone();
+        let (spares, store) = (self.spares.clone(), self.store.clone());
         tokio::spawn(async move {
             tokio::time::sleep(pause).await;
-            let refilled = blocking(move || spares.refill()).await;
-            if let Err(error) = refilled {
-                tracing::warn!(error = insula_base::chain(&error), "start a spare monitor");
+            let refilled = blocking(move || {
+                spares.refill()?;
+                Ok(store.stage_container_dirs(STAGED)?)
+            });
+            if let Err(error) = refilled.await {
+                tracing::warn!(error = insula_base::chain(&error), "make ready for the next containers");
             }
         });
     }

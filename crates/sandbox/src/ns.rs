@@ -1,12 +1,12 @@
 //! The process wall: namespaces and control groups of this kernel.
 
+mod ahead;
 mod members;
 mod running;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use insula_base::Laps;
-use insula_container::Spare;
 use insula_host::cgroup::{DevicePolicy, Group, Layout, Purpose, Stats, standard_devices};
 use insula_host::resolver::Sockets;
 use insula_spec::plan::{ContainerPlan, DevicePlan, DeviceRule, InitPlan, NetworkChange, Resources};
@@ -17,6 +17,7 @@ use crate::{
     Capabilities, Created, Error, Event, ExecPlan, Frozen, Machine, Processes, Result, Sandbox, SignalTarget,
     When, duplicate,
 };
+use ahead::{Ahead, standard_policy};
 use running::Running;
 
 const SIGCHLD: i32 = 17;
@@ -29,8 +30,8 @@ pub struct Namespaces {
     children: OwnedFd,
     layout: Option<Layout>,
     running: Option<Running>,
-    /// The init of the container to come.
-    spare: Option<Spare>,
+    /// For the container to come.
+    ahead: Ahead,
 }
 
 impl Namespaces {
@@ -47,25 +48,24 @@ impl Namespaces {
         let events = epoll::create(CreateFlags::CLOEXEC)
             .map_err(|source| call("epoll_create1", "for a sandbox", source))?;
         watch(&events, &children)?;
-        Ok(Self { events, children, layout: None, running: None, spare: None })
+        Ok(Self { events, children, layout: None, running: None, ahead: Ahead::default() })
     }
 
-    /// Makes ready what does not depend on a container, for a sandbox that waits for one.
-    pub fn warm_up(&mut self) -> Result<()> {
+    /// Makes ready what does not depend on a container, for a sandbox that waits for one, and the control group that
+    /// it is expected to have.
+    pub fn warm_up(&mut self, group: Option<&str>) -> Result<()> {
         insula_sys::memory::map_text();
         insula_container::warm_up();
-        // On version 2 an init is born in its group: a spare would only have to end first. In a user namespace
-        // containers have none of their own, which a spare has.
-        if !self.layout()?.unified() && !process::in_user_namespace() {
-            // Where there can be none a start says why.
-            self.spare = Spare::make().ok();
+        // In a user namespace containers have none of their own, which a spare has, and no groups.
+        if !process::in_user_namespace() {
+            self.ahead = Ahead::make(&self.layout()?, group);
         }
         Ok(())
     }
 
     /// Lets go of what was made ready: there will be no container here.
-    pub(crate) fn cool_down(&mut self) {
-        self.spare = None;
+    pub(crate) fn cool_down(&mut self) -> Result<()> {
+        self.ahead.give_up()
     }
 
     fn layout(&mut self) -> Result<Layout> {
@@ -83,16 +83,22 @@ impl Namespaces {
         self.running.as_mut().ok_or(Error::Phase { is: "empty", needed: "created" })
     }
 
-    /// The container's control group with its limits.
-    fn group(&mut self, plan: &ContainerPlan) -> Result<(Group, Vec<String>)> {
-        let purpose = match plan.init {
-            InitPlan::System => {
-                Purpose::Delegate { owner: plan.namespaces.user.range().map_or(0, |(first, _)| first) }
+    /// The container's control group with its limits: the one that was made ahead, or another.
+    fn group(&mut self, plan: &ContainerPlan, ahead: Option<Group>) -> Result<(Group, Vec<String>)> {
+        let (group, limited) = match ahead {
+            Some(group) => {
+                let limited = limit(&group, plan, |policy| {
+                    let standard = standard_policy();
+                    if *policy == standard { Ok(()) } else { group.change_devices(&[standard], policy) }
+                });
+                (group, limited)
             }
-            InitPlan::Process | InitPlan::Reaper => Purpose::Limit,
+            None => {
+                let group = Group::create(&self.layout()?, &plan.cgroup.path, purpose(plan))?;
+                let limited = limit(&group, plan, |policy| group.allow_devices(policy));
+                (group, limited)
+            }
         };
-        let group = Group::create(&self.layout()?, &plan.cgroup.path, purpose)?;
-        let limited = limit(&group, plan);
         match limited {
             Ok(warnings) => Ok((group, warnings)),
             Err(error) => {
@@ -104,11 +110,24 @@ impl Namespaces {
     }
 }
 
-fn limit(group: &Group, plan: &ContainerPlan) -> Result<Vec<String>> {
+fn purpose(plan: &ContainerPlan) -> Purpose {
+    match plan.init {
+        InitPlan::System => {
+            Purpose::Delegate { owner: plan.namespaces.user.range().map_or(0, |(first, _)| first) }
+        }
+        InitPlan::Process | InitPlan::Reaper => Purpose::Limit,
+    }
+}
+
+fn limit(
+    group: &Group,
+    plan: &ContainerPlan,
+    allow: impl FnOnce(&DevicePolicy) -> insula_host::cgroup::Result<()>,
+) -> Result<Vec<String>> {
     let warnings = group.limit(&plan.cgroup.resources)?;
     // Where no group can be made nobody can make a device node either, in a user namespace.
     if !group.is_empty() {
-        group.allow_devices(&device_policy(plan)?)?;
+        allow(&device_policy(plan)?)?;
     }
     Ok(warnings)
 }
@@ -152,6 +171,7 @@ impl Sandbox for Namespaces {
     }
 
     fn next_event(&mut self) -> Result<Option<Event>> {
+        self.ahead.clear()?;
         while process::take_signal(self.children.as_fd())
             .map_err(|source| call("read", "a signal", source))?
             .is_some()
@@ -172,8 +192,8 @@ impl Sandbox for Namespaces {
             return Err(Error::Phase { is: "created", needed: "empty" });
         }
         let mut laps = Laps::begin();
-        let spare = self.spare.take().and_then(|spare| spare.told(&plan));
-        let (group, mut warnings) = self.group(&plan)?;
+        let (spare, group) = self.ahead.take(&plan, purpose(&plan))?;
+        let (group, mut warnings) = self.group(&plan, group)?;
         laps.lap("control-group");
         let entered = group.entry().map_err(Error::from);
         let created = entered.and_then(|entry| Ok(insula_container::create(&plan, when, &entry, spare)?));
@@ -247,10 +267,9 @@ impl Sandbox for Namespaces {
     }
 
     fn destroy(&mut self) -> Result<()> {
-        match self.running.take() {
-            Some(running) => running.destroy(),
-            None => Ok(()),
-        }
+        let given_up = self.ahead.give_up();
+        let destroyed = self.running.take().map_or(Ok(()), Running::destroy);
+        destroyed.and(given_up)
     }
 }
 

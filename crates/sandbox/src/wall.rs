@@ -24,10 +24,10 @@ pub struct Wall {
 }
 
 impl Wall {
-    /// Empty, and warm for the process wall.
-    pub fn new() -> Result<Self> {
+    /// Empty, and warm for the process wall. `group` is the control group that its container is expected to have.
+    pub fn new(group: Option<&str>) -> Result<Self> {
         let mut namespaces = Namespaces::new()?;
-        namespaces.warm_up()?;
+        namespaces.warm_up(group)?;
         let events = epoll::create(CreateFlags::CLOEXEC)
             .map_err(|source| Error::call("epoll_create1", "for a wall", source))?;
         let this = Self { events, namespaces, machine: None };
@@ -42,7 +42,7 @@ impl Wall {
 
     fn become_machine(&mut self) -> Result<&mut Vm> {
         if self.machine.is_none() {
-            self.namespaces.cool_down();
+            self.namespaces.cool_down()?;
             // It waits for every child and would take a machine's.
             epoll::delete(&self.events, self.namespaces.event_fd())
                 .map_err(|source| Error::call("epoll_ctl", "for a wall", source))?;

@@ -48,13 +48,44 @@ fn main() {
         ("a container is entered, watched, held still, limited and ended", life),
     ];
     for (name, case) in cases {
-        let mut container = Container::new(&wall);
-        case(&mut container);
-        container.wall.destroy().unwrap();
-        container.wall.destroy().unwrap();
-        drop(container);
+        for ahead in [Group::None, Group::Its, Group::Another] {
+            let mut container = Container::new(&wall, ahead);
+            case(&mut container);
+            container.wall.destroy().unwrap();
+            container.wall.destroy().unwrap();
+            drop(container);
+        }
         println!("conforms: {wall}: {name}");
     }
+    assert_eq!(groups(), Vec::<PathBuf>::new());
+}
+
+/// Which control group was made before the container was known.
+#[derive(Debug, Clone, Copy)]
+enum Group {
+    None,
+    Its,
+    Another,
+}
+
+fn group_of(id: &ContainerId) -> String {
+    format!("{}{}", prefix_of_groups(), id.short())
+}
+
+fn prefix_of_groups() -> String {
+    format!("insula-test-{}-", std::process::id())
+}
+
+/// Those of this process that there are.
+fn groups() -> Vec<PathBuf> {
+    let roots = fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path());
+    let below = roots.chain([PathBuf::from("/sys/fs/cgroup")]).filter_map(|root| fs::read_dir(root).ok());
+    below
+        .flatten()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix_of_groups()))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// The machine around a container, if the wall has one.
@@ -106,7 +137,7 @@ struct Container {
 }
 
 impl Container {
-    fn new(wall: &str) -> Self {
+    fn new(wall: &str, ahead: Group) -> Self {
         let folder = tempfile::Builder::new().prefix("insula-wall-").tempdir().unwrap();
         for name in ["layer/bin", "layer/etc", "upper", "work"] {
             fs::create_dir_all(folder.path().join(name)).unwrap();
@@ -118,7 +149,13 @@ impl Container {
         }
         let machine = machine(wall, &folder);
         let (id, events) = (ContainerId::random(), VecDeque::new());
-        Self { wall: Wall::new().unwrap(), id, folder, machine, events }
+        let group = match ahead {
+            Group::None => None,
+            Group::Its => Some(group_of(&id)),
+            Group::Another => Some(group_of(&ContainerId::random())),
+        };
+        let wall = Wall::new(group.as_deref()).unwrap();
+        Self { wall, id, folder, machine, events }
     }
 
     fn plan(&self, script: &str) -> ContainerPlan {
@@ -166,7 +203,7 @@ impl Container {
     }
 
     fn group(&self) -> String {
-        format!("insula-test-{}", self.id.short())
+        group_of(&self.id)
     }
 
     /// Waits until something happens, here or at one of `ends`.

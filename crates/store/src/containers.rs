@@ -9,7 +9,7 @@
 //!   json.log*            what the container writes, or container.log*, as its monitor names it
 //!   logs/                the same in a folder, made last: where the writable layer has a size and cannot be seen
 //!                        while it is not attached, and in roots of layout 1
-//! containers/.removed-*  on its way out, or in; swept at the next open
+//! containers/.removed-*  on its way out, or in, or made for a container to come; swept at the next open
 //! ```
 //!
 //! A disk is mounted from when it is made, or first used after the host has started, until its container goes or
@@ -17,7 +17,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use insula_base::ContainerId;
 use insula_host::disk;
@@ -65,10 +65,26 @@ impl Store {
     /// layer.
     pub fn create_container_dir(&self, id: &ContainerId, size: Option<LayerSize>) -> Result<ContainerDir> {
         let path = self.containers_dir().join(id.as_str());
+        if size.is_none()
+            && let Some(staged) = lock(&self.staged).pop()
+            && fs::rename(&staged.folder, &path).is_ok()
+        {
+            return Ok(ContainerDir::at(path));
+        }
         make_folder(&path, 0o700)?;
         let folder = make_layer(&path, size, self.quotas())?;
         folder.complete()?;
         Ok(folder)
+    }
+
+    /// Makes folders of this many containers to come, of no size, which then take a moment: their inodes are not found
+    /// without reading the disk.
+    pub fn stage_container_dirs(&self, many: usize) -> Result<()> {
+        while lock(&self.staged).len() < many {
+            let staged = self.begin_upper(None)?;
+            lock(&self.staged).push(staged);
+        }
+        Ok(())
     }
 
     /// The same with a writable layer that was made before; it has the size that it was begun with.
@@ -294,6 +310,10 @@ impl ContainerDir {
     }
 }
 
+fn lock(staged: &Mutex<Vec<StagedUpper>>) -> MutexGuard<'_, Vec<StagedUpper>> {
+    staged.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Makes the writable layer in the folder of a container.
 fn make_layer(path: &Path, size: Option<LayerSize>, quotas: Option<&Quotas>) -> Result<ContainerDir> {
     if let Some(size) = size {
@@ -421,6 +441,34 @@ mod tests {
         drop(store.begin_upper(None).unwrap());
         assert_eq!(store.container_dirs().unwrap(), [id]);
         assert_eq!(fs::read_dir(folder.path().join("containers")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn folders_that_were_made_before_are_those_of_the_next_containers() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = folder.path().join("containers");
+        let names = || -> Vec<String> {
+            let entries = fs::read_dir(&all).unwrap().map(|entry| entry.unwrap().file_name());
+            entries.map(|name| name.into_string().unwrap()).collect()
+        };
+        let store = Store::open(folder.path()).unwrap();
+        store.stage_container_dirs(2).unwrap();
+        store.stage_container_dirs(2).unwrap();
+        assert!(names().len() == 2 && names().iter().all(|name| name.starts_with(DYING)));
+        let ids = [(); 3].map(|()| ContainerId::random());
+        for (left, id) in [1, 0, 0].into_iter().zip(&ids) {
+            let made = store.create_container_dir(id, None).unwrap();
+            assert!(made.is_complete() && made.path().join("upper").is_dir());
+            assert_eq!(names().iter().filter(|name| name.starts_with(DYING)).count(), left);
+        }
+        store.stage_container_dirs(1).unwrap();
+        // Where there is one already it stays.
+        fs::write(store.container_dir(&ids[0]).upper().join("file"), "x").unwrap();
+        let again = store.create_container_dir(&ids[0], None).unwrap();
+        assert_eq!(fs::read(again.upper().join("file")).unwrap(), b"x");
+        store.stage_container_dirs(2).unwrap();
+        drop(store);
+        assert_eq!(names().len(), 3, "those that nobody has are gone");
     }
 
     /// Where nothing is mounted, since who removed it has failed, its content is on no disk.

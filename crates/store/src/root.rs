@@ -12,6 +12,7 @@ use insula_base::{Durability, Kind, Kinded};
 use insula_host::quota::Quotas;
 use rustix::fs::{FallocateFlags, IFlags, ioctl_getflags, ioctl_setflags};
 
+use crate::containers::StagedUpper;
 use crate::{Content, Error, Images, Layers, Result, State, containers, lock, tree};
 
 /// Raised when an older version could no longer read what is below the root.
@@ -34,6 +35,8 @@ pub struct Store {
     pub(crate) disks: Mutex<()>,
     /// Those of the file system below, or why there are none.
     pub(crate) quotas: Result<Arc<Quotas>, String>,
+    /// Folders of containers to come.
+    pub(crate) staged: Mutex<Vec<StagedUpper>>,
     _lock: File,
 }
 
@@ -84,6 +87,7 @@ impl Store {
             images,
             disks: Mutex::new(()),
             quotas,
+            staged: Mutex::default(),
             _lock: lock,
         };
         store.open_caches()?;

@@ -54,6 +54,7 @@ fn look(engine: &Engine) -> Result<Vec<Wrong>> {
     let monitors = listeners(&engine.instance().run().join("sandboxes"));
     let mut mounts = mounts(engine)?;
     let spares = engine.0.spares.waiting().into_iter().filter(|(_, alive)| !alive);
+    let ahead = engine.0.spares.groups();
     let known = engine.known();
     mounts.retain(|wrong| !matches!(wrong, Wrong::Mount { target, .. } if is_disk(engine, &known, target)));
     let mut found: Vec<Wrong> = spares.map(|(process, _)| Wrong::Spare(process)).collect();
@@ -74,7 +75,10 @@ fn look(engine: &Engine) -> Result<Vec<Wrong>> {
     let without = running.filter(|id| matches!(engine.sandbox_of(id).launch(), Ok(None)));
     found.extend(without.cloned().map(Wrong::NoSandbox));
     let ids = cgroups.into_iter().filter_map(|name| Some((name.parse::<ContainerId>().ok()?, name)));
-    found.extend(ids.filter(|(id, _)| !known.live.contains(id)).map(|(_, name)| Wrong::Cgroup(name)));
+    found.extend(
+        ids.filter(|(id, _)| !known.live.contains(id) && !ahead.contains(id))
+            .map(|(_, name)| Wrong::Cgroup(name)),
+    );
     Ok(found)
 }
 

@@ -137,7 +137,7 @@ impl Engine {
                 *name = insula_base::random_hex(32);
             }
         }
-        let id = own.id.unwrap_or_else(ContainerId::random);
+        let id = own.id.unwrap_or_else(|| self.0.spares.promise());
         self.fill_hostname(&id, &mut config, &host)?;
         let row = Row {
             version: Row::version(),
@@ -184,9 +184,10 @@ impl Engine {
             // What is in effect is what inspection shows.
             "host".clone_into(&mut row.host.userns_mode);
         }
-        let row = self.insert(row, image, own_ids && refused.is_none())?;
-        warnings.extend(refused.and_then(|why| idmaps.once(why)));
         let id = row.id.clone();
+        let inserted = self.insert(row, image, own_ids && refused.is_none());
+        let row = inserted.inspect_err(|_| self.0.spares.take_back(&id))?;
+        warnings.extend(refused.and_then(|why| idmaps.once(why)));
         let container = Arc::new(Container::new(row));
         self.0.containers.insert(container.clone());
         failpoint("create.row");
@@ -323,6 +324,7 @@ impl Engine {
     /// Undoes a create that failed; the first error is the one to report.
     pub(crate) fn discard(&self, container: &Arc<Container>) {
         self.0.containers.remove(container);
+        self.0.spares.release(&container.id);
         let owner = container.id.to_string();
         let undone =
             self.forget(&owner).and_then(|()| Ok(self.store().remove_container_dir(&container.id)?));

@@ -91,6 +91,8 @@ impl Engine {
         }
         failpoint("remove.row");
         self.0.containers.remove(container);
+        // If it has never run.
+        self.0.spares.release(&container.id);
         self.0.execs.retain(|_, of| *of != container.id);
         container.state().attachments.clear();
         self.publish(&row, "destroy", &[]);

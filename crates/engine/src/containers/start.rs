@@ -101,7 +101,7 @@ impl Engine {
             blocking(move || mounts::make_sources_again(&host, &mounts)).await?;
         }
         self.open_sites(row).await?;
-        let spare = self.0.spares.take()?;
+        let spare = self.0.spares.take(&row.id)?;
         let joined = self.joined(row)?;
         let endpoint = self.networks().prepare(&self.endpoint_request(row)?)?;
         failpoint("start.endpoint");

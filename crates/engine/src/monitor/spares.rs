@@ -1,4 +1,7 @@
 //! Monitors that wait for a container: to start one takes longer than to build a container.
+//!
+//! Each has made a control group already, by the name of a container to come: the next one that is created gets that
+//! id, and the monitor is kept for it. Any other container can have it too, and makes a group of its own then.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -8,14 +11,22 @@ use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use insula_base::ContainerId;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::program::Program;
 use super::{Process, is_stopped};
+use crate::containers::leftovers;
 use crate::{Error, Result};
 
-/// How many wait. The next one is started when one is taken, beside its container's work.
+/// How many wait for whoever comes. The next one is started when one is taken, beside its container's work.
 const SPARES: usize = 2;
+
+/// How many wait for containers that were created and not started yet. The one that has waited longest makes room.
+const PROMISED: usize = 8;
+
+/// How long those that wait at the end may take to end too.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// How long a missing one is waited with while another waits.
 const PAUSE: Duration = Duration::from_millis(25);
@@ -25,27 +36,38 @@ const PAUSE: Duration = Duration::from_millis(25);
 pub(crate) struct Spare {
     pub(crate) process: Process,
     pub(crate) socket: UnixStream,
+    /// Of the container that its group is made for.
+    id: ContainerId,
+    /// There is such a container.
+    promised: bool,
 }
 
 /// The pool, and the children to reap.
 #[derive(Debug)]
 pub(crate) struct Spares {
     program: Program,
+    /// The control group above theirs.
+    parent: String,
     inner: Arc<Mutex<Inner>>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     waiting: VecDeque<Spare>,
+    /// Whose groups a spare has left that did not end by itself.
+    left: Vec<ContainerId>,
     /// Somebody is about to refill.
     coming: bool,
+    /// No more are wanted.
+    over: bool,
     /// Every monitor that this daemon started and that has not ended.
     children: Vec<Child>,
 }
 
 impl Spares {
-    pub(crate) fn new(program: PathBuf) -> Self {
-        Self { program: Program::new(program), inner: Arc::default() }
+    /// `parent` is the control group that those of containers are made in.
+    pub(crate) fn new(program: PathBuf, parent: String) -> Self {
+        Self { program: Program::new(program), parent, inner: Arc::default() }
     }
 
     /// Reaps monitors as they end, until the pool is gone.
@@ -63,16 +85,49 @@ impl Spares {
         Ok(())
     }
 
-    /// One that waits, or a new one.
-    pub(crate) fn take(&self) -> Result<Spare> {
+    /// The id of a container that is about to be made.
+    pub(crate) fn promise(&self) -> ContainerId {
+        let mut inner = lock(&self.inner);
+        let promised = inner.waiting.iter().filter(|spare| spare.promised).count();
+        if promised == PROMISED
+            && let Some(oldest) = inner.waiting.iter().position(|spare| spare.promised)
+        {
+            // It takes its group away and ends.
+            inner.waiting.remove(oldest);
+        }
+        match inner.waiting.iter_mut().find(|spare| !spare.promised) {
+            Some(spare) => {
+                spare.promised = true;
+                spare.id.clone()
+            }
+            None => ContainerId::random(),
+        }
+    }
+
+    /// Nobody was told of that container.
+    pub(crate) fn take_back(&self, id: &ContainerId) {
+        let mut inner = lock(&self.inner);
+        if let Some(spare) = inner.waiting.iter_mut().find(|spare| spare.id == *id) {
+            spare.promised = false;
+        }
+    }
+
+    /// There is no such container any more.
+    pub(crate) fn release(&self, id: &ContainerId) {
+        lock(&self.inner).waiting.retain(|spare| spare.id != *id);
+    }
+
+    /// The one that was promised, another that waits, or a new one.
+    pub(crate) fn take(&self, id: &ContainerId) -> Result<Spare> {
         loop {
-            let Some(spare) = lock(&self.inner).waiting.pop_front() else { return self.spawn() };
+            let Some(spare) = lock(&self.inner).take(id) else { return self.spawn(id.clone()) };
             if is_stopped(spare.process) {
                 // Another one begins sooner. This one would end as soon as somebody continues it.
                 let _ = spare.process.kill();
             } else if spare.alive() {
                 return Ok(spare);
             }
+            lock(&self.inner).left.push(spare.id);
         }
     }
 
@@ -81,32 +136,76 @@ impl Spares {
         lock(&self.inner).waiting.iter().map(|spare| (spare.process, spare.alive())).collect()
     }
 
+    /// Names of the groups of those that wait.
+    pub(crate) fn groups(&self) -> Vec<ContainerId> {
+        lock(&self.inner).waiting.iter().map(|spare| spare.id.clone()).collect()
+    }
+
     /// Forgets those that wait no more.
     pub(crate) fn drop_ended(&self) {
-        lock(&self.inner).waiting.retain(Spare::alive);
+        let mut inner = lock(&self.inner);
+        let (alive, ended): (_, VecDeque<_>) = inner.waiting.drain(..).partition(Spare::alive);
+        inner.waiting = alive;
+        inner.left.extend(ended.into_iter().map(|spare| spare.id));
+    }
+
+    /// Lets go of all that wait, and waits until they have taken their groups away.
+    pub(crate) fn end(&self) {
+        let waiting = {
+            let mut inner = lock(&self.inner);
+            inner.over = true;
+            std::mem::take(&mut inner.waiting)
+        };
+        let ending: Vec<(Process, ContainerId)> =
+            waiting.into_iter().map(|spare| (spare.process, spare.id)).collect();
+        for (process, id) in ending {
+            if !matches!(process.ended_within(ENDING), Ok(true)) {
+                lock(&self.inner).left.push(id);
+            }
+        }
+        self.free_left();
+    }
+
+    /// Takes away what spares have left.
+    fn free_left(&self) {
+        let left = std::mem::take(&mut lock(&self.inner).left);
+        for id in left {
+            let group = self.group(&id);
+            if let Err(error) = leftovers::free(&group) {
+                tracing::warn!(group, error = insula_base::chain(&error), "what a spare monitor left");
+            }
+        }
+    }
+
+    fn group(&self, id: &ContainerId) -> String {
+        format!("{}/{id}", self.parent)
     }
 
     /// When somebody should refill the pool; never while somebody is about to.
     pub(crate) fn wanted(&self) -> Option<Duration> {
         let mut inner = lock(&self.inner);
-        let missing = inner.waiting.len() < SPARES;
-        if !missing || std::mem::replace(&mut inner.coming, true) {
+        let free = inner.free();
+        if free >= SPARES || inner.over || std::mem::replace(&mut inner.coming, true) {
             return None;
         }
-        Some(if inner.waiting.is_empty() { Duration::ZERO } else { PAUSE })
+        Some(if free == 0 { Duration::ZERO } else { PAUSE })
     }
 
     /// Starts as many as are missing. Takes a millisecond for each.
     pub(crate) fn refill(&self) -> Result<()> {
         lock(&self.inner).coming = false;
-        while lock(&self.inner).waiting.len() < SPARES {
-            let spare = self.spawn()?;
-            lock(&self.inner).waiting.push_back(spare);
+        self.free_left();
+        while lock(&self.inner).is_short() {
+            let spare = self.spawn(ContainerId::random())?;
+            let mut inner = lock(&self.inner);
+            if !inner.over {
+                inner.waiting.push_back(spare);
+            }
         }
         Ok(())
     }
 
-    fn spawn(&self) -> Result<Spare> {
+    fn spawn(&self, id: ContainerId) -> Result<Spare> {
         let fail = |call, error| Error::io(call, self.program.path(), error);
         let (ours, theirs) = UnixStream::pair().map_err(|e| fail("socketpair", e))?;
         // Nothing that std would need fork(2) for, which copies the daemon's page tables: the
@@ -114,7 +213,7 @@ impl Spares {
         let child = self
             .program
             .command()
-            .arg("serve")
+            .args(["serve", &self.group(&id)])
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .spawn()
@@ -123,7 +222,24 @@ impl Spares {
         let pid = child.id() as i32;
         lock(&self.inner).children.push(child);
         let started = Process::start_time(pid).unwrap_or_default();
-        Ok(Spare { process: Process { pid, started }, socket: ours })
+        Ok(Spare { process: Process { pid, started }, socket: ours, id, promised: false })
+    }
+}
+
+impl Inner {
+    fn take(&mut self, id: &ContainerId) -> Option<Spare> {
+        let own = self.waiting.iter().position(|spare| spare.id == *id);
+        let at = own.or_else(|| self.waiting.iter().position(|spare| !spare.promised))?;
+        self.waiting.remove(at)
+    }
+
+    /// How many wait for whoever comes.
+    fn free(&self) -> usize {
+        self.waiting.iter().filter(|spare| !spare.promised).count()
+    }
+
+    fn is_short(&self) -> bool {
+        !self.over && self.free() < SPARES
     }
 }
 
@@ -147,29 +263,71 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn one_that_is_stopped_is_not_waited_for() {
-        let spares = Spares::new("/bin/false".into());
+    /// Spares of processes that only wait, and what keeps them waiting.
+    fn spares(many: usize) -> (Spares, Vec<UnixStream>) {
+        let spares = Spares::new("/bin/false".into(), "insula-test-spares".to_owned());
         let mut ends = Vec::new();
-        let mut wait = || {
+        for _ in 0..many {
             let child = Command::new("sleep").arg("1000").spawn().unwrap();
             let pid = child.id() as i32;
             let (socket, end) = UnixStream::pair().unwrap();
             let process = Process { pid, started: Process::start_time(pid).unwrap() };
             ends.push(end);
-            lock(&spares.inner).children.push(child);
-            lock(&spares.inner).waiting.push_back(Spare { process, socket });
-            process
-        };
-        let (stopped, waits) = (wait(), wait());
+            let mut inner = lock(&spares.inner);
+            inner.children.push(child);
+            let id = ContainerId::random();
+            inner.waiting.push_back(Spare { process, socket, id, promised: false });
+        }
+        (spares, ends)
+    }
+
+    fn end(spares: &Spares) {
+        for child in &mut lock(&spares.inner).children {
+            child.kill().and_then(|()| child.wait()).unwrap();
+        }
+    }
+
+    #[test]
+    fn one_that_is_stopped_is_not_waited_for() {
+        let (spares, _ends) = spares(2);
+        let waiting = spares.waiting();
+        let (stopped, waits) = (waiting[0].0, waiting[1].0);
+        let id = spares.groups()[0].clone();
         kill_process(Pid::from_raw(stopped.pid).unwrap(), Signal::STOP).unwrap();
         while !is_stopped(stopped) {
             std::thread::yield_now();
         }
-        assert_eq!(spares.take().unwrap().process, waits);
+        assert_eq!(spares.take(&id).unwrap().process, waits);
         assert!(stopped.ended_within(Duration::from_secs(60)).unwrap());
-        for child in &mut lock(&spares.inner).children {
-            child.kill().and_then(|()| child.wait()).unwrap();
-        }
+        assert_eq!(lock(&spares.inner).left, [id]);
+        end(&spares);
+    }
+
+    #[test]
+    fn one_waits_for_the_container_that_it_was_promised_to() {
+        let (spares, _ends) = spares(2);
+        let groups = spares.groups();
+        assert_eq!(spares.promise(), groups[0]);
+        assert_eq!(spares.take(&ContainerId::random()).unwrap().id, groups[1]);
+        assert!(!groups.contains(&spares.promise()), "one is not promised twice");
+        spares.take_back(&groups[0]);
+        assert_eq!(spares.promise(), groups[0]);
+        let spawned = spares.take(&ContainerId::random());
+        assert!(spawned.is_err() || !groups.contains(&spawned.unwrap().id));
+        assert_eq!(spares.take(&groups[0]).unwrap().id, groups[0]);
+        assert!(spares.groups().is_empty());
+        end(&spares);
+    }
+
+    #[test]
+    fn containers_that_are_not_started_keep_few_of_them() {
+        let (spares, _ends) = spares(PROMISED + 2);
+        let groups = spares.groups();
+        let promised: Vec<ContainerId> = groups.iter().map(|_| spares.promise()).collect();
+        assert_eq!(promised, groups);
+        assert_eq!(spares.groups(), groups[2..]);
+        spares.release(&groups[4]);
+        assert!(!spares.groups().contains(&groups[4]));
+        end(&spares);
     }
 }

@@ -106,6 +106,12 @@ async fn finish(wait: insula_engine::containers::ContainerWait) -> WaitResponse 
     tokio::time::timeout(Duration::from_secs(60), wait.finish()).await.unwrap()
 }
 
+/// Those of containers: the names of such as are to come begin with a dot.
+fn folders_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+    entries.map(|name| name.into_string().unwrap()).filter(|name| !name.starts_with('.')).collect()
+}
+
 #[tokio::test]
 async fn a_container_runs_ends_and_goes() {
     let root = tempfile::tempdir().unwrap();
@@ -124,7 +130,7 @@ async fn a_container_runs_ends_and_goes() {
     let error = engine.inspect_container("web", false).await.unwrap_err();
     assert_eq!((error.kind(), error.to_string()), (Kind::NotFound, "No such container: web".into()));
     for folder in ["root/containers", "run/sandboxes"] {
-        assert_eq!(std::fs::read_dir(root.path().join(folder)).unwrap().count(), 0, "{folder}");
+        assert_eq!(folders_in(&root.path().join(folder)), Vec::<String>::new());
     }
 }
 
@@ -188,7 +194,7 @@ async fn what_cannot_be_created_leaves_nothing() {
     engine.create_container(None, None, bad).await.unwrap_err();
     let all = ListRequest { all: true, ..ListRequest::default() };
     assert!(engine.list_containers(all).await.unwrap().is_empty());
-    assert_eq!(std::fs::read_dir(root.path().join("root/containers")).unwrap().count(), 0);
+    assert_eq!(folders_in(&root.path().join("root/containers")), Vec::<String>::new());
     assert!(engine.store().state().allocations().all("ids").unwrap().is_empty());
 }
 

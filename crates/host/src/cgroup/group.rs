@@ -126,6 +126,12 @@ impl Group {
         Ok(group)
     }
 
+    /// Whether nobody has removed it since it was made, from any hierarchy.
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        self.members.iter().all(Member::stands)
+    }
+
     /// One that is in no hierarchy: nothing is limited and nothing counted.
     #[must_use]
     pub fn nowhere() -> Self {

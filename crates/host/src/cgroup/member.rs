@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::error::{Context, Result};
@@ -40,6 +40,12 @@ impl Member {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let folder = rustix::fs::open(&path, flags, Mode::empty()).context("open", path.display())?;
         Ok(Self { version: hierarchy.version.clone(), folder, path })
+    }
+
+    /// The kernel finds nothing in a folder that was removed.
+    pub(super) fn stands(&self) -> bool {
+        let exists = rustix::fs::Access::EXISTS;
+        rustix::fs::accessat(&self.folder, "cgroup.procs", exists, AtFlags::empty()).is_ok()
     }
 
     pub(super) fn file(&self, name: &str, flags: OFlags) -> Result<OwnedFd> {
