@@ -169,6 +169,7 @@ impl Engine {
     /// The daemon is about to end: containers run on, nothing is started any more, and who waits is told.
     pub fn end(&self) {
         self.0.ending.send_replace(true);
+        self.0.spares.close();
         for container in self.0.containers.all() {
             container.tell(|progress| progress.ending = true);
         }
@@ -313,9 +314,14 @@ impl Inner {
     /// started has better use for the CPU.
     pub(crate) fn refill(&self) {
         let Some(pause) = self.spares.wanted() else { return };
-        let (spares, store) = (self.spares.clone(), self.store.clone());
+        let (spares, store) = (self.spares.clone(), Arc::downgrade(&self.store));
+        let turns = self.removals.clone();
         tokio::spawn(async move {
             tokio::time::sleep(pause).await;
+            // The end of the daemon waits for who has begun, and for nobody else: a store that is still in use then is
+            // not closed in order.
+            let _turn = turns.read_owned().await;
+            let Some(store) = store.upgrade().filter(|_| !spares.are_over()) else { return };
             let refilled = blocking(move || {
                 spares.refill()?;
                 Ok(store.stage_container_dirs(STAGED)?)

@@ -35,7 +35,7 @@ enum Wrong {
 pub(super) async fn inspect(engine: &Engine, report: &mut Report) -> Result<()> {
     report.go_on()?;
     report.looked_at_many("sandbox", engine.sandboxes().len());
-    report.looked_at_many("cgroup", leftovers::below(&engine.instance().cgroup())?.len());
+    report.looked_at_many("cgroup", groups(engine)?.len());
     report.looked_at_many("spare", engine.0.spares.waiting().len());
     let found = {
         let engine = engine.clone();
@@ -50,11 +50,10 @@ pub(super) async fn inspect(engine: &Engine, report: &mut Report) -> Result<()> 
 /// What there is first, and rows then: a row is there before anything else is made, and goes last.
 fn look(engine: &Engine) -> Result<Vec<Wrong>> {
     let sandboxes = engine.sandboxes();
-    let cgroups = leftovers::below(&engine.instance().cgroup())?;
+    let cgroups = groups(engine)?;
     let monitors = listeners(&engine.instance().run().join("sandboxes"));
     let mut mounts = mounts(engine)?;
     let spares = engine.0.spares.waiting().into_iter().filter(|(_, alive)| !alive);
-    let ahead = engine.0.spares.groups();
     let known = engine.known();
     mounts.retain(|wrong| !matches!(wrong, Wrong::Mount { target, .. } if is_disk(engine, &known, target)));
     let mut found: Vec<Wrong> = spares.map(|(process, _)| Wrong::Spare(process)).collect();
@@ -75,11 +74,16 @@ fn look(engine: &Engine) -> Result<Vec<Wrong>> {
     let without = running.filter(|id| matches!(engine.sandbox_of(id).launch(), Ok(None)));
     found.extend(without.cloned().map(Wrong::NoSandbox));
     let ids = cgroups.into_iter().filter_map(|name| Some((name.parse::<ContainerId>().ok()?, name)));
-    found.extend(
-        ids.filter(|(id, _)| !known.live.contains(id) && !ahead.contains(id))
-            .map(|(_, name)| Wrong::Cgroup(name)),
-    );
+    found.extend(ids.filter(|(id, _)| !known.live.contains(id)).map(|(_, name)| Wrong::Cgroup(name)));
     Ok(found)
+}
+
+/// Names of control groups below the instance's, but for those of containers to come.
+fn groups(engine: &Engine) -> Result<Vec<String>> {
+    let mut names = leftovers::below(&engine.instance().cgroup())?;
+    let ahead = engine.0.spares.groups();
+    names.retain(|name| !ahead.iter().any(|id| id.as_str() == name));
+    Ok(names)
 }
 
 /// Whether a mount is the disk of a container's writable layer.

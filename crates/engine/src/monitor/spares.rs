@@ -149,13 +149,19 @@ impl Spares {
         inner.left.extend(ended.into_iter().map(|spare| spare.id));
     }
 
+    /// From now on none is started ahead.
+    pub(crate) fn close(&self) {
+        lock(&self.inner).over = true;
+    }
+
+    pub(crate) fn are_over(&self) -> bool {
+        lock(&self.inner).over
+    }
+
     /// Lets go of all that wait, and waits until they have taken their groups away.
     pub(crate) fn end(&self) {
-        let waiting = {
-            let mut inner = lock(&self.inner);
-            inner.over = true;
-            std::mem::take(&mut inner.waiting)
-        };
+        self.close();
+        let waiting = std::mem::take(&mut lock(&self.inner).waiting);
         let ending: Vec<(Process, ContainerId)> =
             waiting.into_iter().map(|spare| (spare.process, spare.id)).collect();
         for (process, id) in ending {
