@@ -7,6 +7,7 @@ mod running;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use insula_base::Laps;
+use insula_container::Told;
 use insula_host::cgroup::{DevicePolicy, Group, Layout, Purpose, Stats, standard_devices};
 use insula_host::resolver::Sockets;
 use insula_spec::plan::{ContainerPlan, DevicePlan, DeviceRule, InitPlan, NetworkChange, Resources};
@@ -82,32 +83,6 @@ impl Namespaces {
     fn running_mut(&mut self) -> Result<&mut Running> {
         self.running.as_mut().ok_or(Error::Phase { is: "empty", needed: "created" })
     }
-
-    /// The container's control group with its limits: the one that was made ahead, or another.
-    fn group(&mut self, plan: &ContainerPlan, ahead: Option<Group>) -> Result<(Group, Vec<String>)> {
-        let (group, limited) = match ahead {
-            Some(group) => {
-                let limited = limit(&group, plan, |policy| {
-                    let standard = standard_policy();
-                    if *policy == standard { Ok(()) } else { group.change_devices(&[standard], policy) }
-                });
-                (group, limited)
-            }
-            None => {
-                let group = Group::create(&self.layout()?, &plan.cgroup.path, purpose(plan))?;
-                let limited = limit(&group, plan, |policy| group.allow_devices(policy));
-                (group, limited)
-            }
-        };
-        match limited {
-            Ok(warnings) => Ok((group, warnings)),
-            Err(error) => {
-                // The first error is the one to report; what is left is found by its name later.
-                let _ = group.remove();
-                Err(error)
-            }
-        }
-    }
 }
 
 fn purpose(plan: &ContainerPlan) -> Purpose {
@@ -119,15 +94,39 @@ fn purpose(plan: &ContainerPlan) -> Purpose {
     }
 }
 
-fn limit(
-    group: &Group,
+/// What a group allows of devices, as far as is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Allows {
+    /// Nobody has told it anything yet.
+    Unknown,
+    Standard,
+}
+
+/// A container in its group. Whatever fails, of the spare nothing is left in there.
+fn build(
     plan: &ContainerPlan,
-    allow: impl FnOnce(&DevicePolicy) -> insula_host::cgroup::Result<()>,
-) -> Result<Vec<String>> {
+    when: When,
+    (group, allows): (&Group, Allows),
+    spare: Option<Told>,
+    laps: &mut Laps,
+) -> Result<(insula_container::Created, Vec<String>)> {
+    let warnings = limit(group, allows, plan)?;
+    laps.lap("control-group");
+    let created = insula_container::create(plan, when, &group.entry()?, spare)?;
+    Ok((created, warnings))
+}
+
+fn limit(group: &Group, allows: Allows, plan: &ContainerPlan) -> Result<Vec<String>> {
     let warnings = group.limit(&plan.cgroup.resources)?;
     // Where no group can be made nobody can make a device node either, in a user namespace.
-    if !group.is_empty() {
-        allow(&device_policy(plan)?)?;
+    if group.is_empty() {
+        return Ok(warnings);
+    }
+    let (policy, standard) = (device_policy(plan)?, standard_policy());
+    match allows {
+        Allows::Unknown => group.allow_devices(&policy)?,
+        Allows::Standard if policy == standard => {}
+        Allows::Standard => group.change_devices(&[standard], &policy)?,
     }
     Ok(warnings)
 }
@@ -192,15 +191,19 @@ impl Sandbox for Namespaces {
             return Err(Error::Phase { is: "created", needed: "empty" });
         }
         let mut laps = Laps::begin();
-        let (spare, group) = self.ahead.take(&plan, purpose(&plan))?;
-        let (group, mut warnings) = self.group(&plan, group)?;
-        laps.lap("control-group");
-        let entered = group.entry().map_err(Error::from);
-        let created = entered.and_then(|entry| Ok(insula_container::create(&plan, when, &entry, spare)?));
-        let mut created = match created {
-            Ok(created) => created,
+        let (spare, ready) = self.ahead.take(&plan, purpose(&plan))?;
+        let (group, allows) = match ready {
+            Some(group) => (group, Allows::Standard),
+            None => {
+                let group = Group::create(&self.layout()?, &plan.cgroup.path, purpose(&plan))?;
+                (group, Allows::Unknown)
+            }
+        };
+        let built = build(&plan, when, (&group, allows), spare, &mut laps);
+        let (mut created, mut warnings) = match built {
+            Ok(built) => built,
             Err(error) => {
-                // As above: the first error is the one to report.
+                // The first error is the one to report; what is left is found by its name later.
                 let _ = group.remove();
                 return Err(error);
             }

@@ -334,6 +334,9 @@ fn missing(container: &mut Container) {
     assert_eq!(error.exit_code(), Some(127), "{error}");
     // As empty as before: it takes another one.
     plan.process = process(&["sh", "-c", "exit 3"]);
+    let mut beyond = plan.clone();
+    beyond.cgroup.resources.cpuset_cpus = Some("4095".into());
+    container.wall.create(beyond, When::Now).unwrap_err();
     container.wall.create(plan, When::Now).unwrap();
     let end = container.event("the end of the second program");
     assert_eq!(end, Event::Exited { code: 3, error: String::new() });

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use insula_base::ContainerId;
 use tokio::signal::unix::{SignalKind, signal};
@@ -42,6 +42,13 @@ pub(crate) struct Spare {
     promised: bool,
 }
 
+#[derive(Debug, PartialEq, Eq)]
+struct Left {
+    id: ContainerId,
+    /// There is such a container, which would find it when it is started.
+    promised: bool,
+}
+
 /// The pool, and the children to reap.
 #[derive(Debug)]
 pub(crate) struct Spares {
@@ -54,8 +61,8 @@ pub(crate) struct Spares {
 #[derive(Debug, Default)]
 struct Inner {
     waiting: VecDeque<Spare>,
-    /// Whose groups a spare has left that did not end by itself.
-    left: Vec<ContainerId>,
+    /// Groups that a spare has left which did not end by itself.
+    left: Vec<Left>,
     /// Somebody is about to refill.
     coming: bool,
     /// No more are wanted.
@@ -114,7 +121,11 @@ impl Spares {
 
     /// There is no such container any more.
     pub(crate) fn release(&self, id: &ContainerId) {
-        lock(&self.inner).waiting.retain(|spare| spare.id != *id);
+        let mut inner = lock(&self.inner);
+        inner.waiting.retain(|spare| spare.id != *id);
+        for left in inner.left.iter_mut().filter(|left| left.id == *id) {
+            left.promised = false;
+        }
     }
 
     /// The one that was promised, another that waits, or a new one.
@@ -127,7 +138,7 @@ impl Spares {
             } else if spare.alive() {
                 return Ok(spare);
             }
-            lock(&self.inner).left.push(spare.id);
+            lock(&self.inner).leave(spare);
         }
     }
 
@@ -146,7 +157,7 @@ impl Spares {
         let mut inner = lock(&self.inner);
         let (alive, ended): (_, VecDeque<_>) = inner.waiting.drain(..).partition(Spare::alive);
         inner.waiting = alive;
-        inner.left.extend(ended.into_iter().map(|spare| spare.id));
+        ended.into_iter().for_each(|spare| inner.leave(spare));
     }
 
     /// From now on none is started ahead.
@@ -164,18 +175,19 @@ impl Spares {
         let waiting = std::mem::take(&mut lock(&self.inner).waiting);
         let ending: Vec<(Process, ContainerId)> =
             waiting.into_iter().map(|spare| (spare.process, spare.id)).collect();
+        let began = Instant::now();
         for (process, id) in ending {
-            if !matches!(process.ended_within(ENDING), Ok(true)) {
-                lock(&self.inner).left.push(id);
+            if !matches!(process.ended_within(ENDING.saturating_sub(began.elapsed())), Ok(true)) {
+                lock(&self.inner).left.push(Left { id, promised: false });
             }
         }
         self.free_left();
     }
 
-    /// Takes away what spares have left.
+    /// Takes away what spares have left, but for what a container would find.
     fn free_left(&self) {
-        let left = std::mem::take(&mut lock(&self.inner).left);
-        for id in left {
+        let left: Vec<Left> = lock(&self.inner).left.extract_if(.., |left| !left.promised).collect();
+        for Left { id, .. } in left {
             let group = self.group(&id);
             if let Err(error) = leftovers::free(&group) {
                 tracing::warn!(group, error = insula_base::chain(&error), "what a spare monitor left");
@@ -234,9 +246,15 @@ impl Spares {
 
 impl Inner {
     fn take(&mut self, id: &ContainerId) -> Option<Spare> {
+        // The container takes over what one has left of its group.
+        self.left.retain(|left| left.id != *id);
         let own = self.waiting.iter().position(|spare| spare.id == *id);
         let at = own.or_else(|| self.waiting.iter().position(|spare| !spare.promised))?;
         self.waiting.remove(at)
+    }
+
+    fn leave(&mut self, Spare { id, promised, .. }: Spare) {
+        self.left.push(Left { id, promised });
     }
 
     /// How many wait for whoever comes.
@@ -303,9 +321,27 @@ mod tests {
         while !is_stopped(stopped) {
             std::thread::yield_now();
         }
-        assert_eq!(spares.take(&id).unwrap().process, waits);
+        assert_eq!(spares.take(&ContainerId::random()).unwrap().process, waits);
         assert!(stopped.ended_within(Duration::from_secs(60)).unwrap());
-        assert_eq!(lock(&spares.inner).left, [id]);
+        assert_eq!(lock(&spares.inner).left, [Left { id, promised: false }]);
+        end(&spares);
+    }
+
+    #[test]
+    fn what_one_has_left_is_its_containers_as_long_as_there_is_one() {
+        let (spares, ends) = spares(2);
+        let (first, second) = (spares.promise(), spares.promise());
+        drop(ends);
+        spares.drop_ended();
+        let left = |id: &ContainerId| lock(&spares.inner).left.iter().any(|left| left.id == *id);
+        spares.free_left();
+        assert!(left(&first) && left(&second), "they may be started");
+        // Another monitor, or none: the program is not there.
+        let _ = spares.take(&first);
+        assert!(!left(&first));
+        spares.release(&second);
+        spares.free_left();
+        assert!(!left(&second));
         end(&spares);
     }
 
