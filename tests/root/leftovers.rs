@@ -185,8 +185,7 @@ fn groups_of_containers_to_come() {
     daemon.insula(&["rm", "never"]).ok();
     eventually("its group goes", || (!groups().contains(&id)).then_some(()));
     daemon.insula(&["rm", "-f", "box"]).ok();
-    // One of them was given away, and nothing was started since.
-    wait(1);
+    wait(2);
     finds(&daemon, &[]);
     assert_eq!(daemon.stop(), Some(0));
     assert!(cgroups_called(&daemon.instance().cgroup()).is_empty());

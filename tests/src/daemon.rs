@@ -357,13 +357,19 @@ impl Daemon {
     /// Names of the groups that its spare monitors have made: of containers that have not been started.
     #[must_use]
     pub fn groups_ahead(&self) -> BTreeSet<String> {
-        let of = |pid: &i32| {
+        let sandboxes =
+            std::fs::read_dir(self.instance.run().join("sandboxes")).into_iter().flatten().flatten();
+        let taken: Vec<i64> = sandboxes
+            .filter_map(|entry| std::fs::read(entry.path().join("launch.json")).ok())
+            .filter_map(|text| serde_json::from_slice::<Value>(&text).ok()?["monitor"]["pid"].as_i64())
+            .collect();
+        let of = |pid: i32| {
             let words = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
             let group = words.split('\0').nth(2)?.strip_prefix(&format!("{}/", self.instance.cgroup()))?;
-            let started = self.instance.run().join("sandboxes").join(group).exists();
-            (!started).then(|| group.to_owned())
+            Some(group.to_owned())
         };
-        self.children().iter().filter_map(of).collect()
+        let waiting = self.children().into_iter().filter(|pid| !taken.contains(&i64::from(*pid)));
+        waiting.filter_map(of).collect()
     }
 
     fn end_well(&mut self) {

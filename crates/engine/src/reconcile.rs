@@ -201,7 +201,13 @@ impl Engine {
         }
         match leftovers::below(&parent) {
             Ok(names) => {
-                for name in names.iter().filter(|name| !known.contains(*name) && !tenants.contains(*name)) {
+                // What was made ahead of a start that did not come.
+                let never_ran = |name: &String| {
+                    let container = name.parse().ok().and_then(|id| self.0.containers.get(&id));
+                    container.is_some_and(|container| container.row().phase == Phase::Created)
+                };
+                let nobodys = |name: &String| !known.contains(name) && !tenants.contains(name);
+                for name in names.iter().filter(|name| nobodys(name) || never_ran(name)) {
                     if let Err(error) = leftovers::free(&format!("{parent}/{name}")) {
                         tracing::warn!(name, error = insula_base::chain(&error), "a cgroup of nobody");
                     }

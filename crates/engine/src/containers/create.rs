@@ -51,7 +51,11 @@ impl Engine {
             Ok((answer, laps.done()))
         };
         // A commit and a few folders; what copies an image's content is for a thread that may block.
-        blocking(created).await
+        let created = blocking(created).await?;
+        if self.0.spares.promises_more() {
+            self.0.refill();
+        }
+        Ok(created)
     }
 
     fn create(
@@ -138,7 +142,8 @@ impl Engine {
             }
         }
         let id = own.id.unwrap_or_else(|| self.0.spares.promise());
-        self.fill_hostname(&id, &mut config, &host)?;
+        let named = self.fill_hostname(&id, &mut config, &host);
+        named.inspect_err(|_| self.0.spares.take_back(&id))?;
         let row = Row {
             version: Row::version(),
             name: name.unwrap_or_default(),

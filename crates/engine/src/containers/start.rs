@@ -101,6 +101,14 @@ impl Engine {
             blocking(move || mounts::make_sources_again(&host, &mounts)).await?;
         }
         self.open_sites(row).await?;
+        if self.0.spares.is_unsettled(&row.id) {
+            let (spares, id) = (self.0.spares.clone(), row.id.clone());
+            blocking(move || {
+                spares.settle(&id);
+                Ok(())
+            })
+            .await?;
+        }
         let spare = self.0.spares.take(&row.id)?;
         let joined = self.joined(row)?;
         let endpoint = self.networks().prepare(&self.endpoint_request(row)?)?;

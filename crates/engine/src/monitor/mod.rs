@@ -1,6 +1,7 @@
 //! Monitors, seen from the daemon: spares that wait, connections, and what they leave on disk.
 
 mod connection;
+mod departures;
 mod end;
 mod listeners;
 mod program;

@@ -9,14 +9,14 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use insula_base::ContainerId;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::departures::Departures;
 use super::program::Program;
 use super::{Process, is_stopped};
-use crate::containers::leftovers;
 use crate::{Error, Result};
 
 /// How many wait for whoever comes. The next one is started when one is taken, beside its container's work.
@@ -24,9 +24,6 @@ const SPARES: usize = 2;
 
 /// How many wait for containers that were created and not started yet. The one that has waited longest makes room.
 const PROMISED: usize = 8;
-
-/// How long those that wait at the end may take to end too.
-const ENDING: Duration = Duration::from_secs(2);
 
 /// How long a missing one is waited with while another waits.
 const PAUSE: Duration = Duration::from_millis(25);
@@ -42,27 +39,17 @@ pub(crate) struct Spare {
     promised: bool,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct Left {
-    id: ContainerId,
-    /// There is such a container, which would find it when it is started.
-    promised: bool,
-}
-
 /// The pool, and the children to reap.
 #[derive(Debug)]
 pub(crate) struct Spares {
     program: Program,
-    /// The control group above theirs.
-    parent: String,
+    departures: Departures,
     inner: Arc<Mutex<Inner>>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     waiting: VecDeque<Spare>,
-    /// Groups that a spare has left which did not end by itself.
-    left: Vec<Left>,
     /// Somebody is about to refill.
     coming: bool,
     /// No more are wanted.
@@ -74,7 +61,7 @@ struct Inner {
 impl Spares {
     /// `parent` is the control group that those of containers are made in.
     pub(crate) fn new(program: PathBuf, parent: String) -> Self {
-        Self { program: Program::new(program), parent, inner: Arc::default() }
+        Self { program: Program::new(program), departures: Departures::new(parent), inner: Arc::default() }
     }
 
     /// Reaps monitors as they end, until the pool is gone.
@@ -95,12 +82,10 @@ impl Spares {
     /// The id of a container that is about to be made.
     pub(crate) fn promise(&self) -> ContainerId {
         let mut inner = lock(&self.inner);
-        let promised = inner.waiting.iter().filter(|spare| spare.promised).count();
-        if promised == PROMISED
+        if inner.promised() == PROMISED
             && let Some(oldest) = inner.waiting.iter().position(|spare| spare.promised)
         {
-            // It takes its group away and ends.
-            inner.waiting.remove(oldest);
+            self.let_go(inner.waiting.remove(oldest));
         }
         match inner.waiting.iter_mut().find(|spare| !spare.promised) {
             Some(spare) => {
@@ -109,6 +94,11 @@ impl Spares {
             }
             None => ContainerId::random(),
         }
+    }
+
+    /// Whether more may be started for containers that are created and not started.
+    pub(crate) fn promises_more(&self) -> bool {
+        lock(&self.inner).promised() < PROMISED
     }
 
     /// Nobody was told of that container.
@@ -122,23 +112,48 @@ impl Spares {
     /// There is no such container any more.
     pub(crate) fn release(&self, id: &ContainerId) {
         let mut inner = lock(&self.inner);
-        inner.waiting.retain(|spare| spare.id != *id);
-        for left in inner.left.iter_mut().filter(|left| left.id == *id) {
-            left.promised = false;
+        let own = inner.waiting.iter().position(|spare| spare.id == *id);
+        self.let_go(own.and_then(|at| inner.waiting.remove(at)));
+    }
+
+    /// It takes its group away and ends, when it sees that its socket is closed.
+    fn let_go(&self, spare: Option<Spare>) {
+        if let Some(Spare { id, process, .. }) = spare {
+            self.departures.add(id, Some(process));
         }
+    }
+
+    /// Whether a monitor that was this container's, and is not any more, could still remove its group.
+    pub(crate) fn is_unsettled(&self, id: &ContainerId) -> bool {
+        let mut inner = lock(&self.inner);
+        let ended = inner.waiting.iter().position(|spare| spare.id == *id && !spare.alive());
+        self.let_go(ended.and_then(|at| inner.waiting.remove(at)));
+        self.departures.ids().contains(id)
+    }
+
+    /// Sees to it that none can. May take a while.
+    pub(crate) fn settle(&self, id: &ContainerId) {
+        self.departures.settle(id);
     }
 
     /// The one that was promised, another that waits, or a new one.
     pub(crate) fn take(&self, id: &ContainerId) -> Result<Spare> {
         loop {
             let Some(spare) = lock(&self.inner).take(id) else { return self.spawn(id.clone()) };
+            let of_another = spare.id != *id;
             if is_stopped(spare.process) {
                 // Another one begins sooner. This one would end as soon as somebody continues it.
                 let _ = spare.process.kill();
             } else if spare.alive() {
+                if of_another {
+                    self.departures.add(spare.id.clone(), None);
+                }
                 return Ok(spare);
             }
-            lock(&self.inner).leave(spare);
+            // What this container's own has left it finds itself.
+            if of_another {
+                self.let_go(Some(spare));
+            }
         }
     }
 
@@ -147,9 +162,10 @@ impl Spares {
         lock(&self.inner).waiting.iter().map(|spare| (spare.process, spare.alive())).collect()
     }
 
-    /// Names of the groups of those that wait.
+    /// Names of the groups of those that wait, and of those that do so no more.
     pub(crate) fn groups(&self) -> Vec<ContainerId> {
-        lock(&self.inner).waiting.iter().map(|spare| spare.id.clone()).collect()
+        let waiting = lock(&self.inner).waiting.iter().map(|spare| spare.id.clone()).collect::<Vec<_>>();
+        waiting.into_iter().chain(self.departures.ids()).collect()
     }
 
     /// Forgets those that wait no more.
@@ -157,7 +173,7 @@ impl Spares {
         let mut inner = lock(&self.inner);
         let (alive, ended): (_, VecDeque<_>) = inner.waiting.drain(..).partition(Spare::alive);
         inner.waiting = alive;
-        ended.into_iter().for_each(|spare| inner.leave(spare));
+        ended.into_iter().for_each(|spare| self.let_go(Some(spare)));
     }
 
     /// From now on none is started ahead.
@@ -173,30 +189,8 @@ impl Spares {
     pub(crate) fn end(&self) {
         self.close();
         let waiting = std::mem::take(&mut lock(&self.inner).waiting);
-        let ending: Vec<(Process, ContainerId)> =
-            waiting.into_iter().map(|spare| (spare.process, spare.id)).collect();
-        let began = Instant::now();
-        for (process, id) in ending {
-            if !matches!(process.ended_within(ENDING.saturating_sub(began.elapsed())), Ok(true)) {
-                lock(&self.inner).left.push(Left { id, promised: false });
-            }
-        }
-        self.free_left();
-    }
-
-    /// Takes away what spares have left, but for what a container would find.
-    fn free_left(&self) {
-        let left: Vec<Left> = lock(&self.inner).left.extract_if(.., |left| !left.promised).collect();
-        for Left { id, .. } in left {
-            let group = self.group(&id);
-            if let Err(error) = leftovers::free(&group) {
-                tracing::warn!(group, error = insula_base::chain(&error), "what a spare monitor left");
-            }
-        }
-    }
-
-    fn group(&self, id: &ContainerId) -> String {
-        format!("{}/{id}", self.parent)
+        waiting.into_iter().for_each(|spare| self.let_go(Some(spare)));
+        self.departures.end();
     }
 
     /// When somebody should refill the pool; never while somebody is about to.
@@ -212,7 +206,7 @@ impl Spares {
     /// Starts as many as are missing. Takes a millisecond for each.
     pub(crate) fn refill(&self) -> Result<()> {
         lock(&self.inner).coming = false;
-        self.free_left();
+        self.departures.sweep();
         while lock(&self.inner).is_short() {
             let spare = self.spawn(ContainerId::random())?;
             let mut inner = lock(&self.inner);
@@ -231,7 +225,7 @@ impl Spares {
         let child = self
             .program
             .command()
-            .args(["serve", &self.group(&id)])
+            .args(["serve", &self.departures.group(&id)])
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .spawn()
@@ -246,15 +240,13 @@ impl Spares {
 
 impl Inner {
     fn take(&mut self, id: &ContainerId) -> Option<Spare> {
-        // The container takes over what one has left of its group.
-        self.left.retain(|left| left.id != *id);
         let own = self.waiting.iter().position(|spare| spare.id == *id);
         let at = own.or_else(|| self.waiting.iter().position(|spare| !spare.promised))?;
         self.waiting.remove(at)
     }
 
-    fn leave(&mut self, Spare { id, promised, .. }: Spare) {
-        self.left.push(Left { id, promised });
+    fn promised(&self) -> usize {
+        self.waiting.len() - self.free()
     }
 
     /// How many wait for whoever comes.
@@ -323,26 +315,30 @@ mod tests {
         }
         assert_eq!(spares.take(&ContainerId::random()).unwrap().process, waits);
         assert!(stopped.ended_within(Duration::from_secs(60)).unwrap());
-        assert_eq!(lock(&spares.inner).left, [Left { id, promised: false }]);
+        assert_eq!(spares.groups()[0], id, "it is known until its group is gone");
         end(&spares);
+        spares.end();
+        assert!(spares.groups().is_empty());
     }
 
     #[test]
-    fn what_one_has_left_is_its_containers_as_long_as_there_is_one() {
-        let (spares, ends) = spares(2);
-        let (first, second) = (spares.promise(), spares.promise());
+    fn what_one_leaves_that_ended_goes_before_its_container_starts() {
+        let (spares, ends) = spares(3);
+        let first = spares.promise();
+        assert!(!spares.is_unsettled(&first));
         drop(ends);
-        spares.drop_ended();
-        let left = |id: &ContainerId| lock(&spares.inner).left.iter().any(|left| left.id == *id);
-        spares.free_left();
-        assert!(left(&first) && left(&second), "they may be started");
-        // Another monitor, or none: the program is not there.
-        let _ = spares.take(&first);
-        assert!(!left(&first));
+        assert!(spares.is_unsettled(&first));
+        spares.settle(&first);
+        assert!(!spares.is_unsettled(&first) && !spares.groups().contains(&first));
+        let second = spares.promise();
         spares.release(&second);
-        spares.free_left();
-        assert!(!left(&second));
+        assert!(spares.is_unsettled(&second), "it may not have ended yet");
+        let third = spares.promise();
+        spares.drop_ended();
+        assert!(spares.is_unsettled(&third));
         end(&spares);
+        spares.departures.sweep();
+        assert!(spares.groups().is_empty());
     }
 
     #[test]
@@ -357,7 +353,7 @@ mod tests {
         let spawned = spares.take(&ContainerId::random());
         assert!(spawned.is_err() || !groups.contains(&spawned.unwrap().id));
         assert_eq!(spares.take(&groups[0]).unwrap().id, groups[0]);
-        assert!(spares.groups().is_empty());
+        assert_eq!(spares.groups(), [groups[1].clone()], "whoever has it, nobody has its group");
         end(&spares);
     }
 
@@ -367,9 +363,10 @@ mod tests {
         let groups = spares.groups();
         let promised: Vec<ContainerId> = groups.iter().map(|_| spares.promise()).collect();
         assert_eq!(promised, groups);
-        assert_eq!(spares.groups(), groups[2..]);
+        assert!(!spares.promises_more());
+        assert!(spares.is_unsettled(&groups[1]) && !spares.is_unsettled(&groups[2]));
         spares.release(&groups[4]);
-        assert!(!spares.groups().contains(&groups[4]));
+        assert!(spares.promises_more() && spares.is_unsettled(&groups[4]));
         end(&spares);
     }
 }
